@@ -1,0 +1,1 @@
+"""Code Llama in JAX: data, infilling, training, long context, generation and evaluation."""

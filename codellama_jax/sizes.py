@@ -1,0 +1,20 @@
+"""Dimensions of the published models, and toy ones of the same shape."""
+
+from codellama_jax.config import ModelConfig
+
+SENTINEL_ROWS = 16  # Code Llama's vocabulary with infilling is Llama 2's 32,000 pieces and 16 more
+
+
+def ffn_width(d_model: int, multiple_of: int = 256, multiplier: float = 1.0) -> int:
+    """Llama's SwiGLU width: 8/3 of the model width, scaled, rounded up to a multiple."""
+    width = int(multiplier * int(8 * d_model / 3))
+    return multiple_of * -(-width // multiple_of)
+
+
+# Rozière et al. 2023 and the released params.json; vocabularies are those of the base models.
+CODE_LLAMA = {
+    "7b": ModelConfig(32_016, d_model=4096, n_layers=32, n_heads=32, n_kv_heads=32, head_dim=128, d_ff=ffn_width(4096)),
+    "13b": ModelConfig(32_016, d_model=5120, n_layers=40, n_heads=40, n_kv_heads=40, head_dim=128, d_ff=ffn_width(5120)),
+    "34b": ModelConfig(32_000, d_model=8192, n_layers=48, n_heads=64, n_kv_heads=8, head_dim=128, d_ff=ffn_width(8192)),
+    "70b": ModelConfig(32_016, d_model=8192, n_layers=80, n_heads=64, n_kv_heads=8, head_dim=128, d_ff=ffn_width(8192, 4096, 1.3)),
+}
