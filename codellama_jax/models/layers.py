@@ -1,0 +1,152 @@
+"""The parts of a Llama block. Dims: B batch, T length, D model, N query heads, K key/value heads, G = N / K, H head dim, F ffn.
+
+Parameters are fp32 and carry logical axis names; `training/mesh.py` says where each name lies on a mesh. Products run in
+`compute_dtype`, norms, angles and softmax in fp32.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from codellama_jax.config import ModelConfig
+from kernels.flash_attention import attention
+
+INIT_STD = 0.02
+
+
+def parameter(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float = INIT_STD) -> jax.Array:
+    """Declares an fp32 weight drawn from a normal, with its logical axes."""
+    init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
+    return module.param(name, init, shape, jnp.float32)
+
+
+def length_shards() -> int:
+    """How many devices of the current mesh share the length of a row."""
+    return jax.sharding.get_abstract_mesh().shape.get("context", 1)
+
+
+def project(x_BTD: jax.Array, w_DX: jax.Array) -> jax.Array:
+    """Multiplies by a weight of any number of output dims, in x's dtype.
+
+    Rows are flattened to (B T, D), which XLA's CPU backend trains 1.2 times faster; a length that is sharded stays as it is.
+    """
+    w_DY = w_DX.reshape(w_DX.shape[0], -1).astype(x_BTD.dtype)
+    rows = x_BTD if length_shards() > 1 else x_BTD.reshape(-1, x_BTD.shape[-1])
+    return (rows @ w_DY).reshape(*x_BTD.shape[:-1], *w_DX.shape[1:])
+
+
+def rope_angles(positions_BT: jax.Array, head_dim: int, theta: float, scaling: float = 1.0) -> tuple[jax.Array, jax.Array]:
+    """Returns cos_BTH, sin_BTH over half the head, fp32: position / scaling x theta^(-2i / H) (Code Llama, section 2.4).
+
+    A scaling above 1 is linear position interpolation (Chen et al. 2023).
+    """
+    frequencies_H = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles_BTH = (positions_BT.astype(jnp.float32) / scaling)[..., None] * frequencies_H[None, None]
+    return jnp.cos(angles_BTH), jnp.sin(angles_BTH)
+
+
+def rotate(x_BTNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates the pairs (i, i + H/2) of every head; in fp32, returned in x's dtype."""
+    cos, sin = (a[:, :, None] for a in rope)
+    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+
+
+class RMSNorm(nn.Module):
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        scale_D = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), x_BTD.shape[-1:], jnp.float32)
+        x32 = x_BTD.astype(jnp.float32)
+        x32 *= jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.epsilon)
+        return (x32 * scale_D[None, None]).astype(x_BTD.dtype)
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of every layer; a row's slot s holds the token at position s. S is the capacity."""
+
+    k_LBSKH: jax.Array
+    v_LBSKH: jax.Array
+
+    def write(self, layer: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, positions_BT: jax.Array) -> Cache:
+        """Returns the cache with one layer's new tokens at their positions; positions past the capacity are dropped."""
+        rows_B1 = jnp.arange(positions_BT.shape[0])[:, None]
+        put = lambda old, new: old.at[layer, rows_B1, positions_BT].set(new.astype(old.dtype), mode="drop")
+        return Cache(put(self.k_LBSKH, k_BTKH), put(self.v_LBSKH, v_BTKH))
+
+
+@struct.dataclass
+class Inputs:
+    """What every layer reads beside its activations."""
+
+    positions_BT: jax.Array
+    segment_ids_BT: jax.Array | None
+    rope: tuple[jax.Array, jax.Array]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention. One weight holds, for each key head, its G query heads, its key and its value."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, inputs: Inputs, cache: Cache | None, layer: jax.Array) -> tuple[jax.Array, Cache | None]:
+        c = self.config
+        B, T, D = x_BTD.shape
+        K, G, H = c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim
+        w_qkv = parameter(self, "qkv", (D, K, G + 2, H), ("embed", "heads", None, None))
+        w_out = parameter(self, "out", (K, G, H, D), ("heads", None, None, "embed"), INIT_STD / (2 * c.n_layers) ** 0.5)
+        qkv_BTKXH = nn.with_logical_constraint(project(x_BTD, w_qkv), ("batch", "length", "heads", None, None))
+        q_BTNH = rotate(qkv_BTKXH[:, :, :, :G].reshape(B, T, K * G, H), inputs.rope)
+        k_BSKH, v_BSKH = rotate(qkv_BTKXH[:, :, :, G], inputs.rope), qkv_BTKXH[:, :, :, G + 1]
+        kv_positions_BS, segments_BT = inputs.positions_BT, inputs.segment_ids_BT
+        if cache is not None:
+            cache = cache.write(layer, k_BSKH, v_BSKH, inputs.positions_BT)
+            if T == 1:  # a prompt begins at position 0 and needs only its own keys; a later token needs all before it
+                k_BSKH, v_BSKH = cache.k_LBSKH[layer], cache.v_LBSKH[layer]
+                kv_positions_BS = jnp.broadcast_to(jnp.arange(k_BSKH.shape[1]), (B, k_BSKH.shape[1]))
+        out_BTNH = attention(
+            q_BTNH,
+            k_BSKH.astype(q_BTNH.dtype),
+            v_BSKH.astype(q_BTNH.dtype),
+            q_positions_BT=inputs.positions_BT,
+            kv_positions_BS=kv_positions_BS,
+            q_segments_BT=segments_BT,
+            kv_segments_BS=segments_BT,
+            implementation=c.attention,
+        )
+        return project(out_BTNH.reshape(B, T, -1), w_out.reshape(-1, D)), cache
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), gate and up in one weight."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        c = self.config
+        w_gate_up = parameter(self, "gate_up", (c.d_model, 2, c.d_ff), ("embed", None, "ffn"))
+        w_down = parameter(self, "down", (c.d_ff, c.d_model), ("ffn", "embed"), INIT_STD / (2 * c.n_layers) ** 0.5)
+        gate_up_BTXF = nn.with_logical_constraint(project(x_BTD, w_gate_up), ("batch", "length", None, "ffn"))
+        return project(nn.silu(gate_up_BTXF[:, :, 0]) * gate_up_BTXF[:, :, 1], w_down)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, the unit that the scan over layers repeats."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, carry: tuple[jax.Array, Cache | None], layer: jax.Array, inputs: Inputs):
+        x_BTD, cache = carry
+        norm = lambda name: RMSNorm(self.config.norm_eps, name=name)
+        out_BTD, cache = Attention(self.config, name="attention")(norm("attention_norm")(x_BTD), inputs, cache, layer)
+        x_BTD = x_BTD + out_BTD
+        x_BTD = x_BTD + SwiGLU(self.config, name="ffn")(norm("ffn_norm")(x_BTD))
+        return (nn.with_logical_constraint(x_BTD, ("batch", "length", None)), cache), None

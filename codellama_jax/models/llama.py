@@ -1,0 +1,67 @@
+"""Llama as a pure function: `Llama(config).apply({"params": params}, tokens_BT, positions_BT, ...) -> logits_BTV`."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from codellama_jax.config import ModelConfig
+from codellama_jax.models.layers import Block, Cache, Inputs, RMSNorm, parameter, rope_angles
+
+REMAT_POLICIES = {
+    "full": None,  # keep the input of every layer, compute the rest again
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,  # keep the products with weights as well
+}
+
+
+def init_cache(config: ModelConfig, batch: int, capacity: int) -> Cache:
+    """An empty cache for `batch` rows of at most `capacity` tokens, in the compute dtype."""
+    shape = (config.n_layers, batch, capacity, config.n_kv_heads, config.head_dim)
+    return Cache(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
+
+
+class Llama(nn.Module):
+    """The decoder of Touvron et al. 2023, layers stacked along a leading L by a scan."""
+
+    config: ModelConfig
+
+    def setup(self):
+        c = self.config
+        self.embedding_VD = parameter(self, "embedding", (c.vocab_size, c.d_model), ("vocab", "embed"))
+        block = Block
+        if c.remat != "none":
+            block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=c.n_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c)
+        self.final_norm = RMSNorm(c.norm_eps)
+        self.head_DV = parameter(self, "head", (c.d_model, c.vocab_size), ("embed", "vocab"))
+
+    def hidden(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, segment_ids_BT: jax.Array | None = None, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        """Returns the normalised last activations x_BTD, and the cache with these tokens in it.
+
+        Positions count from 0 in every document. With a cache, either a whole prompt from position 0 or one token a row.
+        """
+        c = self.config
+        table_VD = nn.with_logical_constraint(self.embedding_VD.astype(c.compute_dtype), ("vocab", None))  # gathered whole in D
+        x_BTD = table_VD[tokens_BT]
+        x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
+        inputs = Inputs(positions_BT, segment_ids_BT, rope_angles(positions_BT, c.head_dim, c.rope_theta, c.rope_scaling))
+        (x_BTD, cache), _ = self.layers((x_BTD, cache), jnp.arange(c.n_layers), inputs)
+        return self.final_norm(x_BTD), cache
+
+    def unembed(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns fp32 logits_BTV."""
+        return jnp.matmul(x_BTD, self.head_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+
+    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array, segment_ids_BT: jax.Array | None = None) -> jax.Array:
+        """Returns fp32 logits_BTV."""
+        return self.unembed(self.hidden(tokens_BT, positions_BT, segment_ids_BT)[0])

@@ -1,0 +1,117 @@
+"""Mesh axes, and the one table that says on which of them each logical axis lies.
+
+data     copies of the model; slices of a multi-slice pod
+fsdp     parameters and optimiser state cut along the model width; rows of the batch as well
+context  the length of a row
+tensor   heads, ffn width and vocabulary
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from codellama_jax.config import MeshConfig, ModelConfig, UserError
+
+AXES = ("data", "fsdp", "context", "tensor")
+ROWS = ("data", "fsdp")  # the axes that share out the rows of a batch
+
+LOGICAL_AXES = (
+    ("batch", ROWS),
+    ("length", "context"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("ffn", "tensor"),
+    ("vocab", "tensor"),
+    ("layers", None),
+    ("norm", None),
+)
+UNSHARDED_LIMIT = 0.02  # of the parameters, on a mesh that could shard them
+
+
+def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, ...]:
+    """Returns devices along each axis, -1 filled in. Raises UserError where the product is not the number of devices."""
+    shape = [config.data, config.fsdp, config.context, config.tensor]
+    given = math.prod(n for n in shape if n != -1)
+    named = ", ".join(f"{a}={n}" for a, n in zip(AXES, shape))
+    if shape.count(-1) > 1 or any(n < 1 and n != -1 for n in shape):
+        raise UserError(f"mesh {named}: every axis is a positive number, and at most one is -1 (what is left)")
+    if devices % given or (-1 not in shape and given != devices):
+        raise UserError(
+            f"mesh {named} needs {'a multiple of ' if -1 in shape else ''}{given} devices and there are {devices}: change --mesh.*"
+        )
+    return tuple(devices // given if n == -1 else n for n in shape)
+
+
+def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
+    """Lays the devices out along the four axes; `data` spans the slices where there are several."""
+    devices = devices or jax.devices()
+    shape = mesh_shape(config, len(devices))
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    if slices > 1:
+        if shape[0] % slices:
+            raise UserError(f"mesh data={shape[0]} does not divide over {slices} slices: pass --mesh.data={slices}")
+        inner, outer = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
+        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    elif devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        grid = np.array(devices).reshape(shape)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_mesh(mesh: Mesh, model: ModelConfig, batch_size: int, micro_batches: int, seq_len: int) -> None:
+    """Raises UserError where an axis does not divide what it cuts."""
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % micro_batches or (batch_size // micro_batches) % rows:
+        raise UserError(
+            f"a batch of {batch_size} rows in {micro_batches} micro-batches does not divide over data x fsdp = {rows} devices:"
+            f" make batch_size a multiple of {rows * micro_batches}"
+        )
+    cuts = (
+        ("fsdp", "d_model", model.d_model),
+        ("tensor", "n_kv_heads", model.n_kv_heads),
+        ("tensor", "d_ff", model.d_ff),
+        ("tensor", "vocab_size", model.vocab_size),
+        ("context", "seq_len", seq_len),
+    )
+    for axis, name, size in cuts:
+        if size % mesh.shape[axis]:
+            raise UserError(f"{name} {size} does not divide over {axis}={mesh.shape[axis]}: change --mesh.{axis}")
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh) -> Iterator[Mesh]:
+    """Makes the mesh and the table of logical axes current."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXES):
+        yield mesh
+
+
+def shardings(boxed: object, mesh: Mesh) -> object:
+    """Returns a NamedSharding for every leaf of a tree whose parameters carry logical axes."""
+    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, LOGICAL_AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over data and fsdp, length over context."""
+    return NamedSharding(mesh, PartitionSpec(ROWS, "context"))
+
+
+def check_sharded(params: object, params_shardings: object, mesh: Mesh) -> None:
+    """Raises UserError if more than 2 % of the parameters are whole on every device of a mesh that could cut them."""
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return
+    sizes = jax.tree.map(lambda p, s: (p.size, p.size if s.is_fully_replicated else 0), params, params_shardings)
+    pairs = jax.tree.leaves(sizes, is_leaf=lambda x: isinstance(x, tuple))
+    total, whole = (sum(column) for column in zip(*pairs))
+    if whole > UNSHARDED_LIMIT * total:
+        raise UserError(
+            f"{whole / total:.0%} of the parameters are not sharded by this mesh (limit {UNSHARDED_LIMIT:.0%}): change --mesh.*"
+        )

@@ -1,0 +1,100 @@
+"""The train step: a pure function of state and batch, compiled once for a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from codellama_jax.config import Stage
+from codellama_jax.models.llama import Llama
+from codellama_jax.training.losses import summed_loss
+from codellama_jax.training.mesh import batch_sharding, check_sharded, shardings
+from codellama_jax.training.optimizer import learning_rate, make_optimizer
+
+BATCH_KEYS = ("tokens", "targets", "segment_ids", "positions")
+
+
+@struct.dataclass
+class TrainState:
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+
+
+def with_fresh_optimizer(stage: Stage, params: dict) -> TrainState:
+    """Returns the state in which a stage starts from these parameters."""
+    return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(stage.optimizer, stage.steps).init(params))
+
+
+def boxed_state(stage: Stage, seed: int) -> TrainState:
+    """Returns a fresh state whose parameters still carry their logical axes."""
+    tokens_BT = jnp.zeros((1, 2), jnp.int32)
+    return with_fresh_optimizer(stage, Llama(stage.model).init(jax.random.key(seed), tokens_BT, tokens_BT)["params"])
+
+
+def abstract_state(stage: Stage, mesh: Mesh) -> TrainState:
+    """Returns shapes, dtypes and shardings of the state, without allocating it."""
+    placed = shardings(jax.eval_shape(lambda: boxed_state(stage, 0)), mesh)
+    plain = jax.eval_shape(lambda: nn.unbox(boxed_state(stage, 0)))
+    check_sharded(plain.params, placed.params, mesh)
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), plain, placed)
+
+
+def init_state(stage: Stage, mesh: Mesh, seed: int) -> TrainState:
+    """Draws the initial state, every device only its own part; the same numbers on every mesh."""
+    placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
+    return jax.jit(lambda: nn.unbox(boxed_state(stage, seed)), out_shardings=placed)()
+
+
+def train_step(stage: Stage, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update. Gradients of the micro-batches are summed and divided by all their tokens, so each token weighs the same.
+
+    Returns the new state and loss (nats a token), gradient norm before clipping, learning rate and tokens.
+    """
+    model, n = Llama(stage.model), stage.micro_batches
+    loss_and_gradient = jax.value_and_grad(lambda params, rows: summed_loss(model, params, rows), has_aux=True)
+
+    def accumulate(total, rows):
+        (loss, tokens), gradient = loss_and_gradient(state.params, rows)
+        return jax.tree.map(jnp.add, total, (loss, tokens, gradient)), None
+
+    rows = {k: batch[k] for k in BATCH_KEYS}
+    if n == 1:
+        (loss, tokens), gradient = loss_and_gradient(state.params, rows)
+    else:  # every n-th row, so that no row leaves its device
+        split = lambda a: a.reshape(-1, n, a.shape[1]).swapaxes(0, 1)
+        rows = {k: nn.with_logical_constraint(split(v), (None, "batch", "length")) for k, v in rows.items()}
+        zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+        (loss, tokens, gradient), _ = jax.lax.scan(accumulate, zeros, rows)
+    gradient = jax.tree.map(lambda g: g / tokens, gradient)
+    updates, opt_state = make_optimizer(stage.optimizer, stage.steps).update(gradient, state.opt_state, state.params)
+    metrics = {
+        "loss": loss / tokens,
+        "gradient_norm": optax.global_norm(gradient),
+        "learning_rate": learning_rate(stage.optimizer, stage.steps)(state.step),
+        "tokens": tokens,
+        "stop": jnp.max(batch["stop"]),
+    }
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+
+
+def compile_train_step(stage: Stage, mesh: Mesh) -> Callable:
+    """Returns the jitted step `(state, batch) -> (state, metrics)`; the state given is used up."""
+    placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
+    batch = {k: batch_sharding(mesh) for k in BATCH_KEYS} | {"stop": batch_sharding(mesh)}
+    step = lambda state, rows: train_step(stage, state, rows)
+    return jax.jit(step, in_shardings=(placed, batch), out_shardings=(placed, None), donate_argnums=0)
+
+
+def compile_eval_step(stage: Stage, mesh: Mesh) -> Callable:
+    """Returns the jitted `(params, batch) -> (sum of losses, tokens)`."""
+    placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh)).params
+    batch = {k: batch_sharding(mesh) for k in BATCH_KEYS}
+    step = lambda params, rows: summed_loss(Llama(stage.model), params, rows)
+    return jax.jit(step, in_shardings=(placed, batch))

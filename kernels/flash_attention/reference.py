@@ -1,0 +1,28 @@
+"""The oracle: the whole score matrix at once, in the precision of its inputs but never below fp32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def visible(q_positions_BT, kv_positions_BS, q_segments_BT=None, kv_segments_BS=None) -> jax.Array:
+    """Returns mask_BTS: which keys a query may read."""
+    mask_BTS = q_positions_BT[:, :, None] >= kv_positions_BS[:, None, :]
+    if q_segments_BT is not None:
+        mask_BTS &= q_segments_BT[:, :, None] == kv_segments_BS[:, None, :]
+    return mask_BTS
+
+
+def attention(q_BTNH, k_BSKH, v_BSKH, q_positions_BT, kv_positions_BS, q_segments_BT=None, kv_segments_BS=None) -> jax.Array:
+    """See `api.attention`."""
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H).astype(dtype) * H**-0.5
+    logits_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH.astype(dtype))
+    mask_BTS = visible(q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)
+    logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, jnp.finfo(dtype).min)
+    weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1)
+    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH.astype(dtype))
+    return out_BTKGH.reshape(B, T, N, H).astype(q_BTNH.dtype)
