@@ -1,0 +1,120 @@
+"""Prepared documents: a TFDS dataset in ArrayRecord files, written once into a cache folder and read at random. No TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from codellama_jax.config import CorpusConfig, UserError
+from codellama_jax.data import sources
+
+VERSION = "1.0.0"  # of what is kept and how it is cut; part of the name of the cache folder
+CODE = ("code", "python")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Random access to the documents of a source: `train[i]` is {"id": bytes, "text": bytes}, both UTF-8."""
+
+    train: Sequence[dict[str, bytes]]
+    validation: Sequence[dict[str, bytes]]
+    counts: dict[str, int]  # sources.COUNTS of the files, then the documents of each split
+
+
+def prepare(corpus: CorpusConfig, source: str, block_chars: int, cache_dir: Any) -> Prepared:
+    """Prepares the documents of `code`, `python`, `discussions` or `language`, or finds them prepared in `cache_dir` (local or gs://).
+
+    Any number of processes may do so at once: each writes a folder of its own, and one small file, written last, names the
+    folder that counts. Raises UserError if there is nothing to read or no room to write.
+    """
+    from etils import epath
+
+    items = sources.sample(sources.find(getattr(corpus, source)), corpus.max_files)
+    code = source in CODE
+    made_of = [VERSION, code, block_chars, corpus.validation_fraction, [(item.id, item.stamp) for item in items]]
+    key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+    name = re.sub(r"\W+", "-", getattr(corpus, source)).strip("-")[-40:]
+    folder = epath.Path(cache_dir).expanduser() / f"{name}-{key}"
+    try:
+        if not (folder / "prepared.json").exists():
+            _write(folder, *_documents(items, code, block_chars, corpus.validation_fraction))
+        return _open(folder)
+    except OSError as error:
+        raise UserError(f"cannot prepare the corpus in {folder}: {error.strerror or error}") from error
+
+
+def _documents(items: list, code: bool, block_chars: int, fraction: float) -> tuple[dict[str, list], dict[str, int]]:
+    files, counts = sources.load(items, code)
+    if len(files) < 2:
+        raise UserError(f"of the {len(items)} files of the corpus {len(files)} can be used: it takes one to train and one to validate")
+    held_out = {f.id for f in files if sources.position(f.id) < fraction} or {min(files, key=lambda f: sources.position(f.id)).id}
+    splits: dict[str, list] = {"train": [], "validation": []}
+    for file in files:
+        parts = sources.blocks(file.text, block_chars) if block_chars else [file.text]
+        ids = [f"{file.id}#{i}" for i in range(len(parts))] if block_chars else [file.id]
+        splits["validation" if file.id in held_out else "train"] += zip(ids, parts)
+    return splits, counts | {split: len(documents) for split, documents in splits.items()}
+
+
+def _write(folder: Any, splits: dict[str, list], counts: dict[str, int]) -> None:
+    attempt = folder / uuid.uuid4().hex
+    builder = _builder_class()(data_dir=attempt, splits=splits)
+    _quietly(builder.download_and_prepare, file_format="array_record")
+    prepared = {"path": str(builder.data_path.relative_to(folder)), "counts": counts}
+    if (folder / "prepared.json").exists():  # another process was faster
+        attempt.rmtree()
+        return
+    draft = attempt / "prepared.json"
+    draft.write_text(json.dumps(prepared, indent=1))
+    draft.replace(folder / "prepared.json")
+
+
+def _open(folder: Any) -> Prepared:
+    import tensorflow_datasets as tfds
+
+    prepared = json.loads((folder / "prepared.json").read_text())
+    builder = tfds.builder_from_directory(folder / prepared["path"])
+    return Prepared(*(builder.as_data_source(split) for split in ("train", "validation")), counts=prepared["counts"])
+
+
+@functools.cache
+def _builder_class() -> type:
+    """Defines the TFDS builder on first use: importing TFDS takes a while, and most commands do not need it."""
+    import tensorflow_datasets as tfds
+
+    class Documents(tfds.core.GeneratorBasedBuilder):
+        """Documents with their ids, in the splits train and validation."""
+
+        VERSION = tfds.core.Version(VERSION)
+
+        def __init__(self, *, splits: dict[str, list], **kwargs: Any):
+            self._splits = splits
+            super().__init__(**kwargs)
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            features = tfds.features.FeaturesDict({"id": tfds.features.Text(), "text": tfds.features.Text()})
+            return tfds.core.DatasetInfo(builder=self, features=features, description=self.__doc__)
+
+        def _split_generators(self, dl_manager: Any) -> dict:
+            return {split: self._generate_examples(documents) for split, documents in self._splits.items()}
+
+        def _generate_examples(self, documents: list) -> Any:
+            return ((name, {"id": name, "text": text}) for name, text in documents)
+
+    return Documents
+
+
+def _quietly(function: Any, **kwargs: Any) -> None:
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):
+        function(**kwargs)

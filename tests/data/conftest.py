@@ -1,0 +1,34 @@
+"""Tokenizers for the tests of the data room."""
+
+import argparse
+import ast
+import dataclasses
+import inspect
+
+import pytest
+
+from codellama_jax import tokenizer as tokenizers
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    texts = [inspect.getsource(module) for module in (argparse, ast, dataclasses)]
+    return tokenizers.train(texts, 500, tmp_path_factory.mktemp("tokenizer"))
+
+
+class Characters:
+    """A tokenizer of one id a character, so that ids show where a text was cut."""
+
+    bos_id, eos_id, pre_id, suf_id, mid_id, eot_id = range(1, 7)
+
+    def encode(self, text, *, leading_space=True):
+        return [ord(c) + 10 for c in (" " + text if leading_space and text else text)]
+
+    def decode(self, ids, *, leading_space=True):
+        text = "".join(chr(i - 10) for i in ids if i >= 10)
+        return text.removeprefix(" ") if leading_space else text
+
+
+@pytest.fixture(scope="session")
+def characters():
+    return Characters()
