@@ -1,6 +1,6 @@
 """Dimensions of the published models, and toy ones of the same shape."""
 
-from codellama_jax.config import ModelConfig
+from codellama_jax.config import ModelConfig, UserError
 
 SENTINEL_ROWS = 16  # Code Llama's vocabulary with infilling is Llama 2's 32,000 pieces and 16 more
 
@@ -18,3 +18,15 @@ CODE_LLAMA = {
     "34b": ModelConfig(32_000, d_model=8192, n_layers=48, n_heads=64, n_kv_heads=8, head_dim=128, d_ff=ffn_width(8192)),
     "70b": ModelConfig(32_016, d_model=8192, n_layers=80, n_heads=64, n_kv_heads=8, head_dim=128, d_ff=ffn_width(8192, 4096, 1.3)),
 }
+
+
+TOY = {
+    "toy": ModelConfig(1024, d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=352, compute_dtype="float32", remat="none")
+}
+
+
+def choose(sizes: dict[str, ModelConfig], scale: str) -> ModelConfig:
+    """Returns the size of that name. Raises UserError listing the names there are."""
+    if scale not in sizes:
+        raise UserError(f"no scale {scale}: there are {', '.join(sizes)}")
+    return sizes[scale]

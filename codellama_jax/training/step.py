@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from codellama_jax.config import Stage
 from codellama_jax.models.llama import Llama
 from codellama_jax.training.losses import summed_loss
-from codellama_jax.training.mesh import batch_sharding, check_sharded, shardings
+from codellama_jax.training.mesh import ROWS, batch_sharding, check_sharded, shardings
 from codellama_jax.training.optimizer import learning_rate, make_optimizer
 
 BATCH_KEYS = ("tokens", "targets", "segment_ids", "positions")
@@ -87,7 +87,7 @@ def train_step(stage: Stage, state: TrainState, batch: dict[str, jax.Array]) -> 
 def compile_train_step(stage: Stage, mesh: Mesh) -> Callable:
     """Returns the jitted step `(state, batch) -> (state, metrics)`; the state given is used up."""
     placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
-    batch = {k: batch_sharding(mesh) for k in BATCH_KEYS} | {"stop": batch_sharding(mesh)}
+    batch = {k: batch_sharding(mesh) for k in BATCH_KEYS} | {"stop": NamedSharding(mesh, PartitionSpec(ROWS))}
     step = lambda state, rows: train_step(stage, state, rows)
     return jax.jit(step, in_shardings=(placed, batch), out_shardings=(placed, None), donate_argnums=0)
 

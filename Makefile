@@ -1,0 +1,38 @@
+# make quickstart   train a small Code Llama on this machine's Python sources and look at the report
+# make test         lint, types and tests
+# Both set themselves up from python3 (3.11 or newer), pip and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+quickstart: $(VENV)/installed
+	$(BIN)/python launch.py run experiments/quickstart.py
+
+test: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2 --dist worksteal $(TESTS)
+
+$(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: this project needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	touch $@
+
+# Needs uv (pip install uv). Python 3.11 and newer ones get different JAX releases from one file.
+LOCK = uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 pyproject.toml
+NOTE = exact versions and hashes, CPU by default, for Python 3.11 to 3.13. Ranges are in pyproject.toml; `make lock` writes this file.
+lock:
+	(echo '\# The lock: $(NOTE)'; $(LOCK)) > requirements.lock && mv requirements.lock requirements.txt
+	(echo '\# The lock with the tools of `make test`: $(NOTE)'; $(LOCK) --extra dev -c requirements.txt) > requirements.lock && mv requirements.lock requirements-dev.txt
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+
+.PHONY: quickstart test lock clean

@@ -1,0 +1,190 @@
+"""Runs an experiment: corpus and tokenizer, the stages of each arm, probes, report. Running it again goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+from rich.console import Console
+
+from codellama_jax import tokenizer as tokenizers
+from codellama_jax.config import Experiment, Stage, UserError, differences, to_dict
+from codellama_jax.data import builders, pipeline
+from codellama_jax.evaluation.probes import run_probes
+from codellama_jax.report import write_report
+from codellama_jax.sizes import SENTINEL_ROWS
+from codellama_jax.training import checkpoint
+from codellama_jax.training.loop import StageRun, check_stage, owned_rows, place_validation, train_stage
+from codellama_jax.training.mesh import make_mesh, on_mesh
+
+# What may change between two starts of a run: where and how it computes, not what.
+FREE = ("mesh.", "probes.", ".remat", ".attention", ".micro_batches", ".log_every", ".checkpoint_every", ".keep_checkpoints")
+TOKENIZER_CHARS = 8_000_000  # of the training split that a tokenizer is trained on
+
+
+def say(text: str) -> None:
+    if jax.process_index() == 0:
+        Console().print(text, highlight=False)
+
+
+def check_folder(experiment: Experiment, out: epath.Path) -> None:
+    """Raises UserError with the difference if the folder holds a run of another config."""
+    config = out / "config.json"
+    if not config.exists():
+        return
+    differing = differences(json.loads(config.read_text()), to_dict(experiment))
+    changed = [d for d in differing if not any(free in d.split(":")[0] for free in FREE)]
+    if changed:
+        raise UserError(f"{out} holds a run with another config ({'; '.join(changed)}): choose another --out, or --fresh to set it aside")
+
+
+def open_folder(experiment: Experiment, out: epath.Path, fresh: bool) -> None:
+    """Makes the run's folder; a fresh run sets the one that is there aside under another name."""
+    if jax.process_index():
+        return
+    if fresh and out.exists():
+        kept = next(p for p in (out.parent / f"{out.name}.{n}" for n in range(1, 10_000)) if not p.exists())
+        out.rename(kept)
+        say(f"the run that was here is now {kept}")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(to_dict(experiment), indent=1))
+
+
+class Corpus:
+    """Prepared documents by source and block size, each prepared once; and the tokenizer."""
+
+    def __init__(self, experiment: Experiment, cache: str):
+        self.experiment, self.cache = experiment, cache
+        self.prepared: dict[tuple[str, int], builders.Prepared] = {}
+        self.tokenizer = self._tokenizer()
+
+    def source(self, name: str, block_chars: int) -> builders.Prepared:
+        key = (name, block_chars)
+        if key not in self.prepared:
+            self.prepared[key] = builders.prepare(self.experiment.corpus, name, block_chars, self.cache)
+        return self.prepared[key]
+
+    def sources(self, stage: Stage) -> dict[str, builders.Prepared]:
+        """Returns the sources that a stage's mixture names."""
+        shares = to_dict(stage.data.mixture)
+        return {name: self.source(name, stage.data.block_chars) for name, share in shares.items() if share}
+
+    def counts(self) -> dict[str, dict]:
+        return {f"{name}, blocks of {block} characters" if block else name: p.counts for (name, block), p in self.prepared.items()}
+
+    def _tokenizer(self) -> tokenizers.Tokenizer:
+        config = self.experiment.tokenizer
+        if config.path:
+            return tokenizers.load(config.path)
+        first = next(iter(next(iter(self.experiment.arms.values())).values()))
+        return tokenizers.train(self._texts(self.sources(first)), config.pieces, self.cache)
+
+    def _texts(self, sources: dict[str, builders.Prepared]):
+        for prepared in sources.values():
+            left = TOKENIZER_CHARS // len(sources)
+            for i in range(len(prepared.train)):
+                text = pipeline.text_of(prepared.train[i])
+                left -= len(text)
+                if left < 0:
+                    break
+                yield text
+
+
+def check_tokenizer(experiment: Experiment, tokenizer: tokenizers.Tokenizer) -> None:
+    """Raises UserError where a stage's vocabulary is not the tokenizer's."""
+    for arm, stages in experiment.arms.items():
+        for name, stage in stages.items():
+            sizes = (tokenizer.pieces, tokenizer.pieces + SENTINEL_ROWS)
+            if stage.model.vocab_size not in sizes or (stage.data.infilling.rate and stage.model.vocab_size == sizes[0]):
+                wanted = sizes[1] if stage.data.infilling.rate else sizes[0]
+                raise UserError(f"{arm}.{name}.model.vocab_size is {stage.model.vocab_size} and the tokenizer needs {wanted}")
+
+
+def initial_params(stage: Stage, before: tuple[epath.Path, Stage] | None, mesh: Mesh) -> Callable[[], Any] | None:
+    """Returns what loads the parameters that a stage starts from; None for random ones."""
+    if stage.init == "scratch":
+        return None
+    if stage.init == "previous":
+        if before is None:
+            raise UserError("the first stage of an arm has none before it: its init is scratch or run:DIR")
+        return lambda: checkpoint.load_params(before[0], stage, mesh)
+    kind, _, place = stage.init.partition(":")
+    if kind != "run" or not place:
+        raise UserError(f"init {stage.init!r} is none of scratch, previous, run:DIR")
+    folder, _ = checkpoint.stage_folder(epath.Path(place).expanduser())
+    return lambda: checkpoint.load_params(folder, stage, mesh)
+
+
+def run_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, place: tuple[str, str, int], initial, mesh: Mesh) -> None:
+    """Trains one stage unless it is done."""
+    arm, name, index = place
+    stage = experiment.arms[arm][name]
+    if (folder / "done.json").exists():
+        say(f"{arm}/{name}: done before, skipped")
+        return
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(to_dict(stage), indent=1))
+    sources = corpus.sources(stage)
+    rows = owned_rows(mesh, stage.data.batch_size)
+    seed = experiment.seed + index
+    train = {k: p.train for k, p in sources.items()}
+    held_out = pipeline.validation_batches({k: p.validation for k, p in sources.items()}, stage.data, corpus.tokenizer, stage.eval_rows)
+    batches = pipeline.Batches(train, stage.data, corpus.tokenizer, seed, rows)
+    train_stage(StageRun(f"{arm}/{name}", stage, folder, mesh, batches, rows, place_validation(held_out, stage, mesh)), initial, seed)
+
+
+def probe_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, stage: Stage, mesh: Mesh, name: str) -> None:
+    """Asks the trained stage what the experiment wants to know, unless that is already written."""
+    path, wanted = folder / "probes.json", to_dict(experiment.probes)
+    if path.exists() and json.loads(path.read_text())["config"] == wanted:
+        return
+    say(f"{name}: probes")
+    run = checkpoint.Run(stage.model, checkpoint.load_params(folder, stage, mesh), corpus.tokenizer, name)
+    found = run_probes(experiment.probes, run, corpus, stage, experiment.seed)
+    if jax.process_index() == 0:
+        path.write_text(json.dumps({"config": wanted, **found}, indent=1))
+
+
+def run_experiment(experiment: Experiment, claim: str, out: str, arm: str, fresh: bool, cache: str) -> None:
+    """Runs the arms (or the one named), writes their probes and the report."""
+    start_distributed()
+    folder = epath.Path(out).expanduser()
+    mesh = make_mesh(experiment.mesh)
+    arms = {arm: experiment.arms[arm]} if arm else experiment.arms
+    for stages in arms.values():
+        for stage in stages.values():
+            check_stage(stage, mesh)
+    if not fresh:
+        check_folder(experiment, folder)
+    corpus = Corpus(experiment, cache)
+    check_tokenizer(experiment, corpus.tokenizer)
+    open_folder(experiment, folder, fresh)
+    if jax.process_index() == 0:
+        corpus.tokenizer.save(folder / "tokenizer.model")
+    with on_mesh(mesh):
+        for arm_name, stages in arms.items():
+            before = None
+            for index, (name, stage) in enumerate(stages.items()):
+                initial = initial_params(stage, before, mesh)
+                before = (folder / arm_name / name, stage)
+                run_stage(experiment, corpus, before[0], (arm_name, name, index), initial, mesh)
+                probe_stage(experiment, corpus, before[0], stage, mesh, f"{arm_name}/{name}")
+    if jax.process_index() == 0:
+        (folder / "corpus.json").write_text(json.dumps(corpus.counts(), indent=1))
+        write_report(folder, experiment, claim)
+        say(f"report: {folder / 'report.html'}")
+
+
+def start_distributed() -> None:
+    """Joins the other hosts of a pod. On TPU and under Slurm JAX finds them by itself; elsewhere the three JAX_ variables name them."""
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        number = lambda name: int(os.environ[name])
+        jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], number("JAX_NUM_PROCESSES"), number("JAX_PROCESS_ID"))
+    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        jax.distributed.initialize()

@@ -1,0 +1,182 @@
+"""Orbax checkpoints: asynchronous, atomic, and a damaged one never hides a good one before it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from rich.console import Console
+
+from codellama_jax import tokenizer as tokenizers
+from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage, UserError, from_dict, to_dict
+from codellama_jax.training.mesh import make_mesh, on_mesh
+from codellama_jax.training.step import TrainState, abstract_state
+
+warn = Console(stderr=True, style="yellow").print
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+class Checkpoints:
+    """The checkpoints of one stage: parameters, optimiser with its step, data cursors of every row, and the config."""
+
+    def __init__(self, folder: epath.Path, stage: Stage):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=stage.keep_checkpoints, create=True, step_prefix="step", cleanup_tmp_directories=True
+        )
+        self.folder, self.stage = folder, stage
+        self.manager = ocp.CheckpointManager(folder, options=options)
+
+    def last_good(self) -> str:
+        """Names the newest finished checkpoint, for messages."""
+        steps = self.manager.all_steps()
+        return f"{self.folder}/step_{max(steps)}" if steps else "none yet"
+
+    def save(self, step: int, state: TrainState, cursors: dict[str, Any]) -> None:
+        """Starts to save; returns once the arrays are copied. Raises UserError if this or the save before it failed."""
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            optimizer=ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
+            cursors=ocp.args.JsonSave(_gather(cursors)),
+            stage=ocp.args.JsonSave(to_dict(self.stage)),
+        )
+        self._guarded(f"step {step}", lambda: self.manager.save(step, args=items, force=True))
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        self._guarded("the last step", self.manager.wait_until_finished)
+
+    def close(self) -> None:
+        self.manager.close()
+
+    def _guarded(self, what: str, save) -> None:
+        try:
+            save()
+        except Exception as error:
+            raise UserError(
+                f"could not save the checkpoint of {what}: {_first_line(error)}; the last good one: {self.last_good()}"
+            ) from error
+
+    def restore(self, abstract: TrainState) -> tuple[int, TrainState, dict[str, Any]] | None:
+        """Returns step, state and cursors of the newest checkpoint that can be read; None if there is none.
+
+        Raises UserError if there are checkpoints and none of them can be read.
+        """
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                items = self._read(step, abstract)
+            except Exception as error:
+                warn(f"warning: checkpoint {self.folder}/step_{step} is damaged, trying the one before it ({_first_line(error)})")
+                continue
+            for newer in (s for s in steps if s > step):
+                self.manager.delete(newer)
+            state = TrainState(items["optimizer"]["step"], items["params"], items["optimizer"]["state"])
+            return step, state, items["cursors"]
+        if steps:
+            raise UserError(
+                f"no checkpoint under {self.folder} can be read: pass --fresh to start again (the folder is kept under another name)"
+            )
+        return None
+
+    def _read(self, step: int, abstract: TrainState) -> dict[str, Any]:
+        return self.manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(abstract.params),
+                optimizer=ocp.args.StandardRestore({"step": abstract.step, "state": abstract.opt_state}),
+                cursors=ocp.args.JsonRestore(),
+            ),
+        )
+
+
+def _gather(cursors: dict[str, Any]) -> dict[str, Any]:
+    """Returns the cursors of all rows: every host brings those it owns."""
+    if jax.process_count() == 1:
+        return cursors
+    mine = np.frombuffer(json.dumps(cursors).encode(), np.uint8)
+    longest = int(np.max(multihost_utils.process_allgather(np.array(mine.size))))
+    texts = multihost_utils.process_allgather(np.pad(mine, (0, longest - mine.size), constant_values=ord(" ")))
+    return {row: cursor for text in texts for row, cursor in json.loads(bytes(text)).items()}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model as probes, generation and the next stage use it."""
+
+    model: ModelConfig
+    params: dict
+    tokenizer: tokenizers.Tokenizer
+    name: str
+
+
+def load_params(folder: epath.Path, stage: Stage, mesh: jax.sharding.Mesh) -> dict:
+    """Returns the newest readable parameters of a stage's folder, placed on the mesh, for `stage.model`'s shapes.
+
+    Raises UserError if there is none, or if they are another model's.
+    """
+    manager = ocp.CheckpointManager(folder / "checkpoints", options=ocp.CheckpointManagerOptions(read_only=True, step_prefix="step"))
+    steps = sorted(manager.all_steps(), reverse=True) if (folder / "checkpoints").exists() else []
+    if not steps:
+        raise UserError(f"no checkpoint in {folder}: give the folder of a run that has trained")
+    with on_mesh(mesh):
+        abstract = abstract_state(stage, mesh).params
+    for step in steps:
+        try:
+            saved = manager.item_metadata(step)["params"]
+            _check_shapes(folder, saved, abstract)
+            return manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))["params"]
+        except UserError:
+            raise
+        except Exception as error:
+            warn(f"warning: checkpoint {folder}/checkpoints/step_{step} is damaged, trying the one before it ({_first_line(error)})")
+    raise UserError(f"no checkpoint under {folder} can be read")
+
+
+def _check_shapes(folder: epath.Path, saved: Any, wanted: dict) -> None:
+    shapes = lambda tree: {jax.tree_util.keystr(k): tuple(v.shape) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+    saved, wanted = shapes(getattr(saved, "tree", saved)), shapes(wanted)
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
+            raise UserError(f"{folder} holds another model: {name} is {saved.get(name)} there and {wanted.get(name)} here")
+
+
+def stage_folder(run: epath.Path, arm: str = "", stage: str = "") -> tuple[epath.Path, Stage]:
+    """Returns the folder and config of a stage of a run: the last trained one of the first arm unless named."""
+    if not (run / "config.json").exists():
+        raise UserError(f"{run} is not the folder of a run: it has no config.json")
+    config = json.loads((run / "config.json").read_text())
+    if "arms" not in config:  # the folder of a stage itself
+        return run, from_dict(Stage, config)
+    arms = from_dict(Experiment, config).arms
+    arm = arm or next(iter(arms))
+    if arm not in arms or (stage and stage not in arms[arm]):
+        raise UserError(f"{run} has no {arm}/{stage}: it has {', '.join(f'{a}/{s}' for a in arms for s in arms[a])}")
+    trained = [s for s in arms[arm] if (run / arm / s / "done.json").exists()]
+    if not stage and not trained:
+        raise UserError(f"no stage of {run}/{arm} has finished yet: run the same command again to go on with it")
+    stage = stage or trained[-1]
+    return run / arm / stage, arms[arm][stage]
+
+
+def load_run(path: str, arm: str = "", stage: str = "", mesh: jax.sharding.Mesh | None = None) -> Run:
+    """Loads a run's model and tokenizer, on all devices unless a mesh is given. Raises UserError for what is not there."""
+    run = epath.Path(path).expanduser()
+    folder, config = stage_folder(run, arm, stage)
+    root = next((f for f in (folder, *folder.parents) if (f / "tokenizer.model").exists()), None)
+    if root is None:
+        raise UserError(f"{run} has no tokenizer.model")
+    return Run(
+        config.model,
+        load_params(folder, config, mesh or make_mesh(MeshConfig())),
+        tokenizers.load(root / "tokenizer.model"),
+        "/".join(folder.parts[-3:]),
+    )

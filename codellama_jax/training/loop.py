@@ -1,0 +1,198 @@
+"""Trains one stage: restore or start, then step, watch, evaluate and save until the last step."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from codellama_jax.config import Stage, UserError
+from codellama_jax.data.pipeline import Batches
+from codellama_jax.training.checkpoint import Checkpoints
+from codellama_jax.training.mesh import ROWS, batch_sharding, check_mesh, on_mesh
+from codellama_jax.training.metrics import Metrics, Throughput
+from codellama_jax.training.step import (
+    BATCH_KEYS,
+    TrainState,
+    abstract_state,
+    compile_eval_step,
+    compile_train_step,
+    init_state,
+    with_fresh_optimizer,
+)
+
+IN_FLIGHT = 2  # steps dispatched before the numbers of an earlier one are waited for
+
+
+class Stopped(Exception):
+    """The run was asked to stop, has saved and leaves; holds the signal's number."""
+
+
+def owned_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """Returns the rows of the global batch that lie on this host's devices."""
+    placed = NamedSharding(mesh, PartitionSpec(ROWS)).addressable_devices_indices_map((batch_size,))
+    return sorted({row for (rows,) in placed.values() for row in range(*rows.indices(batch_size))})
+
+
+def place(batch: dict[str, np.ndarray], rows: list[int], batch_size: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """Makes global arrays [batch_size, T] from the rows that this host holds."""
+    where = {row: i for i, row in enumerate(rows)}
+
+    def globally(key: str) -> jax.Array:
+        local = batch[key]
+        part = lambda index: local[[where[r] for r in range(*index[0].indices(batch_size))]][:, *index[1:]]
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), batch_sharding(mesh), part)
+
+    return {key: globally(key) for key in BATCH_KEYS}
+
+
+def stop_flags(stop: int, rows: list[int], batch_size: int, mesh: Mesh) -> jax.Array:
+    """A flag for each row, so that every host learns in the same step that one of them was asked to stop."""
+    part = lambda index: np.full(len(range(*index[0].indices(batch_size))), stop, np.int32)
+    return jax.make_array_from_callback((batch_size,), NamedSharding(mesh, PartitionSpec(ROWS)), part)
+
+
+@contextmanager
+def noticing_signals() -> Iterator[Callable[[], int]]:
+    """Yields a function that tells which of SIGTERM and SIGINT came, 0 for none. A second SIGINT interrupts at once."""
+    came = []
+
+    def notice(number, frame):
+        if number == signal.SIGINT and came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    before = {number: signal.signal(number, notice) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: came[0] if came else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class StageRun:
+    """The parts of a stage in progress; `train_stage` drives it."""
+
+    def __init__(self, name: str, stage: Stage, folder: epath.Path, mesh: Mesh, batches: Batches, rows: list[int], validation: list[dict]):
+        self.stage, self.mesh, self.batches, self.rows, self.validation = stage, mesh, batches, rows, validation
+        self.name, self.folder = name, folder
+        self.checkpoints = Checkpoints(folder / "checkpoints", stage)
+        self.train_step, self.eval_step = compile_train_step(stage, mesh), compile_eval_step(stage, mesh)
+        self.pending: collections.deque = collections.deque()
+        self.throughput = Throughput(stage)
+        self.tokens, self.stop = 0, 0
+
+    def start(self, initial: Callable[[], Any] | None, seed: int) -> int:
+        """Restores the newest checkpoint, or begins with `initial` parameters, or with random ones. Returns the step."""
+        restored = self.checkpoints.restore(abstract_state(self.stage, self.mesh))
+        if restored:
+            step, self.state, cursors = restored
+            self.batches.restore(cursors["rows"])
+            self.tokens = cursors["tokens"]
+            return step
+        self.state = init_state(self.stage, self.mesh, seed) if initial is None else fresh_state(self.stage, initial(), self.mesh)
+        return 0
+
+    def train(self, step: int, stop: int) -> None:
+        batch = next(self.batches)
+        placed = place(batch, self.rows, self.stage.data.batch_size, self.mesh)
+        placed["stop"] = stop_flags(stop, self.rows, self.stage.data.batch_size, self.mesh)
+        self.state, metrics = self.train_step(self.state, placed)
+        self.pending.append((step + 1, metrics, batch))
+
+    def settle(self, in_flight: int) -> None:
+        """Reads the numbers of all but the newest `in_flight` steps; `stop` becomes the signal that some host was sent."""
+        while len(self.pending) > in_flight:
+            step, metrics, batch = self.pending.popleft()
+            numbers = {k: float(v) for k, v in metrics.items()}
+            self.stop = max(self.stop, int(numbers.pop("stop")))
+            self.tokens += int(numbers["tokens"])
+            if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"])):
+                documents = ", ".join(self.batches.document_names(batch)[:8])
+                raise UserError(
+                    f"{self.name}: loss {numbers['loss']}, gradient norm {numbers['gradient_norm']} at step {step};"
+                    f" documents of the batch: {documents}; last good checkpoint: {self.checkpoints.last_good()}"
+                )
+            if step % self.stage.log_every == 0 or step in (1, self.stage.steps):
+                self.metrics.write(step, numbers | {"tokens": self.tokens} | self.throughput.rates(step))
+
+    def evaluate(self, step: int) -> None:
+        sums = [self.eval_step(self.state.params, rows) for rows in self.validation]
+        loss, tokens = (sum(float(v) for v in column) for column in zip(*sums))
+        self.metrics.write(step, {"validation_loss": loss / tokens})
+        self.metrics.flush()
+        self.throughput.pause()
+
+    def save(self, step: int) -> None:
+        """Saves only what is known to be finite."""
+        self.settle(0)
+        self.checkpoints.save(step, self.state, {"rows": self.batches.state(), "tokens": self.tokens})
+        self.throughput.pause()
+
+
+def fresh_state(stage: Stage, params: dict, mesh: Mesh) -> TrainState:
+    """Returns the state that starts a stage from given parameters."""
+    placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
+    return jax.jit(lambda p: with_fresh_optimizer(stage, p), out_shardings=placed)(params)
+
+
+def train_stage(run: StageRun, initial: Callable[[], Any] | None, seed: int) -> None:
+    """Trains to the last step and marks the stage done. Raises Stopped after saving if SIGTERM or Ctrl-C came."""
+    stage = run.stage
+    first = run.start(initial, seed)
+    run.metrics = Metrics(run.folder, run.name, stage, first)
+    try:
+        with noticing_signals() as signalled:
+            if first == 0:
+                run.evaluate(0)
+            for step in range(first, stage.steps):
+                run.train(step, signalled())
+                run.settle(IN_FLIGHT)
+                done = step + 1
+                if done % stage.eval_every == 0 or done == stage.steps:
+                    run.settle(0)
+                    run.evaluate(done)
+                if done % stage.checkpoint_every == 0 or done == stage.steps or run.stop:
+                    run.save(done)
+                if run.stop and done < stage.steps:
+                    run.checkpoints.wait()
+                    raise Stopped(run.stop)
+            run.checkpoints.wait()
+            mark_done(run)
+            if signalled():
+                raise Stopped(signalled())
+    finally:
+        run.metrics.close()
+        run.checkpoints.close()
+        run.batches.close()
+
+
+def mark_done(run: StageRun) -> None:
+    if jax.process_index() == 0:
+        (run.folder / "done.json").write_text(json.dumps({"step": run.stage.steps, "tokens": run.tokens}))
+
+
+def place_validation(batches: list[dict], stage: Stage, mesh: Mesh) -> list[dict[str, jax.Array]]:
+    """Regroups packed validation rows into batches that the mesh can share out, the last filled with padding."""
+    size = mesh.shape["data"] * mesh.shape["fsdp"]
+    size *= max(1, stage.data.batch_size // stage.micro_batches // size)
+    rows = {k: np.concatenate([b[k] for b in batches]) for k in BATCH_KEYS}
+    rows = {k: np.pad(v, ((0, -len(v) % size), (0, 0))) for k, v in rows.items()}
+    whole = list(range(size))
+    return [place({k: v[i : i + size] for k, v in rows.items()}, whole, size, mesh) for i in range(0, len(rows["tokens"]), size)]
+
+
+def check_stage(stage: Stage, mesh: Mesh) -> None:
+    """Raises UserError where the stage does not fit the mesh; called before anything is written."""
+    check_mesh(mesh, stage.model, stage.data.batch_size, stage.micro_batches, stage.data.seq_len)
+    with on_mesh(mesh):
+        abstract_state(stage, mesh)

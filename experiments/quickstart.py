@@ -1,0 +1,57 @@
+"""A small Code Llama from the Python sources of this machine: code with infilling, then longer rows with a larger RoPE base.
+
+Claim     the whole path of the paper at a size that a laptop trains: the model completes code, fills it in, and reads rows 4 times as long.
+Expected  validation loss at most 0.6 of its start and below a bigram model of the same tokens; some held-out lines filled in exactly; the
+          long-context stage lowers perplexity at 4 times the code stage's length.
+Cost      under 5 minutes on two CPU cores.
+Command   make quickstart
+"""
+
+import dataclasses
+
+from codellama_jax.config import (
+    DataConfig,
+    Experiment,
+    InfillingConfig,
+    MixtureConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProbesConfig,
+    Stage,
+    TokenizerConfig,
+)
+from codellama_jax.sizes import TOY, choose
+
+MIXTURE = MixtureConfig(code=0.85, discussions=0.08, language=0.07)
+
+
+def experiment(scale: str = "toy") -> Experiment:
+    model = choose(TOY, scale)
+    infilling = InfillingConfig(rate=0.9)
+    code = Stage(
+        init="scratch",
+        model=model,
+        data=DataConfig(seq_len=256, batch_size=8, mixture=MIXTURE, infilling=infilling, block_chars=700),
+        optimizer=OptimizerConfig(peak_lr=4e-3, warmup_steps=40),
+        steps=500,
+        eval_every=100,
+        checkpoint_every=100,
+    )
+    long_context = Stage(
+        model=dataclasses.replace(model, rope_theta=1e6),
+        data=DataConfig(seq_len=1024, batch_size=4, mixture=MIXTURE, infilling=infilling),
+        optimizer=OptimizerConfig(peak_lr=5e-4, warmup_steps=5),
+        steps=40,
+        eval_rows=16,
+        eval_every=20,
+        checkpoint_every=20,
+    )
+    probes = ProbesConfig(
+        perplexity_lengths=(128, 256, 512, 1024),
+        infilling_examples=128,
+        bigram=True,
+        completions=("def mean(xs):\n", "import os\nimport sys\n", "class Stack:\n    def __init__(self):\n"),
+        infills=4,
+    )
+    stages = {"code": code, "long_context": long_context}
+    return Experiment("quickstart", scale, {"main": stages}, TokenizerConfig(pieces=1024 - 16), probes=probes)

@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+"""The one command line: `launch.py run experiments/quickstart.py`, `launch.py plan experiments/code_llama.py --scale 34b`.
+
+What an experiment file says can be overridden by its dotted name, in every arm: `--code.steps 10 --mesh.fsdp 4`;
+`launch.py run EXPERIMENT --help` lists the names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import inspect
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import tyro
+
+from codellama_jax import overrides
+from codellama_jax.command_line import cli, run_command
+from codellama_jax.config import Experiment, UserError
+
+FOLDER = Path(__file__).resolve().parent / "experiments"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Print the stages of an experiment and what they cost; starts nothing."""
+
+    experiment: Annotated[str, tyro.conf.Positional]
+    """An experiment file or its name: experiments/quickstart.py or quickstart."""
+    scale: str = ""
+    """One of those the file offers (toy, 7b, 13b, ...); its own default unless given."""
+    arm: str = ""
+    """Only this arm."""
+
+
+@dataclass(frozen=True)
+class Run(Plan):
+    """Train an experiment, or go on with it: finished stages are skipped, a stopped one resumes."""
+
+    out: str = ""
+    """The run's folder, local or gs://; runs/EXPERIMENT-SCALE unless given."""
+    fresh: bool = False
+    """Start again; the run that is there is kept under another name."""
+    cache: str = "~/.cache/codellama_jax"
+    """Where prepared documents and tokenizers are kept."""
+
+
+Commands = Annotated[Run, tyro.conf.subcommand("run")] | Annotated[Plan, tyro.conf.subcommand("plan")]
+
+
+def load_file(name: str) -> ModuleType:
+    """Imports an experiment file. Raises UserError naming the near ones if there is none."""
+    path = Path(name) if name.endswith(".py") else FOLDER / f"{name}.py"
+    if not path.is_file():
+        there = sorted(p.stem for p in FOLDER.glob("*.py"))
+        near = difflib.get_close_matches(path.stem, there, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(there)}"
+        raise UserError(f"no experiment {name}: {hint}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "experiment"):
+        raise UserError(f"{path} is not an experiment file: it has no function experiment(scale)")
+    return module
+
+
+def load_experiment(choice: Plan) -> tuple[Experiment, str]:
+    """Returns the experiment as its file has it, and the file's docstring."""
+    module = load_file(choice.experiment)
+    experiment = module.experiment(choice.scale) if choice.scale else module.experiment()
+    if choice.arm and choice.arm not in experiment.arms:
+        raise UserError(f"no arm {choice.arm}: there are {', '.join(experiment.arms)}")
+    return experiment, inspect.cleandoc(module.__doc__ or "")
+
+
+def options_type(choice: Plan, experiment: Experiment) -> type:
+    """Returns a dataclass of the command's own options and of everything that can be overridden."""
+    fields: list[Any] = [("choice", Annotated[type(choice), tyro.conf.arg(name="")], choice)]
+    for name, value in overrides.options(experiment).items():
+        fields.append((name, type(value), dataclasses.field(default=value)))
+    return dataclasses.make_dataclass("Options", fields, frozen=True)
+
+
+def main() -> None:
+    asked = [a for a in sys.argv[1:] if a not in ("-h", "--help")]
+    helped = len(asked) < len(sys.argv) - 1
+    named = len(asked) > 1 and not asked[1].startswith("-")
+    choice, unknown = cli(Commands, args=asked if named else sys.argv[1:], description=__doc__, prog="launch.py", return_unknown_args=True)
+    experiment, claim = load_experiment(choice)
+    if unknown or helped:
+        verb = asked[0]
+        given = cli(options_type(choice, experiment), args=sys.argv[2:], prog=f"launch.py {verb}", description=claim)
+        choice = given.choice
+        experiment = overrides.apply(experiment, {name: getattr(given, name) for name in overrides.options(experiment)})
+    if isinstance(choice, Run):
+        from codellama_jax.run import run_experiment
+
+        out = choice.out or f"runs/{experiment.name}-{experiment.scale}"
+        run_experiment(experiment, claim, out, choice.arm, choice.fresh, choice.cache)
+    else:
+        from codellama_jax.plan import print_plan
+
+        print_plan(experiment, claim)
+
+
+if __name__ == "__main__":
+    run_command(main)

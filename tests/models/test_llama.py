@@ -1,0 +1,113 @@
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import MODEL, batch
+
+from codellama_jax.models.layers import rope_angles, rotate
+from codellama_jax.models.llama import Llama
+from codellama_jax.training.losses import summed_loss, token_losses
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Larger weights than at the start of training, so that a leak would be loud."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    init = lambda: nn.unbox(Llama(MODEL).init(jax.random.key(0), tokens, tokens))["params"]
+    return jax.jit(lambda: jax.tree.map(lambda p: 3 * p, init()))()
+
+
+@jax.jit
+def logits(params, tokens, positions, segment_ids):
+    return Llama(MODEL).apply({"params": params}, tokens, positions, segment_ids)
+
+
+def inputs(rows):
+    return rows["tokens"], rows["positions"], rows["segment_ids"]
+
+
+def test_no_logit_sees_a_later_token_or_another_document(params):
+    rows = batch(4, 32)
+    plain, real = logits(params, *inputs(rows)), rows["segment_ids"] > 0
+    for column in range(32):
+        changed = rows | {"tokens": rows["tokens"].copy()}
+        changed["tokens"][:, column] = (changed["tokens"][:, column] + 1) % MODEL.vocab_size
+        moved = np.abs(logits(params, *inputs(changed)) - plain).max(axis=-1) > 0
+        same = rows["segment_ids"] == rows["segment_ids"][:, [column]]
+        allowed = same & (np.arange(32) >= column)
+        assert not (moved & ~allowed)[real].any()
+        assert moved[:, column].all()
+
+
+def test_gradients_reach_only_earlier_tokens_of_the_document(params):
+    rows = batch(1, 32)
+    table = params["embedding"]
+    model = Llama(dataclasses.replace(MODEL, vocab_size=MODEL.vocab_size + 32))
+
+    def logit_of(x_TD, column):
+        """The logit at a column when row t's embedding is x_TD[t]: every token has a row of its own in the table."""
+        own = params | {"embedding": jnp.concatenate([x_TD, table]), "head": jnp.tile(params["head"], (1, 2))[:, : MODEL.vocab_size + 32]}
+        tokens = jnp.arange(32)[None]
+        return model.apply({"params": own}, tokens, rows["positions"], rows["segment_ids"])[0, column, 0]
+
+    gradient = jax.jit(jax.grad(logit_of))
+    for column in np.flatnonzero(rows["segment_ids"][0])[[3, 7, -1]]:
+        reached = np.abs(gradient(table[rows["tokens"][0]], column)).max(axis=-1) > 0
+        visible = (rows["segment_ids"][0] == rows["segment_ids"][0, column]) & (np.arange(32) <= column)
+        assert (reached == visible).all()
+
+
+def test_packed_documents_lose_what_they_lose_alone(params):
+    rows = batch(4, 32)
+    packed = token_losses(logits(params, *inputs(rows)), rows["targets"])
+    for row in range(4):
+        for segment in range(1, rows["segment_ids"][row].max() + 1):
+            here = rows["segment_ids"][row] == segment
+            length = here.sum()
+            alone = {k: np.zeros_like(v[:1]) for k, v in rows.items()}
+            for key, value in rows.items():
+                alone[key][0, :length] = value[row, here]
+            losses = token_losses(logits(params, *inputs(alone)), alone["targets"])
+            np.testing.assert_allclose(packed[row, here], losses[0, :length], atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_no_gradient(params, remat):
+    rows = batch(2, 16)
+    gradient = lambda model: jax.jit(jax.grad(lambda p: summed_loss(Llama(model), p, rows)[0]))(params)
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    jax.tree.map(same, gradient(MODEL), gradient(dataclasses.replace(MODEL, remat=remat)))
+
+
+def test_long_rows_lose_the_same_in_chunks(params, monkeypatch):
+    rows = batch(2, 48)
+    whole = summed_loss(Llama(MODEL), params, rows)
+    monkeypatch.setattr("codellama_jax.training.losses.CHUNK", 16)
+    chunked = summed_loss(Llama(MODEL), params, rows)
+    np.testing.assert_allclose(whole, chunked, rtol=1e-6)
+
+
+@pytest.mark.parametrize("theta", [1e4, 1e6])
+def test_rope_angles_are_exact_at_far_positions(theta):
+    positions = np.array([[0, 1, 4095, 16_383, 100_000]])
+    exact = positions[..., None] * theta ** (-np.arange(0, 128, 2) / 128)
+    cos, sin = rope_angles(jnp.asarray(positions), 128, theta)
+    np.testing.assert_allclose(cos, np.cos(exact), atol=2e-2)  # fp32 holds 100,000 radians to 0.008
+    np.testing.assert_allclose(sin[:, :3], np.sin(exact[:, :3]), atol=1e-3)
+
+
+def test_rope_scores_depend_on_distance_only():
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(2, 1, 1, 1, 64)).astype(np.float32)
+    at = lambda x, position: rotate(x, rope_angles(jnp.array([[position]]), 64, 1e4))
+    score = lambda i, j: float((at(q, i) * at(k, j)).sum())
+    assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
+    assert abs(score(7, 3) - score(8, 3)) > 1e-3
+
+
+def test_interpolation_divides_positions():
+    stretched, plain = (rope_angles(jnp.array([[p]]), 64, 1e4, s) for p, s in ((400, 4.0), (100, 1.0)))
+    np.testing.assert_array_equal(stretched, plain)
