@@ -86,7 +86,7 @@ class DataConfig:
     batch_size: int  # rows a step, over all hosts
     mixture: MixtureConfig
     infilling: InfillingConfig = InfillingConfig()
-    block_chars: int = 0  # cut files at top-level blank lines into documents of at most this many characters; 0 keeps files whole
+    block_chars: int = 0  # cut files between definitions into documents of at most this many characters; 0 keeps files whole
 
 
 @dataclass(frozen=True)

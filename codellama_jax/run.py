@@ -24,7 +24,6 @@ from codellama_jax.training.mesh import make_mesh, on_mesh
 
 # What may change between two starts of a run: where and how it computes, not what.
 FREE = ("mesh.", "probes.", ".remat", ".attention", ".micro_batches", ".log_every", ".checkpoint_every", ".keep_checkpoints")
-TOKENIZER_CHARS = 8_000_000  # of the training split that a tokenizer is trained on
 
 
 def say(text: str) -> None:
@@ -82,17 +81,8 @@ class Corpus:
         if config.path:
             return tokenizers.load(config.path)
         first = next(iter(next(iter(self.experiment.arms.values())).values()))
-        return tokenizers.train(self._texts(self.sources(first)), config.pieces, self.cache)
-
-    def _texts(self, sources: dict[str, builders.Prepared]):
-        for prepared in sources.values():
-            left = TOKENIZER_CHARS // len(sources)
-            for i in range(len(prepared.train)):
-                text = pipeline.text_of(prepared.train[i])
-                left -= len(text)
-                if left < 0:
-                    break
-                yield text
+        texts = (pipeline.text_of(document) for prepared in self.sources(first).values() for document in prepared.train)
+        return tokenizers.train(texts, config.pieces, self.cache)
 
 
 def check_tokenizer(experiment: Experiment, tokenizer: tokenizers.Tokenizer) -> None:

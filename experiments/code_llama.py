@@ -6,8 +6,9 @@ Cost      `launch.py plan experiments/code_llama.py --scale 7b` prints it; all t
 Command   python launch.py run experiments/code_llama.py --scale 7b --code.init run:LLAMA2_RUN --tokenizer.path tokenizer.model
           --corpus.code gs://BUCKET/code --corpus.discussions gs://BUCKET/qa --corpus.language gs://BUCKET/text --out gs://BUCKET/code_llama_7b
 
-Sections 2.2 to 2.4 and Table 1 give the numbers. Left open there and chosen here: eps, decay and clip are Llama 2's; the long-context
-stage keeps the code stage's mixture and infilling and warms up over 100 steps; 70B's long-context stage takes 34B's batch and the default steps.
+Sections 2.2 to 2.4 and Table 1 give the numbers. Left open there and chosen here: eps, decay and clip are Llama 2's; the long-
+context stage keeps the code stage's mixture and infilling and warms up over 100 steps; 70B's long-context stage takes 34B's batch
+and the default steps.
 """
 
 import dataclasses

@@ -7,8 +7,9 @@ Command   python launch.py run experiments/code_llama_python.py --scale 7b --cod
           --corpus.code gs://BUCKET/code --corpus.python gs://BUCKET/python --corpus.discussions gs://BUCKET/qa --corpus.language gs://BUCKET/text
           --out gs://BUCKET/code_llama_python_7b
 
-Sections 2.2 to 2.4 and Table 1 give the numbers. Left open there and chosen here: rows and batch of the Python stage are the code stage's; the
-long-context stage keeps the Python stage's mixture and warms up over 100 steps; 70B's code stage is Code Llama's own, with infilling.
+Sections 2.2 to 2.4 and Table 1 give the numbers. Left open there and chosen here: rows and batch of the Python stage are the code
+stage's; the long-context stage keeps the Python stage's mixture and warms up over 100 steps; 70B's code stage is Code Llama's
+own, with infilling.
 """
 
 import dataclasses

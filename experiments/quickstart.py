@@ -14,7 +14,6 @@ from codellama_jax.config import (
     Experiment,
     InfillingConfig,
     MixtureConfig,
-    ModelConfig,
     OptimizerConfig,
     ProbesConfig,
     Stage,

@@ -33,7 +33,8 @@ _GENERATED = re.compile(
     r"auto(matically)?[- ]?generated|@generated|do not edit|generated and used by|generated (by|from|with) \S*\w[./]\w", re.IGNORECASE
 )
 _LETTERS = string.ascii_letters.encode() + bytes(range(128, 256))  # any byte of a UTF-8 letter outside ASCII
-_CUT = re.compile(r"\n[ \t\r]*\n(?=\S)")
+_DEFINITION = re.compile(r"\n[ \t\r]*\n(?=\S)")  # a blank line that an unindented line follows
+_BLANK_LINES = re.compile(r"\n([ \t\r]*\n)+")
 
 
 class Item(NamedTuple):
@@ -115,12 +116,17 @@ def near_duplicates(texts: list[str]) -> set[int]:
 
 
 def blocks(text: str, max_chars: int) -> list[str]:
-    """Cuts a text at blank lines that an unindented line follows into parts of at most `max_chars` characters.
+    """Cuts a text between top-level definitions into parts of at most `max_chars` characters; a longer definition at its blank lines.
 
-    A block longer than that by itself stays whole. The parts joined are the text.
+    A stretch without a blank line that is longer by itself stays whole. The parts joined are the text.
     """
+    return [block for part in _cut(text, _DEFINITION, max_chars) for block in _cut(part, _BLANK_LINES, max_chars)]
+
+
+def _cut(text: str, boundary: re.Pattern, max_chars: int) -> list[str]:
     parts, begin = [], 0
-    for start, end in itertools.pairwise([0, *(m.end() for m in _CUT.finditer(text)), len(text)]):
+    ends = (m.end() for m in boundary.finditer(text) if m.end() < len(text))
+    for start, end in itertools.pairwise([0, *ends, len(text)]):
         if end - begin > max_chars and start > begin:
             parts.append(text[begin:start])
             begin = start

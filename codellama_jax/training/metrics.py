@@ -30,7 +30,7 @@ class Throughput:
         self.peak = PEAK_FLOPS.get(jax.devices()[0].device_kind, 0) * jax.device_count()
 
     def rates(self, step: int) -> dict[str, float]:
-        """Returns tokens/s, FLOP/s (causal) and, where the device's peak is known, both MFUs; nothing for the first step, which compiles."""
+        """Returns tokens/s, FLOP/s (causal) and, where the device's peak is known, both MFUs; nothing after a pause or a compilation."""
         now, before, first = time.perf_counter(), self.time, self.step
         self.time, self.step = now, step
         if first is None:
