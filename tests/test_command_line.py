@@ -1,0 +1,96 @@
+"""A command line that does not parse is one line; so is any other mistake of the user."""
+
+import io
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import pytest
+import tyro
+
+from codellama_jax.command_line import cli, run_command
+from codellama_jax.config import UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Print a plan."""
+
+    experiment: Annotated[str, tyro.conf.Positional]
+    scale: str = ""
+    steps: int = 3
+
+
+@dataclass(frozen=True)
+class Run(Plan):
+    """Train."""
+
+
+COMMANDS = Annotated[Run, tyro.conf.subcommand("run")] | Annotated[Plan, tyro.conf.subcommand("plan")]
+
+
+def parse(*args: str):
+    return cli(COMMANDS, args=args, prog="launch.py")
+
+
+def test_good_line_parses():
+    assert parse("plan", "quickstart", "--steps", "5") == Plan("quickstart", steps=5)
+
+
+@pytest.mark.parametrize(
+    "args, named",
+    [
+        ((), ["run", "plan", "see launch.py --help"]),
+        (("plam", "x"), ["plam", "run, plan"]),
+        (("plan",), ["experiment (required)", "see launch.py plan --help"]),
+        (("plan", "x", "--scal", "3"), ["--scal", "did you mean --scale?"]),
+        (("plan", "x", "--steps", "many"), ["--steps", "'many'"]),
+        (("plan", "x", "--steps"), ["--steps"]),
+        (("plan", "x", "y"), ["y"]),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])  # tyro draws its boxes by it
+def test_mistake_is_one_line_that_names_it(args, named, encoding, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    with pytest.raises(UserError) as raised:
+        parse(*args)
+    line = str(raised.value)
+    assert "\n" not in line and not set(line) & set("│─╭╰\x1b")
+    assert all(name in line for name in named), line
+    assert capsys.readouterr().err == ""
+
+
+def test_help_is_printed_whole(capsys):
+    with pytest.raises(SystemExit) as raised:
+        parse("plan", "--help")
+    assert not raised.value.code
+    assert "--steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "error, code, line", [(UserError("no\nsuch run"), 2, "error: no such run\n"), (KeyboardInterrupt(), 130, "\nstopped\n")]
+)
+def test_exit_codes(error, code, line, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as raised:
+        run_command(main)
+    assert raised.value.code == code
+    assert capsys.readouterr().err == line
+
+
+def test_nothing_is_said_where_the_reader_of_a_pipe_has_left():
+    program = "from codellama_jax.command_line import run_command; run_command(lambda: print('x' * 100_000))"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", program], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_neither_jax_nor_flax_is_imported():
+    program = "import codellama_jax.command_line, sys; sys.exit(any(m in sys.modules for m in ('jax', 'flax')))"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
