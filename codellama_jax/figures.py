@@ -1,0 +1,124 @@
+"""Figures of the report. Lines and letters take the colour of the page around them, so that they read on light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+INK = "#010203"  # becomes `currentColor` in SVG; black enough on the white of a PNG
+TRAINING, VALIDATION, RATE, SPEED = "#86aee6", "#d9701e", "#8c68c8", "#2a9186"
+STAGES = ("#3f7fd1", "#d9701e", "#2a9186", "#8c68c8", "#c44569", "#7a7a2a")
+SETTINGS = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.15,
+    "legend.frameon": False,
+    **{f"{part}.color": INK for part in ("text", "xtick", "ytick", "grid")},
+    **{f"axes.{part}": INK for part in ("edgecolor", "labelcolor", "titlecolor")},
+}
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a stage logged: x in tokens seen, loss in nats a token."""
+
+    title: str
+    training: list[dict[str, float]]  # lines with `tokens` and what was measured at them
+    validation: list[tuple[float, float]]  # tokens, loss
+    bigram: float | None
+
+
+def training_figure(stages: Sequence[Curves]) -> tuple[str, bytes]:
+    """Draws loss, learning rate and throughput over tokens, one column a stage. Returns (SVG, PNG)."""
+    with _settings():
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
+
+        figure = Figure(figsize=(max(6.5, 4.6 * len(stages)), 6.6), layout="constrained")
+        axes = figure.subplots(3, len(stages), sharex="col", sharey="row", squeeze=False, height_ratios=(2.4, 1, 1))
+        for column, stage in zip(axes.T, stages):
+            _draw_stage(column, stage)
+            column[0].set_title(stage.title)
+            column[2].set_xlabel("tokens seen")
+            column[2].xaxis.set_major_formatter(EngFormatter())
+        for axis, label in zip(axes[:, 0], ("loss (nats a token)", "learning rate", "tokens / s")):
+            axis.set_ylabel(label)
+        axes[1, 0].ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
+        axes[2, 0].yaxis.set_major_formatter(EngFormatter())
+        for axis in axes[1:].flat:
+            axis.set_ylim(bottom=0)
+        axes[0, 0].legend(*axes[0, 0].get_legend_handles_labels())
+        return _rendered(figure)
+
+
+def _draw_stage(column: Any, stage: Curves) -> None:
+    def draw(axis, key, **style):
+        points = [(line["tokens"], line[key]) for line in stage.training if key in line]
+        axis.plot(*zip(*points) if points else ((), ()), **style)
+
+    loss, rate, speed = column
+    draw(loss, "loss", color=TRAINING, lw=1, label="training")
+    loss.plot(*zip(*stage.validation) if stage.validation else ((), ()), color=VALIDATION, marker="o", ms=4, lw=1.6, label="validation")
+    if stage.bigram is not None:
+        loss.axhline(stage.bigram, color=INK, lw=1, ls=":", alpha=0.7, label="bigram model, validation")
+    draw(rate, "learning_rate", color=RATE, lw=1.6)
+    draw(speed, "tokens_per_second", color=SPEED, lw=1.2)
+
+
+def perplexity_figure(curves: dict[str, dict[int, dict[str, float]]]) -> tuple[str, bytes]:
+    """Draws perplexity over context length for each stage: of the whole prefix, and of its last quarter. Returns (SVG, PNG)."""
+    with _settings():
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+        figure = Figure(figsize=(8, 3.8), layout="constrained")
+        axis = figure.subplots()
+        for color, (name, by_length) in zip(STAGES * len(curves), curves.items()):
+            lengths = sorted(by_length)
+            axis.plot(lengths, [by_length[n]["perplexity"] for n in lengths], color=color, marker="o", ms=4, label=name)
+            axis.plot(
+                lengths,
+                [by_length[n]["last_block"] for n in lengths],
+                color=color,
+                marker="o",
+                ms=3,
+                lw=1,
+                ls="--",
+                label=f"{name}, last quarter",
+            )
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log", base=10)
+        axis.set_xticks(sorted({n for by_length in curves.values() for n in by_length}))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_locator(LogLocator(10, (1, 1.5, 2, 3, 5, 7)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel("context length (tokens)")
+        axis.set_ylabel("validation perplexity")
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        return _rendered(figure)
+
+
+def _settings() -> Any:
+    import matplotlib
+
+    return matplotlib.rc_context(SETTINGS)
+
+
+def _rendered(figure: Any) -> tuple[str, bytes]:
+    svg, png = io.StringIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=130)
+    text = svg.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # names that figures of one page would share
+    return text.replace(INK, "currentColor"), png.getvalue()
