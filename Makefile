@@ -32,7 +32,11 @@ lock:
 	(echo '\# The lock: $(NOTE)'; $(LOCK)) > requirements.lock && mv requirements.lock requirements.txt
 	(echo '\# The lock with the tools of `make test`: $(NOTE)'; $(LOCK) --extra dev -c requirements.txt) > requirements.lock && mv requirements.lock requirements-dev.txt
 
+# The resolved config of every experiment, checked in: look at the difference before you commit it.
+golden: $(VENV)/installed-dev
+	PYTHONPATH=.:tests $(BIN)/python tests/write_golden.py
+
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
 
-.PHONY: quickstart test lock clean
+.PHONY: quickstart test lock golden clean

@@ -10,9 +10,9 @@ from codellama_jax.accounting import checkpoint_bytes, parameter_count, stage_fl
 from codellama_jax.config import Experiment, Stage, to_dict
 
 
-def short(number: float) -> str:
-    """Returns a number with three digits and its unit: 6.74B, 500T."""
-    for unit in ("", "k", "M", "B", "T"):
+def short(number: float, billion: str = "B") -> str:
+    """Returns a number with three digits and its unit: 6.74B parameters, or with billion="G" 80.9G bytes."""
+    for unit in ("", "k", "M", billion, "T"):
         if number < 999.5:
             return f"{number:.3g}{unit}"
         number /= 1000
@@ -36,7 +36,7 @@ def stage_row(stage: Stage) -> tuple[str, ...]:
         infilling if data.infilling.rate else "none",
         mixture,
         f"{stage_flops(stage):.3g}",
-        f"{short(checkpoint_bytes(stage.model))}B",
+        f"{short(checkpoint_bytes(stage.model), billion='G')}B",
     )
 
 

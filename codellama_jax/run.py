@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -110,6 +111,16 @@ def initial_params(stage: Stage, before: tuple[epath.Path, Stage] | None, mesh: 
     return lambda: checkpoint.load_params(folder, stage, mesh)
 
 
+def batches_of(corpus: Corpus, stage: Stage, seed: int, rows: Sequence[int]) -> pipeline.Batches:
+    train = {name: prepared.train for name, prepared in corpus.sources(stage).items()}
+    return pipeline.Batches(train, stage.data, corpus.tokenizer, seed, rows)
+
+
+def held_out(corpus: Corpus, stage: Stage) -> list[pipeline.Batch]:
+    validation = {name: prepared.validation for name, prepared in corpus.sources(stage).items()}
+    return pipeline.validation_batches(validation, stage.data, corpus.tokenizer, stage.eval_rows)
+
+
 def run_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, place: tuple[str, str, int], initial, mesh: Mesh) -> None:
     """Trains one stage unless it is done."""
     arm, name, index = place
@@ -120,23 +131,36 @@ def run_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, place:
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(to_dict(stage), indent=1))
-    sources = corpus.sources(stage)
     rows = owned_rows(mesh, stage.data.batch_size)
+    validation = place_validation(held_out(corpus, stage), stage, mesh)
     seed = experiment.seed + index
-    train = {k: p.train for k, p in sources.items()}
-    held_out = pipeline.validation_batches({k: p.validation for k, p in sources.items()}, stage.data, corpus.tokenizer, stage.eval_rows)
-    batches = pipeline.Batches(train, stage.data, corpus.tokenizer, seed, rows)
-    train_stage(StageRun(f"{arm}/{name}", stage, folder, mesh, batches, rows, place_validation(held_out, stage, mesh)), initial, seed)
+    batches = batches_of(corpus, stage, seed, rows)
+    train_stage(StageRun(f"{arm}/{name}", stage, folder, mesh, batches, rows, validation), initial, seed)
 
 
-def probe_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, stage: Stage, mesh: Mesh, name: str) -> None:
+def rows_trained_on(experiment: Experiment, corpus: Corpus, arm: str, last: str) -> Iterator[pipeline.Batch]:
+    """Yields the batches of an arm's stages up to `last`, as they were trained on."""
+    for index, (name, stage) in enumerate(experiment.arms[arm].items()):
+        with batches_of(corpus, stage, experiment.seed + index, range(stage.data.batch_size)) as batches:
+            yield from itertools.islice(batches, stage.steps)
+        if name == last:
+            return
+
+
+def probe_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, place: tuple[str, str, int], mesh: Mesh) -> None:
     """Asks the trained stage what the experiment wants to know, unless that is already written."""
     path, wanted = folder / "probes.json", to_dict(experiment.probes)
     if path.exists() and json.loads(path.read_text())["config"] == wanted:
         return
-    say(f"{name}: probes")
-    run = checkpoint.Run(stage.model, checkpoint.load_params(folder, stage, mesh), corpus.tokenizer, name)
-    found = run_probes(experiment.probes, run, corpus, stage, experiment.seed)
+    arm, name, _ = place
+    stage = experiment.arms[arm][name]
+    say(f"{arm}/{name}: probes")
+    run = checkpoint.Run(stage.model, checkpoint.load_params(folder, stage, mesh), corpus.tokenizer, f"{arm}/{name}")
+    main_source = max(corpus.sources(stage), key=lambda source: getattr(stage.data.mixture, source))
+    kinds = {"files": 0, "documents": stage.data.block_chars}
+    texts = {kind: [pipeline.text_of(d) for d in corpus.source(main_source, block).validation] for kind, block in kinds.items()}
+    trained_on = rows_trained_on(experiment, corpus, arm, name)
+    found = run_probes(experiment.probes, run, texts, trained_on, held_out(corpus, stage), experiment.seed)
     if jax.process_index() == 0:
         path.write_text(json.dumps({"config": wanted, **found}, indent=1))
 
@@ -162,9 +186,9 @@ def run_experiment(experiment: Experiment, claim: str, out: str, arm: str, fresh
             before = None
             for index, (name, stage) in enumerate(stages.items()):
                 initial = initial_params(stage, before, mesh)
-                before = (folder / arm_name / name, stage)
-                run_stage(experiment, corpus, before[0], (arm_name, name, index), initial, mesh)
-                probe_stage(experiment, corpus, before[0], stage, mesh, f"{arm_name}/{name}")
+                before, place = (folder / arm_name / name, stage), (arm_name, name, index)
+                run_stage(experiment, corpus, before[0], place, initial, mesh)
+                probe_stage(experiment, corpus, before[0], place, mesh)
     if jax.process_index() == 0:
         (folder / "corpus.json").write_text(json.dumps(corpus.counts(), indent=1))
         write_report(folder, experiment, claim)

@@ -30,7 +30,7 @@ def experiment(scale: str = "toy") -> Experiment:
     code = Stage(
         init="scratch",
         model=model,
-        data=DataConfig(seq_len=256, batch_size=8, mixture=MIXTURE, infilling=infilling, block_chars=700),
+        data=DataConfig(seq_len=256, batch_size=8, mixture=MIXTURE, infilling=infilling, block_chars=500),
         optimizer=OptimizerConfig(peak_lr=4e-3, warmup_steps=40),
         steps=500,
         eval_every=100,

@@ -91,8 +91,8 @@ def test_a_stop_flag_reaches_the_metrics():
 
 def test_schedule_is_the_papers():
     rate = learning_rate(OptimizerConfig(3e-4, warmup_steps=1000), steps=119_209)
-    assert float(rate(0)) == pytest.approx(3e-7)
-    assert float(rate(999)) == pytest.approx(3e-4)
+    assert float(rate(0)) == pytest.approx(3e-7, rel=1e-4)
+    assert float(rate(999)) == pytest.approx(3e-4, rel=1e-6)
     assert float(rate(119_208)) == pytest.approx(1e-5, rel=1e-3)
     assert float(rate((119_209 + 1000) // 2)) == pytest.approx((3e-4 + 1e-5) / 2, rel=1e-2)
 

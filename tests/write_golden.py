@@ -1,0 +1,12 @@
+"""Writes the resolved config of every experiment and scale to tests/golden, so that a change of what is trained shows in review."""
+
+import json
+
+from test_launch import EXPERIMENTS, GOLDEN
+
+import launch
+from codellama_jax.config import to_dict
+
+for name, scale in EXPERIMENTS:
+    experiment, _ = launch.load_experiment(launch.Plan(name, scale))
+    (GOLDEN / f"{name}-{scale}.json").write_text(json.dumps(to_dict(experiment), indent=1) + "\n")
