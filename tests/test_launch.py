@@ -1,0 +1,100 @@
+"""The command line as a user meets it: every mistake is one line and exit code 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import launch
+from codellama_jax.config import Experiment, from_dict, to_dict
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+EXPERIMENTS = [("quickstart", "toy"), *((name, scale) for name in ("code_llama", "code_llama_python") for scale in ("7b", "13b", "34b", "70b"))]
+
+
+def run(*args: str, monkeypatch, capsys) -> tuple[int, str, str]:
+    """Returns exit code, output and errors of `launch.py args`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["launch.py", *args])
+    code = 0
+    try:
+        launch.run_command(launch.main)
+    except SystemExit as exit:
+        code = int(exit.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    return lambda *args: run(*args, monkeypatch=monkeypatch, capsys=capsys)
+
+
+@pytest.mark.parametrize("name, scale", EXPERIMENTS)
+def test_resolved_configs_have_not_drifted(name, scale):
+    """A change here is a change of what is trained. `make golden` writes them anew."""
+    experiment, _ = launch.load_experiment(launch.Plan(name, scale))
+    golden = json.loads((GOLDEN / f"{name}-{scale}.json").read_text())
+    assert to_dict(experiment) == golden
+    assert from_dict(Experiment, golden) == experiment
+
+
+def test_plan_prints_the_papers_numbers(cli):
+    code, out, _ = cli("plan", "experiments/code_llama.py", "--scale", "34b")
+    assert code == 0
+    for part in ("33.7B", "500B", "119,209", "1,024 x 4,096", "0.00015 -> 5e-06", "11,000", "64 x 16,384", "11.5B", "1e+06", "405GB"):
+        assert part in out
+
+
+def test_plan_starts_no_jax():
+    program = "import sys; sys.argv = ['launch.py', 'plan', 'code_llama']; import launch; launch.main(); assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_overrides_reach_every_arm(cli):
+    _, out, _ = cli("plan", "quickstart", "--code.steps", "77", "--mesh.tensor", "2", "--code.model.n-layers=3")
+    assert " 77 " in out
+    experiment, _ = launch.load_experiment(launch.Plan("quickstart"))
+    options = launch.overrides.options(experiment)
+    options["code"] = launch.dataclasses.replace(options["code"], steps=77)
+    both = launch.dataclasses.replace(experiment, arms=experiment.arms | {"other": experiment.arms["main"]})
+    changed = launch.overrides.apply(both, options)
+    assert [arm["code"].steps for arm in changed.arms.values()] == [77, 77]
+    assert changed.arms["main"]["long_context"] == experiment.arms["main"]["long_context"]
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["plan", "quickstrat"], "no experiment quickstrat: did you mean quickstart?"),
+        (["plan", "experiments/nowhere.py"], "no experiment experiments/nowhere.py: there are code_llama"),
+        (["plan", "code_llama", "--scale", "8b"], "no scale 8b: there are 7b, 13b, 34b, 70b"),
+        (["plan", "code_llama", "--arm", "none"], "no arm none: there are code_llama"),
+        (["plan", "quickstart", "--code.optimizer.peak-lrr", "1"], "--code.optimizer.peak-lr"),
+        (["plan", "quickstart", "--code.steps", "many"], "--code.steps"),
+        (["plan", "quickstart", "--scael", "toy"], "--scale"),
+        (["walk", "quickstart"], "walk"),
+        (["run", "quickstart", "--mesh.fsdp", "3"], "needs 3 devices and there are 8: change --mesh"),
+        (["run", "quickstart", "--code.data.batch-size", "6"], "6 rows .* multiple of 8"),
+        (["run", "code_llama", "--corpus.code", "/nowhere"], "n_kv_heads|tokenizer.model|nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(cli, tmp_path, args, message):
+    import re
+
+    where = ["--out", str(tmp_path / "run")] if args[0] == "run" else []
+    code, _, err = cli(*args, *where)
+    assert code == 2
+    assert re.search(message, err)
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_what_can_be_overridden(cli):
+    code, out, _ = cli("run", "quickstart", "--help")
+    assert code == 0
+    assert "--long-context.optimizer.peak-lr" in out
+    assert "--fresh" in out

@@ -1,0 +1,190 @@
+"""An experiment from start to report, killed, stopped, resumed and moved to other hosts: through launch.py, in real processes."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from codellama_jax.training.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENT = '''
+"""Two tiny stages."""
+import dataclasses
+from codellama_jax.config import *
+
+def experiment(scale="toy"):
+    model = ModelConfig(336, 32, 2, 4, 2, 8, 64, compute_dtype="float32", remat="none")
+    code = Stage(model, DataConfig(64, 8, MixtureConfig(code=1.0), InfillingConfig(0.9), block_chars=150), OptimizerConfig(1e-2, 2), 8, "scratch",
+                 eval_rows=8, eval_every=4, checkpoint_every=3, log_every=1)
+    long = dataclasses.replace(code, init="previous", steps=4, data=dataclasses.replace(code.data, seq_len=128))
+    return Experiment("tiny", scale, {"main": {"code": code, "long": long}}, TokenizerConfig(pieces=320),
+                      CorpusConfig(code="SOURCES", validation_fraction=0.3))
+'''
+# Runs launch.py and sends this very process a signal before the step named in the environment.
+PROGRAM = """
+import os, sys
+from codellama_jax.training.loop import StageRun
+import launch
+train, at, number = StageRun.train, os.environ.get("AT", ""), int(os.environ.get("SIGNAL", "0"))
+count = 0
+def counted(self, step, stop):
+    global count
+    if f"{self.name.split('/')[1]}:{step}" == at and not count:
+        os.kill(os.getpid(), number)
+        count = 1
+    train(self, step, stop)
+StageRun.train = counted
+launch.run_command(launch.main)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with sources and the experiment over them."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "sources").mkdir()
+    rng = np.random.default_rng(0)
+    words = "alpha beta gamma delta epsilon zeta".split()
+    for i in range(40):
+        lines = [f"def {rng.choice(words)}_{j}(x):\n    return x + {rng.integers(1000)}  # {' '.join(rng.choice(words, 4))}\n\n" for j in range(12)]
+        (folder / "sources" / f"f{i}.py").write_text("".join(lines))
+    (folder / "tiny.py").write_text(EXPERIMENT.replace("SOURCES", str(folder / "sources")))
+    return folder
+
+
+def command(place: Path, out: str, *args: str, **env: str) -> subprocess.Popen:
+    argv = [sys.executable, "-c", PROGRAM, "run", str(place / "tiny.py"), "--out", str(place / out), "--cache", str(place / "cache"), *args]
+    # sys.argv[0] is "-c": launch.py reads what follows
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT), **env}
+    return subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def launch(place: Path, out: str, *args: str, **env: str) -> tuple[int, str, str]:
+    process = command(place, out, *args, **env)
+    output, errors = process.communicate(timeout=300)
+    return process.returncode, output, errors
+
+
+def losses(place: Path, out: str, stage: str) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in read_metrics(place / out / "main" / stage / "metrics.jsonl") if "loss" in line}
+
+
+def parameters(place: Path, out: str, stage: str, step: int) -> dict:
+    return ocp.StandardCheckpointer().restore(place / out / "main" / stage / "checkpoints" / f"step_{step}" / "params")
+
+
+def same_bits(a: dict, b: dict) -> None:
+    import jax
+
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place):
+    code, output, errors = launch(place, "undisturbed")
+    assert code == 0, errors
+    return output
+
+
+def test_a_run_leaves_everything_behind(place, undisturbed):
+    out = place / "undisturbed"
+    for name in ("config.json", "corpus.json", "tokenizer.model", "report.html", "report.md", "main/code/done.json", "main/long/metrics.jsonl"):
+        assert (out / name).exists(), name
+    assert list((out / "main" / "code" / "tensorboard").iterdir())
+    assert sorted(losses(place, "undisturbed", "code")) == list(range(1, 9))
+    first = [line["validation_loss"] for line in read_metrics(out / "main" / "code" / "metrics.jsonl") if "validation_loss" in line]
+    assert len(first) == 3
+    assert first[-1] < first[0]
+
+
+def test_a_second_start_skips_what_is_done(place, undisturbed):
+    code, output, _ = launch(place, "undisturbed")
+    assert code == 0
+    assert "main/code: done before, skipped" in output
+    assert "main/long: done before, skipped" in output
+
+
+def test_killed_twice_ends_bit_for_bit_the_same(place, undisturbed):
+    assert launch(place, "killed", AT="code:5", SIGNAL=str(signal.SIGKILL.value))[0] == -signal.SIGKILL
+    assert launch(place, "killed", AT="long:2", SIGNAL=str(signal.SIGKILL.value))[0] == -signal.SIGKILL
+    code, _, errors = launch(place, "killed")
+    assert code == 0, errors
+    for stage, steps in (("code", 8), ("long", 4)):
+        assert losses(place, "killed", stage) == losses(place, "undisturbed", stage)
+        same_bits(parameters(place, "killed", stage, steps), parameters(place, "undisturbed", stage, steps))
+
+
+@pytest.mark.parametrize("number, exit_code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_saves_and_goes_on(place, undisturbed, number, exit_code):
+    out = f"stopped{exit_code}"
+    code, _, errors = launch(place, out, AT="code:4", SIGNAL=str(number.value))
+    assert code == exit_code
+    assert "same command" in errors
+    assert errors.count("\n") == 1
+    saved = max(int(p.name[5:]) for p in (place / out / "main" / "code" / "checkpoints").glob("step_*"))
+    assert saved > 4
+    if number == signal.SIGTERM:
+        assert launch(place, out)[0] == 0
+        same_bits(parameters(place, out, "long", 4), parameters(place, "undisturbed", "long", 4))
+
+
+def test_a_changed_config_is_refused_with_the_difference(place, undisturbed):
+    code, _, errors = launch(place, "undisturbed", "--code.optimizer.peak-lr", "0.5")
+    assert code == 2
+    assert "main.code.optimizer.peak_lr: 0.01 -> 0.5" in errors
+    assert "--fresh" in errors
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(place, undisturbed):
+    shutil.copytree(place / "undisturbed", place / "damaged")
+    stage = place / "damaged" / "main" / "long"
+    (stage / "done.json").unlink()
+    for file in (stage / "checkpoints" / "step_4" / "params").rglob("*"):
+        if file.is_file() and file.stat().st_size > 300:
+            os.truncate(file, file.stat().st_size // 2)
+    code, _, errors = launch(place, "damaged")
+    assert code == 0, errors
+    assert "step_4 is damaged, trying the one before it" in errors
+    same_bits(parameters(place, "damaged", "long", 4), parameters(place, "undisturbed", "long", 4))
+
+
+def test_a_nan_stops_the_run_and_names_the_culprits(place):
+    code, _, errors = launch(place, "nan", "--code.optimizer.peak-lr", "1e30", "--code.optimizer.clip-norm", "1e30")
+    assert code == 2
+    assert "main/code: loss" in errors
+    assert ".py" in errors.split("documents of the batch: ")[1]
+    assert "last good checkpoint" in errors
+
+
+def on_two_hosts(place: Path, out: str, **env: str) -> list[int]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    hosts = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "4"}
+    processes = [command(place, out, **hosts, JAX_PROCESS_ID=str(i), **(env if i else {})) for i in range(2)]
+    return [(p.communicate(timeout=300), p.returncode)[1] for p in processes]
+
+
+def test_two_hosts_and_one_see_the_same_run(place, undisturbed):
+    """Stopped on two hosts and gone on with on one, and the other way round. Only the second host gets the signal."""
+    stop = {"AT": "code:4", "SIGNAL": str(signal.SIGTERM.value)}
+    assert on_two_hosts(place, "two_then_one", **stop) == [143, 143]
+    code, _, errors = launch(place, "two_then_one", JAX_NUM_CPU_DEVICES="8")
+    assert code == 0, errors
+    assert launch(place, "one_then_two", JAX_NUM_CPU_DEVICES="8", **stop)[0] == 143
+    assert on_two_hosts(place, "one_then_two") == [0, 0]
+    for stage in ("code", "long"):
+        expected = losses(place, "undisturbed", stage)
+        for out in ("two_then_one", "one_then_two"):
+            assert losses(place, out, stage) == pytest.approx(expected, abs=1e-5)
+    cursors = [json.loads((place / o / "main/long/checkpoints/step_4/cursors/metadata").read_text()) for o in ("undisturbed", "two_then_one", "one_then_two")]
+    assert cursors[0]["rows"] == cursors[1]["rows"] == cursors[2]["rows"]
