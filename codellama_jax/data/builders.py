@@ -55,7 +55,9 @@ def _documents(items: list, code: bool, block_chars: int, fraction: float) -> tu
     files, counts = sources.load(items, code)
     if len(files) < 2:
         raise UserError(f"of the {len(items)} files of the corpus {len(files)} can be used: it takes one to train and one to validate")
-    held_out = {f.id for f in files if sources.position(f.id) < fraction} or {min(files, key=lambda f: sources.position(f.id)).id}
+    places = sorted((sources.position(file.id), file.id) for file in files)
+    count = min(max(sum(place < fraction for place, _ in places), 1), len(files) - 1)
+    held_out = {name for _, name in places[:count]}
     splits: dict[str, list] = {"train": [], "validation": []}
     for file in files:
         parts = sources.blocks(file.text, block_chars) if block_chars else [file.text]

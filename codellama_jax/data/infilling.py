@@ -6,18 +6,17 @@ document and EOT, not EOS, closes one that was cut: generation begins with BOS a
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
-
-import numpy as np
 
 from codellama_jax.config import InfillingConfig
 
 LONG = 3  # characters a token, above which a document is likely too long for a row: only the order of two checks hangs on it
 
 
-def split(text: str, rng: np.random.Generator) -> tuple[str, str, str]:
+def split(text: str, rng: Random) -> tuple[str, str, str]:
     """Cuts a text into (prefix, middle, suffix) at two characters drawn independently and uniformly, both ends included."""
-    first, second = sorted(rng.integers(0, len(text) + 1, 2).tolist())
+    first, second = sorted(int(rng.random() * (len(text) + 1)) for _ in range(2))
     return text[:first], text[first:second], text[second:]
 
 
@@ -41,7 +40,7 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
     return [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
 
 
-def document_ids(tokenizer: Any, text: str, rng: np.random.Generator, infilling: InfillingConfig, seq_len: int) -> list[int]:
+def document_ids(tokenizer: Any, text: str, rng: Random, infilling: InfillingConfig, seq_len: int) -> list[int]:
     """Returns the ids of a training document, cut for infilling at the configured rate if it then fits one row of `seq_len` tokens.
 
     A row holds an id and its successor in each place, so `seq_len + 1` ids fit. A longer document stays plain.

@@ -1,10 +1,10 @@
 """The infilling transform: layout, text that comes back, and what is left alone."""
 
 from pathlib import Path
+from random import Random
 
 import hypothesis
 import hypothesis.strategies as st
-import numpy as np
 import pytest
 
 from codellama_jax import tokenizer as tokenizers
@@ -21,7 +21,7 @@ examples = hypothesis.settings(deadline=None, max_examples=150)
 @examples
 @hypothesis.given(text=any_text, seed=st.integers(0, 2**32 - 1), spm=st.booleans())
 def test_any_text_is_rebuilt(tokenizer, text, seed, spm):
-    prefix, middle, suffix = infilling.split(text, np.random.default_rng(seed))
+    prefix, middle, suffix = infilling.split(text, Random(seed))
     assert prefix + middle + suffix == text
     ids = infilling.infill_ids(tokenizer, prefix, middle, suffix, spm)
     special = [i for i in ids if i >= tokenizer.pieces or i in (tokenizer.bos_id, tokenizer.eos_id)]
@@ -61,8 +61,8 @@ def test_published_prompt():
 @examples
 @hypothesis.given(text=any_text, seed=st.integers(0, 999), seq_len=st.integers(4, 80), rate=st.sampled_from([0.0, 0.5, 1.0]))
 def test_what_fits_a_row_is_cut_and_nothing_else(tokenizer, text, seed, seq_len, rate):
-    ids = infilling.document_ids(tokenizer, text, np.random.default_rng(seed), InfillingConfig(rate=rate), seq_len)
-    rng, plain = np.random.default_rng(seed), infilling.plain_ids(tokenizer, text)
+    ids = infilling.document_ids(tokenizer, text, Random(seed), InfillingConfig(rate=rate), seq_len)
+    rng, plain = Random(seed), infilling.plain_ids(tokenizer, text)
     chosen, spm = rng.random() < rate, rng.random() < 0.5
     cut = infilling.infill_ids(tokenizer, *infilling.split(text, rng), spm)
     if not chosen or len(cut) > seq_len + 1:
@@ -78,7 +78,7 @@ def test_what_fits_a_row_is_cut_and_nothing_else(tokenizer, text, seed, seq_len,
 def test_the_longest_document_that_is_cut(characters, spm, extra):
     seq_len, around = 500, 6  # BOS, PRE, the leading space, SUF, MID, EOT
     text = "x" * (seq_len + 1 - around + extra)
-    ids = infilling.document_ids(characters, text, np.random.default_rng(0), InfillingConfig(rate=1.0, spm=spm), seq_len)
+    ids = infilling.document_ids(characters, text, Random(0), InfillingConfig(rate=1.0, spm=spm), seq_len)
     assert ids == infilling.plain_ids(characters, text) if extra else len(ids) == seq_len + 1 and ids[-1] == characters.eot_id
 
 
@@ -86,5 +86,5 @@ def test_a_long_document_is_encoded_once(tokenizer, monkeypatch):
     calls, encode = [], type(tokenizer).encode
     monkeypatch.setattr(type(tokenizer), "encode", lambda self, text, **flags: calls.append(text) or encode(self, text, **flags))
     text = "for x in range(10):\n    print(x)\n" * 100
-    ids = infilling.document_ids(tokenizer, text, np.random.default_rng(0), InfillingConfig(rate=1.0), 64)
+    ids = infilling.document_ids(tokenizer, text, Random(0), InfillingConfig(rate=1.0), 64)
     assert calls == [text] and ids == infilling.plain_ids(tokenizer, text)
