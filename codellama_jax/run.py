@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +22,7 @@ from codellama_jax.evaluation.probes import run_probes
 from codellama_jax.report import write_report
 from codellama_jax.sizes import SENTINEL_ROWS
 from codellama_jax.training import checkpoint
-from codellama_jax.training.loop import StageRun, check_stage, owned_rows, place_validation, train_stage
+from codellama_jax.training.loop import StageRun, Stopped, check_stage, owned_rows, place_validation, train_stage
 from codellama_jax.training.mesh import make_mesh, on_mesh
 
 # What may change between two starts of a run: where and how it computes, not what.
@@ -166,33 +168,42 @@ def probe_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, plac
 
 
 def run_experiment(experiment: Experiment, claim: str, out: str, arm: str, fresh: bool, cache: str) -> None:
-    """Runs the arms (or the one named), writes their probes and the report."""
+    """Runs the arms (or the one named), writes their probes and the report. Exits with 128 + signal after a stop that saved."""
     start_distributed()
     folder = epath.Path(out).expanduser()
     mesh = make_mesh(experiment.mesh)
     arms = {arm: experiment.arms[arm]} if arm else experiment.arms
     for stages in arms.values():
-        for stage in stages.values():
+        for index, stage in enumerate(stages.values()):
             check_stage(stage, mesh)
+            initial_params(stage, (folder, stage) if index else None, mesh)
     if not fresh:
         check_folder(experiment, folder)
     corpus = Corpus(experiment, cache)
     check_tokenizer(experiment, corpus.tokenizer)
     open_folder(experiment, folder, fresh)
-    if jax.process_index() == 0:
-        corpus.tokenizer.save(folder / "tokenizer.model")
-    with on_mesh(mesh):
-        for arm_name, stages in arms.items():
-            before = None
-            for index, (name, stage) in enumerate(stages.items()):
-                initial = initial_params(stage, before, mesh)
-                before, place = (folder / arm_name / name, stage), (arm_name, name, index)
-                run_stage(experiment, corpus, before[0], place, initial, mesh)
-                probe_stage(experiment, corpus, before[0], place, mesh)
+    try:
+        with on_mesh(mesh):
+            run_arms(experiment, corpus, folder, arms, mesh)
+    except Stopped as stop:
+        print(f"stopped by {signal.Signals(stop.args[0]).name} and saved: the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + stop.args[0])
     if jax.process_index() == 0:
         (folder / "corpus.json").write_text(json.dumps(corpus.counts(), indent=1))
         write_report(folder, experiment, claim)
         say(f"report: {folder / 'report.html'}")
+
+
+def run_arms(experiment: Experiment, corpus: Corpus, folder: epath.Path, arms: dict[str, dict[str, Stage]], mesh: Mesh) -> None:
+    if jax.process_index() == 0:
+        corpus.tokenizer.save(folder / "tokenizer.model")
+    for arm, stages in arms.items():
+        before = None
+        for index, (name, stage) in enumerate(stages.items()):
+            initial = initial_params(stage, before, mesh)
+            before, place = (folder / arm / name, stage), (arm, name, index)
+            run_stage(experiment, corpus, before[0], place, initial, mesh)
+            probe_stage(experiment, corpus, before[0], place, mesh)
 
 
 def start_distributed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage, Use
 from codellama_jax.training.mesh import make_mesh, on_mesh
 from codellama_jax.training.step import TrainState, abstract_state
 
-warn = Console(stderr=True, style="yellow").print
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of every item of a checkpoint that is not asked for
+warn = Console(stderr=True, style="yellow", soft_wrap=True, highlight=False).print
 
 
 def _first_line(error: BaseException) -> str:
@@ -127,26 +129,22 @@ def load_params(folder: epath.Path, stage: Stage, mesh: jax.sharding.Mesh) -> di
     steps = sorted(manager.all_steps(), reverse=True) if (folder / "checkpoints").exists() else []
     if not steps:
         raise UserError(f"no checkpoint in {folder}: give the folder of a run that has trained")
+    _check_shapes(folder, stage.model)
     with on_mesh(mesh):
         abstract = abstract_state(stage, mesh).params
     for step in steps:
         try:
-            saved = manager.item_metadata(step)["params"]
-            _check_shapes(folder, saved, abstract)
             return manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))["params"]
-        except UserError:
-            raise
         except Exception as error:
             warn(f"warning: checkpoint {folder}/checkpoints/step_{step} is damaged, trying the one before it ({_first_line(error)})")
     raise UserError(f"no checkpoint under {folder} can be read")
 
 
-def _check_shapes(folder: epath.Path, saved: Any, wanted: dict) -> None:
-    shapes = lambda tree: {jax.tree_util.keystr(k): tuple(v.shape) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
-    saved, wanted = shapes(getattr(saved, "tree", saved)), shapes(wanted)
-    for name in sorted(saved.keys() | wanted.keys()):
-        if saved.get(name) != wanted.get(name):
-            raise UserError(f"{folder} holds another model: {name} is {saved.get(name)} there and {wanted.get(name)} here")
+def _check_shapes(folder: epath.Path, wanted: ModelConfig) -> None:
+    saved = json.loads((folder / "config.json").read_text())["model"]
+    for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff"):
+        if saved[name] != getattr(wanted, name):
+            raise UserError(f"{folder} holds another model: {name} is {saved[name]} there and {getattr(wanted, name)} here")
 
 
 def stage_folder(run: epath.Path, arm: str = "", stage: str = "") -> tuple[epath.Path, Stage]:
