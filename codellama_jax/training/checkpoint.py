@@ -42,12 +42,12 @@ class Checkpoints:
         steps = self.manager.all_steps()
         return f"{self.folder}/step_{max(steps)}" if steps else "none yet"
 
-    def save(self, step: int, state: TrainState, cursors: dict[str, Any]) -> None:
+    def save(self, step: int, state: TrainState, rows: dict[str, Any], tokens: int) -> None:
         """Starts to save; returns once the arrays are copied. Raises UserError if this or the save before it failed."""
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
-            cursors=ocp.args.JsonSave(_gather(cursors)),
+            cursors=ocp.args.JsonSave({"rows": _gather(rows), "tokens": tokens}),
             stage=ocp.args.JsonSave(to_dict(self.stage)),
         )
         self._guarded(f"step {step}", lambda: self.manager.save(step, args=items, force=True))
@@ -100,11 +100,11 @@ class Checkpoints:
         )
 
 
-def _gather(cursors: dict[str, Any]) -> dict[str, Any]:
+def _gather(rows: dict[str, Any]) -> dict[str, Any]:
     """Returns the cursors of all rows: every host brings those it owns."""
     if jax.process_count() == 1:
-        return cursors
-    mine = np.frombuffer(json.dumps(cursors).encode(), np.uint8)
+        return rows
+    mine = np.frombuffer(json.dumps(rows).encode(), np.uint8)
     longest = int(np.max(multihost_utils.process_allgather(np.array(mine.size))))
     texts = multihost_utils.process_allgather(np.pad(mine, (0, longest - mine.size), constant_values=ord(" ")))
     return {row: cursor for text in texts for row, cursor in json.loads(bytes(text)).items()}

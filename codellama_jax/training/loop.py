@@ -135,7 +135,7 @@ class StageRun:
     def save(self, step: int) -> None:
         """Saves only what is known to be finite."""
         self.settle(0)
-        self.checkpoints.save(step, self.state, {"rows": self.batches.state(), "tokens": self.tokens})
+        self.checkpoints.save(step, self.state, self.batches.state(), self.tokens)
         self.throughput.pause()
 
 
