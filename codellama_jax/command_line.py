@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -31,7 +32,7 @@ def cli(*args: Any, **kwargs: Any) -> Any:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Calls `main`, then exits: 2 after the line of a UserError, 130 after Ctrl-C, quietly where the reader of a pipe has left."""
+    """Calls `main`, then exits: 2 after one line for a UserError or a disk that takes no more, 130 after Ctrl-C, quietly when a pipe's reader left."""
     try:
         main()
         sys.stdout.flush()
@@ -44,6 +45,12 @@ def run_command(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains while it exits
         sys.exit(BROKEN_PIPE)
+
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
+            raise
+        print(f"error: {error.strerror}: {error.filename or 'output'}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _one_line(box: str) -> str:

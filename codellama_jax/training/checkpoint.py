@@ -19,11 +19,13 @@ from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage, Use
 from codellama_jax.training.mesh import make_mesh, on_mesh
 from codellama_jax.training.step import TrainState, abstract_state
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of every item of a checkpoint that is not asked for
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax prints tracebacks of errors that it also raises, and these are told in a line
 warn = Console(stderr=True, style="yellow", soft_wrap=True, highlight=False).print
 
 
 def _first_line(error: BaseException) -> str:
+    if "No space left" in str(error):
+        return "no space left on the device"
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
