@@ -32,7 +32,7 @@ def cli(*args: Any, **kwargs: Any) -> Any:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Calls `main`, then exits: 2 after one line for a UserError or a disk that takes no more, 130 after Ctrl-C, quietly when a pipe's reader left."""
+    """Calls `main`, then exits: 2 after one line for a UserError or a full disk, 130 after Ctrl-C, quietly when a pipe's reader is gone."""
     try:
         main()
         sys.stdout.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 
 from codellama_jax import tokenizer as tokenizers
+from codellama_jax.accounting import checkpoint_bytes
 from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage, UserError, from_dict, to_dict
 from codellama_jax.training.mesh import make_mesh, on_mesh
 from codellama_jax.training.step import TrainState, abstract_state
@@ -45,7 +47,9 @@ class Checkpoints:
         return f"{self.folder}/step_{max(steps)}" if steps else "none yet"
 
     def save(self, step: int, state: TrainState, rows: dict[str, Any], tokens: int) -> None:
-        """Starts to save; returns once the arrays are copied. Raises UserError if this or the save before it failed."""
+        """Starts to save; returns once the arrays are copied. Raises UserError if this or the save before it failed, or has no room."""
+        self.wait()
+        self._check_room(step)
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
@@ -53,6 +57,14 @@ class Checkpoints:
             stage=ocp.args.JsonSave(to_dict(self.stage)),
         )
         self._guarded(f"step {step}", lambda: self.manager.save(step, args=items, force=True))
+
+    def _check_room(self, step: int) -> None:
+        if str(self.folder).startswith("gs://"):
+            return
+        needed, free = checkpoint_bytes(self.stage.model) // jax.process_count(), shutil.disk_usage(self.folder).free
+        if free < needed:
+            room = f"it takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
+            raise UserError(f"no room for the checkpoint of step {step} in {self.folder}: {room}; the last good one: {self.last_good()}")
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
