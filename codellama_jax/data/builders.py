@@ -47,8 +47,8 @@ def prepare(corpus: CorpusConfig, source: str, block_chars: int, cache_dir: Any)
         if not (folder / "prepared.json").exists():
             _write(folder, *_documents(items, code, block_chars, corpus.validation_fraction))
         return _open(folder)
-    except OSError as error:
-        raise UserError(f"cannot prepare the corpus in {folder}: {error.strerror or error}") from error
+    except (OSError, ImportError, RuntimeError) as error:  # epath needs another package for gs://; TFDS wraps a full disk
+        raise UserError(f"cannot prepare the corpus in {folder}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _documents(items: list, code: bool, block_chars: int, fraction: float) -> tuple[dict[str, list], dict[str, int]]:
@@ -68,15 +68,18 @@ def _documents(items: list, code: bool, block_chars: int, fraction: float) -> tu
 
 def _write(folder: Any, splits: dict[str, list], counts: dict[str, int]) -> None:
     attempt = folder / uuid.uuid4().hex
-    builder = _builder_class()(data_dir=attempt, splits=splits)
-    _quietly(builder.download_and_prepare, file_format="array_record")
-    prepared = {"path": str(builder.data_path.relative_to(folder)), "counts": counts}
-    if (folder / "prepared.json").exists():  # another process was faster
-        attempt.rmtree()
-        return
-    draft = attempt / "prepared.json"
-    draft.write_text(json.dumps(prepared, indent=1))
-    draft.replace(folder / "prepared.json")
+    try:
+        builder = _builder_class()(data_dir=attempt, splits=splits)
+        _quietly(builder.download_and_prepare, file_format="array_record")
+        draft = attempt / "prepared.json"
+        draft.write_text(json.dumps({"path": str(builder.data_path.relative_to(folder)), "counts": counts}, indent=1))
+        if (folder / "prepared.json").exists():  # another process was faster
+            attempt.rmtree()
+        else:
+            draft.replace(folder / "prepared.json")
+    except BaseException:
+        attempt.rmtree(missing_ok=True)
+        raise
 
 
 def _open(folder: Any) -> Prepared:

@@ -157,7 +157,11 @@ def _folder(folder: str) -> Iterator[Item]:
     from etils import epath
 
     root = epath.Path(folder).expanduser()
-    if not root.is_dir():
+    try:
+        found = root.is_dir()
+    except (OSError, ImportError) as error:  # epath needs another package for gs://
+        raise UserError(f"cannot read the corpus {folder!r}: {error}") from error
+    if not found:
         raise UserError(f"the corpus {folder!r} is not a folder: name a folder of text files, or stdlib, topics or descriptions")
     return _files(root, root.resolve().name)
 
@@ -172,7 +176,8 @@ def _files(root: str | os.PathLike, prefix: str, skip: tuple[str, ...] = ()) -> 
         for path in (folder / name for name in names if not name.startswith(".")):
             stamp = _stamp(path)
             if stamp:
-                yield Item(f"{inside / path.name}", stamp, path.read_bytes)
+                name = f"{inside / path.name}".encode(errors="backslashreplace").decode()  # names of files may be any bytes
+                yield Item(name, stamp, path.read_bytes)
 
 
 def _stamp(path: os.PathLike) -> str:

@@ -126,6 +126,20 @@ def test_one_line_for_a_cache_that_cannot_be_written(corpus, tmp_path):
         builders.prepare(corpus, "code", 0, tmp_path / "cache")
 
 
+def test_a_full_disk_leaves_nothing_behind(corpus, tmp_path, monkeypatch):
+    quietly, cache = builders._quietly, tmp_path / "cache"
+
+    def full(*args, **kwargs):
+        quietly(*args, **kwargs)
+        raise RuntimeError('Failed to finalize writing of split "train": write() failed: No space left on device')
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device") as error:
+        patch.setattr(builders, "_quietly", full)
+        builders.prepare(corpus, "code", 0, cache)
+    assert "\n" not in str(error.value) and not [path for path in cache.rglob("*") if path.is_file()]
+    assert len(builders.prepare(corpus, "code", 0, cache).train)
+
+
 def test_one_line_for_a_corpus_without_use(tmp_path):
     (tmp_path / "corpus").mkdir()
     for name in "ab":

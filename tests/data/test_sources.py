@@ -50,9 +50,11 @@ def test_a_folder_of_files(tmp_path):
     (tmp_path / "link.py").symlink_to(tmp_path / "src/a.py")
     (tmp_path / "loop").symlink_to(tmp_path)
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / os.fsdecode(b"odd\xff")).write_text("any bytes name a file\n")
     found, counts = sources.load(sources.find(str(tmp_path)), code=True)
+    kept["odd\\udcff"] = "any bytes name a file\n"
     assert {d.id: d.text for d in found} == {f"{tmp_path.name}/{name}": text for name, text in kept.items()}
-    wanted = {"files": 4, "not_utf8": 1, "binary": 2, "empty": 1, "generated": 1, "near_duplicates": 0, "unreadable": 0}
+    wanted = {"files": 5, "not_utf8": 1, "binary": 2, "empty": 1, "generated": 1, "near_duplicates": 0, "unreadable": 0}
     assert counts == wanted | {"characters": sum(map(len, kept.values()))} and set(counts) == set(sources.COUNTS)
 
 
