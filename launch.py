@@ -21,7 +21,7 @@ import tyro
 
 from codellama_jax import overrides
 from codellama_jax.command_line import cli, run_command
-from codellama_jax.config import Experiment, UserError
+from codellama_jax.config import CACHE, Experiment, UserError
 
 FOLDER = Path(__file__).resolve().parent / "experiments"
 
@@ -46,8 +46,8 @@ class Run(Plan):
     """The run's folder, local or gs://; runs/EXPERIMENT-SCALE unless given."""
     fresh: bool = False
     """Start again; the run that is there is kept under another name."""
-    cache: str = "~/.cache/codellama_jax"
-    """Where prepared documents and tokenizers are kept."""
+    cache: str = CACHE
+    """Where prepared documents, tokenizers and compiled programs are kept."""
 
 
 Commands = Annotated[Run, tyro.conf.subcommand("run")] | Annotated[Plan, tyro.conf.subcommand("plan")]

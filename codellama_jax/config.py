@@ -12,6 +12,8 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
+CACHE = "~/.cache/codellama_jax"  # prepared documents, tokenizers and compiled programs
+
 
 class UserError(Exception):
     """A mistake that the user can mend: shown as one line that names the fix, exit code 2."""

@@ -170,7 +170,7 @@ def probe_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, plac
 def run_experiment(experiment: Experiment, claim: str, out: str, arm: str, fresh: bool, cache: str) -> None:
     """Runs the arms (or the one named), writes their probes and the report. Exits with 128 + signal after a stop that saved."""
     start_distributed()
-    keep_compiled(cache)
+    checkpoint.keep_compiled(cache)
     folder = epath.Path(out).expanduser()
     mesh = make_mesh(experiment.mesh)
     arms = {arm: experiment.arms[arm]} if arm else experiment.arms
@@ -205,11 +205,6 @@ def run_arms(experiment: Experiment, corpus: Corpus, folder: epath.Path, arms: d
             before, place = (folder / arm / name, stage), (arm, name, index)
             run_stage(experiment, corpus, before[0], place, initial, mesh)
             probe_stage(experiment, corpus, before[0], place, mesh)
-
-
-def keep_compiled(cache: str) -> None:
-    """Keeps what XLA compiles, so that a run that goes on starts at once."""
-    jax.config.update("jax_compilation_cache_dir", str(epath.Path(cache).expanduser() / "compiled"))
 
 
 def start_distributed() -> None:

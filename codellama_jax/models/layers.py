@@ -67,26 +67,13 @@ class RMSNorm(nn.Module):
 
 
 @struct.dataclass
-class Cache:
-    """Keys and values of every layer; a row's slot s holds the token at position s. S is the capacity."""
-
-    k_LBSKH: jax.Array
-    v_LBSKH: jax.Array
-
-    def write(self, layer: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, positions_BT: jax.Array) -> Cache:
-        """Returns the cache with one layer's new tokens at their positions; positions past the capacity are dropped."""
-        rows_B1 = jnp.arange(positions_BT.shape[0])[:, None]
-        put = lambda old, new: old.at[layer, rows_B1, positions_BT].set(new.astype(old.dtype), mode="drop")
-        return Cache(put(self.k_LBSKH, k_BTKH), put(self.v_LBSKH, v_BTKH))
-
-
-@struct.dataclass
 class Inputs:
     """What every layer reads beside its activations."""
 
     positions_BT: jax.Array
     segment_ids_BT: jax.Array | None
     rope: tuple[jax.Array, jax.Array]
+    keep_kv: bool = struct.field(pytree_node=False, default=False)  # hand out every layer's keys and values, to go on from them
 
 
 class Attention(nn.Module):
@@ -95,7 +82,7 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, inputs: Inputs, cache: Cache | None, layer: jax.Array) -> tuple[jax.Array, Cache | None]:
+    def __call__(self, x_BTD: jax.Array, inputs: Inputs) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         c = self.config
         B, T, D = x_BTD.shape
         K, G, H = c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim
@@ -103,24 +90,18 @@ class Attention(nn.Module):
         w_out = parameter(self, "out", (K, G, H, D), ("heads", None, None, "embed"), INIT_STD / (2 * c.n_layers) ** 0.5)
         qkv_BTKXH = nn.with_logical_constraint(project(x_BTD, w_qkv), ("batch", "length", "heads", None, None))
         q_BTNH = rotate(qkv_BTKXH[:, :, :, :G].reshape(B, T, K * G, H), inputs.rope)
-        k_BSKH, v_BSKH = rotate(qkv_BTKXH[:, :, :, G], inputs.rope), qkv_BTKXH[:, :, :, G + 1]
-        kv_positions_BS, segments_BT = inputs.positions_BT, inputs.segment_ids_BT
-        if cache is not None:
-            cache = cache.write(layer, k_BSKH, v_BSKH, inputs.positions_BT)
-            if T == 1:  # a prompt begins at position 0 and needs only its own keys; a later token needs all before it
-                k_BSKH, v_BSKH = cache.k_LBSKH[layer], cache.v_LBSKH[layer]
-                kv_positions_BS = jnp.broadcast_to(jnp.arange(k_BSKH.shape[1]), (B, k_BSKH.shape[1]))
+        k_BTKH, v_BTKH = rotate(qkv_BTKXH[:, :, :, G], inputs.rope), qkv_BTKXH[:, :, :, G + 1]
         out_BTNH = attention(
             q_BTNH,
-            k_BSKH.astype(q_BTNH.dtype),
-            v_BSKH.astype(q_BTNH.dtype),
+            k_BTKH,
+            v_BTKH,
             q_positions_BT=inputs.positions_BT,
-            kv_positions_BS=kv_positions_BS,
-            q_segments_BT=segments_BT,
-            kv_segments_BS=segments_BT,
+            kv_positions_BS=inputs.positions_BT,
+            q_segments_BT=inputs.segment_ids_BT,
+            kv_segments_BS=inputs.segment_ids_BT,
             implementation=c.attention,
         )
-        return project(out_BTNH.reshape(B, T, -1), w_out.reshape(-1, D)), cache
+        return project(out_BTNH.reshape(B, T, -1), w_out.reshape(-1, D)), (k_BTKH, v_BTKH)
 
 
 class SwiGLU(nn.Module):
@@ -143,10 +124,9 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, carry: tuple[jax.Array, Cache | None], layer: jax.Array, inputs: Inputs):
-        x_BTD, cache = carry
+    def __call__(self, x_BTD: jax.Array, inputs: Inputs) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         norm = lambda name: RMSNorm(self.config.norm_eps, name=name)
-        out_BTD, cache = Attention(self.config, name="attention")(norm("attention_norm")(x_BTD), inputs, cache, layer)
+        out_BTD, kv = Attention(self.config, name="attention")(norm("attention_norm")(x_BTD), inputs)
         x_BTD = x_BTD + out_BTD
         x_BTD = x_BTD + SwiGLU(self.config, name="ffn")(norm("ffn_norm")(x_BTD))
-        return (nn.with_logical_constraint(x_BTD, ("batch", "length", None)), cache), None
+        return nn.with_logical_constraint(x_BTD, ("batch", "length", None)), kv if inputs.keep_kv else None

@@ -7,18 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from codellama_jax.config import ModelConfig
-from codellama_jax.models.layers import Block, Cache, Inputs, RMSNorm, parameter, rope_angles
+from codellama_jax.models.layers import Block, Inputs, RMSNorm, parameter, rope_angles
 
 REMAT_POLICIES = {
     "full": None,  # keep the input of every layer, compute the rest again
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,  # keep the products with weights as well
 }
-
-
-def init_cache(config: ModelConfig, batch: int, capacity: int) -> Cache:
-    """An empty cache for `batch` rows of at most `capacity` tokens, in the compute dtype."""
-    shape = (config.n_layers, batch, capacity, config.n_kv_heads, config.head_dim)
-    return Cache(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
 
 
 class Llama(nn.Module):
@@ -36,7 +30,7 @@ class Llama(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=nn.broadcast,
             length=c.n_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c)
@@ -44,19 +38,19 @@ class Llama(nn.Module):
         self.head_DV = parameter(self, "head", (c.d_model, c.vocab_size), ("embed", "vocab"))
 
     def hidden(
-        self, tokens_BT: jax.Array, positions_BT: jax.Array, segment_ids_BT: jax.Array | None = None, cache: Cache | None = None
-    ) -> tuple[jax.Array, Cache | None]:
-        """Returns the normalised last activations x_BTD, and the cache with these tokens in it.
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, segment_ids_BT: jax.Array | None = None, keep_kv: bool = False
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """Returns the normalised last activations x_BTD and, if asked to keep them, the keys and values of all layers, both _LBTKH.
 
-        Positions count from 0 in every document. With a cache, either a whole prompt from position 0 or one token a row.
+        Positions count from 0 in every document.
         """
         c = self.config
         table_VD = nn.with_logical_constraint(self.embedding_VD.astype(c.compute_dtype), ("vocab", None))  # gathered whole in D
         x_BTD = table_VD[tokens_BT]
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
-        inputs = Inputs(positions_BT, segment_ids_BT, rope_angles(positions_BT, c.head_dim, c.rope_theta, c.rope_scaling))
-        (x_BTD, cache), _ = self.layers((x_BTD, cache), jnp.arange(c.n_layers), inputs)
-        return self.final_norm(x_BTD), cache
+        inputs = Inputs(positions_BT, segment_ids_BT, rope_angles(positions_BT, c.head_dim, c.rope_theta, c.rope_scaling), keep_kv)
+        x_BTD, kv_LBTKH = self.layers(x_BTD, inputs)
+        return self.final_norm(x_BTD), kv_LBTKH
 
     def unembed(self, x_BTD: jax.Array) -> jax.Array:
         """Returns fp32 logits_BTV."""

@@ -124,6 +124,11 @@ def _gather(rows: dict[str, Any]) -> dict[str, Any]:
     return {row: cursor for text in texts for row, cursor in json.loads(bytes(text)).items()}
 
 
+def keep_compiled(cache: str) -> None:
+    """Keeps what XLA compiles, so that a run that goes on starts at once."""
+    jax.config.update("jax_compilation_cache_dir", str(epath.Path(cache).expanduser() / "compiled"))
+
+
 @dataclass(frozen=True)
 class Run:
     """A trained model as probes, generation and the next stage use it."""

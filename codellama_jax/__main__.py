@@ -1,0 +1,115 @@
+"""Asks a trained model: `python -m codellama_jax complete RUN PROMPT`, `python -m codellama_jax infill RUN FILE`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from codellama_jax.command_line import cli, run_command
+from codellama_jax.config import CACHE, UserError
+
+if TYPE_CHECKING:
+    from codellama_jax.generation.sampler import Sampling
+    from codellama_jax.training.checkpoint import Run
+
+
+@dataclass(frozen=True)
+class Asking:
+    run: tyro.conf.Positional[str]
+    """The folder of a run or of one of its stages, local or gs://."""
+    text: tyro.conf.Positional[str]
+    arm: str = ""
+    """An arm of the run; its first one unless given."""
+    stage: str = ""
+    """A stage of the arm; the last that is done unless given."""
+    temperature: float = 0.0
+    """0 takes the likeliest token."""
+    top_k: int = 0
+    """Draw from this many of the likeliest tokens; 0 from all."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that hold this share of the mass."""
+    max_new_tokens: int = 128
+    seed: int = 0
+
+    def sampling(self) -> Sampling:
+        from codellama_jax.generation.sampler import Sampling
+
+        return Sampling(self.temperature, self.top_k, self.top_p, self.max_new_tokens, self.seed)
+
+    def load(self) -> Run:
+        from codellama_jax.training.checkpoint import keep_compiled, load_run
+
+        keep_compiled(CACHE)
+        return load_run(self.run, self.arm, self.stage)
+
+
+@dataclass(frozen=True)
+class Complete(Asking):
+    """Go on from a prompt (`-` reads it from standard input)."""
+
+    stop: tuple[str, ...] = ()
+    """End before any of these strings."""
+
+    def __call__(self) -> None:
+        prompt = sys.stdin.read() if self.text == "-" else self.text
+        sampling, run = self.sampling(), self.load()
+        from codellama_jax.generation.text import complete
+
+        sys.stdout.write(prompt)
+        complete(run, [prompt], sampling, self.stop, highlighted())
+        sys.stdout.write("\n")
+
+
+@dataclass(frozen=True)
+class Infill(Asking):
+    """Fill in <FILL_ME> in a file (`-` reads standard input) and print the whole."""
+
+    spm: bool = False
+    """Suffix-prefix-middle order instead of prefix-suffix-middle."""
+
+    def __call__(self) -> None:
+        from codellama_jax.generation.infill import infill, split_fill
+
+        prefix, suffix = split_fill(read(self.text))
+        sampling, run = self.sampling(), self.load()
+        sys.stdout.write(prefix)
+        infill(run, [(prefix, suffix)], sampling, self.spm, stream=highlighted())
+        sys.stdout.write(suffix)
+
+
+def read(path: str) -> str:
+    """Returns the text of a file, local or gs://, or of standard input. Raises UserError for what is not a text file."""
+    from etils import epath
+
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else epath.Path(path).expanduser().read_bytes()
+        return data.decode()
+    except FileNotFoundError:
+        raise UserError(f"no file {path}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder: name a file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text") from None
+
+
+def highlighted() -> Callable[[str], None]:
+    """Returns what writes the model's text: in green on a terminal, plain elsewhere."""
+    on, off = ("\x1b[32m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
+
+    def write(text: str) -> None:
+        if text:
+            sys.stdout.write(f"{on}{text}{off}")
+            sys.stdout.flush()
+
+    return write
+
+
+COMMANDS = Annotated[Complete, tyro.conf.subcommand("complete")] | Annotated[Infill, tyro.conf.subcommand("infill")]
+
+
+if __name__ == "__main__":
+    run_command(lambda: cli(COMMANDS, description=__doc__, prog="python -m codellama_jax")())

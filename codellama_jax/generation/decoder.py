@@ -1,0 +1,141 @@
+"""One token a row at a time, after a prompt: the same function as `models/llama.py`, laid out for what decoding costs.
+
+A step reads every weight once for a few columns of activations. So weights are cast and cut into layers once, not every step
+(a scan over layers would copy each layer out of the stack), and stand output-major with activations as columns, x_DB:
+XLA's CPU backend multiplies (X, D) @ (D, B) about twice as fast as (B, D) @ (D, X).
+Dims: those of `models/layers.py`, and X any output, S slots of the cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from codellama_jax.config import ModelConfig
+from codellama_jax.models.layers import rope_angles
+from codellama_jax.models.llama import Llama
+
+EMPTY = jnp.iinfo(jnp.int32).max  # the position of a slot that holds nothing: after every query
+
+
+@struct.dataclass
+class Layer:
+    attention_norm_D: jax.Array
+    qkv_XD: jax.Array
+    out_DX: jax.Array
+    ffn_norm_D: jax.Array
+    gate_up_XD: jax.Array
+    down_DF: jax.Array
+
+
+@struct.dataclass
+class Weights:
+    embedding_VD: jax.Array
+    layers: tuple[Layer, ...]
+    final_norm_D: jax.Array
+    head_VD: jax.Array
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values, one array a layer. All rows fill the same slot in a step; a slot's position in its row stands beside it."""
+
+    k_BKSH: tuple[jax.Array, ...]
+    v_BKSH: tuple[jax.Array, ...]
+    positions_BS: jax.Array
+    used: jax.Array  # slots, the same number in every row
+
+
+def for_decoding(config: ModelConfig) -> ModelConfig:
+    """Returns the config to generate with: nothing is rematerialised, and a CPU computes in fp32, which is its fastest."""
+    on_cpu = jax.default_backend() == "cpu"
+    return dataclasses.replace(config, remat="none", compute_dtype="float32" if on_cpu else config.compute_dtype)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def prepare(config: ModelConfig, params: dict) -> Weights:
+    """Casts the parameters of a `Llama` to the compute dtype and lays them out for `step`."""
+    output_major = lambda w, inputs: w.astype(config.compute_dtype).reshape(inputs, -1).T
+    stack = params["layers"]
+    attention, ffn = stack["attention"], stack["ffn"]
+    layers = tuple(
+        Layer(
+            attention_norm_D=stack["attention_norm"]["scale"][i],
+            qkv_XD=output_major(attention["qkv"][i], config.d_model),
+            out_DX=output_major(attention["out"][i], config.n_heads * config.head_dim),
+            ffn_norm_D=stack["ffn_norm"]["scale"][i],
+            gate_up_XD=output_major(ffn["gate_up"][i], config.d_model),
+            down_DF=output_major(ffn["down"][i], config.d_ff),
+        )
+        for i in range(config.n_layers)
+    )
+    embedding_VD = params["embedding"].astype(config.compute_dtype)
+    return Weights(embedding_VD, layers, params["final_norm"]["scale"], output_major(params["head"], config.d_model))
+
+
+def prefill(config: ModelConfig, params: dict, tokens_BT: jax.Array, lengths_B: jax.Array, new_slots: int) -> tuple[jax.Array, Cache]:
+    """Reads prompts of `lengths_B` tokens, padded on the right to T.
+
+    Returns fp32 logits_BV after the last token of each, and a cache with room for `new_slots` tokens more.
+    """
+    B, T = tokens_BT.shape
+    model = Llama(config)
+    positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+    x_BTD, kv_LBTKH = model.apply({"params": params}, tokens_BT, positions_BT, keep_kv=True, method="hidden")
+    last_B1D = jnp.take_along_axis(x_BTD, lengths_B[:, None, None] - 1, axis=1)
+    logits_BV = model.apply({"params": params}, last_B1D, method="unembed")[:, 0]
+    to_slots = lambda a_BTKH: jnp.pad(a_BTKH.swapaxes(1, 2), ((0, 0), (0, 0), (0, new_slots), (0, 0)))
+    k_BKSH, v_BKSH = (tuple(map(to_slots, a_LBTKH)) for a_LBTKH in kv_LBTKH)
+    positions_BS = jnp.pad(
+        jnp.where(positions_BT < lengths_B[:, None], positions_BT, EMPTY), ((0, 0), (0, new_slots)), constant_values=EMPTY
+    )
+    return logits_BV, Cache(k_BKSH, v_BKSH, positions_BS, jnp.array(T))
+
+
+def step(config: ModelConfig, weights: Weights, cache: Cache, tokens_B: jax.Array, positions_B: jax.Array) -> tuple[jax.Array, Cache]:
+    """Reads one token a row at its position. Returns fp32 logits_BV after it, and the cache with it."""
+    B, K, G, H = tokens_B.shape[0], config.n_kv_heads, config.n_heads // config.n_kv_heads, config.head_dim
+    positions_BS = jax.lax.dynamic_update_slice(cache.positions_BS, positions_B[:, None], (0, cache.used))
+    visible_BS = positions_BS <= positions_B[:, None]
+    rope = tuple(a[:, 0].T[None, None] for a in rope_angles(positions_B[:, None], H, config.rope_theta, config.rope_scaling))
+    put = lambda slots_BKSH, new_KHB: jax.lax.dynamic_update_slice(
+        slots_BKSH, jnp.moveaxis(new_KHB, -1, 0)[:, :, None], (0, 0, cache.used, 0)
+    )
+    x_DB = weights.embedding_VD[tokens_B].T
+    keys, values = [], []
+    for layer, k_BKSH, v_BKSH in zip(weights.layers, cache.k_BKSH, cache.v_BKSH):
+        qkv_KXHB = (layer.qkv_XD @ normalise(config, x_DB, layer.attention_norm_D)).reshape(K, G + 2, H, B)
+        qk_KXHB = rotate(qkv_KXHB[:, : G + 1], rope)
+        keys.append(put(k_BKSH, qk_KXHB[:, G]))
+        values.append(put(v_BKSH, qkv_KXHB[:, G + 1]))
+        out_BKGH = attend(jnp.moveaxis(qk_KXHB[:, :G], -1, 0), keys[-1], values[-1], visible_BS)
+        x_DB += layer.out_DX @ out_BKGH.reshape(B, -1).T
+        gate_FB, up_FB = jnp.split(layer.gate_up_XD @ normalise(config, x_DB, layer.ffn_norm_D), 2)
+        x_DB += layer.down_DF @ (jax.nn.silu(gate_FB) * up_FB)
+    x_DB = normalise(config, x_DB, weights.final_norm_D)
+    logits_VB = jnp.matmul(weights.head_VD, x_DB, preferred_element_type=jnp.float32)
+    return jax.lax.optimization_barrier(logits_VB).T, Cache(tuple(keys), tuple(values), positions_BS, cache.used + 1)
+
+
+def attend(q_BKGH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, visible_BS: jax.Array) -> jax.Array:
+    """Attends from one query a head to the visible slots; logits and softmax in fp32. Returns out_BKGH."""
+    logits_BKGS = jnp.einsum("BKGH,BKSH->BKGS", q_BKGH, k_BKSH, preferred_element_type=jnp.float32) * q_BKGH.shape[-1] ** -0.5
+    logits_BKGS = jnp.where(visible_BS[:, None, None], logits_BKGS, jnp.finfo(jnp.float32).min)
+    return jnp.einsum("BKGS,BKSH->BKGH", jax.nn.softmax(logits_BKGS, axis=-1).astype(v_BKSH.dtype), v_BKSH)
+
+
+def normalise(config: ModelConfig, x_DB: jax.Array, scale_D: jax.Array) -> jax.Array:
+    """RMSNorm in fp32, returned in x's dtype."""
+    x32 = x_DB.astype(jnp.float32)
+    return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=0, keepdims=True) + config.norm_eps) * scale_D[:, None]).astype(x_DB.dtype)
+
+
+def rotate(x_KXHB: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates the pairs (i, i + H/2) of every head; in fp32, returned in x's dtype."""
+    cos, sin = rope
+    a, b = jnp.split(x_KXHB.astype(jnp.float32), 2, axis=-2)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-2).astype(x_KXHB.dtype)
