@@ -55,7 +55,10 @@ def place(tmp_path_factory):
     rng = np.random.default_rng(0)
     words = "alpha beta gamma delta epsilon zeta".split()
     for i in range(40):
-        lines = [f"def {rng.choice(words)}_{j}(x):\n    return x + {rng.integers(1000)}  # {' '.join(rng.choice(words, 4))}\n\n" for j in range(12)]
+        lines = [
+            f"def {rng.choice(words)}_{j}(x):\n    return x + {rng.integers(1000)}  # {' '.join(rng.choice(words, 4))}\n\n"
+            for j in range(12)
+        ]
         (folder / "sources" / f"f{i}.py").write_text("".join(lines))
     (folder / "tiny.py").write_text(EXPERIMENT.replace("SOURCES", str(folder / "sources")))
     return folder
@@ -63,8 +66,14 @@ def place(tmp_path_factory):
 
 def command(place: Path, out: str, *args: str, **env: str) -> subprocess.Popen:
     argv = [sys.executable, "-c", PROGRAM, "run", str(place / "tiny.py"), "--out", str(place / out), "--cache", str(place / "cache"), *args]
-    # sys.argv[0] is "-c": launch.py reads what follows
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT), **env}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": str(ROOT),
+        **env,
+    }
     return subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -97,13 +106,58 @@ def undisturbed(place):
 
 def test_a_run_leaves_everything_behind(place, undisturbed):
     out = place / "undisturbed"
-    for name in ("config.json", "corpus.json", "tokenizer.model", "report.html", "report.md", "main/code/done.json", "main/long/metrics.jsonl"):
+    for name in (
+        "config.json",
+        "corpus.json",
+        "tokenizer.model",
+        "report.html",
+        "report.md",
+        "main/code/done.json",
+        "main/long/metrics.jsonl",
+    ):
         assert (out / name).exists(), name
     assert list((out / "main" / "code" / "tensorboard").iterdir())
     assert sorted(losses(place, "undisturbed", "code")) == list(range(1, 9))
     first = [line["validation_loss"] for line in read_metrics(out / "main" / "code" / "metrics.jsonl") if "validation_loss" in line]
     assert len(first) == 3
     assert first[-1] < first[0]
+
+
+def ask(*args: str, text: str = "") -> tuple[int, str, str]:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-m", "codellama_jax", *args]
+    done = subprocess.run(argv, cwd=ROOT, env=environment, input=text, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_model_can_be_asked(place, undisturbed):
+    out = str(place / "undisturbed")
+    code, output, errors = ask("complete", out, "def alpha", "--max-new-tokens", "8")
+    assert code == 0, errors
+    assert output.startswith("def alpha")
+    code, output, errors = ask("infill", out, "-", "--spm", "--max-new-tokens", "8", text="def <FILL_ME>(x):\n    return x\n")
+    assert code == 0, errors
+    assert output.startswith("def ")
+    assert output.endswith("(x):\n    return x\n")
+
+
+@pytest.mark.parametrize(
+    "args, text, message",
+    [
+        (["complete", "/nowhere", "x"], "", "/nowhere is not the folder of a run"),
+        (["complete", "RUN", "x", "--stage", "later"], "", "has no main/later: it has main/code, main/long"),
+        (["complete", "RUN", "x", "--temprature", "1"], "", "did you mean --temperature?"),
+        (["complete", "RUN", "x", "--top-p", "2"], "", "0 < top_p <= 1"),
+        (["infill", "RUN", "/nowhere.py"], "", "no file /nowhere.py"),
+        (["infill", "RUN", "/"], "", "/ is a folder"),
+        (["infill", "RUN", "-"], "nothing to fill", "holds 0 marks <FILL_ME>"),
+    ],
+)
+def test_a_mistaken_question_is_one_line(place, undisturbed, args, text, message):
+    code, _, errors = ask(*[str(place / "undisturbed") if a == "RUN" else a for a in args], text=text)
+    assert code == 2
+    assert message in errors
+    assert errors.count("\n") == 1
 
 
 def test_a_second_start_skips_what_is_done(place, undisturbed):
@@ -186,5 +240,8 @@ def test_two_hosts_and_one_see_the_same_run(place, undisturbed):
         expected = losses(place, "undisturbed", stage)
         for out in ("two_then_one", "one_then_two"):
             assert losses(place, out, stage) == pytest.approx(expected, abs=1e-5)
-    cursors = [json.loads((place / o / "main/long/checkpoints/step_4/cursors/metadata").read_text()) for o in ("undisturbed", "two_then_one", "one_then_two")]
+    cursors = [
+        json.loads((place / o / "main/long/checkpoints/step_4/cursors/metadata").read_text())
+        for o in ("undisturbed", "two_then_one", "one_then_two")
+    ]
     assert cursors[0]["rows"] == cursors[1]["rows"] == cursors[2]["rows"]
