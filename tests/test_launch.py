@@ -12,7 +12,10 @@ from codellama_jax.config import Experiment, from_dict, to_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"
-EXPERIMENTS = [("quickstart", "toy"), *((name, scale) for name in ("code_llama", "code_llama_python") for scale in ("7b", "13b", "34b", "70b"))]
+EXPERIMENTS = [
+    ("quickstart", "toy"),
+    *((name, scale) for name in ("code_llama", "code_llama_python") for scale in ("7b", "13b", "34b", "70b")),
+]
 
 
 def run(*args: str, monkeypatch, capsys) -> tuple[int, str, str]:

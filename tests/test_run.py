@@ -23,8 +23,8 @@ from codellama_jax.config import *
 
 def experiment(scale="toy"):
     model = ModelConfig(336, 32, 2, 4, 2, 8, 64, compute_dtype="float32", remat="none")
-    code = Stage(model, DataConfig(64, 8, MixtureConfig(code=1.0), InfillingConfig(0.9), block_chars=150), OptimizerConfig(1e-2, 2), 8, "scratch",
-                 eval_rows=8, eval_every=4, checkpoint_every=3, log_every=1)
+    data = DataConfig(64, 8, MixtureConfig(code=1.0), InfillingConfig(0.9), block_chars=150)
+    code = Stage(model, data, OptimizerConfig(1e-2, 2), 8, "scratch", eval_rows=8, eval_every=4, checkpoint_every=3, log_every=1)
     long = dataclasses.replace(code, init="previous", steps=4, data=dataclasses.replace(code.data, seq_len=128))
     return Experiment("tiny", scale, {"main": {"code": code, "long": long}}, TokenizerConfig(pieces=320),
                       CorpusConfig(code="SOURCES", validation_fraction=0.3))
@@ -53,7 +53,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "sources").mkdir()
     rng = np.random.default_rng(0)
-    words = "alpha beta gamma delta epsilon zeta".split()
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]
     for i in range(40):
         lines = [
             f"def {rng.choice(words)}_{j}(x):\n    return x + {rng.integers(1000)}  # {' '.join(rng.choice(words, 4))}\n\n"
