@@ -105,11 +105,13 @@ def initial_params(stage: Stage, before: tuple[epath.Path, Stage] | None, mesh: 
     if stage.init == "previous":
         if before is None:
             raise UserError("the first stage of an arm has none before it: its init is scratch or run:DIR")
+        checkpoint.check_shapes(before[0], before[1].model, stage.model)
         return lambda: checkpoint.load_params(before[0], stage, mesh)
     kind, _, place = stage.init.partition(":")
     if kind != "run" or not place:
         raise UserError(f"init {stage.init!r} is none of scratch, previous, run:DIR")
-    folder, _ = checkpoint.stage_folder(epath.Path(place).expanduser())
+    folder, saved = checkpoint.stage_folder(epath.Path(place).expanduser())
+    checkpoint.check_shapes(folder, saved.model, stage.model)
     return lambda: checkpoint.load_params(folder, stage, mesh)
 
 
@@ -175,9 +177,11 @@ def run_experiment(experiment: Experiment, claim: str, out: str, arm: str, fresh
     mesh = make_mesh(experiment.mesh)
     arms = {arm: experiment.arms[arm]} if arm else experiment.arms
     for stages in arms.values():
-        for index, stage in enumerate(stages.values()):
+        before = None
+        for name, stage in stages.items():
             check_stage(stage, mesh)
-            initial_params(stage, (folder, stage) if index else None, mesh)
+            initial_params(stage, before, mesh)
+            before = (folder / name, stage)
     if not fresh:
         check_folder(experiment, folder)
     corpus = Corpus(experiment, cache)

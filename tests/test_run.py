@@ -198,6 +198,26 @@ def test_a_changed_config_is_refused_with_the_difference(place, undisturbed):
     assert "--fresh" in errors
 
 
+def test_weights_of_another_model_are_refused(place, undisturbed):
+    code, _, errors = launch(
+        place, "other", "--code.init", f"run:{place / 'undisturbed'}", "--code.model.d-ff", "96", "--long.model.d-ff", "96"
+    )
+    assert code == 2
+    assert "holds another model: d_ff is 64 there and 96 here" in errors
+    code, _, errors = launch(place, "other", "--long.model.d-ff", "96")
+    assert code == 2
+    assert "holds another model: d_ff is 64 there and 96 here" in errors
+    assert not (place / "other").exists()
+
+
+def test_a_stage_goes_on_from_another_run(place, undisturbed):
+    """Its loss before the first step is the loss of the model it starts from."""
+    code, _, errors = launch(place, "onward", "--code.init", f"run:{place / 'undisturbed' / 'main' / 'code'}", "--code.steps", "1")
+    assert code == 0, errors
+    first, last = (read_metrics(place / out / "main/code/metrics.jsonl") for out in ("onward", "undisturbed"))
+    assert first[0]["validation_loss"] == pytest.approx(last[-1]["validation_loss"], abs=1e-6)
+
+
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(place, undisturbed):
     shutil.copytree(place / "undisturbed", place / "damaged")
     stage = place / "damaged" / "main" / "long"

@@ -148,7 +148,7 @@ def load_params(folder: epath.Path, stage: Stage, mesh: jax.sharding.Mesh) -> di
     steps = sorted(manager.all_steps(), reverse=True) if (folder / "checkpoints").exists() else []
     if not steps:
         raise UserError(f"no checkpoint in {folder}: give the folder of a run that has trained")
-    _check_shapes(folder, stage.model)
+    check_shapes(folder, from_dict(Stage, json.loads((folder / "config.json").read_text())).model, stage.model)
     with on_mesh(mesh):
         abstract = abstract_state(stage, mesh).params
     for step in steps:
@@ -159,11 +159,11 @@ def load_params(folder: epath.Path, stage: Stage, mesh: jax.sharding.Mesh) -> di
     raise UserError(f"no checkpoint under {folder} can be read")
 
 
-def _check_shapes(folder: epath.Path, wanted: ModelConfig) -> None:
-    saved = json.loads((folder / "config.json").read_text())["model"]
+def check_shapes(folder: epath.Path, saved: ModelConfig, wanted: ModelConfig) -> None:
+    """Raises UserError if the parameters in a folder are not those of the model wanted."""
     for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff"):
-        if saved[name] != getattr(wanted, name):
-            raise UserError(f"{folder} holds another model: {name} is {saved[name]} there and {getattr(wanted, name)} here")
+        if getattr(saved, name) != getattr(wanted, name):
+            raise UserError(f"{folder} holds another model: {name} is {getattr(saved, name)} there and {getattr(wanted, name)} here")
 
 
 def stage_folder(run: epath.Path, arm: str = "", stage: str = "") -> tuple[epath.Path, Stage]:
