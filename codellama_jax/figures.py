@@ -83,17 +83,8 @@ def perplexity_figure(curves: dict[str, dict[int, dict[str, float]]]) -> tuple[s
         axis = figure.subplots()
         for color, (name, by_length) in zip(STAGES * len(curves), curves.items()):
             lengths = sorted(by_length)
-            axis.plot(lengths, [by_length[n]["perplexity"] for n in lengths], color=color, marker="o", ms=4, label=name)
-            axis.plot(
-                lengths,
-                [by_length[n]["last_block"] for n in lengths],
-                color=color,
-                marker="o",
-                ms=3,
-                lw=1,
-                ls="--",
-                label=f"{name}, last quarter",
-            )
+            for key, label, style in (("perplexity", name, "o-"), ("last_block", f"{name}, last quarter", "o--")):
+                axis.plot(lengths, [by_length[n][key] for n in lengths], style, color=color, ms=3.5, lw=1.3, label=label)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log", base=10)
         axis.set_xticks(sorted({n for by_length in curves.values() for n in by_length}))

@@ -90,10 +90,9 @@ def _head(page: Page, claim: str) -> None:
     if rest.strip():
         page.code(("", [(rest.strip("\n") + "\n", "")]))
     device = jax.devices()[0]
-    software = f"JAX {jax.__version__}, Python {platform.python_version()}"
     rows = [
         ("command", Code(shlex.join(["python", *sys.argv]))),
-        ("software", software),
+        ("software", f"JAX {jax.__version__}, Python {platform.python_version()}"),
         ("devices", f"{jax.device_count()} × {device.device_kind}"),
     ]
     if device.platform == "cpu":
@@ -105,9 +104,8 @@ def _head(page: Page, claim: str) -> None:
 
 def _processor() -> str:
     info = epath.Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in info.read_text().split("\n") if line.startswith("model name")] if info.exists() else []
-    )
+    lines = info.read_text().split("\n") if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
@@ -118,7 +116,8 @@ def _stages(page: Page, stages: list[StageResult]) -> None:
     page.table(headings, [[*_plan_cells(s), *_speed_cells(s, len(rates)), *_loss_cells(s)] for s in stages])
     page.note(
         "Losses in nats a token: at the stage's first and last evaluation, and their ratio. Rates are medians over the logged steps."
-        " The bigram model (interpolated modified Kneser-Ney) counts the stage's training tokens and is measured on the same validation rows."
+        " The bigram model (interpolated modified Kneser-Ney) counted every token that its stage and those before it trained on; it is"
+        " measured on the validation rows of its stage."
     )
 
 
@@ -217,8 +216,8 @@ def _perplexity(page: Page, stages: list[StageResult]) -> None:
     lengths = sorted({length for by_length in curves.values() for length in by_length})
     documents = max(m["documents"] for by_length in curves.values() for m in by_length.values())
     caption = (
-        f"Validation perplexity of the first tokens of the same {documents} documents, each read once and alone: of all of them (solid), and of"
-        " their last quarter (dashed), which had the whole context before it."
+        f"Validation perplexity of the first tokens of the same {documents} documents, each read alone: of all these tokens (solid),"
+        " and of their last quarter (dashed)."
     )
     page.figure("perplexity", caption, *figures.perplexity_figure(curves))
     cell = lambda m: f"{m['perplexity']:.2f} ({m['last_block']:.2f})" if m else ""
@@ -240,8 +239,8 @@ def _infilling(page: Page, stages: list[StageResult]) -> None:
     rows = [(s.name, *(text for m in answer.values() for text in (exact(m), f"{m['loss']:.3f}"))) for s, answer in found]
     page.table(("after stage", *(text for order in found[0][1] for text in (f"{order} exact", f"{order} loss"))), rows)
     page.note(
-        "Lines of held-out documents, generated greedily from what stands before and after them. Exact: the same line but for trailing spaces."
-        " Loss: nats a token of the true line."
+        "Lines of held-out documents that fit the stage's rows, generated greedily from what stands before and after them. Exact: the"
+        " same line but for trailing spaces. Loss: nats a token of the true line."
     )
     last, answer = found[-1]
     page.heading(f"The first of these lines, after {last.name}", 3)

@@ -59,8 +59,8 @@ def long_documents(tokenizer: Tokenizer, texts: Iterable[str], length: int, rows
             break
     if not found:
         raise UserError(
-            f"no validation document has the {length:,} tokens that the longest of perplexity_lengths asks for: the longest has {longest:,};"
-            " ask for shorter ones or add longer files"
+            f"no validation document has the {length:,} tokens that perplexity_lengths asks for: the longest has {longest:,};"
+            " ask for shorter lengths or add longer files"
         )
     return found
 

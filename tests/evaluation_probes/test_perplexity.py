@@ -32,7 +32,7 @@ def run() -> Run:
     """An untrained model, its weights large enough that context counts."""
     zeros, rng = jnp.zeros((1, 4), jnp.int32), np.random.default_rng(0)
     shapes = nn.unbox(jax.eval_shape(Llama(toy.MODEL).init, jax.random.key(0), zeros, zeros)["params"])
-    params = jax.tree.map(lambda a: rng.normal(0, 0.5, a.shape).astype(np.float32), shapes)
+    params = jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.5, a.shape), jnp.float32), shapes)
     return Run(toy.MODEL, params, Characters(), "toy")
 
 
@@ -91,7 +91,7 @@ def test_fewer_long_documents_than_asked_are_counted(run):
 
 
 def test_names_the_longest_document_if_none_is_long_enough(run):
-    with pytest.raises(UserError, match="1,024 tokens .* the longest has 40"):
+    with pytest.raises(UserError, match=r"1,024 tokens .* the longest has 40"):
         perplexity.perplexity_by_length(run, texts(20, 40, 30), (8, 1024), rows=8)
 
 

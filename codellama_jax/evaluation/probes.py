@@ -1,0 +1,91 @@
+"""What is asked of a model after a stage, and printed in the report. Every host calls it; nothing is written here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from codellama_jax.config import ProbesConfig, UserError
+from codellama_jax.evaluation import bigram
+from codellama_jax.evaluation.infilling import Example, held_out_lines, infilling_by_format
+from codellama_jax.evaluation.perplexity import perplexity_by_length
+from codellama_jax.generation.infill import infill
+from codellama_jax.generation.sampler import Sampling
+from codellama_jax.generation.text import complete
+from codellama_jax.training.checkpoint import Run
+
+SAMPLES = 8  # lines kept with what was generated for them
+
+Batch = dict[str, np.ndarray]
+
+
+def run_probes(
+    probes: ProbesConfig,
+    run: Run,
+    validation_texts: Mapping[str, Sequence[str]],
+    training_rows: Iterable[Batch],
+    validation_rows: Sequence[Batch],
+    seed: int,
+) -> dict[str, Any]:
+    """Returns what `probes` asks for, ready for JSON: any of perplexity, infilling, infills, completions, bigram.
+
+    validation_texts: held-out code, `files` whole for perplexity by length, `documents` as the stage trains on them for
+      infilling. The two are the same where files are not cut into blocks.
+    training_rows: the packed rows that the model was trained on, read only for the bigram model.
+    validation_rows: the packed rows of the validation loss; their length is the training context.
+
+    A part that cannot be asked of this model or corpus is a `note` that says why.
+    """
+    found: dict[str, Any] = {}
+    if probes.perplexity_lengths:
+        found["perplexity"] = _perplexity(probes, run, validation_texts["files"])
+    if probes.infilling_examples or probes.infills:
+        seq_len = validation_rows[0]["tokens"].shape[1]
+        found |= _infilling(probes, run, validation_texts["documents"], seq_len, seed)
+    if probes.completions:
+        texts = complete(run, list(probes.completions), _greedy(probes))
+        found["completions"] = [{"prompt": p, "completion": text} for p, text in zip(probes.completions, texts)]
+    if probes.bigram:
+        found["bigram"] = _bigram(run, training_rows, validation_rows)
+    return found
+
+
+def _perplexity(probes: ProbesConfig, run: Run, texts: Sequence[str]) -> dict[str, Any]:
+    try:
+        by_length = perplexity_by_length(run, texts, probes.perplexity_lengths, probes.perplexity_rows)
+    except UserError as error:  # a small corpus is no reason to lose the other probes
+        return {"note": str(error)}
+    return {str(length): measures for length, measures in by_length.items()}
+
+
+def _infilling(probes: ProbesConfig, run: Run, texts: Sequence[str], seq_len: int, seed: int) -> dict[str, Any]:
+    asked = {"infilling": probes.infilling_examples, "infills": probes.infills}
+    examples: list[Example] = []
+    if run.model.vocab_size < run.tokenizer.vocab_size:
+        note = "this model's vocabulary has no infilling sentinels"
+    else:
+        examples = held_out_lines(run.tokenizer, texts, max(asked.values()), seq_len, probes.max_new_tokens, seed)
+        note = f"no held-out document that fits {seq_len} tokens has a line to fill in"
+    if not examples:
+        return {name: {"note": note} for name, count in asked.items() if count}
+    found: dict[str, Any] = {}
+    if probes.infilling_examples:
+        measured = examples[: probes.infilling_examples]
+        found["infilling"] = infilling_by_format(run, measured, probes.max_new_tokens, SAMPLES)
+    if probes.infills:
+        shown = examples[: probes.infills]
+        texts = infill(run, [(e.prefix, e.suffix) for e in shown], _greedy(probes))
+        found["infills"] = [{**e._asdict(), "generated": text} for e, text in zip(shown, texts)]
+    return found
+
+
+def _bigram(run: Run, training_rows: Iterable[Batch], validation_rows: Sequence[Batch]) -> dict[str, Any]:
+    model = bigram.fit(training_rows, run.model.vocab_size)
+    loss, tokens = model.evaluate(validation_rows)
+    return {"loss": loss, "tokens": tokens, "training_tokens": int(model.counts_V.sum())}
+
+
+def _greedy(probes: ProbesConfig) -> Sampling:
+    return Sampling(temperature=0.0, max_new_tokens=probes.max_new_tokens)
