@@ -25,9 +25,6 @@ from codellama_jax.config import DataConfig, InfillingConfig, MixtureConfig, Use
 from codellama_jax.data.infilling import document_ids
 
 SOURCES = tuple(field.name for field in dataclasses.fields(MixtureConfig))
-BINS = 16  # rows that a lane packs at once: more of them waste less padding, and take longer to pack again after a resume
-PREFETCH = BINS  # batches: all lanes pack at about the same time, which this many bridge
-
 Batch = dict[str, np.ndarray]
 
 
@@ -39,6 +36,14 @@ def source_of_row(row: int, shares: Sequence[float]) -> int:
     point = ((row * 0x9E3779B97F4A7C15) % 2**64 >> 11) / 2**53
     *bounds, total = itertools.accumulate(shares)
     return bisect.bisect(bounds, point * total)
+
+
+def bins(seq_len: int) -> int:
+    """Returns how many rows a lane packs at once: more of them waste less padding, and take longer to pack again after a resume.
+
+    All lanes pack at about the same time; as many prefetched batches bridge it.
+    """
+    return min(max(16_384 // seq_len, 16), 64)
 
 
 def lane_documents(documents: Sequence, encode: Callable, seed: int, lane: int, lanes: int) -> grain.MapDataset:
@@ -58,7 +63,7 @@ class Batches:
 
     def __init__(self, sources: dict[str, Sequence], data: DataConfig, tokenizer: Any, seed: int, lanes: Sequence[int]):
         self._sources, self._lanes = sources, list(lanes)
-        self._batches = _Prefetch(Rows(sources, data, tokenizer, seed, self._lanes), PREFETCH)
+        self._batches = _Prefetch(Rows(sources, data, tokenizer, seed, self._lanes), bins(data.seq_len))
         self.close = weakref.finalize(self, self._batches.close)  # at the latest when the interpreter exits
 
     def __iter__(self) -> Batches:
@@ -171,7 +176,7 @@ def encoder(tokenizer: Any, data: DataConfig, seed: int, count: int) -> Callable
 def _packed(documents: grain.MapDataset, seq_len: int, seed: int) -> grain.DatasetIterator:
     direct = documents.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     chunks = grain.experimental.FlatMapIterDataset(direct, _Chunks(seq_len))
-    rows = grain.experimental.FirstFitPackIterDataset(chunks, length_struct={"ids": seq_len}, num_packing_bins=BINS, seed=seed)
+    rows = grain.experimental.FirstFitPackIterDataset(chunks, length_struct={"ids": seq_len}, num_packing_bins=bins(seq_len), seed=seed)
     rows.has_child = True  # else Grain wraps the iterator's class once more each time, and many lanes exceed the recursion limit
     return rows.__iter__()
 

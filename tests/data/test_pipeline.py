@@ -29,8 +29,7 @@ few = hypothesis.settings(deadline=None, max_examples=8, suppress_health_check=[
 @pytest.fixture(autouse=True, scope="module")
 def small_groups():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "BINS", 3)
-        patch.setattr(pipeline, "PREFETCH", 2)
+        patch.setattr(pipeline, "bins", lambda seq_len: 3)
         yield
 
 
@@ -227,6 +226,7 @@ def test_shares_and_cuts_over_100_000_documents(characters):
     assert scipy.stats.kstest([*firsts, *seconds], "uniform").pvalue > 0.01
     assert scipy.stats.kstest(np.square(spm_seconds), "uniform").pvalue > 0.01  # the later of two uniform cuts
     assert abs(np.mean(spare) - 1) < 0.01  # the mean middle of two independent cuts
+    assert abs(np.corrcoef(seconds[1:], seconds[:-1])[0, 1]) < 0.03  # each document has cuts of its own
 
 
 def test_rows_come_in_the_shares_of_the_mixture(tokenizer):
