@@ -30,27 +30,31 @@ def experiment(scale: str = "toy") -> Experiment:
     code = Stage(
         init="scratch",
         model=model,
-        data=DataConfig(seq_len=256, batch_size=8, mixture=MIXTURE, infilling=infilling, block_chars=500),
-        optimizer=OptimizerConfig(peak_lr=4e-3, warmup_steps=40),
-        steps=500,
-        eval_every=100,
-        checkpoint_every=100,
+        data=DataConfig(seq_len=256, batch_size=4, mixture=MIXTURE, infilling=infilling, block_chars=250),
+        optimizer=OptimizerConfig(peak_lr=4e-3, warmup_steps=60),
+        steps=1400,
+        eval_every=200,
+        checkpoint_every=200,
+        log_every=20,
     )
     long_context = Stage(
         model=dataclasses.replace(model, rope_theta=1e6),
         data=DataConfig(seq_len=1024, batch_size=4, mixture=MIXTURE, infilling=infilling),
         optimizer=OptimizerConfig(peak_lr=5e-4, warmup_steps=5),
-        steps=40,
+        steps=24,
         eval_rows=16,
-        eval_every=20,
-        checkpoint_every=20,
+        eval_every=12,
+        checkpoint_every=12,
+        log_every=4,
     )
     probes = ProbesConfig(
         perplexity_lengths=(128, 256, 512, 1024),
-        infilling_examples=128,
+        perplexity_rows=32,
+        infilling_examples=768,
         bigram=True,
         completions=("def mean(xs):\n", "import os\nimport sys\n", "class Stack:\n    def __init__(self):\n"),
         infills=4,
+        max_new_tokens=48,
     )
     stages = {"code": code, "long_context": long_context}
     return Experiment("quickstart", scale, {"main": stages}, TokenizerConfig(pieces=1024 - 16), probes=probes)

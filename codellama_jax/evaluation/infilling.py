@@ -18,6 +18,9 @@ FORMATS = {"PSM": False, "SPM": True}
 CACHED_TOKENS = 65_536  # what bounds the memory of generation
 
 
+BATCH = 128  # examples generated at once
+
+
 class Example(NamedTuple):
     """A document around one of its lines. The middle is the whole line, its indentation included, its newline not."""
 

@@ -14,12 +14,10 @@ from flax import struct
 from codellama_jax.config import ModelConfig
 from kernels.flash_attention import attention
 
-INIT_STD = 0.02
 
-
-def parameter(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float = INIT_STD) -> jax.Array:
-    """Declares an fp32 weight drawn from a normal, with its logical axes."""
-    init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
+def parameter(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], variance: float) -> jax.Array:
+    """Declares an fp32 weight drawn from a normal of that variance (1 / inputs at most widths), with its logical axes."""
+    init = nn.with_logical_partitioning(nn.initializers.normal(variance**0.5), axes)
     return module.param(name, init, shape, jnp.float32)
 
 
@@ -86,8 +84,8 @@ class Attention(nn.Module):
         c = self.config
         B, T, D = x_BTD.shape
         K, G, H = c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim
-        w_qkv = parameter(self, "qkv", (D, K, G + 2, H), ("embed", "heads", None, None))
-        w_out = parameter(self, "out", (K, G, H, D), ("heads", None, None, "embed"), INIT_STD / (2 * c.n_layers) ** 0.5)
+        w_qkv = parameter(self, "qkv", (D, K, G + 2, H), ("embed", "heads", None, None), 1 / D)
+        w_out = parameter(self, "out", (K, G, H, D), ("heads", None, None, "embed"), 1 / (K * G * H * 2 * c.n_layers))
         qkv_BTKXH = nn.with_logical_constraint(project(x_BTD, w_qkv), ("batch", "length", "heads", None, None))
         q_BTNH = rotate(qkv_BTKXH[:, :, :, :G].reshape(B, T, K * G, H), inputs.rope)
         k_BTKH, v_BTKH = rotate(qkv_BTKXH[:, :, :, G], inputs.rope), qkv_BTKXH[:, :, :, G + 1]
@@ -112,8 +110,8 @@ class SwiGLU(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         c = self.config
-        w_gate_up = parameter(self, "gate_up", (c.d_model, 2, c.d_ff), ("embed", None, "ffn"))
-        w_down = parameter(self, "down", (c.d_ff, c.d_model), ("ffn", "embed"), INIT_STD / (2 * c.n_layers) ** 0.5)
+        w_gate_up = parameter(self, "gate_up", (c.d_model, 2, c.d_ff), ("embed", None, "ffn"), 1 / c.d_model)
+        w_down = parameter(self, "down", (c.d_ff, c.d_model), ("ffn", "embed"), 1 / (c.d_ff * 2 * c.n_layers))
         gate_up_BTXF = nn.with_logical_constraint(project(x_BTD, w_gate_up), ("batch", "length", None, "ffn"))
         return project(nn.silu(gate_up_BTXF[:, :, 0]) * gate_up_BTXF[:, :, 1], w_down)
 

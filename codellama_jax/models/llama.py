@@ -22,7 +22,7 @@ class Llama(nn.Module):
 
     def setup(self):
         c = self.config
-        self.embedding_VD = parameter(self, "embedding", (c.vocab_size, c.d_model), ("vocab", "embed"))
+        self.embedding_VD = parameter(self, "embedding", (c.vocab_size, c.d_model), ("vocab", "embed"), 1 / c.d_model)
         block = Block
         if c.remat != "none":
             block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
@@ -35,7 +35,7 @@ class Llama(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c)
         self.final_norm = RMSNorm(c.norm_eps)
-        self.head_DV = parameter(self, "head", (c.d_model, c.vocab_size), ("embed", "vocab"))
+        self.head_DV = parameter(self, "head", (c.d_model, c.vocab_size), ("embed", "vocab"), 1 / c.d_model)
 
     def hidden(
         self, tokens_BT: jax.Array, positions_BT: jax.Array, segment_ids_BT: jax.Array | None = None, keep_kv: bool = False

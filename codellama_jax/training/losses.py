@@ -23,15 +23,15 @@ def summed_loss(model: Llama, params: dict, batch: dict[str, jax.Array]) -> tupl
     x_BTD, _ = model.apply({"params": params}, batch["tokens"], batch["positions"], batch["segment_ids"], method="hidden")
     weights_BT = (batch["segment_ids"] > 0).astype(jnp.float32)
 
-    @jax.checkpoint
     def chunk_loss(x_BTD, targets_BT, weights_BT):
         logits_BTV = model.apply({"params": params}, x_BTD, method="unembed")
         return jnp.sum(token_losses(logits_BTV, targets_BT) * weights_BT)
 
     chunks = 1 if length_shards() > 1 else _chunks(x_BTD.shape[1])
+    if chunks == 1:
+        return chunk_loss(x_BTD, batch["targets"], weights_BT), jnp.sum(weights_BT)
     split = lambda a: a.reshape(a.shape[0], chunks, -1, *a.shape[2:]).swapaxes(0, 1)
-    parts = tuple(map(split, (x_BTD, batch["targets"], weights_BT)))
-    losses = jax.lax.map(lambda part: chunk_loss(*part), parts) if chunks > 1 else chunk_loss(x_BTD, batch["targets"], weights_BT)
+    losses = jax.lax.map(lambda part: jax.checkpoint(chunk_loss)(*part), tuple(map(split, (x_BTD, batch["targets"], weights_BT))))
     return jnp.sum(losses), jnp.sum(weights_BT)
 
 
