@@ -11,6 +11,7 @@ from typing import Any
 INK = "#010203"  # becomes `currentColor` in SVG; black enough on the white of a PNG
 TRAINING, VALIDATION, RATE, SPEED = "#86aee6", "#d9701e", "#8c68c8", "#2a9186"
 STAGES = ("#3f7fd1", "#d9701e", "#2a9186", "#8c68c8", "#c44569", "#7a7a2a")
+WIDE = 4  # a ratio of perplexities from which on their axis is logarithmic
 SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
@@ -79,6 +80,8 @@ def perplexity_figure(curves: dict[str, dict[int, dict[str, float]]]) -> tuple[s
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
+        values = [m[key] for by_length in curves.values() for m in by_length.values() for key in ("perplexity", "last_block")]
+
         figure = Figure(figsize=(8, 3.8), layout="constrained")
         axis = figure.subplots()
         for color, (name, by_length) in zip(STAGES * len(curves), curves.items()):
@@ -86,13 +89,14 @@ def perplexity_figure(curves: dict[str, dict[int, dict[str, float]]]) -> tuple[s
             for key, label, style in (("perplexity", name, "o-"), ("last_block", f"{name}, last quarter", "o--")):
                 axis.plot(lengths, [by_length[n][key] for n in lengths], style, color=color, ms=3.5, lw=1.3, label=label)
         axis.set_xscale("log", base=2)
-        axis.set_yscale("log", base=10)
         axis.set_xticks(sorted({n for by_length in curves.values() for n in by_length}))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.yaxis.set_major_locator(LogLocator(10, (1, 1.5, 2, 3, 5, 7)))
+        if max(values) > WIDE * min(values):
+            axis.set_yscale("log", base=10)
+            axis.yaxis.set_major_locator(LogLocator(10, (1, 1.5, 2, 3, 5, 7)))
+            axis.yaxis.set_minor_formatter(NullFormatter())
         axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("context length (tokens)")
         axis.set_ylabel("validation perplexity")
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))

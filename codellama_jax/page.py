@@ -17,7 +17,7 @@ STYLE = """
   :root { --text: #e6edf3; --quiet: #9198a1; --page: #0d1117; --box: #161b22; --line: #3d444d; --mark: #5c4a00; --truth: #14492a; }
 }
 body { margin: 0; background: var(--page); color: var(--text); font: 15px/1.55 system-ui, sans-serif; }
-main { max-width: 1040px; margin: 0 auto; padding: 32px 24px 64px; }
+main { max-width: 1160px; margin: 0 auto; padding: 32px 24px 64px; }
 h1 { font-size: 28px; margin: 0 0 8px; }
 h2 { font-size: 20px; margin: 40px 0 8px; padding-bottom: 4px; border-bottom: 1px solid var(--line); }
 h3 { font-size: 16px; margin: 24px 0 4px; }
@@ -29,9 +29,9 @@ th, td { padding: 4px 18px 4px 0; text-align: left; vertical-align: top; white-s
 th { font-weight: 500; }
 figure { margin: 16px 0; }
 figure svg { max-width: 100%; height: auto; }
-pre, code { font: 13px/1.5 ui-monospace, Menlo, Consolas, monospace; }
-td code { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; }
-pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: 10px 12px; margin: 4px 0; overflow-x: auto; }
+pre, code { font: 13px/1.5 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+td:has(code) { min-width: 260px; }
+pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: 10px 12px; margin: 4px 0; max-height: 36em; overflow: auto; }
 mark { background: var(--mark); color: inherit; border-radius: 3px; }
 mark.truth { background: var(--truth); }
 .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(360px, 1fr)); gap: 12px; margin-bottom: 16px; }

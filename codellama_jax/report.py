@@ -23,6 +23,7 @@ from codellama_jax.page import Code, Page, Part
 from codellama_jax.plan import short
 from codellama_jax.training.metrics import read_metrics
 
+SPLITS = ("train", "validation")
 LINES_BEFORE, LINES_AFTER = 8, 5  # of a sample's context
 
 
@@ -165,14 +166,18 @@ def _duration(seconds: float) -> str:
 
 
 def _corpus(page: Page, path: epath.Path) -> None:
-    counts = _json(path)
-    if not counts:
+    """One column a source: its files, and its documents in each way that stages cut them."""
+    sources: dict[str, dict[str, int]] = {}
+    for name, counts in _json(path).items():
+        source, _, cut = name.partition(", ")
+        label = lambda key, cut=cut or "whole files": f"{key} documents, {cut}" if key in SPLITS else key.replace("_", " ")
+        sources.setdefault(source, {}).update({label(key): count for key, count in counts.items()})
+    if not sources:
         return
-    keys = list(dict.fromkeys(key for source in counts.values() for key in source))
     page.heading("Corpus")
-    row = lambda key: (key.replace("_", " "), *(_number(source.get(key), ",") for source in counts.values()))
-    page.table(("", *counts), [row(key) for key in keys])
-    page.note("Files read and characters kept, files dropped by reason, and the documents of each split; no file has parts in both.")
+    keys = dict.fromkeys(key for counts in sources.values() for key in counts)
+    page.table(("", *sources), [(key, *(_number(counts.get(key), ",") for counts in sources.values())) for key in keys])
+    page.note("Files and characters kept, then files dropped by reason, then documents. No file has parts in both splits.")
 
 
 def _curves(page: Page, arms: dict[str, list[StageResult]]) -> None:

@@ -32,9 +32,9 @@ def experiment(scale: str = "toy") -> Experiment:
         model=model,
         data=DataConfig(seq_len=256, batch_size=4, mixture=MIXTURE, infilling=infilling, block_chars=250),
         optimizer=OptimizerConfig(peak_lr=4e-3, warmup_steps=60),
-        steps=1400,
-        eval_every=200,
-        checkpoint_every=200,
+        steps=1150,
+        eval_every=230,
+        checkpoint_every=230,
         log_every=20,
     )
     long_context = Stage(
@@ -50,7 +50,7 @@ def experiment(scale: str = "toy") -> Experiment:
     probes = ProbesConfig(
         perplexity_lengths=(128, 256, 512, 1024),
         perplexity_rows=32,
-        infilling_examples=768,
+        infilling_examples=512,
         bigram=True,
         completions=("def mean(xs):\n", "import os\nimport sys\n", "class Stack:\n    def __init__(self):\n"),
         infills=4,
