@@ -31,7 +31,8 @@ figure { margin: 16px 0; }
 figure svg { max-width: 100%; height: auto; }
 pre, code { font: 13px/1.5 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 td:has(code) { min-width: 260px; }
-pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: 10px 12px; margin: 4px 0; max-height: 36em; overflow: auto; }
+pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: 10px 12px; margin: 4px 0; }
+pre { max-height: 36em; overflow: auto; }
 mark { background: var(--mark); color: inherit; border-radius: 3px; }
 mark.truth { background: var(--truth); }
 .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(360px, 1fr)); gap: 12px; margin-bottom: 16px; }

@@ -161,7 +161,8 @@ def probe_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, plac
     say(f"{arm}/{name}: probes")
     run = checkpoint.Run(stage.model, checkpoint.load_params(folder, stage, mesh), corpus.tokenizer, f"{arm}/{name}")
     main_source = max(corpus.sources(stage), key=lambda source: getattr(stage.data.mixture, source))
-    kinds = {"files": 0, "documents": stage.data.block_chars}
+    first = next(iter(experiment.arms[arm].values()))  # every stage is asked about the same documents
+    kinds = {"files": 0, "documents": first.data.block_chars}
     texts = {kind: [pipeline.text_of(d) for d in corpus.source(main_source, block).validation] for kind, block in kinds.items()}
     trained_on = rows_trained_on(experiment, corpus, arm, name)
     found = run_probes(experiment.probes, run, texts, trained_on, held_out(corpus, stage), experiment.seed)

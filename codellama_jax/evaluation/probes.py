@@ -31,7 +31,7 @@ def run_probes(
 ) -> dict[str, Any]:
     """Returns what `probes` asks for, ready for JSON: any of perplexity, infilling, infills, completions, bigram.
 
-    validation_texts: held-out code, `files` whole for perplexity by length, `documents` as the stage trains on them for
+    validation_texts: held-out code, `files` whole for perplexity by length, `documents` as the first stage trains on them for
       infilling. The two are the same where files are not cut into blocks.
     training_rows: the packed rows that the model was trained on, read only for the bigram model.
     validation_rows: the packed rows of the validation loss; their length is the training context.
