@@ -272,7 +272,7 @@ def _samples(page: Page, stages: list[StageResult]) -> None:
     if infills:
         page.heading("Infills of held-out code")
         for result, samples in _answered(page, infills):
-            page.note(f"PSM, greedy, after {result.name}, until the model ends the middle itself.")
+            page.note(f"PSM, greedy, after {result.name}, until the model ends the middle or runs out of tokens.")
             for sample in samples:
                 page.code(("by the model", _around(sample, "generated", "mark")), ("as it was", _around(sample, "middle", "truth")))
 

@@ -68,7 +68,7 @@ def write_metrics(folder, steps: int = STEPS, first: float = 8.0) -> None:
 def write_run(out: epath.Path, answers: tuple[dict, dict]) -> None:
     """Makes the folder of a finished run of two stages."""
     (out / "config.json").write_text(json.dumps(to_dict(experiment())))
-    (out / "corpus.json").write_text(json.dumps({"code": COUNTS, "language": COUNTS | {"near_duplicates": 1}}))
+    (out / "corpus.json").write_text(json.dumps({"code, blocks of 500 characters": COUNTS, "code": COUNTS | {"train": 1572}}))
     for stage, answer, first in zip(("code", "long_context"), answers, (8.0, 6.0)):
         write_metrics(out / "code_llama" / stage, first=first)
         (out / "code_llama" / stage / "probes.json").write_text(json.dumps(answer))
@@ -122,6 +122,8 @@ def test_shows_the_figures_of_the_run(run):
             "1 min 20 s",
             "42G",
             "measured on a CPU",
+            "train documents, blocks of 500 characters",
+            "1,572",
             "38.00 (35.00)",  # perplexity after the code stage at 128 tokens
         ):
             assert shown in page.replace("\xa0", " "), shown
