@@ -245,7 +245,7 @@ def _infilling(page: Page, stages: list[StageResult]) -> None:
     page.table(("after stage", *(text for order in found[0][1] for text in (f"{order} exact", f"{order} loss"))), rows)
     page.note(
         "Lines of held-out documents that fit the stage's rows, generated greedily from what stands before and after them. Exact: the"
-        " same line but for trailing spaces. Loss: nats a token of the true line."
+        f" same line but for trailing spaces. Loss: nats a token of the true line, over the first {found[-1][1]['PSM']['loss_examples']}."
     )
     last, answer = found[-1]
     page.heading(f"The first of these lines, after {last.name}", 3)

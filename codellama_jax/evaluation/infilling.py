@@ -16,9 +16,7 @@ from codellama_jax.training.checkpoint import Run
 
 FORMATS = {"PSM": False, "SPM": True}
 CACHED_TOKENS = 65_536  # what bounds the memory of generation
-
-
-BATCH = 128  # examples generated at once
+LOSS_EXAMPLES = 128  # whose loss is measured: it needs far fewer than the share of exact lines does
 
 
 class Example(NamedTuple):
@@ -52,7 +50,7 @@ def infilling_by_format(run: Run, examples: list[Example], max_new_tokens: int, 
     """Fills each example in PSM and SPM order, greedily, up to its first newline.
 
     For each format: `exact`, the share of lines that come out right but for trailing spaces; `examples`, how many; `loss`,
-    nats a token of the first BATCH true lines; `samples`, the first few with what was generated.
+    nats a token of the first `loss_examples` true lines; `samples`, the first few with what was generated.
     """
     return {name: _measures(run, examples, max_new_tokens, samples, spm) for name, spm in FORMATS.items()}
 
@@ -64,7 +62,8 @@ def _measures(run: Run, examples: list[Example], max_new_tokens: int, samples: i
     return {
         "exact": sum(exact) / len(examples),
         "examples": len(examples),
-        "loss": middle_loss(run, examples[:BATCH], spm),
+        "loss": middle_loss(run, examples[:LOSS_EXAMPLES], spm),
+        "loss_examples": min(len(examples), LOSS_EXAMPLES),
         "samples": [{**e._asdict(), "generated": text} for e, text in zip(examples[:samples], generated)],
     }
 
