@@ -40,6 +40,7 @@ def probes(quality: float = 1.0, text: str = HOSTILE) -> dict:
         "exact": exact,
         "examples": 64,
         "loss": 2.5,
+        "loss_examples": 32,
         "samples": [{**line, "generated": line["middle"] + " "}, {**line, "generated": text.partition("\n")[0]}],
     }
     return {
@@ -121,6 +122,7 @@ def test_shows_the_figures_of_the_run(run):
             "1,658",
             "1 min 20 s",
             "42G",
+            "over the first 32.",
             "measured on a CPU",
             "train documents, blocks of 500 characters",
             "1,572",
