@@ -110,7 +110,7 @@ def initial_params(stage: Stage, before: tuple[epath.Path, Stage] | None, mesh: 
     kind, _, place = stage.init.partition(":")
     if kind != "run" or not place:
         raise UserError(f"init {stage.init!r} is none of scratch, previous, run:DIR")
-    folder, saved = checkpoint.stage_folder(epath.Path(place).expanduser())
+    folder, saved = checkpoint.stage_folder(checkpoint.folder_at(place))
     checkpoint.check_shapes(folder, saved.model, stage.model)
     return lambda: checkpoint.load_params(folder, stage, mesh)
 
@@ -174,7 +174,7 @@ def run_experiment(experiment: Experiment, claim: str, out: str, arm: str, fresh
     """Runs the arms (or the one named), writes their probes and the report. Exits with 128 + signal after a stop that saved."""
     start_distributed()
     checkpoint.keep_compiled(cache)
-    folder = epath.Path(out).expanduser()
+    folder = checkpoint.folder_at(out)
     mesh = make_mesh(experiment.mesh)
     arms = {arm: experiment.arms[arm]} if arm else experiment.arms
     for stages in arms.values():

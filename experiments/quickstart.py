@@ -32,9 +32,9 @@ def experiment(scale: str = "toy") -> Experiment:
         model=model,
         data=DataConfig(seq_len=256, batch_size=4, mixture=MIXTURE, infilling=infilling, block_chars=250),
         optimizer=OptimizerConfig(peak_lr=4e-3, warmup_steps=60),
-        steps=1150,
-        eval_every=230,
-        checkpoint_every=230,
+        steps=1050,
+        eval_every=210,
+        checkpoint_every=210,
         log_every=20,
     )
     long_context = Stage(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from dataclasses import dataclass
 from typing import Any
@@ -166,6 +167,11 @@ def check_shapes(folder: epath.Path, saved: ModelConfig, wanted: ModelConfig) ->
             raise UserError(f"{folder} holds another model: {name} is {getattr(saved, name)} there and {getattr(wanted, name)} here")
 
 
+def folder_at(path: str) -> epath.Path:
+    """Returns a path that the user named, absolute where it is local: Orbax takes no other."""
+    return epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
+
+
 def stage_folder(run: epath.Path, arm: str = "", stage: str = "") -> tuple[epath.Path, Stage]:
     """Returns the folder and config of a stage of a run: the last trained one of the first arm unless named."""
     if not (run / "config.json").exists():
@@ -186,7 +192,7 @@ def stage_folder(run: epath.Path, arm: str = "", stage: str = "") -> tuple[epath
 
 def load_run(path: str, arm: str = "", stage: str = "", mesh: jax.sharding.Mesh | None = None) -> Run:
     """Loads a run's model and tokenizer, on all devices unless a mesh is given. Raises UserError for what is not there."""
-    run = epath.Path(path).expanduser()
+    run = folder_at(path)
     folder, config = stage_folder(run, arm, stage)
     root = next((f for f in (folder, *folder.parents) if (f / "tokenizer.model").exists()), None)
     if root is None:
