@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asking:
-    run: tyro.conf.Positional[str]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a run or of one of its stages, local or gs://."""
-    text: tyro.conf.Positional[str]
+    text: Annotated[str, tyro.conf.Positional]
     arm: str = ""
     """An arm of the run; its first one unless given."""
     stage: str = ""
@@ -34,6 +35,8 @@ class Asking:
     """Draw from the likeliest tokens that hold this share of the mass."""
     max_new_tokens: int = 128
     seed: int = 0
+    stop: tuple[str, ...] = ()
+    """End before any of these strings."""
 
     def sampling(self) -> Sampling:
         from codellama_jax.generation.sampler import Sampling
@@ -49,13 +52,13 @@ class Asking:
 
 @dataclass(frozen=True)
 class Complete(Asking):
-    """Go on from a prompt (`-` reads it from standard input)."""
+    """Go on from a prompt."""
 
-    stop: tuple[str, ...] = ()
-    """End before any of these strings."""
+    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
+    """What to go on from; `-` reads it from standard input."""
 
     def __call__(self) -> None:
-        prompt = sys.stdin.read() if self.text == "-" else self.text
+        prompt = read("-") if self.text == "-" else decoded(os.fsencode(self.text), "the prompt")
         sampling, run = self.sampling(), self.load()
         from codellama_jax.generation.text import complete
 
@@ -66,8 +69,10 @@ class Complete(Asking):
 
 @dataclass(frozen=True)
 class Infill(Asking):
-    """Fill in <FILL_ME> in a file (`-` reads standard input) and print the whole."""
+    """Fill in <FILL_ME> in a file and print the whole."""
 
+    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """The file, local or gs://; `-` reads standard input."""
     spm: bool = False
     """Suffix-prefix-middle order instead of prefix-suffix-middle."""
 
@@ -77,7 +82,7 @@ class Infill(Asking):
         prefix, suffix = split_fill(read(self.text))
         sampling, run = self.sampling(), self.load()
         sys.stdout.write(prefix)
-        infill(run, [(prefix, suffix)], sampling, self.spm, stream=highlighted())
+        infill(run, [(prefix, suffix)], sampling, self.spm, self.stop, highlighted())
         sys.stdout.write(suffix)
 
 
@@ -87,13 +92,20 @@ def read(path: str) -> str:
 
     try:
         data = sys.stdin.buffer.read() if path == "-" else epath.Path(path).expanduser().read_bytes()
-        return data.decode()
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder: name a file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text") from None
+    except (OSError, ImportError) as error:  # epath needs another package for gs://
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    return decoded(data, "standard input" if path == "-" else path)
+
+
+def decoded(data: bytes, name: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}") from None
 
 
 def highlighted() -> Callable[[str], None]:

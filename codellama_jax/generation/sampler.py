@@ -1,73 +1,60 @@
-"""Generates from a batch of ragged prompts: prefill, then chunks of tokens, each one compiled program."""
+"""Generation of tokens: a jitted prefill, then a jitted loop of decoding steps and draws, a chunk at a time."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from codellama_jax.config import ModelConfig, UserError
 from codellama_jax.generation import decoder
 
-CHUNK, STREAMED_CHUNK = 16, 4  # tokens a row between two looks at what was generated
-BUCKET = 64  # prompts are padded to a power of two of at least this many tokens, so that few programs are compiled
+CAPACITY = 131_072  # tokens of a prompt and what follows it; Code Llama is used up to 100,000
+CHUNK = 64  # tokens a row between two looks at what came out
+CHUNK_WITH_STOP = 16  # where text may end a row, and what is generated after its end is lost
+CHUNK_STREAMED = 4
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. Temperature 0 takes the likeliest; top_k 0 and top_p 1 leave all tokens in."""
+    """How tokens are drawn: the most likely one at temperature 0, else at random."""
 
     temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
+    top_k: int = 0  # draw from the k most likely only; 0 for all
+    top_p: float = 1.0  # draw from the fewest that hold this mass
     max_new_tokens: int = 128
     seed: int = 0
 
     def __post_init__(self):
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_new_tokens < 1:
-            raise UserError("sampling needs temperature >= 0, 0 < top_p <= 1, top_k >= 0 and max_new_tokens >= 1")
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
+            raise UserError("sampling needs temperature >= 0, top_k >= 0, 0 < top_p <= 1 and max_new_tokens >= 1")
 
 
-def sample(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.Array:
-    """Draws a token a row. Of the top_k likeliest, those stay whose predecessors hold at most top_p of the mass."""
-    if sampling.temperature == 0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    logits_BV = logits_BV / sampling.temperature
-    order_BV = jnp.argsort(logits_BV, axis=-1, descending=True, stable=True)
-    sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
-    if sampling.top_k:
-        sorted_BV = jnp.where(jnp.arange(sorted_BV.shape[1])[None] < sampling.top_k, sorted_BV, -jnp.inf)
-    probabilities_BV = jax.nn.softmax(sorted_BV, axis=-1)
-    before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-    sorted_BV = jnp.where(before_BV <= sampling.top_p, sorted_BV, -jnp.inf)
-    rank_B = jax.vmap(jax.random.categorical)(keys_B, sorted_BV)
-    return jnp.take_along_axis(order_BV, rank_B[:, None], axis=-1)[:, 0].astype(jnp.int32)
+@struct.dataclass
+class State:
+    """What goes from step to step. A row that is done is still computed, and ignored."""
+
+    cache: decoder.Cache
+    tokens_B: jax.Array  # the last of each row, not yet in the cache
+    positions_B: jax.Array  # theirs
+    done_B: jax.Array
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _prefill(config: ModelConfig, params: dict, tokens_BT: jax.Array, lengths_B: jax.Array, new_slots: int):
-    return decoder.prefill(config, params, tokens_BT, lengths_B, new_slots)
+@struct.dataclass
+class Draws:
+    """What stays the same while a batch is generated."""
 
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _chunk(config: ModelConfig, sampling: Sampling, vocab: int, chunk: int, weights: decoder.Weights, lengths_B, state):
-    """Draws `chunk` tokens a row, reading each before the next. A row's keys depend on its index and the token's alone."""
-    rows_B = jnp.arange(lengths_B.shape[0])
-    allowed_V = jnp.arange(config.vocab_size) < vocab
-
-    def draw(state, _):
-        logits_BV, cache, count = state
-        key_of = lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(sampling.seed), row), count)
-        tokens_B = sample(jnp.where(allowed_V[None], logits_BV, -jnp.inf), sampling, jax.vmap(key_of)(rows_B))
-        logits_BV, cache = decoder.step(config, weights, cache, tokens_B, lengths_B + count)
-        return (logits_BV, cache, count + 1), tokens_B
-
-    state, tokens_CB = jax.lax.scan(draw, state, length=chunk)
-    return state, tokens_CB.T
+    keys_B: jax.Array
+    stop_ids: jax.Array
+    vocab: jax.Array
 
 
 def generate(
@@ -77,37 +64,173 @@ def generate(
     sampling: Sampling,
     stop_ids: Sequence[int] = (),
     *,
-    vocab: int | None = None,
     stop: Callable[[int, list[int]], bool] | None = None,
     on_tokens: Callable[[int, list[int]], None] | None = None,
+    vocab: int | None = None,
 ) -> list[list[int]]:
-    """Returns the new ids of each prompt, up to and without the first of `stop_ids`, at most `max_new_tokens`.
+    """Goes on from each prompt up to a stop id, which is cut off, or until `stop(row, ids)`, or for `max_new_tokens`.
 
-    Ids from `vocab` on (rows that pad the vocabulary) are never drawn. `stop(row, ids)` is asked after each chunk whether a row
-    has enough; `on_tokens(row, ids)` is told all of a row's ids so far, in smaller chunks. Raises UserError for an empty prompt.
+    prompts: ids of any lengths, BOS included where wanted. What comes after one does not depend on the others.
+    vocab: ids from here on, which pad the vocabulary, are never drawn.
+    stop: given all new ids of a row, says whether they are enough; the row ends with the first token that makes it true, and
+      what is once enough must stay so with more ids.
+    on_tokens: told (row, all its new ids so far) as they come.
+
+    Returns the new ids of each prompt. Raises UserError for a prompt that is empty, too long, or of another vocabulary.
     """
-    if not all(len(prompt) for prompt in prompts):
-        raise UserError("there is nothing to generate from: a prompt has no tokens")
-    config, chunk = decoder.for_decoding(config), STREAMED_CHUNK if on_tokens else CHUNK
-    lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
-    width = max(BUCKET, 1 << int(lengths_B.max() - 1).bit_length())
-    tokens_BT = np.stack([np.pad(np.asarray(prompt, np.int32), (0, width - len(prompt))) for prompt in prompts])
-    slots = -(-sampling.max_new_tokens // chunk) * chunk
-    logits_BV, cache = _prefill(config, params, tokens_BT, lengths_B, slots)
-    state, weights = (logits_BV, cache, jnp.zeros((), jnp.int32)), decoder.prepare(config, params)
-    rows: list[list[int]] = [[] for _ in prompts]
-    open_rows = set(range(len(prompts)))
-    for _ in range(0, slots, chunk):
-        state, tokens_BC = _chunk(config, sampling, vocab or config.vocab_size, chunk, weights, lengths_B, state)
-        for row, ids in enumerate(np.asarray(tokens_BC).tolist()):
-            if row not in open_rows:
-                continue
-            ended = next((i for i, token in enumerate(ids) if token in stop_ids), None)
-            rows[row] = (rows[row] + ids[:ended])[: sampling.max_new_tokens]
-            if on_tokens:
-                on_tokens(row, rows[row])
-            if ended is not None or (stop and stop(row, rows[row])):
-                open_rows.discard(row)
-        if not open_rows:
-            break
-    return rows
+    if not prompts:
+        return []
+    _check(config, prompts, sampling.max_new_tokens)
+    config = decoder.for_decoding(config)
+    rows = _Rows(len(prompts), sampling.max_new_tokens, stop_ids, stop, on_tokens)
+    chunk = CHUNK_STREAMED if on_tokens else CHUNK_WITH_STOP if stop else CHUNK
+    tokens_BT, lengths_B = _pad(prompts)
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(sampling.seed), np.arange(len(tokens_BT)))
+    draws = Draws(keys_B, np.array([*stop_ids, *[-1] * (4 - len(stop_ids))], np.int32), np.int32(vocab or config.vocab_size))
+    static = config, dataclasses.replace(sampling, max_new_tokens=1, seed=0), _mesh(params)
+    with nn.logical_axis_rules(()):  # activations lie as the parameters suggest: a batch need not divide over a mesh
+        state = _start(*static, _bucket(sampling.max_new_tokens), params, tokens_BT, lengths_B, draws)
+        rows.take(np.asarray(state.tokens_B)[:, None])
+        weights = decoder.prepare(config, params)
+        while not rows.done.all():
+            steps = min(chunk, sampling.max_new_tokens - rows.count)
+            done_B = np.pad(rows.done, (0, len(tokens_BT) - len(prompts)), constant_values=True)
+            state, new_BT = _decode(*static, weights, state.replace(done_B=done_B), draws, steps)
+            rows.take(np.asarray(new_BT)[:, :steps])
+    return rows.new
+
+
+def sample(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.Array:
+    """Draws a token a row by inverting the distribution at one uniform number: a number a token would cost more than a step."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    logits_BV = logits_BV / sampling.temperature
+    kept_BV = keep(logits_BV, sampling.top_k, sampling.top_p)
+    edges_BV = jnp.cumsum(jax.nn.softmax(logits_BV, axis=-1, where=kept_BV), axis=-1)
+    height_B1 = jax.vmap(jax.random.uniform)(keys_B)[:, None] * edges_BV[:, -1:]
+    inside_BV = kept_BV & (edges_BV > height_B1)
+    found_B1 = inside_BV.any(-1, keepdims=True)  # rounding may leave the last edge kept below the height
+    return jnp.argmax(jnp.where(found_B1, inside_BV, kept_BV), axis=-1).astype(jnp.int32)
+
+
+def keep(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
+    """Returns which tokens may be drawn, mask_BV: of the k most likely, those before which at most the mass p lies.
+
+    Equally likely tokens are kept or dropped together. The threshold of the mass is found bit by bit, which costs a
+    thirtieth of sorting the vocabulary on a CPU.
+    """
+    if top_k and top_k < logits_BV.shape[-1]:
+        least_B1 = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]
+        logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+    if top_p >= 1:
+        return logits_BV > -jnp.inf
+    probs_BV = jax.nn.softmax(logits_BV, axis=-1)
+
+    def raise_bit(i, floor_B1):
+        """Keeps bit 29 - i if the tokens above still hold more than p. The bits of positive floats sort as the floats."""
+        higher_B1 = floor_B1 | (jnp.uint32(1) << (29 - i).astype(jnp.uint32))
+        above_BV = probs_BV > jax.lax.bitcast_convert_type(higher_B1, jnp.float32)
+        return jnp.where(jnp.sum(probs_BV, -1, keepdims=True, where=above_BV) > top_p, higher_B1, floor_B1)
+
+    floor_B1 = jax.lax.fori_loop(0, 30, raise_bit, jnp.zeros((len(probs_BV), 1), jnp.uint32))  # 1.0 needs 30 bits
+    return probs_BV > jax.lax.bitcast_convert_type(floor_B1, jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _start(config, sampling, mesh, new_slots, params, tokens_BT, lengths_B, draws) -> State:
+    logits_BV, cache = decoder.prefill(config, params, tokens_BT, lengths_B, new_slots)
+    tokens_B = _draw(_on_every_device(mesh, logits_BV), sampling, draws, lengths_B)
+    return State(cache, tokens_B, lengths_B, jnp.zeros(tokens_B.shape, bool))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def _decode(config, sampling, mesh, weights, state, draws, steps) -> tuple[State, jax.Array]:
+    """Draws up to `steps` tokens a row, fewer if all rows are done. Returns them as the first columns of new_BT."""
+
+    def unfinished(loop):
+        i, state, _ = loop
+        return (i < steps) & ~state.done_B.all()
+
+    def draw(loop):
+        i, state, new_BT = loop
+        logits_BV, cache = decoder.step(config, weights, state.cache, state.tokens_B, state.positions_B)
+        positions_B = state.positions_B + 1
+        tokens_B = _draw(_on_every_device(mesh, logits_BV), sampling, draws, positions_B)
+        done_B = state.done_B | (tokens_B[:, None] == draws.stop_ids[None]).any(-1)
+        return i + 1, State(cache, tokens_B, positions_B, done_B), jax.lax.dynamic_update_slice(new_BT, tokens_B[:, None], (0, i))
+
+    new_BT = jnp.zeros((len(state.tokens_B), CHUNK), jnp.int32)
+    _, state, new_BT = jax.lax.while_loop(unfinished, draw, (0, state, new_BT))
+    return state, _on_every_device(mesh, new_BT)
+
+
+def _draw(logits_BV: jax.Array, sampling: Sampling, draws: Draws, positions_B: jax.Array) -> jax.Array:
+    """Draws the tokens that will stand at these positions: chance depends on seed, row and position alone."""
+    logits_BV = jnp.where(jnp.arange(logits_BV.shape[-1])[None] < draws.vocab, logits_BV, -jnp.inf)
+    return sample(logits_BV, sampling, jax.vmap(jax.random.fold_in)(draws.keys_B, positions_B))
+
+
+def _on_every_device(mesh: Mesh | None, x: jax.Array) -> jax.Array:
+    """Lets every host of a pod read x whole."""
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
+
+
+def _mesh(params: dict) -> Mesh | None:
+    sharding = jax.tree.leaves(params)[0].sharding
+    return sharding.mesh if isinstance(sharding, NamedSharding) else None
+
+
+class _Rows:
+    """What has come out of each row, cut where it ends."""
+
+    def __init__(self, rows: int, max_new_tokens: int, stop_ids, stop, on_tokens):
+        self.new: list[list[int]] = [[] for _ in range(rows)]
+        self.done = np.zeros(rows, bool)
+        self.count = 0  # tokens of every row that is not done
+        self.max_new_tokens, self.stop_ids, self.stop, self.on_tokens = max_new_tokens, frozenset(stop_ids), stop, on_tokens
+
+    def take(self, new_BT: np.ndarray) -> None:
+        self.count += new_BT.shape[1]
+        for row in np.flatnonzero(~self.done).tolist():
+            self._take_row(row, new_BT[row].tolist())
+        self.done |= self.count >= self.max_new_tokens
+
+    def _take_row(self, row: int, ids: list[int]) -> None:
+        end = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
+        self.done[row] = end < len(ids)
+        ids = ids[:end]
+        before = self.new[row]
+        if self.stop and ids and self.stop(row, before + ids):
+            ids = next(ids[:n] for n in range(1, len(ids) + 1) if self.stop(row, before + ids[:n]))
+            self.done[row] = True
+        before += ids
+        if self.on_tokens and ids:
+            self.on_tokens(row, before)
+
+
+def _bucket(n: int) -> int:
+    """Rounds up to 64, 96, 128, 192, ..., so that few shapes are compiled."""
+    power = max(64, 1 << (n - 1).bit_length())
+    return power * 3 // 4 if power > 64 and n <= power * 3 // 4 else power
+
+
+def _pad(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns tokens_BT and lengths_B, T a bucket and B a power of two; a row that is added holds one token."""
+    shape = 1 << (len(prompts) - 1).bit_length(), _bucket(max(map(len, prompts)))
+    tokens_BT, lengths_B = np.zeros(shape, np.int32), np.ones(shape[0], np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens_BT[row, : len(prompt)] = prompt
+        lengths_B[row] = len(prompt)
+    return tokens_BT, lengths_B
+
+
+def _check(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raises UserError for a prompt that cannot be gone on from."""
+    for row, prompt in enumerate(prompts):
+        if not 0 < len(prompt) <= CAPACITY - max_new_tokens:
+            raise UserError(
+                f"prompt {row} has {len(prompt)} tokens: it needs one at least, and with {max_new_tokens} new ones at most {CAPACITY}"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
+            ids = f"ids from {min(prompt)} to {max(prompt)} where the model has {config.vocab_size}"
+            raise UserError(f"prompt {row} has {ids}: use the tokenizer of the same run")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 from codellama_jax.generation.sampler import Sampling, generate
 from codellama_jax.training.checkpoint import Run
 
 Decode = Callable[[int, list[int]], str]  # (row, new ids) -> text
-INCOMPLETE = "\ufffd"  # what the bytes of an unfinished character decode to
+BROKEN = "\ufffd"  # what each byte of an unfinished character decodes to
 
 
 def until(text: str, stop_strings: Sequence[str]) -> str:
@@ -17,24 +18,37 @@ def until(text: str, stop_strings: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
+def whole_characters(decode: Callable[[list[int]], str], ids: list[int]) -> str:
+    """Decodes ids but for the last character, if its bytes are not all there yet. One that was written out as U+FFFD stays."""
+    text, ids = decode(ids), list(ids)
+    for _ in range(3):  # bytes that a character of UTF-8 may have without being finished
+        if not text.endswith(BROKEN):
+            break
+        while len(shorter := decode(ids)) == len(text):  # ids that are no text decode to nothing
+            ids.pop()
+        if len(shorter) > len(text):
+            break
+        text = shorter
+    return text
+
+
 class Stream:
-    """Hands out a growing text piece by piece, holding back what may still change: half a character, half a stop string."""
+    """Hands out a growing text piece by piece, and holds back what may still become a stop string."""
 
     def __init__(self, write: Callable[[str], None], stop_strings: Sequence[str]):
         self.write, self.stop_strings, self.written = write, stop_strings, 0
 
     def update(self, text: str) -> None:
-        whole = until(text, self.stop_strings)
-        if whole == text:
-            whole = whole.rstrip(INCOMPLETE)
-            begins = [n for stop in self.stop_strings for n in range(1, len(stop)) if whole.endswith(stop[:n])]
-            whole = whole[: len(whole) - max(begins, default=0)]
-        self.write(whole[self.written :])
-        self.written = max(self.written, len(whole))
+        shown = until(text, self.stop_strings)
+        if shown == text:
+            begun = [n for stop in self.stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n])]
+            shown = text[: len(text) - max(begun, default=0)]
+        self.finish(shown)
 
     def finish(self, text: str) -> None:
-        self.write(text[self.written :])
-        self.written = len(text)
+        if text[self.written :]:
+            self.write(text[self.written :])
+            self.written = len(text)
 
 
 def generate_text(
@@ -46,18 +60,21 @@ def generate_text(
     stop_strings: Sequence[str],
     stream: Callable[[str], None] | None,
 ) -> list[str]:
-    """Generates from ids and returns texts, cut at stop strings. `stream` gets the pieces of the first prompt's text as they come."""
+    """Generates from ids and returns texts, cut at stop strings. `stream` gets the pieces of the first prompt's text as they come.
+
+    A character that is unfinished where the tokens end is left out.
+    """
     out = Stream(stream, stop_strings) if stream else None
+    text_of = lambda row, ids: whole_characters(functools.partial(decode, row), ids)
 
     def show(row: int, ids: list[int]) -> None:
         if row == 0 and out:
-            out.update(decode(row, ids))
+            out.update(text_of(row, ids))
 
-    stopped = (lambda row, ids: any(s in decode(row, ids) for s in stop_strings)) if stop_strings else None
-    on_tokens = show if out else None
+    stopped = (lambda row, ids: any(s in text_of(row, ids) for s in stop_strings)) if stop_strings else None
     vocab = min(run.model.vocab_size, run.tokenizer.vocab_size)
-    rows = generate(run.model, run.params, prompts, sampling, stop_ids, vocab=vocab, stop=stopped, on_tokens=on_tokens)
-    texts = [until(decode(row, ids), stop_strings) for row, ids in enumerate(rows)]
+    rows = generate(run.model, run.params, prompts, sampling, stop_ids, vocab=vocab, stop=stopped, on_tokens=show if out else None)
+    texts = [until(text_of(row, ids), stop_strings) for row, ids in enumerate(rows)]
     if out:
         out.finish(texts[0])
     return texts
@@ -73,6 +90,5 @@ def complete(
 
 
 def continuation(run: Run, prompts: Sequence[str]) -> Decode:
-    """Returns the decoding of ids that go on from prompts encoded with their leading space."""
-    encoded = [run.tokenizer.encode(prompt) for prompt in prompts]
-    return lambda row, ids: run.tokenizer.decode([*encoded[row], *ids])[len(prompts[row]) :]
+    """Returns the decoding of ids that go on from encoded prompts: after an empty one the first token carries the leading space."""
+    return lambda row, ids: run.tokenizer.decode(ids, leading_space=not prompts[row])

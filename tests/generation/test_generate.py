@@ -1,20 +1,25 @@
 import dataclasses
+import itertools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy import MODEL
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy import MODEL, stage
 
 from codellama_jax import tokenizer as tokenizers
-from codellama_jax.config import UserError
+from codellama_jax.config import MeshConfig, UserError
 from codellama_jax.data.infilling import infill_ids, prompt_ids
 from codellama_jax.generation import infill as infilling
 from codellama_jax.generation import text as texts
-from codellama_jax.generation.sampler import Sampling, generate, sample
+from codellama_jax.generation.sampler import CAPACITY, Sampling, generate, keep, sample
 from codellama_jax.models.llama import Llama
 from codellama_jax.training.checkpoint import Run
+from codellama_jax.training.mesh import make_mesh, on_mesh
+from codellama_jax.training.step import abstract_state
 
 GREEDY = Sampling(max_new_tokens=24)
 
@@ -60,9 +65,20 @@ def test_greedy_is_the_same_with_cache_and_without_ragged_or_alone(params):
     expected = [without_cache(params, prompt, 24) for prompt in prompts]
     assert generate(MODEL, params, prompts, GREEDY) == expected
     assert [generate(MODEL, params, [prompt], GREEDY)[0] for prompt in prompts] == expected
-    streamed: dict[int, list[int]] = {}
-    generate(MODEL, params, prompts, GREEDY, on_tokens=streamed.__setitem__)
-    assert [streamed[i] for i in range(3)] == expected
+    streamed: list[list[list[int]]] = [[], [], []]
+    generate(MODEL, params, prompts, GREEDY, on_tokens=lambda row, ids: streamed[row].append(list(ids)))
+    assert [row[-1] for row in streamed] == expected
+    assert [[len(ids) for ids in row] for row in streamed] == [[1, 5, 9, 13, 17, 21, 24]] * 3
+
+
+def test_parameters_on_a_mesh_give_the_same(params):
+    """A batch that does not divide over it included."""
+    prompts = [[1, 2, 3]]
+    with on_mesh(make_mesh(MeshConfig(fsdp=2, context=2, tensor=2))) as mesh:
+        placed = jax.device_put(params, jax.tree.map(lambda a: a.sharding, abstract_state(stage(), mesh).params))
+        assert not placed["head"].sharding.is_fully_replicated
+        on_devices = generate(MODEL, placed, prompts, GREEDY)
+    assert on_devices == generate(MODEL, params, prompts, GREEDY)
 
 
 def test_a_stop_id_ends_its_row_only(params):
@@ -72,6 +88,22 @@ def test_a_stop_id_ends_its_row_only(params):
     stopped = generate(MODEL, params, prompts, GREEDY, [stop])
     for before, after in zip(free, stopped):
         assert after == (before[: before.index(stop)] if stop in before else before)
+
+
+def test_a_row_ends_with_the_token_that_is_enough(params):
+    """Wherever chunks begin and end; the other row goes on."""
+    free = generate(MODEL, params, [[1, 2, 3], [4, 5]], GREEDY)
+    for enough in range(1, 25):
+        for on_tokens in (None, lambda row, ids: None):
+            stop = lambda row, ids, enough=enough: row == 0 and len(ids) >= enough
+            stopped = generate(MODEL, params, [[1, 2, 3], [4, 5]], GREEDY, stop=stop, on_tokens=on_tokens)
+            assert stopped == [free[0][:enough], free[1]]
+
+
+@pytest.mark.parametrize("prompt, wrong", [([], "0 tokens"), ([1] * CAPACITY, f"{CAPACITY} tokens"), ([1, 64], "ids from 1 to 64")])
+def test_a_prompt_that_cannot_be_read_is_named(params, prompt, wrong):
+    with pytest.raises(UserError, match=f"prompt 1 has {wrong}"):
+        generate(MODEL, params, [[1], prompt], GREEDY)
 
 
 def test_ids_that_pad_the_vocabulary_are_never_drawn(params):
@@ -100,6 +132,22 @@ def test_top_k_and_top_p_keep_exactly(top_k, top_p, kept):
     assert set(np.asarray(drawn).tolist()) == kept
 
 
+@pytest.mark.parametrize("top_k", [0, 1, 5, 40])
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 0.999, 1.0])
+def test_what_is_kept_is_what_sorting_keeps(top_k, top_p):
+    """Equally likely tokens together; top-k first, then the mass of what it left."""
+    logits_BV = np.random.default_rng(top_k).integers(-30, 30, (500, 20)) * 0.1
+    rank_BV = (logits_BV[:, None] > logits_BV[..., None]).sum(-1)
+    left_BV = (rank_BV < top_k) | (top_k == 0)
+    p_BV = np.where(left_BV, np.exp(logits_BV), 0)
+    p_BV /= p_BV.sum(-1, keepdims=True)
+    before_BV = ((p_BV[:, None] > p_BV[..., None]) * p_BV[:, None]).sum(-1)
+    kept_BV = np.asarray(keep(jnp.array(logits_BV, jnp.float32), top_k, top_p))
+    clear_BV = (np.abs(before_BV - top_p) > 1e-6) | (top_p == 1)  # nearer than that fp32 may decide either way
+    assert clear_BV.mean() > 0.9
+    assert (kept_BV == (left_BV & (before_BV < top_p + 1e-9)))[clear_BV].all()
+
+
 def test_a_sample_does_not_depend_on_its_companions(params):
     hot = Sampling(temperature=1.0, max_new_tokens=16, seed=3)
     alone = generate(MODEL, params, [[5, 6]], hot)
@@ -118,13 +166,45 @@ def test_completion_stops_at_a_string_wherever_it_falls(run):
         assert text == whole[: whole.index(stop)] == "".join(pieces)
 
 
-def test_streams_no_half_character_and_no_half_stop_string():
+PIECES = st.sampled_from("ab€😀\ufffd")
+
+
+@given(st.text(PIECES), st.lists(st.text(PIECES, min_size=1, max_size=4), max_size=2), st.lists(st.integers(0, 40)))
+def test_pieces_of_a_stream_join_to_the_text_before_a_stop_string(text, stop_strings, cuts):
     pieces: list[str] = []
-    stream = texts.Stream(pieces.append, ["\nclass"])
-    for text in ("a", "a\ufffd", "aé", "aé\ncl", "aé\ncla", "aé\nclear", "aé\nclear\nclass X"):
-        stream.update(text)
-    stream.finish("aé\nclear")
-    assert pieces == ["a", "", "é", "", "", "\nclear", "", ""]
+    stream = texts.Stream(pieces.append, stop_strings)
+    for cut in sorted(cuts):
+        stream.update(text[:cut])
+        assert texts.until(text, stop_strings).startswith("".join(pieces))
+    stream.finish(texts.until(text, stop_strings))
+    assert "".join(pieces) == texts.until(text, stop_strings)
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from("ab é€😀\ufffd▁\n")))
+def test_no_part_of_a_character_is_shown(run, text):
+    """Of a text whose tokens come one by one; the tokens of these characters are bytes."""
+    ids = run.tokenizer.encode(text, leading_space=False)
+    decode = lambda ids: run.tokenizer.decode(ids, leading_space=False)
+    shown = [texts.whole_characters(decode, ids[:n]) for n in range(len(ids) + 1)]
+    assert shown[-1] == text
+    assert all(text.startswith(part) for part in shown)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_what_was_shown_stays(run, data):
+    """Whatever ids a model draws, sentinels and stray bytes too."""
+    ids = data.draw(st.lists(st.integers(0, run.tokenizer.vocab_size - 1) | st.integers(3, 258)))
+    decode = lambda ids: run.tokenizer.decode(ids, leading_space=False)
+    shown = [texts.whole_characters(decode, ids[:n]) for n in range(len(ids) + 1)]
+    assert all(after.startswith(before) for before, after in itertools.pairwise(shown))
+
+
+def test_an_unfinished_character_at_the_end_is_left_out(run, monkeypatch):
+    ids = run.tokenizer.encode("x = '語", leading_space=False)[:-1]
+    monkeypatch.setattr(texts, "generate", lambda *args, **kwargs: [ids])
+    assert texts.complete(run, ["a"], GREEDY) == ["x = '"]
 
 
 @pytest.mark.parametrize("prefix", ["", "def name", "    x =", "a b "])
