@@ -28,6 +28,13 @@ def test_probabilities_are_positive_and_sum_to_one_after_every_history(documents
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-12)
 
 
+def test_discounts_are_the_published_ones():
+    """Chen and Goodman, modified Kneser-Ney, for 8, 4, 3 and 2 pairs seen once to four times: Y = 1/2."""
+    counts = np.array([1] * 8 + [2] * 4 + [3] * 3 + [4] * 2 + [9])
+    discounts = bigram._discounts(counts)
+    np.testing.assert_allclose([discounts[counts == n][0] for n in (1, 2, 3, 4, 9)], [1 / 2, 7 / 8, 5 / 3, 5 / 3, 5 / 3])
+
+
 def test_padding_is_neither_counted_nor_measured():
     batch = toy.batch(rows=6, length=32, vocab=V)
     real = batch["segment_ids"] > 0
