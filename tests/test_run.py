@@ -65,7 +65,18 @@ def place(tmp_path_factory):
 
 
 def command(place: Path, out: str, *args: str, **env: str) -> subprocess.Popen:
-    argv = [sys.executable, "-c", PROGRAM, "run", str(place / "tiny.py"), "--out", os.path.relpath(place / out, ROOT), "--cache", str(place / "cache"), *args]
+    argv = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        "run",
+        str(place / "tiny.py"),
+        "--out",
+        os.path.relpath(place / out, ROOT),
+        "--cache",
+        str(place / "cache"),
+        *args,
+    ]
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
