@@ -165,7 +165,7 @@ def probe_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, plac
     kinds = {"files": 0, "documents": first.data.block_chars}
     texts = {kind: [pipeline.text_of(d) for d in corpus.source(main_source, block).validation] for kind, block in kinds.items()}
     trained_on = rows_trained_on(experiment, corpus, arm, name)
-    found = run_probes(experiment.probes, run, texts, trained_on, held_out(corpus, stage), experiment.seed)
+    found = run_probes(experiment.probes, run, texts, trained_on, held_out(corpus, stage), first.data.seq_len, experiment.seed)
     if jax.process_index() == 0:
         path.write_text(json.dumps({"config": wanted, **found}, indent=1))
 

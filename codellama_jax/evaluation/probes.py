@@ -27,6 +27,7 @@ def run_probes(
     validation_texts: Mapping[str, Sequence[str]],
     training_rows: Iterable[Batch],
     validation_rows: Sequence[Batch],
+    seq_len: int,
     seed: int,
 ) -> dict[str, Any]:
     """Returns what `probes` asks for, ready for JSON: any of perplexity, infilling, infills, completions, bigram.
@@ -34,7 +35,8 @@ def run_probes(
     validation_texts: held-out code, `files` whole for perplexity by length, `documents` as the first stage trains on them for
       infilling. The two are the same where files are not cut into blocks.
     training_rows: the packed rows that the model was trained on, read only for the bigram model.
-    validation_rows: the packed rows of the validation loss; their length is the training context.
+    validation_rows: the packed rows of the validation loss.
+    seq_len: how many tokens a document to fill in may have; that of the first stage, so that all stages fill in the same lines.
 
     A part that cannot be asked of this model or corpus is a `note` that says why.
     """
@@ -42,7 +44,6 @@ def run_probes(
     if probes.perplexity_lengths:
         found["perplexity"] = _perplexity(probes, run, validation_texts["files"])
     if probes.infilling_examples or probes.infills:
-        seq_len = validation_rows[0]["tokens"].shape[1]
         found |= _infilling(probes, run, validation_texts["documents"], seq_len, seed)
     if probes.completions:
         texts = complete(run, list(probes.completions), _greedy(probes))

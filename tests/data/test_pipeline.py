@@ -154,6 +154,13 @@ def test_rows_hold_whole_documents(tokenizer, count):
     assert all(starts[i] == set(range(math.ceil((len(plain[i]) - 1) / T))) for i in range(count))
 
 
+def test_more_lanes_than_python_nests_calls(characters):
+    lanes = range(sys.getrecursionlimit() + 50)
+    sources, data = {"code": [{"id": b"a", "text": b"x = 1\n"}]}, config(0.0, MixtureConfig(code=1.0), len(lanes), seq_len=8)
+    (batch,), _ = take(characters, 1, lanes, data=data, sources=sources)
+    assert (batch["tokens"] == batch["tokens"][0]).all() and len(batch["tokens"]) == len(lanes)
+
+
 def test_batches_are_well_formed(tokenizer):
     batches, _ = take(tokenizer, 60)
     for batch in batches:

@@ -86,7 +86,7 @@ def test_what_people_wrote_stays(module):
         "#!/bin/sh\n# This file was automatically generated\n",
         '"""Tables.\n\ngenerated from data/UnicodeData.txt\n"""\n',
         "/* @generated */\n",
-        f"x = '{'a' * 1001}'\n",
+        f"x = '{'a' * 1001}'\n" + "y = 1\n" * 100,
         ("x" * 101 + "\n") * 9,
         "".join(f"0x{i:04x}: 0x{i * 7:04x},  # {i}\n" for i in range(200)),
     ],

@@ -109,7 +109,9 @@ def packed(run: Run, texts: list[str]) -> dict[str, np.ndarray]:
 
 def ask(run: Run, probes: ProbesConfig, documents: list[str] = DOCUMENTS) -> dict:
     training, validation = (packed(run, texts) for texts in (DOCUMENTS[::2], DOCUMENTS[1::2]))
-    found = run_probes(probes, run, {"files": SOURCES, "documents": documents}, iter([training]), [validation], seed=0)
+    found = run_probes(
+        probes, run, {"files": SOURCES, "documents": documents}, iter([training]), [validation], validation["tokens"].shape[1], seed=0
+    )
     return json.loads(json.dumps(found))
 
 
