@@ -10,6 +10,7 @@ Command   make quickstart
 import dataclasses
 
 from codellama_jax.config import (
+    CorpusConfig,
     DataConfig,
     Experiment,
     InfillingConfig,
@@ -41,20 +42,21 @@ def experiment(scale: str = "toy") -> Experiment:
         model=dataclasses.replace(model, rope_theta=1e6),
         data=DataConfig(seq_len=1024, batch_size=4, mixture=MIXTURE, infilling=infilling),
         optimizer=OptimizerConfig(peak_lr=5e-4, warmup_steps=5),
-        steps=24,
+        steps=16,
         eval_rows=16,
-        eval_every=12,
-        checkpoint_every=12,
+        eval_every=16,
+        checkpoint_every=16,
         log_every=4,
     )
     probes = ProbesConfig(
         perplexity_lengths=(128, 256, 512, 1024),
-        perplexity_rows=32,
-        infilling_examples=512,
+        perplexity_rows=16,
+        infilling_examples=640,
         bigram=True,
         completions=("def mean(xs):\n", "import os\nimport sys\n", "class Stack:\n    def __init__(self):\n"),
         infills=4,
         max_new_tokens=48,
     )
     stages = {"code": code, "long_context": long_context}
-    return Experiment("quickstart", scale, {"main": stages}, TokenizerConfig(pieces=1024 - 16), probes=probes)
+    corpus = CorpusConfig(max_files=700)  # already several times what the stages read
+    return Experiment("quickstart", scale, {"main": stages}, TokenizerConfig(pieces=1024 - 16), corpus, probes=probes)
