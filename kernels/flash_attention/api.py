@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax
 
-from kernels.flash_attention import reference, xla
+from kernels.flash_attention import pallas_tpu, reference, xla
 
-IMPLEMENTATIONS = {"xla": xla.attention, "reference": reference.attention}
+IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu.attention, "xla": xla.attention, "reference": reference.attention}
 
 
 def attention(

@@ -1,19 +1,50 @@
-"""How a row is cut into blocks, and what fits the vector memory of each chip."""
+"""How a row is cut into blocks, and what fits the vector memory of a chip."""
 
 from __future__ import annotations
 
+import dataclasses
+
+from jax.experimental.pallas import tpu as pltpu
+
 LANES = 128
-BLOCK = 1024  # rows of a query or key block: long enough to hide the latency of filling and draining the matrix units
-COLUMNS = 512  # keys whose scores are alive at once: more spill registers
-DIAGONAL = 256  # rows of a step along the diagonal: smaller steps compute less above it, but load the matrix units more often
-RESIDENT_KEYS = {"v4": 4096}  # keys held in vector memory at once
-VMEM_BYTES = {"v4": 16 << 20, "v5p": 64 << 20, "tpu7x": 64 << 20, "v5e": 128 << 20, "v6e": 128 << 20}
 
 
-def block_length(length: int) -> int:
-    """Returns the block, a multiple of the lanes and at most BLOCK, that pads `length` least."""
-    blocks = -(-length // BLOCK)
-    return -(-length // (blocks * LANES)) * LANES
+@dataclasses.dataclass(frozen=True)
+class BlockSizes:
+    """Rows and columns of the score matrix computed at once.
+
+    block: queries, and keys, of a block; long enough to hide the latency of filling and draining the matrix units.
+    columns: keys (queries, in the backward pass) whose scores are alive at once; more of them spill registers.
+    diagonal: step along the diagonal; smaller steps compute less above it but load the matrix units more often.
+    keys: keys that the forward pass holds in vector memory at once; a multiple of block.
+    vmem_bytes: vector memory that a kernel may use.
+    """
+
+    block: int = 1024
+    columns: int = 512
+    diagonal: int = 256
+    keys: int = 8192
+    vmem_bytes: int = 60 << 20
+
+
+def vmem_bytes() -> int:
+    """Returns the vector memory of the chip at hand, or of the smallest recent one (v5p, tpu7x) when there is none."""
+    try:
+        return pltpu.get_tpu_info().vmem_capacity_bytes
+    except ValueError:
+        return 64 << 20
+
+
+def choose(length: int, vmem: int | None = None) -> BlockSizes:
+    """Returns the sizes for rows of `length` tokens on a chip with `vmem` bytes of vector memory (the chip at hand if None)."""
+    vmem = vmem or vmem_bytes()
+    largest = 1024 if vmem >= 32 << 20 else 512
+    blocks = -(-length // largest)
+    block = -(-length // (blocks * LANES)) * LANES
+    resident = max(1, min(8192 if vmem >= 32 << 20 else 4096, length) // block)
+    while blocks % resident:
+        resident -= 1
+    return BlockSizes(block=block, keys=resident * block, vmem_bytes=vmem - vmem // 16)
 
 
 def pieces(length: int, size: int) -> list[slice]:

@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.flash_attention.block_sizes import COLUMNS, DIAGONAL, LANES, pieces
+from kernels.flash_attention.block_sizes import LANES, BlockSizes, pieces
 
 MASKED = -1e30  # finite, so that a masked score less a maximum is never NaN
 TRANSPOSED = (((1,), (1,)), ((), ()))
@@ -24,7 +24,7 @@ TRANSPOSED = (((1,), (1,)), ((), ()))
 
 def matmul(x, y, dimensions=(((1,), (0,)), ((), ()))):
     """Returns x @ y in fp32 over the dimensions given; fp32 inputs keep their precision."""
-    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
     return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
@@ -46,8 +46,11 @@ def as_column(x_1R):
 
 
 def as_row(x_RL):
-    """Returns x_1R of a column that is the same in all lanes."""
-    return jnp.concatenate([x_RL[p].T[:1] for p in pieces(x_RL.shape[0], LANES)], axis=1)
+    """Returns x_1R of a column that is the same in all lanes: the diagonal of each square, so that no transpose is needed."""
+    square = (LANES, LANES)
+    diagonal = lax.broadcasted_iota(jnp.int32, square, 0) == lax.broadcasted_iota(jnp.int32, square, 1)
+    rows = [jnp.sum(jnp.where(diagonal, x_RL[p], 0.0), axis=0, keepdims=True) for p in pieces(x_RL.shape[0], LANES)]
+    return jnp.concatenate(rows, axis=1)
 
 
 def _fold(operation, x_RC):
@@ -71,13 +74,13 @@ def _update(scores, values, m_ref, l_ref, acc_ref, rows, first):
     acc_ref[rows] = acc_RH if first else acc_ref[rows] * columns(keep_RL, H) + acc_RH
 
 
-def _diagonal(q_ref, k_ref, v_ref, start, first_1Q, state, scale):
+def _diagonal(q_ref, k_ref, v_ref, start, first_1Q, state, *, sizes, scale):
     """Runs the block on the diagonal. `first_1Q`, when given, holds the first visible key of each query, from `start`."""
     Q = q_ref.shape[0]
     first_QL = None if first_1Q is None else as_column(first_1Q)
-    for rows in pieces(Q, DIAGONAL):
+    for rows in pieces(Q, sizes.diagonal):
         q_RH, scores, values = q_ref[rows], [], []
-        for keys in pieces(rows.start, COLUMNS) + [rows]:
+        for keys in pieces(rows.start, sizes.columns) + [rows]:
             at = pl.ds(start + keys.start, keys.stop - keys.start)
             s_RC = matmul(q_RH, k_ref[at], TRANSPOSED) * scale
             key_RC = keys.start + lax.broadcasted_iota(jnp.int32, s_RC.shape, 1)
@@ -90,11 +93,11 @@ def _diagonal(q_ref, k_ref, v_ref, start, first_1Q, state, scale):
         _update(scores, values, *state, rows, first=True)
 
 
-def _block(q_ref, k_ref, v_ref, start, first_1Q, state, scale):
+def _block(q_ref, k_ref, v_ref, start, first_1Q, state, *, sizes, scale):
     """Runs a block before the diagonal, with a mask when `first_1Q` is given (as in `_diagonal`)."""
     Q = q_ref.shape[0]
     first_QL = None if first_1Q is None else as_column(first_1Q)
-    for keys in pieces(Q, COLUMNS):
+    for keys in pieces(Q, sizes.columns):
         at = pl.ds(start + keys.start, keys.stop - keys.start)
         s_QC = matmul(q_ref[...], k_ref[at], TRANSPOSED) * scale
         if first_QL is not None:
@@ -103,13 +106,22 @@ def _block(q_ref, k_ref, v_ref, start, first_1Q, state, scale):
         _update([s_QC], [v_ref[at]], *state, slice(None), first=False)
 
 
+def _reciprocal(x, exact):
+    """Returns 1 / x; else the hardware's estimate and one Newton step, far below bf16's rounding and a third of the work."""
+    if exact:
+        return 1.0 / x
+    estimate = pl.reciprocal(x, approx=True)
+    return estimate * (2.0 - x * estimate)
+
+
 def _finish(m_ref, l_ref, acc_ref, out_ref, lse_ref):
-    l_Q1 = jnp.sum(l_ref[...], axis=1, keepdims=True)
-    out_ref[...] = (acc_ref[...] * (1.0 / l_Q1)).astype(out_ref.dtype)
-    lse_ref[...] = as_row(m_ref[...] + jnp.broadcast_to(jnp.log2(l_Q1), m_ref.shape))
+    l_QL = jnp.broadcast_to(jnp.sum(l_ref[...], axis=1, keepdims=True), l_ref.shape)
+    inverse_QL = _reciprocal(l_QL, exact=out_ref.dtype == jnp.float32)
+    out_ref[...] = (acc_ref[...] * columns(inverse_QL, acc_ref.shape[1])).astype(out_ref.dtype)
+    lse_ref[...] = as_row(m_ref[...]) + jnp.log(as_row(l_QL)) * math.log2(math.e)
 
 
-def _kernel(first_key_ref, whole_key_ref, first_ref, q_ref, k_ref, v_ref, out_ref, lse_ref, m_ref, l_ref, acc_ref, *, scale):
+def _kernel(first_key_ref, whole_key_ref, first_ref, q_ref, k_ref, v_ref, out_ref, lse_ref, m_ref, l_ref, acc_ref, *, sizes, scale):
     """One block of queries and one stretch of keys.
 
     first_key_ref, whole_key_ref: (B, blocks) first key that any and that every query of a block may see.
@@ -124,7 +136,7 @@ def _kernel(first_key_ref, whole_key_ref, first_ref, q_ref, k_ref, v_ref, out_re
 
     def run(function, j, masked):
         first_1Q = first_ref[...] - j * Q if masked else None
-        function(q_ref, k_ref, v_ref, pl.multiple_of((j - base) * Q, Q), first_1Q, state, scale)
+        function(q_ref, k_ref, v_ref, pl.multiple_of((j - base) * Q, Q), first_1Q, state, sizes=sizes, scale=scale)
 
     pl.when((stretch == 0) & crossed)(lambda: run(_diagonal, i, True))
     pl.when((stretch == 0) & ~crossed)(lambda: run(_diagonal, i, False))
@@ -136,16 +148,16 @@ def _kernel(first_key_ref, whole_key_ref, first_ref, q_ref, k_ref, v_ref, out_re
     pl.when(stretch == pl.num_programs(3) - 1)(lambda: _finish(*state, out_ref, lse_ref))
 
 
-def forward(q_BNTH, k_BKTH, v_BKTH, first_BT, *, block: int, stretch: int, interpret=False, vmem_bytes=None):
+def forward(q_BNTH, k_BKTH, v_BKTH, first_BT, *, sizes: BlockSizes, interpret=False):
     """Returns out_BNTH and lse_BN1T, the log2 of each query's sum of exponentials.
 
     Args:
       first_BT: int32, first key that each query may see; never falls along a row.
-      block: queries and keys of a block; divides T.
-      stretch: keys held in vector memory; a multiple of `block` that divides T.
+      sizes: `block` and `keys` divide T.
     """
     B, N, T, H = q_BNTH.shape
     group = N // k_BKTH.shape[1]
+    block, stretch = sizes.block, sizes.keys
     blocks, per_stretch = T // block, stretch // block
     first_key, whole_key = first_BT[:, ::block], first_BT[:, block - 1 :: block]
 
@@ -162,7 +174,7 @@ def forward(q_BNTH, k_BKTH, v_BKTH, first_BT, *, block: int, stretch: int, inter
     q_spec = pl.BlockSpec((None, None, block, H), queries)
     kv_spec = pl.BlockSpec((None, None, stretch, H), keys)
     return pl.pallas_call(
-        functools.partial(_kernel, scale=score_scale(H)),
+        functools.partial(_kernel, sizes=sizes, scale=score_scale(H)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(B, N, blocks, T // stretch),
@@ -172,7 +184,7 @@ def forward(q_BNTH, k_BKTH, v_BKTH, first_BT, *, block: int, stretch: int, inter
         ),
         out_shape=[jax.ShapeDtypeStruct(q_BNTH.shape, q_BNTH.dtype), jax.ShapeDtypeStruct((B, N, 1, T), jnp.float32)],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=vmem_bytes
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=sizes.vmem_bytes
         ),
         interpret=interpret,
         name="flash_attention_forward",
