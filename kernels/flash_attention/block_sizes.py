@@ -47,6 +47,11 @@ def choose(length: int, vmem: int | None = None) -> BlockSizes:
     return BlockSizes(block=block, keys=resident * block, vmem_bytes=vmem - vmem // 16)
 
 
+def backward_bytes(length: int, head_dim: int) -> int:
+    """Returns what the backward pass keeps of one head: three fp32 gradients, and q and do in bf16, two heads in flight."""
+    return length * max(head_dim, LANES) * (3 * 4 + 2 * 2 * 2)
+
+
 def pieces(length: int, size: int) -> list[slice]:
     """Cuts `length` into slices of `size`; the last may be shorter."""
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]

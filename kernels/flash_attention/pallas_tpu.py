@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.flash_attention import block_sizes
+from kernels.flash_attention import block_sizes, xla
 from kernels.flash_attention.pallas_tpu_backward import backward
 from kernels.flash_attention.pallas_tpu_forward import forward
 
@@ -43,6 +43,12 @@ def _attend_forward(q_BNTH, k_BKTH, v_BKTH, first_BT, sizes, interpret):
 
 def _attend_backward(sizes, interpret, residuals, do_BNTH):
     *inputs, first_BT, out_BNTH, lse_BN1T = residuals
+    needed = block_sizes.backward_bytes(*out_BNTH.shape[2:])
+    if not interpret and needed > sizes.vmem_bytes:
+        raise ValueError(
+            f"the gradients of {out_BNTH.shape[2]} tokens a head take {needed >> 20} MiB of vector memory, the chip has "
+            f"{sizes.vmem_bytes >> 20}: split the row over the context axis or use implementation='xla'"
+        )
     delta_BN1T = jnp.sum(out_BNTH.astype(jnp.float32) * do_BNTH.astype(jnp.float32), axis=-1)[:, :, None]
     arrays = (*inputs, first_BT, lse_BN1T, delta_BN1T, do_BNTH)
     gradients = _anywhere(functools.partial(backward, sizes=sizes), *arrays, interpret=interpret)
@@ -55,20 +61,22 @@ attend.defvjp(_attend_forward, _attend_backward)
 def attention(
     q_BTNH, k_BSKH, v_BSKH, q_positions_BT, kv_positions_BS, q_segments_BT=None, kv_segments_BS=None, *, sizes=None, interpret=None
 ) -> jax.Array:
-    """See `api.attention`. For training rows: T = S, and positions rise by one inside each run of equal segment ids.
+    """See `api.attention`. Positions rise by one inside each run of equal segment ids, so the order of the row decides.
+
+    Queries that are not the row of the keys (a step of decoding) go through `xla.attention`.
 
     Args:
       sizes: block sizes; chosen from T and the chip when None.
       interpret: `pallas_call`'s; None compiles for TPU and interprets elsewhere.
 
     Raises:
-      ValueError: when queries and keys are not the same row, or the head dim is neither 64 nor 128.
+      ValueError: for a head dim that fills no whole number of vector registers.
     """
     B, T, _, H = q_BTNH.shape
     if k_BSKH.shape[1] != T:
-        raise ValueError(f"pallas_tpu attention needs as many keys as queries, got {k_BSKH.shape[1]} and {T}; use implementation='xla'")
-    if H not in (64, 128):
-        raise ValueError(f"pallas_tpu attention has head dims 64 and 128, got {H}; use implementation='xla'")
+        return xla.attention(q_BTNH, k_BSKH, v_BSKH, q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)
+    if H > block_sizes.LANES and H % block_sizes.LANES:
+        raise ValueError(f"pallas_tpu attention needs a head dim up to 128 or a multiple of it, got {H}; use implementation='xla'")
     sizes = sizes or block_sizes.choose(T)
     padding = -T % sizes.block
     segments_BT = jnp.zeros((B, T), jnp.int32) if q_segments_BT is None else q_segments_BT
