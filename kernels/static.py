@@ -163,8 +163,24 @@ def show(chip: str, seq: int, p: Pass, baseline: Pass | None = None) -> None:
     ratio = f" = {p.cycles / baseline.cycles:.3f} x {baseline.kernel}" if baseline else ""
     print(
         f"{chip} {seq} {p.kernel}: interior block {p.interior}, diagonal block {p.diagonal}, head {p.cycles}{ratio}; "
-        f"{units}; fills {p.fills} spills {p.spills}; VMEM {p.vmem_mib:.1f} MiB"
+        f"{units}; fills {p.fills} spills {p.spills}; VMEM {p.vmem_mib:.1f} MiB",
+        flush=True,
     )
+
+
+def report(chip: str, seq: int, head_dim: int, compare: bool, dump: str) -> int:
+    """Prints our passes on `chip`, beside splash's when asked; returns the exit code."""
+    try:
+        ours = compile_ours(chip, seq, head_dim, dump)
+    except ValueError as error:  # rows too long for the chip's vector memory
+        print(f"{chip}: {error}", file=sys.stderr)
+        return 1
+    theirs = best_splash(chip, seq, head_dim, dump) if compare else [None, None]
+    for p, baseline in zip(ours, theirs):
+        show(chip, seq, p, baseline)
+        if baseline:
+            show(chip, seq, baseline)
+    return 0
 
 
 def main() -> int:
@@ -178,24 +194,19 @@ def main() -> int:
     chips = args.chip.split(",")
     if unknown := sorted(set(chips) - set(TOPOLOGIES)):
         parser.error(f"unknown chip {', '.join(unknown)}; there are {', '.join(TOPOLOGIES)}")
+    if args.seq % 1024:
+        parser.error(f"--seq must be a multiple of 1024, got {args.seq}")
     if importlib.util.find_spec("libtpu") is None:
         print('the TPU compiler is not installed: pip install "codellama_jax[tpu]"', file=sys.stderr)
         return 2
     dump = tempfile.mkdtemp(prefix="schedule-")
     environment = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3"}
     os.environ.update(environment, LIBTPU_INIT_ARGS=f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true")
-    print("compiler estimate, cycles a head; blocks in tokens a side")
+    print("compiler estimate, cycles a head; blocks in tokens a side", flush=True)
     try:
-        for chip in chips:
-            ours = compile_ours(chip, args.seq, args.head_dim, dump)
-            theirs = best_splash(chip, args.seq, args.head_dim, dump) if args.compare else [None, None]
-            for p, baseline in zip(ours, theirs):
-                show(chip, args.seq, p, baseline)
-                if baseline:
-                    show(chip, args.seq, baseline)
+        return max(report(chip, args.seq, args.head_dim, bool(args.compare), dump) for chip in chips)
     finally:
         shutil.rmtree(dump, ignore_errors=True)
-    return 0
 
 
 if __name__ == "__main__":
