@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import jax
+from jax.sharding import PartitionSpec
 
-from kernels.flash_attention import reference, xla
+from kernels.flash_attention import pallas_tpu, reference, xla
 
-IMPLEMENTATIONS = {"xla": xla.attention, "reference": reference.attention}
+IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu.attention, "xla": xla.attention, "reference": reference.attention}
+
+
+def default_implementation(split: bool) -> str:
+    """Returns the fastest implementation that works here. The compiler cannot split a Pallas kernel over devices by itself."""
+    return "pallas_tpu" if jax.default_backend() == "tpu" and (split or jax.device_count() == 1) else "xla"
 
 
 def attention(
@@ -19,11 +25,17 @@ def attention(
     q_segments_BT: jax.Array | None = None,
     kv_segments_BS: jax.Array | None = None,
     implementation: str = "",
+    batch_axes: tuple[str, ...] = (),
+    head_axes: tuple[str, ...] = (),
 ) -> jax.Array:
     """Attends from each query to the keys of its own segment at its position or before it.
 
     Query head n reads key head n // (N / K). With T = S the rows are in order: row t never needs a key after row t.
     Without segments the whole row is one document. Logits and softmax are fp32; the result has q's dtype.
+
+    Args:
+      batch_axes, head_axes: axes of the mesh in use (`jax.set_mesh`) that split the batch and the heads. With them each
+        device runs the implementation on its own part, as the Pallas kernels need; without, the compiler splits the work.
 
     Returns:
       out_BTNH. Rows of segment 0 (padding) hold finite values without meaning.
@@ -31,9 +43,16 @@ def attention(
     Raises:
       ValueError: for a head count that K does not divide, or an unknown implementation.
     """
-    implementation = implementation or "xla"
+    split = bool(batch_axes or head_axes)
+    implementation = implementation or default_implementation(split)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"no attention implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")
     if q_BTNH.shape[2] % k_BSKH.shape[2]:
         raise ValueError(f"{q_BTNH.shape[2]} query heads do not divide over {k_BSKH.shape[2]} key heads")
-    return IMPLEMENTATIONS[implementation](q_BTNH, k_BSKH, v_BSKH, q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)
+    arguments = (q_BTNH, k_BSKH, v_BSKH, q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)
+    if not split:
+        return IMPLEMENTATIONS[implementation](*arguments)
+    heads, rows = PartitionSpec(batch_axes, None, head_axes, None), PartitionSpec(batch_axes, None)
+    given = [x for x in arguments if x is not None]
+    specs = tuple(heads if x.ndim == 4 else rows for x in given)
+    return jax.shard_map(IMPLEMENTATIONS[implementation], in_specs=specs, out_specs=heads, check_vma=False)(*given)

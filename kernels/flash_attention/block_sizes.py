@@ -1,0 +1,57 @@
+"""How a row is cut into blocks, and what fits the vector memory of a chip."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jax.experimental.pallas import tpu as pltpu
+
+LANES = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSizes:
+    """Rows and columns of the score matrix computed at once.
+
+    block: queries, and keys, of a block; long enough to hide the latency of filling and draining the matrix units.
+    columns: keys (queries, in the backward pass) whose scores are alive at once; more of them spill registers.
+    diagonal: step along the diagonal; smaller steps compute less above it but load the matrix units more often.
+    keys: keys that the forward pass holds in vector memory at once; a multiple of block.
+    vmem_bytes: vector memory that a kernel may use.
+    """
+
+    block: int = 1024
+    columns: int = 512
+    diagonal: int = 256
+    keys: int = 8192
+    vmem_bytes: int = 60 << 20
+
+
+def vmem_bytes() -> int:
+    """Returns the vector memory of the chip at hand, or of the smallest recent one (v5p, tpu7x) when there is none."""
+    try:
+        return pltpu.get_tpu_info().vmem_capacity_bytes
+    except ValueError:
+        return 64 << 20
+
+
+def choose(length: int, vmem: int | None = None) -> BlockSizes:
+    """Returns the sizes for rows of `length` tokens on a chip with `vmem` bytes of vector memory (the chip at hand if None)."""
+    vmem = vmem or vmem_bytes()
+    largest = 1024 if vmem >= 32 << 20 else 512
+    blocks = -(-length // largest)
+    block = -(-length // (blocks * LANES)) * LANES
+    resident = max(1, min(8192 if vmem >= 32 << 20 else 4096, length) // block)
+    while blocks % resident:
+        resident -= 1
+    return BlockSizes(block=block, keys=resident * block, vmem_bytes=vmem - vmem // 16)
+
+
+def backward_bytes(length: int, head_dim: int) -> int:
+    """Returns what the backward pass keeps of one head: three fp32 gradients, and q and do in bf16, two heads in flight."""
+    return length * max(head_dim, LANES) * (3 * 4 + 2 * 2 * 2)
+
+
+def pieces(length: int, size: int) -> list[slice]:
+    """Cuts `length` into slices of `size`; the last may be shorter."""
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
