@@ -23,7 +23,7 @@ from codellama_jax.data.infilling import plain_ids
 
 T, ROWS = 32, 4
 MIXTURE = MixtureConfig(code=0.6, discussions=0.3, language=0.1)
-few = hypothesis.settings(deadline=None, max_examples=8, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+few = hypothesis.settings(deadline=None, max_examples=8, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -124,7 +124,7 @@ def test_restoring_an_iterator_in_use(tokenizer, stream):
         assert_equal(first, stream[:7])
 
 
-@hypothesis.settings(deadline=None, max_examples=30)
+@hypothesis.settings(deadline=None, max_examples=20, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 @hypothesis.given(count=st.integers(1, 40), lanes=st.integers(1, 50), seed=st.integers(0, 2**32 - 1))
 def test_lanes_read_every_document_once_an_epoch(count, lanes, seed):
     documents = list(range(count))
