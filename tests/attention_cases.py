@@ -10,7 +10,7 @@ from toy import segments
 from kernels.flash_attention import IMPLEMENTATIONS, cudnn, pallas_tpu, reference
 from kernels.flash_attention.block_sizes import BlockSizes
 
-SMALL = BlockSizes(block=128, columns=128, diagonal=128, keys=256)
+SMALL = BlockSizes(block=128, queries=256, columns=128, diagonal=128, keys=256)
 EVERY = IMPLEMENTATIONS | {
     "cudnn": functools.partial(cudnn.attention, implementation="xla"),  # its documents and its padding, without a GPU
     "pallas_tpu": functools.partial(pallas_tpu.attention, sizes=SMALL),  # every path in a short row
