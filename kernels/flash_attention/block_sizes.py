@@ -54,9 +54,14 @@ def choose(length: int, vmem: int | None = None) -> BlockSizes:
     return BlockSizes(block=block, queries=pair * block, keys=resident * block, vmem_bytes=vmem - vmem // 16)
 
 
-def backward_bytes(length: int, head_dim: int) -> int:
-    """Returns what the backward pass keeps of one head: three fp32 gradients, and q and do in bf16, two heads in flight."""
-    return length * max(head_dim, LANES) * (3 * 4 + 2 * 2 * 2)
+def backward_bytes(length: int, head_dim: int, block: int) -> int:
+    """Returns the vector memory of the backward pass, as the compiler lays it out to within a tenth.
+
+    Of one head it keeps three fp32 gradients, and q and do in bf16 for two heads in flight; then there are the blocks of k,
+    v and what is written, and spilled registers.
+    """
+    width = max(head_dim, LANES)
+    return length * width * (3 * 4 + 2 * 2 * 2) + block * width * 44
 
 
 def pieces(length: int, size: int) -> list[slice]:

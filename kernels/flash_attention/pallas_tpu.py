@@ -43,7 +43,7 @@ def _attend_forward(q_BNTH, k_BKTH, v_BKTH, first_BT, sizes, interpret):
 
 def _attend_backward(sizes, interpret, residuals, do_BNTH):
     *inputs, first_BT, out_BNTH, lse_BN1T = residuals
-    needed = block_sizes.backward_bytes(*out_BNTH.shape[2:])
+    needed = block_sizes.backward_bytes(*out_BNTH.shape[2:], sizes.block)
     if not interpret and needed > sizes.vmem_bytes:
         raise ValueError(
             f"the gradients of {out_BNTH.shape[2]} tokens a head take {needed >> 20} MiB of vector memory, the chip has "

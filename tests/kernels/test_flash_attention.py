@@ -57,3 +57,9 @@ def test_refuses_gradients_that_fit_no_chip():
     loss = lambda x: pallas_tpu.attention(x, x, x, None, None, interpret=False).sum()
     with pytest.raises(ValueError, match="split the row over the context axis"):
         jax.eval_shape(jax.grad(loss), x)
+
+
+@pytest.mark.parametrize(("length", "block", "compiled_mib"), [(4096, 1024, 15.4), (16384, 1024, 45.4), (4096, 512, 12.8)])
+def test_knows_what_the_backward_pass_takes(length, block, compiled_mib):
+    """Beside the vector memory that `python -m kernels.static` read from the compiler."""
+    assert block_sizes.backward_bytes(length, 128, block) / 2**20 == pytest.approx(compiled_mib, rel=0.02)
