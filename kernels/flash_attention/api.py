@@ -5,14 +5,17 @@ from __future__ import annotations
 import jax
 from jax.sharding import PartitionSpec
 
-from kernels.flash_attention import pallas_tpu, reference, xla
+from kernels.flash_attention import cudnn, pallas_tpu, reference, xla
 
-IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu.attention, "xla": xla.attention, "reference": reference.attention}
+IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu.attention, "cudnn": cudnn.attention, "xla": xla.attention, "reference": reference.attention}
 
 
-def default_implementation(split: bool) -> str:
+def default_implementation(split: bool, dtype) -> str:
     """Returns the fastest implementation that works here. The compiler cannot split a Pallas kernel over devices by itself."""
-    return "pallas_tpu" if jax.default_backend() == "tpu" and (split or jax.device_count() == 1) else "xla"
+    backend = jax.default_backend()
+    if backend == "tpu" and (split or jax.device_count() == 1):
+        return "pallas_tpu"
+    return "cudnn" if backend == "gpu" and dtype in cudnn.DTYPES else "xla"
 
 
 def attention(
@@ -44,7 +47,7 @@ def attention(
       ValueError: for a head count that K does not divide, or an unknown implementation.
     """
     split = bool(batch_axes or head_axes)
-    implementation = implementation or default_implementation(split)
+    implementation = implementation or default_implementation(split, q_BTNH.dtype)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"no attention implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")
     if q_BTNH.shape[2] % k_BSKH.shape[2]:
