@@ -10,9 +10,15 @@ from kernels.flash_attention import pallas_tpu, reference, xla
 IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu.attention, "xla": xla.attention, "reference": reference.attention}
 
 
+def platform() -> str:
+    """Returns where the program will run: on the devices of the mesh in use, which need not be here, or on the backend."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return "tpu" if device and device.device_kind.startswith("TPU") else jax.default_backend()
+
+
 def default_implementation(split: bool) -> str:
     """Returns the fastest implementation that works here. The compiler cannot split a Pallas kernel over devices by itself."""
-    return "pallas_tpu" if jax.default_backend() == "tpu" and (split or jax.device_count() == 1) else "xla"
+    return "pallas_tpu" if platform() == "tpu" and (split or jax.device_count() == 1) else "xla"
 
 
 def attention(
