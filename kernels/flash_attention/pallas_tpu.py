@@ -70,7 +70,7 @@ def attention(
       interpret: `pallas_call`'s; None compiles for TPU and interprets elsewhere.
 
     Raises:
-      ValueError: for a head dim that fills no whole number of vector registers.
+      ValueError: for a head dim that fills no whole number of vector registers, or `sizes` that do not divide the padded row.
     """
     B, T, _, H = q_BTNH.shape
     if k_BSKH.shape[1] != T:
@@ -79,6 +79,8 @@ def attention(
         raise ValueError(f"pallas_tpu attention needs a head dim up to 128 or a multiple of it, got {H}; use implementation='xla'")
     sizes = sizes or block_sizes.choose(T)
     padding = -T % sizes.block
+    if (T + padding) % sizes.keys:
+        raise ValueError(f"stretches of {sizes.keys} keys do not divide a row of {T + padding}, a multiple of {sizes.block}")
     segments_BT = jnp.zeros((B, T), jnp.int32) if q_segments_BT is None else q_segments_BT
     first_BT = first_keys(jnp.pad(segments_BT, ((0, 0), (0, padding)), constant_values=-1))
     heads_first = [jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, padding), (0, 0))) for x in (q_BTNH, k_BSKH, v_BSKH)]
