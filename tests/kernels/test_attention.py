@@ -1,4 +1,4 @@
-"""What every implementation of attention has to do. A new one joins by its name in `attention_cases.EVERY` or, if it takes whole rows only, WHOLE_ROWS."""
+"""What every implementation of attention has to do. A new one joins `attention_cases.EVERY`, or WHOLE_ROWS if it takes nothing else."""
 
 import functools
 

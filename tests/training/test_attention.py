@@ -87,9 +87,7 @@ print(text.count("custom_call_target=\\"tpu_custom_call\\""), text.count("collec
 """
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "codellama_jax[tpu]"'
-)
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler (libtpu) is not installed")
 @pytest.mark.parametrize("mesh", [(1, 4, 1, 4), (1, 2, 4, 2)])
 def test_a_train_step_with_the_kernels_compiles_for_a_pod(mesh):
     settings = {
