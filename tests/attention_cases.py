@@ -23,7 +23,7 @@ def around_a_ring(q, k, v, q_positions, kv_positions, segments=None, _=None, *, 
     return ring_attention.stripe(out, out.shape[1] // 2)[:, :T]
 
 
-SMALL = BlockSizes(block=128, columns=128, diagonal=128, keys=256)
+SMALL = BlockSizes(block=128, queries=256, columns=128, diagonal=128, keys=256)
 EVERY = IMPLEMENTATIONS | {
     "cudnn": functools.partial(cudnn.attention, implementation="xla"),  # its documents and its padding, without a GPU
     "pallas_tpu": functools.partial(pallas_tpu.attention, sizes=SMALL),  # every path in a short row

@@ -1,5 +1,7 @@
 """The TPU kernels beyond what `test_attention.py` asks of every implementation."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ CHECKED = pltpu.InterpretParams(detect_races=True, out_of_bounds_reads="raise", 
 @pytest.mark.parametrize(("T", "N", "H", "documents"), [(300, 2, 64, True), (257, 1, 128, False)])
 def test_no_race_and_no_read_out_of_bounds(T, N, H, documents):
     given = problem(0, 1, T, N, 1, H, documents=documents)
-    sizes = block_sizes.BlockSizes(block=128, columns=128, diagonal=128, keys=128)
+    sizes = block_sizes.BlockSizes(block=128, queries=128, columns=128, diagonal=128, keys=128)
     kernel = lambda *arguments: pallas_tpu.attention(*arguments, sizes=sizes, interpret=CHECKED)
     run = lambda qkv, do: with_gradients(kernel, qkv, do, given[2])
     for actual, expected in zip(compiled(run, *given[:2]), oracle(*given)):
@@ -39,14 +41,15 @@ def test_split_over_batch_and_heads_equals_whole():
 @pytest.mark.parametrize("vmem", [16 << 20, 64 << 20])
 def test_blocks_tile_the_padded_row(length, vmem):
     sizes = block_sizes.choose(length, vmem)
-    padded = -(-length // sizes.block) * sizes.block
-    assert padded % sizes.keys == 0 and sizes.keys % sizes.block == 0 and sizes.block % block_sizes.LANES == 0
-    assert padded - length < sizes.block <= 1024
+    padded = -(-length // sizes.queries) * sizes.queries
+    assert padded % sizes.keys == 0 and sizes.keys % sizes.queries == 0 and sizes.queries % sizes.block == 0
+    assert padded - length < sizes.queries <= 2048 and sizes.block % block_sizes.LANES == 0
 
 
 def test_refuses_blocks_that_leave_a_rest():
-    with pytest.raises(ValueError, match="stretches of 256 keys do not divide a row of 384"):
-        pallas_tpu.attention(*problem(0, 1, 300, 1, 1, 64)[0], None, None, sizes=SMALL)
+    with pytest.raises(ValueError, match=r"queries=256.* do not divide a row of 768 tokens"):
+        sizes = dataclasses.replace(SMALL, keys=512)
+        pallas_tpu.attention(*problem(0, 1, 600, 1, 1, 64)[0], None, None, sizes=sizes)
 
 
 def test_refuses_gradients_that_fit_no_chip():

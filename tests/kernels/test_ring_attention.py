@@ -44,7 +44,8 @@ def test_ring_is_attention_on_one_device(sizes, documents):
 
 
 def test_ring_of_kernels_is_attention_on_one_device(monkeypatch):
-    monkeypatch.setattr(block_sizes, "choose", lambda length: block_sizes.BlockSizes(128, 128, 128, 128))  # three blocks a device
+    small = block_sizes.BlockSizes(block=128, queries=128, columns=128, diagonal=128, keys=128)  # three blocks a device
+    monkeypatch.setattr(block_sizes, "choose", lambda length: small)
     check((1, 2, 1), problem(1, 1, 600, 2, 1, 64), "pallas_tpu")
 
 
