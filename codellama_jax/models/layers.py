@@ -6,13 +6,15 @@ Parameters are fp32 and carry logical axis names; `training/mesh.py` says where 
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from codellama_jax.config import ModelConfig
-from kernels.flash_attention import attention
+from kernels import flash_attention, ring_attention
 
 
 def parameter(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], variance: float) -> jax.Array:
@@ -21,9 +23,27 @@ def parameter(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[
     return module.param(name, init, shape, jnp.float32)
 
 
-def length_shards() -> int:
-    """How many devices of the current mesh share the length of a row."""
-    return jax.sharding.get_abstract_mesh().shape.get("context", 1)
+def mesh_axes(name: str, size: int = 0) -> tuple[str, ...]:
+    """Returns the axes of the current mesh that cut a logical axis under the current rules; none where they do not divide `size`."""
+    mesh = jax.sharding.get_abstract_mesh().shape
+    (axes,) = nn.logical_to_mesh_axes((name,))
+    axes = tuple(a for a in ((axes,) if isinstance(axes, str) else axes or ()) if mesh.get(a, 1) > 1)
+    return () if size % math.prod(mesh[a] for a in axes) else axes
+
+
+def length_shards(length: int = 0) -> int:
+    """How many devices of the current mesh share the length of a row; one where they do not divide it."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape[a] for a in mesh_axes("length", length))
+
+
+def dealt(x_BT: jax.Array | None, shards: int) -> jax.Array | None:
+    """Puts rows in the order in which ring attention over `shards` devices wants them."""
+    return x_BT if x_BT is None or shards == 1 else ring_attention.stripe(x_BT, shards)
+
+
+def collected(x_BT: jax.Array, shards: int) -> jax.Array:
+    """Puts `dealt` rows (B, T, ...) back in their own order."""
+    return x_BT if shards == 1 else ring_attention.stripe(x_BT, x_BT.shape[1] // shards)
 
 
 def project(x_BTD: jax.Array, w_DX: jax.Array) -> jax.Array:
@@ -74,6 +94,17 @@ class Inputs:
     keep_kv: bool = struct.field(pytree_node=False, default=False)  # hand out every layer's keys and values, to go on from them
 
 
+def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, inputs: Inputs, implementation: str) -> jax.Array:
+    """Returns out_BTNH; a kernel runs on each device's part of the batch and heads, around a ring where the length is cut."""
+    B, T, K, _ = k_BTKH.shape
+    split = {"batch_axes": mesh_axes("batch", B), "head_axes": mesh_axes("heads", K), "implementation": implementation}
+    if length_axes := mesh_axes("length", T):
+        return ring_attention.attention(q_BTNH, k_BTKH, v_BTKH, segments_BT=inputs.segment_ids_BT, length_axes=length_axes, **split)
+    positions = {"q_positions_BT": inputs.positions_BT, "kv_positions_BS": inputs.positions_BT}
+    segments = {"q_segments_BT": inputs.segment_ids_BT, "kv_segments_BS": inputs.segment_ids_BT}
+    return flash_attention.attention(q_BTNH, k_BTKH, v_BTKH, **positions, **segments, **split)
+
+
 class Attention(nn.Module):
     """Grouped-query attention. One weight holds, for each key head, its G query heads, its key and its value."""
 
@@ -89,16 +120,7 @@ class Attention(nn.Module):
         qkv_BTKXH = nn.with_logical_constraint(project(x_BTD, w_qkv), ("batch", "length", "heads", None, None))
         q_BTNH = rotate(qkv_BTKXH[:, :, :, :G].reshape(B, T, K * G, H), inputs.rope)
         k_BTKH, v_BTKH = rotate(qkv_BTKXH[:, :, :, G], inputs.rope), qkv_BTKXH[:, :, :, G + 1]
-        out_BTNH = attention(
-            q_BTNH,
-            k_BTKH,
-            v_BTKH,
-            q_positions_BT=inputs.positions_BT,
-            kv_positions_BS=inputs.positions_BT,
-            q_segments_BT=inputs.segment_ids_BT,
-            kv_segments_BS=inputs.segment_ids_BT,
-            implementation=c.attention,
-        )
+        out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, inputs, c.attention)
         return project(out_BTNH.reshape(B, T, -1), w_out.reshape(-1, D)), (k_BTKH, v_BTKH)
 
 

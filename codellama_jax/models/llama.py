@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from codellama_jax.config import ModelConfig
-from codellama_jax.models.layers import Block, Inputs, RMSNorm, parameter, rope_angles
+from codellama_jax.models.layers import Block, Inputs, RMSNorm, collected, dealt, length_shards, parameter, rope_angles
 
 REMAT_POLICIES = {
     "full": None,  # keep the input of every layer, compute the rest again
@@ -42,15 +42,18 @@ class Llama(nn.Module):
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Returns the normalised last activations x_BTD and, if asked to keep them, the keys and values of all layers, both _LBTKH.
 
-        Positions count from 0 in every document.
+        Positions count from 0 in every document. Where a mesh cuts the length, the layers see the row as ring attention deals it to
+        the devices; what is given and returned is in the row's own order.
         """
-        c = self.config
+        c, shards = self.config, length_shards(tokens_BT.shape[1])
+        tokens_BT, positions_BT, segment_ids_BT = (dealt(a, shards) for a in (tokens_BT, positions_BT, segment_ids_BT))
         table_VD = nn.with_logical_constraint(self.embedding_VD.astype(c.compute_dtype), ("vocab", None))  # gathered whole in D
         x_BTD = table_VD[tokens_BT]
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
         inputs = Inputs(positions_BT, segment_ids_BT, rope_angles(positions_BT, c.head_dim, c.rope_theta, c.rope_scaling), keep_kv)
         x_BTD, kv_LBTKH = self.layers(x_BTD, inputs)
-        return self.final_norm(x_BTD), kv_LBTKH
+        x_BTD = nn.with_logical_constraint(collected(self.final_norm(x_BTD), shards), ("batch", "length", None))
+        return x_BTD, jax.tree.map(jax.vmap(lambda a_BTKH: collected(a_BTKH, shards)), kv_LBTKH)
 
     def unembed(self, x_BTD: jax.Array) -> jax.Array:
         """Returns fp32 logits_BTV."""

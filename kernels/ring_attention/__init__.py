@@ -1,0 +1,5 @@
+"""Causal grouped-query attention inside documents, for rows whose length is split over devices."""
+
+from kernels.ring_attention.api import IMPLEMENTATIONS, attention, stripe
+
+__all__ = ["IMPLEMENTATIONS", "attention", "stripe"]

@@ -1,0 +1,76 @@
+"""Ring attention on eight CPU devices against attention on one. That documents do not leak is in test_attention.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attention_cases import UNOPTIMISED, problem, with_gradients
+
+from kernels import ring_attention
+from kernels.flash_attention import block_sizes, reference
+
+AXES = ("fsdp", "context", "tensor")
+
+
+def on_mesh(sizes, function, *arguments):
+    """Compiles for a mesh of these sizes along AXES; arguments may be shapes only."""
+    devices = jax.devices()[: np.prod(sizes)]
+    with jax.set_mesh(jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)):
+        return jax.jit(function).lower(*arguments).compile(UNOPTIMISED)
+
+
+def around(context, implementation="xla"):
+    """Returns attention, as `reference.attention` has it, of rows that are split over `context` devices."""
+
+    def attention(q, k, v, q_positions, kv_positions, segments, _):
+        T = q.shape[1]
+        q, k, v, segments = (None if x is None else ring_attention.stripe(jnp.asarray(x), context) for x in (q, k, v, segments))
+        split = {"length_axes": ("context",), "batch_axes": ("fsdp",), "head_axes": ("tensor",), "implementation": implementation}
+        return ring_attention.stripe(ring_attention.attention(q, k, v, segments_BT=segments, **split), T // context)
+
+    return attention
+
+
+def check(sizes, given, implementation="xla"):
+    qkv, do, rows = given
+    solve = lambda qkv, do: with_gradients(around(sizes[1], implementation), qkv, do, rows)
+    for here, alone in zip(on_mesh(sizes, solve, qkv, do)(qkv, do), with_gradients(reference.attention, *given)):
+        np.testing.assert_allclose(here, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(("sizes", "documents"), [((2, 2, 2), True), ((1, 4, 2), True), ((1, 8, 1), True), ((2, 4, 1), False)])
+def test_ring_is_attention_on_one_device(sizes, documents):
+    check(sizes, problem(0, 2, 72, 4, 2, 16, documents=documents))
+
+
+def test_ring_of_kernels_is_attention_on_one_device(monkeypatch):
+    small = block_sizes.BlockSizes(block=128, queries=128, columns=128, diagonal=128, keys=128)  # three blocks a device
+    monkeypatch.setattr(block_sizes, "choose", lambda length: small)
+    check((1, 2, 1), problem(1, 1, 600, 2, 1, 64), "pallas_tpu")
+
+
+def test_rows_come_back_in_order():
+    x_BT = np.arange(2 * 24 * 3).reshape(2, 24, 3)
+    dealt = ring_attention.stripe(x_BT, 4)
+    np.testing.assert_array_equal(dealt[:, 6:12], x_BT[:, 1::4])
+    np.testing.assert_array_equal(ring_attention.stripe(dealt, 6), x_BT)
+
+
+def temporaries(context, length=2048):
+    """Returns the bytes that one of `context` devices takes to get all gradients of a row, beside those it is given."""
+    x = jax.ShapeDtypeStruct((1, length, 1, 64), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    split = {"length_axes": ("context",), "implementation": "xla"}
+    loss = lambda q, k, v, ids: jnp.sum(ring_attention.attention(q, k, v, segments_BT=ids, **split) ** 2)
+    return on_mesh((1, context, 1), jax.grad(loss, argnums=(0, 1, 2)), x, x, x, ids).memory_analysis().temp_size_in_bytes
+
+
+def test_memory_of_a_device_falls_with_the_ring():
+    two, four, eight = map(temporaries, (2, 4, 8))
+    assert four < two / 1.5 and eight < four / 1.5
+
+
+def test_refuses_what_it_does_not_know():
+    x = jnp.zeros((1, 8, 1, 8))
+    with pytest.raises(ValueError, match="no ring attention implementation 'reference'; there are pallas_tpu, xla"):
+        ring_attention.attention(x, x, x, length_axes=("context",), implementation="reference")
