@@ -1,0 +1,184 @@
+"""Cross-entropy for TPU in Pallas: no logits leave vector memory, and no gradient is read back to be added to.
+
+Forward, a block of tokens goes through the vocabulary as attention goes through keys: an online softmax sums exp(logit)
+times the head's columns, the activations' gradient but for the target's part. That part, p - 1 times one column, joins
+outside, where p - 1 comes from the loss in fp32 and does not cancel. Backward for the head, a block of words goes through
+the tokens with their log-sum-exp known. Four products in all. Blocks: R tokens, C words.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels.cross_entropy.block_sizes import LANES, BlockSizes, choose
+from kernels.cross_entropy.xla import MASKED, over_shards
+
+TRANSPOSED = (((1,), (1,)), ((), ()))
+CONTRACT_ROWS = (((0,), (0,)), ((), ()))
+
+
+def _matmul(x, y, dimensions=(((1,), (0,)), ((), ()))):
+    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
+    return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _logits(x_ref, head_ref, words, block):
+    """Returns logits_RC, MASKED where there is no word, and the number of each column."""
+    logits_RC = _matmul(x_ref[...], head_ref[...])
+    column_RC = block * logits_RC.shape[1] + lax.broadcasted_iota(jnp.int32, logits_RC.shape, 1)
+    return jnp.where(column_RC < words, logits_RC, MASKED), column_RC
+
+
+def _fold(x_RC):
+    """Adds up groups of lanes."""
+    return functools.reduce(jnp.add, [x_RC[:, i : i + LANES] for i in range(0, x_RC.shape[1], LANES)])
+
+
+def _spread(x_RL, width):
+    """Spreads a value that is the same in all lanes over `width` columns."""
+    return jnp.tile(x_RL, (1, -(-width // LANES)))[:, :width]
+
+
+def _forward_kernel(words_ref, x_ref, head_ref, targets_ref, lse_ref, target_ref, *refs):
+    """One block of tokens and one of words. With gradients `refs` begins with their output and ends with their accumulator."""
+    (dx_ref, m_ref, l_ref, hit_ref, acc_ref) = refs if len(refs) == 5 else (None, *refs, None)
+    block = pl.program_id(1)
+
+    @pl.when(block == 0)
+    def _():
+        m_ref[...] = jnp.full_like(m_ref, MASKED)
+        for ref in (l_ref, hit_ref) if acc_ref is None else (l_ref, hit_ref, acc_ref):
+            ref[...] = jnp.zeros_like(ref)
+
+    logits_RC, column_RC = _logits(x_ref, head_ref, words_ref[0], block)
+    hit_RC = column_RC == targets_ref[...]
+    m_RL = jnp.maximum(m_ref[...], jnp.max(logits_RC, axis=1, keepdims=True))
+    keep_RL = jnp.exp(m_ref[...] - m_RL)
+    e_RC = jnp.exp(logits_RC - _spread(m_RL, logits_RC.shape[1]))
+    m_ref[...] = m_RL
+    l_ref[...] = l_ref[...] * keep_RL + _fold(e_RC)
+    hit_ref[...] += _fold(jnp.where(hit_RC, logits_RC, 0))
+    if acc_ref is not None:
+        word_DC = block * head_ref.shape[1] + lax.broadcasted_iota(jnp.int32, head_ref.shape, 1) < words_ref[0]
+        head_DC = jnp.where(word_DC, head_ref[...], jnp.zeros((), head_ref.dtype))  # what lies behind its end may be NaN
+        others_RD = _matmul(jnp.where(hit_RC, 0, e_RC).astype(head_DC.dtype), head_DC, TRANSPOSED)
+        acc_ref[...] = acc_ref[...] * _spread(keep_RL, acc_ref.shape[1]) + others_RD
+
+    @pl.when(block == pl.num_programs(1) - 1)
+    def _():
+        l_R1 = jnp.sum(l_ref[...], axis=1, keepdims=True)
+        lse_ref[...] = m_ref[:, :1] + jnp.log(l_R1)
+        target_ref[...] = jnp.sum(hit_ref[...], axis=1, keepdims=True)
+        if acc_ref is not None:
+            dx_ref[...] = (acc_ref[...] / l_R1).astype(dx_ref.dtype)
+
+
+def _forward(x_TD, head_DV, targets_T1, words_1, sizes: BlockSizes, gradients: bool, interpret):
+    """Returns lse_T1 and target_T1 of these words and, with `gradients`, the softmax times the head without the target, in x's dtype."""
+    (T, D), V = x_TD.shape, head_DV.shape[1]
+    x_spec = pl.BlockSpec((sizes.tokens, D), lambda t, v, _: (t, 0))
+    column = pl.BlockSpec((sizes.tokens, 1), lambda t, v, _: (t, 0))
+    state = [pltpu.VMEM((sizes.tokens, width), jnp.float32) for width in (LANES, LANES, LANES, D)]
+    outputs = [jax.ShapeDtypeStruct((T, 1), jnp.float32)] * 2 + [jax.ShapeDtypeStruct((T, D), x_TD.dtype)]
+    return pl.pallas_call(
+        _forward_kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(T // sizes.tokens, pl.cdiv(V, sizes.words)),
+            in_specs=[x_spec, pl.BlockSpec((D, sizes.words), lambda t, v, _: (0, v)), column],
+            out_specs=[column, column, x_spec][: 2 + gradients],
+            scratch_shapes=state[: 3 + gradients],
+        ),
+        out_shape=outputs[: 2 + gradients],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=sizes.vmem_bytes),
+        interpret=interpret,
+        name="cross_entropy_forward",
+    )(words_1, x_TD, head_DV, targets_T1)
+
+
+def _head_kernel(words_ref, x_ref, head_ref, targets_ref, lse_ref, weights_ref, dhead_ref):
+    """One block of words and one of tokens."""
+    logits_RC, column_RC = _logits(x_ref, head_ref, words_ref[0], pl.program_id(0))
+    p_RC = jnp.exp(logits_RC - lse_ref[...])
+    d_RC = (p_RC - (column_RC == targets_ref[...]).astype(jnp.float32)) * weights_ref[...]
+
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+        dhead_ref[...] = jnp.zeros_like(dhead_ref)
+
+    dhead_ref[...] += _matmul(x_ref[...], d_RC.astype(x_ref.dtype), CONTRACT_ROWS)
+
+
+def _head_gradient(x_TD, head_DV, targets_T1, lse_T1, weights_T1, words_1, sizes: BlockSizes, interpret):
+    """Returns dhead_DV in fp32."""
+    (T, D), V = x_TD.shape, head_DV.shape[1]
+    column = pl.BlockSpec((sizes.tokens, 1), lambda v, t, _: (t, 0))
+    head_spec = pl.BlockSpec((D, sizes.words), lambda v, t, _: (0, v))
+    return pl.pallas_call(
+        _head_kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(pl.cdiv(V, sizes.words), T // sizes.tokens),
+            in_specs=[pl.BlockSpec((sizes.tokens, D), lambda v, t, _: (t, 0)), head_spec, column, column, column],
+            out_specs=head_spec,
+        ),
+        out_shape=jax.ShapeDtypeStruct(head_DV.shape, jnp.float32),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=sizes.vmem_bytes),
+        interpret=interpret,
+        name="cross_entropy_head",
+    )(words_1, x_TD, head_DV, targets_T1, lse_T1, weights_T1)
+
+
+def _prepare(x_TD, head_DV, targets_T, words, sizes):
+    """Returns the block sizes, the tokens filled up to whole blocks, the head in x's dtype, and the number of words, (1,)."""
+    T, V = len(x_TD), head_DV.shape[1]
+    sizes = sizes or choose(T, V, x_TD.shape[1], x_TD.dtype.itemsize)
+    padding = (0, -T % sizes.tokens), (0, 0)
+    words_1 = jnp.asarray(V if words is None else words, jnp.int32).reshape(1)
+    targets_T = jnp.where(targets_T < V, targets_T, -1)  # or the columns that fill the last block would be hit
+    targets_T1 = jnp.pad(targets_T[:, None], padding, constant_values=-1)
+    return sizes, jnp.pad(x_TD, padding), head_DV.astype(x_TD.dtype), targets_T1, words_1
+
+
+def losses(x_TD, head_DV, targets_T, words, axes, *, sizes=None, interpret=None) -> jax.Array:
+    """See `xla.losses`. sizes, interpret: chosen from the shapes, and the chip that the program is lowered for, when None."""
+    T = len(x_TD)
+    sizes, *arrays = _prepare(x_TD, head_DV, targets_T, words, sizes)
+    lse_T1, target_T1 = _anywhere(functools.partial(_forward, sizes=sizes, gradients=False), *arrays, interpret=interpret)
+    lse_T, target_T = over_shards(lse_T1[:T, 0], target_T1[:T, 0], axes)
+    return lse_T - target_T
+
+
+def losses_and_gradients(x_TD, head_DV, targets_T, weights_T, words, axes, *, sizes=None, interpret=None):
+    """See `xla.losses_and_gradients` and `losses`."""
+    T, V = len(x_TD), head_DV.shape[1]
+    sizes, *arrays = _prepare(x_TD, head_DV, targets_T, words, sizes)
+    here_T1, target_T1, others_TD = _anywhere(functools.partial(_forward, sizes=sizes, gradients=True), *arrays, interpret=interpret)
+    lse_T, target_T = over_shards(here_T1[:, 0], target_T1[:, 0], axes)
+    losses_T = lse_T - target_T
+    columns = [jnp.pad(a, (0, len(lse_T) - len(a)))[:, None] for a in (lse_T, weights_T)]
+    padded_TD, head_DV, targets_T1, words_1 = arrays
+    dhead_DV = _anywhere(
+        functools.partial(_head_gradient, sizes=sizes), padded_TD, head_DV, targets_T1, *columns, words_1, interpret=interpret
+    )
+    at_T = jnp.clip(targets_T, 0, V - 1)
+    column_TD = jnp.where((at_T == targets_T)[:, None], head_DV.T[at_T], 0)
+    share_T, miss_T = jnp.exp(here_T1[:, 0] - lse_T)[:T, None], jnp.expm1(-losses_T)[:T, None]
+    dx_TD = others_TD[:T] * share_T + column_TD * miss_T
+    dx_TD = (jax.lax.psum(dx_TD, axes) if axes else dx_TD) * weights_T[:, None]
+    return losses_T[:T], dx_TD.astype(x_TD.dtype), dhead_DV
+
+
+def _anywhere(function, *arrays, interpret):
+    """Runs the compiled kernel where the program is lowered for a TPU and the interpreter elsewhere, unless told."""
+    if interpret is not None:
+        return function(*arrays, interpret=interpret)
+    return lax.platform_dependent(
+        *arrays, tpu=functools.partial(function, interpret=False), default=functools.partial(function, interpret=True)
+    )
