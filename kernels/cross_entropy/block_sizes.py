@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jax.experimental.pallas import tpu as pltpu
-
-LANES = 128
+from kernels.tpu import LANES, vmem_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,14 +14,6 @@ class BlockSizes:
     tokens: int = 512
     words: int = 512
     vmem_bytes: int = 60 << 20
-
-
-def vmem_bytes() -> int:
-    """Returns the vector memory of the chip at hand, or of the smallest recent one (v5p, tpu7x) when there is none."""
-    try:
-        return pltpu.get_tpu_info().vmem_capacity_bytes
-    except ValueError:
-        return 64 << 20
 
 
 def needed_bytes(block: int, d_model: int, itemsize: int) -> int:

@@ -16,33 +16,16 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.cross_entropy.block_sizes import LANES, BlockSizes, choose
-from kernels.cross_entropy.xla import MASKED, over_shards
-
-TRANSPOSED = (((1,), (1,)), ((), ()))
-CONTRACT_ROWS = (((0,), (0,)), ((), ()))
-
-
-def _matmul(x, y, dimensions=(((1,), (0,)), ((), ()))):
-    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
-    return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
+from kernels.cross_entropy.block_sizes import BlockSizes, choose
+from kernels.cross_entropy.xla import over_shards
+from kernels.tpu import CONTRACT_ROWS, LANES, MASKED, TRANSPOSED, anywhere, fold, matmul, spread
 
 
 def _logits(x_ref, head_ref, words, block):
     """Returns logits_RC, MASKED where there is no word, and the number of each column."""
-    logits_RC = _matmul(x_ref[...], head_ref[...])
+    logits_RC = matmul(x_ref[...], head_ref[...])
     column_RC = block * logits_RC.shape[1] + lax.broadcasted_iota(jnp.int32, logits_RC.shape, 1)
     return jnp.where(column_RC < words, logits_RC, MASKED), column_RC
-
-
-def _fold(x_RC):
-    """Adds up groups of lanes."""
-    return functools.reduce(jnp.add, [x_RC[:, i : i + LANES] for i in range(0, x_RC.shape[1], LANES)])
-
-
-def _spread(x_RL, width):
-    """Spreads a value that is the same in all lanes over `width` columns."""
-    return jnp.tile(x_RL, (1, -(-width // LANES)))[:, :width]
 
 
 def _forward_kernel(words_ref, x_ref, head_ref, targets_ref, lse_ref, target_ref, *refs):
@@ -60,15 +43,15 @@ def _forward_kernel(words_ref, x_ref, head_ref, targets_ref, lse_ref, target_ref
     hit_RC = column_RC == targets_ref[...]
     m_RL = jnp.maximum(m_ref[...], jnp.max(logits_RC, axis=1, keepdims=True))
     keep_RL = jnp.exp(m_ref[...] - m_RL)
-    e_RC = jnp.exp(logits_RC - _spread(m_RL, logits_RC.shape[1]))
+    e_RC = jnp.exp(logits_RC - spread(m_RL, logits_RC.shape[1]))
     m_ref[...] = m_RL
-    l_ref[...] = l_ref[...] * keep_RL + _fold(e_RC)
-    hit_ref[...] += _fold(jnp.where(hit_RC, logits_RC, 0))
+    l_ref[...] = l_ref[...] * keep_RL + fold(e_RC)
+    hit_ref[...] += fold(jnp.where(hit_RC, logits_RC, 0))
     if acc_ref is not None:
         word_DC = block * head_ref.shape[1] + lax.broadcasted_iota(jnp.int32, head_ref.shape, 1) < words_ref[0]
         head_DC = jnp.where(word_DC, head_ref[...], jnp.zeros((), head_ref.dtype))  # what lies behind its end may be NaN
-        others_RD = _matmul(jnp.where(hit_RC, 0, e_RC).astype(head_DC.dtype), head_DC, TRANSPOSED)
-        acc_ref[...] = acc_ref[...] * _spread(keep_RL, acc_ref.shape[1]) + others_RD
+        others_RD = matmul(jnp.where(hit_RC, 0, e_RC).astype(head_DC.dtype), head_DC, TRANSPOSED)
+        acc_ref[...] = acc_ref[...] * spread(keep_RL, acc_ref.shape[1]) + others_RD
 
     @pl.when(block == pl.num_programs(1) - 1)
     def _():
@@ -112,7 +95,7 @@ def _head_kernel(words_ref, x_ref, head_ref, targets_ref, lse_ref, weights_ref, 
     def _():
         dhead_ref[...] = jnp.zeros_like(dhead_ref)
 
-    dhead_ref[...] += _matmul(x_ref[...], d_RC.astype(x_ref.dtype), CONTRACT_ROWS)
+    dhead_ref[...] += matmul(x_ref[...], d_RC.astype(x_ref.dtype), CONTRACT_ROWS)
 
 
 def _head_gradient(x_TD, head_DV, targets_T1, lse_T1, weights_T1, words_1, sizes: BlockSizes, interpret):
@@ -150,7 +133,7 @@ def losses(x_TD, head_DV, targets_T, words, axes, *, sizes=None, interpret=None)
     """See `xla.losses`. sizes, interpret: chosen from the shapes, and the chip that the program is lowered for, when None."""
     T = len(x_TD)
     sizes, *arrays = _prepare(x_TD, head_DV, targets_T, words, sizes)
-    lse_T1, target_T1 = _anywhere(functools.partial(_forward, sizes=sizes, gradients=False), *arrays, interpret=interpret)
+    lse_T1, target_T1 = anywhere(functools.partial(_forward, sizes=sizes, gradients=False), *arrays, interpret=interpret)
     lse_T, target_T = over_shards(lse_T1[:T, 0], target_T1[:T, 0], axes)
     return lse_T - target_T
 
@@ -159,12 +142,12 @@ def losses_and_gradients(x_TD, head_DV, targets_T, weights_T, words, axes, *, si
     """See `xla.losses_and_gradients` and `losses`."""
     T, V = len(x_TD), head_DV.shape[1]
     sizes, *arrays = _prepare(x_TD, head_DV, targets_T, words, sizes)
-    here_T1, target_T1, others_TD = _anywhere(functools.partial(_forward, sizes=sizes, gradients=True), *arrays, interpret=interpret)
+    here_T1, target_T1, others_TD = anywhere(functools.partial(_forward, sizes=sizes, gradients=True), *arrays, interpret=interpret)
     lse_T, target_T = over_shards(here_T1[:, 0], target_T1[:, 0], axes)
     losses_T = lse_T - target_T
     columns = [jnp.pad(a, (0, len(lse_T) - len(a)))[:, None] for a in (lse_T, weights_T)]
     padded_TD, head_DV, targets_T1, words_1 = arrays
-    dhead_DV = _anywhere(
+    dhead_DV = anywhere(
         functools.partial(_head_gradient, sizes=sizes), padded_TD, head_DV, targets_T1, *columns, words_1, interpret=interpret
     )
     at_T = jnp.clip(targets_T, 0, V - 1)
@@ -173,12 +156,3 @@ def losses_and_gradients(x_TD, head_DV, targets_T, weights_T, words, axes, *, si
     dx_TD = others_TD[:T] * share_T + column_TD * miss_T
     dx_TD = (jax.lax.psum(dx_TD, axes) if axes else dx_TD) * weights_T[:, None]
     return losses_T[:T], dx_TD.astype(x_TD.dtype), dhead_DV
-
-
-def _anywhere(function, *arrays, interpret):
-    """Runs the compiled kernel where the program is lowered for a TPU and the interpreter elsewhere, unless told."""
-    if interpret is not None:
-        return function(*arrays, interpret=interpret)
-    return lax.platform_dependent(
-        *arrays, tpu=functools.partial(function, interpret=False), default=functools.partial(function, interpret=True)
-    )
