@@ -31,6 +31,12 @@ def spread(x_RL: jax.Array, width: int) -> jax.Array:
     return jnp.tile(x_RL, (1, -(-width // LANES)))[:, :width]
 
 
+def platform() -> str:
+    """Returns where the program will run: the platform of the mesh in use, which need not be at hand, or else of this process."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return "tpu" if device and device.device_kind.startswith("TPU") else jax.default_backend()
+
+
 def vmem_bytes() -> int:
     """Returns the vector memory of the chip at hand, or of the smallest recent one (v5p, tpu7x) when there is none."""
     try:

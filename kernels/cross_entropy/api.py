@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from kernels.cross_entropy import pallas_tpu, xla
+from kernels.tpu import platform
 
 IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu, "xla": xla}
 WHOLE = PartitionSpec(None, None)
@@ -60,8 +61,14 @@ class _Layout:
     vocab_axes: tuple[str, ...]
 
 
+def default_implementation() -> str:
+    """Returns the fastest implementation that works here. The compiler cannot split a Pallas kernel over devices by itself."""
+    split = not jax.sharding.get_abstract_mesh().empty or jax.device_count() == 1
+    return "pallas_tpu" if platform() == "tpu" and split else "xla"
+
+
 def _layout(head_DV, vocab, implementation, tokens, head) -> _Layout:
-    implementation = implementation or "xla"
+    implementation = implementation or default_implementation()
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"no cross-entropy implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")
     sizes = jax.sharding.get_abstract_mesh().shape
