@@ -55,12 +55,11 @@ def losses(x_TD, head_DV, targets_T, words, axes) -> jax.Array:
     return parts.reshape(-1)[: len(x_TD)]
 
 
-def losses_and_gradients(x_TD, whole_DV, targets_T, weights_T, words, axes) -> tuple[jax.Array, jax.Array, jax.Array]:
+def losses_and_gradients(x_TD, head_DV, targets_T, weights_T, words, axes) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns losses_T, and the gradients of their weighted sum: dx_TD in x's dtype, dhead_DV in fp32. Arguments: `losses`."""
 
     def chunk(dhead_DV, part):
         x_TD, targets_T, weights_T = part
-        head_DV = jax.lax.optimization_barrier(whole_DV).astype(x_TD.dtype)
         e_TV, scale_T, losses_T = _softmax(x_TD, head_DV, targets_T, words, axes)
         hit_TV = jnp.arange(e_TV.shape[1])[None] == targets_T[:, None]
         d_TV = e_TV * (scale_T * weights_T)[:, None] - jnp.where(hit_TV, weights_T[:, None], 0)
@@ -70,6 +69,7 @@ def losses_and_gradients(x_TD, whole_DV, targets_T, weights_T, words, axes) -> t
         return dhead_DV + jnp.matmul(x_TD.T, d_TV, preferred_element_type=jnp.float32), (losses_T, dx_TD)
 
     T, D = x_TD.shape
-    zero_DV = jnp.zeros(whole_DV.shape, jnp.float32)
+    head_DV = head_DV.astype(x_TD.dtype)
+    zero_DV = jnp.zeros(head_DV.shape, jnp.float32)
     dhead_DV, (losses_CT, dx_CTD) = jax.lax.scan(chunk, zero_DV, _chunks(x_TD, targets_T, weights_T))
     return losses_CT.reshape(-1)[:T], dx_CTD.reshape(-1, D)[:T], dhead_DV

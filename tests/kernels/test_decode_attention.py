@@ -29,7 +29,7 @@ def problem(seed, dtype="float32"):
 def oracle(q_MGH, k_MSH, v_MSH, lengths_B, *scales):
     with jax.enable_x64(True):
         exact = [jnp.asarray(np.float64(a)) for a in (q_MGH, k_MSH, v_MSH)]
-        return reference.decode_attention(*exact, np.tile(lengths_B, len(k_MSH) // len(lengths_B)), *scales)
+        return jax.device_get(reference.decode_attention(*exact, np.tile(lengths_B, len(k_MSH) // len(lengths_B)), *scales))
 
 
 def relative_error(actual, expected):
