@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from kernels.cross_entropy import pallas_tpu, xla
-from kernels.tpu import platform
+from kernels.cross_entropy.block_sizes import largest
+from kernels.tpu import platform, vmem_bytes
 
 IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu, "xla": xla}
 WHOLE = PartitionSpec(None, None)
@@ -40,12 +41,12 @@ def cross_entropy(
     Raises:
       ValueError: for an unknown implementation.
     """
-    return _cross_entropy(x_BTD, head_DV, targets_BT, weights_BT, _layout(head_DV, vocab, implementation, tokens, head))
+    return _cross_entropy(x_BTD, head_DV, targets_BT, weights_BT, _layout(x_BTD, head_DV, vocab, implementation, tokens, head))
 
 
 def token_losses(x_BTD, head_DV, targets_BT, *, vocab=None, implementation="", tokens=WHOLE, head=WHOLE) -> jax.Array:
     """Returns -log softmax(x @ head)[target]_BT of each token, to read: it has no gradient. Arguments: `cross_entropy`."""
-    return _losses(x_BTD, head_DV, targets_BT, _layout(head_DV, vocab, implementation, tokens, head))
+    return _losses(x_BTD, head_DV, targets_BT, _layout(x_BTD, head_DV, vocab, implementation, tokens, head))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +62,16 @@ class _Layout:
     vocab_axes: tuple[str, ...]
 
 
-def default_implementation() -> str:
+def default_implementation(x_BTD: jax.Array, head_DV: jax.Array) -> str:
     """Returns the fastest implementation that works here. The compiler cannot split a Pallas kernel over devices by itself."""
     split = not jax.sharding.get_abstract_mesh().empty or jax.device_count() == 1
-    return "pallas_tpu" if platform() == "tpu" and split else "xla"
+    if platform() != "tpu" or not split:
+        return "xla"
+    return "pallas_tpu" if largest(x_BTD.shape[-1], x_BTD.dtype.itemsize, head_DV.dtype.itemsize, vmem_bytes()) else "xla"
 
 
-def _layout(head_DV, vocab, implementation, tokens, head) -> _Layout:
-    implementation = implementation or default_implementation()
+def _layout(x_BTD, head_DV, vocab, implementation, tokens, head) -> _Layout:
+    implementation = implementation or default_implementation(x_BTD, head_DV)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"no cross-entropy implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")
     sizes = jax.sharding.get_abstract_mesh().shape

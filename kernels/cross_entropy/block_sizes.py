@@ -16,21 +16,25 @@ class BlockSizes:
     vmem_bytes: int = 60 << 20
 
 
-def needed_bytes(block: int, d_model: int, itemsize: int) -> int:
-    """Returns what a kernel holds: three blocks of activations or head, two of each, an accumulator, a product, and logits."""
-    return block * d_model * (3 * 2 * itemsize + 2 * 4) + 6 * 4 * block * block
+def needed_bytes(block: int, d_model: int, itemsize: int, head_itemsize: int) -> int:
+    """Returns what a kernel holds: two blocks of activations, of their gradient and of the head, its cast, an accumulator, and logits."""
+    return block * d_model * (5 * itemsize + 2 * head_itemsize + 4) + 6 * 4 * block * block
 
 
-def choose(tokens: int, words: int, d_model: int, itemsize: int = 2, vmem: int | None = None) -> BlockSizes:
+def largest(d_model: int, itemsize: int, head_itemsize: int, vmem: int) -> int:
+    """Returns the tokens and words of the largest block that `vmem` bytes hold, 0 if they hold none."""
+    return next((b for b in (1024, 512, 256, 128) if needed_bytes(b, d_model, itemsize, head_itemsize) <= vmem - vmem // 16), 0)
+
+
+def choose(tokens: int, words: int, d_model: int, itemsize: int, head_itemsize: int, vmem: int | None = None) -> BlockSizes:
     """Returns the sizes for a chip with `vmem` bytes of vector memory (the chip at hand if None).
 
     Raises:
       ValueError: where not even the smallest block fits.
     """
     vmem = vmem or vmem_bytes()
-    usable = vmem - vmem // 16
-    block = next((b for b in (1024, 512, 256, 128) if needed_bytes(b, d_model, itemsize) <= usable), None)
-    if block is None:
+    block = largest(d_model, itemsize, head_itemsize, vmem)
+    if not block:
         raise ValueError(f"cross-entropy of width {d_model} does not fit {vmem >> 20} MiB of vector memory: use implementation='xla'")
     whole = lambda n: -(-n // LANES) * LANES
-    return BlockSizes(min(block, whole(-(-tokens // -(-tokens // block)))), min(block, whole(words)), usable)
+    return BlockSizes(min(block, whole(-(-tokens // -(-tokens // block)))), min(block, whole(words)), vmem - vmem // 16)

@@ -24,9 +24,9 @@ def count(name: str, schedule: Schedule, steps: int, rows: int) -> Pass:
 
 def compile_for(chip: str, tokens: int, d_model: int, words: int) -> block_sizes.BlockSizes:
     """Compiles all kernels for `chip`; returns their block sizes."""
-    x_TD, head_DV = jax.ShapeDtypeStruct((tokens, d_model), jnp.bfloat16), jax.ShapeDtypeStruct((d_model, words), jnp.bfloat16)
+    x_TD, head_DV = jax.ShapeDtypeStruct((tokens, d_model), jnp.bfloat16), jax.ShapeDtypeStruct((d_model, words), jnp.float32)
     columns = jax.ShapeDtypeStruct((tokens,), jnp.int32), jax.ShapeDtypeStruct((tokens,), jnp.float32)
-    sizes = block_sizes.choose(tokens, words, d_model, vmem=VMEM_MIB[chip] << 20)
+    sizes = block_sizes.choose(tokens, words, d_model, 2, 4, vmem=VMEM_MIB[chip] << 20)
     loss = lambda *a: pallas_tpu.losses_and_gradients(*a, None, (), sizes=sizes, interpret=False)
     jax.jit(loss).lower(*placed(chip, x_TD, head_DV, *columns)).compile()
     return sizes

@@ -34,12 +34,12 @@ def _softmax(x_TD, head_DV, targets_T, words, axes):
     return e_TV, jnp.exp(largest_T - lse_T), lse_T - target_T
 
 
-def _chunks(*arrays):
-    """Cuts the tokens into equal chunks, the last one filled up with zeros."""
-    chunks = -(-len(arrays[0]) // CHUNK)
-    size = -(-len(arrays[0]) // chunks)
-    pad = lambda a: jnp.pad(a, ((0, chunks * size - len(a)), *[(0, 0)] * (a.ndim - 1)))
-    return tuple(pad(a).reshape(chunks, size, *a.shape[1:]) for a in arrays)
+def chunks(most: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Cuts the tokens into equal chunks of at most `most`, the last one filled up with zeros."""
+    count = -(-len(arrays[0]) // most)
+    size = -(-len(arrays[0]) // count)
+    pad = lambda a: jnp.pad(a, ((0, count * size - len(a)), *[(0, 0)] * (a.ndim - 1)))
+    return tuple(pad(a).reshape(count, size, *a.shape[1:]) for a in arrays)
 
 
 def losses(x_TD, head_DV, targets_T, words, axes) -> jax.Array:
@@ -51,7 +51,7 @@ def losses(x_TD, head_DV, targets_T, words, axes) -> jax.Array:
       axes: of the mesh, along which the parts of the vocabulary lie.
     """
     head_DV = head_DV.astype(x_TD.dtype)
-    parts = jax.lax.map(lambda part: _softmax(part[0], head_DV, part[1], words, axes)[2], _chunks(x_TD, targets_T))
+    parts = jax.lax.map(lambda part: _softmax(part[0], head_DV, part[1], words, axes)[2], chunks(CHUNK, x_TD, targets_T))
     return parts.reshape(-1)[: len(x_TD)]
 
 
@@ -71,5 +71,5 @@ def losses_and_gradients(x_TD, head_DV, targets_T, weights_T, words, axes) -> tu
     T, D = x_TD.shape
     head_DV = head_DV.astype(x_TD.dtype)
     zero_DV = jnp.zeros(head_DV.shape, jnp.float32)
-    dhead_DV, (losses_CT, dx_CTD) = jax.lax.scan(chunk, zero_DV, _chunks(x_TD, targets_T, weights_T))
+    dhead_DV, (losses_CT, dx_CTD) = jax.lax.scan(chunk, zero_DV, chunks(CHUNK, x_TD, targets_T, weights_T))
     return losses_CT.reshape(-1)[:T], dx_CTD.reshape(-1, D)[:T], dhead_DV

@@ -1,5 +1,7 @@
 """The loss of the head against the float64 oracle: chunks, blocks, padding and shards, forward and all gradients."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # races_foun
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
-from kernels.cross_entropy import IMPLEMENTATIONS, block_sizes, cross_entropy, pallas_tpu, reference, token_losses
+from kernels.cross_entropy import IMPLEMENTATIONS, api, block_sizes, cross_entropy, pallas_tpu, reference, token_losses
 
 TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-2}
 UNOPTIMISED = {"xla_backend_optimization_level": 0}
@@ -22,6 +24,7 @@ CASES = [  # B, T, D, V, vocab, dtype: tokens and words off and on a block, colu
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr("kernels.cross_entropy.xla.CHUNK", 64)
+    monkeypatch.setattr(pallas_tpu, "CHUNK", 256)
     monkeypatch.setattr(pallas_tpu, "choose", lambda *_: block_sizes.BlockSizes(128, 128))
 
 
@@ -113,8 +116,8 @@ def test_logits_are_never_whole():
 @pytest.mark.parametrize("vmem", [16 << 20, 64 << 20, 128 << 20])
 @pytest.mark.parametrize("d_model", [128, 4096])
 def test_blocks_fit_the_chip(d_model, vmem):
-    sizes = block_sizes.choose(1000, 32_016, d_model, vmem=vmem)
-    assert block_sizes.needed_bytes(max(sizes.tokens, sizes.words), d_model, 2) <= sizes.vmem_bytes < vmem
+    sizes = block_sizes.choose(1000, 32_016, d_model, 2, 4, vmem)
+    assert block_sizes.needed_bytes(max(sizes.tokens, sizes.words), d_model, 2, 4) <= sizes.vmem_bytes < vmem
     assert sizes.tokens % block_sizes.LANES == 0 == sizes.words % block_sizes.LANES
 
 
@@ -122,4 +125,17 @@ def test_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="no cross-entropy implementation 'fast'; there are"):
         cross_entropy(*problem(*CASES[0]), implementation="fast")
     with pytest.raises(ValueError, match="width 65536 does not fit 16 MiB of vector memory"):
-        block_sizes.choose(1000, 1000, 65_536, vmem=16 << 20)
+        block_sizes.choose(1000, 1000, 65_536, 2, 4, 16 << 20)
+
+
+@pytest.mark.parametrize(
+    ("where", "on_mesh", "d_model", "chosen"),
+    [("tpu", True, 4096, "pallas_tpu"), ("tpu", True, 1 << 17, "xla"), ("tpu", False, 4096, "xla"), ("cpu", True, 4096, "xla")],
+)
+def test_default_runs_on_the_devices_at_hand(monkeypatch, where, on_mesh, d_model, chosen):
+    """A kernel that no mesh splits runs on one device only, and there are eight."""
+    monkeypatch.setattr(api, "platform", lambda: where)
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh) if on_mesh else contextlib.nullcontext():
+        shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
+        assert api.default_implementation(shape(1, 8, d_model), shape(d_model, 128)) == chosen
