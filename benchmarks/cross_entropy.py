@@ -10,6 +10,7 @@ import importlib.util
 import multiprocessing
 import os
 import resource
+from concurrent.futures import ProcessPoolExecutor
 
 TOKENS, WORDS = 16_384, 32_016
 D_MODEL = {"v5p": 4096, "cpu": 256}  # a CPU holds and computes the logits in fp32 at any width
@@ -63,8 +64,8 @@ def show(title: str, function, chip: str, forms: tuple[str, ...]) -> None:
     """Prints GiB of each form, the first the plain one, and how many times less the others take."""
     found = {}
     for form in forms:
-        with multiprocessing.get_context("spawn").Pool(1) as alone:
-            found[form] = alone.apply(function, (form, chip))
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+            found[form] = alone.submit(function, form, chip).result()
         print(f"{title}, d_model {D_MODEL[chip]}, {form}: {found[form]:.3f} GiB, {found['plain'] / found[form]:.1f} x less", flush=True)
 
 

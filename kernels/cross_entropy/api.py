@@ -134,7 +134,7 @@ def _forward(x_BTD, head_DV, targets_BT, weights_BT, layout: _Layout):
 
 
 def _backward(_, gradients, g):
-    losses_BT, dx_BTD, dhead_DV = (a * g.astype(a.dtype) for a in gradients)
+    losses_BT, dx_BTD, dhead_DV = ((a * g).astype(a.dtype) for a in gradients)
     return dx_BTD, dhead_DV, np.zeros(losses_BT.shape, jax.dtypes.float0), losses_BT
 
 
