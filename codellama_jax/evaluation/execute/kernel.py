@@ -10,8 +10,8 @@ import platform
 import resource
 import struct
 
-NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
-NEWUSER, NEWPID, NEWNET, NEWTIME = 0x10000000, 0x20000000, 0x40000000, 0x80
+NEWNS, NEWUTS, NEWIPC = 0x20000, 0x4000000, 0x8000000
+NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
 NOSUID, NODEV, NOEXEC, READ_ONLY, BIND, DETACH, PRIVATE_ALL = 2, 4, 8, 1, 4096, 2, (1 << 18) | 16384
 _AT_RECURSIVE, _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 0x8000, 1, 2, 4
 _PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _CAPBSET_DROP, _NO_NEW_PRIVS = 1, 4, 22, 24, 38
@@ -78,7 +78,8 @@ _X86_ONLY = (172, 173, 154, 134)  # iopl, ioperm, modify_ldt, uselib
 _PROCESSES = {"execve": (59, 221), "execveat": (322, 281)}
 _X86_FORKS = (57, 58)  # fork, vfork
 _CLONE, _CLONE3, _SOCKET, _NEWEST = (56, 220), 435, (41, 198), 462
-_CLONE_THREAD, _FAMILIES = 0x10000, (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6: the network namespace bounds these
+_CLONE_THREAD, _ANY_NAMESPACE = 0x10000, 0x7E020000
+_FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6: the network namespace bounds these
 _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
@@ -179,7 +180,7 @@ def _filter(no_processes: bool) -> bytes:
         numbers += [*_X86_ONLY, *(_X86_FORKS if no_processes else ())]
     for number in numbers:
         rows += refuse(number)
-    thread_or_no_namespace = [(any_bit, 1, 0, _CLONE_THREAD)] if no_processes else [(any_bit, 0, 1, 0x7E020080)]
+    thread_or_no_namespace = [(any_bit, 1, 0, _CLONE_THREAD)] if no_processes else [(any_bit, 0, 1, _ANY_NAMESPACE)]
     rows += [(equal, 0, 4, _number(_CLONE)), (load, 0, 0, 16), *thread_or_no_namespace]
     rows += [(answer, 0, 0, 0x50000 | errno.EPERM), (answer, 0, 0, allow)]
     rows += [(equal, 0, 6, _number(_SOCKET)), (load, 0, 0, 16)]
