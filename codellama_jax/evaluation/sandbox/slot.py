@@ -99,6 +99,7 @@ def _warden(sock: socket.socket, box: Confinement) -> None:
     sys.set_int_max_str_digits(0)
     gc.collect()
     gc.freeze()
+    os.dup2(1, 2)  # /dev/null: from here on nobody writes to the user's terminal
     sock.send(json.dumps(box.layers).encode())
     while True:
         header, fds, _, _ = socket.recv_fds(sock, HEADER.size, 1)
@@ -137,6 +138,9 @@ def _judge(sock: socket.socket, box: Confinement, mode: bytes, seconds: float, j
             kernel.mount("proc", "/proc", "proc", kernel.NOSUID | kernel.NODEV | kernel.NOEXEC)
         run = isolated.judge if mode == ISOLATED else programs.judge
         run(box, seconds, job)
+        status = 0
+    except Exception as error:
+        programs.write_verdict(job, "error", f"sandbox: {type(error).__name__}: {error}")
         status = 0
     finally:
         os._exit(status)
