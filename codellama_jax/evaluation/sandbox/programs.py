@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 OUTPUT_CAP = 1 << 20  # bytes kept of the beginning of each stream
 TAIL_CAP = 4096  # and of its end
+DETAIL_CAP = 2000  # characters of a verdict
 WORK = "/tmp/work"
+_WRONG = ("ssert", "FAIL", "Test failed")
+_OUT_OF_MEMORY = ("MemoryError", "std::bad_alloc", "OutOfMemory", "out of memory", "Allowed memory size")
 
 
 def read_job(fd: int) -> dict:
@@ -91,36 +94,37 @@ class Step:
 
 def judge(box: Confinement, seconds: float, job_fd: int) -> None:
     job = read_job(job_fd)
-    box_step = None
     _write_files(box, job)
     for argv, limit in job["build"]:
-        box_step = Step(box, job, argv, limit)
-        if box_step.timed_out or box_step.code:
-            detail = (box_step.head["stderr"] + box_step.head["stdout"]).decode(errors="replace")[-2000:]
-            status = "timeout" if box_step.timed_out else "error"
-            return write_verdict(job_fd, status, f"build: {detail}")
+        step = Step(box, job, argv, limit)
+        if step.timed_out or step.code:
+            said = (step.head["stderr"] + step.head["stdout"]).decode(errors="replace")[:DETAIL_CAP]
+            return write_verdict(job_fd, "timeout" if step.timed_out else "error", f"build: {said}")
     for name in job["remove"]:
         os.unlink(f"{WORK}/{name}")
     step = Step(box, job, job["run"], job["timeout"])
     status, detail, number = _verdict(step, job)
-    return write_verdict(job_fd, status, detail[-2000:], number, step.head["stdout"].decode(errors="replace"))
+    return write_verdict(job_fd, status, detail[-DETAIL_CAP:], number, step.head["stdout"].decode(errors="replace"))
 
 
 def _verdict(step: Step, job: dict) -> tuple[str, str, int]:
     """Returns status, detail and signal of a run by the job's rule."""
-    stdout, stderr = step.tail["stdout"].decode(errors="replace"), step.tail["stderr"].decode(errors="replace")
+    stdout, stderr = (step.tail[name].decode(errors="replace") for name in ("stdout", "stderr"))
+    said, token = stdout + stderr, job["token"]
     if step.timed_out:
         return "timeout", "", 0
-    if step.out_of_memory or any(mark in stderr for mark in ("MemoryError", "std::bad_alloc", "OutOfMemory", "out of memory", "Allowed memory size")):
+    if step.out_of_memory or any(mark in stderr for mark in _OUT_OF_MEMORY):
         return "out_of_memory", stderr, 0
-    if step.code < 0:
+    if step.code < 0 and not (step.code == -signal.SIGABRT and "ssert" in stderr):
         return "crashed", f"killed by {signal.Signals(-step.code).name}", -step.code
-    if step.code or any(mark in stdout + stderr for mark in job["marks"]):
-        return ("failed" if any(mark in stderr + stdout for mark in ("ssert", "FAIL")) else "error"), stderr or stdout, 0
-    if job["token"] and job["token"] not in step.tail["token"].decode(errors="replace") + stdout + stderr:
+    if step.code or any(mark in said for mark in job["marks"]):
+        wrong = any(mark in said for mark in _WRONG) or (step.code == 1 and not stderr)
+        return "failed" if wrong else "error", stderr or stdout, 0
+    if token and token not in step.tail["token"].decode(errors="replace") + said:
         return "failed", "ended before its tests were done", 0
-    if job["silent"] and (step.head["stdout"] + step.head["stderr"]).decode(errors="replace").strip() != job["token"]:
-        return "failed", f"printed: {stdout[:200]}{stderr[:200]}", 0
+    printed = (step.head["stdout"] + step.head["stderr"]).decode(errors="replace").strip()
+    if job["silent"] and printed != token:
+        return "failed", f"printed: {printed[:200]}", 0
     return "passed", "", 0
 
 
