@@ -225,10 +225,15 @@ def test_nothing_is_left():
 
 
 def test_a_closed_executor_ends_what_runs():
-    executor = Executor(workers=1)
-    running = executor.run([add(hostile.RIGHT), add("while True: pass", 1000.0)])
-    next(running)
-    executor._slots[0].start(add("while True: pass", 1000.0), *executor._job(add("while True: pass", 1000.0)))
-    executor.close()
-    assert executor._slots[0]._process.returncode == 0
-    assert not processes_of(candidate_uids(executor))
+    """Whether the caller stops listening or closes: neither waits for endless programs, and a new run is right."""
+    endless = add("while True: pass", 1000.0)
+    with Executor(workers=2) as executor:
+        running = executor.run([add(hostile.RIGHT), endless, endless])
+        assert next(running)[0] == 0
+        running.close()
+        assert not processes_of(candidate_uids(executor))
+        assert [verdict.status for _, verdict in executor.run([add(hostile.RIGHT)] * 3)] == ["passed"] * 3
+        running = executor.run([add(hostile.RIGHT), endless, endless])
+        next(running)
+        executor.close()
+        assert not processes_of(candidate_uids(executor))

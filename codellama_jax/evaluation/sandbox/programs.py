@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 OUTPUT_CAP = 1 << 20  # bytes kept of the beginning of each stream
 TAIL_CAP = 4096  # and of its end
 DETAIL_CAP = 2000  # characters of a verdict
-WORK = "/tmp/work"
 _WRONG = ("ssert", "FAIL", "Test failed")
 _OUT_OF_MEMORY = ("MemoryError", "std::bad_alloc", "OutOfMemory", "out of memory", "Allowed memory size")
 
@@ -93,15 +92,26 @@ class Step:
 
 
 def judge(box: Confinement, seconds: float, job_fd: int) -> None:
+    """Runs a job's commands and writes the verdict."""
     job = read_job(job_fd)
+    if box.layers["namespaces"]:
+        return _run_job(box, job, job_fd)
+    import tempfile  # the system's own /tmp: a folder of its own, and nothing left in it
+
+    with tempfile.TemporaryDirectory(prefix="codellama_jax-") as folder:
+        os.chmod(folder, 0o711)
+        return _run_job(box, job | {"work": f"{folder}/work"}, job_fd)
+
+
+def _run_job(box: Confinement, job: dict, job_fd: int) -> None:
     _write_files(box, job)
     for argv, limit in job["build"]:
         step = Step(box, job, argv, limit)
         if step.timed_out or step.code:
             said = (step.head["stderr"] + step.head["stdout"]).decode(errors="replace")[:DETAIL_CAP]
-            return write_verdict(job_fd, "timeout" if step.timed_out else "error", f"build: {said}")
+            return write_verdict(job_fd, "timeout" if step.timed_out else "error", f"build: {job['hint']}{said}")
     for name in job["remove"]:
-        os.unlink(f"{WORK}/{name}")
+        os.unlink(f"{job['work']}/{name}")
     step = Step(box, job, job["run"], job["timeout"])
     status, detail, number = _verdict(step, job)
     return write_verdict(job_fd, status, detail[-DETAIL_CAP:], number, step.head["stdout"].decode(errors="replace"))
@@ -131,29 +141,31 @@ def _verdict(step: Step, job: dict) -> tuple[str, str, int]:
 def _write_files(box: Confinement, job: dict) -> None:
     if not job["files"] and not job["stdin"]:
         return
-    os.mkdir(WORK)
-    os.chmod(WORK, 0o755)
+    work = job["work"]
+    os.mkdir(work)
+    os.chmod(work, 0o755)
     for name, text in [*job["files"].items(), (".stdin", job["stdin"])]:
-        with open(f"{WORK}/{name}", "w", encoding="utf-8", errors="surrogatepass") as file:
+        with open(f"{work}/{name}", "w", encoding="utf-8", errors="surrogatepass") as file:
             file.write(text)
-        os.chmod(f"{WORK}/{name}", 0o644)
+        os.chmod(f"{work}/{name}", 0o644)
     if box.config.uid is not None:
-        os.chown(WORK, box.config.uid, box.config.uid)
+        os.chown(work, box.config.uid, box.config.uid)
 
 
 def _become(box: Confinement, job: dict, argv: list[str], outputs: list[int], seconds: float) -> None:
     """In the forked child: confines it and runs the command, or the Python program in this very interpreter. Does not return."""
     try:
         os.setsid()
-        stdin = os.open(f"{WORK}/.stdin" if os.path.exists(WORK) else "/dev/null", os.O_RDONLY)
+        work = job["work"] if os.path.exists(job["work"]) else "/tmp"
+        stdin = os.open(f"{work}/.stdin" if job["stdin"] or argv else "/dev/null", os.O_RDONLY)
         for target, fd in enumerate((stdin, outputs[0], outputs[1])):
             os.dup2(fd, target)
-        os.chdir(WORK if os.path.exists(WORK) else "/tmp")
+        os.chdir(work)
         python = not argv
         box.confine(python, seconds, {outputs[2]} if python else set())
         if python:
             _run_python(job, outputs[2])
-        os.execve(argv[0], argv, job["env"])
+        os.execve(argv[0], argv, job["env"] | {"HOME": work})
     except OSError as error:
         os.write(2, f"cannot run {argv}: {error}".encode())
     finally:

@@ -77,7 +77,12 @@ def main(fd: int, config_json: str) -> None:
         signal.signal(number, signal.SIG_DFL)
     sock = socket.socket(fileno=fd)
     groups = _make_groups(config)
-    layers = {"uid": config.uid is not None, "rlimits": True, "seccomp": _can(lambda: kernel.seccomp(kernel.KEYHOLE)), "cgroup": bool(groups.folders)}
+    layers = {
+        "uid": config.uid is not None,
+        "rlimits": True,
+        "seccomp": _can(lambda: kernel.seccomp(kernel.KEYHOLE)),
+        "cgroup": bool(groups.folders),
+    }
     layers["namespaces"] = _unshare()
     warden = os.fork() if layers["namespaces"] else 0
     if not warden:
@@ -90,8 +95,12 @@ def main(fd: int, config_json: str) -> None:
 
 def _warden(sock: socket.socket, box: Confinement) -> None:
     own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
-    if box.layers["namespaces"]:
-        _build_root(box.config)
+    try:
+        if box.layers["namespaces"]:
+            _build_root(box.config)
+    except OSError as error:
+        sock.send(json.dumps({"error": str(error)}).encode())
+        os._exit(0)
     if box.layers["seccomp"]:
         kernel.seccomp(kernel.KEYHOLE)
     kernel.hide_memory()
