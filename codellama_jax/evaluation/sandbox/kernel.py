@@ -127,11 +127,15 @@ def hide_memory() -> None:
     _prctl(_SET_DUMPABLE, 0)
 
 
-def drop_privileges(uid: int | None) -> None:
-    """Gives up every capability for good and becomes `uid`, unless it is None."""
+def bound_capabilities() -> None:
+    """What this process and its children start from now on gains no capability, whatever its file says."""
     for capability in range(64):
         if _libc.prctl(_CAPBSET_DROP, capability, 0, 0, 0):
             break
+
+
+def drop_privileges(uid: int | None) -> None:
+    """Gives up every capability for good and becomes `uid`, unless it is None."""
     if uid is not None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
@@ -215,7 +219,7 @@ def _checked(result: int, what: str) -> None:
 def close_all_but(keep: set[int]) -> None:
     """Closes every descriptor from 3 on that is not in `keep`."""
     start = 3
-    for fd in [*sorted(fd for fd in keep if fd >= 3), os.sysconf("SC_OPEN_MAX")]:
+    for fd in [*sorted(fd for fd in keep if fd >= 3), 1 << 30]:
         os.closerange(start, fd)
         start = fd + 1
 

@@ -103,6 +103,7 @@ def _warden(sock: socket.socket, box: Confinement) -> None:
         os._exit(0)
     if box.layers["seccomp"]:
         kernel.seccomp(kernel.KEYHOLE)
+    kernel.bound_capabilities()
     kernel.hide_memory()
     sys.path[:] = [path for path in sys.path if path.startswith(sys.base_prefix)]
     sys.set_int_max_str_digits(0)
