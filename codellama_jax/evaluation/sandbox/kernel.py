@@ -19,71 +19,38 @@ _PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _CAPBSET_DROP, _NO_NEW_PRIVS = 1, 4, 22
 _CAPABILITY_VERSION = 0x20080522
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# Numbers on x86_64 and aarch64; one number means both.
-_NEVER = {  # what no process of a worker needs
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "process_madvise": (440,),
-    "pidfd_getfd": (438,),
-    "kcmp": (312, 272),
-    "bpf": (321, 280),
-    "userfaultfd": (323, 282),
-    "perf_event_open": (298, 241),
-    "io_uring_setup": (425,),
-    "io_uring_enter": (426,),
-    "io_uring_register": (427,),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "init_module": (175, 105),
-    "delete_module": (176, 106),
-    "finit_module": (313, 273),
-    "kexec_load": (246, 104),
-    "kexec_file_load": (320, 294),
-    "reboot": (169, 142),
-    "swapon": (167, 224),
-    "swapoff": (168, 225),
-    "settimeofday": (164, 170),
-    "clock_settime": (227, 112),
-    "adjtimex": (159, 171),
-    "clock_adjtime": (305, 266),
-    "sethostname": (170, 161),
-    "setdomainname": (171, 162),
-    "acct": (163, 89),
-    "syslog": (103, 116),
-    "quotactl": (179, 60),
-    "name_to_handle_at": (303, 264),
-    "open_by_handle_at": (304, 265),
-    "shmget": (29, 194),
-    "semget": (64, 190),
-    "msgget": (68, 186),
-    "mq_open": (240, 180),
-    "memfd_create": (319, 279),
-    "memfd_secret": (447,),
-}
-_MOUNTS = {  # what only the warden and the judge need
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "move_mount": (429,),
-    "open_tree": (428,),
-    "fsopen": (430,),
-    "fsconfig": (431,),
-    "fsmount": (432,),
-    "fspick": (433,),
-    "mount_setattr": (442,),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-}
-_EXECUTE = {"execve": (59, 221), "execveat": (322, 281)}
+_ON_ARM = platform.machine() == "aarch64"
+
+
+def _numbers(table: str) -> dict[str, int]:
+    """Reads `name x86_64/aarch64, name both, ...`."""
+    rows = (row.split() for row in table.split(","))
+    return {name: int(numbers.split("/")[-1 if _ON_ARM else 0]) for name, numbers in rows}
+
+
+_NEVER = _numbers(  # what no process of a worker needs
+    """
+    ptrace 101/117, process_vm_readv 310/270, process_vm_writev 311/271, process_madvise 440, pidfd_getfd 438, kcmp 312/272,
+    bpf 321/280, userfaultfd 323/282, perf_event_open 298/241, io_uring_setup 425, io_uring_enter 426, io_uring_register 427,
+    add_key 248/217, request_key 249/218, keyctl 250/219, init_module 175/105, delete_module 176/106, finit_module 313/273,
+    kexec_load 246/104, kexec_file_load 320/294, reboot 169/142, swapon 167/224, swapoff 168/225, settimeofday 164/170,
+    clock_settime 227/112, adjtimex 159/171, clock_adjtime 305/266, sethostname 170/161, setdomainname 171/162, acct 163/89,
+    syslog 103/116, quotactl 179/60, name_to_handle_at 303/264, open_by_handle_at 304/265, shmget 29/194, semget 64/190, msgget 68/186,
+    mq_open 240/180, memfd_create 319/279, memfd_secret 447
+    """
+)
+_MOUNTS = _numbers(  # what only the warden and the judge need
+    """
+    mount 165/40, umount2 166/39, pivot_root 155/41, chroot 161/51, move_mount 429, open_tree 428, fsopen 430, fsconfig 431,
+    fsmount 432, fspick 433, mount_setattr 442, unshare 272/97, setns 308/268
+    """
+)
+_PROGRAMS = _numbers("execve 59/221, execveat 322/281")
+_CALLS = _numbers("clone 56/220, clone3 435, socket 41/198")
 _X86_NEVER, _X86_FORKS = (172, 173, 154, 134), (57, 58)  # iopl, ioperm, modify_ldt, uselib; fork, vfork
-_CLONE, _CLONE3, _SOCKET, _NEWEST = (56, 220), 435, (41, 198), 462
-_CLONE_THREAD, _ANY_NAMESPACE = 0x10000, 0x7E020000
+_NEWEST, _CLONE_THREAD, _ANY_NAMESPACE = 462, 0x10000, 0x7E020000
 _FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6: the network namespace bounds these
 _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_ON_ARM = platform.machine() == "aarch64"
 
 
 def unshare(flags: int) -> None:
@@ -107,13 +74,16 @@ def bind(source: str, target: str, read_only: bool = True, devices: bool = False
     mount(source, target, flags=BIND | 16384)
     attributes = (_ATTR_RDONLY if read_only else 0) | _ATTR_NOSUID | (0 if devices else _ATTR_NODEV)
     wanted = struct.pack("QQQQ", attributes, 0, 0, 0)
-    _checked(_libc.syscall(442, -100, target.encode(), _AT_RECURSIVE, wanted, ctypes.c_size_t(len(wanted))), f"mount_setattr {target}")
+    _checked(
+        _libc.syscall(_MOUNTS["mount_setattr"], -100, target.encode(), _AT_RECURSIVE, wanted, ctypes.c_size_t(len(wanted))),
+        f"mount_setattr {target}",
+    )
 
 
 def pivot_root(new_root: str) -> None:
     """Makes `new_root` the root and lets go of the old one."""
     os.chdir(new_root)
-    _checked(_libc.syscall(_MOUNTS["pivot_root"][_ON_ARM], b".", b"."), "pivot_root")
+    _checked(_libc.syscall(_MOUNTS["pivot_root"], b".", b"."), "pivot_root")
     unmount(".")
     os.chdir("/")
 
@@ -177,17 +147,17 @@ def _assembled(rows: list[tuple[int, int, int, int]]) -> bytes:
     return b"".join(struct.pack("HBBI", *row) for row in [(_LOAD, 0, 0, 0), *rows, (_ANSWER, 0, 0, _ALLOW)])
 
 
-def _refuse(numbers: Iterable[tuple[int, ...]], error: int = errno.EPERM) -> list[tuple[int, int, int, int]]:
-    return [row for pair in numbers for row in ((_EQUAL, 0, 1, pair[-1] if _ON_ARM else pair[0]), (_ANSWER, 0, 0, _ERROR | error))]
+def _refuse(numbers: Iterable[int], error: int = errno.EPERM) -> list[tuple[int, int, int, int]]:
+    return [row for number in numbers for row in ((_EQUAL, 0, 1, number), (_ANSWER, 0, 0, _ERROR | error))]
 
 
 def _keyhole() -> bytes:
     """Refuses another architecture's calls, calls newer than this table, other socket families, and what nobody here needs."""
     rows = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, _AUDIT.get(platform.machine(), 0)), (_ANSWER, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
     rows += [(_ABOVE, 0, 1, _NEWEST), (_ANSWER, 0, 0, _ERROR | errno.ENOSYS)]  # every x32 call too
-    rows += _refuse([(_CLONE3,)], errno.ENOSYS)  # its flags are out of a filter's sight; libc falls back to clone
-    rows += _refuse([*_NEVER.values(), *([] if _ON_ARM else [(number,) for number in _X86_NEVER])])
-    rows += [(_EQUAL, 0, 6, _SOCKET[_ON_ARM]), (_LOAD, 0, 0, 16)]
+    rows += _refuse([_CALLS["clone3"]], errno.ENOSYS)  # its flags are out of a filter's sight; libc falls back to clone
+    rows += _refuse([*_NEVER.values(), *(() if _ON_ARM else _X86_NEVER)])
+    rows += [(_EQUAL, 0, 6, _CALLS["socket"]), (_LOAD, 0, 0, 16)]
     rows += [(_EQUAL, 3 - i, 0, family) for i, family in enumerate(_FAMILIES)]
     return _assembled([*rows, (_ANSWER, 0, 0, _ERROR | errno.EAFNOSUPPORT), (_ANSWER, 0, 0, _ALLOW)])
 
@@ -196,9 +166,9 @@ def _candidates(no_processes: bool) -> bytes:
     """Refuses mounts and namespaces; with `no_processes` also new programs and everything that is started but threads."""
     forbidden = [*_MOUNTS.values()]
     if no_processes:
-        forbidden += [*_EXECUTE.values(), *([] if _ON_ARM else [(number,) for number in _X86_FORKS])]
+        forbidden += [*_PROGRAMS.values(), *(() if _ON_ARM else _X86_FORKS)]
     flags = (_ANY_BIT, 1, 0, _CLONE_THREAD) if no_processes else (_ANY_BIT, 0, 1, _ANY_NAMESPACE)
-    clone = [(_EQUAL, 0, 4, _CLONE[_ON_ARM]), (_LOAD, 0, 0, 16), flags, (_ANSWER, 0, 0, _ERROR | errno.EPERM), (_ANSWER, 0, 0, _ALLOW)]
+    clone = [(_EQUAL, 0, 4, _CALLS["clone"]), (_LOAD, 0, 0, 16), flags, (_ANSWER, 0, 0, _ERROR | errno.EPERM), (_ANSWER, 0, 0, _ALLOW)]
     return _assembled(_refuse(forbidden) + clone)
 
 

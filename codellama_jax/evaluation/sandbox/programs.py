@@ -6,6 +6,7 @@ unless it looks for it on purpose (in its own memory, source or binary), which n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 OUTPUT_CAP = 1 << 20  # bytes kept of the beginning of each stream
 TAIL_CAP = 4096  # and of its end
+_PIPE = 1 << 16
 DETAIL_CAP = 2000  # characters of a verdict
 _WRONG = ("ssert", "FAIL", "Test failed")
 _OUT_OF_MEMORY = ("MemoryError", "std::bad_alloc", "OutOfMemory", "out of memory", "Allowed memory size")
@@ -38,57 +40,55 @@ def write_verdict(fd: int, status: str, detail: str = "", signal: int = 0, stdou
 
 
 class Step:
-    """A running process of the candidate's: its exit status, signal and capped output."""
+    """A process of the candidate's that has ended: its exit status, and the beginning and the end of its output."""
 
     def __init__(self, box: Confinement, job: dict, argv: list[str], seconds: float):
-        self._streams, outputs = {}, []
-        for name in ("stdout", "stderr", "token"):
-            reader, writer = os.pipe()
-            self._streams[reader] = name
-            outputs.append(writer)
-        self.head, self.tail = dict.fromkeys(("stdout", "stderr", "token"), b""), dict.fromkeys(("stdout", "stderr", "token"), b"")
-        kills = box.oom_kills()
+        pipes = {name: os.pipe() for name in ("stdout", "stderr", "token")}
+        self.head, self.tail = dict.fromkeys(pipes, b""), dict.fromkeys(pipes, b"")
+        kills, deadline = box.oom_kills(), time.monotonic() + seconds
         pid = os.fork()
         if pid == 0:
-            _become(box, job, argv, outputs, seconds)
-        for fd in outputs:
-            os.close(fd)
-        self.timed_out = not self._wait(pid, time.monotonic() + seconds)
-        self.code = 0 if self.timed_out else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            _become(box, job, argv, [writer for _, writer in pipes.values()], seconds)
+        for _, writer in pipes.values():
+            os.close(writer)
+        self._streams = {reader: name for name, (reader, _) in pipes.items()}
+        self.timed_out = not self._wait(pid, deadline)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        self.code = 0 if self.timed_out else os.waitstatus_to_exitcode(status)
         self.out_of_memory = box.oom_kills() > kills
-        self._drain(0)
-        for fd in self._streams:
-            os.close(fd)
+        self._close()
 
     def _wait(self, pid: int, deadline: float) -> bool:
-        """Reads output until the process ends or the time is over."""
+        """Reads output until the process ends, or returns False when the time is over."""
         process = os.pidfd_open(pid)
         try:
             while (left := deadline - time.monotonic()) > 0:
                 ready = select.select([process, *self._streams], [], [], left)[0]
-                self._take([fd for fd in ready if fd != process])
+                for fd in ready:
+                    if fd != process and not self._take(fd):
+                        del self._streams[fd]
+                        os.close(fd)
                 if process in ready:
                     return True
             return False
         finally:
             os.close(process)
 
-    def _drain(self, wait: float) -> None:
+    def _take(self, fd: int) -> bytes:
+        name, data = self._streams[fd], os.read(fd, _PIPE)
+        self.head[name] += data[: OUTPUT_CAP - len(self.head[name])]
+        self.tail[name] = (self.tail[name] + data)[-TAIL_CAP:]
+        return data
+
+    def _close(self) -> None:
+        """Takes what is still in the pipes, once: a daemon that writes for ever does not hold the verdict up."""
         for fd in self._streams:
             os.set_blocking(fd, False)
-        while ready := select.select(list(self._streams), [], [], wait)[0]:
-            self._take(ready)
-
-    def _take(self, fds: list[int]) -> None:
-        for fd in fds:
-            data = os.read(fd, 1 << 16)
-            if not data:
-                del self._streams[fd]
-                os.close(fd)
-                continue
-            name = self._streams[fd]
-            self.head[name] = (self.head[name] + data)[:OUTPUT_CAP] if len(self.head[name]) < OUTPUT_CAP else self.head[name]
-            self.tail[name] = (self.tail[name] + data)[-TAIL_CAP:]
+            with contextlib.suppress(BlockingIOError):
+                self._take(fd)
+            os.close(fd)
 
 
 def judge(box: Confinement, seconds: float, job_fd: int) -> None:
@@ -123,7 +123,7 @@ def _verdict(step: Step, job: dict) -> tuple[str, str, int]:
     said, token = stdout + stderr, job["token"]
     if step.timed_out:
         return "timeout", "", 0
-    if step.out_of_memory or any(mark in stderr for mark in _OUT_OF_MEMORY):
+    if step.code and (step.out_of_memory or any(mark in stderr for mark in _OUT_OF_MEMORY)):
         return "out_of_memory", stderr, 0
     if step.code < 0 and not (step.code == -signal.SIGABRT and "ssert" in stderr):
         return "crashed", f"killed by {signal.Signals(-step.code).name}", -step.code
