@@ -15,6 +15,7 @@ import pytest
 
 from codellama_jax.config import UserError
 from codellama_jax.evaluation.execute import Executor, Program, languages
+from codellama_jax.evaluation.pass_at_k import estimate
 from codellama_jax.evaluation.sandbox import wire
 
 ROOT = Path(__file__).parents[2]
@@ -334,3 +335,20 @@ def test_canonical_solutions_pass_in_isolated_mode(isolated):
     names = ("prompt", "test", "entry_point")
     programs = [isolated_program(r["prompt"] + r["canonical_solution"], **{name: r[name] for name in names}) for r in rows]
     assert statuses(isolated, programs) == ["passed"] * 164
+
+
+@pytest.mark.parametrize("mode", ["isolated", "compatible"])
+def test_the_public_harness_example_samples(mode, request):
+    """Half of the six samples pass there: pass@1 = 0.5."""
+    folder = DATA / "humaneval"
+    if not folder.exists():
+        pytest.skip("HumanEval is not there")
+    problem = json.loads((folder / "example_problem.jsonl").read_text())
+    candidates = [
+        problem["prompt"] + json.loads(line)["completion"] for line in (folder / "example_samples.jsonl").read_text().splitlines()
+    ]
+    rest = {name: problem[name] for name in ("test", "entry_point", "prompt")}
+    end = f"\n{rest['test']}\ncheck({rest['entry_point']})\n"
+    programs = [Program("test/0", "python", candidate + end, 0.5, candidate=candidate, **rest) for candidate in candidates]
+    passed = statuses(request.getfixturevalue(mode), programs).count("passed")
+    assert estimate([(len(programs), passed)], 1).mean == pytest.approx(0.5, abs=1e-12)

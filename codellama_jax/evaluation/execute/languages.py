@@ -165,6 +165,6 @@ def _main_class(code: str) -> str:
 def _environment() -> dict[str, str]:
     tools = [shutil.which(tool) for language in LANGUAGES.values() for tool in language.tools]
     folders = dict.fromkeys([*(os.path.dirname(path) for path in tools if path), "/usr/local/bin", "/usr/bin", "/bin"])
-    mono = {"MONO_TRACE_LISTENER": "Console.Error"}
+    mono = {"MONO_TRACE_LISTENER": "Console.Error", "NODE_PATH": "/usr/lib/node_modules:/usr/local/lib/node_modules:/usr/share/nodejs"}
     go = {"GO111MODULE": "off", "GOPATH": GO_PATH, "GOCACHE": "/tmp/cache", "GOFLAGS": "-buildvcs=false", "GOMAXPROCS": "2"}
     return {"PATH": ":".join(folders), "TMPDIR": "/tmp", "LANG": "C.UTF-8"} | mono | go
