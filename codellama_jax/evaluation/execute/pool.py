@@ -64,10 +64,15 @@ class Executor:
     ):
         if mode not in ("isolated", "compatible"):
             raise UserError(f"mode is isolated or compatible, not {mode}")
-        if missing := [jar for jar in jars if not os.path.isfile(jar)]:
-            raise UserError(f"no file {missing[0]}")
         self.mode, self._jars = mode, tuple(os.path.abspath(jar) for jar in jars)
-        binds = tuple(path for path in dict.fromkeys([sys.base_prefix, *languages.places(self._jars)]) if not path.startswith("/usr"))
+        for jar in self._jars:
+            if not os.path.isfile(jar) or jar.startswith("/tmp/"):
+                raise UserError(f"no file {jar}" if not os.path.isfile(jar) else f"{jar} lies in /tmp, which programs have their own of")
+        binds = tuple(
+            path
+            for path in dict.fromkeys([sys.base_prefix, *languages.places(self._jars)])
+            if path != "/usr" and not path.startswith("/usr/")
+        )
         self._config = slot.Config(None, memory_mb, processes, tmp_mb, binds)
         workers = workers or len(os.sched_getaffinity(0))
         self._slots = [_Slot(self._config._replace(uid=_uid(number))) for number in range(workers)]
@@ -102,14 +107,14 @@ class Executor:
                         selector.register(worker.socket, selectors.EVENT_READ, (worker, index))
                     if not selector.get_map():
                         return
-                    for worker, index in [key.data for key, _ in selector.select()]:
-                        selector.unregister(worker.socket)
-                        idle = [worker]
-                        yield index, worker.finish()
-                        break
+                    worker, index = selector.select()[0][0].data
+                    selector.unregister(worker.socket)
+                    idle = [worker]
+                    yield index, worker.finish()
             finally:
-                for key in selector.get_map().values():  # nobody waits for these any more
-                    key.data[0].restart()
+                for worker, _ in (key.data for key in selector.get_map().values()):  # nobody waits for these any more
+                    if worker.socket.fileno() >= 0:  # not closed
+                        worker.restart()
 
     def _job(self, program: Program) -> tuple[bytes, float, dict]:
         """Returns how the program is judged, after how many seconds it is ended at the latest, and what the judge reads."""
@@ -125,7 +130,7 @@ class Executor:
     def _probe(self, allow_unsafe: bool) -> dict[str, bool]:
         """Asks each worker what it has set up, and a program in the first one what holds."""
         layers = self._slots[0].layers
-        program = Program("probe", "python", _PROBE, timeout=10.0, rule="output")
+        program = Program("probe", "python", _PROBE, timeout=60.0, rule="output")
         self._slots[0].start(program, *self._job(program))
         verdict = self._slots[0].finish()
         seen = json.loads(verdict.stdout) if verdict.status == "passed" else {}
