@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 NEWNS, NEWUTS, NEWIPC = 0x20000, 0x4000000, 0x8000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
-NOSUID, NODEV, NOEXEC, READ_ONLY, BIND, DETACH, PRIVATE_ALL = 2, 4, 8, 1, 4096, 2, (1 << 18) | 16384
+READ_ONLY, NOSUID, NODEV, NOEXEC, BIND, RECURSIVE, PRIVATE, DETACH = 1, 2, 4, 8, 4096, 16384, 1 << 18, 2
 _AT_RECURSIVE, _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 0x8000, 1, 2, 4
 _PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _CAPBSET_DROP, _NO_NEW_PRIVS = 1, 4, 22, 24, 38
 _CAPABILITY_VERSION = 0x20080522
@@ -69,10 +69,10 @@ def unmount(target: str) -> None:
     _checked(_libc.umount2(target.encode(), DETACH), f"unmount {target}")
 
 
-def bind(source: str, target: str, read_only: bool = True, devices: bool = False) -> None:
-    """Shows `source` and all that is mounted below it at `target`."""
-    mount(source, target, flags=BIND | 16384)
-    attributes = (_ATTR_RDONLY if read_only else 0) | _ATTR_NOSUID | (0 if devices else _ATTR_NODEV)
+def bind(source: str, target: str, devices: bool = False) -> None:
+    """Shows `source` and all that is mounted below it at `target`, read-only."""
+    mount(source, target, flags=BIND | RECURSIVE)
+    attributes = _ATTR_RDONLY | _ATTR_NOSUID | (0 if devices else _ATTR_NODEV)
     wanted = struct.pack("QQQQ", attributes, 0, 0, 0)
     _checked(
         _libc.syscall(_MOUNTS["mount_setattr"], -100, target.encode(), _AT_RECURSIVE, wanted, ctypes.c_size_t(len(wanted))),
@@ -116,15 +116,21 @@ def drop_privileges(uid: int | None) -> None:
 
 
 def limit(memory: int | None, data: int | None, processes: int, file_size: int, cpu_seconds: int) -> None:
-    """Sets the limits of this process and of its children, in bytes, processes and seconds; None leaves one alone."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
-    resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
-    resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
-    for kind, value in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_DATA, data)):
-        if value is not None:
+    """Lowers the limits of this process and of its children, in bytes, processes and seconds; None leaves one alone."""
+    wanted = {
+        "CORE": 0,
+        "NOFILE": 256,
+        "FSIZE": file_size,
+        "CPU": cpu_seconds,
+        "NPROC": processes,
+        "MEMLOCK": 0,
+        "AS": memory,
+        "DATA": data,
+    }
+    for name, value in wanted.items():
+        kind = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(kind)[1]
+        if value is not None and (hard == resource.RLIM_INFINITY or value < hard):
             resource.setrlimit(kind, (value, value))
 
 

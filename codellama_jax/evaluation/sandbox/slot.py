@@ -197,7 +197,7 @@ def _unshare() -> tuple[bool, bool]:
         if own_users:
             kernel.enter_user_namespace()
         kernel.unshare(flags)
-        kernel.mount("none", "/", flags=kernel.PRIVATE_ALL)
+        kernel.mount("none", "/", flags=kernel.PRIVATE | kernel.RECURSIVE)
     except OSError:
         return False, own_users
     return True, own_users
@@ -274,7 +274,9 @@ class _Groups(NamedTuple):
 def _make_groups(config: Config) -> _Groups:
     """Makes groups that limit memory and processes, where the system's are writable; elsewhere none."""
     name, memory = f"codellama_jax-{os.getpid()}", str(config.memory_mb << 20)
+    joined = "tasks"  # moving one thread takes no lock that all processes share
     if os.path.exists(f"{_CGROUPS}/cgroup.controllers"):
+        joined = "cgroup.procs"
         limits, events = {".": {"memory.max": memory, "pids.max": str(config.processes)}}, f"./{name}/memory.events"
     else:
         limits = {"memory": {"memory.limit_in_bytes": memory}, "pids": {"pids.max": str(config.processes)}}
@@ -288,7 +290,7 @@ def _make_groups(config: Config) -> _Groups:
             for file, value in values.items():
                 with open(f"{_CGROUPS}/{hierarchy}/{name}/{file}", "w") as limit:
                     limit.write(value)
-            procs = os.open(f"{_CGROUPS}/{hierarchy}/{name}/cgroup.procs", os.O_WRONLY)
+            procs = os.open(f"{_CGROUPS}/{hierarchy}/{name}/{joined}", os.O_WRONLY)
             groups = groups._replace(procs=(*groups.procs, procs))
         return groups._replace(oom_events=os.open(f"{_CGROUPS}/{events}", os.O_RDONLY))
     except OSError:
