@@ -291,15 +291,18 @@ except UserError as error:
 with Executor(1, allow_unsafe=True) as executor:
     programs = [add(hostile.RIGHT), add("def add(a, b): return 0"), Program("s", "sh", "echo $HOME", rule="output")]
     verdicts = dict(executor.run(programs))
-    print(json.dumps([said, executor.layers["namespaces"], verdicts[0].status, verdicts[1].status, verdicts[2].stdout]))
+    said = [said, executor.layers["namespaces"], verdicts[0].status, verdicts[1].status, verdicts[2].stdout]
+    said.append(executor._slots[0]._process.pid)
+print(json.dumps(said))
 """
-    said, namespaces, right, wrong, home = in_process(sys.executable, body)
+    said, namespaces, right, wrong, home, launcher = in_process(sys.executable, body)
     assert "--allow-unsafe" in said
     assert "namespaces" in said
     assert "\n" not in said
     assert (namespaces, right, wrong) == (False, "passed", "failed")
     assert home.strip().endswith("/work")
     assert not os.path.exists(home.strip())
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/codellama_jax-{launcher}"))
 
 
 def test_an_ordinary_user_is_as_safe():

@@ -86,7 +86,7 @@ def main(fd: int, config_json: str) -> None:
     layers["namespaces"], own_users = _unshare()
     if own_users:  # which knows no uid but the caller's
         config, layers["uid"] = config._replace(uid=None), False
-    warden = os.fork() if layers["namespaces"] else 0
+    warden = os.fork()
     if not warden:
         kernel.die_with_parent()
         _warden(sock, Confinement(config, layers, groups.procs, groups.oom_events))
