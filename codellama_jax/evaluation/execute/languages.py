@@ -6,13 +6,13 @@ import functools
 import glob
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from codellama_jax.config import UserError
-from codellama_jax.evaluation.execute.programs import WORK, new_token
 from codellama_jax.evaluation.execute.verdicts import Program
+from codellama_jax.evaluation.sandbox.programs import WORK
 
 BUILD_SECONDS = 30.0
 JAVATUPLES = "/usr/share/java/javatuples*.jar"
@@ -104,7 +104,7 @@ def places(jars: tuple[str, ...]) -> list[str]:
 def job(program: Program, memory_mb: int, jars: tuple[str, ...]) -> dict:
     """Returns what the judge of the compatible mode reads: files, commands, environment, and how success is told."""
     common = {"stdin": program.stdin, "timeout": program.timeout, "silent": program.rule == "js"}
-    token = "" if program.rule == "output" else new_token()
+    token = "" if program.rule == "output" else secrets.token_hex(12)
     if program.language == "python":
         main = program.rule == "output"
         return common | {"files": {}, "build": [], "run": [], "remove": [], "marks": [], "env": {}} | {"python": program.code, "token": token, "main": main}

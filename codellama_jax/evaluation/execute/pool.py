@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import os
@@ -16,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from codellama_jax.config import UserError
-from codellama_jax.evaluation.execute import languages, slot
+from codellama_jax.evaluation.execute import languages
 from codellama_jax.evaluation.execute.verdicts import LANGUAGES, Program, Verdict
+from codellama_jax.evaluation.sandbox import slot
 
 _FIRST_UID, _UIDS = 60578, 600  # a range that systems leave unused
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from codellama_jax.evaluation.execute import slot; \
-import json; slot.main(int(sys.argv[2]), slot.Config(**json.loads(sys.argv[3])))"
+_START = "import sys; sys.path.insert(0, sys.argv[1]); from codellama_jax.evaluation.sandbox import slot; \
+slot.main(int(sys.argv[2]), sys.argv[3])"
 _REQUIRED = ("namespaces", "network", "root", "rlimits", "seccomp")
 _PROBE = """
 import ctypes, json, os, resource, socket
@@ -69,7 +69,7 @@ class Executor:
         binds = tuple(path for path in dict.fromkeys([sys.base_prefix, *languages.places(self._jars)]) if not path.startswith("/usr"))
         self._config = slot.Config(None, memory_mb, processes, tmp_mb, binds)
         workers = workers or len(os.sched_getaffinity(0))
-        self._slots = [_Slot(dataclasses.replace(self._config, uid=_uid(number))) for number in range(workers)]
+        self._slots = [_Slot(self._config._replace(uid=_uid(number))) for number in range(workers)]
         try:
             self.layers = self._probe(allow_unsafe)
         except BaseException:
@@ -109,10 +109,10 @@ class Executor:
         if program.language not in LANGUAGES:
             raise UserError(f"{program.task_id}: no language {program.language}; there are {', '.join(LANGUAGES)}")
         if self.mode == "isolated" and program.language == "python" and program.test:
-            return b"i", program.timeout, {k: getattr(program, k) for k in ("candidate", "test", "entry_point", "prompt")}
+            return slot.ISOLATED, program.timeout, {k: getattr(program, k) for k in ("candidate", "test", "entry_point", "prompt")}
         languages.require(program.language)
         job = languages.job(program, self._config.memory_mb, self._jars)
-        return b"c", program.timeout + sum(limit for _, limit in job["build"]) + 1.0, job
+        return slot.PYTHON if program.language == "python" else slot.TOOLCHAIN, program.timeout + sum(limit for _, limit in job["build"]) + 1.0, job
 
     def _probe(self, allow_unsafe: bool) -> dict[str, bool]:
         """Asks each worker what it has set up, and a program in the first one what holds."""
@@ -147,7 +147,7 @@ class _Slot:
     def _launch(self) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         root = str(Path(__file__).resolve().parents[3])
-        command = [sys.executable, "-I", "-S", "-B", "-c", _START, root, str(theirs.fileno()), json.dumps(dataclasses.asdict(self._config))]
+        command = [sys.executable, "-I", "-S", "-B", "-c", _START, root, str(theirs.fileno()), json.dumps(self._config)]
         quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={}, start_new_session=True, **quiet)
         theirs.close()

@@ -9,6 +9,7 @@ import os
 import platform
 import resource
 import struct
+from collections.abc import Iterable
 
 NEWNS, NEWUTS, NEWIPC = 0x20000, 0x4000000, 0x8000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -19,26 +20,13 @@ _CAPABILITY_VERSION = 0x20080522
 _libc = ctypes.CDLL(None, use_errno=True)
 
 # Numbers on x86_64 and aarch64; one number means both.
-_DENIED = {
+_NEVER = {  # what no process of a worker needs
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "process_madvise": (440,),
     "pidfd_getfd": (438,),
     "kcmp": (312, 272),
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "move_mount": (429,),
-    "open_tree": (428,),
-    "fsopen": (430,),
-    "fsconfig": (431,),
-    "fsmount": (432,),
-    "fspick": (433,),
-    "mount_setattr": (442,),
-    "unshare": (272, 97),
-    "setns": (308, 268),
     "bpf": (321, 280),
     "userfaultfd": (323, 282),
     "perf_event_open": (298, 241),
@@ -74,13 +62,28 @@ _DENIED = {
     "memfd_create": (319, 279),
     "memfd_secret": (447,),
 }
-_X86_ONLY = (172, 173, 154, 134)  # iopl, ioperm, modify_ldt, uselib
-_PROCESSES = {"execve": (59, 221), "execveat": (322, 281)}
-_X86_FORKS = (57, 58)  # fork, vfork
+_MOUNTS = {  # what only the warden and the judge need
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "move_mount": (429,),
+    "open_tree": (428,),
+    "fsopen": (430,),
+    "fsconfig": (431,),
+    "fsmount": (432,),
+    "fspick": (433,),
+    "mount_setattr": (442,),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+}
+_EXECUTE = {"execve": (59, 221), "execveat": (322, 281)}
+_X86_NEVER, _X86_FORKS = (172, 173, 154, 134), (57, 58)  # iopl, ioperm, modify_ldt, uselib; fork, vfork
 _CLONE, _CLONE3, _SOCKET, _NEWEST = (56, 220), 435, (41, 198), 462
 _CLONE_THREAD, _ANY_NAMESPACE = 0x10000, 0x7E020000
 _FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6: the network namespace bounds these
 _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_ON_ARM = platform.machine() == "aarch64"
 
 
 def unshare(flags: int) -> None:
@@ -110,7 +113,7 @@ def bind(source: str, target: str, read_only: bool = True, devices: bool = False
 def pivot_root(new_root: str) -> None:
     """Makes `new_root` the root and lets go of the old one."""
     os.chdir(new_root)
-    _checked(_libc.syscall(_number((155, 41)), b".", b"."), "pivot_root")
+    _checked(_libc.syscall(_MOUNTS["pivot_root"][_ON_ARM], b".", b"."), "pivot_root")
     unmount(".")
     os.chdir("/")
 
@@ -151,46 +154,51 @@ def limit(memory: int | None, data: int | None, processes: int, file_size: int, 
             resource.setrlimit(kind, (value, value))
 
 
-def seccomp(no_processes: bool) -> None:
-    """Installs the filter; with `no_processes` threads are all that can be started. Raises OSError where it cannot be."""
-    code = _filter(no_processes)
+def seccomp(code: bytes) -> None:
+    """Adds a filter to those of this process and of its children: KEYHOLE first, then one of the others."""
+    if platform.machine() not in _AUDIT:
+        raise OSError(errno.ENOSYS, f"no filter for {platform.machine()}")
     program = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(program))
     _prctl(_NO_NEW_PRIVS, 1)
     _prctl(_SET_SECCOMP, 2, ctypes.create_string_buffer(header, len(header)))
 
 
-def _filter(no_processes: bool) -> bytes:
-    """Assembles the filter: classic BPF over (number, architecture, arguments)."""
-    load, equal, above, any_bit, answer = 0x20, 0x15, 0x25, 0x45, 0x06
-    allow, kill = 0x7FFF0000, 0x80000000
-
-    def refuse(number: int, error: int = errno.EPERM) -> list[tuple]:
-        return [(equal, 0, 1, number), (answer, 0, 0, 0x50000 | error)]
-
-    machine = platform.machine()
-    if machine not in _AUDIT:
-        raise OSError(errno.ENOSYS, f"no filter for {machine}")
-    rows = [(load, 0, 0, 4), (equal, 1, 0, _AUDIT[machine]), (answer, 0, 0, kill), (load, 0, 0, 0)]
-    rows += [(above, 0, 1, _NEWEST), (answer, 0, 0, 0x50000 | errno.ENOSYS)]  # also every x32 call
-    rows += refuse(_CLONE3, errno.ENOSYS)  # its flags are out of a filter's sight; libc falls back to clone
-    denied = list(_DENIED.values()) + (list(_PROCESSES.values()) if no_processes else [])
-    numbers = [_number(pair) for pair in denied]
-    if machine == "x86_64":
-        numbers += [*_X86_ONLY, *(_X86_FORKS if no_processes else ())]
-    for number in numbers:
-        rows += refuse(number)
-    thread_or_no_namespace = [(any_bit, 1, 0, _CLONE_THREAD)] if no_processes else [(any_bit, 0, 1, _ANY_NAMESPACE)]
-    rows += [(equal, 0, 4, _number(_CLONE)), (load, 0, 0, 16), *thread_or_no_namespace]
-    rows += [(answer, 0, 0, 0x50000 | errno.EPERM), (answer, 0, 0, allow)]
-    rows += [(equal, 0, 6, _number(_SOCKET)), (load, 0, 0, 16)]
-    rows += [(equal, 3 - i, 0, family) for i, family in enumerate(_FAMILIES)]
-    rows += [(answer, 0, 0, 0x50000 | errno.EAFNOSUPPORT), (answer, 0, 0, allow), (answer, 0, 0, allow)]
-    return b"".join(struct.pack("HBBI", code, yes, no, value) for code, yes, no, value in rows)
+# A filter is classic BPF over (number, architecture, arguments).
+_LOAD, _EQUAL, _ABOVE, _ANY_BIT, _ANSWER = 0x20, 0x15, 0x25, 0x45, 0x06
+_ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x50000
 
 
-def _number(pair: tuple[int, ...]) -> int:
-    return pair[-1] if platform.machine() == "aarch64" else pair[0]
+def _assembled(rows: list[tuple[int, int, int, int]]) -> bytes:
+    return b"".join(struct.pack("HBBI", *row) for row in [(_LOAD, 0, 0, 0), *rows, (_ANSWER, 0, 0, _ALLOW)])
+
+
+def _refuse(numbers: Iterable[tuple[int, ...]], error: int = errno.EPERM) -> list[tuple[int, int, int, int]]:
+    return [row for pair in numbers for row in ((_EQUAL, 0, 1, pair[-1] if _ON_ARM else pair[0]), (_ANSWER, 0, 0, _ERROR | error))]
+
+
+def _keyhole() -> bytes:
+    """Refuses another architecture's calls, calls newer than this table, other socket families, and what nobody here needs."""
+    rows = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, _AUDIT.get(platform.machine(), 0)), (_ANSWER, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
+    rows += [(_ABOVE, 0, 1, _NEWEST), (_ANSWER, 0, 0, _ERROR | errno.ENOSYS)]  # every x32 call too
+    rows += _refuse([(_CLONE3,)], errno.ENOSYS)  # its flags are out of a filter's sight; libc falls back to clone
+    rows += _refuse([*_NEVER.values(), *([] if _ON_ARM else [(number,) for number in _X86_NEVER])])
+    rows += [(_EQUAL, 0, 6, _SOCKET[_ON_ARM]), (_LOAD, 0, 0, 16)]
+    rows += [(_EQUAL, 3 - i, 0, family) for i, family in enumerate(_FAMILIES)]
+    return _assembled([*rows, (_ANSWER, 0, 0, _ERROR | errno.EAFNOSUPPORT), (_ANSWER, 0, 0, _ALLOW)])
+
+
+def _candidates(no_processes: bool) -> bytes:
+    """Refuses mounts and namespaces; with `no_processes` also new programs and everything that is started but threads."""
+    forbidden = [*_MOUNTS.values()]
+    if no_processes:
+        forbidden += [*_EXECUTE.values(), *([] if _ON_ARM else [(number,) for number in _X86_FORKS])]
+    flags = (_ANY_BIT, 1, 0, _CLONE_THREAD) if no_processes else (_ANY_BIT, 0, 1, _ANY_NAMESPACE)
+    clone = [(_EQUAL, 0, 4, _CLONE[_ON_ARM]), (_LOAD, 0, 0, 16), flags, (_ANSWER, 0, 0, _ERROR | errno.EPERM), (_ANSWER, 0, 0, _ALLOW)]
+    return _assembled(_refuse(forbidden) + clone)
+
+
+KEYHOLE, NO_MOUNTS, NO_PROCESSES = _keyhole(), _candidates(False), _candidates(True)
 
 
 def _prctl(option: int, *arguments) -> None:

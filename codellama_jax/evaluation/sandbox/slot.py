@@ -10,7 +10,6 @@ writes the verdict into that file; the candidate holds neither the file nor the 
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import glob
 import json
@@ -21,20 +20,21 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from codellama_jax.evaluation.execute import isolated, kernel, programs
+from codellama_jax.evaluation.sandbox import isolated, kernel, programs
 
 HEADER = struct.Struct("cd")  # how to judge, and after how many seconds to end it
+ISOLATED, PYTHON, TOOLCHAIN = b"i", b"p", b"t"
 DONE, TIMEOUT, DIED = b"d", b"t", b"x"
 _ROOT = "/sys"  # a folder of every Linux machine to build the new root on
+_WRITABLE = ("/tmp", "/dev/shm")
 _ETC = ("alternatives", "ld.so.cache", "java*", "mono", "php", "localtime")
 _PACKAGES = ("lib/python3*/site-packages", "lib/python3*/dist-packages", "local/lib/python3*/*-packages")  # benchmark files may lie there
 _CGROUPS = "/sys/fs/cgroup"
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     uid: int | None  # the candidate's; the judge of Python tests is uid + 1; None keeps the caller's
     memory_mb: int
     processes: int
@@ -42,8 +42,7 @@ class Config:
     binds: tuple[str, ...]  # folders and files shown at their own paths besides the system's
 
 
-@dataclass(frozen=True)
-class Confinement:
+class Confinement(NamedTuple):
     """What is on, and what a fresh process needs to become a candidate."""
 
     config: Config
@@ -62,7 +61,7 @@ class Confinement:
             uid = None if self.config.uid is None else self.config.uid + judge
             kernel.drop_privileges(uid)
         if self.layers["seccomp"]:
-            kernel.seccomp(no_processes=python)
+            kernel.seccomp(kernel.NO_PROCESSES if python else kernel.NO_MOUNTS)
         kernel.close_all_but(keep)
 
     def oom_kills(self) -> int:
@@ -71,34 +70,36 @@ class Confinement:
         return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill "))
 
 
-def main(fd: int, config: Config) -> None:
+def main(fd: int, config_json: str) -> None:
     """Runs the worker on an inherited socket until its other end is closed."""
+    config = Config(*json.loads(config_json))
     for number in (signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     sock = socket.socket(fileno=fd)
-    made, files, events = _make_cgroups(config)
-    layers = {"uid": config.uid is not None, "rlimits": True, "seccomp": _can(functools.partial(kernel.seccomp, False)), "cgroup": bool(made)}
+    groups = _make_groups(config)
+    layers = {"uid": config.uid is not None, "rlimits": True, "seccomp": _can(lambda: kernel.seccomp(kernel.KEYHOLE)), "cgroup": bool(groups.folders)}
     layers["namespaces"] = _unshare()
     warden = os.fork() if layers["namespaces"] else 0
     if not warden:
         kernel.die_with_parent()
-        _warden(sock, Confinement(config, layers, tuple(files), events))
+        _warden(sock, Confinement(config, layers, groups.procs, groups.oom_events))
     sock.close()
     os.waitpid(warden, 0)
-    for folder in made:
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)
+    groups.remove()
 
 
 def _warden(sock: socket.socket, box: Confinement) -> None:
     own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
     if box.layers["namespaces"]:
         _build_root(box.config)
+    if box.layers["seccomp"]:
+        kernel.seccomp(kernel.KEYHOLE)
     kernel.hide_memory()
     sys.path[:] = [path for path in sys.path if path.startswith(sys.base_prefix)]
     sys.set_int_max_str_digits(0)
     gc.collect()
     gc.freeze()
+    os.dup2(1, 2)  # /dev/null: from here on nobody writes to the user's terminal
     sock.send(json.dumps(box.layers).encode())
     while True:
         header, fds, _, _ = socket.recv_fds(sock, HEADER.size, 1)
@@ -109,7 +110,10 @@ def _warden(sock: socket.socket, box: Confinement) -> None:
         if pid == 0:
             _judge(sock, box, mode, seconds, fds[0])
         os.close(fds[0])
-        sock.send(_watch(sock, pid, seconds))
+        end = _watch(sock, pid, seconds)
+        if box.layers["namespaces"]:
+            _clean_folders(box.config)
+        sock.send(end)
 
 
 def _fork_judge(own_pids: int, namespaces: bool) -> int:
@@ -127,13 +131,16 @@ def _judge(sock: socket.socket, box: Confinement, mode: bytes, seconds: float, j
     try:
         sock.close()
         kernel.hide_memory()
-        if box.layers["namespaces"]:
-            kernel.unshare(kernel.NEWNS | kernel.NEWIPC)
-            _fresh_folders(box.config, proc=mode == b"c")
-        else:
+        if not box.layers["namespaces"]:
             os.setsid()
-        run = isolated.judge if mode == b"i" else programs.judge
+        elif mode == TOOLCHAIN:
+            kernel.unshare(kernel.NEWNS)
+            kernel.mount("proc", "/proc", "proc", kernel.NOSUID | kernel.NODEV | kernel.NOEXEC)
+        run = isolated.judge if mode == ISOLATED else programs.judge
         run(box, seconds, job)
+        status = 0
+    except Exception as error:
+        programs.write_verdict(job, "error", f"sandbox: {type(error).__name__}: {error}")
         status = 0
     finally:
         os._exit(status)
@@ -186,7 +193,7 @@ def _unshare() -> bool:
 def _build_root(config: Config) -> None:
     """Replaces the root by a small read-only one: the system's programs, the interpreter, /dev, /proc and room for /tmp."""
     kernel.mount("tmpfs", _ROOT, "tmpfs", kernel.NOSUID, "size=1m,nr_inodes=1000,mode=755")
-    for name in ("tmp", "proc", "dev", "dev/shm", "etc"):
+    for name in ("tmp", "proc", "dev/shm", "etc", ".closed/proc"):
         os.makedirs(f"{_ROOT}/{name}")
     for name in ("bin", "sbin", "lib", "lib32", "lib64"):
         if os.path.islink(f"/{name}"):
@@ -201,9 +208,13 @@ def _build_root(config: Config) -> None:
             kernel.mount("tmpfs", folder, "tmpfs", kernel.READ_ONLY, "size=4k")
     for name in ("null", "zero", "full", "random", "urandom"):
         _show(f"/dev/{name}", devices=True)
-    kernel.mount("proc", f"{_ROOT}/proc", "proc", kernel.NOSUID | kernel.NODEV | kernel.NOEXEC)
+    kernel.mount("proc", f"{_ROOT}/.closed/proc", "proc", kernel.NOSUID | kernel.NODEV | kernel.NOEXEC)
+    os.chmod(f"{_ROOT}/.closed", 0)  # a user may mount /proc only while another one is in sight
     kernel.bind(_ROOT, _ROOT, devices=True)
     kernel.pivot_root(_ROOT)
+    for folder in _WRITABLE:
+        _mount_writable(config, folder)
+    os.chdir("/tmp")
 
 
 def _show(path: str, devices: bool = False) -> None:
@@ -217,32 +228,51 @@ def _show(path: str, devices: bool = False) -> None:
     kernel.bind(path, target, devices=devices)
 
 
-def _fresh_folders(config: Config, proc: bool) -> None:
-    for folder in ("/tmp", "/dev/shm"):
-        kernel.mount("tmpfs", folder, "tmpfs", kernel.NOSUID | kernel.NODEV, f"size={config.tmp_mb}m,nr_inodes=20000,mode=1777")
-    if proc:
-        kernel.mount("proc", "/proc", "proc", kernel.NOSUID | kernel.NODEV | kernel.NOEXEC)
+def _clean_folders(config: Config) -> None:
+    """Replaces the writable folders if anything was left in them."""
+    for folder in _WRITABLE:
+        if os.listdir(folder) or os.stat(folder).st_mode & 0o7777 != 0o1777:
+            kernel.unmount(folder)
+            _mount_writable(config, folder)
+
+
+def _mount_writable(config: Config, folder: str) -> None:
+    size = f"size={config.tmp_mb}m,nr_inodes=20000,mode=1777"
+    kernel.mount("tmpfs", folder, "tmpfs", kernel.NOSUID | kernel.NODEV, size)
+
+
+class _Groups(NamedTuple):
+    """Control groups of a worker: (open parent folder, name) of each, open files to join them through, and one that counts kills."""
+
+    folders: tuple[tuple[int, str], ...] = ()
+    procs: tuple[int, ...] = ()
+    oom_events: int = -1
+
+    def remove(self) -> None:
+        for parent, name in self.folders:
+            os.rmdir(name, dir_fd=parent)
+
+
+def _make_groups(config: Config) -> _Groups:
+    """Makes groups that limit memory and processes, where the system's are writable; elsewhere none."""
+    name, memory = f"codellama_jax-{os.getpid()}", str(config.memory_mb << 20)
+    if os.path.exists(f"{_CGROUPS}/cgroup.controllers"):
+        limits, events = {".": {"memory.max": memory, "pids.max": str(config.processes)}}, f"./{name}/memory.events"
     else:
-        kernel.unmount("/proc")
-    os.chdir("/tmp")
-
-
-def _make_cgroups(config: Config) -> tuple[list[str], list[int], int]:
-    """Makes a memory and a pids group where they are writable. Returns their folders, files to join them through, and memory's events."""
-    name = f"codellama_jax-{os.getpid()}"
-    limits = {"memory": ("memory.limit_in_bytes", config.memory_mb << 20), "pids": ("pids.max", config.processes)}
-    made, files, events = [], [], -1
+        limits = {"memory": {"memory.limit_in_bytes": memory}, "pids": {"pids.max": str(config.processes)}}
+        events = f"memory/{name}/memory.oom_control"
+    groups = _Groups()
     try:
-        for kind, (file, value) in limits.items():
-            folder = f"{_CGROUPS}/{kind}/{name}"
-            os.mkdir(folder)
-            made.append(folder)
-            with open(f"{folder}/{file}", "w") as limit:
-                limit.write(str(value))
-            files.append(os.open(f"{folder}/cgroup.procs", os.O_WRONLY))
-        events = os.open(f"{made[0]}/memory.oom_control", os.O_RDONLY)
+        for hierarchy, values in limits.items():
+            parent = os.open(f"{_CGROUPS}/{hierarchy}", os.O_RDONLY)
+            os.mkdir(name, dir_fd=parent)
+            groups = groups._replace(folders=(*groups.folders, (parent, name)))
+            for file, value in values.items():
+                with open(f"{_CGROUPS}/{hierarchy}/{name}/{file}", "w") as limit:
+                    limit.write(value)
+            procs = os.open(f"{_CGROUPS}/{hierarchy}/{name}/cgroup.procs", os.O_WRONLY)
+            groups = groups._replace(procs=(*groups.procs, procs))
+        return groups._replace(oom_events=os.open(f"{_CGROUPS}/{events}", os.O_RDONLY))
     except OSError:
-        for folder in made:
-            os.rmdir(folder)
-        return [], [], -1
-    return made, files, events
+        groups.remove()
+        return _Groups()

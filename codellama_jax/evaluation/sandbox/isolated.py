@@ -17,11 +17,11 @@ import types
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from codellama_jax.evaluation.execute import wire
-from codellama_jax.evaluation.execute.programs import read_job, write_verdict
+from codellama_jax.evaluation.sandbox import wire
+from codellama_jax.evaluation.sandbox.programs import read_job, write_verdict
 
 if TYPE_CHECKING:
-    from codellama_jax.evaluation.execute.slot import Confinement
+    from codellama_jax.evaluation.sandbox.slot import Confinement
 
 MAX_ITEMS = 1_000_000
 MAX_TEXT = 2000

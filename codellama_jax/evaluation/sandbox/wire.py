@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import struct
@@ -42,6 +43,8 @@ def encode(value: Any, refer: Callable[[Any], int], depth: int = 0) -> Any:
     for name, kind in _CONTAINERS.items():
         if isinstance(value, kind):
             return {name: [encode(item, refer, depth + 1) for item in kind.__iter__(value)]}
+    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+        return {"type": value.__name__}
     return {"ref": refer(value)}
 
 
@@ -62,6 +65,8 @@ def decode(value: Any, resolve: Callable[[int], Any]) -> Any:
         return resolve(int(inner))
     if name == "int":
         return int(inner, 16)
+    if name == "type" and isinstance(kind := getattr(builtins, inner), type):
+        return kind
     if name in ("bytes", "bytearray"):
         return (bytes if name == "bytes" else bytearray).fromhex(inner)
     if name == "complex":
