@@ -1,4 +1,4 @@
-"""Asks a trained model: `python -m codellama_jax complete RUN PROMPT`, `infill RUN FILE`, `evaluate BENCHMARK --run RUN --data FILE --out DIR`."""
+"""Asks a trained model: `python -m codellama_jax complete RUN PROMPT`, `infill RUN FILE`, `evaluate BENCHMARK --run RUN`."""
 
 from __future__ import annotations
 

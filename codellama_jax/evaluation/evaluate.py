@@ -20,7 +20,7 @@ from codellama_jax.evaluation.ask import answers
 from codellama_jax.evaluation.benchmarks import LOADERS, long_files, paper
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Sample, Task
 from codellama_jax.evaluation.execute import Executor, Verdict
-from codellama_jax.evaluation.pass_at_k import mean_pass_at_k
+from codellama_jax.evaluation.pass_at_k import estimate
 from codellama_jax.evaluation.samples import Key, append, continue_file, key, read_samples
 from codellama_jax.evaluation.settings import Checking, Options, Settings
 from codellama_jax.training.checkpoint import Run, gather
@@ -181,8 +181,8 @@ def _measures(results: Sequence[Result]) -> dict[str, Any]:
         measures["correct"] = sum(c for _, c in counts)
         for k in KS:
             if min(n for n, _ in counts) >= k:
-                mean, low, high = mean_pass_at_k(counts, k)
-                measures |= {f"pass@{k}": 100 * mean, f"pass@{k} interval": [100 * low, 100 * high]}
+                found = estimate(counts, k)
+                measures |= {f"pass@{k}": 100 * found.mean, f"pass@{k} interval": [100 * found.low, 100 * found.high]}
     for name in ("exact", "bleu", "solved", "retrieved", "mc1", "mc2"):
         if name in results[0]:
             measures[name] = 100 * float(np.mean([np.mean([r[name] for r in some]) for some in by_task.values()]))

@@ -18,7 +18,17 @@ LANGUAGES = {"Python": "python", "CPP": "cpp", "Java": "java", "JavaScript": "js
 TIMEOUTS = {"python": 5.0, "cpp": 20.0, "java": 20.0, "js": 5.0, "go": 30.0}
 RULES = {"js": "js"}  # console.assert only prints
 PYTHON_END = re.compile(r"\n(?=\S)")
-PYTHON_IMPORTS = "import math\nimport re\nimport sys\nimport copy\nimport datetime\nimport itertools\nimport collections\nimport heapq\nfrom typing import *\nfrom collections import *\n"
+PYTHON_IMPORTS = """import math
+import re
+import sys
+import copy
+import datetime
+import itertools
+import collections
+import heapq
+from typing import *
+from collections import *
+"""
 CPP_HEADERS = ("stdlib.h", "algorithm", "math.h", "stdio.h", "vector", "string", "climits", "cstring", "iostream")
 GO_PACKAGES = ("math", "strings", "fmt", "strconv", "time", "bytes", "regexp", "sort", "math/rand", "crypto/md5")
 FIELDS = ("task_id", "prompt", "declaration", "canonical_solution", "test")

@@ -60,10 +60,17 @@ def _checks(task: Task, completion: str) -> list[Check]:
     record = task.record
     test = "\n".join([*record.get("test_imports", ()), record.get("test_setup_code", ""), *record["test_list"]])
     code = f"{completion}\n{test}\n"
-    if record.get("test_setup_code"):  # which builds objects of the candidate's own classes
+    if record.get("test_setup_code") or hands_over_names(record["test_list"]):
+        # The setup builds objects of the candidate's own classes; a type cannot go to another process either.
         return [Check(Program(task.task_id, "python", code, TIMEOUT))]
     names = ",".join(tested_names(record["code"], record["test_list"]))
     return [Check(Program(task.task_id, "python", code, TIMEOUT, candidate=completion, test=test, entry_point=names))]
+
+
+def hands_over_names(tests: Sequence[str]) -> bool:
+    """Whether a test gives a call something that is not written out, such as a type."""
+    calls = (node for node in ast.walk(ast.parse("\n".join(tests))) if isinstance(node, ast.Call))
+    return any(isinstance(argument, ast.Name) for call in calls for argument in call.args)
 
 
 def tested_names(code: str, tests: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """TruthfulQA, multiple choice (Lin et al. 2022): MC1, the best answer is the likeliest; MC2, the mass of the true ones.
 
-Six questions with their answers stand before each, drawn at random as in Code Llama's generation setting (appendix I); Code Llama itself reports
-answers judged by another model, which this does not measure.
+Six questions with their answers stand before each, drawn at random as in Code Llama's generation setting (appendix I). Code
+Llama itself reports answers judged by another model, which this does not measure.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ changes nothing of the test's.
 
 from __future__ import annotations
 
-import ast
 import builtins
 import importlib
 import os
@@ -151,7 +150,9 @@ class _Candidate:
             reply = wire.decode(wire.receive(self._read_fd), lambda ref: Remote(self, ref))
             good, value = reply
         except (wire.WireError, BrokenPipeError, TypeError, ValueError, RecursionError) as error:
-            self.gone = "no answer" if isinstance(error, BrokenPipeError) else _text(error) if isinstance(error, wire.WireError) else "not a value"
+            self.gone = (
+                "no answer" if isinstance(error, BrokenPipeError) else _text(error) if isinstance(error, wire.WireError) else "not a value"
+            )
             raise Gone(self.gone) from None
         if good is True:
             return value

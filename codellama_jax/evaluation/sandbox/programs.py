@@ -111,7 +111,9 @@ def _verdict(step: Step, job: dict) -> tuple[str, str, int]:
     stdout, stderr = step.tail["stdout"].decode(errors="replace"), step.tail["stderr"].decode(errors="replace")
     if step.timed_out:
         return "timeout", "", 0
-    if step.out_of_memory or any(mark in stderr for mark in ("MemoryError", "std::bad_alloc", "OutOfMemory", "out of memory", "Allowed memory size")):
+    if step.out_of_memory or any(
+        mark in stderr for mark in ("MemoryError", "std::bad_alloc", "OutOfMemory", "out of memory", "Allowed memory size")
+    ):
         return "out_of_memory", stderr, 0
     if step.code < 0:
         return "crashed", f"killed by {signal.Signals(-step.code).name}", -step.code

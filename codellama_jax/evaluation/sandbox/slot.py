@@ -77,7 +77,12 @@ def main(fd: int, config_json: str) -> None:
         signal.signal(number, signal.SIG_DFL)
     sock = socket.socket(fileno=fd)
     groups = _make_groups(config)
-    layers = {"uid": config.uid is not None, "rlimits": True, "seccomp": _can(lambda: kernel.seccomp(kernel.KEYHOLE)), "cgroup": bool(groups.folders)}
+    layers = {
+        "uid": config.uid is not None,
+        "rlimits": True,
+        "seccomp": _can(lambda: kernel.seccomp(kernel.KEYHOLE)),
+        "cgroup": bool(groups.folders),
+    }
     layers["namespaces"] = _unshare()
     warden = os.fork() if layers["namespaces"] else 0
     if not warden:
