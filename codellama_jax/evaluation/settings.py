@@ -12,7 +12,7 @@ class Options:
     """What a benchmark may be told."""
 
     data: str = ""
-    """A published file or folder (.jsonl, .jsonl.gz, .json); for key_retrieval and perplexity text files."""
+    """A published file or folder (.jsonl, .jsonl.gz, .json); for key_retrieval and perplexity text files. `tfds:NAME` downloads one."""
     shots: int = -1
     """Solved examples in the prompt; -1 takes the paper's number, 0 asks an Instruct model."""
     source: str = ""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from codellama_jax.config import UserError
+from codellama_jax.evaluation.benchmarks import published
 from codellama_jax.evaluation.execute import Program, Verdict
 
 Record = dict[str, Any]  # one record of a published file
@@ -107,6 +108,9 @@ def read_records(path: str | Path, needed: Sequence[str]) -> list[Record]:
 
     Raises UserError naming what is not a record, or which of the `needed` fields it lacks.
     """
+    if str(path).startswith(published.PREFIX):
+        name = str(path).removeprefix(published.PREFIX)
+        return _named(published.records(name), needed, name)
     return [record for file in files_of(str(path), (".jsonl", ".jsonl.gz", ".json")) for record in _records(file, needed)]
 
 
@@ -121,11 +125,15 @@ def _records(file: Path, needed: Sequence[str]) -> list[Record]:
         records = records if isinstance(records, list) else [records]
     else:
         records = [_parsed(line, f"line {n} of {file}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return _named(records, needed, file.name.split(".")[0])
+
+
+def _named(records: list[Any], needed: Sequence[str], file: str) -> list[Record]:
     for number, record in enumerate(records, 1):
         lacking = [name for name in needed if not isinstance(record, dict) or name not in record]
         if lacking:
             raise UserError(f"record {number} of {file} has no {', '.join(lacking)}: it is a file of another benchmark")
-    return [{**record, "file": file.name.split(".")[0]} for record in records]
+    return [{**record, "file": file} for record in records]
 
 
 def _parsed(text: str, where: str) -> Any:
