@@ -190,15 +190,21 @@ def _measures(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def show(summary: Mapping[str, Any], model: str) -> Table:
-    """Returns the table of a result above the papers' numbers for the same benchmark."""
+    """Returns the table of a result beside the papers' numbers for the same benchmark, whichever way round has fewer columns."""
     ours = {name: value for name, value in summary["measures"].items() if isinstance(value, float)}
     for group, measures in summary.get("groups", {}).items():
         ours |= {f"{group} {name}": value for name, value in measures.items() if isinstance(value, float)}
-    theirs = paper.numbers(summary["benchmark"])
-    columns = list(dict.fromkeys([*ours, *(column for row in theirs.values() for column in row)]))
-    table = Table("", *columns, title=f"{summary['benchmark']}: {summary['tasks']} tasks, {summary['samples']} samples; per cent")
-    for name, row in [(model, ours), *theirs.items()]:
-        table.add_row(name, *(f"{row[column]:.1f}" if column in row else "" for column in columns))
+    rows = {model: ours, **paper.numbers(summary["benchmark"])}
+    measures = list(dict.fromkeys(column for row in rows.values() for column in row))
+    cell = lambda name, measure: f"{rows[name][measure]:.1f}" if measure in rows[name] else ""
+    table = Table(
+        title=f"{summary['benchmark']}: {summary['tasks']} tasks, {summary['samples']} samples{summary.get('unit', '; per cent')}"
+    )
+    down, across = (rows, measures) if len(measures) <= len(rows) else (measures, rows)
+    for heading in ("", *across):
+        table.add_column(heading)
+    for name in down:
+        table.add_row(name, *(cell(name, other) if down is rows else cell(other, name) for other in across))
     return table
 
 

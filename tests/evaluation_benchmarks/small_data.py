@@ -72,7 +72,8 @@ X_JAVA = {
     "prompt": "class Solution {\n    // Twice x.\n    public int twice(int x) {\n",
     "declaration": "class Solution {\n    public int twice(int x) {\n",
     "canonical_solution": "        return 2 * x;\n    }\n}",
-    "test": "public class Main {\n    public static void main(String[] args) {\n        if (new Solution().twice(2) != 4) throw new AssertionError();\n    }\n}\n",
+    "test": "public class Main {\n  public static void main(String[] a) {\n"
+    "    if (new Solution().twice(2) != 4) throw new AssertionError();\n  }\n}\n",
 }
 MULTIPL_E = [
     {

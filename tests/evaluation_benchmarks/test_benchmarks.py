@@ -67,7 +67,7 @@ CASES = [
     ("humaneval_infilling", "RandomSpan", "", {}),
     ("single_line", "single_line", "\nmore", {}),
     ("docstring", "docstring", "More.\n", {}),
-    ("gsm8k", "gsm8k/test", "Question: 1", {"shots": 1}),
+    ("gsm8k", "gsm8k/test", "\nQuestion: 1", {"shots": 1}),
     ("lcc", "lcc", "y = 0\n", {}),
 ]
 HUNDRED = {"pass@1", "exact", "bleu", "solved", "retrieved"}
@@ -205,15 +205,19 @@ def test_a_file_that_cannot_be_read_is_named(text, said, tmp_path):
         ("humaneval_x", "humaneval_x/humaneval_python.jsonl.gz", NEXT, {}),
         ("humaneval_infilling", "humaneval_infilling/HumanEval-RandomSpanInfillingLight.jsonl.gz", "", {}),
         ("humaneval_infilling", "humaneval_infilling/HumanEval-SingleLineInfilling.jsonl.gz", "more\n", {}),
-        ("gsm8k", "gsm8k/test.jsonl", "Question:", {}),
+        ("gsm8k", "gsm8k/test.jsonl", "\nQuestion:", {}),
     ],
 )
 def test_published_solutions_come_through_llama_2s_tokens(name, file, babble, options, monkeypatch):
-    """To the letter: what is credited is the canonical solution, but for white space at its end."""
+    """To the letter: what is credited is the canonical solution, but for white space at its end.
+
+    Two end elsewhere than the published rule says, with the brace that closes the function.
+    """
     tokenizer = tokenizers.load(SHARED / "tokenizer_llama2" / "tokenizer.model")
     run = Run(ModelConfig(tokenizer.vocab_size, 8, 1, 1, 1, 8, 8), {}, tokenizer, "knowing")
     benchmark = LOADERS[name](Options(data=str(SHARED / file), **options))
-    benchmark = dataclasses.replace(benchmark, tasks=benchmark.tasks[:: max(1, len(benchmark.tasks) // 40)])
+    tasks = [task for task in benchmark.tasks if task.task_id not in ("CPP/94", "Go/72")]
+    benchmark = dataclasses.replace(benchmark, tasks=tasks[:: max(1, len(tasks) // 40)])
     knows(run, benchmark, babble, False, monkeypatch)
     known = {task.task_id: benchmark.finish(task, task.reference).rstrip() for task in benchmark.tasks}
     for batch in ask.answers(run, benchmark, Settings(), set()):

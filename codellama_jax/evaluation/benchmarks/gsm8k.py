@@ -26,7 +26,7 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
     prompt = "".join(f"Question: {r['question']}\nAnswer: {_without_notes(r['answer'])}\n\n" for r in examples)
     ending = lambda record: f"Question: {record['question']}\nAnswer:"
     tasks = [_task(r, prompt + ending(r), f" {_without_notes(r['answer'])}\n\n") for r in asked]
-    return Benchmark("gsm8k", tasks, cut=until(("\n\n", "\nQuestion:")), judge=_judge)
+    return Benchmark("gsm8k", tasks, cut=until(("\nQuestion:",)), judge=_judge)
 
 
 def load_programs(options: Options, tokenizer: object = None) -> Benchmark:

@@ -24,4 +24,4 @@ def measure(run: Run | None, options: Options) -> dict[str, Any]:
     found = perplexity_by_length(run, texts, options.lengths, options.examples)
     files = next(iter(found.values()))["documents"]
     measures = {f"{length:,} {name}": measured[name] for length, measured in found.items() for name in ("perplexity", "last_block")}
-    return {"benchmark": "perplexity", "tasks": files, "samples": files, "measures": measures}
+    return {"benchmark": "perplexity", "tasks": files, "samples": files, "unit": "", "measures": measures}
