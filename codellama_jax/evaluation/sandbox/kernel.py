@@ -13,77 +13,44 @@ from collections.abc import Iterable
 
 NEWNS, NEWUTS, NEWIPC = 0x20000, 0x4000000, 0x8000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
-NOSUID, NODEV, NOEXEC, READ_ONLY, BIND, DETACH, PRIVATE_ALL = 2, 4, 8, 1, 4096, 2, (1 << 18) | 16384
+READ_ONLY, NOSUID, NODEV, NOEXEC, BIND, RECURSIVE, PRIVATE, DETACH = 1, 2, 4, 8, 4096, 16384, 1 << 18, 2
 _AT_RECURSIVE, _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 0x8000, 1, 2, 4
 _PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _CAPBSET_DROP, _NO_NEW_PRIVS = 1, 4, 22, 24, 38
 _CAPABILITY_VERSION = 0x20080522
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# Numbers on x86_64 and aarch64; one number means both.
-_NEVER = {  # what no process of a worker needs
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "process_madvise": (440,),
-    "pidfd_getfd": (438,),
-    "kcmp": (312, 272),
-    "bpf": (321, 280),
-    "userfaultfd": (323, 282),
-    "perf_event_open": (298, 241),
-    "io_uring_setup": (425,),
-    "io_uring_enter": (426,),
-    "io_uring_register": (427,),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "init_module": (175, 105),
-    "delete_module": (176, 106),
-    "finit_module": (313, 273),
-    "kexec_load": (246, 104),
-    "kexec_file_load": (320, 294),
-    "reboot": (169, 142),
-    "swapon": (167, 224),
-    "swapoff": (168, 225),
-    "settimeofday": (164, 170),
-    "clock_settime": (227, 112),
-    "adjtimex": (159, 171),
-    "clock_adjtime": (305, 266),
-    "sethostname": (170, 161),
-    "setdomainname": (171, 162),
-    "acct": (163, 89),
-    "syslog": (103, 116),
-    "quotactl": (179, 60),
-    "name_to_handle_at": (303, 264),
-    "open_by_handle_at": (304, 265),
-    "shmget": (29, 194),
-    "semget": (64, 190),
-    "msgget": (68, 186),
-    "mq_open": (240, 180),
-    "memfd_create": (319, 279),
-    "memfd_secret": (447,),
-}
-_MOUNTS = {  # what only the warden and the judge need
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "move_mount": (429,),
-    "open_tree": (428,),
-    "fsopen": (430,),
-    "fsconfig": (431,),
-    "fsmount": (432,),
-    "fspick": (433,),
-    "mount_setattr": (442,),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-}
-_EXECUTE = {"execve": (59, 221), "execveat": (322, 281)}
+_ON_ARM = platform.machine() == "aarch64"
+
+
+def _numbers(table: str) -> dict[str, int]:
+    """Reads `name x86_64/aarch64, name both, ...`."""
+    rows = (row.split() for row in table.split(","))
+    return {name: int(numbers.split("/")[-1 if _ON_ARM else 0]) for name, numbers in rows}
+
+
+_NEVER = _numbers(  # what no process of a worker needs
+    """
+    ptrace 101/117, process_vm_readv 310/270, process_vm_writev 311/271, process_madvise 440, pidfd_getfd 438, kcmp 312/272,
+    bpf 321/280, userfaultfd 323/282, perf_event_open 298/241, io_uring_setup 425, io_uring_enter 426, io_uring_register 427,
+    add_key 248/217, request_key 249/218, keyctl 250/219, init_module 175/105, delete_module 176/106, finit_module 313/273,
+    kexec_load 246/104, kexec_file_load 320/294, reboot 169/142, swapon 167/224, swapoff 168/225, settimeofday 164/170,
+    clock_settime 227/112, adjtimex 159/171, clock_adjtime 305/266, sethostname 170/161, setdomainname 171/162, acct 163/89,
+    syslog 103/116, quotactl 179/60, name_to_handle_at 303/264, open_by_handle_at 304/265, shmget 29/194, semget 64/190, msgget 68/186,
+    mq_open 240/180, memfd_create 319/279, memfd_secret 447
+    """
+)
+_MOUNTS = _numbers(  # what only the warden and the judge need
+    """
+    mount 165/40, umount2 166/39, pivot_root 155/41, chroot 161/51, move_mount 429, open_tree 428, fsopen 430, fsconfig 431,
+    fsmount 432, fspick 433, mount_setattr 442, unshare 272/97, setns 308/268
+    """
+)
+_PROGRAMS = _numbers("execve 59/221, execveat 322/281")
+_CALLS = _numbers("clone 56/220, clone3 435, socket 41/198")
 _X86_NEVER, _X86_FORKS = (172, 173, 154, 134), (57, 58)  # iopl, ioperm, modify_ldt, uselib; fork, vfork
-_CLONE, _CLONE3, _SOCKET, _NEWEST = (56, 220), 435, (41, 198), 462
-_CLONE_THREAD, _ANY_NAMESPACE = 0x10000, 0x7E020000
+_NEWEST, _CLONE_THREAD, _ANY_NAMESPACE = 462, 0x10000, 0x7E020000
 _FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6: the network namespace bounds these
 _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_ON_ARM = platform.machine() == "aarch64"
 
 
 def unshare(flags: int) -> None:
@@ -102,18 +69,21 @@ def unmount(target: str) -> None:
     _checked(_libc.umount2(target.encode(), DETACH), f"unmount {target}")
 
 
-def bind(source: str, target: str, read_only: bool = True, devices: bool = False) -> None:
-    """Shows `source` and all that is mounted below it at `target`."""
-    mount(source, target, flags=BIND | 16384)
-    attributes = (_ATTR_RDONLY if read_only else 0) | _ATTR_NOSUID | (0 if devices else _ATTR_NODEV)
+def bind(source: str, target: str, devices: bool = False) -> None:
+    """Shows `source` and all that is mounted below it at `target`, read-only."""
+    mount(source, target, flags=BIND | RECURSIVE)
+    attributes = _ATTR_RDONLY | _ATTR_NOSUID | (0 if devices else _ATTR_NODEV)
     wanted = struct.pack("QQQQ", attributes, 0, 0, 0)
-    _checked(_libc.syscall(442, -100, target.encode(), _AT_RECURSIVE, wanted, ctypes.c_size_t(len(wanted))), f"mount_setattr {target}")
+    _checked(
+        _libc.syscall(_MOUNTS["mount_setattr"], -100, target.encode(), _AT_RECURSIVE, wanted, ctypes.c_size_t(len(wanted))),
+        f"mount_setattr {target}",
+    )
 
 
 def pivot_root(new_root: str) -> None:
     """Makes `new_root` the root and lets go of the old one."""
     os.chdir(new_root)
-    _checked(_libc.syscall(_MOUNTS["pivot_root"][_ON_ARM], b".", b"."), "pivot_root")
+    _checked(_libc.syscall(_MOUNTS["pivot_root"], b".", b"."), "pivot_root")
     unmount(".")
     os.chdir("/")
 
@@ -127,11 +97,15 @@ def hide_memory() -> None:
     _prctl(_SET_DUMPABLE, 0)
 
 
-def drop_privileges(uid: int | None) -> None:
-    """Gives up every capability for good and becomes `uid`, unless it is None."""
+def bound_capabilities() -> None:
+    """What this process and its children start from now on gains no capability, whatever its file says."""
     for capability in range(64):
         if _libc.prctl(_CAPBSET_DROP, capability, 0, 0, 0):
             break
+
+
+def drop_privileges(uid: int | None) -> None:
+    """Gives up every capability for good and becomes `uid`, unless it is None."""
     if uid is not None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
@@ -142,15 +116,21 @@ def drop_privileges(uid: int | None) -> None:
 
 
 def limit(memory: int | None, data: int | None, processes: int, file_size: int, cpu_seconds: int) -> None:
-    """Sets the limits of this process and of its children, in bytes, processes and seconds; None leaves one alone."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
-    resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
-    resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
-    for kind, value in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_DATA, data)):
-        if value is not None:
+    """Lowers the limits of this process and of its children, in bytes, processes and seconds; None leaves one alone."""
+    wanted = {
+        "CORE": 0,
+        "NOFILE": 256,
+        "FSIZE": file_size,
+        "CPU": cpu_seconds,
+        "NPROC": processes,
+        "MEMLOCK": 0,
+        "AS": memory,
+        "DATA": data,
+    }
+    for name, value in wanted.items():
+        kind = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(kind)[1]
+        if value is not None and (hard == resource.RLIM_INFINITY or value < hard):
             resource.setrlimit(kind, (value, value))
 
 
@@ -173,17 +153,17 @@ def _assembled(rows: list[tuple[int, int, int, int]]) -> bytes:
     return b"".join(struct.pack("HBBI", *row) for row in [(_LOAD, 0, 0, 0), *rows, (_ANSWER, 0, 0, _ALLOW)])
 
 
-def _refuse(numbers: Iterable[tuple[int, ...]], error: int = errno.EPERM) -> list[tuple[int, int, int, int]]:
-    return [row for pair in numbers for row in ((_EQUAL, 0, 1, pair[-1] if _ON_ARM else pair[0]), (_ANSWER, 0, 0, _ERROR | error))]
+def _refuse(numbers: Iterable[int], error: int = errno.EPERM) -> list[tuple[int, int, int, int]]:
+    return [row for number in numbers for row in ((_EQUAL, 0, 1, number), (_ANSWER, 0, 0, _ERROR | error))]
 
 
 def _keyhole() -> bytes:
     """Refuses another architecture's calls, calls newer than this table, other socket families, and what nobody here needs."""
     rows = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, _AUDIT.get(platform.machine(), 0)), (_ANSWER, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
     rows += [(_ABOVE, 0, 1, _NEWEST), (_ANSWER, 0, 0, _ERROR | errno.ENOSYS)]  # every x32 call too
-    rows += _refuse([(_CLONE3,)], errno.ENOSYS)  # its flags are out of a filter's sight; libc falls back to clone
-    rows += _refuse([*_NEVER.values(), *([] if _ON_ARM else [(number,) for number in _X86_NEVER])])
-    rows += [(_EQUAL, 0, 6, _SOCKET[_ON_ARM]), (_LOAD, 0, 0, 16)]
+    rows += _refuse([_CALLS["clone3"]], errno.ENOSYS)  # its flags are out of a filter's sight; libc falls back to clone
+    rows += _refuse([*_NEVER.values(), *(() if _ON_ARM else _X86_NEVER)])
+    rows += [(_EQUAL, 0, 6, _CALLS["socket"]), (_LOAD, 0, 0, 16)]
     rows += [(_EQUAL, 3 - i, 0, family) for i, family in enumerate(_FAMILIES)]
     return _assembled([*rows, (_ANSWER, 0, 0, _ERROR | errno.EAFNOSUPPORT), (_ANSWER, 0, 0, _ALLOW)])
 
@@ -192,9 +172,9 @@ def _candidates(no_processes: bool) -> bytes:
     """Refuses mounts and namespaces; with `no_processes` also new programs and everything that is started but threads."""
     forbidden = [*_MOUNTS.values()]
     if no_processes:
-        forbidden += [*_EXECUTE.values(), *([] if _ON_ARM else [(number,) for number in _X86_FORKS])]
+        forbidden += [*_PROGRAMS.values(), *(() if _ON_ARM else _X86_FORKS)]
     flags = (_ANY_BIT, 1, 0, _CLONE_THREAD) if no_processes else (_ANY_BIT, 0, 1, _ANY_NAMESPACE)
-    clone = [(_EQUAL, 0, 4, _CLONE[_ON_ARM]), (_LOAD, 0, 0, 16), flags, (_ANSWER, 0, 0, _ERROR | errno.EPERM), (_ANSWER, 0, 0, _ALLOW)]
+    clone = [(_EQUAL, 0, 4, _CALLS["clone"]), (_LOAD, 0, 0, 16), flags, (_ANSWER, 0, 0, _ERROR | errno.EPERM), (_ANSWER, 0, 0, _ALLOW)]
     return _assembled(_refuse(forbidden) + clone)
 
 
@@ -215,7 +195,7 @@ def _checked(result: int, what: str) -> None:
 def close_all_but(keep: set[int]) -> None:
     """Closes every descriptor from 3 on that is not in `keep`."""
     start = 3
-    for fd in [*sorted(fd for fd in keep if fd >= 3), os.sysconf("SC_OPEN_MAX")]:
+    for fd in [*sorted(fd for fd in keep if fd >= 3), 1 << 30]:
         os.closerange(start, fd)
         start = fd + 1
 

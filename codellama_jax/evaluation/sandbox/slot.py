@@ -83,7 +83,9 @@ def main(fd: int, config_json: str) -> None:
         "seccomp": _can(lambda: kernel.seccomp(kernel.KEYHOLE)),
         "cgroup": bool(groups.folders),
     }
-    layers["namespaces"] = _unshare()
+    layers["namespaces"], own_users = _unshare()
+    if own_users:  # which knows no uid but the caller's
+        config, layers["uid"] = config._replace(uid=None), False
     warden = os.fork() if layers["namespaces"] else 0
     if not warden:
         kernel.die_with_parent()
@@ -95,10 +97,15 @@ def main(fd: int, config_json: str) -> None:
 
 def _warden(sock: socket.socket, box: Confinement) -> None:
     own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
-    if box.layers["namespaces"]:
-        _build_root(box.config)
+    try:
+        if box.layers["namespaces"]:
+            _build_root(box.config)
+    except OSError as error:
+        sock.send(json.dumps({"error": str(error)}).encode())
+        os._exit(0)
     if box.layers["seccomp"]:
         kernel.seccomp(kernel.KEYHOLE)
+    kernel.bound_capabilities()
     kernel.hide_memory()
     sys.path[:] = [path for path in sys.path if path.startswith(sys.base_prefix)]
     sys.set_int_max_str_digits(0)
@@ -140,7 +147,7 @@ def _judge(sock: socket.socket, box: Confinement, mode: bytes, seconds: float, j
             os.setsid()
         elif mode == TOOLCHAIN:
             kernel.unshare(kernel.NEWNS)
-            kernel.mount("proc", "/proc", "proc", kernel.NOSUID | kernel.NODEV | kernel.NOEXEC)
+            _mount_proc("/proc")
         run = isolated.judge if mode == ISOLATED else programs.judge
         run(box, seconds, job)
         status = 0
@@ -162,9 +169,9 @@ def _watch(sock: socket.socket, pid: int, seconds: float) -> bytes:
     if process not in events:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    status = os.waitpid(pid, 0)[1]
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)  # what is left where there are no namespaces
+        os.killpg(pid, signal.SIGKILL)  # without namespaces the judge leads a group
+    status = os.waitpid(pid, 0)[1]
     if sock.fileno() in events and process not in events:
         os._exit(0)
     return TIMEOUT if not events else DIED if status else DONE
@@ -182,17 +189,18 @@ def _can(action: Callable[[], object]) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def _unshare() -> bool:
-    """Enters the namespaces of the slot. Returns False where the system does not let us."""
+def _unshare() -> tuple[bool, bool]:
+    """Enters the namespaces of the slot. Returns whether the system let us, and whether it took a user namespace."""
     flags = kernel.NEWNS | kernel.NEWPID | kernel.NEWNET | kernel.NEWIPC | kernel.NEWUTS
+    own_users = not _can(lambda: kernel.unshare(flags))
     try:
-        if not _can(lambda: kernel.unshare(flags)):
+        if own_users:
             kernel.enter_user_namespace()
         kernel.unshare(flags)
-        kernel.mount("none", "/", flags=kernel.PRIVATE_ALL)
+        kernel.mount("none", "/", flags=kernel.PRIVATE | kernel.RECURSIVE)
     except OSError:
-        return False
-    return True
+        return False, own_users
+    return True, own_users
 
 
 def _build_root(config: Config) -> None:
@@ -213,7 +221,7 @@ def _build_root(config: Config) -> None:
             kernel.mount("tmpfs", folder, "tmpfs", kernel.READ_ONLY, "size=4k")
     for name in ("null", "zero", "full", "random", "urandom"):
         _show(f"/dev/{name}", devices=True)
-    kernel.mount("proc", f"{_ROOT}/.closed/proc", "proc", kernel.NOSUID | kernel.NODEV | kernel.NOEXEC)
+    _mount_proc(f"{_ROOT}/.closed/proc")
     os.chmod(f"{_ROOT}/.closed", 0)  # a user may mount /proc only while another one is in sight
     kernel.bind(_ROOT, _ROOT, devices=True)
     kernel.pivot_root(_ROOT)
@@ -231,6 +239,11 @@ def _show(path: str, devices: bool = False) -> None:
         with open(target, "x"):
             pass
     kernel.bind(path, target, devices=devices)
+
+
+def _mount_proc(target: str) -> None:
+    with contextlib.suppress(PermissionError):  # some containers forbid it; most programs do without
+        kernel.mount("proc", target, "proc", kernel.NOSUID | kernel.NODEV | kernel.NOEXEC)
 
 
 def _clean_folders(config: Config) -> None:
@@ -261,7 +274,9 @@ class _Groups(NamedTuple):
 def _make_groups(config: Config) -> _Groups:
     """Makes groups that limit memory and processes, where the system's are writable; elsewhere none."""
     name, memory = f"codellama_jax-{os.getpid()}", str(config.memory_mb << 20)
+    joined = "tasks"  # moving one thread takes no lock that all processes share
     if os.path.exists(f"{_CGROUPS}/cgroup.controllers"):
+        joined = "cgroup.procs"
         limits, events = {".": {"memory.max": memory, "pids.max": str(config.processes)}}, f"./{name}/memory.events"
     else:
         limits = {"memory": {"memory.limit_in_bytes": memory}, "pids": {"pids.max": str(config.processes)}}
@@ -275,7 +290,7 @@ def _make_groups(config: Config) -> _Groups:
             for file, value in values.items():
                 with open(f"{_CGROUPS}/{hierarchy}/{name}/{file}", "w") as limit:
                     limit.write(value)
-            procs = os.open(f"{_CGROUPS}/{hierarchy}/{name}/cgroup.procs", os.O_WRONLY)
+            procs = os.open(f"{_CGROUPS}/{hierarchy}/{name}/{joined}", os.O_WRONLY)
             groups = groups._replace(procs=(*groups.procs, procs))
         return groups._replace(oom_events=os.open(f"{_CGROUPS}/{events}", os.O_RDONLY))
     except OSError:

@@ -49,7 +49,7 @@ def encode(value: Any, refer: Callable[[Any], int], depth: int = 0) -> Any:
 
 
 def decode(value: Any, resolve: Callable[[int], Any]) -> Any:
-    """The inverse of `encode`. Raises WireError, TypeError or ValueError for what `encode` does not write."""
+    """The inverse of `encode`; `answer` says what it may raise for what `encode` does not write."""
     if isinstance(value, list):
         return [decode(item, resolve) for item in value]
     if not isinstance(value, dict):
@@ -92,6 +92,18 @@ def receive(fd: int) -> Any:
         return json.loads(_read(fd, length))
     except (ValueError, RecursionError):
         raise WireError("not a message") from None
+
+
+def answer(fd: int, resolve: Callable[[int], Any]) -> tuple[bool, Any]:
+    """Receives (True, value) or (False, [name, text] of an exception). Raises WireError for anything else."""
+    try:
+        good, value = decode(receive(fd), resolve)
+        if good is not True:
+            value = [str(part) for part in value][:2]
+            _, _ = value
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError):
+        raise WireError("not a value") from None
+    return good is True, value
 
 
 def _read(fd: int, size: int) -> bytes:
