@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from codellama_jax.config import UserError, differences
 from codellama_jax.evaluation.ask import answers
 from codellama_jax.evaluation.benchmarks import LOADERS, long_files, paper
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Sample, Task
-from codellama_jax.evaluation.execute import Executor, Verdict
+from codellama_jax.evaluation.execute import Executor, Verdict, languages
 from codellama_jax.evaluation.pass_at_k import estimate
 from codellama_jax.evaluation.samples import Key, append, continue_file, key, read_samples
 from codellama_jax.evaluation.settings import Checking, Options, Settings
@@ -46,29 +47,32 @@ def evaluate(
         summary = long_files.measure(run, options)
     else:
         benchmark = load(name, options, run)
-        if samples_file:
-            samples = read_samples(Path(samples_file), benchmark)
-        elif reference:
-            samples = reference_samples(benchmark)
-        else:
-            samples = generate_samples(run, benchmark, options, settings, out)
-        if jax.process_index():
-            return
-        summary = _checked_summary(benchmark, samples, checking, out)
-    model = run.name if run else samples_file or "canonical solutions"
+        with start_executor(benchmark, checking) as executor:
+            if samples_file:
+                samples = read_samples(Path(samples_file), benchmark)
+            else:
+                samples = reference_samples(benchmark) if reference else generate_samples(run, benchmark, options, settings, out)
+            summary = {} if jax.process_index() else _summary(benchmark, samples, executor, out)
     if jax.process_index() == 0:
+        model = samples_file or ("canonical solutions" if reference else run.name)
         out.mkdir(parents=True, exist_ok=True)
         (out / "results.json").write_text(json.dumps({"model": model, **summary}, indent=1))
         Console().print(show(summary, model), f"results: {out / 'results.json'}")
 
 
-def _checked_summary(benchmark: Benchmark, samples: Mapping[Key, Sample], checking: Checking, out: Path) -> dict[str, Any]:
+def start_executor(benchmark: Benchmark, checking: Checking) -> contextlib.AbstractContextManager[Executor | None]:
+    """Starts what runs programs before anything is generated: a missing sandbox or compiler is told at once."""
+    if benchmark.checks is None or jax.process_index():
+        return contextlib.nullcontext()
+    for language in {check.program.language for task in benchmark.tasks for check in benchmark.checks(task, "")[:1]}:
+        languages.require(language)
+    return Executor(checking.workers, checking.mode, checking.allow_unsafe, jars=checking.jars)
+
+
+def _summary(benchmark: Benchmark, samples: Mapping[Key, Sample], executor: Executor | None, out: Path) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
-    if benchmark.checks is None:
-        return summarise(benchmark, score(benchmark, samples, None, out))
-    with Executor(checking.workers, checking.mode, checking.allow_unsafe, jars=checking.jars) as executor:
-        results = score(benchmark, samples, executor, out)
-        return {**summarise(benchmark, results), "mode": checking.mode, "layers": executor.layers}
+    summary = summarise(benchmark, score(benchmark, samples, executor, out))
+    return {**summary, "mode": executor.mode, "layers": executor.layers} if executor else summary
 
 
 def load(name: str, options: Options, run: Run | None) -> Benchmark:

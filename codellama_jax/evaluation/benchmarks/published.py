@@ -24,61 +24,32 @@ class File(NamedTuple):
     sha256: str
 
 
-def _github(repository: str, branch: str, path: str, size: int, sha256: str) -> File:
-    return File(f"https://github.com/{repository}/raw/{branch}/{path}", size, sha256)
-
-
-_infilling = functools.partial(_github, "openai/human-eval-infilling", "master")
-_x = functools.partial(_github, "THUDM/CodeGeeX", "main")
+GITHUB = """
+humaneval             openai/human-eval           master  data/HumanEval.jsonl.gz                      44877
+    b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef
+infilling_single_line openai/human-eval-infilling master  data/HumanEval-SingleLineInfilling.jsonl.gz  75058
+    1277073e7ddce163ef68598c2bca777f688a53df99422f097e37362090f88e1f
+infilling_multi_line  openai/human-eval-infilling master  data/HumanEval-MultiLineInfilling.jsonl.gz   170082
+    2f341612eee1d35da1357a4f365e0c0b3ba6e2b62eb491e88aaefa4855af0349
+infilling_random_span openai/human-eval-infilling master  data/HumanEval-RandomSpanInfilling.jsonl.gz  89591
+    b4f330d8a8ff97bf85d9def497dffcae4d741e506449386a877236e422e33e8d
+humaneval_x_python    THUDM/CodeGeeX main codegeex/benchmark/humaneval-x/python/data/humaneval_python.jsonl.gz 53055
+    5752fb122efddb0e9b47c77907ae6ce9a15aac4dea14e44c46032c831e6b987a
+humaneval_x_cpp       THUDM/CodeGeeX main codegeex/benchmark/humaneval-x/cpp/data/humaneval_cpp.jsonl.gz       50995
+    dcf2e280a1e91bbc3c5f90edb41397e8a9ac1ccc9f5d2b70082f0b0fbfb6dbb0
+humaneval_x_java      THUDM/CodeGeeX main codegeex/benchmark/humaneval-x/java/data/humaneval_java.jsonl.gz     55950
+    276f36db2eb7aeb864f36a19a2f4e1bb2460fb6e22ff100f0b5bedabe3799967
+humaneval_x_js        THUDM/CodeGeeX main codegeex/benchmark/humaneval-x/js/data/humaneval_js.jsonl.gz         52009
+    fe5d467f2c1a027b3f6f18d3729aca01f6458c1de2e2d1292a019c5aa9bed424
+humaneval_x_go        THUDM/CodeGeeX main codegeex/benchmark/humaneval-x/go/data/humaneval_go.jsonl.gz         56743
+    09126ef64ac68f87296c5f3781186aedc5dec799b114d9df99d6de4a715a7830
+gsm8k                 openai/grade-school-math    master  grade_school_math/data/test.jsonl            749738
+    3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14
+"""
+_words = iter(GITHUB.split())
 FILES = {
-    "humaneval": _github(
-        "openai/human-eval",
-        "master",
-        "data/HumanEval.jsonl.gz",
-        44_877,
-        "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
-    ),
-    "infilling_single_line": _infilling(
-        "data/HumanEval-SingleLineInfilling.jsonl.gz", 75_058, "1277073e7ddce163ef68598c2bca777f688a53df99422f097e37362090f88e1f"
-    ),
-    "infilling_multi_line": _infilling(
-        "data/HumanEval-MultiLineInfilling.jsonl.gz", 170_082, "2f341612eee1d35da1357a4f365e0c0b3ba6e2b62eb491e88aaefa4855af0349"
-    ),
-    "infilling_random_span": _infilling(
-        "data/HumanEval-RandomSpanInfilling.jsonl.gz", 89_591, "b4f330d8a8ff97bf85d9def497dffcae4d741e506449386a877236e422e33e8d"
-    ),
-    "humaneval_x_python": _x(
-        "codegeex/benchmark/humaneval-x/python/data/humaneval_python.jsonl.gz",
-        53_055,
-        "5752fb122efddb0e9b47c77907ae6ce9a15aac4dea14e44c46032c831e6b987a",
-    ),
-    "humaneval_x_cpp": _x(
-        "codegeex/benchmark/humaneval-x/cpp/data/humaneval_cpp.jsonl.gz",
-        50_995,
-        "dcf2e280a1e91bbc3c5f90edb41397e8a9ac1ccc9f5d2b70082f0b0fbfb6dbb0",
-    ),
-    "humaneval_x_java": _x(
-        "codegeex/benchmark/humaneval-x/java/data/humaneval_java.jsonl.gz",
-        55_950,
-        "276f36db2eb7aeb864f36a19a2f4e1bb2460fb6e22ff100f0b5bedabe3799967",
-    ),
-    "humaneval_x_js": _x(
-        "codegeex/benchmark/humaneval-x/js/data/humaneval_js.jsonl.gz",
-        52_009,
-        "fe5d467f2c1a027b3f6f18d3729aca01f6458c1de2e2d1292a019c5aa9bed424",
-    ),
-    "humaneval_x_go": _x(
-        "codegeex/benchmark/humaneval-x/go/data/humaneval_go.jsonl.gz",
-        56_743,
-        "09126ef64ac68f87296c5f3781186aedc5dec799b114d9df99d6de4a715a7830",
-    ),
-    "gsm8k": _github(
-        "openai/grade-school-math",
-        "master",
-        "grade_school_math/data/test.jsonl",
-        749_738,
-        "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
-    ),
+    name: File(f"https://github.com/{repository}/raw/{branch}/{path}", int(size), sha256)
+    for name, repository, branch, path, size, sha256 in zip(*[_words] * 6)
 }
 
 
