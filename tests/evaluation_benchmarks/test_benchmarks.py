@@ -73,13 +73,15 @@ CASES = [
 HUNDRED = {"pass@1", "exact", "bleu", "solved", "retrieved"}
 
 
-@pytest.mark.parametrize(("name", "file", "babble", "options"), CASES)
-@pytest.mark.parametrize("spm", [False, True])
+INFILLING = ("humaneval_infilling", "single_line", "docstring")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "babble", "options", "spm"), [(*case, spm) for case in CASES for spm in (False, True)[: 1 + (case[0] in INFILLING)]]
+)
 def test_a_model_that_knows_the_answers_scores_all(name, file, babble, options, spm, run, files, executor, tmp_path, monkeypatch):
     options = {**options, **({"source": files[options["source"]]} if "source" in options else {})}
     benchmark = LOADERS[name](Options(data=files[file], **options))
-    if spm and not benchmark.infilling:
-        pytest.skip("is not infilling")
     measures = results_of(run, benchmark, executor, tmp_path, babble, spm, monkeypatch)
     reached = {name: value for name, value in measures.items() if name in HUNDRED}
     assert reached and set(reached.values()) == {100.0}
