@@ -2,8 +2,11 @@
 
 import glob
 import os
+import signal
 import socket
 import tempfile
+import threading
+from pathlib import Path
 
 import hostile
 import pytest
@@ -253,3 +256,16 @@ def test_a_closed_executor_ends_what_runs():
         next(running)
         executor.close()
         assert not processes_of(candidate_uids(executor))
+
+
+def test_a_killed_worker_is_replaced():
+    with Executor(workers=1) as executor:
+        for program, expected in ((add(hostile.RIGHT), "passed"), (add("while True: pass", 1000.0), "error")):
+            launcher = executor._slots[0]._process.pid
+            [warden] = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+            killer = threading.Timer(0.3 if expected == "error" else 0.0, os.kill, (int(warden), signal.SIGKILL))
+            killer.start()
+            if expected == "passed":
+                os.waitid(os.P_PID, launcher, os.WEXITED | os.WNOWAIT)
+            assert [verdict.status for _, verdict in executor.run([program, add(hostile.RIGHT)])] == [expected, "passed"]
+            killer.join()

@@ -154,7 +154,7 @@ class _Slot:
     """The executor's end of one worker."""
 
     def __init__(self, config: slot.Config):
-        self._config = config
+        self._config, self._file = config, None
         self._launch()
 
     def _launch(self) -> None:
@@ -168,37 +168,59 @@ class _Slot:
     @functools.cached_property
     def layers(self) -> dict[str, bool]:
         """What the worker has set up. Raises UserError if that is nothing."""
-        told = json.loads(self.socket.recv(1 << 16) or '{"error": "its process ended"}')
+        told = json.loads(self._heard() or '{"error": "its process ended"}')
         if "error" in told:
             raise UserError(f"the sandbox cannot be set up on this machine (it needs Linux 5.12 or newer): {told['error']}")
         return told
 
     def start(self, program: Program, mode: bytes, seconds: float, job: dict) -> None:
-        assert self.layers
+        """Hands a program to the worker; to a new one if it is dead."""
+        if self._file:
+            self._file.close()
         self._file = open(os.memfd_create("job", os.MFD_CLOEXEC), "w+b")  # noqa: SIM115
         self._file.write(json.dumps(job).encode())
         self._file.flush()
         self._program, self._began = program, time.monotonic()
-        socket.send_fds(self.socket, [slot.HEADER.pack(mode, seconds)], [self._file.fileno()])
+        try:
+            self._send(slot.HEADER.pack(mode, seconds))
+        except BrokenPipeError:
+            self.restart()
+            self._send(slot.HEADER.pack(mode, seconds))
+
+    def _send(self, header: bytes) -> None:
+        assert self.layers  # the worker's first message is read
+        socket.send_fds(self.socket, [header], [self._file.fileno()])
 
     def finish(self) -> Verdict:
         """Waits for the verdict; starts the worker anew if it died."""
-        end = self.socket.recv(1)
-        seconds = time.monotonic() - self._began
-        if end == slot.TIMEOUT:
-            return Verdict(self._program.task_id, "timeout", seconds=seconds)
+        end = self._heard()
+        task, seconds = self._program.task_id, time.monotonic() - self._began
+        with self._file as file:
+            file.seek(0)
+            said = file.read()
         if end == slot.DONE:
-            self._file.seek(0)
-            return Verdict(self._program.task_id, seconds=seconds, **json.loads(self._file.read()))
+            return Verdict(task, seconds=seconds, **json.loads(said))
+        if end == slot.TIMEOUT:
+            return Verdict(task, "timeout", seconds=seconds)
         if not end:
-            self.restart()
-        return Verdict(self._program.task_id, "error", "the sandbox failed to run it", seconds)
+            self.restart()  # somebody killed it
+        return Verdict(task, "error", "the sandbox failed to run it", seconds)
+
+    def _heard(self) -> bytes:
+        """Returns the worker's next message, none if it is dead."""
+        try:
+            return self.socket.recv(1 << 16)
+        except ConnectionResetError:
+            return b""
 
     def restart(self) -> None:
-        self.close()
-        del self.layers
+        self.socket.close()
+        self._process.wait()
+        self.__dict__.pop("layers", None)
         self._launch()
 
     def close(self) -> None:
         self.socket.close()
         self._process.wait()
+        if self._file:
+            self._file.close()
