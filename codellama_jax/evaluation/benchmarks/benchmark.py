@@ -13,6 +13,7 @@ from typing import Any
 from codellama_jax.config import UserError
 from codellama_jax.evaluation.benchmarks import published
 from codellama_jax.evaluation.execute import Program, Verdict
+from codellama_jax.generation.text import until as cut_before
 
 Record = dict[str, Any]  # one record of a published file
 Sample = dict[str, Any]  # one answer of a model: task_id, sample, and completion or log_likelihoods
@@ -68,12 +69,7 @@ class Benchmark:
 
 def until(stops: Sequence[str]) -> Callable[[Task, str], str]:
     """Returns the cut before the first stop string."""
-
-    def cut(task: Task, text: str) -> str:
-        ends = [text.find(stop) for stop in stops if stop in text]
-        return text[: min(ends)] if ends else text
-
-    return cut
+    return lambda task, text: cut_before(text, stops)
 
 
 def stripped(prompt: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, after_space, read_records, stripped
 from codellama_jax.evaluation.execute import Program
 from codellama_jax.evaluation.settings import Options
+from codellama_jax.generation.text import until as cut_before
 
 TIMEOUTS = {"cpp": 15.0, "java": 15.0, "php": 15.0, "ts": 15.0, "cs": 5.0, "sh": 15.0, "js": 5.0, "rs": 15.0, "go": 30.0}
 
@@ -21,8 +22,7 @@ def _task(record: Record) -> Task:
 
 
 def _cut(task: Task, text: str) -> str:
-    ends = [text.find(stop) for stop in task.record["stop_tokens"] if stop in text]
-    return text[: min(ends)] if ends else text
+    return cut_before(text, task.record["stop_tokens"])
 
 
 def _finish(task: Task, text: str) -> str:
