@@ -54,7 +54,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
-            cursors=ocp.args.JsonSave({"rows": _gather(rows), "tokens": tokens}),
+            cursors=ocp.args.JsonSave({"rows": gather(rows), "tokens": tokens}),
             stage=ocp.args.JsonSave(to_dict(self.stage)),
         )
         self._guarded(f"step {step}", lambda: self.manager.save(step, args=items, force=True))
@@ -115,8 +115,8 @@ class Checkpoints:
         )
 
 
-def _gather(rows: dict[str, Any]) -> dict[str, Any]:
-    """Returns the cursors of all rows: every host brings those it owns."""
+def gather(rows: dict[str, Any]) -> dict[str, Any]:
+    """Returns the rows of all hosts: every host brings those it owns, ready for JSON."""
     if jax.process_count() == 1:
         return rows
     mine = np.frombuffer(json.dumps(rows).encode(), np.uint8)
