@@ -12,6 +12,7 @@ import tyro
 
 from codellama_jax.command_line import cli, run_command
 from codellama_jax.config import CACHE, UserError
+from codellama_jax.weights import commands as weights
 
 if TYPE_CHECKING:
     from codellama_jax.generation.sampler import Sampling
@@ -120,7 +121,7 @@ def highlighted() -> Callable[[str], None]:
     return write
 
 
-COMMANDS = Annotated[Complete, tyro.conf.subcommand("complete")] | Annotated[Infill, tyro.conf.subcommand("infill")]
+COMMANDS = Annotated[Complete, tyro.conf.subcommand("complete")] | Annotated[Infill, tyro.conf.subcommand("infill")] | weights.COMMANDS
 
 
 if __name__ == "__main__":
