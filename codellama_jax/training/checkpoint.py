@@ -28,7 +28,8 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax prints tracebacks 
 warn = Console(stderr=True, style="yellow", soft_wrap=True, highlight=False).print
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Returns what a library's error says, for a message of one line."""
     if "No space left" in str(error):
         return "no space left on the device"
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
@@ -81,7 +82,7 @@ class Checkpoints:
             save()
         except Exception as error:
             raise UserError(
-                f"could not save the checkpoint of {what}: {_first_line(error)}; the last good one: {self.last_good()}"
+                f"could not save the checkpoint of {what}: {first_line(error)}; the last good one: {self.last_good()}"
             ) from error
 
     def restore(self, abstract: TrainState) -> tuple[int, TrainState, dict[str, Any]] | None:
@@ -94,7 +95,7 @@ class Checkpoints:
             try:
                 items = self._read(step, abstract)
             except Exception as error:
-                warn(f"warning: checkpoint {self.folder}/step_{step} is damaged, trying the one before it ({_first_line(error)})")
+                warn(f"warning: checkpoint {self.folder}/step_{step} is damaged, trying the one before it ({first_line(error)})")
                 continue
             for newer in (s for s in steps if s > step):
                 self.manager.delete(newer)
@@ -159,7 +160,7 @@ def load_params(folder: epath.Path, stage: Stage, mesh: jax.sharding.Mesh, step:
         try:
             params = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))["params"]
         except Exception as error:
-            warn(f"warning: checkpoint {folder}/checkpoints/step_{step} is damaged, trying the one before it ({_first_line(error)})")
+            warn(f"warning: checkpoint {folder}/checkpoints/step_{step} is damaged, trying the one before it ({first_line(error)})")
         else:
             return with_rows(params, stage, mesh)
     raise UserError(f"no checkpoint under {folder} can be read")

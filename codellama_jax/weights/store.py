@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from codellama_jax.config import DataConfig, Experiment, MixtureConfig, OptimizerConfig, Stage, TokenizerConfig, UserError, to_dict
 from codellama_jax.tokenizer import Tokenizer
-from codellama_jax.training.checkpoint import checkpoint_steps, stage_folder
+from codellama_jax.training.checkpoint import checkpoint_steps, first_line, stage_folder
 from codellama_jax.weights.layout import Index, Source, is_stacked, join, one_layer, parameters, places, source_bytes, split
 
 ARM, STAGE = "imported", "weights"
@@ -49,18 +49,26 @@ class Stack:
 
 
 class StackHandler(ocp.type_handlers.NumpyHandler):
-    """Writes a `Stack` as Orbax writes an array, but one piece at a time, whatever else is being written."""
+    """Writes a `Stack` as Orbax writes an array, but one piece at a time, whatever else is being written.
+
+    What goes wrong is kept in `error`, since Orbax would leave other writes running behind it.
+    """
 
     def __init__(self):
         super().__init__(deepcopy_host_arrays=False)
-        self.turn = asyncio.Semaphore(1)
+        self.turn, self.error = asyncio.Semaphore(1), None
 
     async def _open_and_write(self, value: Stack, tspec: dict, ts_context: tensorstore.Context) -> None:
-        tspec["metadata"]["chunks"] = value.chunks()
-        array = await tensorstore.open(tensorstore.Spec(tspec), create=True, open=True, context=ts_context)
         async with self.turn:
-            for where, part in value.pieces():
-                await array[where].write(part)
+            if self.error:
+                return
+            try:
+                tspec["metadata"]["chunks"] = value.chunks()
+                array = await tensorstore.open(tensorstore.Spec(tspec), create=True, open=True, context=ts_context)
+                for where, part in value.pieces():
+                    await array[where].write(part)
+            except Exception as error:
+                self.error = error
 
 
 @contextlib.contextmanager
@@ -103,14 +111,23 @@ def write_run(source: Source, tokenizer: Tokenizer, kind: str, folder: epath.Pat
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[name] = Stack(source, param, advance)
-        registry = ocp.type_handlers.create_type_handler_registry((Stack, StackHandler()))
-        handler = ocp.CompositeCheckpointHandler(params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
-        with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(inner / "checkpoints" / "step_0", ocp.args.Composite(params=ocp.args.PyTreeSave(tree)))
+        _save(tree, inner / "checkpoints" / "step_0")
         (inner / "config.json").write_text(json.dumps(to_dict(stage), indent=1))
         (inner / "done.json").write_text(json.dumps({"step": 0, "tokens": 0}))
         tokenizer.save(part / "tokenizer.model")
         (part / "config.json").write_text(json.dumps(to_dict(experiment), indent=1))
+
+
+def _save(tree: dict, folder: epath.Path) -> None:
+    handler = StackHandler()
+    registry = ocp.type_handlers.create_type_handler_registry((Stack, handler))
+    items = ocp.CompositeCheckpointHandler(params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
+    with ocp.Checkpointer(items) as checkpointer:
+        checkpointer.save(folder, ocp.args.Composite(params=ocp.args.PyTreeSave(tree)))
+    if isinstance(handler.error, UserError):
+        raise handler.error
+    if handler.error:
+        raise UserError(f"the import did not get through: {first_line(handler.error)}") from handler.error
 
 
 def open_run(run: epath.Path, arm: str, stage: str) -> Source:
@@ -125,7 +142,7 @@ def open_run(run: epath.Path, arm: str, stage: str) -> Source:
         try:
             return tensorstore.open({"driver": "zarr", "kvstore": kvstore}, context=context).result()
         except ValueError as error:
-            raise UserError(f"{base} cannot be read: {str(error).splitlines()[0][:200]}") from error
+            raise UserError(f"{base} cannot be read: {first_line(error)}") from error
 
     stores = {param: opened(param) for param in parameters(config.model)}
 

@@ -1,7 +1,14 @@
 """Weights in and out without torch: round trips, meshes, growth, and what is refused."""
 
 import collections
-import dataclasses
+import importlib.util
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +19,7 @@ import published
 import pytest
 import toy
 from etils import epath
+from safetensors.numpy import load_file, save_file
 
 from codellama_jax import tokenizer as tokenizers
 from codellama_jax.config import MeshConfig, UserError
@@ -21,7 +29,8 @@ from codellama_jax.generation.text import complete
 from codellama_jax.training import vocabulary
 from codellama_jax.training.checkpoint import load_run
 from codellama_jax.training.mesh import make_mesh
-from codellama_jax.weights import commands, huggingface, layout, load, meta, store
+from codellama_jax.weights import check, commands, huggingface, layout, load, meta, store
+from codellama_jax.weights.tokenizer_files import with_sentinels
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = replace(toy.MODEL, vocab_size=published.PIECES + 16, rope_theta=1e6, n_heads=8, head_dim=4, n_kv_heads=4)
@@ -75,9 +84,8 @@ def test_a_device_reads_only_its_part(folders):
 def test_an_imported_model_is_a_run(folders, params):
     run = load_run(str(folders / "run"))
     published.assert_same(params, run.params)
-    assert (run.model, run.tokenizer) == (MODEL, published.tokenizer()) or dataclasses.asdict(run.model) == dataclasses.asdict(
-        replace(MODEL, compute_dtype="bfloat16", remat="full")
-    )
+    assert run.model == replace(MODEL, compute_dtype="bfloat16", remat="full")
+    assert run.tokenizer.fingerprint == published.tokenizer().fingerprint
     sampling = Sampling(max_new_tokens=3)
     assert len(complete(run, ["def f(x):"], sampling)) == len(infill(run, [("def f(", "\n")], sampling)) == 1
 
@@ -103,7 +111,7 @@ def test_bfloat16_stays_bfloat16(params, tmp_path):
 
 
 def test_files_may_be_cut_anywhere(folders, params, tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface, "FILE_BYTES", 20_000)
+    monkeypatch.setattr(huggingface, "FILE_BYTES", 10_000)
     huggingface.write(published.source_of(params, MODEL), published.tokenizer(), epath.Path(tmp_path / "many"))
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 10
     published.assert_same(params, placed(huggingface.open_source(epath.Path(tmp_path / "many"))))
@@ -157,3 +165,128 @@ def test_padding_is_trimmed_and_sentinels_stay():
     assert layout.trimmed(padded, listed).model.vocab_size == published.PIECES + 16
     with pytest.raises(UserError, match="500 pieces"):
         layout.trimmed(published.source_of({}, replace(MODEL, vocab_size=499)), tokenizer)
+
+
+def edited(folder, **changes):
+    """Writes a folder's config.json again; a change to None leaves the name out."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
+def rewritten(folder, change):
+    """Writes model.safetensors again with other tensors."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+class Exploit:
+    def __reduce__(self):
+        return os.system, ("touch exploited",)
+
+
+def repickled(folder, content):
+    """Puts another pickle into the first of Meta's files."""
+    file = folder / "consolidated.00.pth"
+    with zipfile.ZipFile(file) as old:
+        entries = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as new:
+        for name, data in entries.items():
+            new.writestr(name, content if name.endswith("data.pkl") else data)
+
+
+def cut(file, size=-100):
+    file.write_bytes(file.read_bytes()[:size])
+
+
+Q = "model.layers.1.self_attn.q_proj.weight"
+MISTAKES = {  # what is done to a folder, and what is said of it
+    "truncated": ("hf", lambda f: cut(f / "model.safetensors"), "model.safetensors is damaged"),
+    "header": ("hf", lambda f: cut(f / "model.safetensors", 20), "model.safetensors is damaged"),
+    "missing": ("hf", lambda f: rewritten(f, lambda t: t.pop(Q)), f"lacks {Q}"),
+    "extra": ("hf", lambda f: rewritten(f, lambda t: t.update(x=t[Q])), "no place for: x"),
+    "bias": ("hf", lambda f: edited(f, attention_bias=True), "attention_bias True"),
+    "integers": ("hf", lambda f: rewritten(f, lambda t: t.update({Q: t[Q].astype("int8")})), f"{Q} is I8"),
+    "doubles": ("hf", lambda f: rewritten(f, lambda t: t.update({Q: t[Q].astype("float64")})), f"{Q} is F64"),
+    "width": ("hf", lambda f: edited(f, intermediate_size=65), "has shape .* and the config says"),
+    "heads": ("hf", lambda f: edited(f, num_key_value_heads=2), "has shape .* and the config says"),
+    "uneven": ("hf", lambda f: edited(f, num_key_value_heads=3), "contradicts itself"),
+    "sizes": ("hf", lambda f: edited(f, hidden_size="32"), "contradicts itself"),
+    "rows": ("hf", lambda f: edited(f, vocab_size=32_000), "has shape .* and the config says"),
+    "layers": ("hf", lambda f: edited(f, num_hidden_layers=1), "no place for"),
+    "silent": ("hf", lambda f: edited(f, hidden_size=None), "does not say 'hidden_size'"),
+    "scaling": ("hf", lambda f: edited(f, rope_scaling={"rope_type": "yarn"}), "yarn"),
+    "json": ("hf", lambda f: cut(f / "config.json"), "config.json is damaged"),
+    "file": ("hf", lambda f: (f / "model.safetensors").unlink(), "has no .*safetensors"),
+    "tokenizer": ("hf", lambda f: (f / "tokenizer.model").unlink(), "no tokenizer.model"),
+    "code": ("meta", lambda f: repickled(f, pickle.dumps({"a": Exploit()}, 2)), "system, .* was not run"),
+    "pickle": ("meta", lambda f: repickled(f, b"no pickle"), "cannot be unpickled"),
+    "number": ("meta", lambda f: repickled(f, pickle.dumps(1)), "something else than tensors"),
+    "zip": ("meta", lambda f: cut(f / "consolidated.01.pth"), "consolidated.01.pth is not a whole file"),
+    "rank": ("meta", lambda f: (f / "consolidated.00.pth").unlink(), "download complete"),
+    "ranks": ("meta", lambda f: (f / "consolidated.01.pth").unlink(), "has shape .* and the config says"),
+    "params": ("meta", lambda f: (f / "params.json").write_text('{"dim": 32}'), "does not say 'n_heads'"),
+    "dim": ("meta", lambda f: (f / "params.json").write_text((f / "params.json").read_text().replace("32", "64")), "the config says"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_bad_folder_is_one_line_and_no_run(folders, tmp_path, monkeypatch, mistake):
+    kind, damage, message = MISTAKES[mistake]
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folders / kind, tmp_path / "bad")
+    damage(tmp_path / "bad")
+    with pytest.raises(UserError, match=message) as error:
+        commands.Import(str(tmp_path / "bad"), str(tmp_path / "run"))()
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+
+
+def test_an_import_that_fails_late_leaves_nothing(folders, tmp_path):
+    source = huggingface.open_source(folders / "hf")
+
+    def read(name, layer, index):
+        if (name, layer) == ("down", 1):
+            raise UserError("the disk is gone")
+        return source.read(name, layer, index)
+
+    with pytest.raises(UserError, match="the disk is gone"):
+        store.write_run(replace(source, read=read), published.tokenizer(), "hf", epath.Path(tmp_path / "run"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten(folders):
+    hf, run = str(folders / "hf"), str(folders / "run")
+    for command in (commands.Import(hf, run), commands.Export(run, hf, "hf")):
+        with pytest.raises(UserError, match="there already"):
+            command()
+
+
+@pytest.mark.parametrize("ranks", [3, 8])
+def test_ranks_that_do_not_divide_are_refused(folders, tmp_path, ranks):
+    with pytest.raises(UserError, match="cannot be shared out"):
+        commands.Export(str(folders / "run"), str(tmp_path / "out"), "meta", ranks=ranks)()
+    assert not list(tmp_path.iterdir())
+
+
+def test_check_compares_two_layouts(folders):
+    rows = dict(check.compare(folders / "run", folders / "meta", published.TEXT, 48))
+    assert rows["tokens"].startswith("48, the same") and rows["same likeliest token"] == "48 of 48"
+    assert float(rows["largest logit difference"]) < 1e-5
+    if not importlib.util.find_spec("transformers"):
+        with pytest.raises(UserError, match="--against"):
+            check.compare(folders / "hf", None, published.TEXT, 48)
+
+
+def test_measures_of_two_tables_of_logits():
+    a_TV, b_TV = np.log([[0.5, 0.5], [0.25, 0.75]]), np.log([[0.5, 0.5], [0.75, 0.25]])
+    difference, divergence, agreed = check.measures(a_TV + 1.0, b_TV)
+    assert difference == pytest.approx(1 + np.log(3)) and agreed == 1
+    assert divergence == pytest.approx((0 + 0.75 * np.log(3) - 0.25 * np.log(3)) / 2, rel=1e-5)
+
+
+def test_the_command_line_ends_with_2(tmp_path):
+    argv = [sys.executable, "-m", "codellama_jax", "import", str(tmp_path), str(tmp_path / "run")]
+    process = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
+    assert process.stderr.startswith("error: ") and "neither config.json nor params.json" in process.stderr
