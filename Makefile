@@ -29,8 +29,8 @@ $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 LOCK = uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 pyproject.toml
 NOTE = exact versions and hashes, CPU by default, for Python 3.11 to 3.13. Ranges are in pyproject.toml; `make lock` writes this file.
 lock:
-	(echo '\# The lock: $(NOTE)'; $(LOCK)) > requirements.lock && mv requirements.lock requirements.txt
-	(echo '\# The lock with the tools of `make test`: $(NOTE)'; $(LOCK) --extra dev -c requirements.txt) > requirements.lock && mv requirements.lock requirements-dev.txt
+	(echo '# The lock: $(NOTE)'; $(LOCK)) > requirements.lock && mv requirements.lock requirements.txt
+	(echo '# The lock with the tools of `make test`: $(NOTE)'; $(LOCK) --extra dev -c requirements.txt) > requirements.lock && mv requirements.lock requirements-dev.txt
 
 # The resolved config of every experiment, checked in: look at the difference before you commit it.
 golden: $(VENV)/installed-dev

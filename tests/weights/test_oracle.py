@@ -130,24 +130,6 @@ def test_greedy_generation_token_for_token(case):
     assert generate(run.model, run.params, [prompt], Sampling(max_new_tokens=64))[0] == wanted
 
 
-def test_a_whole_row_of_8192_tokens(tmp_path):
-    folder = epath.Path(tmp_path / "hf")
-    make(folder, **CASES["gqa"])
-    _, source = load.open_published(folder)
-    model = dataclasses.replace(source.model, compute_dtype="float32", remat="none")
-    params = load.place_params(source, toy.stage(model=model), make_mesh(MeshConfig()))
-    ids_BT = np.random.default_rng(2).integers(0, 32_000, (1, LONGEST))
-
-    def last_logits(params, ids_BT):
-        positions_BT = jnp.arange(LONGEST)[None]
-        x_BTD, _ = Llama(model).apply({"params": params}, ids_BT, positions_BT, method="hidden")
-        return Llama(model).apply({"params": params}, x_BTD[:, -16:], method="unembed")
-
-    with torch.inference_mode():
-        wanted_BTV = theirs(folder)(torch.tensor(ids_BT), logits_to_keep=16).logits.numpy()
-    np.testing.assert_allclose(jax.jit(last_logits)(params, jnp.array(ids_BT)), wanted_BTV, atol=1e-4, rtol=0)
-
-
 @pytest.mark.parametrize("rows", [published.PIECES, published.PIECES + 16])
 def test_their_tokenizer_has_our_ids(tmp_path, rows):
     ours = published.tokenizer()
