@@ -90,8 +90,12 @@ def fast_tokenizer(tokenizer: Tokenizer, proto: Any, rows: int) -> dict[str, Any
 
 
 def _merges(proto: Any, pieces: int) -> list[str]:
-    """Returns every way to join two pieces into a third, the best scored first. A sentinel is no piece of text."""
+    """Returns every way to join two pieces into a third, the best scored first. A sentinel is no piece of text.
+
+    Runs of spaces have one score, and SentencePiece joins them from the left, into 16 at most. Doublings first come to the same.
+    """
     scores = {piece.piece: piece.score for piece in proto.pieces[:pieces] if piece.type == NORMAL}
     joins = [(word[:cut], word[cut:], score) for word, score in scores.items() for cut in range(1, len(word))]
     known = [join for join in joins if join[0] in scores and join[1] in scores]
-    return [f"{left} {right}" for left, right, _ in sorted(known, key=lambda join: -join[2])]
+    known.sort(key=lambda join: (-join[2], join[0] != join[1], len(join[0]) + len(join[1])))
+    return [f"{left} {right}" for left, right, _ in known]

@@ -17,7 +17,7 @@ from codellama_jax.generation.sampler import Sampling, generate
 from codellama_jax.models.llama import Llama
 from codellama_jax.tokenizer import SENTINELS
 from codellama_jax.training.checkpoint import load_run
-from codellama_jax.training.loop import fresh_state, place
+from codellama_jax.training.loop import fresh_state, place, stop_flags
 from codellama_jax.training.mesh import make_mesh, on_mesh
 from codellama_jax.training.step import compile_eval_step, compile_train_step
 from codellama_jax.weights import check, commands, load, meta
@@ -116,7 +116,7 @@ def test_export_is_the_original_bit_for_bit(case):
     ids_BT, positions_BT = spread(1, 32, run.model.vocab_size)
     np.testing.assert_array_equal(their_logits(exported, ids_BT, positions_BT), their_logits(reference, ids_BT, positions_BT))
     assert stored["torch_dtype"] == json.loads((folder / "hf" / "config.json").read_text())["dtype"]
-    assert exported.config.rope_parameters == reference.config.rope_parameters
+    assert reference.config.rope_parameters.items() <= exported.config.rope_parameters.items()
     assert exported.config.max_position_embeddings == LONGEST
 
 
@@ -137,7 +137,17 @@ def test_their_tokenizer_has_our_ids(tmp_path, rows):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     rng = np.random.default_rng(0)
-    texts = ["", " ", "  x", "\n\n", "\tif x:\r\n", "é 给 🙂\0", "<PRE> <MID>", " " * 41 + "x", published.TEXT]
+    texts = [
+        "",
+        " ",
+        "  x",
+        "\n\n",
+        "\tif x:\r\n",
+        "é 给 🙂\0",
+        "<PRE> <MID>",
+        published.TEXT,
+        *(" " * n + "x\n" + " " * n for n in range(70)),
+    ]
     texts += ["".join(rng.choice(list("  \n\tab=-_(){}1é'<>"), rng.integers(1, 60))) for _ in range(500)]
     for text in texts:
         assert tokenizer(text)["input_ids"] == [ours.bos_id, *ours.encode(text)], text
@@ -172,7 +182,7 @@ def meta_logits(weights, ids_T, positions_T):
     w = {name: weight.float() for name, weight in weights.items()}
     N, K, H = META["n_heads"], META["n_kv_heads"], META["dim"] // META["n_heads"]
     norm = lambda x, scale: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + META["norm_eps"]) * scale
-    angles = torch.outer(positions_T.float(), META["rope_theta"] ** (-torch.arange(0, H, 2).float() / H))
+    angles = torch.outer(positions_T.float(), 1 / META["rope_theta"] ** (torch.arange(0, H, 2).float() / H))
     turn = torch.polar(torch.ones_like(angles), angles)[:, None]
     rotate = lambda x: torch.view_as_real(torch.view_as_complex(x.reshape(len(x), -1, H // 2, 2)) * turn).flatten(2)
     x = w["tok_embeddings.weight"][ids_T]
@@ -243,13 +253,15 @@ def test_training_starts_at_the_loss_of_the_source(tmp_path):
     with on_mesh(mesh):
         state = fresh_state(stage, load.initial_params(stage, mesh)(), mesh)
         loss, tokens = compile_eval_step(stage, mesh)(state.params, placed)
-        _, metrics = compile_train_step(stage, mesh)(state, placed | {"stop": jnp.zeros(8, jnp.int32)})
+        _, metrics = compile_train_step(stage, mesh)(state, placed | {"stop": stop_flags(0, list(range(8)), 8, mesh)})
     assert float(metrics["loss"]) == pytest.approx(wanted, abs=1e-4)
     assert float(loss / tokens) == pytest.approx(wanted, abs=1e-4)
 
 
-def test_check_against_transformers(case):
-    folder, *_ = case
-    rows = dict(check.compare(folder / "out", None, published.TEXT, 64))
+def test_check_against_transformers(tmp_path):
+    folder = epath.Path(tmp_path / "hf")
+    make(folder, **CASES["bf16"])
+    write_tokenizer(published.tokenizer(32_000), 32_016, LONGEST, folder)
+    rows = dict(check.compare(folder, None, published.TEXT, 64))
     assert rows["reference"].endswith("in transformers") and rows["tokens"] == "64, the same ids in both"
     assert float(rows["largest logit difference"]) < 1e-4 and rows["same likeliest token"] == "64 of 64"
