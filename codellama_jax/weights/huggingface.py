@@ -130,7 +130,9 @@ def _opened(file: str) -> Any:
 
 
 def write(source: Source, tokenizer: Tokenizer, folder: epath.Path) -> None:
-    """Writes a folder that transformers, vLLM and llama.cpp's converter load as it is."""
+    """Writes a folder that transformers, vLLM and llama.cpp's converter load as it is. Raises UserError where it cannot be written."""
+    if "://" in str(folder):
+        raise UserError(f"safetensors are written to a local folder, not {folder}: export there, then copy")
     with whole_folder(folder) as part, progress("exporting", source_bytes(source)) as advance:
         files = _files(source)
         index = {}
@@ -140,7 +142,10 @@ def write(source: Source, tokenizer: Tokenizer, folder: epath.Path) -> None:
             for name, layer in keys:
                 tensors[shown(name, layer)] = np.ascontiguousarray(source.tensor(name, layer))
                 advance(tensors[shown(name, layer)].nbytes)
-            save_file(tensors, str(part / file), metadata={"format": "pt"})
+            try:
+                save_file(tensors, str(part / file), metadata={"format": "pt"})
+            except SafetensorError as error:
+                raise UserError(f"cannot write {folder}: {error}") from None
             index |= dict.fromkeys(tensors, file)
         if len(files) > 1:
             text = json.dumps({"metadata": {"total_size": source_bytes(source)}, "weight_map": index}, indent=1)

@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from codellama_jax.config import DataConfig, Experiment, MixtureConfig, OptimizerConfig, Stage, TokenizerConfig, UserError, to_dict
@@ -92,7 +93,7 @@ def whole_folder(path: epath.Path) -> Iterator[epath.Path]:
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Shows a bar; yields what is told of the bytes as they are done."""
     columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=jax.process_index() > 0) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=jax.process_index() > 0) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)
 
