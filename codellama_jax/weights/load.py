@@ -49,6 +49,7 @@ def initial_params(stage: Stage, mesh: Mesh) -> Callable[[], dict]:
         place, step = _at_step(place)
         folder, saved = checkpoint.stage_folder(checkpoint.folder_at(place))
         checkpoint.check_shapes(folder, saved.model, stage.model)
+        checkpoint.checkpoint_steps(folder, step)
         return lambda: checkpoint.load_params(folder, stage, mesh, step)
     source = OPEN[kind](checkpoint.folder_at(place))
     checkpoint.check_shapes(source.name, source.model, stage.model)

@@ -154,6 +154,15 @@ def test_a_stage_starts_from_it_with_sentinels_added(params, tmp_path, kind):
             load.initial_params(replace(stage, model=replace(MODEL, **wrong)), mesh)
 
 
+def test_a_run_is_taken_at_a_step(folders, params):
+    stage, mesh = toy.stage(model=MODEL, init=f"run:{folders / 'run'}@0"), make_mesh(MeshConfig())
+    published.assert_same(params, load.initial_params(stage, mesh)())
+    assert load.tokenizer_of(stage.init).fingerprint == published.tokenizer().fingerprint
+    for init, message in [(stage.init[:-1] + "7", "no checkpoint of step 7: it has 0"), ("hf", "none of scratch"), ("s3:x", "none of")]:
+        with pytest.raises(UserError, match=message):
+            load.initial_params(replace(stage, init=init), mesh)
+
+
 def test_padding_is_trimmed_and_sentinels_stay():
     tokenizer = published.tokenizer()
     listed = tokenizers._tokenizer(with_sentinels(tokenizer, published.PIECES + 16).SerializeToString(), "listed")
