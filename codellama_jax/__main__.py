@@ -14,6 +14,7 @@ import tyro
 from codellama_jax.command_line import cli, run_command
 from codellama_jax.config import CACHE, UserError
 from codellama_jax.evaluation.settings import Checking, Options, Settings
+from codellama_jax.weights import commands as weights
 
 if TYPE_CHECKING:
     from codellama_jax.generation.sampler import Sampling
@@ -169,6 +170,7 @@ COMMANDS = (
     Annotated[Complete, tyro.conf.subcommand("complete")]
     | Annotated[Infill, tyro.conf.subcommand("infill")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | weights.COMMANDS
 )
 
 
