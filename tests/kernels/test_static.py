@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from kernels import schedule, static
+from kernels import passes, schedule, static
 
 LISTING = """\
 $region0: #{toy.1}
@@ -12,7 +12,7 @@ $region0: #{toy.1}
   // region range: [0, 40)
   $region1: #{toy.1} parent=0 // loop_body
     // region range: [5, 30)
-    $region2: #{toy.1} parent=1 // pred_check_branch
+    $region2 (PrimaryCoreRegion): #{toy.1} parent=1 (Other) // pred_check_branch
       // region range: [6, 12)
       %1 = sbr.rel (%p1) target bundleno = 20 (0x14), region = 4
     $region3: #{toy.1} parent=1 // pred_region
@@ -47,14 +47,24 @@ def test_regions_end_where_branches_say(dump):
 def test_a_pass_counts_each_region_as_often_as_it_runs(dump):
     toy = schedule.read(dump, "toy")
     (loop,) = toy.root.children
-    p = static.total("toy", toy, [(loop, 3), (loop.children[0], 2)], 8, 8)
+    p = passes.total("toy", toy, [(loop, 3), (loop.children[0], 2)], {"block": loop.children[0]})
     assert p.cycles == 3 * 20 + 2 * 8
+    assert p.blocks == {"block": 8}
     assert p.units["MXU"] == pytest.approx(2 * 8 / (p.cycles * 2))
+
+
+def test_a_loop_counts_its_trips_and_all_inside_it(dump):
+    toy = schedule.read(dump, "toy")
+    (loop,) = toy.root.children
+    times = [times for _, times in passes.inside(toy.root, 2, trips=5)]
+    assert times == [2, 10, 10]
+    assert passes.products(toy, loop) == 8
+    assert passes.grid_step(toy) == (loop, loop.children[0])
 
 
 def test_unknown_format_is_refused(dump, tmp_path):
     listing = tmp_path / "7-toy.1-59-post-bundle-packing-post-ra.txt"
-    listing.write_text(LISTING.replace("[0, 40)", "[0, 41)"))
+    listing.write_text(LISTING.replace("[0, 40)", "[0, 38)"))
     with pytest.raises(ValueError, match="another format"):
         schedule.read(dump, "toy")
     assert schedule.read(dump, "absent") is None
@@ -65,3 +75,11 @@ def test_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["static", "flash_attention"])
     assert static.main() == 2
     assert 'pip install "codellama_jax[tpu]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "message"), [("--chip=v5p,v9", "unknown chip v9"), ("--seq=1000", "multiple of 1024")])
+def test_refuses_wrong_options(monkeypatch, capsys, option, message):
+    monkeypatch.setattr(sys, "argv", ["static", "flash_attention", option])
+    with pytest.raises(SystemExit, match="2"):
+        static.main()
+    assert message in capsys.readouterr().err

@@ -1,0 +1,117 @@
+"""Static cycles of flash attention and of jax's splash attention: one causal pass over one head without document boundaries."""
+
+from __future__ import annotations
+
+import sys
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+from kernels.chips import VMEM_MIB, placed
+from kernels.flash_attention import block_sizes, pallas_tpu
+from kernels.passes import Pass, grid_step, inside, products, total
+from kernels.schedule import Region, Schedule, read
+
+SPLASH_BLOCKS = ((1024, 512), (1024, 256), (512, 512))  # block, compute block
+HEADS = 8
+
+
+def _busy(schedule: Schedule, step: Region, sizes: block_sizes.BlockSizes, *order: str) -> dict[str, Region]:
+    """Names the step's regions with matrix products, in their order; what they compute proves that they are these."""
+    busy = [region for region in step.children if products(schedule, region)]
+    if len(busy) != len(order):
+        raise ValueError(f"{len(busy)} regions with matrix products, not {len(order)}: the compiler merged or split some")
+    named = dict(zip(order, busy))
+    triangle = (1 + sizes.diagonal / sizes.block) / 2
+    whole = products(schedule, named["whole"])
+    for name, region in named.items():
+        if products(schedule, region) != whole * (triangle if "diagonal" in name else 1):
+            raise ValueError(f"{products(schedule, region)} matrix products in the {name} block, {whole} in a whole one: misread regions")
+    return named
+
+
+def _whole_blocks(schedule: Schedule, region: Region, loops: int, rows: int):
+    """Returns the body of the loop over whole blocks, and runs of the loop: entered `loops` times, a round for each whole block."""
+    (body,) = region.children
+    return body, [(region, loops), *inside(body, rows * (rows - 1) // 2)]
+
+
+def count_forward(schedule: Schedule, seq: int, sizes: block_sizes.BlockSizes) -> Pass:
+    """A step has the block on the diagonal and a loop over whole blocks, and twins of both with a mask for boundaries."""
+    loop, step = grid_step(schedule)
+    rows, steps = seq // sizes.block, seq // sizes.block * (seq // sizes.keys)
+    named = _busy(schedule, step, sizes, "crossed diagonal", "diagonal", "crossed", "whole")
+    body, runs = _whole_blocks(schedule, named["whole"], steps, rows)
+    runs += [(loop, steps), (step, steps), *inside(named["diagonal"], rows)]
+    for region in step.children:
+        if region not in named.values():  # the end of a row
+            runs += inside(region, rows)
+    return total(f"{seq} forward {sizes.block}", schedule, runs, {"interior block": body, "diagonal block": named["diagonal"]})
+
+
+def count_backward(schedule: Schedule, seq: int, sizes: block_sizes.BlockSizes) -> Pass:
+    """The diagonal is part of each step, before a loop over whole blocks and its twin with a mask for boundaries."""
+    loop, step = grid_step(schedule)
+    rows = seq // sizes.block
+    named = _busy(schedule, step, sizes, "whole", "crossed")
+    body, runs = _whole_blocks(schedule, named["whole"], rows, rows)
+    runs += [(loop, rows), (step, rows)]
+    for region in step.children:
+        if region not in named.values():  # before the loops: the start of a head
+            runs += inside(region, 1 if region.start < named["whole"].start else rows)
+    return total(f"{seq} backward {sizes.block}", schedule, runs, {"interior block": body, "diagonal block": step})
+
+
+def count_splash(name: str, schedule: Schedule, seq: int, block: int, compute: int) -> Pass:
+    """Splash runs whole blocks, masked ones too, in one region, between an initial and a final one for each row of blocks."""
+    loop, step = grid_step(schedule)
+    rows = seq // block
+    (body,) = [region for region in step.children if products(schedule, region)]
+    runs = [(loop, rows * rows), (step, rows * rows)]
+    for region in step.children:
+        runs += inside(region, rows * (rows + 1) // 2, block // compute) if region is body else inside(region, rows)
+    return total(f"{seq} {name} {block}/{compute}", schedule, runs, {"any block": body})
+
+
+def ours(chip: str, args, dump: str) -> list[Pass]:
+    """Compiles our two kernels for `chip`; returns their passes, forward then backward."""
+    seq = args.seq
+    x = jax.ShapeDtypeStruct((1, HEADS, seq, args.head_dim), jnp.bfloat16)
+    inputs = placed(chip, x, x, x, jax.ShapeDtypeStruct((1, seq), jnp.int32))
+    sizes = block_sizes.choose(seq, VMEM_MIB[chip] << 20)
+    loss = lambda q, k, v, first_BT: pallas_tpu.attend(q, k, v, first_BT, sizes, False).astype(jnp.float32).sum()
+    jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*inputs).compile()
+    counters = {"flash_attention_forward": count_forward, "flash_attention_backward": count_backward}
+    return [count(read(dump, name), seq, sizes) for name, count in counters.items()]
+
+
+def _splash(chip: str, seq: int, head_dim: int, block: int, compute: int, dump: str) -> list[Pass]:
+    """Compiles jax's splash attention, backward fused; returns its passes, forward then backward."""
+    x = jax.ShapeDtypeStruct((1, HEADS, seq, head_dim), jnp.bfloat16)
+    blocks = dict.fromkeys(("block_q", "block_kv", "block_q_dkv", "block_kv_dkv"), block)
+    blocks |= dict.fromkeys(("block_kv_compute", "block_kv_dkv_compute"), compute)
+    sizes = splash.BlockSizes(**blocks, use_fused_bwd_kernel=True)
+    mask = masks.MultiHeadMask([masks.CausalMask((seq, seq))] * HEADS)
+    kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes)
+    loss = lambda q, k, v: jax.vmap(kernel)(q, k, v).astype(jnp.float32).sum()
+    options = {"xla_tpu_scoped_vmem_limit_kib": str((VMEM_MIB[chip] - VMEM_MIB[chip] // 16) << 10)}
+    jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*placed(chip, x, x, x)).compile(options)
+    return [count_splash(name, read(dump, name), seq, block, compute) for name in ("splash_mha_fwd", "splash_mha_dkv")]
+
+
+def best_splash(chip: str, args, dump: str) -> list[Pass]:
+    """Returns splash's cheapest forward and backward pass over SPLASH_BLOCKS; sizes that do not compile are left out."""
+    found = []
+    for block, compute in SPLASH_BLOCKS:
+        try:
+            found.append(_splash(chip, args.seq, args.head_dim, block, compute, dump))
+        except (ValueError, RuntimeError) as error:  # sizes that do not divide seq or do not fit
+            print(f"splash {block}/{compute} does not compile for {chip}: {str(error).splitlines()[0][:100]}", file=sys.stderr)
+    if not found:
+        raise ValueError("no block sizes of splash compile")
+    return [min(passes, key=lambda p: p.cycles) for passes in zip(*found)]
+
+
+BASELINES = {"splash": best_splash}
