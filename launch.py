@@ -132,8 +132,7 @@ def main() -> None:
         prepare_environment()
         from codellama_jax.compile.command import compile_experiment
 
-        c = choice
-        compile_experiment(experiment, c.arm, c.stage, c.target, c.slices, c.batch, c.context, c.search, c.cache)
+        compile_experiment(experiment, choice)
     else:
         from codellama_jax.plan import print_plan
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -58,7 +59,7 @@ def compile_job(job: Job, chip: str, mesh: Mesh, cache: str) -> tuple[Report, in
         lowered, tokens = lower(model, job.batch, job.context, mesh), job.batch * (job.context if job.kind == "prefill" else 1)
         flops = [inference_flops(model, job, causal) for causal in (False, True)]
     full, causal = (f / mesh.size for f in flops)
-    return examine(lowered, chip, model.head_dim, (full, causal), cache), tokens
+    return examine(lowered, chip, (full, causal), cache), tokens
 
 
 def candidates(job: Job, devices: int) -> list[Job]:
@@ -75,12 +76,14 @@ def candidates(job: Job, devices: int) -> list[Job]:
 
 
 def search(job: Job, chip: str, devices: list, cache: str) -> tuple[Job, Report, int]:
-    """Returns the candidate that fits with the highest estimated MFU. Raises UserError if none fits."""
+    """Returns the candidate that fits with the shortest estimated step. Raises UserError if none fits."""
     best = None
     for trial in candidates(job, len(devices)):
         report, tokens = compile_job(trial, chip, make_mesh(trial.mesh, devices), cache)
-        said = f"tensor {trial.mesh.tensor} context {trial.mesh.context} remat {trial.stage.model.remat} micro-batches {trial.stage.micro_batches}"
-        print(f"{said}: {f'fits, MFU {report.mfu(chip)[0]:.3f} (compiler estimate)' if report.fits else 'does not fit'}", flush=True)
+        mesh, stage = trial.mesh, trial.stage
+        said = f"tensor {mesh.tensor} context {mesh.context} remat {stage.model.remat} micro-batches {stage.micro_batches}"
+        found = f"fits, MFU {report.mfu(chip)[0]:.3f} (compiler estimate)" if report.fits else "does not fit"
+        print(f"{said}: {found}", flush=True)
         if report.fits and (best is None or report.seconds < best[1].seconds):
             best = trial, report, tokens
     if best is None:
@@ -88,18 +91,21 @@ def search(job: Job, chip: str, devices: list, cache: str) -> tuple[Job, Report,
     return best
 
 
-def compile_experiment(experiment: Experiment, arm: str, name: str, pod: str, slices: int, batch: int, context: int, searching: bool, cache: str) -> None:
-    """Prints what the compiler says; exits with 3 if it does not fit. Raises UserError for a pod or mesh that cannot be."""
-    stage = choose_stage(experiment, arm, name)
-    devices, chip = target.devices(pod, slices), pod.partition(":")[0]
-    mesh = experiment.mesh if experiment.mesh.data > 1 else dataclasses.replace(experiment.mesh, data=slices)
-    job = Job(stage, name if name in INFERENCE else "train", mesh, batch, context)
-    if searching and job.kind == "train":
-        job, report, tokens = search(job, chip, devices, cache)
-    mesh = make_mesh(job.mesh, devices)
-    if not (searching and job.kind == "train"):
-        report, tokens = compile_job(job, chip, mesh, cache)
-    print(f"{experiment.name} {experiment.scale} {name} on {pod}{f', {slices} slices' if slices > 1 else ''}")
-    print("\n".join(lines(report, chip, mesh, tokens)))
+def compile_experiment(experiment: Experiment, choice: Any) -> None:
+    """Prints what the compiler says of `choice`, a `launch.Compile`; exits with 3 if it does not fit.
+
+    Raises UserError for a stage, pod or mesh that cannot be.
+    """
+    stage = choose_stage(experiment, choice.arm, choice.stage)
+    devices, chip = target.devices(choice.target, choice.slices), choice.target.partition(":")[0]
+    mesh = experiment.mesh if experiment.mesh.data > 1 else dataclasses.replace(experiment.mesh, data=choice.slices)
+    job = Job(stage, choice.stage if choice.stage in INFERENCE else "train", mesh, choice.batch, choice.context)
+    if choice.search and job.kind == "train":
+        job, report, tokens = search(job, chip, devices, choice.cache)
+    else:
+        report, tokens = compile_job(job, chip, make_mesh(job.mesh, devices), choice.cache)
+    slices = f", {choice.slices} slices" if choice.slices > 1 else ""
+    print(f"{experiment.name} {experiment.scale} {choice.stage} on {choice.target}{slices}")
+    print("\n".join(lines(report, chip, make_mesh(job.mesh, devices), tokens)))
     if not report.fits:
         sys.exit(TOO_LARGE)

@@ -15,7 +15,7 @@ from codellama_jax.compile.target import CHIPS
 from codellama_jax.plan import short
 
 GIB = 2**30
-ALL_THE_SAME = {"xla_tpu_no_crash_on_oom": True}  # compile what does not fit, to say what it holds
+TOO_LARGE_TOO = {"xla_tpu_no_crash_on_oom": True}  # compiles what does not fit, to say what it holds
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Report:
         return full, causal
 
 
-def examine(lowered: jax.stages.Lowered, chip: str, head_dim: int, flops: tuple[float, float], cache: str) -> Report:
+def examine(lowered: jax.stages.Lowered, chip: str, flops: tuple[float, float], cache: str) -> Report:
     """Compiles and reads the result. Raises JaxRuntimeError for what the compiler refuses for another reason than memory."""
     fits = True
     try:
@@ -47,20 +47,21 @@ def examine(lowered: jax.stages.Lowered, chip: str, head_dim: int, flops: tuple[
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        fits, compiled = False, lowered.compile(ALL_THE_SAME)
+        fits, compiled = False, lowered.compile(TOO_LARGE_TOO)
     program, memory = Program(compiled.as_text()), compiled.memory_analysis()
     device = CHIPS[chip]
+    total = sum(getattr(memory, f"{part}_size_in_bytes") for part in ("argument", "temp", "output")) - memory.alias_size_in_bytes
     kernel_cycles, uncounted = 0.0, set()
     for kernel in program.kernels():
-        B, N, T = kernel.shape[:3]
-        known = cycles_a_head(chip, T, head_dim, cache)
+        B, N, T, H = kernel.shape
+        known = cycles_a_head(chip, T, H, cache)
         if kernel.name in known:
             kernel_cycles += known[kernel.name] * B * N * kernel.times / device.cores
         else:
             uncounted.add(kernel.name)
     clock = PEAK_FLOPS[device.kind] / (2 * device.multiply_adds)
     return Report(
-        fits=fits,
+        fits=fits and total <= device.hbm_gib * GIB,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         output=memory.output_size_in_bytes,
@@ -84,8 +85,8 @@ def lines(report: Report, chip: str, mesh: Mesh, tokens: int) -> list[str]:
     if not r.fits:
         shown += ["largest buffers:", *(f"  {gib(b.bytes):>10}  {b.type:<32} {b.source}" for b in r.buffers)]
     shown += [f"exchanged: {c.count} {c.kind}, {short(c.bytes, 'G')}B a device" for c in r.collectives]
-    rate = tokens / r.seconds
-    shown.append(f"compiler estimate: {r.seconds:.4g} s a step ({r.kernel_seconds:.4g} s in Pallas kernels), exchanges left out; {rate:,.0f} tokens/s")
+    times = f"{r.seconds:.4g} s a step ({r.kernel_seconds:.4g} s in Pallas kernels), exchanges left out"
+    shown.append(f"compiler estimate: {times}; {tokens / r.seconds:,.0f} tokens/s")
     if r.uncounted:
         shown.append(f"not in the estimate: the kernels {', '.join(r.uncounted)}")
     full, causal = r.mfu(chip)

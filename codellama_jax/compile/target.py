@@ -61,7 +61,8 @@ def parse(target: str) -> Chip:
         near = difflib.get_close_matches(name, CHIPS, n=1)
         raise UserError(f"no chip {name!r}: {f'did you mean {near[0]}?' if near else 'there are ' + ', '.join(CHIPS)}")
     if not re.fullmatch(r"\d+(x\d+){1,2}", shape):
-        raise UserError(f"no topology {target!r}: write chips along each axis, such as {'v5e:16x16' if name in ('v5e', 'v6e') else name + ':4x4x4'}")
+        example = f"{name}:16x16" if name in ("v5e", "v6e") else f"{name}:4x4x4"
+        raise UserError(f"no topology {target!r}: write chips along each axis, such as {example}")
     return CHIPS[name]
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from codellama_jax.accounting import PEAK_FLOPS
 from codellama_jax.compile.command import Job, candidates, choose_stage
 from codellama_jax.compile.target import CHIPS
-from codellama_jax.accounting import PEAK_FLOPS
 from codellama_jax.config import MeshConfig, UserError
 from launch import Plan, load_experiment
 

@@ -44,10 +44,10 @@ StackFrames
 
 %inner (b: (s32[])) -> (s32[]) {
   %b.1 = (s32[]{:T(128)}) parameter(0)
-  %fusion.1 = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%b.1), kind=kLoop, calls=%fused_computation.1, backend_config={"window_config":{"estimated_cycles":"100"}}
+  %fusion.1 = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%b.1), calls=%fused_computation.1, backend_config={"estimated_cycles":"100"}
   %gather.1 = (bf16[8,128]{1,0}, bf16[64,128]{1,0}) all-gather-start(%fusion.1), channel_id=1, dimensions={0}
   %gather.2 = bf16[64,128]{1,0} all-gather-done(%gather.1), channel_id=1
-  %flash_attention_forward.3 = (bf16[2,4,1024,128]{3,2,1,0}, f32[2,4,1,1024]{3,2,1,0}) custom-call(%gather.2), custom_call_target="tpu_custom_call"
+  %flash_attention_forward.3 = (bf16[2,4,1024,128], f32[2,4,1,1024]) custom-call(%gather.2), custom_call_target="tpu_custom_call"
   ROOT %t = (s32[]{:T(128)}) tuple(%b.1)
 }
 
@@ -74,8 +74,8 @@ StackFrames
 ENTRY %main (x: f32[1024,1024]) -> f32[1024,1024] {
   %x = f32[1024,1024]{1,0:T(8,128)} parameter(0)
   %small = f32[4096,1024]{1,0:T(8,128)S(1)} copy(%x)
-  %while.2 = (s32[]{:T(128)}) while(%x), condition=%outer_condition, body=%outer, metadata={op_name="while"}
-  ROOT %big = f32[1024,1024]{1,0:T(8,128)} fusion(%x), kind=kLoop, calls=%fused_computation.1, metadata={op_name="m" stack_frame_id=2}, backend_config={"estimated_cycles":"1"}
+  %while.2 = (s32[]{:T(128)}) while(%x), condition=%outer_condition, body=%outer
+  ROOT %big = f32[1024,1024]{1,0} fusion(%x), calls=%fused_computation.1, metadata={stack_frame_id=2}, backend_config={"estimated_cycles":"1"}
 }
 """
 
