@@ -78,7 +78,7 @@ def examine(lowered: jax.stages.Lowered, chip: str, flops: tuple[float, float], 
 def lines(report: Report, chip: str, mesh: Mesh, tokens: int) -> list[str]:
     """Returns what to print."""
     r, hbm = report, CHIPS[chip].hbm_gib
-    gib = lambda number: f"{number / GIB:.2f} GiB"
+    gib = lambda number: f"{number / GIB:.3g} GiB"
     axes = " x ".join(f"{axis} {n}" for axis, n in mesh.shape.items() if n > 1) or "one device"
     memory = f"arguments {gib(r.arguments)}, temporaries {gib(r.temporaries)}, output {gib(r.output)} ({gib(r.aliased)} of it in place)"
     shown = [f"mesh {axes}, {mesh.size} devices", f"{'fits' if r.fits else 'DOES NOT FIT'} {hbm} GiB of HBM: {memory}"]
