@@ -44,7 +44,11 @@ lock:
 golden: $(VENV)/installed-dev
 	PYTHONPATH=.:tests $(BIN)/python tests/write_golden.py
 
+# docs/tpu.md, hours long; started again it goes on where it was. Needs the extra: $(BIN)/pip install -e '.[tpu]'
+tpu-table: $(VENV)/installed
+	$(BIN)/python -m codellama_jax.compile.table
+
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
 
-.PHONY: quickstart test oracle lock golden clean
+.PHONY: quickstart test oracle lock golden tpu-table clean

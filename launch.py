@@ -50,7 +50,31 @@ class Run(Plan):
     """Where prepared documents, tokenizers and compiled programs are kept."""
 
 
-Commands = Annotated[Run, tyro.conf.subcommand("run")] | Annotated[Plan, tyro.conf.subcommand("plan")]
+@dataclass(frozen=True)
+class Compile(Plan):
+    """Compile a stage for a TPU pod that is not there: does it fit, what does it exchange, how long does the compiler expect it to take."""
+
+    stage: str = "code"
+    """A stage of the experiment, or prefill or decode of its last model."""
+    target: str = "v5p:4x8x8"
+    """Chip and topology: v4:4x4x4, v5e:16x16, v5p:4x8x8, v6e:16x16, tpu7x:4x4x4."""
+    slices: int = 1
+    """Pods of that topology, joined by the data axis."""
+    search: bool = False
+    """Try meshes, rematerialisation and micro-batches, and print the best that fits."""
+    batch: int = 1
+    """Rows of prefill or decode."""
+    context: int = 100_000
+    """Tokens of a prompt to prefill, or in the cache to decode after."""
+    cache: str = CACHE
+    """Where what is known of our kernels is kept."""
+
+
+Commands = (
+    Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
+    | Annotated[Compile, tyro.conf.subcommand("compile")]
+)
 
 
 def load_file(name: str) -> ModuleType:
@@ -102,6 +126,13 @@ def main() -> None:
 
         out = choice.out or f"runs/{experiment.name}-{experiment.scale}"
         run_experiment(experiment, claim, out, choice.arm, choice.fresh, choice.cache)
+    elif isinstance(choice, Compile):
+        from codellama_jax.compile.target import prepare_environment
+
+        prepare_environment()
+        from codellama_jax.compile.command import compile_experiment
+
+        compile_experiment(experiment, choice)
     else:
         from codellama_jax.plan import print_plan
 

@@ -1,0 +1,74 @@
+"""The programs to compile: the train step that `run` would start, and prefill and decoding, as shapes on a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from codellama_jax.config import ModelConfig, Stage
+from codellama_jax.generation import decoder
+from codellama_jax.models.llama import Llama
+from codellama_jax.training.mesh import check_mesh, on_mesh, shardings
+from codellama_jax.training.step import BATCH_KEYS, abstract_state, compile_train_step
+
+
+def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
+    """Lowers the step of a stage. Raises UserError where the mesh does not divide it."""
+    B, T = stage.data.batch_size, stage.data.seq_len
+    check_mesh(mesh, stage.model, B, stage.micro_batches, T)
+    batch = {key: jax.ShapeDtypeStruct((B, T), jnp.int32) for key in BATCH_KEYS} | {"stop": jax.ShapeDtypeStruct((B,), jnp.int32)}
+    with on_mesh(mesh):
+        return compile_train_step(stage, mesh).lower(abstract_state(stage, mesh), batch)
+
+
+def abstract_params(model: ModelConfig, mesh: Mesh) -> dict:
+    """Returns the parameters as shapes in the compute dtype, sharded as for training."""
+    tokens_BT = jnp.zeros((1, 2), jnp.int32)
+    boxed = jax.eval_shape(lambda: Llama(model).init(jax.random.key(0), tokens_BT, tokens_BT)["params"])
+    dtype = jnp.dtype(model.compute_dtype)
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype, sharding=s), nn.unbox(boxed), shardings(boxed, mesh))
+
+
+def lower_prefill(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> jax.stages.Lowered:
+    """Lowers the reading of `batch` prompts of `context` tokens into a cache."""
+    model = dataclasses.replace(model, remat="none")
+    with on_mesh(mesh):
+        params = abstract_params(model, mesh)
+        tokens_BT, lengths_B = jax.ShapeDtypeStruct((batch, context), jnp.int32), jax.ShapeDtypeStruct((batch,), jnp.int32)
+        return jax.jit(lambda p, tokens, lengths: decoder.prefill(model, p, tokens, lengths, 0)).lower(params, tokens_BT, lengths_B)
+
+
+def lower_decode(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> jax.stages.Lowered:
+    """Lowers one step of decoding after `context` tokens, the cache cut by heads as prefill leaves it."""
+    model = dataclasses.replace(model, remat="none")
+    whole = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+    cut = lambda *spec: lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+    by_rows, by_columns = cut("tensor", "fsdp"), cut("fsdp", "tensor")
+    with on_mesh(mesh):
+        weights = jax.eval_shape(lambda p: decoder.prepare(model, p), abstract_params(model, mesh))
+        layer = lambda w: dataclasses.replace(
+            jax.tree.map(whole, w),
+            qkv_XD=by_rows(w.qkv_XD),
+            out_DX=by_columns(w.out_DX),
+            gate_up_XD=by_rows(w.gate_up_XD),
+            down_DF=by_columns(w.down_DF),
+        )
+        weights = dataclasses.replace(
+            weights,
+            embedding_VD=by_rows(weights.embedding_VD),
+            head_VD=by_rows(weights.head_VD),
+            final_norm_D=whole(weights.final_norm_D),
+            layers=tuple(map(layer, weights.layers)),
+        )
+        slots = cut("tensor", "context")(jax.ShapeDtypeStruct((model.n_kv_heads * batch, context, model.head_dim), model.compute_dtype))
+        caches = (slots,) * model.n_layers
+        count = whole(jax.ShapeDtypeStruct((), jnp.int32))
+        cache = decoder.Cache(caches, caches, whole(jax.ShapeDtypeStruct((batch, context), jnp.int32)), count)
+        rows = whole(jax.ShapeDtypeStruct((batch,), jnp.int32))
+        step: Callable = lambda w, c, tokens, positions: decoder.step(model, w, c, tokens, positions)
+        return jax.jit(step, donate_argnums=1).lower(weights, cache, rows, rows)

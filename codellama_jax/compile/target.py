@@ -1,0 +1,78 @@
+"""TPU pods to compile for that are not at hand: chips, topologies, and the compiler's environment."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+import re
+from dataclasses import dataclass
+
+from codellama_jax.config import UserError
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",  # any one: without it libtpu looks for a TPU and complains
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What JAX counts as a device: both cores of a v4 or v5p, one of the two of a TPU7x."""
+
+    kind: str  # its name in accounting.PEAK_FLOPS
+    units: int  # matrix units
+    width: int  # their side
+    cores: int  # that share a device's work
+    hbm_gib: float  # what the runtime leaves to a program, as the compiler says when it is not enough
+    options: tuple[tuple[str, str], ...] = ()  # of the topology
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of one cycle. The clock at which these make the peak FLOP/s is peak / (2 x multiply_adds)."""
+        return self.units * self.width**2
+
+
+CHIPS = {
+    "v4": Chip("TPU v4", 8, 128, 2, 30.75, (("chip_config_name", "megacore"),)),
+    "v5e": Chip("TPU v5 lite", 4, 128, 1, 15.75),
+    "v5p": Chip("TPU v5p", 8, 128, 2, 95.74),
+    "v6e": Chip("TPU v6 lite", 4, 256, 1, 31.25),
+    "tpu7x": Chip("TPU7x", 4, 256, 1, 94.75),
+}
+
+
+def prepare_environment() -> None:
+    """Sets what libtpu needs, before JAX starts. Raises UserError where libtpu is not installed."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("the TPU compiler is not installed: pip install 'codellama_jax[tpu]'")
+    os.environ.update(ENVIRONMENT)
+
+
+def parse(target: str) -> Chip:
+    """Returns the chip of a target such as v5p:4x8x8. Raises UserError for another form or an unknown chip."""
+    name, _, shape = target.partition(":")
+    if name not in CHIPS:
+        near = difflib.get_close_matches(name, CHIPS, n=1)
+        raise UserError(f"no chip {name!r}: {f'did you mean {near[0]}?' if near else 'there are ' + ', '.join(CHIPS)}")
+    if not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        example = f"{name}:16x16" if name in ("v5e", "v6e") else f"{name}:4x4x4"
+        raise UserError(f"no topology {target!r}: write chips along each axis, such as {example}")
+    return CHIPS[name]
+
+
+def devices(target: str, slices: int) -> list:
+    """Returns the devices of a pod. Raises UserError for a topology that does not exist."""
+    from jax.errors import JaxRuntimeError
+    from jax.experimental import topologies
+
+    options = dict(parse(target).options) | ({"num_slices": slices} if slices > 1 else {})
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=target, **options).devices)
+    except JaxRuntimeError as error:
+        raise UserError(f"no topology {target}: {str(error).splitlines()[0].split(': ', 1)[-1]}") from None

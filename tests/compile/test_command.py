@@ -1,0 +1,70 @@
+"""`launch.py compile` as a user meets it. What needs the TPU compiler runs where libtpu is installed, each in its own process."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from codellama_jax.accounting import PEAK_FLOPS
+from codellama_jax.compile.command import Job, candidates, choose_stage
+from codellama_jax.compile.target import CHIPS
+from codellama_jax.config import MeshConfig, UserError
+from launch import Plan, load_experiment
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (the extra `tpu`)")
+
+
+def launch(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "launch.py", "compile", *args], cwd=ROOT, capture_output=True, text=True)
+
+
+@needs_libtpu
+def test_a_toy_step_compiles_for_a_pod(tmp_path):
+    done = launch("quickstart", "--target", "v5e:2x2", "--mesh.tensor", "2", "--code.model.n-layers", "2", "--cache", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for part in ("fsdp 2 x tensor 2, 4 devices", "fits 15.75 GiB", "all-reduce", "compiler estimate: MFU"):
+        assert part in done.stdout
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (("--target", "v5q:2x2"), "did you mean v5"),
+        (("--target", "v5p"), "such as v5p:4x4x4"),
+        (("--target", "v5p:3x5x7"), "no topology v5p:3x5x7"),
+        (("--target", "v5e:2x2", "--mesh.tensor", "3"), "there are 4: change --mesh"),
+        (("--target", "v5e:2x2", "--stage", "coed"), "there are code, long_context, prefill, decode"),
+    ],
+)
+def test_a_pod_that_cannot_be_is_one_line(args, message):
+    done = launch("quickstart", *args)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_without_the_compiler_one_line_says_what_to_install():
+    done = launch("quickstart")
+    assert (done.returncode, done.stderr) == (2, "error: the TPU compiler is not installed: pip install 'codellama_jax[tpu]'\n")
+
+
+def test_every_chip_has_a_peak_and_a_clock_that_a_chip_can_have():
+    for chip in CHIPS.values():
+        assert 0.9e9 < PEAK_FLOPS[chip.kind] / (2 * chip.multiply_adds) < 2.5e9
+
+
+def test_the_search_tries_only_meshes_that_divide():
+    experiment, _ = load_experiment(Plan("code_llama", "34b"))
+    job = Job(choose_stage(experiment, "", "code"), "train", MeshConfig(), 1, 1)
+    tried = candidates(job, 256)
+    assert 4 <= len(tried) <= 16
+    for trial in tried:
+        rows = 256 // (trial.mesh.tensor * trial.mesh.context)
+        assert job.stage.data.batch_size % (rows * trial.stage.micro_batches) == 0
+    with pytest.raises(UserError, match="there are code, long_context, prefill, decode"):
+        choose_stage(experiment, "", "coed")
