@@ -97,6 +97,8 @@ def _checks(task: Task, completion: str) -> list[Check]:
         named = {**record, "entry_point": re.findall(r"^check\((\w+)\)", record["test"], re.M)[-1]}
         test = re.sub(r"^check\(.*\)$", "", record["test"], flags=re.M)
         return python_check(named, PYTHON_IMPORTS + record["prompt"], completion, test, TIMEOUTS[language])
+    if language == "go":  # an import that is not used does not compile: `_before` names those that are
+        solution = solution.replace(record.get("import", ""), "", 1)
     code = f"{_before(language, record, solution)}{solution}\n{record['test']}"
     return [Check(Program(task.task_id, language, code, TIMEOUTS[language], rule=RULES.get(language, "exit")))]
 
@@ -107,7 +109,7 @@ def _before(language: str, record: Record, solution: str) -> str:
         lacking = [header for header in CPP_HEADERS if f"#include<{header}>" not in solution.replace(" ", "")]
         return "".join(f"#include<{header}>\n" for header in lacking) + "using namespace std;\n"
     if language == "go":
-        named = record.get("test_setup", "") + record.get("import", "")
+        named = record.get("test_setup", "")
         used = [package for package in GO_PACKAGES if f'"{package}"' not in named and f"{package.split('/')[-1]}." in solution]
         return record.get("test_setup", "") + "".join(f'import "{package}"\n' for package in used)
     return ""
