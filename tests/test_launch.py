@@ -78,7 +78,7 @@ def test_overrides_reach_every_arm(cli):
         (["plan", "quickstart", "--code.optimizer.peak-lrr", "1"], "--code.optimizer.peak-lr"),
         (["plan", "quickstart", "--code.steps", "many"], "--code.steps"),
         (["plan", "quickstart", "--scael", "toy"], "--scale"),
-        (["walk", "quickstart"], "expected one of {run, plan}"),
+        (["walk", "quickstart"], "expected one of {run, plan, compile}"),
         (["run", "quickstart", "--mesh.fsdp", "3"], "needs 3 devices and there are 8: change --mesh"),
         (["run", "quickstart", "--code.data.batch-size", "6"], "6 rows .* multiple of 8"),
         (["run", "code_llama", "--corpus.code", "/nowhere"], "llama2 is not the folder of a run"),

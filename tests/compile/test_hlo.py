@@ -75,7 +75,7 @@ ENTRY %main (x: f32[1024,1024]) -> f32[1024,1024] {
   %x = f32[1024,1024]{1,0:T(8,128)} parameter(0)
   %small = f32[4096,1024]{1,0:T(8,128)S(1)} copy(%x)
   %while.2 = (s32[]{:T(128)}) while(%x), condition=%outer_condition, body=%outer
-  ROOT %big = f32[1024,1024]{1,0} fusion(%x), calls=%fused_computation.1, metadata={stack_frame_id=2}, backend_config={"estimated_cycles":"1"}
+  ROOT %b = f32[1024,1024]{1,0} fusion(%x), calls=%fused_computation.1, metadata={stack_frame_id=2}, config={"estimated_cycles":"1"}
 }
 """
 
