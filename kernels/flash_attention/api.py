@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from kernels.flash_attention import cudnn, pallas_tpu, reference, xla
+from kernels.tpu import platform
 
 IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu.attention, "cudnn": cudnn.attention, "xla": xla.attention, "reference": reference.attention}
 
@@ -32,12 +33,6 @@ def refusal(implementation: str, platform: str, dtype) -> str:
     if limits.dtypes and jnp.dtype(dtype) not in limits.dtypes:
         return f"it does not compute in {dtype}"
     return "" if limits.segments else "it does not keep the documents of a packed row apart"
-
-
-def platform() -> str:
-    """Returns where the program will run: on the devices of the mesh in use, which need not be here, or on the backend."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return "tpu" if device and device.device_kind.startswith("TPU") else jax.default_backend()
 
 
 def default_implementation(split: bool, dtype) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from jax.experimental.pallas import tpu as pltpu
+from kernels.tpu import LANES, vmem_bytes
 
-LANES = 128
 LONG = 8192
 
 
@@ -28,14 +27,6 @@ class BlockSizes:
     diagonal: int = 256
     keys: int = 8192
     vmem_bytes: int = 60 << 20
-
-
-def vmem_bytes() -> int:
-    """Returns the vector memory of the chip at hand, or of the smallest recent one (v5p, tpu7x) when there is none."""
-    try:
-        return pltpu.get_tpu_info().vmem_capacity_bytes
-    except ValueError:
-        return 64 << 20
 
 
 def choose(length: int, vmem: int | None = None) -> BlockSizes:

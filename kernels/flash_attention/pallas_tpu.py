@@ -11,6 +11,7 @@ import numpy as np
 from kernels.flash_attention import block_sizes, xla
 from kernels.flash_attention.pallas_tpu_backward import backward
 from kernels.flash_attention.pallas_tpu_forward import forward
+from kernels.tpu import anywhere
 
 
 def first_keys(segments_BT: jax.Array) -> jax.Array:
@@ -18,15 +19,6 @@ def first_keys(segments_BT: jax.Array) -> jax.Array:
     T = segments_BT.shape[1]
     begins_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     return jax.lax.cummax(jnp.where(begins_BT, jnp.arange(T, dtype=jnp.int32), 0), axis=1)
-
-
-def _anywhere(function, *arrays, interpret):
-    """Runs the compiled kernel where the program is lowered for a TPU and the interpreter elsewhere, unless told."""
-    if interpret is not None:
-        return function(*arrays, interpret=interpret)
-    return jax.lax.platform_dependent(
-        *arrays, tpu=functools.partial(function, interpret=False), default=functools.partial(function, interpret=True)
-    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -37,7 +29,7 @@ def attend(q_BNTH, k_BKTH, v_BKTH, first_BT, sizes, interpret):
 
 def _attend_forward(q_BNTH, k_BKTH, v_BKTH, first_BT, sizes, interpret):
     inputs = q_BNTH, k_BKTH, v_BKTH, first_BT
-    out_BNTH, lse_BN1T = _anywhere(functools.partial(forward, sizes=sizes), *inputs, interpret=interpret)
+    out_BNTH, lse_BN1T = anywhere(functools.partial(forward, sizes=sizes), *inputs, interpret=interpret)
     return out_BNTH, (*inputs, out_BNTH, lse_BN1T)
 
 
@@ -51,7 +43,7 @@ def _attend_backward(sizes, interpret, residuals, do_BNTH):
         )
     delta_BN1T = jnp.sum(out_BNTH.astype(jnp.float32) * do_BNTH.astype(jnp.float32), axis=-1)[:, :, None]
     arrays = (*inputs, first_BT, lse_BN1T, delta_BN1T, do_BNTH)
-    gradients = _anywhere(functools.partial(backward, sizes=sizes), *arrays, interpret=interpret)
+    gradients = anywhere(functools.partial(backward, sizes=sizes), *arrays, interpret=interpret)
     return *gradients, np.zeros(first_BT.shape, jax.dtypes.float0)
 
 

@@ -15,9 +15,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.flash_attention.block_sizes import BlockSizes, pieces
-from kernels.flash_attention.pallas_tpu_forward import MASKED, TRANSPOSED, matmul, score_scale
-
-CONTRACT_ROWS = (((0,), (0,)), ((), ()))
+from kernels.flash_attention.pallas_tpu_forward import score_scale
+from kernels.tpu import CONTRACT_ROWS, MASKED, TRANSPOSED, matmul
 
 
 def _gradients(q_RH, do_RH, k_CH, v_CH, lse_1R, delta_1R, visible_CR, scale):

@@ -16,16 +16,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.flash_attention.block_sizes import LANES, BlockSizes, pieces
-
-MASKED = -1e30  # finite, so that a masked score less a maximum is never NaN
-TRANSPOSED = (((1,), (1,)), ((), ()))
-
-
-def matmul(x, y, dimensions=(((1,), (0,)), ((), ()))):
-    """Returns x @ y in fp32 over the dimensions given; fp32 inputs keep their precision."""
-    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
-    return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
+from kernels.flash_attention.block_sizes import BlockSizes, pieces
+from kernels.tpu import LANES, MASKED, TRANSPOSED, matmul
 
 
 def score_scale(head_dim: int) -> float:

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from kernels.flash_attention.api import platform
 from kernels.flash_attention.pallas_tpu import first_keys
 from kernels.ring_attention import pallas_tpu, xla
 from kernels.ring_attention.ring import ring
+from kernels.tpu import platform
 
 IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu.blocks, "xla": xla.blocks}  # of what a device computes on its own
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 
 from kernels.flash_attention import block_sizes
-from kernels.flash_attention.api import platform
 from kernels.flash_attention.pallas_tpu_backward import backward
 from kernels.flash_attention.pallas_tpu_forward import forward
 from kernels.ring_attention.ring import Blocks
+from kernels.tpu import platform
 
 
 def blocks(length: int) -> tuple[Blocks, int]:
