@@ -33,9 +33,9 @@ def experiment(scale: str = "toy") -> Experiment:
         model=model,
         data=DataConfig(seq_len=256, batch_size=4, mixture=MIXTURE, infilling=infilling, block_chars=250),
         optimizer=OptimizerConfig(peak_lr=4e-3, warmup_steps=60),
-        steps=1050,
-        eval_every=210,
-        checkpoint_every=210,
+        steps=1400,
+        eval_every=280,
+        checkpoint_every=280,
         log_every=20,
     )
     long_context = Stage(
