@@ -29,9 +29,9 @@ def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
 def abstract_params(model: ModelConfig, mesh: Mesh) -> dict:
     """Returns the parameters as shapes in the compute dtype, sharded as for training."""
     tokens_BT = jax.ShapeDtypeStruct((1, 2), jnp.int32)  # no array: there is no device to hold it
-    boxed = jax.eval_shape(lambda tokens_BT: Llama(model).init(jax.random.key(0), tokens_BT, tokens_BT)["params"], tokens_BT)
-    dtype = jnp.dtype(model.compute_dtype)
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype, sharding=s), nn.unbox(boxed), shardings(boxed, mesh))
+    init = lambda tokens_BT: Llama(model).init(jax.random.key(0), tokens_BT, tokens_BT)["params"]
+    plain, placed = jax.eval_shape(lambda t: nn.unbox(init(t)), tokens_BT), shardings(jax.eval_shape(init, tokens_BT), mesh)
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, model.compute_dtype, sharding=s), plain, placed)
 
 
 def lower_prefill(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> jax.stages.Lowered:
