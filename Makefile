@@ -25,12 +25,20 @@ $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	touch $@
 
+# torch and transformers: with them `make test` also reads and writes weights beside code that is not ours. They carry no hashes, since
+# indexes hold several builds of one version of torch; name one with the CPU's (PIP_EXTRA_INDEX_URL), or gigabytes for GPUs come along.
+oracle: $(VENV)/installed-oracle
+
+$(VENV)/installed-oracle: $(VENV)/installed-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.24.0
+	touch $@
+
 # Needs uv (pip install uv). Python 3.11 and newer ones get different JAX releases from one file.
 LOCK = uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 pyproject.toml
 NOTE = exact versions and hashes, CPU by default, for Python 3.11 to 3.13. Ranges are in pyproject.toml; `make lock` writes this file.
 lock:
-	(echo '\# The lock: $(NOTE)'; $(LOCK)) > requirements.lock && mv requirements.lock requirements.txt
-	(echo '\# The lock with the tools of `make test`: $(NOTE)'; $(LOCK) --extra dev -c requirements.txt) > requirements.lock && mv requirements.lock requirements-dev.txt
+	(echo '# The lock: $(NOTE)'; $(LOCK)) > requirements.lock && mv requirements.lock requirements.txt
+	(echo '# The lock with the tools of `make test`: $(NOTE)'; $(LOCK) --extra dev -c requirements.txt) > requirements.lock && mv requirements.lock requirements-dev.txt
 
 # The resolved config of every experiment, checked in: look at the difference before you commit it.
 golden: $(VENV)/installed-dev
@@ -43,4 +51,4 @@ tpu-table: $(VENV)/installed
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
 
-.PHONY: quickstart test lock golden tpu-table clean
+.PHONY: quickstart test oracle lock golden tpu-table clean

@@ -1,4 +1,4 @@
-"""Asks a trained model: `python -m codellama_jax complete RUN PROMPT`, `python -m codellama_jax infill RUN FILE`."""
+"""Asks a trained model: `python -m codellama_jax complete RUN PROMPT`, `infill RUN FILE`, `evaluate BENCHMARK --run RUN`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from codellama_jax.command_line import cli, run_command
 from codellama_jax.config import CACHE, UserError
+from codellama_jax.evaluation.settings import Checking, Options, Settings
+from codellama_jax.weights import commands as weights
 
 if TYPE_CHECKING:
     from codellama_jax.generation.sampler import Sampling
@@ -86,6 +89,49 @@ class Infill(Asking):
         sys.stdout.write(suffix)
 
 
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a benchmark of the paper: humaneval, mbpp, ... (a wrong name lists them all)."""
+
+    benchmark: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BENCHMARK")]
+    out: str
+    """The folder for samples.jsonl, results.jsonl and results.json; the same command goes on with what is there."""
+    options: Annotated[Options, tyro.conf.arg(name="")]
+    settings: Annotated[Settings, tyro.conf.arg(name="")]
+    checking: Annotated[Checking, tyro.conf.arg(name="")]
+    run: str = ""
+    """The folder of a run or of one of its stages, local or gs://; not needed to score."""
+    arm: str = ""
+    stage: str = ""
+    samples_file: str = ""
+    """Score these samples, JSON lines with task_id and completion, instead of generating any."""
+    reference: bool = False
+    """Score the canonical solutions instead of generating any."""
+
+    def __call__(self) -> None:
+        from codellama_jax.evaluation.evaluate import evaluate
+        from codellama_jax.run import start_distributed
+
+        if not (self.run or self.samples_file or self.reference):
+            raise UserError("what is to be evaluated? Pass --run RUN, --samples-file FILE or --reference")
+        start_distributed()
+        out = Path(self.out).expanduser()
+        evaluate(self.benchmark, self.load(), self.options, self.settings, self.checking, out, self.samples_file, self.reference)
+
+    def load(self) -> Run | None:
+        """Loads the model, whole on the devices of each host, which asks its share of the tasks."""
+        if not self.run:
+            return None
+        import jax
+
+        from codellama_jax.config import MeshConfig
+        from codellama_jax.training.checkpoint import keep_compiled, load_run
+        from codellama_jax.training.mesh import make_mesh
+
+        keep_compiled(CACHE)
+        return load_run(self.run, self.arm, self.stage, make_mesh(MeshConfig(), jax.local_devices()))
+
+
 def read(path: str) -> str:
     """Returns the text of a file, local or gs://, or of standard input. Raises UserError for what is not a text file."""
     from etils import epath
@@ -120,7 +166,12 @@ def highlighted() -> Callable[[str], None]:
     return write
 
 
-COMMANDS = Annotated[Complete, tyro.conf.subcommand("complete")] | Annotated[Infill, tyro.conf.subcommand("infill")]
+COMMANDS = (
+    Annotated[Complete, tyro.conf.subcommand("complete")]
+    | Annotated[Infill, tyro.conf.subcommand("infill")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | weights.COMMANDS
+)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ class Stage:
     data: DataConfig
     optimizer: OptimizerConfig
     steps: int
-    init: str = "previous"  # scratch | previous | run:DIR
+    init: str = "previous"  # scratch | previous | run:DIR | run:DIR@STEP | hf:DIR | meta:DIR
     micro_batches: int = 1  # a batch is split into this many, gradients weighted by tokens
     eval_rows: int = 32  # validation rows of seq_len tokens
     eval_every: int = 1000

@@ -4,40 +4,12 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from pathlib import Path
 
 CONTROLS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {127: 0x2421}  # shown as U+240D and so on
 MARKDOWN = {ord(c): f"&#{ord(c)};" for c in "\\`*_[]~|<>&#$"}
 
-STYLE = """
-:root {
-  color-scheme: light dark;
-  --text: #1f2328; --quiet: #59636e; --page: #fff; --box: #f6f8fa; --line: #d1d9e0; --mark: #fff3b0; --truth: #cdeed3;
-}
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e6edf3; --quiet: #9198a1; --page: #0d1117; --box: #161b22; --line: #3d444d; --mark: #5c4a00; --truth: #14492a; }
-}
-body { margin: 0; background: var(--page); color: var(--text); font: 15px/1.55 system-ui, sans-serif; }
-main { max-width: 1160px; margin: 0 auto; padding: 32px 24px 64px; }
-h1 { font-size: 28px; margin: 0 0 8px; }
-h2 { font-size: 20px; margin: 40px 0 8px; padding-bottom: 4px; border-bottom: 1px solid var(--line); }
-h3 { font-size: 16px; margin: 24px 0 4px; }
-p, figcaption { max-width: 80ch; }
-figcaption, .note, th { color: var(--quiet); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-nums; font-size: 14px; }
-th, td { padding: 4px 18px 4px 0; text-align: left; vertical-align: top; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { font-weight: 500; }
-figure { margin: 16px 0; }
-figure svg { max-width: 100%; height: auto; }
-pre, code { font: 13px/1.5 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
-td:has(code) { min-width: 260px; }
-pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: 10px 12px; margin: 4px 0; }
-pre { max-height: 36em; overflow: auto; }
-mark { background: var(--mark); color: inherit; border-radius: 3px; }
-mark.truth { background: var(--truth); }
-.beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(360px, 1fr)); gap: 12px; margin-bottom: 16px; }
-.beside > div { min-width: 0; }
-"""
+STYLE = (Path(__file__).parent / "page.css").read_text()
 
 Part = tuple[str, str]  # text and how it is marked: "" not, "mark" by the model, "truth"
 

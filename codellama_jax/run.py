@@ -24,6 +24,7 @@ from codellama_jax.sizes import SENTINEL_ROWS
 from codellama_jax.training import checkpoint
 from codellama_jax.training.loop import StageRun, Stopped, check_stage, owned_rows, place_validation, train_stage
 from codellama_jax.training.mesh import make_mesh, on_mesh
+from codellama_jax.weights import load
 
 # What may change between two starts of a run: where and how it computes, not what.
 FREE = ("mesh.", "probes.", ".remat", ".attention", ".micro_batches", ".log_every", ".checkpoint_every", ".keep_checkpoints")
@@ -98,21 +99,25 @@ def check_tokenizer(experiment: Experiment, tokenizer: tokenizers.Tokenizer) -> 
                 raise UserError(f"{arm}.{name}.model.vocab_size is {stage.model.vocab_size} and the tokenizer needs {wanted}")
 
 
+def check_same_tokenizer(experiment: Experiment, tokenizer: tokenizers.Tokenizer) -> None:
+    """Raises UserError where a stage starts from weights that were trained with other ids."""
+    for stages in experiment.arms.values():
+        for stage in stages.values():
+            theirs = load.tokenizer_of(stage.init)
+            if theirs and theirs.fingerprint != tokenizer.fingerprint:
+                raise UserError(f"{stage.init} was trained with another tokenizer: pass --tokenizer.path with its tokenizer.model")
+
+
 def initial_params(stage: Stage, before: tuple[epath.Path, Stage] | None, mesh: Mesh) -> Callable[[], Any] | None:
     """Returns what loads the parameters that a stage starts from; None for random ones."""
     if stage.init == "scratch":
         return None
     if stage.init == "previous":
         if before is None:
-            raise UserError("the first stage of an arm has none before it: its init is scratch or run:DIR")
+            raise UserError("the first stage of an arm has none before it: its init is scratch, run:DIR, hf:DIR or meta:DIR")
         checkpoint.check_shapes(before[0], before[1].model, stage.model)
         return lambda: checkpoint.load_params(before[0], stage, mesh)
-    kind, _, place = stage.init.partition(":")
-    if kind != "run" or not place:
-        raise UserError(f"init {stage.init!r} is none of scratch, previous, run:DIR")
-    folder, saved = checkpoint.stage_folder(checkpoint.folder_at(place))
-    checkpoint.check_shapes(folder, saved.model, stage.model)
-    return lambda: checkpoint.load_params(folder, stage, mesh)
+    return load.initial_params(stage, mesh)
 
 
 def batches_of(corpus: Corpus, stage: Stage, seed: int, rows: Sequence[int]) -> pipeline.Batches:
@@ -187,6 +192,7 @@ def run_experiment(experiment: Experiment, claim: str, out: str, arm: str, fresh
         check_folder(experiment, folder)
     corpus = Corpus(experiment, cache)
     check_tokenizer(experiment, corpus.tokenizer)
+    check_same_tokenizer(experiment, corpus.tokenizer)
     open_folder(experiment, folder, fresh)
     try:
         with on_mesh(mesh):

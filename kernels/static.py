@@ -19,7 +19,7 @@ import tempfile
 from kernels.chips import TOPOLOGIES
 from kernels.passes import Pass
 
-KERNELS = ("flash_attention",)
+KERNELS = ("cross_entropy", "decode_attention", "flash_attention")
 
 
 def show(chip: str, p: Pass, baseline: Pass | None = None) -> None:

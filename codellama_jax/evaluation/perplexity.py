@@ -16,7 +16,7 @@ from codellama_jax.models.layers import length_shards
 from codellama_jax.models.llama import Llama
 from codellama_jax.tokenizer import Tokenizer
 from codellama_jax.training.checkpoint import Run
-from codellama_jax.training.losses import CHUNK, token_losses
+from codellama_jax.training.losses import losses_of_tokens
 
 TOKENS = 16_384  # read at once: what bounds the memory of a forward pass
 
@@ -84,18 +84,7 @@ def document_losses(run: Run, documents: Sequence[Sequence[int]]) -> list[np.nda
 
 @functools.partial(jax.jit, static_argnums=0)
 def _losses(config: ModelConfig, params: dict, tokens_BT: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """Returns losses_BT; the logits of at most CHUNK tokens are held at once."""
-    B, T = tokens_BT.shape
-    model = Llama(config)
-    positions_BT = jax.numpy.broadcast_to(jax.numpy.arange(T), (B, T))
-    x_BTD, _ = model.apply({"params": params}, tokens_BT, positions_BT, method="hidden")
-
-    def column_losses(column):
-        x_BD, targets_B = column
-        return token_losses(model.apply({"params": params}, x_BD, method="unembed"), targets_B)
-
-    columns = T if length_shards() > 1 else max(1, CHUNK // B)
-    return jax.lax.map(column_losses, (x_BTD.swapaxes(0, 1), targets_BT.swapaxes(0, 1)), batch_size=columns).swapaxes(0, 1)
+    return losses_of_tokens(Llama(config), params, tokens_BT, targets_BT)
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -18,8 +18,7 @@ from flax import struct
 from codellama_jax.config import ModelConfig
 from codellama_jax.models.layers import rope_angles
 from codellama_jax.models.llama import Llama
-
-EMPTY = jnp.iinfo(jnp.int32).max  # the position of a slot that holds nothing: after every query
+from kernels.decode_attention import decode_attention
 
 
 @struct.dataclass
@@ -42,15 +41,13 @@ class Weights:
 
 @struct.dataclass
 class Cache:
-    """Keys and values, one array a layer. All rows fill the same slot in a step; a slot's position in its row stands beside it.
+    """Keys and values, one array a layer. Slot s of a row holds its position s; what is behind the row's last means nothing.
 
     Key heads and rows are one dim M, or XLA's CPU backend would copy the caches of a single row in every step.
     """
 
     k_MSH: tuple[jax.Array, ...]
     v_MSH: tuple[jax.Array, ...]
-    positions_BS: jax.Array
-    used: jax.Array  # slots, the same number in every row
 
 
 def for_decoding(config: ModelConfig) -> ModelConfig:
@@ -92,21 +89,16 @@ def prefill(config: ModelConfig, params: dict, tokens_BT: jax.Array, lengths_B: 
     last_B1D = jnp.take_along_axis(x_BTD, lengths_B[:, None, None] - 1, axis=1)
     logits_BV = model.apply({"params": params}, last_B1D, method="unembed")[:, 0]
     to_slots = lambda a_BTKH: jnp.pad(jnp.einsum("BTKH->KBTH", a_BTKH).reshape(-1, T, config.head_dim), ((0, 0), (0, new_slots), (0, 0)))
-    k_MSH, v_MSH = (tuple(map(to_slots, a_LBTKH)) for a_LBTKH in kv_LBTKH)
-    positions_BS = jnp.pad(
-        jnp.where(positions_BT < lengths_B[:, None], positions_BT, EMPTY), ((0, 0), (0, new_slots)), constant_values=EMPTY
-    )
-    return logits_BV, Cache(k_MSH, v_MSH, positions_BS, jnp.array(T))
+    return logits_BV, Cache(*(tuple(map(to_slots, a_LBTKH)) for a_LBTKH in kv_LBTKH))
 
 
 def step(config: ModelConfig, weights: Weights, cache: Cache, tokens_B: jax.Array, positions_B: jax.Array) -> tuple[jax.Array, Cache]:
     """Reads one token a row at its position. Returns fp32 logits_BV after it, and the cache with it."""
     B, K, G, H = tokens_B.shape[0], config.n_kv_heads, config.n_heads // config.n_kv_heads, config.head_dim
-    positions_BS = jax.lax.dynamic_update_slice(cache.positions_BS, positions_B[:, None], (0, cache.used))
-    visible_MS = jnp.tile(positions_BS <= positions_B[:, None], (K, 1))
     rope = tuple(a[:, 0].T[None, None] for a in rope_angles(positions_B[:, None], H, config.rope_theta, config.rope_scaling))
     heads = lambda a_KXHB: jnp.einsum("KXHB->KBXH", a_KXHB).reshape(K * B, -1, H)
-    put = lambda slots_MSH, new_KXHB: jax.lax.dynamic_update_slice(slots_MSH, heads(new_KXHB), (0, cache.used, 0))
+    row_M, slot_M = jnp.arange(K * B), jnp.tile(positions_B, K)
+    put = lambda slots_MSH, new_KXHB: slots_MSH.at[row_M, slot_M].set(heads(new_KXHB)[:, 0], unique_indices=True)
     x_DB = weights.embedding_VD[tokens_B].T
     keys, values = [], []
     for layer, k_MSH, v_MSH in zip(weights.layers, cache.k_MSH, cache.v_MSH):
@@ -114,20 +106,13 @@ def step(config: ModelConfig, weights: Weights, cache: Cache, tokens_B: jax.Arra
         qk_KXHB = rotate(qkv_KXHB[:, : G + 1], rope)
         keys.append(put(k_MSH, qk_KXHB[:, G:]))
         values.append(put(v_MSH, qkv_KXHB[:, G + 1 :]))
-        out_MGH = attend(heads(qk_KXHB[:, :G]), keys[-1], values[-1], visible_MS)
+        out_MGH = decode_attention(heads(qk_KXHB[:, :G]), keys[-1], values[-1], positions_B + 1)
         x_DB += layer.out_DX @ jnp.einsum("KBGH->KGHB", out_MGH.reshape(K, B, G, H)).reshape(-1, B)
         gate_FB, up_FB = jnp.split(layer.gate_up_XD @ normalise(config, x_DB, layer.ffn_norm_D), 2)
         x_DB += layer.down_DF @ (jax.nn.silu(gate_FB) * up_FB)
     x_DB = normalise(config, x_DB, weights.final_norm_D)
     logits_VB = jnp.matmul(weights.head_VD, x_DB, preferred_element_type=jnp.float32)
-    return jax.lax.optimization_barrier(logits_VB).T, Cache(tuple(keys), tuple(values), positions_BS, cache.used + 1)
-
-
-def attend(q_MGH: jax.Array, k_MSH: jax.Array, v_MSH: jax.Array, visible_MS: jax.Array) -> jax.Array:
-    """Attends from one query a head to the visible slots; logits and softmax in fp32. Returns out_MGH."""
-    logits_MGS = jnp.einsum("MGH,MSH->MGS", q_MGH, k_MSH, preferred_element_type=jnp.float32) * q_MGH.shape[-1] ** -0.5
-    logits_MGS = jnp.where(visible_MS[:, None], logits_MGS, jnp.finfo(jnp.float32).min)
-    return jnp.einsum("MGS,MSH->MGH", jax.nn.softmax(logits_MGS, axis=-1).astype(v_MSH.dtype), v_MSH)
+    return jax.lax.optimization_barrier(logits_VB).T, Cache(tuple(keys), tuple(values))
 
 
 def normalise(config: ModelConfig, x_DB: jax.Array, scale_D: jax.Array) -> jax.Array:

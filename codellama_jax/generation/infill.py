@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from codellama_jax.config import UserError
 from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.generation.sampler import Sampling
-from codellama_jax.generation.text import continuation, generate_text
+from codellama_jax.generation.text import Rows, continuation, generate_text
 from codellama_jax.training.checkpoint import Run
 
 FILL_ME = "<FILL_ME>"
@@ -28,6 +28,7 @@ def infill(
     spm: bool = False,
     stop_strings: Sequence[str] = (),
     stream: Callable[[str], None] | None = None,
+    rows: Rows | None = None,
 ) -> list[str]:
     """Returns the middle of each (prefix, suffix), up to EOT or a stop string.
 
@@ -44,4 +45,4 @@ def infill(
         decode = continuation(run, [prefix for prefix, _ in pairs])
     else:
         decode = lambda row, ids: tokenizer.decode(ids, leading_space=False)
-    return generate_text(run, prompts, decode, sampling, [tokenizer.eot_id, tokenizer.eos_id], stop_strings, stream)
+    return generate_text(run, prompts, decode, sampling, [tokenizer.eot_id, tokenizer.eos_id], stop_strings, stream, rows)

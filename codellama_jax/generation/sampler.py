@@ -67,6 +67,7 @@ def generate(
     stop: Callable[[int, list[int]], bool] | None = None,
     on_tokens: Callable[[int, list[int]], None] | None = None,
     vocab: int | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Goes on from each prompt up to a stop id, which is cut off, or until `stop(row, ids)`, or for `max_new_tokens`.
 
@@ -75,6 +76,7 @@ def generate(
     stop: given all new ids of a row, says whether they are enough; the row ends with the first token that makes it true, and
       what is once enough must stay so with more ids.
     on_tokens: told (row, all its new ids so far) as they come.
+    numbers: one a prompt, below 2**32, that decide its chance together with the seed; 0, 1, 2, ... unless given.
 
     Returns the new ids of each prompt. Raises UserError for a prompt that is empty, too long, or of another vocabulary.
     """
@@ -85,7 +87,8 @@ def generate(
     rows = _Rows(len(prompts), sampling.max_new_tokens, stop_ids, stop, on_tokens)
     chunk = CHUNK_STREAMED if on_tokens else CHUNK_WITH_STOP if stop else CHUNK
     tokens_BT, lengths_B = _pad(prompts)
-    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(sampling.seed), np.arange(len(tokens_BT)))
+    numbers_B = np.resize(np.array(numbers or range(len(tokens_BT)), np.uint32), len(tokens_BT))
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(sampling.seed), numbers_B)
     draws = Draws(keys_B, np.array([*stop_ids, *[-1] * (4 - len(stop_ids))], np.int32), np.int32(vocab or config.vocab_size))
     static = config, dataclasses.replace(sampling, max_new_tokens=1, seed=0), _mesh(params)
     with nn.logical_axis_rules(()):  # activations lie as the parameters suggest: a batch need not divide over a mesh

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from codellama_jax.generation.sampler import Sampling, generate
 from codellama_jax.training.checkpoint import Run
 
 Decode = Callable[[int, list[int]], str]  # (row, new ids) -> text
+Cut = Callable[[int, str], str]  # (row, text) -> the text up to where it ends
 BROKEN = "\ufffd"  # what each byte of an unfinished character decodes to
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What differs between the rows of a batch beside their prompts."""
+
+    cut: Cut  # a row ends as soon as this cuts something off, and what is cut off once must stay so with more text
+    numbers: Sequence[int]  # what each row's chance hangs on
 
 
 def until(text: str, stop_strings: Sequence[str]) -> str:
@@ -59,8 +69,11 @@ def generate_text(
     stop_ids: Sequence[int],
     stop_strings: Sequence[str],
     stream: Callable[[str], None] | None,
+    rows: Rows | None = None,
 ) -> list[str]:
     """Generates from ids and returns texts, cut at stop strings. `stream` gets the pieces of the first prompt's text as they come.
+
+    `rows` says instead of stop strings where each text ends.
 
     A character that is unfinished where the tokens end is left out.
     """
@@ -71,22 +84,37 @@ def generate_text(
         if row == 0 and out:
             out.update(text_of(row, ids))
 
-    stopped = (lambda row, ids: any(s in text_of(row, ids) for s in stop_strings)) if stop_strings else None
-    vocab = min(run.model.vocab_size, run.tokenizer.vocab_size)
-    rows = generate(run.model, run.params, prompts, sampling, stop_ids, vocab=vocab, stop=stopped, on_tokens=show if out else None)
-    texts = [until(text_of(row, ids), stop_strings) for row, ids in enumerate(rows)]
+    cut = rows.cut if rows else lambda row, text: until(text, stop_strings)
+    stopped = lambda row, ids: cut(row, text_of(row, ids)) != text_of(row, ids)
+    new = generate(
+        run.model,
+        run.params,
+        prompts,
+        sampling,
+        stop_ids,
+        stop=stopped if rows or stop_strings else None,
+        on_tokens=show if out else None,
+        vocab=min(run.model.vocab_size, run.tokenizer.vocab_size),
+        numbers=rows.numbers if rows else None,
+    )
+    texts = [cut(row, text_of(row, ids)) for row, ids in enumerate(new)]
     if out:
         out.finish(texts[0])
     return texts
 
 
 def complete(
-    run: Run, prompts: Sequence[str], sampling: Sampling, stop_strings: Sequence[str] = (), stream: Callable[[str], None] | None = None
+    run: Run,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    stop_strings: Sequence[str] = (),
+    stream: Callable[[str], None] | None = None,
+    rows: Rows | None = None,
 ) -> list[str]:
     """Returns what follows each prompt, up to EOS or a stop string. Prompts are taken as they are, trailing white space included."""
     encoded = [[run.tokenizer.bos_id, *run.tokenizer.encode(prompt)] for prompt in prompts]
     decode = continuation(run, prompts)
-    return generate_text(run, encoded, decode, sampling, [run.tokenizer.eos_id], stop_strings, stream)
+    return generate_text(run, encoded, decode, sampling, [run.tokenizer.eos_id], stop_strings, stream, rows)
 
 
 def continuation(run: Run, prompts: Sequence[str]) -> Decode:

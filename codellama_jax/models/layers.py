@@ -11,6 +11,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from codellama_jax.config import ModelConfig
@@ -61,7 +62,8 @@ def rope_angles(positions_BT: jax.Array, head_dim: int, theta: float, scaling: f
 
     A scaling above 1 is linear position interpolation (Chen et al. 2023).
     """
-    frequencies_H = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    # Rounded where the published code rounds: one unit in the last place is 1e-3 radians at position 8,191.
+    frequencies_H = 1 / (theta ** (np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
     angles_BTH = (positions_BT.astype(jnp.float32) / scaling)[..., None] * frequencies_H[None, None]
     return jnp.cos(angles_BTH), jnp.sin(angles_BTH)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -21,12 +22,14 @@ from codellama_jax.accounting import checkpoint_bytes
 from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage, UserError, from_dict, to_dict
 from codellama_jax.training.mesh import make_mesh, on_mesh
 from codellama_jax.training.step import TrainState, abstract_state
+from codellama_jax.training.vocabulary import check_vocabulary, resized
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax prints tracebacks of errors that it also raises, and these are told in a line
 warn = Console(stderr=True, style="yellow", soft_wrap=True, highlight=False).print
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Returns what a library's error says, for a message of one line."""
     if "No space left" in str(error):
         return "no space left on the device"
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
@@ -54,7 +57,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
-            cursors=ocp.args.JsonSave({"rows": _gather(rows), "tokens": tokens}),
+            cursors=ocp.args.JsonSave({"rows": gather(rows), "tokens": tokens}),
             stage=ocp.args.JsonSave(to_dict(self.stage)),
         )
         self._guarded(f"step {step}", lambda: self.manager.save(step, args=items, force=True))
@@ -79,7 +82,7 @@ class Checkpoints:
             save()
         except Exception as error:
             raise UserError(
-                f"could not save the checkpoint of {what}: {_first_line(error)}; the last good one: {self.last_good()}"
+                f"could not save the checkpoint of {what}: {first_line(error)}; the last good one: {self.last_good()}"
             ) from error
 
     def restore(self, abstract: TrainState) -> tuple[int, TrainState, dict[str, Any]] | None:
@@ -92,7 +95,7 @@ class Checkpoints:
             try:
                 items = self._read(step, abstract)
             except Exception as error:
-                warn(f"warning: checkpoint {self.folder}/step_{step} is damaged, trying the one before it ({_first_line(error)})")
+                warn(f"warning: checkpoint {self.folder}/step_{step} is damaged, trying the one before it ({first_line(error)})")
                 continue
             for newer in (s for s in steps if s > step):
                 self.manager.delete(newer)
@@ -115,8 +118,8 @@ class Checkpoints:
         )
 
 
-def _gather(rows: dict[str, Any]) -> dict[str, Any]:
-    """Returns the cursors of all rows: every host brings those it owns."""
+def gather(rows: dict[str, Any]) -> dict[str, Any]:
+    """Returns the rows of all hosts: every host brings those it owns, ready for JSON."""
     if jax.process_count() == 1:
         return rows
     mine = np.frombuffer(json.dumps(rows).encode(), np.uint8)
@@ -140,31 +143,59 @@ class Run:
     name: str
 
 
-def load_params(folder: epath.Path, stage: Stage, mesh: jax.sharding.Mesh) -> dict:
-    """Returns the newest readable parameters of a stage's folder, placed on the mesh, for `stage.model`'s shapes.
+def load_params(folder: epath.Path, stage: Stage, mesh: jax.sharding.Mesh, step: int | None = None) -> dict:
+    """Returns the newest readable parameters of a stage's folder, or those of a step, placed on the mesh, for `stage.model`'s shapes.
 
     Raises UserError if there is none, or if they are another model's.
     """
-    manager = ocp.CheckpointManager(folder / "checkpoints", options=ocp.CheckpointManagerOptions(read_only=True, step_prefix="step"))
-    steps = sorted(manager.all_steps(), reverse=True) if (folder / "checkpoints").exists() else []
-    if not steps:
-        raise UserError(f"no checkpoint in {folder}: give the folder of a run that has trained")
-    check_shapes(folder, from_dict(Stage, json.loads((folder / "config.json").read_text())).model, stage.model)
+    steps = checkpoint_steps(folder, step)
+    saved = from_dict(Stage, json.loads((folder / "config.json").read_text())).model
+    check_shapes(folder, saved, stage.model)
     with on_mesh(mesh):
-        abstract = abstract_state(stage, mesh).params
+        abstract = abstract_state(
+            dataclasses.replace(stage, model=dataclasses.replace(stage.model, vocab_size=saved.vocab_size)), mesh
+        ).params
+    manager = _reading(folder)
     for step in steps:
         try:
-            return manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))["params"]
+            params = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))["params"]
         except Exception as error:
-            warn(f"warning: checkpoint {folder}/checkpoints/step_{step} is damaged, trying the one before it ({_first_line(error)})")
+            warn(f"warning: checkpoint {folder}/checkpoints/step_{step} is damaged, trying the one before it ({first_line(error)})")
+        else:
+            return with_rows(params, stage, mesh)
     raise UserError(f"no checkpoint under {folder} can be read")
 
 
-def check_shapes(folder: epath.Path, saved: ModelConfig, wanted: ModelConfig) -> None:
-    """Raises UserError if the parameters in a folder are not those of the model wanted."""
-    for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff"):
+def checkpoint_steps(folder: epath.Path, step: int | None = None) -> list[int]:
+    """Returns the steps of a stage's checkpoints, the newest first, or only the one asked for. Raises UserError if there is none."""
+    steps = sorted(_reading(folder).all_steps(), reverse=True) if (folder / "checkpoints").exists() else []
+    if not steps:
+        raise UserError(f"no checkpoint in {folder}: give the folder of a run that has trained")
+    if step is not None and step not in steps:
+        raise UserError(f"{folder} has no checkpoint of step {step}: it has {', '.join(map(str, sorted(steps)))}")
+    return steps if step is None else [step]
+
+
+def _reading(folder: epath.Path) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(folder / "checkpoints", options=ocp.CheckpointManagerOptions(read_only=True, step_prefix="step"))
+
+
+def with_rows(params: dict, stage: Stage, mesh: jax.sharding.Mesh) -> dict:
+    """Returns the parameters with as many rows of the vocabulary as the stage wants."""
+    rows = stage.model.vocab_size
+    if rows == params["embedding"].shape[0]:
+        return params
+    with on_mesh(mesh):
+        placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh).params)
+        return jax.jit(lambda p: resized(p, rows), out_shardings=placed)(params)
+
+
+def check_shapes(folder: epath.Path | str, saved: ModelConfig, wanted: ModelConfig) -> None:
+    """Raises UserError if the parameters in a folder are not those of the model wanted, but for sentinels or padding."""
+    for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "norm_eps"):
         if getattr(saved, name) != getattr(wanted, name):
             raise UserError(f"{folder} holds another model: {name} is {getattr(saved, name)} there and {getattr(wanted, name)} here")
+    check_vocabulary(folder, saved.vocab_size, wanted.vocab_size)
 
 
 def folder_at(path: str) -> epath.Path:
@@ -194,12 +225,13 @@ def load_run(path: str, arm: str = "", stage: str = "", mesh: jax.sharding.Mesh 
     """Loads a run's model and tokenizer, on all devices unless a mesh is given. Raises UserError for what is not there."""
     run = folder_at(path)
     folder, config = stage_folder(run, arm, stage)
+    tokenizer = run_tokenizer(folder)
+    return Run(config.model, load_params(folder, config, mesh or make_mesh(MeshConfig())), tokenizer, "/".join(folder.parts[-3:]))
+
+
+def run_tokenizer(folder: epath.Path) -> tokenizers.Tokenizer:
+    """Loads the tokenizer of the run that a stage's folder lies in. Raises UserError if there is none."""
     root = next((f for f in (folder, *folder.parents) if (f / "tokenizer.model").exists()), None)
     if root is None:
-        raise UserError(f"{run} has no tokenizer.model")
-    return Run(
-        config.model,
-        load_params(folder, config, mesh or make_mesh(MeshConfig())),
-        tokenizers.load(root / "tokenizer.model"),
-        "/".join(folder.parts[-3:]),
-    )
+        raise UserError(f"{folder} has no tokenizer.model")
+    return tokenizers.load(root / "tokenizer.model")

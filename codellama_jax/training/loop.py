@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from codellama_jax.config import Stage, UserError
 from codellama_jax.data.pipeline import Batches
 from codellama_jax.training.checkpoint import Checkpoints
-from codellama_jax.training.mesh import ROWS, batch_sharding, check_mesh, on_mesh
+from codellama_jax.training.mesh import ROWS, batch_sharding, check_attention, check_mesh, on_mesh
 from codellama_jax.training.metrics import Metrics, Throughput
 from codellama_jax.training.step import (
     BATCH_KEYS,
@@ -193,6 +193,7 @@ def place_validation(batches: list[dict], stage: Stage, mesh: Mesh) -> list[dict
 
 def check_stage(stage: Stage, mesh: Mesh) -> None:
     """Raises UserError where the stage does not fit the mesh; called before anything is written."""
+    check_attention(mesh, stage.model)
     check_mesh(mesh, stage.model, stage.data.batch_size, stage.micro_batches, stage.data.seq_len)
     with on_mesh(mesh):
         abstract_state(stage, mesh)

@@ -1,40 +1,29 @@
-"""Cross-entropy in fp32, summed over tokens, a part of each row at a time so that (tokens x vocabulary) logits are never whole."""
+"""The loss of a batch: cross-entropy in fp32, summed over its tokens."""
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from codellama_jax.models.layers import length_shards
 from codellama_jax.models.llama import Llama
+from kernels.cross_entropy import cross_entropy, token_losses
 
-CHUNK = 1024  # tokens of a row whose logits are held at once
 
-
-def token_losses(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """Returns -log p(target) in nats, fp32."""
-    logits_BTV = logits_BTV.astype(jnp.float32)
-    target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits_BTV, axis=-1) - target_BT
+def layout() -> dict[str, jax.sharding.PartitionSpec]:
+    """How the current mesh splits tokens (B, T) and the head (D, V)."""
+    return {"tokens": nn.logical_to_mesh_axes(("batch", "length")), "head": nn.logical_to_mesh_axes(("embed", "vocab"))}
 
 
 def summed_loss(model: Llama, params: dict, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Returns the sum of the losses of a batch's tokens, padding left out, and how many tokens that is."""
     x_BTD, _ = model.apply({"params": params}, batch["tokens"], batch["positions"], batch["segment_ids"], method="hidden")
     weights_BT = (batch["segment_ids"] > 0).astype(jnp.float32)
-
-    def chunk_loss(x_BTD, targets_BT, weights_BT):
-        logits_BTV = model.apply({"params": params}, x_BTD, method="unembed")
-        return jnp.sum(token_losses(logits_BTV, targets_BT) * weights_BT)
-
-    chunks = 1 if length_shards() > 1 else _chunks(x_BTD.shape[1])
-    if chunks == 1:
-        return chunk_loss(x_BTD, batch["targets"], weights_BT), jnp.sum(weights_BT)
-    split = lambda a: a.reshape(a.shape[0], chunks, -1, *a.shape[2:]).swapaxes(0, 1)
-    losses = jax.lax.map(lambda part: jax.checkpoint(chunk_loss)(*part), tuple(map(split, (x_BTD, batch["targets"], weights_BT))))
-    return jnp.sum(losses), jnp.sum(weights_BT)
+    return cross_entropy(x_BTD, params["head"], batch["targets"], weights_BT, **layout()), jnp.sum(weights_BT)
 
 
-def _chunks(length: int) -> int:
-    """The fewest equal parts of at most CHUNK tokens."""
-    return next(n for n in range(-(-length // CHUNK), length + 1) if length % n == 0)
+def losses_of_tokens(model: Llama, params: dict, tokens_BT: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    """Returns -log p(target) in nats of every token of rows that are one document each, fp32 (B, T); it has no gradient."""
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    x_BTD, _ = model.apply({"params": params}, tokens_BT, positions_BT, method="hidden")
+    return token_losses(x_BTD, params["head"], targets_BT, **layout())

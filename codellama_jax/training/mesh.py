@@ -19,6 +19,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from codellama_jax.config import MeshConfig, ModelConfig, UserError
+from kernels import flash_attention, ring_attention
 
 AXES = ("data", "fsdp", "context", "tensor")
 ROWS = ("data", "fsdp")  # the axes that share out the rows of a batch
@@ -85,6 +86,17 @@ def check_mesh(mesh: Mesh, model: ModelConfig, batch_size: int, micro_batches: i
     for axis, name, size in cuts:
         if size % mesh.shape[axis]:
             raise UserError(f"{name} {size} does not divide over {axis}={mesh.shape[axis]}: change --mesh.{axis}")
+
+
+def check_attention(mesh: Mesh, model: ModelConfig) -> None:
+    """Raises UserError where the attention that a config names cannot train on packed rows on this mesh."""
+    platform, cut = mesh.devices.flat[0].platform, mesh.shape["context"] > 1
+    reasons = {name: flash_attention.refusal(name, platform, model.compute_dtype) for name in flash_attention.IMPLEMENTATIONS}
+    if cut:
+        reasons |= {name: "it cannot split rows over context" for name in reasons if name not in ring_attention.IMPLEMENTATIONS}
+    if model.attention and (reason := reasons.get(model.attention, "there is none of that name")):
+        able = ", ".join(name for name, why in reasons.items() if not why)
+        raise UserError(f"attention {model.attention!r}: {reason}; use one of {able}, or '' for the best")
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ def with_fresh_optimizer(stage: Stage, params: dict) -> TrainState:
 
 def boxed_state(stage: Stage, seed: int) -> TrainState:
     """Returns a fresh state whose parameters still carry their logical axes."""
-    tokens_BT = jnp.zeros((1, 2), jnp.int32)  # no mesh divides it, so that nothing is split
+    tokens_BT = jnp.zeros((1, 2), jnp.int32)
     return with_fresh_optimizer(stage, Llama(stage.model).init(jax.random.key(seed), tokens_BT, tokens_BT)["params"])
 
 

@@ -1,5 +1,5 @@
 """Causal grouped-query attention inside documents."""
 
-from kernels.flash_attention.api import IMPLEMENTATIONS, attention
+from kernels.flash_attention.api import IMPLEMENTATIONS, attention, refusal
 
-__all__ = ["IMPLEMENTATIONS", "attention"]
+__all__ = ["IMPLEMENTATIONS", "attention", "refusal"]

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from kernels.flash_attention import pallas_tpu, reference, xla
+from kernels.flash_attention import cudnn, pallas_tpu, reference, xla
 
-IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu.attention, "xla": xla.attention, "reference": reference.attention}
+IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu.attention, "cudnn": cudnn.attention, "xla": xla.attention, "reference": reference.attention}
+
+
+class Limits(NamedTuple):
+    """What an implementation can do: run on these platforms, compute in these dtypes (any if none), keep documents apart."""
+
+    platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
+    dtypes: tuple = ()
+    segments: bool = True
+
+
+LIMITS = {"pallas_tpu": Limits(platforms=("cpu", "tpu")), "cudnn": Limits(platforms=("gpu",), dtypes=cudnn.DTYPES)}
+
+
+def refusal(implementation: str, platform: str, dtype) -> str:
+    """Returns why an implementation cannot train on packed rows, "" if it can. On a CPU the interpreter runs Pallas kernels."""
+    limits = LIMITS.get(implementation, Limits())
+    if platform not in limits.platforms:
+        return f"it does not run on {platform}"
+    if limits.dtypes and jnp.dtype(dtype) not in limits.dtypes:
+        return f"it does not compute in {dtype}"
+    return "" if limits.segments else "it does not keep the documents of a packed row apart"
 
 
 def platform() -> str:
@@ -16,9 +40,11 @@ def platform() -> str:
     return "tpu" if device and device.device_kind.startswith("TPU") else jax.default_backend()
 
 
-def default_implementation(split: bool) -> str:
+def default_implementation(split: bool, dtype) -> str:
     """Returns the fastest implementation that works here. The compiler cannot split a Pallas kernel over devices by itself."""
-    return "pallas_tpu" if platform() == "tpu" and (split or jax.device_count() == 1) else "xla"
+    if platform() == "tpu" and (split or jax.device_count() == 1):
+        return "pallas_tpu"
+    return "cudnn" if platform() == "gpu" and dtype in cudnn.DTYPES else "xla"
 
 
 def attention(
@@ -50,7 +76,7 @@ def attention(
       ValueError: for a head count that K does not divide, or an unknown implementation.
     """
     split = bool(batch_axes or head_axes)
-    implementation = implementation or default_implementation(split)
+    implementation = implementation or default_implementation(split, q_BTNH.dtype)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"no attention implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")
     if q_BTNH.shape[2] % k_BSKH.shape[2]:

@@ -31,7 +31,7 @@ def _anywhere(function, *arrays, interpret):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def attend(q_BNTH, k_BKTH, v_BKTH, first_BT, sizes, interpret):
-    """Returns out_BNTH for rows whose length is a multiple of `sizes.block`; `first_BT` as `forward` takes it."""
+    """Returns out_BNTH for rows whose length is a multiple of `sizes.queries`; `first_BT` as `forward` takes it."""
     return _attend_forward(q_BNTH, k_BKTH, v_BKTH, first_BT, sizes, interpret)[0]
 
 
@@ -43,7 +43,7 @@ def _attend_forward(q_BNTH, k_BKTH, v_BKTH, first_BT, sizes, interpret):
 
 def _attend_backward(sizes, interpret, residuals, do_BNTH):
     *inputs, first_BT, out_BNTH, lse_BN1T = residuals
-    needed = block_sizes.backward_bytes(*out_BNTH.shape[2:])
+    needed = block_sizes.backward_bytes(*out_BNTH.shape[2:], sizes.block)
     if not interpret and needed > sizes.vmem_bytes:
         raise ValueError(
             f"the gradients of {out_BNTH.shape[2]} tokens a head take {needed >> 20} MiB of vector memory, the chip has "
@@ -70,7 +70,7 @@ def attention(
       interpret: `pallas_call`'s; None compiles for TPU and interprets elsewhere.
 
     Raises:
-      ValueError: for a head dim that fills no whole number of vector registers.
+      ValueError: for a head dim that fills no whole number of vector registers, or `sizes` that do not divide the padded row.
     """
     B, T, _, H = q_BTNH.shape
     if k_BSKH.shape[1] != T:
@@ -78,7 +78,9 @@ def attention(
     if H > block_sizes.LANES and H % block_sizes.LANES:
         raise ValueError(f"pallas_tpu attention needs a head dim up to 128 or a multiple of it, got {H}; use implementation='xla'")
     sizes = sizes or block_sizes.choose(T)
-    padding = -T % sizes.block
+    padding = -T % sizes.queries
+    if (T + padding) % sizes.keys or sizes.keys % sizes.queries or sizes.queries % sizes.block:
+        raise ValueError(f"{sizes} do not divide a row of {T + padding} tokens")
     segments_BT = jnp.zeros((B, T), jnp.int32) if q_segments_BT is None else q_segments_BT
     first_BT = first_keys(jnp.pad(segments_BT, ((0, 0), (0, padding)), constant_values=-1))
     heads_first = [jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, padding), (0, 0))) for x in (q_BTNH, k_BSKH, v_BSKH)]

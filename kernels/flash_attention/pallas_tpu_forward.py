@@ -2,7 +2,7 @@
 
 The diagonal block comes first and sets the running maximum, so nothing needs an initial value. Blocks that a document
 boundary crosses follow with a mask, whole blocks without one. Shapes: B batch, N query heads, K key heads, T length,
-H head dim; a block is Q queries or C keys.
+H head dim; Q queries of a block, C keys at once.
 """
 
 from __future__ import annotations
@@ -74,13 +74,18 @@ def _update(scores, values, m_ref, l_ref, acc_ref, rows, first):
     acc_ref[rows] = acc_RH if first else acc_ref[rows] * columns(keep_RL, H) + acc_RH
 
 
+def _columns(sizes: BlockSizes) -> int:
+    """Returns how many keys at once keep as many scores alive as `sizes.columns` do beside one block."""
+    return max(LANES, sizes.columns * sizes.block // sizes.queries)
+
+
 def _diagonal(q_ref, k_ref, v_ref, start, first_1Q, state, *, sizes, scale):
     """Runs the block on the diagonal. `first_1Q`, when given, holds the first visible key of each query, from `start`."""
     Q = q_ref.shape[0]
     first_QL = None if first_1Q is None else as_column(first_1Q)
     for rows in pieces(Q, sizes.diagonal):
         q_RH, scores, values = q_ref[rows], [], []
-        for keys in pieces(rows.start, sizes.columns) + [rows]:
+        for keys in pieces(rows.start, _columns(sizes)) + [rows]:
             at = pl.ds(start + keys.start, keys.stop - keys.start)
             s_RC = matmul(q_RH, k_ref[at], TRANSPOSED) * scale
             key_RC = keys.start + lax.broadcasted_iota(jnp.int32, s_RC.shape, 1)
@@ -95,9 +100,8 @@ def _diagonal(q_ref, k_ref, v_ref, start, first_1Q, state, *, sizes, scale):
 
 def _block(q_ref, k_ref, v_ref, start, first_1Q, state, *, sizes, scale):
     """Runs a block before the diagonal, with a mask when `first_1Q` is given (as in `_diagonal`)."""
-    Q = q_ref.shape[0]
     first_QL = None if first_1Q is None else as_column(first_1Q)
-    for keys in pieces(Q, sizes.columns):
+    for keys in pieces(sizes.block, _columns(sizes)):
         at = pl.ds(start + keys.start, keys.stop - keys.start)
         s_QC = matmul(q_ref[...], k_ref[at], TRANSPOSED) * scale
         if first_QL is not None:
@@ -124,25 +128,25 @@ def _finish(m_ref, l_ref, acc_ref, out_ref, lse_ref):
 def _kernel(first_key_ref, whole_key_ref, first_ref, q_ref, k_ref, v_ref, out_ref, lse_ref, m_ref, l_ref, acc_ref, *, sizes, scale):
     """One block of queries and one stretch of keys.
 
-    first_key_ref, whole_key_ref: (B, blocks) first key that any and that every query of a block may see.
+    first_key_ref, whole_key_ref: (B, T / Q) first key that any and that every query of a block may see.
     first_ref: (1, Q) first visible key of each query. The stretches of a block run from the diagonal backwards.
     """
     b, i, stretch = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-    Q, length = q_ref.shape[0], k_ref.shape[0]
+    Q, C, length = q_ref.shape[0], sizes.block, k_ref.shape[0]
     state = m_ref, l_ref, acc_ref
-    per_stretch = length // Q
-    base = (lax.div(i, per_stretch) - stretch) * per_stretch
+    base = (lax.div(i * Q, length) - stretch) * (length // C)
     crossed = whole_key_ref[b, i] > i * Q
 
     def run(function, j, masked):
-        first_1Q = first_ref[...] - j * Q if masked else None
-        function(q_ref, k_ref, v_ref, pl.multiple_of((j - base) * Q, Q), first_1Q, state, sizes=sizes, scale=scale)
+        first_1Q = first_ref[...] - j * C if masked else None
+        function(q_ref, k_ref, v_ref, pl.multiple_of((j - base) * C, C), first_1Q, state, sizes=sizes, scale=scale)
 
-    pl.when((stretch == 0) & crossed)(lambda: run(_diagonal, i, True))
-    pl.when((stretch == 0) & ~crossed)(lambda: run(_diagonal, i, False))
-    begin = jnp.maximum(lax.div(first_key_ref[b, i], Q), base)
-    end = jnp.where(base < 0, begin, jnp.minimum(i, base + per_stretch))
-    whole = jnp.clip(lax.div(whole_key_ref[b, i] + Q - 1, Q), begin, jnp.maximum(begin, end))
+    diagonal = i * (Q // C)
+    pl.when((stretch == 0) & crossed)(lambda: run(_diagonal, diagonal, True))
+    pl.when((stretch == 0) & ~crossed)(lambda: run(_diagonal, diagonal, False))
+    begin = jnp.maximum(lax.div(first_key_ref[b, i], C), base)
+    end = jnp.where(base < 0, begin, jnp.minimum(diagonal, base + length // C))
+    whole = jnp.clip(lax.div(whole_key_ref[b, i] + C - 1, C), begin, jnp.maximum(begin, end))
     lax.fori_loop(begin, whole, lambda j, _: run(_block, j, True), None)
     lax.fori_loop(whole, end, lambda j, _: run(_block, j, False), None)
     pl.when(stretch == pl.num_programs(3) - 1)(lambda: _finish(*state, out_ref, lse_ref))
@@ -153,19 +157,18 @@ def forward(q_BNTH, k_BKTH, v_BKTH, first_BT, *, sizes: BlockSizes, interpret=Fa
 
     Args:
       first_BT: int32, first key that each query may see; never falls along a row.
-      sizes: `block` and `keys` divide T.
+      sizes: `queries` and `keys` divide T.
     """
     B, N, T, H = q_BNTH.shape
     group = N // k_BKTH.shape[1]
-    block, stretch = sizes.block, sizes.keys
-    blocks, per_stretch = T // block, stretch // block
+    block, stretch = sizes.queries, sizes.keys
     first_key, whole_key = first_BT[:, ::block], first_BT[:, block - 1 :: block]
 
     def queries(b, n, i, s, *_):
         return b, n, i, 0
 
     def keys(b, n, i, s, first_key_ref, _):
-        nearest = lax.div(i, per_stretch)
+        nearest = lax.div(i, stretch // block)
         return b, lax.div(n, group), jnp.maximum(nearest - s, lax.div(first_key_ref[b, i], stretch)), 0
 
     def row(b, n, i, s, *_):
@@ -177,7 +180,7 @@ def forward(q_BNTH, k_BKTH, v_BKTH, first_BT, *, sizes: BlockSizes, interpret=Fa
         functools.partial(_kernel, sizes=sizes, scale=score_scale(H)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(B, N, blocks, T // stretch),
+            grid=(B, N, T // block, T // stretch),
             in_specs=[pl.BlockSpec((None, 1, block), row), q_spec, kv_spec, kv_spec],
             out_specs=[q_spec, pl.BlockSpec((None, None, 1, block), lambda b, n, i, s, *_: (b, n, 0, i))],
             scratch_shapes=[pltpu.VMEM((block, width), jnp.float32) for width in (LANES, LANES, H)],

@@ -67,7 +67,7 @@ def attention(
 
 def _starts(segments_BT: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """Returns, for each token of this device, the place in the whole row where its segment begins."""
-    B, T = segments_BT.shape
+    B = segments_BT.shape[0]
     whole_BTP = jax.lax.all_gather(segments_BT, axes, axis=2)
     starts_BTP = first_keys(whole_BTP.reshape(B, -1)).reshape(whole_BTP.shape)
     return jax.lax.dynamic_index_in_dim(starts_BTP, jax.lax.axis_index(axes), axis=2, keepdims=False)

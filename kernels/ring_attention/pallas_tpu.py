@@ -15,4 +15,4 @@ def blocks(length: int) -> tuple[Blocks, int]:
     """Returns the passes for rows of `length` tokens, and by how many tokens to pad the rows."""
     sizes = block_sizes.choose(length)
     run = functools.partial(functools.partial, sizes=sizes, interpret=platform() != "tpu")
-    return Blocks(run(forward), run(backward)), -length % sizes.block
+    return Blocks(run(forward), run(backward)), -length % sizes.queries

@@ -58,7 +58,7 @@ def texts(*lengths: int) -> list[str]:
 def test_losses_are_those_of_each_document_alone(run, monkeypatch):
     """Over several batches, and chunks of logits that do not divide the length."""
     monkeypatch.setattr(perplexity, "TOKENS", 64)
-    monkeypatch.setattr(perplexity, "CHUNK", 7)
+    monkeypatch.setattr("kernels.cross_entropy.xla.CHUNK", 7)
     perplexity._losses.clear_cache()
     documents = [plain_ids(run.tokenizer, text) for text in texts(5, 31, 17, 2, 24)]
     for losses, ids in zip(perplexity.document_losses(run, documents), documents, strict=True):

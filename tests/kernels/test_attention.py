@@ -1,70 +1,83 @@
+"""What every implementation of attention has to do. A new one joins `attention_cases.EVERY`, or WHOLE_ROWS if it takes nothing else."""
+
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy import segments
+from attention_cases import EVERY, WHOLE_ROWS, layout, oracle, problem, relative_error, solve
 
-from kernels.flash_attention import IMPLEMENTATIONS, attention
+from kernels.flash_attention import IMPLEMENTATIONS, api, attention
+
+TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-2}
 
 
-def problem(T=24, N=4, K=2, H=8, seed=0, B=3, dtype=np.float32):
+@functools.cache
+def random_problem(seed):
+    """Returns a problem of random shape, groups, head dim, dtype and documents, and its solution in float64."""
     rng = np.random.default_rng(seed)
-    q, k, v, g = (rng.normal(size=(B, T, n, H)).astype(dtype) for n in (N, K, K, N))
-    segment_ids, positions = segments(rng, B, T)
-    layout = {"q_positions_BT": positions, "kv_positions_BS": positions, "q_segments_BT": segment_ids, "kv_segments_BS": segment_ids}
-    return (q, k, v), g, layout
+    dtype = ("float32", "bfloat16")[seed % 2]
+    K, G, H = rng.choice([1, 2]), rng.choice([1, 2, 4]), rng.choice([64, 128])
+    given = problem(seed, rng.integers(1, 3), rng.integers(386, 513), K * G, K, H, dtype, documents=seed % 3 != 2)
+    return given, oracle(*given), TOLERANCE[dtype]
 
 
-def run(qkv, g, layout, implementation):
-    """Returns the output, zero in padding, and the gradients of q, k and v under the cotangent g."""
-    mask = (layout["q_segments_BT"] > 0)[..., None, None]
-    call = lambda *qkv: jnp.where(mask, attention(*qkv, **layout, implementation=implementation), 0)
-    out, back = jax.vjp(call, *qkv)
-    return [out, *back(jnp.asarray(g, out.dtype))]
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("implementation", EVERY)
+def test_agrees_with_float64(implementation, seed):
+    given, exact, tolerance = random_problem(seed)
+    for actual, expected in zip(solve(EVERY[implementation], *given), exact):
+        assert relative_error(actual, expected) <= tolerance
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("T, N, K, block", [(24, 4, 4, 512), (37, 4, 2, 16), (64, 8, 1, 16)])
-def test_agrees_with_float64(monkeypatch, implementation, T, N, K, block):
-    monkeypatch.setattr("kernels.flash_attention.xla.BLOCK", block)
-    qkv, g, layout = problem(T, N, K)
-    with jax.enable_x64(True):
-        exact = run([x.astype(np.float64) for x in qkv], g, layout, "reference")
-    for a, b in zip(run(qkv, g, layout, implementation), exact):
-        np.testing.assert_allclose(a, b, atol=2e-5)
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_documents_do_not_leak(monkeypatch, implementation):
-    """Changing one document changes no output and no gradient of its neighbours."""
-    monkeypatch.setattr("kernels.flash_attention.xla.BLOCK", 8)
-    qkv, g, layout = problem(32)
-    second = layout["q_segments_BT"] == 2
+@pytest.mark.parametrize("implementation", WHOLE_ROWS)
+def test_documents_do_not_leak(implementation):
+    """Changing one document changes no output and no gradient of its neighbours, and something in every tensor of its own."""
+    qkv, do, rows = problem(1, 2, 400, 2, 1, 64)
+    second = rows[2] == 2
     changed = [np.where(second[..., None, None], x + 3, x) for x in qkv]
-    new_g = np.where(second[..., None, None], g - 2, g)
-    for before, after in zip(run(qkv, g, layout, implementation), run(changed, new_g, layout, implementation)):
+    new_do = np.where(second[..., None, None], do - 2, do)
+    solution = functools.partial(solve, WHOLE_ROWS[implementation])
+    for before, after in zip(solution(qkv, do, rows), solution(changed, new_do, rows)):
         np.testing.assert_array_equal(np.asarray(before)[~second], np.asarray(after)[~second])
         assert (np.asarray(before)[second] != np.asarray(after)[second]).any()
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", EVERY)
 def test_one_token_reads_a_cache_up_to_its_position(implementation):
-    (q, k, v), _, _ = problem(16)
+    (q, k, v), _, _ = problem(0, 3, 16, 4, 2, 8)
     positions = np.array([[3], [9], [15]])
     slots = np.broadcast_to(np.arange(16), (3, 16))
-    one = attention(q[:, :1], k, v, q_positions_BT=positions, kv_positions_BS=slots, implementation=implementation)
+    one = EVERY[implementation](q[:, :1], k, v, positions, slots)
     for row, (position,) in enumerate(positions):
-        short = slots[:1, : position + 1]
         part = [x[row : row + 1, : position + 1] for x in (k, v)]
-        alone = attention(
-            q[row : row + 1, :1], *part, q_positions_BT=positions[row : row + 1], kv_positions_BS=short, implementation=implementation
-        )
+        alone = EVERY[implementation](q[row : row + 1, :1], *part, positions[row : row + 1], slots[:1, : position + 1])
         np.testing.assert_allclose(one[row], alone[0], atol=1e-6)
 
 
 def test_refuses_what_it_cannot_do():
-    qkv, _, layout = problem(N=4, K=3)
+    names = ("q_positions_BT", "kv_positions_BS", "q_segments_BT", "kv_segments_BS")
+    rows = dict(zip(names, layout(np.random.default_rng(0), 1, 24)))
     with pytest.raises(ValueError, match="4 query heads do not divide over 3 key heads"):
-        attention(*qkv, **layout)
+        attention(*problem(0, 1, 24, 4, 3, 8)[0], **rows)
     with pytest.raises(ValueError, match="no attention implementation 'fast'; there are"):
-        attention(*problem()[0], **layout, implementation="fast")
+        attention(*problem(0, 1, 24, 4, 2, 8)[0], **rows, implementation="fast")
+    with pytest.raises(ValueError, match="cudnn attention needs bfloat16 or float16, got float32; use implementation='xla'"):
+        attention(*problem(0, 1, 24, 4, 2, 8)[0], **rows, implementation="cudnn")
+
+
+@pytest.mark.parametrize(
+    ("backend", "split", "dtype", "chosen"),
+    [
+        ("tpu", True, "bfloat16", "pallas_tpu"),
+        ("tpu", False, "bfloat16", "xla"),  # eight devices, and the compiler cannot split a kernel
+        ("cpu", True, "bfloat16", "xla"),
+        ("gpu", False, "bfloat16", "cudnn"),
+        ("gpu", True, "float16", "cudnn"),
+        ("gpu", True, "float32", "xla"),
+    ],
+)
+def test_default_runs_on_the_devices_at_hand(monkeypatch, backend, split, dtype, chosen):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert api.default_implementation(split, np.dtype(dtype)) == chosen
+    assert chosen in IMPLEMENTATIONS

@@ -1,55 +1,76 @@
-"""Ring attention on eight CPU devices against attention on one."""
+"""Ring attention on eight CPU devices against attention on one. That documents do not leak is in test_attention.py."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy import segments
+from attention_cases import UNOPTIMISED, problem, with_gradients
 
-from kernels import flash_attention, ring_attention
+from kernels import ring_attention
+from kernels.flash_attention import block_sizes, reference
 
-NAMES = ("q_segments_BT", "kv_segments_BS")
+AXES = ("fsdp", "context", "tensor")
 
 
-def on_ring(context, implementation="", **changes):
-    """Returns (q, k, v, segments) -> out over a mesh whose devices along `context` split the length; the rest split batch and heads."""
-    mesh = jax.make_mesh((8 // context, context), ("fsdp", "context"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    split = {"length_axes": ("context",), "batch_axes": ("fsdp",), "implementation": implementation} | changes
+def on_mesh(sizes, function, *arguments):
+    """Compiles for a mesh of these sizes along AXES; arguments may be shapes only."""
+    devices = jax.devices()[: np.prod(sizes)]
+    with jax.set_mesh(jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)):
+        return jax.jit(function).lower(*arguments).compile(UNOPTIMISED)
 
-    def run(q, k, v, segment_ids):
+
+def around(context, implementation="xla"):
+    """Returns attention, as `reference.attention` has it, of rows that are split over `context` devices."""
+
+    def attention(q, k, v, q_positions, kv_positions, segments, _):
         T = q.shape[1]
-        dealt = [ring_attention.stripe(x, context) for x in (q, k, v)]
-        segment_ids = None if segment_ids is None else ring_attention.stripe(segment_ids, context)
-        return ring_attention.stripe(ring_attention.attention(*dealt, segments_BT=segment_ids, **split), T // context)
+        q, k, v, segments = (None if x is None else ring_attention.stripe(jnp.asarray(x), context) for x in (q, k, v, segments))
+        split = {"length_axes": ("context",), "batch_axes": ("fsdp",), "head_axes": ("tensor",), "implementation": implementation}
+        return ring_attention.stripe(ring_attention.attention(q, k, v, segments_BT=segments, **split), T // context)
 
-    return mesh, run
-
-
-def alone(q, k, v, segment_ids):
-    positions = jnp.broadcast_to(jnp.arange(q.shape[1]), q.shape[:2])
-    layout = dict.fromkeys(("q_positions_BT", "kv_positions_BS"), positions) | dict.fromkeys(NAMES, segment_ids)
-    return flash_attention.attention(q, k, v, **layout, implementation="reference")
+    return attention
 
 
-def problem(T, N, K, H=8, B=8, seed=0):
-    rng = np.random.default_rng(seed)
-    return [rng.normal(size=(B, T, heads, H)).astype(np.float32) for heads in (N, K, K, N)], segments(rng, B, T)[0]
+def check(sizes, given, implementation="xla"):
+    qkv, do, rows = given
+    solve = lambda qkv, do: with_gradients(around(sizes[1], implementation), qkv, do, rows)
+    for here, alone in zip(on_mesh(sizes, solve, qkv, do)(qkv, do), with_gradients(reference.attention, *given)):
+        np.testing.assert_allclose(here, alone, atol=1e-5)
 
 
-def with_gradients(function, arrays, segment_ids):
-    *qkv, g = arrays
-    real = jnp.asarray(segment_ids > 0)[..., None, None] if segment_ids is not None else True
-    out, pullback = jax.vjp(lambda *qkv: jnp.where(real, function(*qkv, segment_ids), 0), *qkv)
-    return [out, *pullback(jnp.asarray(g))]
+@pytest.mark.parametrize(("sizes", "documents"), [((2, 2, 2), True), ((1, 4, 2), True), ((1, 8, 1), True), ((2, 4, 1), False)])
+def test_ring_is_attention_on_one_device(sizes, documents):
+    check(sizes, problem(0, 2, 72, 4, 2, 16, documents=documents))
 
 
-@pytest.mark.parametrize("context", [2, 4, 8])
-@pytest.mark.parametrize("T, N, K, packed", [(64, 4, 2, True), (40, 2, 2, False)])
-def test_ring_is_attention_on_one_device(context, T, N, K, packed):
-    arrays, segment_ids = problem(T, N, K)
-    segment_ids = segment_ids if packed else None
-    mesh, run = on_ring(context)
-    with jax.set_mesh(mesh):
-        here = jax.jit(lambda arrays: with_gradients(run, arrays, segment_ids))(arrays)
-    for a, b in zip(here, with_gradients(alone, arrays, segment_ids)):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+def test_ring_of_kernels_is_attention_on_one_device(monkeypatch):
+    small = block_sizes.BlockSizes(block=128, queries=128, columns=128, diagonal=128, keys=128)  # three blocks a device
+    monkeypatch.setattr(block_sizes, "choose", lambda length: small)
+    check((1, 2, 1), problem(1, 1, 600, 2, 1, 64), "pallas_tpu")
+
+
+def test_rows_come_back_in_order():
+    x_BT = np.arange(2 * 24 * 3).reshape(2, 24, 3)
+    dealt = ring_attention.stripe(x_BT, 4)
+    np.testing.assert_array_equal(dealt[:, 6:12], x_BT[:, 1::4])
+    np.testing.assert_array_equal(ring_attention.stripe(dealt, 6), x_BT)
+
+
+def temporaries(context, length=2048):
+    """Returns the bytes that one of `context` devices takes to get all gradients of a row, beside those it is given."""
+    x = jax.ShapeDtypeStruct((1, length, 1, 64), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    split = {"length_axes": ("context",), "implementation": "xla"}
+    loss = lambda q, k, v, ids: jnp.sum(ring_attention.attention(q, k, v, segments_BT=ids, **split) ** 2)
+    return on_mesh((1, context, 1), jax.grad(loss, argnums=(0, 1, 2)), x, x, x, ids).memory_analysis().temp_size_in_bytes
+
+
+def test_memory_of_a_device_falls_with_the_ring():
+    two, four, eight = map(temporaries, (2, 4, 8))
+    assert four < two / 1.5 and eight < four / 1.5
+
+
+def test_refuses_what_it_does_not_know():
+    x = jnp.zeros((1, 8, 1, 8))
+    with pytest.raises(ValueError, match="no ring attention implementation 'reference'; there are pallas_tpu, xla"):
+        ring_attention.attention(x, x, x, length_axes=("context",), implementation="reference")

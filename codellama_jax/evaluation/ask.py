@@ -1,0 +1,91 @@
+"""Asks a model the tasks of a benchmark: batches of like length, each host its share, every sample's chance its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Sample, Task
+from codellama_jax.evaluation.perplexity import document_losses
+from codellama_jax.evaluation.samples import Key
+from codellama_jax.evaluation.settings import Settings
+from codellama_jax.generation.infill import infill
+from codellama_jax.generation.sampler import Sampling
+from codellama_jax.generation.text import Rows, complete
+from codellama_jax.training.checkpoint import Run, gather
+
+MOST_ROWS = 256
+
+
+def sampling_of(benchmark: Benchmark, settings: Settings) -> Sampling:
+    drawn = 0.0 if settings.samples == 1 else benchmark.temperature
+    temperature = drawn if settings.temperature is None else settings.temperature
+    return Sampling(temperature, 0, settings.top_p, settings.max_new_tokens or benchmark.max_new_tokens, settings.seed)
+
+
+def answers(run: Run, benchmark: Benchmark, settings: Settings, done: set[Key]) -> Iterator[list[Sample]]:
+    """Yields the samples that are not done, batch by batch, on every host those of all hosts.
+
+    A sample hangs on the seed, its task and its number alone, so a run that goes on draws what it would have drawn.
+    """
+    tasks = {task.task_id: _shortened(run, task, settings.context_tokens) for task in benchmark.tasks}
+    wanted = [(task_id, number) for task_id in tasks for number in range(settings.samples) if (task_id, number) not in done]
+    lengths = {task_id: _length(run, task) for task_id, task in tasks.items()}
+    wanted.sort(key=lambda key: -lengths[key[0]])  # the longest first: what does not fit fails at once
+    sampling = sampling_of(benchmark, settings)
+    ask = _chooser(run) if benchmark.tasks[0].choices else _writer(run, benchmark, sampling, settings.spm)
+    host, hosts = (jax.process_index(), jax.process_count()) if not benchmark.tasks[0].choices else (0, 1)  # losses are read by all at once
+    while wanted:
+        rows = rows_at_once(lengths[wanted[0][0]] + sampling.max_new_tokens, settings.batch_tokens)
+        batch, wanted = wanted[: rows * hosts], wanted[rows * hosts :]
+        mine = batch[host::hosts]
+        found = [{"task_id": k[0], "sample": k[1], **answer} for k, answer in zip(mine, ask([tasks[k[0]] for k in mine], mine))]
+        yield list(gather({f"{sample['task_id']} {sample['sample']}": sample for sample in found}).values())
+
+
+def rows_at_once(tokens: int, batch_tokens: int) -> int:
+    """Returns a power of two, as `generate` pads to one."""
+    return 1 << min(max(1, batch_tokens // tokens), MOST_ROWS).bit_length() - 1
+
+
+def _writer(run: Run, benchmark: Benchmark, sampling: Sampling, spm: bool) -> Callable[[Sequence[Task], Sequence[Key]], list[dict]]:
+    def write(tasks: Sequence[Task], keys: Sequence[Key]) -> list[dict]:
+        if not tasks:
+            return []
+        rows = Rows(lambda row, text: benchmark.cut(tasks[row], text), [zlib.crc32(f"{name} {number}".encode()) for name, number in keys])
+        if benchmark.infilling:
+            texts = infill(run, [(task.prompt, task.suffix) for task in tasks], sampling, spm, rows=rows)
+        else:
+            texts = complete(run, [task.prompt for task in tasks], sampling, rows=rows)
+        return [{"completion": benchmark.finish(task, text)} for task, text in zip(tasks, texts)]
+
+    return write
+
+
+def _chooser(run: Run) -> Callable[[Sequence[Task], Sequence[Key]], list[dict]]:
+    def weigh(tasks: Sequence[Task], keys: Sequence[Key]) -> list[dict]:
+        return [{"log_likelihoods": log_likelihoods(run, task.prompt, task.choices)} for task in tasks]
+
+    return weigh
+
+
+def log_likelihoods(run: Run, prompt: str, choices: Sequence[str]) -> list[float]:
+    """Returns log p of each choice after the prompt, in nats."""
+    encode = lambda text: [run.tokenizer.bos_id, *run.tokenizer.encode(text)]
+    start, wholes = len(encode(prompt)), [encode(prompt + choice) for choice in choices]
+    return [-float(np.sum(losses[start - 1 :], dtype=np.float64)) for losses in document_losses(run, wholes)]
+
+
+def _shortened(run: Run, task: Task, tokens: int) -> Task:
+    ids = run.tokenizer.encode(task.prompt)
+    if not tokens or len(ids) <= tokens:
+        return task
+    return dataclasses.replace(task, prompt=run.tokenizer.decode(ids[-tokens:], leading_space=False))
+
+
+def _length(run: Run, task: Task) -> int:
+    return len(run.tokenizer.encode(task.prompt)) + len(run.tokenizer.encode(task.suffix)) + 4  # BOS and sentinels

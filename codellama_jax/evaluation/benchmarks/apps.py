@@ -1,0 +1,135 @@
+"""APPS (Hendrycks et al. 2021): programming contests in three grades; two-shot, or zero-shot for Instruct models.
+
+The published layout: `test/0000/` and on, with question.txt, input_output.json, and where there are any solutions.json,
+starter_code.py and metadata.json; the examples of the prompt come from `train/` beside it. Code Llama says of its prompts
+what they ask and that answers stand in triple single quotes, but not their words.
+A sample passes if every test does (strict accuracy); outputs are compared line by line without surrounding space, numbers
+to a relative 1e-6.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from codellama_jax.config import UserError
+from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, passed, until
+from codellama_jax.evaluation.execute import Program
+from codellama_jax.evaluation.settings import Options
+
+TIMEOUT = 4.0  # a test
+LONGEST_EXAMPLE = 3000  # characters
+QUOTES = "'''"
+STANDARD = "read from and write to standard IO"
+CALL = "use the provided function signature"
+
+
+def load(options: Options, tokenizer: object = None) -> Benchmark:
+    root = Path(options.data).expanduser()
+    root = root if (root / "test").is_dir() else root.parent
+    if not options.data or not (root / "test").is_dir():
+        raise UserError(f"{options.data or 'no --data'}: give the folder of APPS, which holds test/ and for the examples train/")
+    examples = _examples(root / "train", options.shots if options.shots >= 0 else 2)
+    tasks = [_task(_read(folder), examples) for folder in _folders(root / "test")]
+    return Benchmark("apps" if examples else "apps_zero_shot", tasks, temperature=0.6, cut=until((QUOTES,)), checks=_checks)
+
+
+def _folders(split: Path) -> list[Path]:
+    return sorted(folder.parent for folder in split.glob("*/question.txt"))
+
+
+def _read(folder: Path) -> Record:
+    text = lambda name, default: (folder / name).read_text() if (folder / name).exists() else default
+    try:
+        tests, solutions = (json.loads(text(name, "") or empty) for name, empty in (("input_output.json", "{}"), ("solutions.json", "[]")))
+        grade = json.loads(text("metadata.json", "{}")).get("difficulty", "")
+    except ValueError as error:
+        raise UserError(f"{folder} holds a file that is not JSON: {error}") from None
+    return {
+        "task_id": folder.name,
+        "question": text("question.txt", ""),
+        "starter": text("starter_code.py", ""),
+        "tests": tests,
+        "solutions": solutions,
+        "difficulty": grade,
+    }
+
+
+def _asked(record: Record) -> str:
+    guide = CALL if record["tests"].get("fn_name") else STANDARD
+    starter = f"\n{record['starter'].rstrip()}" if record["starter"].strip() else ""
+    wrapped = f"wrap your code answer in {QUOTES}"
+    return (
+        f"{record['question'].strip()}{starter}\nWrite Python code that obeys the constraints and passes the examples: {guide}, {wrapped}."
+    )
+
+
+def _examples(split: Path, shots: int) -> str:
+    """Returns the first short problems of the training split, of both kinds in turn where it has both."""
+    found: dict[bool, list[Record]] = {False: [], True: []}
+    for folder in _folders(split) if shots else ():
+        record = _read(folder)
+        kind = found[bool(record["tests"].get("fn_name"))]
+        if record["solutions"] and len(record["question"] + record["solutions"][0]) <= LONGEST_EXAMPLE and len(kind) < shots:
+            kind.append(record)
+        if all(len(kind) == shots for kind in found.values()):
+            break
+    mixed = [record for pair in zip(*found.values()) for record in pair]
+    chosen = [*mixed, *(r for kind in found.values() for r in kind if r not in mixed)][:shots]
+    if len(chosen) < shots:
+        raise UserError(f"{split} has not {shots} short solved problems for the prompt: give APPS with its train/, or --shots 0")
+    return "".join(f"Q: {_asked(record)}\nA: {QUOTES}\n{record['solutions'][0].strip()}\n{QUOTES}\n\n" for record in chosen)
+
+
+def _task(record: Record, examples: str) -> Task:
+    prompt = f"{examples}Q: {_asked(record)}\nA: {QUOTES}" if examples else f"[INST] {_asked(record)} [/INST] {QUOTES}"
+    reference = f"\n{record['solutions'][0].strip()}\n" if record["solutions"] else None
+    return Task(record["task_id"], prompt, reference=reference, group=record["difficulty"], record=record)
+
+
+def _checks(task: Task, completion: str) -> list[Check]:
+    tests = task.record["tests"]
+    pairs = list(zip(tests.get("inputs", ()), tests.get("outputs", ())))
+    if tests.get("fn_name"):
+        return [_call(task, completion, tests["fn_name"], pairs)]
+    return [_standard(task, completion, _text(given), _text(wanted)) for given, wanted in pairs]
+
+
+def _standard(task: Task, completion: str, given: str, wanted: str) -> Check:
+    accepts = lambda verdict: passed(verdict) and same_output(verdict.stdout, wanted)
+    return Check(Program(task.task_id, "python", completion, TIMEOUT, stdin=given, rule="output"), accepts)
+
+
+def _call(task: Task, completion: str, name: str, pairs: list) -> Check:
+    """One program for all tests of a function, which may be a method of `Solution`."""
+    candidate = f"{completion}\nif 'Solution' in globals():\n    {name} = Solution().{name}\n"
+    test = f"""
+import json
+def check(candidate):
+    for arguments, wanted in json.loads({json.dumps(pairs)!r}):
+        value = json.loads(json.dumps(candidate(*arguments)))
+        assert value == wanted or [value] == wanted
+"""
+    code = f"{candidate}\n{test}\ncheck({name})"
+    timeout = TIMEOUT * max(1, len(pairs))
+    return Check(Program(task.task_id, "python", code, timeout, candidate=candidate, test=test, entry_point=name))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "\n".join(map(str, value))
+
+
+def same_output(written: str, wanted: str) -> bool:
+    """Whether two outputs say the same."""
+    lines = lambda text: [line.split() for line in text.strip().split("\n") if line.strip()]
+    a, b = lines(written), lines(wanted)
+    return len(a) == len(b) and all(len(x) == len(y) and all(map(_same_word, x, y)) for x, y in zip(a, b))
+
+
+def _same_word(a: str, b: str) -> bool:
+    try:
+        return a == b or math.isclose(float(a), float(b), rel_tol=1e-6)
+    except ValueError:
+        return False

@@ -1,0 +1,32 @@
+"""HumanEval infilling (Bavarian et al. 2022; Code Llama, table 14): a line, several lines or a random span, in PSM or SPM order."""
+
+from __future__ import annotations
+
+from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, read_records
+from codellama_jax.evaluation.benchmarks.humaneval import python_check
+from codellama_jax.evaluation.settings import Options
+
+FIELDS = ("task_id", "prompt", "suffix", "entry_point", "canonical_solution", "test")
+SINGLE = "SingleLineInfilling"
+
+
+def load(options: Options, tokenizer: object = None) -> Benchmark:
+    tasks = [_task(record) for record in read_records(options.data, FIELDS)]
+    return Benchmark("humaneval_infilling", tasks, infilling=True, cut=_cut, checks=_checks)
+
+
+def _task(record: Record) -> Task:
+    kind = record["task_id"].split("/")[0]
+    return Task(record["task_id"], record["prompt"], record["suffix"], reference=record["canonical_solution"], group=kind, record=record)
+
+
+def _cut(task: Task, text: str) -> str:
+    """Ends a single line with its newline; other middles end where the model says so."""
+    newline = text.find("\n")
+    return text[: newline + 1] if task.group == SINGLE and newline >= 0 else text
+
+
+def _checks(task: Task, completion: str) -> list[Check]:
+    record = task.record
+    helpers, before, body = record["prompt"].rpartition(f"def {record['entry_point']}(")
+    return python_check(record, helpers, before + body + completion + record["suffix"], record["test"])

@@ -1,0 +1,115 @@
+"""HumanEval-X (CodeGeeX, section 4): HumanEval by hand in Python, C++, Java, JavaScript and Go; generation, or translation of a solution.
+
+A language's text ends as in the published harness: Python with its function, the others with the brace that closes theirs.
+"""
+
+from __future__ import annotations
+
+import re
+
+from codellama_jax.config import UserError
+from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, after_space, read_records, stripped
+from codellama_jax.evaluation.benchmarks.humaneval import python_check
+from codellama_jax.evaluation.execute import Program
+from codellama_jax.evaluation.settings import Options
+
+NAMES = {"python": "Python", "cpp": "C++", "java": "Java", "js": "JavaScript", "go": "Go"}  # as prompts spell them
+LANGUAGES = {"Python": "python", "CPP": "cpp", "Java": "java", "JavaScript": "js", "Go": "go"}  # by the prefix of a task's id
+TIMEOUTS = {"python": 5.0, "cpp": 20.0, "java": 20.0, "js": 5.0, "go": 30.0}
+RULES = {"js": "js"}  # console.assert only prints
+PYTHON_END = re.compile(r"\n(?=\S)")
+PYTHON_IMPORTS = """import math
+import re
+import sys
+import copy
+import datetime
+import itertools
+import collections
+import heapq
+from typing import *
+from collections import *
+"""
+CPP_HEADERS = ("stdlib.h", "algorithm", "math.h", "stdio.h", "vector", "string", "climits", "cstring", "iostream")
+GO_PACKAGES = ("math", "strings", "fmt", "strconv", "time", "bytes", "regexp", "sort", "math/rand", "crypto/md5")
+FIELDS = ("task_id", "prompt", "declaration", "canonical_solution", "test")
+
+
+def load(options: Options, tokenizer: object = None) -> Benchmark:
+    records = [{**record, "language": _language(record)} for record in read_records(options.data, FIELDS)]
+    if not options.source:
+        tasks = [_task(record) for record in records]
+        return Benchmark("humaneval_x", tasks, max_new_tokens=1024, cut=_cut, finish=_finish, checks=_checks)
+    sources = {_number(record): {**record, "language": _language(record)} for record in read_records(options.source, FIELDS)}
+    lacking = [record["task_id"] for record in records if _number(record) not in sources]
+    if lacking:
+        raise UserError(f"{options.source} has no solution to translate for {lacking[0]}")
+    tasks = [_translation(sources[_number(record)], record) for record in records]
+    return Benchmark("humaneval_x_translation", tasks, max_new_tokens=1024, cut=_cut, finish=_finish, checks=_checks)
+
+
+def _language(record: Record) -> str:
+    prefix = record["task_id"].split("/")[0]
+    if prefix not in LANGUAGES:
+        raise UserError(f"{record['task_id']} is in none of HumanEval-X's languages {', '.join(LANGUAGES)}")
+    return LANGUAGES[prefix]
+
+
+def _number(record: Record) -> str:
+    return record["task_id"].split("/")[1]
+
+
+def _task(record: Record) -> Task:
+    prompt, space = stripped(record["prompt"])
+    record = {**record, "space": space}
+    return Task(record["task_id"], prompt, reference=space + record["canonical_solution"], group=record["language"], record=record)
+
+
+def _translation(source: Record, target: Record) -> Task:
+    names = NAMES[source["language"]], NAMES[target["language"]]
+    solved = source["declaration"] + source["canonical_solution"]
+    prompt, space = stripped(f"code translation\n{names[0]}:\n{solved}\n{names[1]}:\n{target['declaration']}")
+    record = {**target, "prompt": target["declaration"], "space": space}
+    group = f"{source['language']} to {target['language']}"
+    return Task(target["task_id"], prompt, reference=space + target["canonical_solution"], group=group, record=record)
+
+
+def _cut(task: Task, text: str) -> str:
+    if task.record["language"] == "python":
+        end = PYTHON_END.search(text)
+        return text[: end.start() + 1] if end else text
+    depth = 0
+    for place, character in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth < 0:
+            return text[: place + 1]
+    return text
+
+
+def _finish(task: Task, text: str) -> str:
+    closes_class = task.record["language"] == "java" and text.count("}") == text.count("{") + 1
+    return after_space(task.record["space"], text) + ("\n}" if closes_class else "")
+
+
+def _checks(task: Task, completion: str) -> list[Check]:
+    record, language = task.record, task.record["language"]
+    solution = record["prompt"] + completion
+    if language == "python":
+        named = {**record, "entry_point": re.findall(r"^check\((\w+)\)", record["test"], re.M)[-1]}
+        test = re.sub(r"^check\(.*\)$", "", record["test"], flags=re.M)
+        return python_check(named, PYTHON_IMPORTS + record["prompt"], completion, test, TIMEOUTS[language])
+    if language == "go":  # an import that is not used does not compile: `_before` names those that are
+        solution = solution.replace(record.get("import", ""), "", 1)
+    code = f"{_before(language, record, solution)}{solution}\n{record['test']}"
+    return [Check(Program(task.task_id, language, code, TIMEOUTS[language], rule=RULES.get(language, "exit")))]
+
+
+def _before(language: str, record: Record, solution: str) -> str:
+    """Returns what the published harness adds: headers and packages that a solution uses without naming them."""
+    if language == "cpp":
+        lacking = [header for header in CPP_HEADERS if f"#include<{header}>" not in solution.replace(" ", "")]
+        return "".join(f"#include<{header}>\n" for header in lacking) + "using namespace std;\n"
+    if language == "go":
+        named = record.get("test_setup", "")
+        used = [package for package in GO_PACKAGES if f'"{package}"' not in named and f"{package.split('/')[-1]}." in solution]
+        return record.get("test_setup", "") + "".join(f'import "{package}"\n' for package in used)
+    return ""

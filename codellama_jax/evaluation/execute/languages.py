@@ -1,0 +1,170 @@
+"""How each language is built and run: the published harnesses' rules (MultiPL-E, HumanEval-X) with this machine's toolchains."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import os
+import re
+import secrets
+import shutil
+from dataclasses import dataclass
+
+from codellama_jax.config import UserError
+from codellama_jax.evaluation.execute.verdicts import Program
+
+BUILD_SECONDS = 30.0
+WORK = "/tmp/work"
+JAVATUPLES = "/usr/share/java/javatuples*.jar"
+GO_PATH = "/usr/share/gocode"
+LIBRARIES = {  # what a source names -> where it lies, and the Debian package that brings it
+    "org.javatuples": (JAVATUPLES, "libjavatuples-java"),
+    "stretchr/testify": (f"{GO_PATH}/src/github.com/stretchr/testify", "golang-github-stretchr-testify-dev"),
+    "<boost/": ("/usr/include/boost", "libboost-dev"),
+    "<openssl/": ("/usr/include/openssl", "libssl-dev"),
+}
+
+
+@dataclass(frozen=True)
+class Language:
+    source: str  # the file's name
+    tools: dict[str, str]  # program -> the Debian package that brings it
+    build: tuple[str, ...] = ()  # a command, split; the first word is one of the tools
+    run: tuple[str, ...] = ()
+    after_tests: str = ""  # a statement that prints {token}
+    inside: int = 0  # closing braces, from the end of the file, that this statement goes in front of
+    marks: tuple[str, ...] = ()  # output that tells of a failure
+    source_needed: bool = True  # at run time
+
+
+_JVM = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-Xmx{half}m")
+LANGUAGES = {
+    "cpp": Language(
+        "main.cpp",
+        {"g++": "g++"},
+        ("g++", "-std=c++17", "main.cpp", "-o", "main"),
+        ("./main",),
+        '__builtin_puts("{token}");',
+        1,
+        source_needed=False,
+    ),
+    "java": Language(
+        "Main.java",
+        {"javac": "default-jdk-headless", "java": "default-jre-headless"},
+        ("javac", *("-J" + flag for flag in _JVM), "-encoding", "UTF8", "-cp", "{jars}", "-d", ".", "Main.java"),
+        ("java", *_JVM, "-ea", "-cp", ".:{jars}", "{main}"),
+        'System.out.println("{token}");',
+        2,
+        source_needed=False,
+    ),
+    "php": Language(
+        "main.php",
+        {"php": "php-cli"},
+        run=("php", "-d", "memory_limit={memory}M", "main.php"),
+        after_tests='\necho "{token}";\n',
+    ),
+    "ts": Language(
+        "main.ts",
+        {"node": "nodejs", "tsc": "node-typescript"},
+        ("node", "{tsc}", "--target", "esnext", "main.ts"),
+        ("node", "--max-old-space-size={half}", "main.js"),
+        '\n;console.log("{token}");\n',
+    ),
+    "js": Language(
+        "main.js", {"node": "nodejs"}, run=("node", "--max-old-space-size={half}", "main.js"), after_tests='\n;console.log("{token}");\n'
+    ),
+    "cs": Language(
+        "main.cs",
+        {"mcs": "mono-mcs", "mono": "mono-runtime"},
+        ("mcs", "/d:DEBUG", "-r:System.Numerics.dll", "-out:main.exe", "main.cs"),
+        ("mono", "main.exe"),
+        'System.Console.WriteLine("{token}");',
+        2,
+        ("DefaultTraceListener.Fail", "Unhandled Exception"),
+        False,
+    ),
+    "sh": Language("main.sh", {"bash": "bash"}, run=("bash", "main.sh"), after_tests="\n_status=$?\necho {token}\nexit $_status\n"),
+    "go": Language(
+        "main_test.go",
+        {"go": "golang-go"},
+        ("go", "test", "-p", "2", "-c", "-o", "main", "main_test.go"),
+        ("./main",),
+        'println("{token}");',
+        1,
+        ("FAIL",),
+        False,
+    ),
+}
+
+
+def require(language: str) -> None:
+    """Raises UserError that names the Debian package of a tool that is missing."""
+    for tool, package in LANGUAGES[language].tools.items() if language in LANGUAGES else ():
+        if not shutil.which(tool):
+            raise UserError(f"{language} needs {tool}, which is not on this machine: apt-get install {package}")
+
+
+def places(jars: tuple[str, ...]) -> list[str]:
+    """Returns the folders and files outside /usr that the toolchains of this machine lie in, and the jars."""
+    found = [os.path.realpath(path) for tools in LANGUAGES.values() for tool in tools.tools if (path := shutil.which(tool))]
+    prefixes = [os.path.dirname(os.path.dirname(path)) for path in found]
+    home = os.path.expanduser("~")
+    return [path for path in dict.fromkeys([*prefixes, *jars]) if not path.startswith("/usr") and path not in ("/", home)]
+
+
+def job(program: Program, memory_mb: int, jars: tuple[str, ...]) -> dict:
+    """Returns what the judge of the compatible mode reads: files, commands, environment, and how success is told."""
+    token = "" if program.rule == "output" else secrets.token_hex(12)
+    common = {"work": WORK, "stdin": program.stdin, "timeout": program.timeout, "silent": program.rule == "js", "token": token}
+    nothing = {"files": {}, "build": [], "run": [], "remove": [], "marks": [], "env": {}, "hint": ""}
+    if program.language == "python":
+        return nothing | common | {"python": program.code, "main": program.rule == "output"}
+    language = LANGUAGES[program.language]
+    words = {"memory": memory_mb, "half": memory_mb // 2, "jars": ":".join([*jars, *glob.glob(JAVATUPLES)])}
+    words |= {"main": _main_class(program.code), "tsc": os.path.realpath(shutil.which("tsc") or "tsc")}
+    build = _fill(language.build, words) + (["-lcrypto", "-lssl"] if "openssl/" in program.code else [])
+    return common | {
+        "files": {language.source: _with_token(program.code, language, token) if token else program.code},
+        "build": [(build, BUILD_SECONDS)] if language.build else [],
+        "run": _fill(language.run, words),
+        "remove": [] if language.source_needed else [language.source],
+        "marks": list(language.marks),
+        "env": _environment(),
+        "hint": _missing_libraries(program.code, jars),
+    }
+
+
+def _fill(command: tuple[str, ...], words: dict) -> list[str]:
+    program, *arguments = (part.format(**words) for part in command or ("",))
+    if not program:
+        return []
+    return [program if program.startswith(".") else os.path.abspath(shutil.which(program) or program), *arguments]
+
+
+def _missing_libraries(code: str, jars: tuple[str, ...]) -> str:
+    """Names the packages of libraries that the code includes and that this machine lacks."""
+    lacking = [package for mark, (path, package) in LIBRARIES.items() if mark in code and not (glob.glob(path) or (jars and "jar" in path))]
+    return f"apt-get install {' '.join(lacking)}: " if lacking else ""
+
+
+def _with_token(code: str, language: Language, token: str) -> str:
+    """Puts the statement that prints the token after the last statement of the tests."""
+    statement, place = language.after_tests.format(token=token), len(code)
+    for _ in range(language.inside):
+        place = code.rfind("}", 0, place)
+    return code + statement if place < 0 else code[:place] + statement + code[place:]
+
+
+def _main_class(code: str) -> str:
+    """Returns the name of the last Java class that is declared before `main`."""
+    before = code[: code.find("static void main")]
+    return ([*re.findall(r"\bclass\s+(\w+)", before)] or ["Main"])[-1]
+
+
+@functools.cache
+def _environment() -> dict[str, str]:
+    tools = [shutil.which(tool) for language in LANGUAGES.values() for tool in language.tools]
+    folders = dict.fromkeys([*(os.path.dirname(path) for path in tools if path), "/usr/local/bin", "/usr/bin", "/bin"])
+    mono = {"MONO_TRACE_LISTENER": "Console.Error", "NODE_PATH": "/usr/lib/node_modules:/usr/local/lib/node_modules:/usr/share/nodejs"}
+    go = {"GO111MODULE": "off", "GOPATH": GO_PATH, "GOCACHE": "/tmp/cache", "GOFLAGS": "-buildvcs=false", "GOMAXPROCS": "2"}
+    return {"PATH": ":".join(folders), "TMPDIR": "/tmp", "LANG": "C.UTF-8"} | mono | go

@@ -1,0 +1,39 @@
+"""What is run, and what is said about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LANGUAGES = ("python", "cpp", "java", "php", "ts", "cs", "sh", "js", "go")
+
+
+@dataclass(frozen=True)
+class Program:
+    """One thing to run.
+
+    Compatible mode and every language but Python run `code`. Isolated mode runs `candidate` in one process and `test` in another;
+    `prompt` is the trusted part of the candidate: the helpers that it defines are there for the test, whatever the completion says.
+    If the test defines `check`, it is called with the entry point. `entry_point` may be a comma-separated list; only these names of
+    the candidate hide a builtin of the same name from the test.
+    """
+
+    task_id: str
+    language: str
+    code: str
+    timeout: float = 3.0  # seconds of wall time for the run; a build has its own limit
+    stdin: str = ""
+    rule: str = "exit"  # exit: the tests ran to their end | output: exit status 0, the caller judges stdout | js: nothing was printed
+    candidate: str = ""
+    test: str = ""
+    entry_point: str = ""
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    task_id: str
+    status: str  # passed | failed | error | timeout | crashed | out_of_memory
+    detail: str = ""
+    seconds: float = 0.0
+    signal: int = 0
+    stdout: str = ""

@@ -1,0 +1,34 @@
+"""More rows, or fewer, for a vocabulary that grows by the infilling sentinels or sheds padding."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from codellama_jax.config import UserError
+from codellama_jax.sizes import SENTINEL_ROWS
+
+
+def check_vocabulary(folder: object, saved: int, wanted: int) -> None:
+    """Raises UserError unless the rows stay, shrink, or grow by the sentinels."""
+    if wanted > saved and wanted != saved + SENTINEL_ROWS:
+        raise UserError(
+            f"{folder} has vocab_size {saved}: it can grow by the {SENTINEL_ROWS} sentinels to {saved + SENTINEL_ROWS}, not to {wanted}"
+        )
+
+
+def resized(params: dict, rows: int) -> dict:
+    """Returns parameters with that many rows of embedding_VD and columns of head_DV.
+
+    A new embedding is drawn from a normal with the mean and deviation, width by width, of those that are there: it is as long as
+    they are, and no two are alike. A new column of the head is their mean: its logit is the average one, which takes next to
+    nothing from the tokens that the model knows (Hewitt 2021, "Initializing New Word Embeddings").
+    """
+    embedding_VD, head_DV = params["embedding"], params["head"]
+    V, D = embedding_VD.shape
+    if rows > V:
+        mean_D, deviation_D = embedding_VD.mean(0), embedding_VD.std(0)
+        new_VD = mean_D[None] + deviation_D[None] * jax.random.normal(jax.random.key(0), (rows - V, D))
+        new_DV = jnp.broadcast_to(head_DV.mean(1, keepdims=True), (D, rows - V))
+        return {**params, "embedding": jnp.concatenate([embedding_VD, new_VD]), "head": jnp.concatenate([head_DV, new_DV], 1)}
+    return {**params, "embedding": embedding_VD[:rows], "head": head_DV[:, :rows]}

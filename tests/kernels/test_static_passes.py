@@ -1,0 +1,65 @@
+"""How often each region of the attention kernels runs, on schedules built by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+from attention_cases import SMALL
+
+from kernels.flash_attention.static_passes import count_backward, count_forward, count_splash
+from kernels.schedule import UNITS, Region, Schedule
+
+
+def build(tree):
+    """Lays out (kind, own bundles, matrix products a bundle, children); own bundles come first. Returns the schedule."""
+    numbers, rows = itertools.count(), []
+
+    def lay(node, parent):
+        kind, own, products, children = node
+        region = Region(next(numbers), parent, kind, start=len(rows))
+        rows.extend([[products] + [0] * (len(UNITS) - 1)] * own)
+        region.children = [lay(child, region.number) for child in children]
+        region.end = len(rows)
+        return region
+
+    return Schedule(root=lay(tree, None), use=np.array(rows), slots=np.full(len(UNITS), 4), vmem_bytes=0)
+
+
+def kernel(*children):
+    """Returns a kernel whose grid step has these children: 1 bundle outside, 10 of the loop, 100 of the step."""
+    return build(("root", 1, 0, [("loop_body", 10, 0, [("pred_region", 100, 0, list(children))])]))
+
+
+def block(bundles, products=1):
+    return ("pred_region", bundles, products, [])
+
+
+def loop(bundles):
+    return ("pred_region", 1, 0, [("loop_body", bundles, 1, [])])
+
+
+def test_forward_counts_what_runs():
+    """512 tokens: 2 rows of 256 queries, 2 stretches each, so 4 steps; the second row has two whole blocks before it."""
+    p = count_forward(kernel(block(3000), block(3000), loop(2000), loop(2000), block(7, 0)), 512, SMALL)
+    assert p.cycles == 4 * (10 + 100) + 4 * 1 + 2 * 2000 + 2 * 3000 + 2 * 7
+    assert p.blocks == {"interior block 256x128": 2000, "diagonal block 256": 3000}
+    assert p.units["MXU"] == pytest.approx((2 * 2000 + 2 * 3000) / (4 * p.cycles))
+
+
+def test_backward_counts_what_runs():
+    """512 tokens: 4 blocks of keys, 6 whole block pairs behind the diagonal; the gradient of a head is zeroed once."""
+    p = count_backward(kernel(block(5, 0), loop(2000), loop(2000), block(7, 0)), 512, SMALL)
+    assert p.cycles == 4 * (10 + 100) + 5 + 4 * 1 + 6 * 2000 + 4 * 7
+
+
+def test_splash_counts_every_grid_step_and_the_trips_of_inner_loops():
+    body = ("pred_region", 50, 0, [("loop_body", 2000, 1, [])])
+    p = count_splash("splash", kernel(block(5, 0), body, block(7, 0)), 512, 128, 64)
+    assert p.cycles == 16 * (10 + 100) + 4 * (5 + 7) + 10 * (50 + 2 * 2000)
+
+
+def test_misread_regions_are_refused():
+    with pytest.raises(ValueError, match="2000 matrix products in the diagonal block"):
+        count_forward(kernel(block(3000), block(2000), loop(2000), loop(2000)), 512, SMALL)
+    with pytest.raises(ValueError, match="3 regions with matrix products, not 4"):
+        count_forward(kernel(block(3000), loop(2000), loop(2000)), 512, SMALL)
