@@ -67,8 +67,7 @@ def lower_decode(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> ja
         )
         slots = cut("tensor", "context")(jax.ShapeDtypeStruct((model.n_kv_heads * batch, context, model.head_dim), model.compute_dtype))
         caches = (slots,) * model.n_layers
-        count = whole(jax.ShapeDtypeStruct((), jnp.int32))
-        cache = decoder.Cache(caches, caches, whole(jax.ShapeDtypeStruct((batch, context), jnp.int32)), count)
+        cache = decoder.Cache(caches, caches)
         rows = whole(jax.ShapeDtypeStruct((batch,), jnp.int32))
         step: Callable = lambda w, c, tokens, positions: decoder.step(model, w, c, tokens, positions)
         return jax.jit(step, donate_argnums=1).lower(weights, cache, rows, rows)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from codellama_jax.accounting import PEAK_FLOPS
 from codellama_jax.compile.hlo import Buffer, Collective, Program
-from codellama_jax.compile.kernel_cycles import cycles_a_head
+from codellama_jax.compile.kernel_cycles import cycles
 from codellama_jax.compile.target import CHIPS
 from codellama_jax.plan import short
 
@@ -53,12 +53,11 @@ def examine(lowered: jax.stages.Lowered, chip: str, flops: tuple[float, float], 
     total = sum(getattr(memory, f"{part}_size_in_bytes") for part in ("argument", "temp", "output")) - memory.alias_size_in_bytes
     kernel_cycles, uncounted = 0.0, set()
     for kernel in program.kernels():
-        B, N, T, H = kernel.shape
-        known = cycles_a_head(chip, T, H, cache)
-        if kernel.name in known:
-            kernel_cycles += known[kernel.name] * B * N * kernel.times / device.cores
-        else:
+        counted = cycles(chip, kernel, cache)
+        if counted is None:
             uncounted.add(kernel.name)
+        else:
+            kernel_cycles += counted * kernel.times / device.cores
     clock = PEAK_FLOPS[device.kind] / (2 * device.multiply_adds)
     return Report(
         fits=fits and total <= device.hbm_gib * GIB,
