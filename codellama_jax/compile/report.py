@@ -28,7 +28,7 @@ class TooLarge(Exception):
 class Report:
     """Figures of one device; bytes, and seconds of a step by the compiler's estimate."""
 
-    fits: bool
+    fits: bool  # what the compiler says: arguments, temporaries and output, but for what is in place, within the memory
     arguments: int
     temporaries: int
     output: int
@@ -76,7 +76,6 @@ def examine(lowered: jax.stages.Lowered, chip: str, flops: tuple[float, float], 
     compiled, fits = compile_at_any_size(lowered)
     program, memory = Program(compiled.as_text()), compiled.memory_analysis()
     device = CHIPS[chip]
-    total = sum(getattr(memory, f"{part}_size_in_bytes") for part in ("argument", "temp", "output")) - memory.alias_size_in_bytes
     kernel_cycles, uncounted = 0.0, set()
     for kernel in program.kernels():
         counted = cycles(chip, kernel, cache)
@@ -86,7 +85,7 @@ def examine(lowered: jax.stages.Lowered, chip: str, flops: tuple[float, float], 
             kernel_cycles += counted * kernel.times / device.cores
     clock = PEAK_FLOPS[device.kind] / (2 * device.multiply_adds)
     return Report(
-        fits=fits and total <= device.hbm_gib * GIB,
+        fits=fits,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         output=memory.output_size_in_bytes,
