@@ -18,7 +18,7 @@ LARGE = ("34b", "70b")
 STAGES = {"code 4k": "code", "LCFT 16k": "long_context", "instruct": "code"}
 INSTRUCT = ("--code.data.batch-size", "128")  # 524,288 tokens a step (Code Llama, section 2.5), in rows of the code stage
 INFERENCE = {"prefill 100k": "prefill", "decode at 100k": "decode"}
-TENSOR = {"code 4k": (1, 4), "LCFT 16k": (4, 8), "instruct": (2, 4)}  # as PODS
+TENSOR = {"code 4k": (1, 4), "LCFT 16k": (2, 8), "instruct": (2, 4)}  # as PODS
 MICRO_BATCHES = {"v5p": (2, 2), "v5e": (2, 16), "v6e": (1, 8), "tpu7x": (2, 2), "v4": (1, 4)}  # of the code stage, as PODS
 ROOMY = ("v5p", "tpu7x")  # keep the products of every layer
 PODS = {  # for the smaller two sizes, for the larger two
@@ -33,7 +33,8 @@ HEAD = """# Code Llama on TPU pods, by the TPU compiler
 Every figure is a *compiler estimate*: the step that `launch.py run` starts, compiled for a pod without having one, with its memory
 as the compiler lays it out and the time as it estimates each operation, exchanges between chips left out. Nothing here is
 measured. MFU counts attention's full square / its causal half. `make tpu-table` writes this page and goes on where it was stopped;
-a cell is one command, such as `python launch.py compile code_llama --scale 34b --stage code --target v5p:8x8x8 --mesh.tensor 4`.
+a cell is one command, such as `python launch.py compile code_llama --scale 34b --stage code --target v5p:8x8x8` and its options.
+A cell that says so was not compiled yet.
 """
 
 
@@ -75,12 +76,13 @@ def fill(kept: dict[str, list[str]], name: str, args: list[str]) -> None:
 
 def page(kept: dict[str, list[str]]) -> str:
     """Returns the page; a cell that was not compiled yet says so."""
-    rows = ["| stage | pod | size | mesh | memory a device | compiler estimate |", "|---|---|---|---|---|---|"]
-    for name in cells():
+    rows = ["| stage | pod | size | options | mesh | memory a device | compiler estimate |", "|---|---|---|---|---|---|---|"]
+    for name, args in cells().items():
         lines = kept.get(name, ["not compiled yet"])
         estimates = [line.removeprefix("compiler estimate: ") for line in lines if line.startswith("compiler estimate")]
         memory = next((line for line in lines if "of HBM" in line), "")
-        rows.append(f"| {name} | {lines[0]} | {memory} | {'; '.join(estimates)} |")
+        options = " ".join(args[args.index("--target") + 2 :])
+        rows.append(f"| {name} | `{options}` | {lines[0].removeprefix('mesh ')} | {memory} | {'; '.join(estimates)} |")
     return HEAD + "\n" + "\n".join(rows) + "\n"
 
 
