@@ -37,6 +37,12 @@ def platform() -> str:
     return "tpu" if device and device.device_kind.startswith("TPU") else jax.default_backend()
 
 
+def device_count() -> int:
+    """Returns how many devices the program will run on: those of the mesh in use, or else of this process."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.device_count() if mesh.empty else mesh.size
+
+
 def vmem_bytes() -> int:
     """Returns the vector memory of the chip at hand, or of the smallest recent one (v5p, tpu7x) when there is none."""
     try:

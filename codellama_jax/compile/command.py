@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from codellama_jax.accounting import flops_per_token
 from codellama_jax.compile import program, target
-from codellama_jax.compile.report import Report, examine, lines
+from codellama_jax.compile.report import Report, TooLarge, examine, lines
 from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage, UserError
 from codellama_jax.training.mesh import make_mesh
 
@@ -79,9 +79,13 @@ def search(job: Job, chip: str, devices: list, cache: str) -> tuple[Job, Report,
     """Returns the candidate that fits with the shortest estimated step. Raises UserError if none fits."""
     best = None
     for trial in candidates(job, len(devices)):
-        report, tokens = compile_job(trial, chip, make_mesh(trial.mesh, devices), cache)
         mesh, stage = trial.mesh, trial.stage
         said = f"tensor {mesh.tensor} context {mesh.context} remat {stage.model.remat} micro-batches {stage.micro_batches}"
+        try:
+            report, tokens = compile_job(trial, chip, make_mesh(mesh, devices), cache)
+        except TooLarge:
+            print(f"{said}: does not fit", flush=True)
+            continue
         found = f"fits, MFU {report.mfu(chip)[0]:.3f} (compiler estimate)" if report.fits else "does not fit"
         print(f"{said}: {found}", flush=True)
         if report.fits and (best is None or report.seconds < best[1].seconds):
@@ -100,12 +104,16 @@ def compile_experiment(experiment: Experiment, choice: Any) -> None:
     devices, chip = target.devices(choice.target, choice.slices), choice.target.partition(":")[0]
     mesh = experiment.mesh if experiment.mesh.data > 1 else dataclasses.replace(experiment.mesh, data=choice.slices)
     job = Job(stage, choice.stage if choice.stage in INFERENCE else "train", mesh, choice.batch, choice.context)
-    if choice.search and job.kind == "train":
-        job, report, tokens = search(job, chip, devices, choice.cache)
-    else:
-        report, tokens = compile_job(job, chip, make_mesh(job.mesh, devices), choice.cache)
     slices = f", {choice.slices} slices" if choice.slices > 1 else ""
-    print(f"{experiment.name} {experiment.scale} {choice.stage} on {choice.target}{slices}")
+    print(f"{experiment.name} {experiment.scale} {choice.stage} on {choice.target}{slices}", flush=True)
+    try:
+        if choice.search and job.kind == "train":
+            job, report, tokens = search(job, chip, devices, choice.cache)
+        else:
+            report, tokens = compile_job(job, chip, make_mesh(job.mesh, devices), choice.cache)
+    except TooLarge as refusal:
+        print(f"DOES NOT FIT {target.CHIPS[chip].hbm_gib} GiB of HBM: {refusal}")
+        sys.exit(TOO_LARGE)
     print("\n".join(lines(report, chip, make_mesh(job.mesh, devices), tokens)))
     if not report.fits:
         sys.exit(TOO_LARGE)

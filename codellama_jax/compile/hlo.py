@@ -38,10 +38,11 @@ class Collective:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A Pallas kernel: its name, the shape of its first result, and how often it runs in one step."""
+    """A Pallas kernel: its name, the shape of its first result, (dtype, shape) of its operands, and how often it runs in one step."""
 
     name: str
-    shape: tuple[int, ...]
+    result: tuple[int, ...]
+    operands: tuple[tuple[str, tuple[int, ...]], ...]
     times: int
 
 
@@ -120,7 +121,9 @@ class Program:
         found = []
         for o, n in self.operations():
             if o.kind == "custom-call" and 'custom_call_target="tpu_custom_call"' in o.rest:
-                found.append(Kernel(re.sub(r"(\.\d+|\.clone)+$", "", o.name), arrays(o.type)[0][1], n))
+                given = re.search(r"operand_layout_constraints=\{(.*?\})\}, ", o.rest)
+                operands = tuple((dtype, shape) for dtype, shape, _ in arrays(given[1] if given else ""))
+                found.append(Kernel(re.sub(r"(\.\d+|\.clone)+$", "", o.name), arrays(o.type)[0][1], operands, n))
         return found
 
     def collectives(self) -> list[Collective]:

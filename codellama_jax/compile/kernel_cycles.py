@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,38 +13,63 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+from codellama_jax.compile.hlo import Kernel
 from codellama_jax.compile.target import ENVIRONMENT
 
 FOLDER = Path(__file__).resolve().parent.parent.parent
 LONGEST = 16_384  # longer passes cost as the square of their length; beyond it the backward kernel does not fit every chip
+TOKENS = 4096  # of the head's loss, whose cost is linear in them
 COUNT = """
-import json, sys, types
-from kernels.flash_attention import static_passes
-args = types.SimpleNamespace(seq=int(sys.argv[2]), head_dim=int(sys.argv[3]))
-print(json.dumps([p.cycles for p in static_passes.ours(sys.argv[1], args, sys.argv[4])]))
+import importlib, json, sys, types
+package, chip, args, dump = sys.argv[1:]
+passes = importlib.import_module(f"kernels.{package}.static_passes")
+print(json.dumps([p.cycles for p in passes.ours(chip, types.SimpleNamespace(**json.loads(args)), dump)]))
 """
+DTYPES = {"bf16": "bfloat16", "f32": "float32"}
+PACKAGES = {  # their kernels, in the order of what `ours` returns
+    "flash_attention": ("flash_attention_forward", "flash_attention_backward"),
+    "cross_entropy": ("cross_entropy_forward", "cross_entropy_head"),
+    "decode_attention": ("decode_attention",),
+}
+
+
+def cycles(chip: str, kernel: Kernel, cache: str) -> float | None:
+    """Returns the cycles of one run of a kernel, its cores added up; None for a kernel that cannot be counted."""
+    package = next((p for p, names in PACKAGES.items() if kernel.name in names), None)
+    if package == "flash_attention":  # causal passes over heads
+        B, N, T, H = kernel.result
+        args, runs = {"seq": min(LONGEST, -(-T // 1024) * 1024), "head_dim": H}, B * N
+        runs *= (T / args["seq"]) ** 2
+    elif package == "cross_entropy":
+        _, (_, (T, D)), (head, (V, _)), *_ = kernel.operands
+        args, runs = {"seq": TOKENS, "d_model": D, "words": V, "head": DTYPES[head]}, T / TOKENS
+    elif package == "decode_attention":  # over a full cache
+        M, S, H = max((shape for _, shape in kernel.operands), key=math.prod)
+        args, runs = {"seq": min(LONGEST, S), "head_dim": H}, M
+        runs *= S / args["seq"]
+    else:
+        return None
+    counted = count(package, chip, json.dumps(args), cache)
+    return counted[PACKAGES[package].index(kernel.name)] * runs if counted else None
 
 
 @functools.cache
-def cycles_a_head(chip: str, length: int, head_dim: int, cache: str) -> dict[str, float]:
-    """Returns cycles of one causal pass over one head on one core, by the kernel's name.
+def count(package: str, chip: str, args: str, cache: str) -> list[int]:
+    """Returns the cycles of the passes that `kernels.PACKAGE.static_passes.ours` counts; nothing where they do not compile.
 
     The schedule is written only to a libtpu that was started for it, so another process reads it; what it says is kept in `cache`.
     """
-    seq = min(LONGEST, -(-length // 1024) * 1024)
-    digest = hashlib.sha256(version("libtpu").encode())
+    digest = hashlib.sha256(f"{version('libtpu')} {args}".encode())
     for source in sorted(FOLDER.glob("kernels/**/*.py")):
         digest.update(source.read_bytes())
-    kept = Path(cache).expanduser() / "kernel_cycles" / f"{chip}-{seq}-{head_dim}-{digest.hexdigest()[:16]}.json"
+    kept = Path(cache).expanduser() / "kernel_cycles" / f"{package}-{chip}-{digest.hexdigest()[:16]}.json"
     if not kept.exists():
         with tempfile.TemporaryDirectory() as dump:
             flags = {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true", "PYTHONPATH": str(FOLDER)}
-            command = [sys.executable, "-c", COUNT, chip, str(seq), str(head_dim), dump]
+            command = [sys.executable, "-c", COUNT, package, chip, args, dump]
             found = subprocess.run(command, env=os.environ | ENVIRONMENT | flags, capture_output=True, text=True)
         if found.returncode:
-            return {}
+            return []
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(found.stdout)
-    forward, backward = json.loads(kept.read_text())
-    scale = (length / seq) ** 2
-    return {"flash_attention_forward": forward * scale, "flash_attention_backward": backward * scale}
+    return json.loads(kept.read_text())

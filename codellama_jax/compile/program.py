@@ -28,10 +28,10 @@ def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
 
 def abstract_params(model: ModelConfig, mesh: Mesh) -> dict:
     """Returns the parameters as shapes in the compute dtype, sharded as for training."""
-    tokens_BT = jnp.zeros((1, 2), jnp.int32)
-    boxed = jax.eval_shape(lambda: Llama(model).init(jax.random.key(0), tokens_BT, tokens_BT)["params"])
-    dtype = jnp.dtype(model.compute_dtype)
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype, sharding=s), nn.unbox(boxed), shardings(boxed, mesh))
+    tokens_BT = jax.ShapeDtypeStruct((1, 2), jnp.int32)  # no array: there is no device to hold it
+    init = lambda tokens_BT: Llama(model).init(jax.random.key(0), tokens_BT, tokens_BT)["params"]
+    plain, placed = jax.eval_shape(lambda t: nn.unbox(init(t)), tokens_BT), shardings(jax.eval_shape(init, tokens_BT), mesh)
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, model.compute_dtype, sharding=s), plain, placed)
 
 
 def lower_prefill(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> jax.stages.Lowered:
@@ -67,8 +67,7 @@ def lower_decode(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> ja
         )
         slots = cut("tensor", "context")(jax.ShapeDtypeStruct((model.n_kv_heads * batch, context, model.head_dim), model.compute_dtype))
         caches = (slots,) * model.n_layers
-        count = whole(jax.ShapeDtypeStruct((), jnp.int32))
-        cache = decoder.Cache(caches, caches, whole(jax.ShapeDtypeStruct((batch, context), jnp.int32)), count)
+        cache = decoder.Cache(caches, caches)
         rows = whole(jax.ShapeDtypeStruct((batch,), jnp.int32))
         step: Callable = lambda w, c, tokens, positions: decoder.step(model, w, c, tokens, positions)
         return jax.jit(step, donate_argnums=1).lower(weights, cache, rows, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import jax
@@ -10,19 +11,24 @@ from jax.sharding import Mesh
 
 from codellama_jax.accounting import PEAK_FLOPS
 from codellama_jax.compile.hlo import Buffer, Collective, Program
-from codellama_jax.compile.kernel_cycles import cycles_a_head
+from codellama_jax.compile.kernel_cycles import cycles
 from codellama_jax.compile.target import CHIPS
+from codellama_jax.config import UserError
 from codellama_jax.plan import short
 
 GIB = 2**30
 TOO_LARGE_TOO = {"xla_tpu_no_crash_on_oom": True}  # compiles what does not fit, to say what it holds
 
 
+class TooLarge(Exception):
+    """One array alone is larger than the memory, so that not even a program that does not fit comes out; says which."""
+
+
 @dataclass(frozen=True)
 class Report:
     """Figures of one device; bytes, and seconds of a step by the compiler's estimate."""
 
-    fits: bool
+    fits: bool  # what the compiler says: arguments, temporaries and output, but for what is in place, within the memory
     arguments: int
     temporaries: int
     output: int
@@ -39,29 +45,47 @@ class Report:
         return full, causal
 
 
-def examine(lowered: jax.stages.Lowered, chip: str, flops: tuple[float, float], cache: str) -> Report:
-    """Compiles and reads the result. Raises JaxRuntimeError for what the compiler refuses for another reason than memory."""
-    fits = True
+def exceeding(error: JaxRuntimeError) -> str:
+    """Returns what the compiler says of memory that is not there. Raises UserError where it refuses for another reason."""
+    said = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+    if "on HBM" not in said and "memory space hbm" not in said and not said.startswith("Allocation (size="):
+        raise UserError(f"the TPU compiler refuses this program: {said}") from error
+    return said
+
+
+def one_array(said: str) -> str:
+    """Returns the array, and the operation that makes it, of an allocation that the compiler refused."""
+    size, shape, made_by = (re.search(p, said) for p in (r"Allocation \(size=(\d+)\)", r"shape: (\w+\[[\d,]*\])", r":: ([^:]+)$"))
+    return f"  {short(int(size[1]), 'G')}B  {shape[1]:<32} {made_by[1]}" if size and shape and made_by else f"  {said}"
+
+
+def compile_at_any_size(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, bool]:
+    """Returns the program and whether the compiler laid it out within the memory. Raises TooLarge where there is none."""
     try:
-        compiled = lowered.compile()
+        return lowered.compile(), True
     except JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        fits, compiled = False, lowered.compile(TOO_LARGE_TOO)
+        needed = exceeding(error)
+    try:
+        return lowered.compile(TOO_LARGE_TOO), False
+    except JaxRuntimeError as error:
+        raise TooLarge(f"{needed}\nlargest buffer:\n{one_array(exceeding(error))}") from None
+
+
+def examine(lowered: jax.stages.Lowered, chip: str, flops: tuple[float, float], cache: str) -> Report:
+    """Compiles and reads the result. Raises TooLarge, and UserError for what the compiler refuses for another reason than memory."""
+    compiled, fits = compile_at_any_size(lowered)
     program, memory = Program(compiled.as_text()), compiled.memory_analysis()
     device = CHIPS[chip]
-    total = sum(getattr(memory, f"{part}_size_in_bytes") for part in ("argument", "temp", "output")) - memory.alias_size_in_bytes
     kernel_cycles, uncounted = 0.0, set()
     for kernel in program.kernels():
-        B, N, T, H = kernel.shape
-        known = cycles_a_head(chip, T, H, cache)
-        if kernel.name in known:
-            kernel_cycles += known[kernel.name] * B * N * kernel.times / device.cores
-        else:
+        counted = cycles(chip, kernel, cache)
+        if counted is None:
             uncounted.add(kernel.name)
+        else:
+            kernel_cycles += counted * kernel.times / device.cores
     clock = PEAK_FLOPS[device.kind] / (2 * device.multiply_adds)
     return Report(
-        fits=fits and total <= device.hbm_gib * GIB,
+        fits=fits,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         output=memory.output_size_in_bytes,

@@ -14,43 +14,56 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 KEPT, PAGE = ROOT / "docs" / "tpu.json", ROOT / "docs" / "tpu.md"
 SCALES = ("7b", "13b", "34b", "70b")
+LARGE = ("34b", "70b")
 STAGES = {"code 4k": "code", "LCFT 16k": "long_context", "instruct": "code"}
 INSTRUCT = ("--code.data.batch-size", "128")  # 524,288 tokens a step (Code Llama, section 2.5), in rows of the code stage
 INFERENCE = {"prefill 100k": "prefill", "decode at 100k": "decode"}
-TENSOR = {"code 4k": (1, 4), "LCFT 16k": (4, 8), "instruct": (2, 4)}  # as PODS
-MICRO_BATCHES = {"v4": (1, 4), "v5e": (2, 16), "v5p": (1, 2), "v6e": (1, 8), "tpu7x": (1, 2)}  # of the code stage, as PODS
+TENSOR = {"code 4k": (1, 4), "LCFT 16k": (2, 8), "instruct": (2, 4)}  # as PODS
+MICRO_BATCHES = {"v5p": (2, 2), "v5e": (2, 16), "v6e": (1, 8), "tpu7x": (2, 2), "v4": (1, 4)}  # of the code stage, as PODS
+ROOMY = ("v5p", "tpu7x")  # keep the products of every layer
 PODS = {  # for the smaller two sizes, for the larger two
-    "v4": ("v4:4x4x8", "v4:8x8x8"),
-    "v5e": ("v5e:16x16", "v5e:16x16"),
     "v5p": ("v5p:4x4x8", "v5p:8x8x8"),
+    "v5e": ("v5e:16x16", "v5e:16x16"),
     "v6e": ("v6e:16x16", "v6e:16x16"),
     "tpu7x": ("tpu7x:4x4x4", "tpu7x:4x8x8"),
+    "v4": ("v4:4x4x8", "v4:8x8x8"),
 }
 HEAD = """# Code Llama on TPU pods, by the TPU compiler
 
 Every figure is a *compiler estimate*: the step that `launch.py run` starts, compiled for a pod without having one, with its memory
 as the compiler lays it out and the time as it estimates each operation, exchanges between chips left out. Nothing here is
 measured. MFU counts attention's full square / its causal half. `make tpu-table` writes this page and goes on where it was stopped;
-a cell is one command, such as `python launch.py compile code_llama --scale 34b --stage code --target v5p:8x8x8 --mesh.tensor 4`.
+a cell is one command, such as `python launch.py compile code_llama --scale 34b --stage code --target v5p:8x8x8` and its options.
+A cell that says so was not compiled yet.
 """
 
 
+def training(title: str, chip: str, scale: str) -> tuple[str, list[str]]:
+    """Returns a cell's name and its arguments."""
+    large, stage = scale in LARGE, STAGES[title]
+    pod, option = PODS[chip][large], f"--{stage.replace('_', '-')}"
+    args = ["code_llama", "--scale", scale, "--stage", stage, "--target", pod, "--mesh.tensor", str(TENSOR[title][large])]
+    if title == "code 4k":
+        args += ["--code.micro-batches", str(MICRO_BATCHES[chip][large])]
+    if title == "instruct":
+        args += INSTRUCT
+    if chip in ROOMY:
+        args += [f"{option}.model.remat", "dots"]
+    return f"{title} | {pod} | {scale}", args
+
+
+def inference(title: str, scale: str) -> tuple[str, list[str]]:
+    """Returns a cell's name and its arguments."""
+    pod = ("v5p:2x2x2", "v5p:2x2x4")[scale in LARGE]
+    args = ["code_llama", "--scale", scale, "--stage", INFERENCE[title], "--target", pod, "--mesh.tensor", "8"]
+    return f"{title} | {pod} | {scale}", args
+
+
 def cells() -> dict[str, list[str]]:
-    """Returns the arguments of each cell by its name."""
-    found = {}
-    for scale in SCALES:
-        large = scale in ("34b", "70b")
-        command = ["code_llama", "--scale", scale, "--stage"]
-        for title, stage in STAGES.items():
-            for chip, pods in PODS.items():
-                args = [*command, stage, "--target", pods[large], "--mesh.tensor", str(TENSOR[title][large])]
-                if title == "code 4k":
-                    args += ["--code.micro-batches", str(MICRO_BATCHES[chip][large])]
-                found[f"{scale} | {title} | {pods[large]}"] = [*args, *INSTRUCT] if title == "instruct" else args
-        for title, stage in INFERENCE.items():
-            pod = ("v5p:2x2x2", "v5p:2x2x4")[large]
-            found[f"{scale} | {title} | {pod}"] = [*command, stage, "--target", pod, "--mesh.tensor", "8"]
-    return found
+    """Returns the arguments of each cell by its name, in the order in which they are compiled."""
+    train = lambda titles: [training(t, chip, scale) for t in titles for chip in PODS for scale in SCALES]
+    first, *others = STAGES
+    return dict([*train([first]), *(inference(t, scale) for t in INFERENCE for scale in SCALES), *train(others)])
 
 
 def fill(kept: dict[str, list[str]], name: str, args: list[str]) -> None:
@@ -63,12 +76,13 @@ def fill(kept: dict[str, list[str]], name: str, args: list[str]) -> None:
 
 def page(kept: dict[str, list[str]]) -> str:
     """Returns the page; a cell that was not compiled yet says so."""
-    rows = ["| size | stage | pod | mesh | memory a device | compiler estimate |", "|---|---|---|---|---|---|"]
-    for name in cells():
+    rows = ["| stage | pod | size | options | mesh | memory a device | compiler estimate |", "|---|---|---|---|---|---|---|"]
+    for name, args in cells().items():
         lines = kept.get(name, ["not compiled yet"])
         estimates = [line.removeprefix("compiler estimate: ") for line in lines if line.startswith("compiler estimate")]
         memory = next((line for line in lines if "of HBM" in line), "")
-        rows.append(f"| {name} | {lines[0]} | {memory} | {'; '.join(estimates)} |")
+        options = " ".join(args[args.index("--target") + 2 :])
+        rows.append(f"| {name} | `{options}` | {lines[0].removeprefix('mesh ')} | {memory} | {'; '.join(estimates)} |")
     return HEAD + "\n" + "\n".join(rows) + "\n"
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.decode_attention import pallas_tpu, reference, xla
-from kernels.tpu import platform
+from kernels.tpu import device_count, platform
 
 IMPLEMENTATIONS = {
     "pallas_tpu": pallas_tpu.decode_attention,
@@ -40,7 +40,7 @@ def decode_attention(
     Raises:
       ValueError: for an unknown implementation, or M that is no multiple of B.
     """
-    on_tpu = platform() == "tpu" and jax.device_count() == 1  # the compiler cannot split a Pallas kernel by itself
+    on_tpu = platform() == "tpu" and device_count() == 1  # the compiler cannot split a Pallas kernel by itself
     implementation = implementation or ("pallas_tpu" if on_tpu else "xla")
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"no decode attention implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")

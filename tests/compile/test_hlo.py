@@ -47,7 +47,7 @@ StackFrames
   %fusion.1 = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%b.1), calls=%fused_computation.1, backend_config={"estimated_cycles":"100"}
   %gather.1 = (bf16[8,128]{1,0}, bf16[64,128]{1,0}) all-gather-start(%fusion.1), channel_id=1, dimensions={0}
   %gather.2 = bf16[64,128]{1,0} all-gather-done(%gather.1), channel_id=1
-  %flash_attention_forward.3 = (bf16[2,4,1024,128], f32[2,4,1,1024]) custom-call(%gather.2), custom_call_target="tpu_custom_call"
+  %flash_attention_forward.3 = (bf16[2,4,1024,128], f32[2,4,1,1024]) custom-call(%gather.2), custom_call_target="tpu_custom_call", SHAPES
   ROOT %t = (s32[]{:T(128)}) tuple(%b.1)
 }
 
@@ -77,7 +77,7 @@ ENTRY %main (x: f32[1024,1024]) -> f32[1024,1024] {
   %while.2 = (s32[]{:T(128)}) while(%x), condition=%outer_condition, body=%outer
   ROOT %b = f32[1024,1024]{1,0} fusion(%x), calls=%fused_computation.1, metadata={stack_frame_id=2}, config={"estimated_cycles":"1"}
 }
-"""
+""".replace("SHAPES", "operand_layout_constraints={s32[2,4]{1,0}, bf16[2,4,1024,128]{3,2,1,0}}, metadata={}")
 
 
 @pytest.fixture
@@ -93,8 +93,8 @@ def test_an_exchange_in_two_halves_counts_once_and_a_fused_one_by_what_it_is(pro
     assert program.collectives() == [Collective("all-gather", 6, 6 * 64 * 128 * 2), Collective("reduce-scatter", 2, 2 * 64 * 128 * 4)]
 
 
-def test_kernels_carry_their_shape(program):
-    assert program.kernels() == [Kernel("flash_attention_forward", (2, 4, 1024, 128), 6)]
+def test_kernels_carry_their_shapes(program):
+    assert program.kernels() == [Kernel("flash_attention_forward", (2, 4, 1024, 128), (("s32", (2, 4)), ("bf16", (2, 4, 1024, 128))), 6)]
 
 
 def test_the_largest_buffer_in_hbm_names_our_line(program):
