@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 
+from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Sample, Task
 from codellama_jax.evaluation.perplexity import document_losses
 from codellama_jax.evaluation.samples import Key
@@ -38,7 +40,7 @@ def answers(run: Run, benchmark: Benchmark, settings: Settings, done: set[Key]) 
     wanted.sort(key=lambda key: -lengths[key[0]])  # the longest first: what does not fit fails at once
     sampling = sampling_of(benchmark, settings)
     ask = _chooser(run) if benchmark.tasks[0].choices else _writer(run, benchmark, sampling, settings.spm)
-    host, hosts = (jax.process_index(), jax.process_count()) if not benchmark.tasks[0].choices else (0, 1)  # losses are read by all at once
+    host, hosts = jax.process_index(), jax.process_count()
     while wanted:
         rows = rows_at_once(lengths[wanted[0][0]] + sampling.max_new_tokens, settings.batch_tokens)
         batch, wanted = wanted[: rows * hosts], wanted[rows * hosts :]
@@ -61,9 +63,27 @@ def _writer(run: Run, benchmark: Benchmark, sampling: Sampling, spm: bool) -> Ca
             texts = infill(run, [(task.prompt, task.suffix) for task in tasks], sampling, spm, rows=rows)
         else:
             texts = complete(run, [task.prompt for task in tasks], sampling, rows=rows)
-        return [{"completion": benchmark.finish(task, text)} for task, text in zip(tasks, texts)]
+        found = [{"completion": benchmark.finish(task, text)} for task, text in zip(tasks, texts)]
+        if benchmark.checks is None or sampling.temperature == 0:
+            return found
+        return [{**one, "mean_logprob": mean} for one, mean in zip(found, mean_logprobs(run, benchmark, tasks, texts, spm))]
 
     return write
+
+
+def mean_logprobs(run: Run, benchmark: Benchmark, tasks: Sequence[Task], texts: Sequence[str], spm: bool) -> list[float]:
+    """Returns the mean log p in nats, at temperature 1, of the tokens of each text after its prompt: what Codex ranks samples by.
+
+    A text of no tokens counts as one guessed among the vocabulary.
+    """
+    tokenizer = run.tokenizer
+    if benchmark.infilling:
+        prompts = [prompt_ids(tokenizer, task.prompt, task.suffix, spm) for task in tasks]
+    else:
+        prompts = [[tokenizer.bos_id, *tokenizer.encode(task.prompt)] for task in tasks]
+    wholes = [[*prompt, *tokenizer.encode(text, leading_space=False)] for prompt, text in zip(prompts, texts)]
+    losses = [losses[len(prompt) - 1 :] for prompt, losses in zip(prompts, document_losses(run, wholes))]
+    return [-float(np.mean(some, dtype=np.float64)) if len(some) else -math.log(tokenizer.vocab_size) for some in losses]
 
 
 def _chooser(run: Run) -> Callable[[Sequence[Task], Sequence[Key]], list[dict]]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from codellama_jax.config import UserError, differences
-from codellama_jax.evaluation.ask import answers
+from codellama_jax.evaluation.ask import answers, sampling_of
 from codellama_jax.evaluation.benchmarks import LOADERS, long_files, paper
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Sample, Task
 from codellama_jax.evaluation.execute import Executor, Verdict, languages
-from codellama_jax.evaluation.pass_at_k import estimate
+from codellama_jax.evaluation.pass_at_k import estimate, ranked_pass_at_k
 from codellama_jax.evaluation.samples import Key, append, continue_file, key, read_samples
 from codellama_jax.evaluation.settings import Checking, Options, Settings
 from codellama_jax.training.checkpoint import Run, gather
@@ -87,6 +87,7 @@ def generate_samples(run: Run, benchmark: Benchmark, options: Options, settings:
     Raises UserError if the folder holds samples drawn in another way.
     """
     first = jax.process_index() == 0
+    settings = replace(settings, temperature=sampling_of(benchmark, settings).temperature)  # which the number of samples may decide
     asked = {"benchmark": benchmark.name, "model": run.name, "options": asdict(options), "settings": asdict(settings)}
     there = gather({f"{line['task_id']} {line['sample']}": line for line in _open_folder(out, asked)} if first else {})
     samples = {key(line): line for line in there.values()}
@@ -187,10 +188,16 @@ def _measures(results: Sequence[Result]) -> dict[str, Any]:
             if min(n for n, _ in counts) >= k:
                 found = estimate(counts, k)
                 measures |= {f"pass@{k}": 100 * found.mean, f"pass@{k} interval": [100 * found.low, 100 * found.high]}
+                if min(n for n, _ in counts) > k and all(isinstance(r.get("mean_logprob"), float) for r in results):
+                    measures[f"pass@{k} ranked"] = 100 * float(np.mean([_ranked(some, k) for some in by_task.values()]))
     for name in ("exact", "bleu", "solved", "retrieved", "mc1", "mc2"):
         if name in results[0]:
             measures[name] = 100 * float(np.mean([np.mean([r[name] for r in some]) for some in by_task.values()]))
     return measures
+
+
+def _ranked(results: Sequence[Result], k: int) -> float:
+    return ranked_pass_at_k([r["passed"] for r in results], [r["mean_logprob"] for r in results], k)
 
 
 def show(summary: Mapping[str, Any], model: str) -> Table:

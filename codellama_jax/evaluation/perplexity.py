@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from codellama_jax.config import ModelConfig, UserError
 from codellama_jax.data.infilling import plain_ids
+from codellama_jax.generation.sampler import bucket
 from codellama_jax.models.layers import length_shards
 from codellama_jax.models.llama import Llama
 from codellama_jax.tokenizer import Tokenizer
@@ -69,7 +70,7 @@ def document_losses(run: Run, documents: Sequence[Sequence[int]]) -> list[np.nda
     """Returns -log p in nats of every id after the first of each document, given those before it: fp32 [len(document) - 1]."""
     mesh = jax.sharding.get_abstract_mesh().shape
     shards = mesh.get("data", 1) * mesh.get("fsdp", 1)
-    length = _round_up(max(map(len, documents)) - 1, length_shards())
+    length = _round_up(bucket(max(map(len, documents)) - 1), length_shards())
     rows = min(_round_up(len(documents), shards), _round_up(max(1, TOKENS // length), shards))
     losses: list[np.ndarray] = []
     for start in range(0, len(documents), rows):
@@ -77,8 +78,9 @@ def document_losses(run: Run, documents: Sequence[Sequence[int]]) -> list[np.nda
         ids_BT = np.zeros((rows, length + 1), np.int32)
         for row, ids in enumerate(some):
             ids_BT[row, : len(ids)] = ids
-        losses_BT = multihost_utils.process_allgather(_losses(run.model, run.params, ids_BT[:, :-1], ids_BT[:, 1:]), tiled=True)
-        losses += [losses_T[: len(ids) - 1] for losses_T, ids in zip(losses_BT, some)]
+        losses_BT = _losses(run.model, run.params, ids_BT[:, :-1], ids_BT[:, 1:])
+        here = losses_BT if losses_BT.is_fully_addressable else multihost_utils.process_allgather(losses_BT, tiled=True)
+        losses += [losses_T[: len(ids) - 1] for losses_T, ids in zip(np.asarray(here), some)]
     return losses
 
 

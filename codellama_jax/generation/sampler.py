@@ -92,7 +92,7 @@ def generate(
     draws = Draws(keys_B, np.array([*stop_ids, *[-1] * (4 - len(stop_ids))], np.int32), np.int32(vocab or config.vocab_size))
     static = config, dataclasses.replace(sampling, max_new_tokens=1, seed=0), _mesh(params)
     with nn.logical_axis_rules(()):  # activations lie as the parameters suggest: a batch need not divide over a mesh
-        state = _start(*static, _bucket(sampling.max_new_tokens), params, tokens_BT, lengths_B, draws)
+        state = _start(*static, bucket(sampling.max_new_tokens), params, tokens_BT, lengths_B, draws)
         rows.take(np.asarray(state.tokens_B)[:, None])
         weights = decoder.prepare(config, params)
         while not rows.done.all():
@@ -211,7 +211,7 @@ class _Rows:
             self.on_tokens(row, before)
 
 
-def _bucket(n: int) -> int:
+def bucket(n: int) -> int:
     """Rounds up to 64, 96, 128, 192, ..., so that few shapes are compiled."""
     power = max(64, 1 << (n - 1).bit_length())
     return power * 3 // 4 if power > 64 and n <= power * 3 // 4 else power
@@ -219,7 +219,7 @@ def _bucket(n: int) -> int:
 
 def _pad(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Returns tokens_BT and lengths_B, T a bucket and B a power of two; a row that is added holds one token."""
-    shape = 1 << (len(prompts) - 1).bit_length(), _bucket(max(map(len, prompts)))
+    shape = 1 << (len(prompts) - 1).bit_length(), bucket(max(map(len, prompts)))
     tokens_BT, lengths_B = np.zeros(shape, np.int32), np.ones(shape[0], np.int32)
     for row, prompt in enumerate(prompts):
         tokens_BT[row, : len(prompt)] = prompt

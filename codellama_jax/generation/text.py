@@ -43,7 +43,10 @@ def whole_characters(decode: Callable[[list[int]], str], ids: list[int]) -> str:
 
 
 class Stream:
-    """Hands out a growing text piece by piece, and holds back what may still become a stop string."""
+    """Hands out a growing text piece by piece, and holds back what may still become a stop string.
+
+    The text ends with the first update that holds a stop string: what more text would make of it is nobody's concern.
+    """
 
     def __init__(self, write: Callable[[str], None], stop_strings: Sequence[str]):
         self.write, self.stop_strings, self.written = write, stop_strings, 0

@@ -48,6 +48,7 @@ def files(tmp_path_factory) -> dict[str, str]:
         "x_cpp": [data.X_CPP],
         "x_js": [data.X_JS],
         "x_java": [data.X_JAVA],
+        "x_go": [data.X_GO],
         "single_line": data.SINGLE_LINE,
         "docstring": data.DOCSTRINGS,
         "gsm8k/test": data.GSM8K,

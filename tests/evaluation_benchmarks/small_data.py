@@ -75,6 +75,16 @@ X_JAVA = {
     "test": "public class Main {\n  public static void main(String[] a) {\n"
     "    if (new Solution().twice(2) != 4) throw new AssertionError();\n  }\n}\n",
 }
+X_GO = {  # with a helper behind the function, and packages that the docstring alone seems to use
+    "task_id": "Go/0",
+    "prompt": 'import (\n    "math"\n)\n\n// Twice the size of x, of all operand. No strings.\nfunc Twice(x float64) float64 {\n',
+    "import": 'import (\n    "math"\n)\n',
+    "declaration": 'import (\n    "math"\n)\n\nfunc Twice(x float64) float64 {\n',
+    "canonical_solution": "    if x < 0 {\n        return sum(math.Abs(x))\n    }\n    return sum(x)\n}\n\n"
+    "func sum(x float64) float64 {\n    return x + x\n}\n\n",
+    "test_setup": 'package main\n\nimport (\n    "testing"\n)\n',
+    "test": "func TestTwice(t *testing.T) {\n    if Twice(-2) != 4 {\n        t.Fail()\n    }\n}\n",
+}
 MULTIPL_E = [
     {
         "name": "HumanEval_0_double",

@@ -78,12 +78,13 @@ def test_scores_are_added_once(files, executor, tmp_path, monkeypatch):
 def test_a_model_runs_from_end_to_end(name, run, files, executor, tmp_path, capsys):
     """A random one; twice, as the second time finds all done."""
     options = Options(data=files.get(name, files["filler"]), lengths=(200,), positions=(0.0, 0.4), examples=2, shots=2)
+    settings = Settings(max_new_tokens=8, samples=2 if name == "RandomSpan" else 1)
     for _ in range(2):
-        evaluate.evaluate(
-            "humaneval_infilling" if name == "RandomSpan" else name, run, options, Settings(max_new_tokens=8), ONE, tmp_path / "out"
-        )
+        evaluate.evaluate("humaneval_infilling" if name == "RandomSpan" else name, run, options, settings, ONE, tmp_path / "out")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["model"] == "toy" and results["samples"] == results["tasks"] == len(lines(tmp_path / "out" / "samples.jsonl"))
+    assert results["model"] == "toy" and results["samples"] == len(lines(tmp_path / "out" / "samples.jsonl"))
+    assert results["samples"] == settings.samples * results["tasks"]
+    assert ("pass@1 ranked" in results["measures"]) == (name == "RandomSpan")
     assert len(lines(tmp_path / "out" / "results.jsonl")) == results["samples"]
     assert "toy" in capsys.readouterr().out
 
@@ -200,6 +201,24 @@ def test_likelihoods_and_perplexity_are_those_of_a_direct_computation(run, files
     losses = np.array([-float(log_p(ids)[i, ids[i + 1]]) for i in range(64)])
     assert np.log(measures["32 perplexity"]) == pytest.approx(losses[:32].mean(), rel=1e-5)
     assert np.log(measures["64 last_block"]) == pytest.approx(losses[48:].mean(), rel=1e-5)
+
+
+def test_samples_are_ranked_by_the_mean_log_probability_of_their_tokens(run, files):
+    benchmark = LOADERS["humaneval"](Options(data=files["humaneval"]))
+    texts, log_p = ("\n    return x\n", ""), forward(run)
+    written, empty = ask.mean_logprobs(run, benchmark, benchmark.tasks, texts, False)
+    before = [run.tokenizer.bos_id, *run.tokenizer.encode(benchmark.tasks[0].prompt)]
+    new = run.tokenizer.encode(texts[0], leading_space=False)
+    rows = log_p(before + new)
+    assert written == pytest.approx(np.mean([rows[len(before) + i - 1, token] for i, token in enumerate(new)]), rel=1e-5)
+    assert empty == pytest.approx(-np.log(run.tokenizer.vocab_size))
+    passed = {"HumanEval/0": (False, True, True), "HumanEval/1": (True, False, True)}
+    results = [
+        {"task_id": task_id, "sample": i, "passed": some[i], "mean_logprob": -1.0 - i} for task_id, some in passed.items() for i in range(3)
+    ]
+    assert evaluate.summarise(benchmark, results)["measures"]["pass@1 ranked"] == 50
+    del results[0]["mean_logprob"]
+    assert "pass@1 ranked" not in evaluate.summarise(benchmark, results)["measures"]
 
 
 def test_choices_are_weighed(files):

@@ -1,6 +1,7 @@
 """HumanEval-X (CodeGeeX, section 4): HumanEval by hand in Python, C++, Java, JavaScript and Go; generation, or translation of a solution.
 
-A language's text ends as in the published harness: Python with its function, the others with the brace that closes theirs.
+A language's text ends as in the published harness: Python with its function, the others with the brace that closes theirs. In Go
+functions that it calls and that follow it belong to it, as in the solution of Go/72, which the published rule cuts in two.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from codellama_jax.config import UserError
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, after_space, read_records, stripped
 from codellama_jax.evaluation.benchmarks.humaneval import python_check
 from codellama_jax.evaluation.execute import Program
+from codellama_jax.evaluation.execute.languages import GO_PACKAGES
 from codellama_jax.evaluation.settings import Options
 
 NAMES = {"python": "Python", "cpp": "C++", "java": "Java", "js": "JavaScript", "go": "Go"}  # as prompts spell them
@@ -30,7 +32,8 @@ from typing import *
 from collections import *
 """
 CPP_HEADERS = ("stdlib.h", "algorithm", "math.h", "stdio.h", "vector", "string", "climits", "cstring", "iostream")
-GO_PACKAGES = ("math", "strings", "fmt", "strconv", "time", "bytes", "regexp", "sort", "math/rand", "crypto/md5")
+GO_HELPER = re.compile(r"\s*func (\w+)\(")
+GO_HELPER_BEGUN = re.compile(r"\s*(f(u(n(c( \w*)?)?)?)?)?")
 FIELDS = ("task_id", "prompt", "declaration", "canonical_solution", "test")
 
 
@@ -80,9 +83,15 @@ def _cut(task: Task, text: str) -> str:
     depth = 0
     for place, character in enumerate(text):
         depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth < 0:
+        if character == "}" and depth < 0 and not (task.record["language"] == "go" and _helper_follows(text, place + 1)):
             return text[: place + 1]
     return text
+
+
+def _helper_follows(text: str, end: int) -> bool:
+    """Whether text[end:] begins, or may yet begin, with a Go function that the text before calls."""
+    helper = GO_HELPER.match(text, end)
+    return f"{helper[1]}(" in text[:end] if helper else bool(GO_HELPER_BEGUN.fullmatch(text, end))
 
 
 def _finish(task: Task, text: str) -> str:
@@ -109,7 +118,8 @@ def _before(language: str, record: Record, solution: str) -> str:
         lacking = [header for header in CPP_HEADERS if f"#include<{header}>" not in solution.replace(" ", "")]
         return "".join(f"#include<{header}>\n" for header in lacking) + "using namespace std;\n"
     if language == "go":
-        named = record.get("test_setup", "")
-        used = [package for package in GO_PACKAGES if f'"{package}"' not in named and f"{package.split('/')[-1]}." in solution]
-        return record.get("test_setup", "") + "".join(f'import "{package}"\n' for package in used)
+        setup = record.get("test_setup", "")
+        uses = lambda package: re.search(rf"\b{package.split('/')[-1]}\.[A-Z]", solution)
+        used = [package for package in GO_PACKAGES if f'"{package}"' not in setup and uses(package)]
+        return setup + "".join(f'import "{package}"\n' for package in used)
     return ""

@@ -18,7 +18,7 @@ TEST = range(11, 511)
 BEGIN, DONE = "[BEGIN]\n", "\n[DONE]"
 OPEN, CLOSE = "[PYTHON]", "[/PYTHON]"
 ASKED = "You are an expert Python programmer, and here is your task: {} Your code should pass these tests:\n\n{}\n"
-TIMEOUT = 3.0
+TIMEOUT = 10.0  # BigCode's harness allows 3.0, in which the published solution of task 123 does not always come to its end
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
@@ -59,18 +59,9 @@ def _finish(task: Task, text: str) -> str:
 def _checks(task: Task, completion: str) -> list[Check]:
     record = task.record
     test = "\n".join([*record.get("test_imports", ()), record.get("test_setup_code", ""), *record["test_list"]])
-    code = f"{completion}\n{test}\n"
-    if record.get("test_setup_code") or hands_over_names(record["test_list"]):
-        # The setup builds objects of the candidate's own classes; a type cannot go to another process either.
-        return [Check(Program(task.task_id, "python", code, TIMEOUT))]
     names = ",".join(tested_names(record["code"], record["test_list"]))
+    code = f"{completion}\n{test}\n"
     return [Check(Program(task.task_id, "python", code, TIMEOUT, candidate=completion, test=test, entry_point=names))]
-
-
-def hands_over_names(tests: Sequence[str]) -> bool:
-    """Whether a test gives a call something that is not written out, such as a type."""
-    calls = (node for node in ast.walk(ast.parse("\n".join(tests))) if isinstance(node, ast.Call))
-    return any(isinstance(argument, ast.Name) for call in calls for argument in call.args)
 
 
 def tested_names(code: str, tests: Sequence[str]) -> list[str]:

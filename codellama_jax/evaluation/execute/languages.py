@@ -8,18 +8,24 @@ import os
 import re
 import secrets
 import shutil
+import subprocess
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
-from codellama_jax.config import UserError
+from codellama_jax.config import CACHE, UserError
 from codellama_jax.evaluation.execute.verdicts import Program
 
-BUILD_SECONDS = 30.0
+BUILD_SECONDS = 60.0  # a machine with much else to do must not turn an answer into a failure
 WORK = "/tmp/work"
 JAVATUPLES = "/usr/share/java/javatuples*.jar"
 GO_PATH = "/usr/share/gocode"
+GO_CACHE = os.path.expanduser(f"{CACHE}/go")  # programs read it; it is written outside of the sandbox, from the system's sources
+GO_PACKAGES = ("math", "strings", "fmt", "strconv", "time", "bytes", "regexp", "sort", "math/rand", "crypto/md5")
+TESTIFY = "github.com/stretchr/testify"
 LIBRARIES = {  # what a source names -> where it lies, and the Debian package that brings it
     "org.javatuples": (JAVATUPLES, "libjavatuples-java"),
-    "stretchr/testify": (f"{GO_PATH}/src/github.com/stretchr/testify", "golang-github-stretchr-testify-dev"),
+    TESTIFY: (f"{GO_PATH}/src/{TESTIFY}", "golang-github-stretchr-testify-dev"),
     "<boost/": ("/usr/include/boost", "libboost-dev"),
     "<openssl/": ("/usr/include/openssl", "libssl-dev"),
 }
@@ -102,14 +108,40 @@ def require(language: str) -> None:
     for tool, package in LANGUAGES[language].tools.items() if language in LANGUAGES else ():
         if not shutil.which(tool):
             raise UserError(f"{language} needs {tool}, which is not on this machine: apt-get install {package}")
+    if language == "go" and _go_cache() == GO_CACHE:
+        _build_go_libraries()
+
+
+@functools.cache
+def _build_go_libraries() -> None:
+    """Builds what Go tests import, unless it is in the cache: else each program would build it anew, ten times as long as itself."""
+    found = [TESTIFY + "/assert"] if os.path.isdir(LIBRARIES[TESTIFY][0]) else []
+    imports = "".join(f'import _ "{name}"\n' for name in ("testing", *GO_PACKAGES, *found))
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "main_test.go").write_text(f"package main\n{imports}")
+        command = _fill(LANGUAGES["go"].build, {})
+        done = subprocess.run(command, cwd=folder, env=_environment() | {"HOME": folder}, umask=0o022, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"go cannot build {', '.join(GO_PACKAGES)}: {done.stderr.strip()}")
+
+
+@functools.cache
+def _go_cache() -> str:
+    """Returns the folder of what Go has built: one that stays, or a program's own where the user has no home."""
+    try:
+        os.makedirs(GO_CACHE, exist_ok=True)
+    except OSError:
+        return "/tmp/cache"
+    return GO_CACHE
 
 
 def places(jars: tuple[str, ...]) -> list[str]:
     """Returns the folders and files outside /usr that the toolchains of this machine lie in, and the jars."""
+    caches = [GO_CACHE] if shutil.which("go") and _go_cache() == GO_CACHE else []
     found = [os.path.realpath(path) for tools in LANGUAGES.values() for tool in tools.tools if (path := shutil.which(tool))]
     prefixes = [os.path.dirname(os.path.dirname(path)) for path in found]
     home = os.path.expanduser("~")
-    return [path for path in dict.fromkeys([*prefixes, *jars]) if not path.startswith("/usr") and path not in ("/", home)]
+    return [path for path in dict.fromkeys([*prefixes, *caches, *jars]) if not path.startswith("/usr") and path not in ("/", home)]
 
 
 def job(program: Program, memory_mb: int, jars: tuple[str, ...]) -> dict:
@@ -166,5 +198,5 @@ def _environment() -> dict[str, str]:
     tools = [shutil.which(tool) for language in LANGUAGES.values() for tool in language.tools]
     folders = dict.fromkeys([*(os.path.dirname(path) for path in tools if path), "/usr/local/bin", "/usr/bin", "/bin"])
     mono = {"MONO_TRACE_LISTENER": "Console.Error", "NODE_PATH": "/usr/lib/node_modules:/usr/local/lib/node_modules:/usr/share/nodejs"}
-    go = {"GO111MODULE": "off", "GOPATH": GO_PATH, "GOCACHE": "/tmp/cache", "GOFLAGS": "-buildvcs=false", "GOMAXPROCS": "2"}
+    go = {"GO111MODULE": "off", "GOPATH": GO_PATH, "GOCACHE": _go_cache(), "GOFLAGS": "-buildvcs=false", "GOMAXPROCS": "2"}
     return {"PATH": ":".join(folders), "TMPDIR": "/tmp", "LANG": "C.UTF-8"} | mono | go
