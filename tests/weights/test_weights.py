@@ -226,6 +226,17 @@ MISTAKES = {  # what is done to a folder, and what is said of it
     "silent": ("hf", lambda f: edited(f, hidden_size=None), "does not say 'hidden_size'"),
     "scaling": ("hf", lambda f: edited(f, rope_scaling={"rope_type": "yarn"}), "yarn"),
     "json": ("hf", lambda f: cut(f / "config.json"), "config.json is damaged"),
+    "list": ("hf", lambda f: (f / "config.json").write_text("[]"), "config.json holds a list"),
+    "nothing": ("hf", lambda f: (f / "config.json").write_text("{}"), "model_type None"),
+    "theta": ("hf", lambda f: edited(f, rope_theta="big"), "contradicts itself: rope_theta is 'big'"),
+    "factor": ("hf", lambda f: edited(f, rope_scaling={"type": "linear", "factor": 0}), "contradicts itself: factor is 0"),
+    "eps": ("hf", lambda f: edited(f, rms_norm_eps="1e-5"), "contradicts itself: rms_norm_eps is '1e-5'"),
+    "context": ("hf", lambda f: edited(f, max_position_embeddings="x"), "contradicts itself: max_position_embeddings is 'x'"),
+    "headless": ("hf", lambda f: edited(f, num_attention_heads=0, head_dim=None), "contradicts itself: num_attention_heads is 0"),
+    "rope": ("hf", lambda f: edited(f, rope_scaling=["linear"]), "rope_scaling"),
+    "index": ("hf", lambda f: (f / "model.safetensors.index.json").write_text("{"), "index.json is damaged"),
+    "unindexed": ("hf", lambda f: (f / "model.safetensors.index.json").write_text("{}"), "index.json does not say 'weight_map'"),
+    "elsewhere": ("hf", lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"x": "y"}}'), "has no y"),
     "file": ("hf", lambda f: (f / "model.safetensors").unlink(), "has no .*safetensors"),
     "tokenizer": ("hf", lambda f: (f / "tokenizer.model").unlink(), "no tokenizer.model"),
     "code": ("meta", lambda f: repickled(f, pickle.dumps({"a": Exploit()}, 2)), "system, .* was not run"),
@@ -236,6 +247,8 @@ MISTAKES = {  # what is done to a folder, and what is said of it
     "ranks": ("meta", lambda f: (f / "consolidated.01.pth").unlink(), "has shape .* and the config says"),
     "params": ("meta", lambda f: (f / "params.json").write_text('{"dim": 32}'), "does not say 'n_heads'"),
     "dim": ("meta", lambda f: (f / "params.json").write_text((f / "params.json").read_text().replace("32", "64")), "the config says"),
+    "settings": ("meta", lambda f: (f / "params.json").write_text("[]"), "params.json holds a list"),
+    "zero": ("meta", lambda f: (f / "params.json").write_text('{"dim": 32, "n_heads": 0}'), "contradicts itself: n_heads is 0"),
 }
 
 
