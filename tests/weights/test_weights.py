@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -264,15 +265,24 @@ def test_a_bad_folder_is_one_line_and_no_run(folders, tmp_path, monkeypatch, mis
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 
 
-def test_an_import_that_fails_late_leaves_nothing(folders, tmp_path):
+def disk_gone():
+    raise UserError("the disk is gone")
+
+
+def ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("happens,error", [(disk_gone, UserError), (ctrl_c, KeyboardInterrupt)])
+def test_an_import_that_stops_late_leaves_nothing(folders, tmp_path, happens, error):
     source = huggingface.open_source(folders / "hf")
 
     def read(name, layer, index):
         if (name, layer) == ("down", 1):
-            raise UserError("the disk is gone")
+            happens()
         return source.read(name, layer, index)
 
-    with pytest.raises(UserError, match="the disk is gone"):
+    with pytest.raises(error):
         store.write_run(replace(source, read=read), published.tokenizer(), "hf", epath.Path(tmp_path / "run"))
     assert not list(tmp_path.iterdir())
 
