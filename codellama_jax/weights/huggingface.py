@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 
 from codellama_jax.config import ModelConfig, UserError
 from codellama_jax.tokenizer import Tokenizer
-from codellama_jax.weights.layout import DTYPES, Index, Source, check_tensors, checked_model, names, shapes, some, source_bytes
+from codellama_jax.weights.layout import DTYPES, Index, Source, check_tensors, names, shapes, some, source_bytes
+from codellama_jax.weights.settings import check_heads, describing, number, read_json
 from codellama_jax.weights.store import progress, whole_folder
 from codellama_jax.weights.tokenizer_files import write_tokenizer
 
@@ -41,8 +42,10 @@ def shown(name: str, layer: int) -> str:
 
 def open_source(folder: epath.Path) -> Source:
     """Opens a folder as transformers writes it. Raises UserError for what is missing, damaged, or another architecture."""
-    config = read_config(folder)
-    model, tied = model_config(config, str(folder)), bool(config.get("tie_word_embeddings", False))
+    config = read_json(folder / "config.json")
+    with describing(f"{folder}/config.json"):
+        model, context = model_config(config, str(folder)), number(config, "max_position_embeddings", 2048)
+    tied = bool(config.get("tie_word_embeddings", False))
     files = {name: file for file in weight_files(folder) for name in _opened(file).keys()}  # noqa: SIM118, a file of safetensors is no dict
     slot = lambda name, layer: shown("embedding" if name == "head" and tied else name, layer)
     found, opened = {}, {file: _opened(file) for file in set(files.values())}
@@ -58,22 +61,13 @@ def open_source(folder: epath.Path) -> Source:
     def read(name: str, layer: int, index: Index) -> np.ndarray:
         return opened[files[slot(name, layer)]].get_slice(slot(name, layer))[index]
 
-    return Source(str(folder), model, config.get("max_position_embeddings", 2048), dtypes, read)
-
-
-def read_config(folder: epath.Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no config.json: name a folder as transformers writes it") from None
-    except ValueError as error:
-        raise UserError(f"{folder}/config.json is damaged: {error}") from None
+    return Source(str(folder), model, context, dtypes, read)
 
 
 def model_config(config: dict[str, Any], folder: str) -> ModelConfig:
-    """Returns the model that a config.json describes. Raises UserError for what a Llama here cannot be."""
+    """Returns the model that a config.json describes. Raises UserError for what a Llama here cannot be, and as `number` does."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
     refused = {
         "model_type": config.get("model_type") != "llama",
         "hidden_act": config.get("hidden_act", "silu") != "silu",
@@ -85,23 +79,20 @@ def model_config(config: dict[str, Any], folder: str) -> ModelConfig:
     wrong = [f"{name} {rope if name == 'rope_scaling' else config.get(name)!r}" for name, bad in refused.items() if bad]
     if wrong:
         raise UserError(f"{folder} is not a model that can be read here: {', '.join(wrong)}")
-    try:
-        D, N = config["hidden_size"], config["num_attention_heads"]
-        return checked_model(
-            f"{folder}/config.json",
-            vocab_size=config["vocab_size"],
-            d_model=D,
-            n_layers=config["num_hidden_layers"],
-            n_heads=N,
-            n_kv_heads=config.get("num_key_value_heads") or N,
-            head_dim=config.get("head_dim") or D // N,
-            d_ff=config["intermediate_size"],
-            norm_eps=config.get("rms_norm_eps", 1e-6),
-            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 1e4),
-            rope_scaling=float(rope.get("factor", 1.0)) if kind == "linear" else 1.0,
-        )
-    except KeyError as error:
-        raise UserError(f"{folder}/config.json does not say {error}") from None
+    D, N = number(config, "hidden_size"), number(config, "num_attention_heads")
+    model = ModelConfig(
+        vocab_size=number(config, "vocab_size"),
+        d_model=D,
+        n_layers=number(config, "num_hidden_layers"),
+        n_heads=N,
+        n_kv_heads=number(config, "num_key_value_heads", N),
+        head_dim=number(config, "head_dim", D // N),
+        d_ff=number(config, "intermediate_size"),
+        norm_eps=number(config, "rms_norm_eps", 1e-6, float),
+        rope_theta=number(config | rope, "rope_theta", 1e4, float),
+        rope_scaling=number(rope, "factor", 1.0, float) if kind == "linear" else 1.0,
+    )
+    return check_heads(model)
 
 
 def weight_files(folder: epath.Path) -> list[str]:
@@ -112,7 +103,8 @@ def weight_files(folder: epath.Path) -> list[str]:
         )
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        files = sorted({str(folder / file) for file in json.loads(index.read_text())["weight_map"].values()})
+        with describing(str(index)):
+            files = sorted({str(folder / file) for file in dict(read_json(index)["weight_map"]).values()})
     else:
         files = sorted(map(str, folder.glob("*.safetensors")))
     absent = [file for file in files if not epath.Path(file).exists()]
@@ -152,11 +144,8 @@ def write(source: Source, tokenizer: Tokenizer, folder: epath.Path) -> None:
             (part / "model.safetensors.index.json").write_text(text)
         write_tokenizer(tokenizer, source.model.vocab_size, source.context, part)
         (part / "config.json").write_text(json.dumps(config_of(source, tokenizer), indent=1))
-        eos = [
-            tokenizer.eos_id,
-            *([tokenizer.eot_id] if source.model.vocab_size > tokenizer.pieces else []),
-        ]  # an infilled middle ends with EOT
-        generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": eos}
+        ends = [tokenizer.eos_id, tokenizer.eot_id]  # an infilled middle ends with EOT
+        generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": [end for end in ends if end < source.model.vocab_size]}
         (part / "generation_config.json").write_text(json.dumps(generation, indent=1))
 
 

@@ -10,7 +10,6 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,7 +22,6 @@ from codellama_jax.models.llama import Llama
 from codellama_jax.tokenizer import Tokenizer
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # what weights may be stored in, by safetensors' names
-SIZES = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff")
 OUTSIDE = ("embedding", "final_norm", "head")  # tensors that are not in a layer
 
 Index = tuple[slice, ...]
@@ -160,17 +158,6 @@ def split(model: ModelConfig, name: str, read: Callable[[Index], np.ndarray]) ->
     """Returns a published tensor, whole; `read` returns a part of the parameter it lies in, L left out."""
     place = places(model)[name]
     return read(_section(place, one_layer(model, place.param))).transpose(place.order).reshape(shapes(model)[name])
-
-
-def checked_model(file: str, **fields: Any) -> ModelConfig:
-    """Returns the model that a config file describes. Raises UserError for sizes that no Llama has."""
-    wrong = [f"{name} {fields[name]!r}" for name in SIZES if not isinstance(fields[name], int) or fields[name] < 1]
-    if wrong:
-        raise UserError(f"{file} contradicts itself: {', '.join(wrong)}")
-    model = ModelConfig(**fields)
-    if model.n_heads % model.n_kv_heads or model.head_dim % 2:
-        raise UserError(f"{file} contradicts itself: {model.n_heads} heads of {model.head_dim} on {model.n_kv_heads} key heads")
-    return model
 
 
 def trimmed(source: Source, tokenizer: Tokenizer) -> Source:

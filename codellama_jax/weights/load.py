@@ -18,6 +18,7 @@ from codellama_jax.training.mesh import on_mesh
 from codellama_jax.training.step import abstract_state
 from codellama_jax.weights import huggingface, meta
 from codellama_jax.weights.layout import Source, dotted, is_stacked, join
+from codellama_jax.weights.settings import read_json
 from codellama_jax.weights.store import progress
 
 OPEN = {"hf": huggingface.open_source, "meta": meta.open_source}
@@ -29,7 +30,7 @@ def kind_of(folder: epath.Path) -> str:
         return "meta"
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} holds neither config.json nor params.json: name a run, or a folder of transformers' or Meta's weights")
-    return "hf" if "model_type" in huggingface.read_config(folder) else "run"
+    return "run" if {"arms", "model"} & set(read_json(folder / "config.json")) else "hf"
 
 
 def open_published(folder: epath.Path) -> tuple[str, Source]:

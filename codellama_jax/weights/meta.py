@@ -22,7 +22,8 @@ from etils import epath
 from codellama_jax.config import ModelConfig, UserError
 from codellama_jax.sizes import ffn_width
 from codellama_jax.tokenizer import Tokenizer
-from codellama_jax.weights.layout import Index, Source, check_tensors, checked_model, names, shapes, some, source_bytes
+from codellama_jax.weights.layout import Index, Source, check_tensors, names, shapes, some, source_bytes
+from codellama_jax.weights.settings import check_heads, describing, number, read_json
 from codellama_jax.weights.store import progress, whole_folder
 from codellama_jax.weights.tokenizer_files import with_sentinels
 
@@ -127,10 +128,7 @@ def _data(file: Any, entry: zipfile.ZipInfo) -> tuple[int, int]:
 
 def open_source(folder: epath.Path) -> Source:
     """Opens a folder as Meta publishes it, of any number of ranks. Raises UserError for what is missing, damaged or contradictory."""
-    try:
-        params = json.loads((folder / "params.json").read_text())
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"{folder} has no readable params.json: {error}") from None
+    params = read_json(folder / "params.json")
     files = sorted(folder.glob("consolidated.*.pth"))
     if not files or [f.name for f in files] != [f"consolidated.{rank:02}.pth" for rank in range(len(files))]:
         raise UserError(f"{folder} holds {some([f.name for f in files]) or 'no consolidated.NN.pth'}: is the download complete?")
@@ -183,26 +181,25 @@ def interleaved(matrix: np.ndarray, head_dim: int) -> np.ndarray:
 
 def model_config(params: dict[str, Any], ranks: list[dict[str, Stored]], folder: str) -> ModelConfig:
     """Returns the model of a params.json; its vocab_size is -1 in published files, the head's rows say it."""
-    head = [rank[NAMES["head"]].shape[0] for rank in ranks if NAMES["head"] in rank]
-    try:
-        D, N = params["dim"], params["n_heads"]
-        model = checked_model(
-            f"{folder}/params.json",
-            vocab_size=sum(head),
+    rows = sum(rank[NAMES["head"]].shape[0] for rank in ranks if NAMES["head"] in rank)
+    if not rows:
+        raise UserError(f"{folder} lacks {NAMES['head']}: is every file there?")
+    with describing(f"{folder}/params.json"):
+        if params.get("vocab_size", -1) not in (-1, rows):
+            raise ValueError(f"vocab_size is {params['vocab_size']!r} and {NAMES['head']} has {rows} rows")
+        D, N = number(params, "dim"), number(params, "n_heads")
+        model = ModelConfig(
+            vocab_size=rows,
             d_model=D,
-            n_layers=params["n_layers"],
+            n_layers=number(params, "n_layers"),
             n_heads=N,
-            n_kv_heads=params.get("n_kv_heads") or N,
+            n_kv_heads=number(params, "n_kv_heads", N),
             head_dim=D // N,
-            d_ff=ffn_width(D, params["multiple_of"], params.get("ffn_dim_multiplier") or 1.0),
-            norm_eps=params["norm_eps"],
-            rope_theta=float(params.get("rope_theta", 1e4)),
+            d_ff=ffn_width(D, number(params, "multiple_of"), number(params, "ffn_dim_multiplier", 1.0, float)),
+            norm_eps=number(params, "norm_eps", kind=float),
+            rope_theta=number(params, "rope_theta", 1e4, float),
         )
-    except KeyError as error:
-        raise UserError(f"{folder}/params.json does not say {error}") from None
-    if params.get("vocab_size", -1) not in (-1, model.vocab_size) and head:
-        raise UserError(f"{folder}: params.json says vocab_size {params['vocab_size']} and the head has {model.vocab_size} rows")
-    return model
+        return check_heads(model)
 
 
 def write(source: Source, tokenizer: Tokenizer, folder: epath.Path, ranks: int) -> None:

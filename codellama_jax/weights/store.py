@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import math
+import signal
 from collections.abc import Callable, Iterator
 
 import jax
@@ -57,7 +58,8 @@ class StackHandler(ocp.type_handlers.NumpyHandler):
 
     def __init__(self):
         super().__init__(deepcopy_host_arrays=False)
-        self.turn, self.error = asyncio.Semaphore(1), None
+        self.turn = asyncio.Semaphore(1)
+        self.error: BaseException | None = None
 
     async def _open_and_write(self, value: Stack, tspec: dict, ts_context: tensorstore.Context) -> None:
         async with self.turn:
@@ -68,6 +70,8 @@ class StackHandler(ocp.type_handlers.NumpyHandler):
                 array = await tensorstore.open(tensorstore.Spec(tspec), create=True, open=True, context=ts_context)
                 for where, part in value.pieces():
                     await array[where].write(part)
+                    if self.error:
+                        break
             except Exception as error:
                 self.error = error
 
@@ -123,12 +127,26 @@ def _save(tree: dict, folder: epath.Path) -> None:
     handler = StackHandler()
     registry = ocp.type_handlers.create_type_handler_registry((Stack, handler))
     items = ocp.CompositeCheckpointHandler(params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
-    with ocp.Checkpointer(items) as checkpointer:
+    with _stopped_by_ctrl_c(handler), ocp.Checkpointer(items) as checkpointer:
         checkpointer.save(folder, ocp.args.Composite(params=ocp.args.PyTreeSave(tree)))
-    if isinstance(handler.error, UserError):
+    if isinstance(handler.error, UserError | KeyboardInterrupt):
         raise handler.error
     if handler.error:
         raise UserError(f"the import did not get through: {first_line(handler.error)}") from handler.error
+
+
+@contextlib.contextmanager
+def _stopped_by_ctrl_c(handler: StackHandler) -> Iterator[None]:
+    """Lets Ctrl-C end the writes after a piece. Raised at once, it would leave threads that crash the interpreter while it exits."""
+
+    def stop(*_: object) -> None:
+        handler.error = KeyboardInterrupt()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def open_run(run: epath.Path, arm: str, stage: str) -> Source:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -226,6 +227,17 @@ MISTAKES = {  # what is done to a folder, and what is said of it
     "silent": ("hf", lambda f: edited(f, hidden_size=None), "does not say 'hidden_size'"),
     "scaling": ("hf", lambda f: edited(f, rope_scaling={"rope_type": "yarn"}), "yarn"),
     "json": ("hf", lambda f: cut(f / "config.json"), "config.json is damaged"),
+    "list": ("hf", lambda f: (f / "config.json").write_text("[]"), "config.json holds a list"),
+    "nothing": ("hf", lambda f: (f / "config.json").write_text("{}"), "model_type None"),
+    "theta": ("hf", lambda f: edited(f, rope_theta="big"), "contradicts itself: rope_theta is 'big'"),
+    "factor": ("hf", lambda f: edited(f, rope_scaling={"type": "linear", "factor": 0}), "contradicts itself: factor is 0"),
+    "eps": ("hf", lambda f: edited(f, rms_norm_eps="1e-5"), "contradicts itself: rms_norm_eps is '1e-5'"),
+    "context": ("hf", lambda f: edited(f, max_position_embeddings="x"), "contradicts itself: max_position_embeddings is 'x'"),
+    "headless": ("hf", lambda f: edited(f, num_attention_heads=0, head_dim=None), "contradicts itself: num_attention_heads is 0"),
+    "rope": ("hf", lambda f: edited(f, rope_scaling=["linear"]), "rope_scaling"),
+    "index": ("hf", lambda f: (f / "model.safetensors.index.json").write_text("{"), "index.json is damaged"),
+    "unindexed": ("hf", lambda f: (f / "model.safetensors.index.json").write_text("{}"), "index.json does not say 'weight_map'"),
+    "elsewhere": ("hf", lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"x": "y"}}'), "has no y"),
     "file": ("hf", lambda f: (f / "model.safetensors").unlink(), "has no .*safetensors"),
     "tokenizer": ("hf", lambda f: (f / "tokenizer.model").unlink(), "no tokenizer.model"),
     "code": ("meta", lambda f: repickled(f, pickle.dumps({"a": Exploit()}, 2)), "system, .* was not run"),
@@ -236,6 +248,8 @@ MISTAKES = {  # what is done to a folder, and what is said of it
     "ranks": ("meta", lambda f: (f / "consolidated.01.pth").unlink(), "has shape .* and the config says"),
     "params": ("meta", lambda f: (f / "params.json").write_text('{"dim": 32}'), "does not say 'n_heads'"),
     "dim": ("meta", lambda f: (f / "params.json").write_text((f / "params.json").read_text().replace("32", "64")), "the config says"),
+    "settings": ("meta", lambda f: (f / "params.json").write_text("[]"), "params.json holds a list"),
+    "zero": ("meta", lambda f: (f / "params.json").write_text('{"dim": 32, "n_heads": 0}'), "contradicts itself: n_heads is 0"),
 }
 
 
@@ -251,15 +265,24 @@ def test_a_bad_folder_is_one_line_and_no_run(folders, tmp_path, monkeypatch, mis
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 
 
-def test_an_import_that_fails_late_leaves_nothing(folders, tmp_path):
+def disk_gone():
+    raise UserError("the disk is gone")
+
+
+def ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("happens,error", [(disk_gone, UserError), (ctrl_c, KeyboardInterrupt)])
+def test_an_import_that_stops_late_leaves_nothing(folders, tmp_path, happens, error):
     source = huggingface.open_source(folders / "hf")
 
     def read(name, layer, index):
         if (name, layer) == ("down", 1):
-            raise UserError("the disk is gone")
+            happens()
         return source.read(name, layer, index)
 
-    with pytest.raises(UserError, match="the disk is gone"):
+    with pytest.raises(error):
         store.write_run(replace(source, read=read), published.tokenizer(), "hf", epath.Path(tmp_path / "run"))
     assert not list(tmp_path.iterdir())
 
