@@ -86,9 +86,8 @@ def search(job: Job, chip: str, devices: list, cache: str) -> tuple[Job, Report,
         except TooLarge:
             print(f"{said}: does not fit", flush=True)
             continue
-        found = f"fits, MFU {report.mfu(chip)[0]:.3f} (compiler estimate)" if report.fits else "does not fit"
-        print(f"{said}: {found}", flush=True)
-        if report.fits and (best is None or report.seconds < best[1].seconds):
+        print(f"{said}: fits, MFU {report.mfu(chip)[0]:.3f} (compiler estimate)", flush=True)
+        if best is None or report.seconds < best[1].seconds:
             best = trial, report, tokens
     if best is None:
         raise UserError("nothing that was tried fits: take a larger pod or a smaller batch")
@@ -115,5 +114,3 @@ def compile_experiment(experiment: Experiment, choice: Any) -> None:
         print(f"DOES NOT FIT {target.CHIPS[chip].hbm_gib} GiB of HBM: {refusal}")
         sys.exit(TOO_LARGE)
     print("\n".join(lines(report, chip, make_mesh(job.mesh, devices), tokens)))
-    if not report.fits:
-        sys.exit(TOO_LARGE)

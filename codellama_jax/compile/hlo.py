@@ -151,7 +151,7 @@ class Program:
             if any(word in name for word in ("fused_computation", "bitcast_fusion", "all-reduce-scatter")):
                 continue
             for o in self.computations[name]:
-                if o.kind in NO_BUFFER or "dynamic-update-slice" in o.name:
+                if o.kind in NO_BUFFER or "dynamic-update-slice" in o.name or '"AllocateBuffer"' in o.rest:
                     continue
                 for dtype, shape, layout in arrays(o.type):
                     if "S(" not in layout:
@@ -160,7 +160,7 @@ class Program:
         return sorted(found.values(), key=lambda b: -b.bytes)[:count]
 
     def source(self, operation: Operation) -> str:
-        """Returns file:line of the innermost line of this project that made the operation, else the operation's name."""
+        """Returns file:line of the innermost line of this project that made the operation, else what JAX or the compiler calls it."""
         frame = re.search(r"stack_frame_id=(\d+)", operation.rest)
         at = int(frame[1]) if frame else 0
         while at in self._frames:
@@ -169,7 +169,8 @@ class Program:
             if re.search(r"/(codellama_jax|kernels)/", file):
                 return f"{re.search(r'(codellama_jax|kernels)/[^/]*(/[^/]*)?$', file)[0]}:{line}"
             at = parent if parent != at else 0
-        return operation.name
+        traced = re.search(r'op_name="([^"]*)"', operation.rest)
+        return re.sub(r"jit\([^)]*\)/|closed_call/", "", traced[1]) if traced else operation.name
 
     @functools.cached_property
     def _frames(self) -> dict[int, tuple[int, int]]:

@@ -30,6 +30,15 @@ def test_a_toy_step_compiles_for_a_pod(tmp_path):
 
 
 @needs_libtpu
+def test_a_step_too_large_names_its_buffers(tmp_path):
+    too_large = ("--code.data.batch-size", "4096", "--code.data.seq-len", "4096", "--code.model.n-layers", "2")
+    done = launch("quickstart", "--target", "v5e:2x2", *too_large, "--cache", str(tmp_path))
+    assert done.returncode == 3, done.stderr
+    for part in ("DOES NOT FIT 15.75 GiB of HBM", "largest buffers", "codellama_jax/models/layers.py:"):
+        assert part in done.stdout
+
+
+@needs_libtpu
 @pytest.mark.parametrize(
     "args, message",
     [

@@ -1,46 +1,47 @@
-"""What is said of a program that the compiler refuses, from its own messages."""
+"""What is said of a program that the compiler refuses, from its own messages and the program that it leaves behind."""
+
+from pathlib import Path
 
 import jax
 import pytest
 
-from codellama_jax.compile.report import TooLarge, compile_at_any_size
+from codellama_jax.compile.report import TooLarge, compile_within_memory
 from codellama_jax.config import UserError
 
-IN_ALL = (
-    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (128.00G) exceeds available HBM (15.75G)."
-)
-ONE = (
-    "RESOURCE_EXHAUSTED: Allocation (size=160051200000) would exceed memory (size=17179869184) :: %s3 = inlined_call_operand.hbm"
-    " [shape: f32[200000,200000], index: 3, kind: output, shape index: {1}] /* operand 3 */ :: fusion.5.remat"
-)
+HBM = "Ran out of memory on HBM, the total memory required for HLO temporaries (128.00G) exceeds available HBM (15.75G)."
+LEFT = """HloModule step
+
+ENTRY %main (x: f32[65536,65536]) -> f32[65536,65536] {
+  %x = f32[65536,65536]{1,0:T(8,128)} parameter(0)
+  ROOT %product = f32[65536,65536]{1,0:T(8,128)} fusion(%x), calls=%fused_computation
+}
+
+%fused_computation (p: f32[65536,65536]) -> f32[65536,65536] {
+  %p = f32[65536,65536]{1,0:T(8,128)} parameter(0)
+  ROOT %n = f32[65536,65536]{1,0:T(8,128)} negate(%p)
+}
+"""
 
 
 class Lowered:
-    """Refuses with these messages, one after the other; then compiles."""
+    """Is refused with this message."""
 
-    def __init__(self, *messages):
-        self.messages = list(messages)
+    def __init__(self, message):
+        self.message = message
 
-    def compile(self, options=None):
-        if self.messages:
-            raise jax.errors.JaxRuntimeError(self.messages.pop(0))
-        return "program", options
-
-
-def test_what_does_not_fit_is_compiled_all_the_same():
-    assert compile_at_any_size(Lowered()) == (("program", None), True)
-    (program, options), fits = compile_at_any_size(Lowered(IN_ALL))
-    assert (program, fits, options) == ("program", False, {"xla_tpu_no_crash_on_oom": True})
+    def compile(self, options):
+        Path(options["xla_dump_to"], "module_0000.oom_intermediate_module.txt").write_text(LEFT)
+        raise jax.errors.JaxRuntimeError(self.message)
 
 
-def test_an_array_larger_than_the_memory_is_named():
+def test_what_does_not_fit_names_its_largest_buffers():
     with pytest.raises(TooLarge) as refusal:
-        compile_at_any_size(Lowered(IN_ALL, ONE))
-    assert str(refusal.value).splitlines()[0] == IN_ALL.removeprefix("RESOURCE_EXHAUSTED: ")
-    for part in ("160GB", "f32[200000,200000]", "fusion.5.remat"):
-        assert part in str(refusal.value)
+        compile_within_memory(Lowered("RESOURCE_EXHAUSTED: " + HBM))
+    first, _, buffer = str(refusal.value).splitlines()
+    assert first == HBM
+    assert buffer.split() == ["16", "GiB", "f32[65536,65536]", "product"]
 
 
 def test_another_refusal_is_one_line():
     with pytest.raises(UserError, match="refuses this program: INTERNAL: no such thing"):
-        compile_at_any_size(Lowered("INTERNAL: no such thing\nlong trace"))
+        compile_within_memory(Lowered("INTERNAL: no such thing\nlong trace"))
