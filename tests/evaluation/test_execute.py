@@ -116,6 +116,13 @@ def test_a_compiler_error_and_a_crash_of_a_binary(compatible):
     assert memory.status == "out_of_memory"
 
 
+def test_a_missing_library_is_named(compatible, monkeypatch):
+    needs("sh")
+    monkeypatch.setitem(languages.LIBRARIES, "no-such-library", (("/nowhere",), "npm install -g no-such-library"))
+    [(_, verdict)] = compatible.run([Program("s", "sh", "no-such-library\n")])
+    assert verdict.detail.startswith("npm install -g no-such-library: ")
+
+
 def test_nothing_of_a_shell_program_survives(compatible):
     daemon = "for i in $(seq 20); do (setsid sleep 4321 &) ; done\n(trap '' TERM HUP; sleep 4321) &\n"
     loop = daemon + "trap '' TERM INT HUP\nwhile true; do :; done\n"
