@@ -43,6 +43,8 @@ def evaluate(
     reference: bool = False,
 ) -> None:
     """Answers, checks and reports one benchmark; the same call goes on where a kill left it. All hosts call it, the first one writes."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: name a folder with --out")
     if name == "perplexity":
         summary = long_files.measure(run, options)
     else:

@@ -63,3 +63,7 @@ class Checking:
     """Run programs even where this machine cannot isolate them."""
     jars: tuple[str, ...] = ()
     """Java archives that tests need, such as javatuples for multipl_e."""
+
+    def __post_init__(self):
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"--workers is at least 1, not {self.workers}")

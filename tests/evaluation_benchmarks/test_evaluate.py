@@ -158,6 +158,14 @@ def test_what_is_missing_is_named(name, options, said, tmp_path):
         evaluate.evaluate(name, None, Options(**options), Settings(), ONE, tmp_path, reference=True)
 
 
+def test_a_file_in_the_place_of_the_folder_and_no_workers_are_refused(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="out is a file: name a folder with --out"):
+        evaluate.evaluate("humaneval", None, Options(), Settings(), ONE, tmp_path / "out", reference=True)
+    with pytest.raises(UserError, match="--workers is at least 1, not 0"):
+        Checking(workers=0)
+
+
 def forward(run):
     """Log-probabilities of whole rows, read anew, nothing cached."""
     read = jax.jit(lambda ids_T: Llama(run.model).apply({"params": run.params}, ids_T[None], jnp.arange(len(ids_T))[None])[0])

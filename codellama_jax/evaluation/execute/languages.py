@@ -23,11 +23,13 @@ GO_PATH = "/usr/share/gocode"
 GO_CACHE = os.path.expanduser(f"{CACHE}/go")  # programs read it; it is written outside of the sandbox, from the system's sources
 GO_PACKAGES = ("math", "strings", "fmt", "strconv", "time", "bytes", "regexp", "sort", "math/rand", "crypto/md5")
 TESTIFY = "github.com/stretchr/testify"
-LIBRARIES = {  # what a source names -> where it lies, and the Debian package that brings it
-    "org.javatuples": (JAVATUPLES, "libjavatuples-java"),
-    TESTIFY: (f"{GO_PATH}/src/{TESTIFY}", "golang-github-stretchr-testify-dev"),
-    "<boost/": ("/usr/include/boost", "libboost-dev"),
-    "<openssl/": ("/usr/include/openssl", "libssl-dev"),
+NODE_PATH = ("/usr/lib/node_modules", "/usr/local/lib/node_modules", "/usr/share/nodejs")
+LIBRARIES = {  # what a source names -> where it may lie, and what installs it on Debian
+    "org.javatuples": ((JAVATUPLES,), "apt-get install libjavatuples-java"),
+    TESTIFY: ((f"{GO_PATH}/src/{TESTIFY}",), "apt-get install golang-github-stretchr-testify-dev"),
+    "<boost/": (("/usr/include/boost",), "apt-get install libboost-dev"),
+    "<openssl/": (("/usr/include/openssl",), "apt-get install libssl-dev"),
+    "js-md5": (tuple(f"{folder}/js-md5" for folder in NODE_PATH), "npm install -g js-md5@0.7.3"),
 }
 
 
@@ -115,7 +117,7 @@ def require(language: str) -> None:
 @functools.cache
 def _build_go_libraries() -> None:
     """Builds what Go tests import, unless it is in the cache: else each program would build it anew, ten times as long as itself."""
-    found = [TESTIFY + "/assert"] if os.path.isdir(LIBRARIES[TESTIFY][0]) else []
+    found = [TESTIFY + "/assert"] if os.path.isdir(LIBRARIES[TESTIFY][0][0]) else []
     imports = "".join(f'import _ "{name}"\n' for name in ("testing", *GO_PACKAGES, *found))
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "main_test.go").write_text(f"package main\n{imports}")
@@ -174,9 +176,10 @@ def _fill(command: tuple[str, ...], words: dict) -> list[str]:
 
 
 def _missing_libraries(code: str, jars: tuple[str, ...]) -> str:
-    """Names the packages of libraries that the code includes and that this machine lacks."""
-    lacking = [package for mark, (path, package) in LIBRARIES.items() if mark in code and not (glob.glob(path) or (jars and "jar" in path))]
-    return f"apt-get install {' '.join(lacking)}: " if lacking else ""
+    """Says how to install the libraries that the code names and that this machine lacks."""
+    there = lambda places: any(map(glob.glob, places)) or (jars and places == (JAVATUPLES,))
+    lacking = [command for mark, (places, command) in LIBRARIES.items() if mark in code and not there(places)]
+    return f"{' && '.join(lacking)}: " if lacking else ""
 
 
 def _with_token(code: str, language: Language, token: str) -> str:
@@ -197,6 +200,6 @@ def _main_class(code: str) -> str:
 def _environment() -> dict[str, str]:
     tools = [shutil.which(tool) for language in LANGUAGES.values() for tool in language.tools]
     folders = dict.fromkeys([*(os.path.dirname(path) for path in tools if path), "/usr/local/bin", "/usr/bin", "/bin"])
-    mono = {"MONO_TRACE_LISTENER": "Console.Error", "NODE_PATH": "/usr/lib/node_modules:/usr/local/lib/node_modules:/usr/share/nodejs"}
+    mono = {"MONO_TRACE_LISTENER": "Console.Error", "NODE_PATH": ":".join(NODE_PATH)}
     go = {"GO111MODULE": "off", "GOPATH": GO_PATH, "GOCACHE": _go_cache(), "GOFLAGS": "-buildvcs=false", "GOMAXPROCS": "2"}
     return {"PATH": ":".join(folders), "TMPDIR": "/tmp", "LANG": "C.UTF-8"} | mono | go

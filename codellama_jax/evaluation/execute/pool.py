@@ -37,7 +37,7 @@ def refused(action):
 layers = {
     "namespaces": os.getpid() < 10,
     "network": refused(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("192.0.2.1", 9))),
-    "root": not os.path.exists("/home") and refused(lambda: open("/x", "w")) and refused(lambda: open("/usr/x", "w")),
+    "root": not os.path.exists("/etc/passwd") and refused(lambda: open("/x", "w")) and refused(lambda: open("/usr/x", "w")),
     "rlimits": resource.getrlimit(resource.RLIMIT_AS)[0] > 0,
     "seccomp": ctypes.CDLL(None).prctl(21, 0, 0, 0, 0) == 2 and refused(lambda: socket.socket(40, 1)) and refused(os.fork),
 }

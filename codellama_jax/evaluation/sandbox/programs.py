@@ -114,7 +114,8 @@ def _run_job(box: Confinement, job: dict, job_fd: int) -> None:
         os.unlink(f"{job['work']}/{name}")
     step = Step(box, job, job["run"], job["timeout"])
     status, detail, number = _verdict(step, job)
-    return write_verdict(job_fd, status, detail[-DETAIL_CAP:], number, step.head["stdout"].decode(errors="replace"))
+    detail = detail[-DETAIL_CAP:] if status == "passed" else job["hint"] + detail[-DETAIL_CAP:]
+    return write_verdict(job_fd, status, detail, number, step.head["stdout"].decode(errors="replace"))
 
 
 def _verdict(step: Step, job: dict) -> tuple[str, str, int]:
