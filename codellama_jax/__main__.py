@@ -1,4 +1,7 @@
-"""Asks a trained model: `python -m codellama_jax complete RUN PROMPT`, `infill RUN FILE`, `evaluate BENCHMARK --run RUN`."""
+"""Asks a trained model: `python -m codellama_jax complete RUN PROMPT`, `infill RUN FILE`, `evaluate BENCHMARK --run RUN`.
+
+Brings weights in and takes them out: `import DIR RUN`, `export RUN DIR`, `check RUN`.
+"""
 
 from __future__ import annotations
 

@@ -40,6 +40,7 @@ class Export:
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """The folder to make."""
     to: Literal["hf", "meta"]
+    """The layout: safetensors as transformers has them, or Meta's consolidated.NN.pth."""
     arm: str = ""
     """An arm of the run; its first one unless given."""
     stage: str = ""

@@ -139,7 +139,9 @@ def open_source(folder: epath.Path) -> Source:
         raise UserError(f"{folder} holds tensors that this model has no place for: {some(sorted(extra))}")
     for name, layer in names(model):
         parts = [rank[shown(name, layer)] for rank in ranks if shown(name, layer) in rank]
-        if len(parts) == len(ranks) and len({(p.shape, p.dtype) for p in parts}) == 1:
+        if len({(p.shape, p.dtype) for p in parts}) > 1:
+            raise UserError(f"{folder}: {shown(name, layer)} has another shape or dtype in another file: are they of one model?")
+        if len(parts) == len(ranks):
             found[name, layer] = (_whole(name, parts), parts[0].dtype)
     dtypes = check_tensors(str(folder), model, found, shown)
 

@@ -205,6 +205,13 @@ def repickled(folder, content):
             new.writestr(name, content if name.endswith("data.pkl") else data)
 
 
+def mixed(folder):
+    """Puts a file of another dtype among Meta's."""
+    half = layout.cast(meta.open_source(folder), "bfloat16")
+    meta.write(half, published.tokenizer(), folder / "half", ranks=2)
+    (folder / "half" / "consolidated.01.pth").replace(folder / "consolidated.01.pth")
+
+
 def cut(file, size=-100):
     file.write_bytes(file.read_bytes()[:size])
 
@@ -248,6 +255,7 @@ MISTAKES = {  # what is done to a folder, and what is said of it
     "ranks": ("meta", lambda f: (f / "consolidated.01.pth").unlink(), "has shape .* and the config says"),
     "params": ("meta", lambda f: (f / "params.json").write_text('{"dim": 32}'), "does not say 'n_heads'"),
     "dim": ("meta", lambda f: (f / "params.json").write_text((f / "params.json").read_text().replace("32", "64")), "the config says"),
+    "mixed": ("meta", mixed, "another shape or dtype"),
     "settings": ("meta", lambda f: (f / "params.json").write_text("[]"), "params.json holds a list"),
     "zero": ("meta", lambda f: (f / "params.json").write_text('{"dim": 32, "n_heads": 0}'), "contradicts itself: n_heads is 0"),
 }
