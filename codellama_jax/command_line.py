@@ -47,7 +47,7 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(BROKEN_PIPE)
 
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
             raise
         print(f"error: {error.strerror}: {error.filename or 'output'}", file=sys.stderr)
         sys.exit(2)
