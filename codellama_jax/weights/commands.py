@@ -79,11 +79,11 @@ class Check:
     """How many of its tokens are read."""
 
     def __call__(self) -> None:
-        from codellama_jax import tokenizer
+        from codellama_jax import config
         from codellama_jax.training.checkpoint import folder_at
         from codellama_jax.weights import check
 
-        text = folder_at(self.text or tokenizer.__file__).read_text()
+        text = folder_at(self.text or config.__file__).read_text()
         for what, figure in check.compare(folder_at(self.folder), folder_at(self.against) if self.against else None, text, self.tokens):
             print(f"{what:26}{figure}")
 
