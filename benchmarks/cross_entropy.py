@@ -1,6 +1,6 @@
 """Memory of the loss, forward and backward, beside the plain form that holds all logits: 16,384 tokens, 32,016 words, bf16.
 
-    python benchmarks/cross_entropy.py
+    PYTHONPATH=. python benchmarks/cross_entropy.py
 
 TPU lines are the compiler's temporary buffers for one chip, beside arguments and results: compiler estimates, where the
 `tpu` extra is installed. CPU lines are measured: what the resident set grows by at its peak, each form in a process of its own.

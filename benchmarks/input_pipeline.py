@@ -1,6 +1,6 @@
 """Tokens a second and core of the input pipeline, infilling and packing included, beside bare SentencePiece on the same corpus.
 
-    python benchmarks/input_pipeline.py [tokenizer.model]
+    PYTHONPATH=. python benchmarks/input_pipeline.py [tokenizer.model]
 
 Both run in turns on one core; processor time counts. The last column is the share of a row that is not padding.
 """
