@@ -6,25 +6,18 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 INK = "#010203"  # becomes `currentColor` in SVG; black enough on the white of a PNG
 TRAINING, VALIDATION, RATE, SPEED = "#86aee6", "#d9701e", "#8c68c8", "#2a9186"
 STAGES = ("#3f7fd1", "#d9701e", "#2a9186", "#8c68c8", "#c44569", "#7a7a2a")
 WIDE = 4  # a ratio of perplexities from which on their axis is logarithmic
-SETTINGS = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "report",
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.15,
-    "legend.frameon": False,
-    **{f"{part}.color": INK for part in ("text", "xtick", "ytick", "grid")},
-    **{f"axes.{part}": INK for part in ("edgecolor", "labelcolor", "titlecolor")},
-}
+in_style = style.context(Path(__file__).with_suffix(".mplstyle"))  # decorates what draws
 
 
 @dataclass(frozen=True)
@@ -37,30 +30,27 @@ class Curves:
     bigram: float | None
 
 
+@in_style
 def training_figure(stages: Sequence[Curves]) -> tuple[str, bytes]:
     """Draws loss, learning rate and throughput over tokens, one column a stage. Returns (SVG, PNG)."""
-    with _settings():
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import EngFormatter
-
-        figure = Figure(figsize=(max(6.5, 4.6 * len(stages)), 6.6), layout="constrained")
-        axes = figure.subplots(3, len(stages), sharex="col", sharey="row", squeeze=False, height_ratios=(2.4, 1, 1))
-        for column, stage in zip(axes.T, stages):
-            _draw_stage(column, stage)
-            column[0].set_title(stage.title)
-            column[2].set_xlabel("tokens seen")
-            column[2].xaxis.set_major_formatter(EngFormatter())
-        for axis, label in zip(axes[:, 0], ("loss (nats a token)", "learning rate", "tokens / s")):
-            axis.set_ylabel(label)
-        axes[1, 0].ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
-        axes[2, 0].yaxis.set_major_formatter(EngFormatter())
-        for axis in axes[1:].flat:
-            axis.set_ylim(bottom=0)
-        axes[0, 0].legend(*axes[0, 0].get_legend_handles_labels())
-        return _rendered(figure)
+    figure = Figure(figsize=(max(6.5, 4.6 * len(stages)), 6.6), layout="constrained")
+    axes = figure.subplots(3, len(stages), sharex="col", sharey="row", squeeze=False, height_ratios=(2.4, 1, 1))
+    for column, stage in zip(axes.T, stages):
+        _draw_stage(column, stage)
+        column[0].set_title(stage.title)
+        column[2].set_xlabel("tokens seen")
+        column[2].xaxis.set_major_formatter(EngFormatter())
+    for axis, label in zip(axes[:, 0], ("loss (nats a token)", "learning rate", "tokens / s")):
+        axis.set_ylabel(label)
+    axes[1, 0].ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
+    axes[2, 0].yaxis.set_major_formatter(EngFormatter())
+    for axis in axes[1:].flat:
+        axis.set_ylim(bottom=0)
+    axes[0, 0].legend(*axes[0, 0].get_legend_handles_labels())
+    return _rendered(figure)
 
 
-def _draw_stage(column: Any, stage: Curves) -> None:
+def _draw_stage(column: Sequence[Axes], stage: Curves) -> None:
     def draw(axis, key, **style):
         points = [(line["tokens"], line[key]) for line in stage.training if key in line]
         axis.plot(*zip(*points) if points else ((), ()), **style)
@@ -74,42 +64,32 @@ def _draw_stage(column: Any, stage: Curves) -> None:
     draw(speed, "tokens_per_second", color=SPEED, lw=1.2)
 
 
+@in_style
 def perplexity_figure(curves: dict[str, dict[int, dict[str, float]]]) -> tuple[str, bytes]:
     """Draws perplexity over context length for each stage: of the whole prefix, and of its last quarter. Returns (SVG, PNG)."""
-    with _settings():
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
-
-        values = [m[key] for by_length in curves.values() for m in by_length.values() for key in ("perplexity", "last_block")]
-
-        figure = Figure(figsize=(8, 3.8), layout="constrained")
-        axis = figure.subplots()
-        for color, (name, by_length) in zip(STAGES * len(curves), curves.items()):
-            lengths = sorted(by_length)
-            for key, label, style in (("perplexity", name, "o-"), ("last_block", f"{name}, last quarter", "o--")):
-                axis.plot(lengths, [by_length[n][key] for n in lengths], style, color=color, ms=3.5, lw=1.3, label=label)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(sorted({n for by_length in curves.values() for n in by_length}))
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axis.xaxis.set_minor_locator(NullLocator())
-        if max(values) > WIDE * min(values):
-            axis.set_yscale("log", base=10)
-            axis.yaxis.set_major_locator(LogLocator(10, (1, 1.5, 2, 3, 5, 7)))
-            axis.yaxis.set_minor_formatter(NullFormatter())
-        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        axis.set_xlabel("context length (tokens)")
-        axis.set_ylabel("validation perplexity")
-        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-        return _rendered(figure)
+    values = [m[key] for by_length in curves.values() for m in by_length.values() for key in ("perplexity", "last_block")]
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    axis = figure.subplots()
+    for color, (name, by_length) in zip(STAGES * len(curves), curves.items()):
+        lengths = sorted(by_length)
+        for key, label, line in (("perplexity", name, "o-"), ("last_block", f"{name}, last quarter", "o--")):
+            axis.plot(lengths, [by_length[n][key] for n in lengths], line, color=color, ms=3.5, lw=1.3, label=label)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sorted({n for by_length in curves.values() for n in by_length}))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    if max(values) > WIDE * min(values):
+        axis.set_yscale("log", base=10)
+        axis.yaxis.set_major_locator(LogLocator(10, (1, 1.5, 2, 3, 5, 7)))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.set_xlabel("context length (tokens)")
+    axis.set_ylabel("validation perplexity")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return _rendered(figure)
 
 
-def _settings() -> Any:
-    import matplotlib
-
-    return matplotlib.rc_context(SETTINGS)
-
-
-def _rendered(figure: Any) -> tuple[str, bytes]:
+def _rendered(figure: Figure) -> tuple[str, bytes]:
     svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     figure.savefig(png, format="png", dpi=130)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import io
 import json
@@ -12,6 +11,8 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from etils import epath
 
 from codellama_jax.config import CorpusConfig, UserError
 from codellama_jax.data import sources
@@ -29,14 +30,12 @@ class Prepared:
     counts: dict[str, int]  # sources.COUNTS of the files, then the documents of each split
 
 
-def prepare(corpus: CorpusConfig, source: str, block_chars: int, cache_dir: Any) -> Prepared:
+def prepare(corpus: CorpusConfig, source: str, block_chars: int, cache_dir: epath.PathLike) -> Prepared:
     """Prepares the documents of `code`, `python`, `discussions` or `language`, or finds them prepared in `cache_dir` (local or gs://).
 
     Any number of processes may do so at once: each writes a folder of its own, and one small file, written last, names the
     folder that counts. Raises UserError if there is nothing to read or no room to write.
     """
-    from etils import epath
-
     items = sources.sample(sources.find(getattr(corpus, source)), corpus.max_files)
     code = source in CODE
     made_of = [VERSION, code, block_chars, corpus.validation_fraction, [(item.id, item.stamp) for item in items]]
@@ -66,11 +65,12 @@ def _documents(items: list, code: bool, block_chars: int, fraction: float) -> tu
     return splits, counts | {split: len(documents) for split, documents in splits.items()}
 
 
-def _write(folder: Any, splits: dict[str, list], counts: dict[str, int]) -> None:
+def _write(folder: epath.Path, splits: dict[str, list], counts: dict[str, int]) -> None:
     attempt = folder / uuid.uuid4().hex
     try:
-        builder = _builder_class()(data_dir=attempt, splits=splits)
-        _quietly(builder.download_and_prepare, file_format="array_record")
+        builder = _builder(attempt, splits)
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(file_format="array_record")
         draft = attempt / "prepared.json"
         draft.write_text(json.dumps({"path": str(builder.data_path.relative_to(folder)), "counts": counts}, indent=1))
         if (folder / "prepared.json").exists():  # another process was faster
@@ -82,44 +82,32 @@ def _write(folder: Any, splits: dict[str, list], counts: dict[str, int]) -> None
         raise
 
 
-def _open(folder: Any) -> Prepared:
+def _builder(folder: epath.Path, splits: dict[str, list]) -> Any:
+    """Returns what writes the (id, text) of each split. Importing TFDS takes a while, and most commands do not need it."""
     import tensorflow_datasets as tfds
 
-    prepared = json.loads((folder / "prepared.json").read_text())
-    builder = tfds.builder_from_directory(folder / prepared["path"])
-    return Prepared(*(builder.as_data_source(split) for split in ("train", "validation")), counts=prepared["counts"])
-
-
-@functools.cache
-def _builder_class() -> type:
-    """Defines the TFDS builder on first use: importing TFDS takes a while, and most commands do not need it."""
-    import tensorflow_datasets as tfds
-
-    class Documents(tfds.core.GeneratorBasedBuilder):
+    class Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Documents with their ids, in the splits train and validation."""
 
         VERSION = tfds.core.Version(VERSION)
-
-        def __init__(self, *, splits: dict[str, list], **kwargs: Any):
-            self._splits = splits
-            super().__init__(**kwargs)
 
         def _info(self) -> tfds.core.DatasetInfo:
             features = tfds.features.FeaturesDict({"id": tfds.features.Text(), "text": tfds.features.Text()})
             return tfds.core.DatasetInfo(builder=self, features=features, description=self.__doc__)
 
         def _split_generators(self, dl_manager: Any) -> dict:
-            return {split: self._generate_examples(documents) for split, documents in self._splits.items()}
+            return {split: self._generate_examples(documents) for split, documents in splits.items()}
 
         def _generate_examples(self, documents: list) -> Any:
             return ((name, {"id": name, "text": text}) for name, text in documents)
 
-    return Documents
+    tfds.disable_progress_bar()
+    return Documents(data_dir=folder)
 
 
-def _quietly(function: Any, **kwargs: Any) -> None:
+def _open(folder: epath.Path) -> Prepared:
     import tensorflow_datasets as tfds
 
-    tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):
-        function(**kwargs)
+    prepared = json.loads((folder / "prepared.json").read_text())
+    builder = tfds.builder_from_directory(folder / prepared["path"])
+    return Prepared(*(builder.as_data_source(split) for split in ("train", "validation")), counts=prepared["counts"])

@@ -11,6 +11,7 @@ SOURCES. A document longer than a row goes on in other rows, as segments of thei
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import itertools
 import random
@@ -54,7 +55,7 @@ def lane_documents(documents: Sequence, encode: Callable, seed: int, lane: int, 
     return grain.MapDataset.source(documents).map_with_index(encode).shuffle(seed).repeat()[lane::lanes]
 
 
-class Batches:
+class Batches(Iterator[Batch], contextlib.AbstractContextManager):
     """An endless iterator over the rows `lanes` of each global batch of a stage, prefetched in a thread.
 
     `sources` maps names in SOURCES to random access to {"id", "text"}; one without a share is not touched. Close it when
@@ -66,14 +67,8 @@ class Batches:
         self._batches = _Prefetch(Rows(sources, data, tokenizer, seed, self._lanes), bins(data.seq_len))
         self.close = weakref.finalize(self, self._batches.close)  # at the latest when the interpreter exits
 
-    def __iter__(self) -> Batches:
-        return self
-
     def __next__(self) -> Batch:
         return next(self._batches)
-
-    def __enter__(self) -> Batches:
-        return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()
@@ -94,11 +89,9 @@ class Batches:
 
     def document_names(self, batch: Batch) -> list[str]:
         """Lists the ids of the documents in a batch, row by row."""
-        names = []
-        for source, documents in zip(batch["source"].tolist(), batch["documents"]):
-            indices = dict.fromkeys(documents[documents >= 0].tolist())
-            names += [_str(self._sources[SOURCES[source]][i]["id"]) for i in indices]
-        return list(dict.fromkeys(names))
+        rows = zip(batch["source"].tolist(), batch["documents"].tolist())
+        places = dict.fromkeys((source, i) for source, documents in rows for i in documents if i >= 0)
+        return list(dict.fromkeys(_str(self._sources[SOURCES[source]][i]["id"]) for source, i in places))
 
 
 class Rows:

@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from etils import epath
+
 from codellama_jax.config import UserError
 
 COUNTS = ("files", "characters", "empty", "unreadable", "not_utf8", "binary", "generated", "near_duplicates")
@@ -64,9 +66,8 @@ def find(source: str) -> list[Item]:
 
 def sample(items: list[Item], max_files: int) -> list[Item]:
     """Takes `max_files` of the items, always the same ones wherever they lie in the folder; 0 takes all."""
-    if not max_files or len(items) <= max_files:
-        return items
-    return sorted(sorted(items, key=lambda item: position(item.id))[:max_files])
+    chosen = sorted(items, key=lambda item: position(item.id))[: max_files or None]
+    return sorted(chosen, key=lambda item: item.id)
 
 
 def position(name: str) -> float:
@@ -90,9 +91,8 @@ def load(items: Iterable[Item], code: bool) -> tuple[list[Document], dict[str, i
 def generated(text: str) -> bool:
     """Tells code that a program wrote, or that is mostly data, from code that people write."""
     lines = text.splitlines()
-    if _GENERATED.search("\n".join(lines[:HEAD_LINES])):
-        return True
-    if max(map(len, lines)) > MAX_LINE or len(text) > MAX_MEAN_LINE * len(lines):
+    said = _GENERATED.search("\n".join(lines[:HEAD_LINES]))
+    if said or max(map(len, lines)) > MAX_LINE or len(text) > MAX_MEAN_LINE * len(lines):
         return True
     visible = "".join(text.split()).encode()
     return len(visible.translate(None, _LETTERS)) > (1 - MIN_LETTERS) * len(visible)
@@ -154,8 +154,6 @@ def _stdlib() -> Iterator[Item]:
 
 
 def _folder(folder: str) -> Iterator[Item]:
-    from etils import epath
-
     root = epath.Path(folder).expanduser()
     try:
         found = root.is_dir()
@@ -167,15 +165,12 @@ def _folder(folder: str) -> Iterator[Item]:
 
 
 def _files(root: str | os.PathLike, prefix: str, skip: tuple[str, ...] = ()) -> Iterator[Item]:
-    from etils import epath
-
     root = epath.Path(root)
     for folder, subfolders, names in root.walk():
         subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in skip]
         inside = PurePosixPath(prefix) / folder.relative_to(root).as_posix()
         for path in (folder / name for name in names if not name.startswith(".")):
-            stamp = _stamp(path)
-            if stamp:
+            if stamp := _stamp(path):
                 name = f"{inside / path.name}".encode(errors="backslashreplace").decode()  # names of files may be any bytes
                 yield Item(name, stamp, path.read_bytes)
 

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import tensorflow_datasets as tfds
 
 from codellama_jax.config import CorpusConfig, UserError
 from codellama_jax.data import builders, pipeline, sources
@@ -127,14 +128,14 @@ def test_one_line_for_a_cache_that_cannot_be_written(corpus, tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_behind(corpus, tmp_path, monkeypatch):
-    quietly, cache = builders._quietly, tmp_path / "cache"
+    prepare, cache = tfds.core.DatasetBuilder.download_and_prepare, tmp_path / "cache"
 
     def full(*args, **kwargs):
-        quietly(*args, **kwargs)
+        prepare(*args, **kwargs)
         raise RuntimeError('Failed to finalize writing of split "train": write() failed: No space left on device')
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device") as error:
-        patch.setattr(builders, "_quietly", full)
+        patch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", full)
         builders.prepare(corpus, "code", 0, cache)
     assert "\n" not in str(error.value) and not [path for path in cache.rglob("*") if path.is_file()]
     assert len(builders.prepare(corpus, "code", 0, cache).train)
