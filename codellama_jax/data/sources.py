@@ -66,8 +66,9 @@ def find(source: str) -> list[Item]:
 
 def sample(items: list[Item], max_files: int) -> list[Item]:
     """Takes `max_files` of the items, always the same ones wherever they lie in the folder; 0 takes all."""
-    chosen = sorted(items, key=lambda item: position(item.id))[: max_files or None]
-    return sorted(chosen, key=lambda item: item.id)
+    if not max_files or len(items) <= max_files:
+        return items
+    return sorted(sorted(items, key=lambda item: position(item.id))[:max_files])
 
 
 def position(name: str) -> float:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from codellama_jax.config import ModelConfig
-from codellama_jax.models.layers import rope_angles
+from codellama_jax.models.layers import rms_norm, rope_angles, rotate
 from codellama_jax.models.llama import Llama
 from kernels.decode_attention import decode_attention
 
@@ -99,30 +99,17 @@ def step(config: ModelConfig, weights: Weights, cache: Cache, tokens_B: jax.Arra
     heads = lambda a_KXHB: jnp.einsum("KXHB->KBXH", a_KXHB).reshape(K * B, -1, H)
     row_M, slot_M = jnp.arange(K * B), jnp.tile(positions_B, K)
     put = lambda slots_MSH, new_KXHB: slots_MSH.at[row_M, slot_M].set(heads(new_KXHB)[:, 0], unique_indices=True)
+    norm = lambda x_DB, scale_D: rms_norm(x_DB, scale_D[:, None], config.norm_eps, axis=0)
     x_DB = weights.embedding_VD[tokens_B].T
     keys, values = [], []
     for layer, k_MSH, v_MSH in zip(weights.layers, cache.k_MSH, cache.v_MSH):
-        qkv_KXHB = (layer.qkv_XD @ normalise(config, x_DB, layer.attention_norm_D)).reshape(K, G + 2, H, B)
-        qk_KXHB = rotate(qkv_KXHB[:, : G + 1], rope)
+        qkv_KXHB = (layer.qkv_XD @ norm(x_DB, layer.attention_norm_D)).reshape(K, G + 2, H, B)
+        qk_KXHB = rotate(qkv_KXHB[:, : G + 1], rope, axis=-2)
         keys.append(put(k_MSH, qk_KXHB[:, G:]))
         values.append(put(v_MSH, qkv_KXHB[:, G + 1 :]))
         out_MGH = decode_attention(heads(qk_KXHB[:, :G]), keys[-1], values[-1], positions_B + 1)
         x_DB += layer.out_DX @ jnp.einsum("KBGH->KGHB", out_MGH.reshape(K, B, G, H)).reshape(-1, B)
-        gate_FB, up_FB = jnp.split(layer.gate_up_XD @ normalise(config, x_DB, layer.ffn_norm_D), 2)
+        gate_FB, up_FB = jnp.split(layer.gate_up_XD @ norm(x_DB, layer.ffn_norm_D), 2)
         x_DB += layer.down_DF @ (jax.nn.silu(gate_FB) * up_FB)
-    x_DB = normalise(config, x_DB, weights.final_norm_D)
-    logits_VB = jnp.matmul(weights.head_VD, x_DB, preferred_element_type=jnp.float32)
+    logits_VB = jnp.matmul(weights.head_VD, norm(x_DB, weights.final_norm_D), preferred_element_type=jnp.float32)
     return jax.lax.optimization_barrier(logits_VB).T, Cache(tuple(keys), tuple(values))
-
-
-def normalise(config: ModelConfig, x_DB: jax.Array, scale_D: jax.Array) -> jax.Array:
-    """RMSNorm in fp32, returned in x's dtype."""
-    x32 = x_DB.astype(jnp.float32)
-    return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=0, keepdims=True) + config.norm_eps) * scale_D[:, None]).astype(x_DB.dtype)
-
-
-def rotate(x_KXHB: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates the pairs (i, i + H/2) of every head; in fp32, returned in x's dtype."""
-    cos, sin = rope
-    a, b = jnp.split(x_KXHB.astype(jnp.float32), 2, axis=-2)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-2).astype(x_KXHB.dtype)

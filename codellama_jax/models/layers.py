@@ -70,11 +70,18 @@ def rope_angles(positions_BT: jax.Array, head_dim: int, theta: float, scaling: f
     return jnp.cos(angles_BTH), jnp.sin(angles_BTH)
 
 
-def rotate(x_BTNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates the pairs (i, i + H/2) of every head; in fp32, returned in x's dtype."""
-    cos, sin = (a[:, :, None] for a in rope)
-    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array], axis: int = -1) -> jax.Array:
+    """Rotates the pairs (i, i + H/2) of every head along `axis` by cos and sin that broadcast to half of x; in fp32, in x's dtype."""
+    cos, sin = rope
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis).astype(x.dtype)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float, axis: int = -1) -> jax.Array:
+    """Divides by the root mean square along `axis`, times a scale that broadcasts to x; in fp32, in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    x32 *= jax.lax.rsqrt(jnp.mean(x32**2, axis, keepdims=True) + epsilon)
+    return (x32 * scale).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -83,9 +90,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         scale_D = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), x_BTD.shape[-1:], jnp.float32)
-        x32 = x_BTD.astype(jnp.float32)
-        x32 *= jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.epsilon)
-        return (x32 * scale_D[None, None]).astype(x_BTD.dtype)
+        return rms_norm(x_BTD, scale_D[None, None], self.epsilon)
 
 
 @struct.dataclass
@@ -94,7 +99,7 @@ class Inputs:
 
     positions_BT: jax.Array
     segment_ids_BT: jax.Array | None
-    rope: tuple[jax.Array, jax.Array]
+    rope: tuple[jax.Array, jax.Array]  # cos and sin, BT1H
     keep_kv: bool = struct.field(pytree_node=False, default=False)  # hand out every layer's keys and values, to go on from them
 
 

@@ -23,9 +23,7 @@ class Llama(nn.Module):
     def setup(self):
         c = self.config
         self.embedding_VD = parameter(self, "embedding", (c.vocab_size, c.d_model), ("vocab", "embed"), 1 / c.d_model)
-        block = Block
-        if c.remat != "none":
-            block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
+        block = Block if c.remat == "none" else nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
         self.layers = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -48,10 +46,9 @@ class Llama(nn.Module):
         c, shards = self.config, length_shards(tokens_BT.shape[1])
         tokens_BT, positions_BT, segment_ids_BT = (dealt(a, shards) for a in (tokens_BT, positions_BT, segment_ids_BT))
         table_VD = nn.with_logical_constraint(self.embedding_VD.astype(c.compute_dtype), ("vocab", None))  # gathered whole in D
-        x_BTD = table_VD[tokens_BT]
-        x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
-        inputs = Inputs(positions_BT, segment_ids_BT, rope_angles(positions_BT, c.head_dim, c.rope_theta, c.rope_scaling), keep_kv)
-        x_BTD, kv_LBTKH = self.layers(x_BTD, inputs)
+        x_BTD = nn.with_logical_constraint(table_VD[tokens_BT], ("batch", "length", None))
+        rope = tuple(a[:, :, None] for a in rope_angles(positions_BT, c.head_dim, c.rope_theta, c.rope_scaling))
+        x_BTD, kv_LBTKH = self.layers(x_BTD, Inputs(positions_BT, segment_ids_BT, rope, keep_kv))
         x_BTD = nn.with_logical_constraint(collected(self.final_norm(x_BTD), shards), ("batch", "length", None))
         return x_BTD, jax.tree.map(jax.vmap(lambda a_BTKH: collected(a_BTKH, shards)), kv_LBTKH)
 

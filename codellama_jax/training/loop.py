@@ -20,15 +20,7 @@ from codellama_jax.data.pipeline import Batches
 from codellama_jax.training.checkpoint import Checkpoints
 from codellama_jax.training.mesh import ROWS, batch_sharding, check_attention, check_mesh, on_mesh
 from codellama_jax.training.metrics import Metrics, Throughput
-from codellama_jax.training.step import (
-    BATCH_KEYS,
-    TrainState,
-    abstract_state,
-    compile_eval_step,
-    compile_train_step,
-    init_state,
-    with_fresh_optimizer,
-)
+from codellama_jax.training.step import BATCH_KEYS, abstract_state, compile_eval_step, compile_train_step, fresh_state, init_state
 
 IN_FLIGHT = 2  # steps dispatched before the numbers of an earlier one are waited for
 
@@ -40,24 +32,23 @@ class Stopped(Exception):
 def owned_rows(mesh: Mesh, batch_size: int) -> list[int]:
     """Returns the rows of the global batch that lie on this host's devices."""
     placed = NamedSharding(mesh, PartitionSpec(ROWS)).addressable_devices_indices_map((batch_size,))
-    return sorted({row for (rows,) in placed.values() for row in range(*rows.indices(batch_size))})
+    return sorted({row for (rows,) in placed.values() for row in range(batch_size)[rows]})
 
 
 def place(batch: dict[str, np.ndarray], rows: list[int], batch_size: int, mesh: Mesh) -> dict[str, jax.Array]:
     """Makes global arrays [batch_size, T] from the rows that this host holds."""
     where = {row: i for i, row in enumerate(rows)}
 
-    def globally(key: str) -> jax.Array:
-        local = batch[key]
-        part = lambda index: local[[where[r] for r in range(*index[0].indices(batch_size))]][:, *index[1:]]
+    def globally(local: np.ndarray) -> jax.Array:
+        part = lambda index: local[[where[row] for row in range(batch_size)[index[0]]]][:, *index[1:]]
         return jax.make_array_from_callback((batch_size, *local.shape[1:]), batch_sharding(mesh), part)
 
-    return {key: globally(key) for key in BATCH_KEYS}
+    return {key: globally(batch[key]) for key in BATCH_KEYS}
 
 
 def stop_flags(stop: int, rows: list[int], batch_size: int, mesh: Mesh) -> jax.Array:
     """A flag for each row, so that every host learns in the same step that one of them was asked to stop."""
-    part = lambda index: np.full(len(range(*index[0].indices(batch_size))), stop, np.int32)
+    part = lambda index: np.full(len(range(batch_size)[index[0]]), stop, np.int32)
     return jax.make_array_from_callback((batch_size,), NamedSharding(mesh, PartitionSpec(ROWS)), part)
 
 
@@ -99,7 +90,7 @@ class StageRun:
             self.batches.restore(cursors["rows"])
             self.tokens = cursors["tokens"]
             return step
-        self.state = init_state(self.stage, self.mesh, seed) if initial is None else fresh_state(self.stage, initial(), self.mesh)
+        self.state = fresh_state(self.stage, self.mesh, initial()) if initial else init_state(self.stage, self.mesh, seed)
         return 0
 
     def train(self, step: int, stop: int) -> None:
@@ -139,12 +130,6 @@ class StageRun:
         self.throughput.pause()
 
 
-def fresh_state(stage: Stage, params: dict, mesh: Mesh) -> TrainState:
-    """Returns the state that starts a stage from given parameters."""
-    placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
-    return jax.jit(lambda p: with_fresh_optimizer(stage, p), out_shardings=placed)(params)
-
-
 def train_stage(run: StageRun, initial: Callable[[], Any] | None, seed: int) -> None:
     """Trains to the last step and marks the stage done. Raises Stopped after saving if SIGTERM or Ctrl-C came."""
     stage = run.stage
@@ -167,18 +152,14 @@ def train_stage(run: StageRun, initial: Callable[[], Any] | None, seed: int) -> 
                     run.checkpoints.wait()
                     raise Stopped(run.stop)
             run.checkpoints.wait()
-            mark_done(run)
+            if jax.process_index() == 0:
+                (run.folder / "done.json").write_text(json.dumps({"step": stage.steps, "tokens": run.tokens}))
             if signalled():
                 raise Stopped(signalled())
     finally:
         run.metrics.close()
         run.checkpoints.close()
         run.batches.close()
-
-
-def mark_done(run: StageRun) -> None:
-    if jax.process_index() == 0:
-        (run.folder / "done.json").write_text(json.dumps({"step": run.stage.steps, "tokens": run.tokens}))
 
 
 def place_validation(batches: list[dict], stage: Stage, mesh: Mesh) -> list[dict[str, jax.Array]]:

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
-import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -56,15 +55,13 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     devices = devices or jax.devices()
     shape = mesh_shape(config, len(devices))
     slices = len({getattr(d, "slice_index", 0) for d in devices})
+    if shape[0] % slices:
+        raise UserError(f"mesh data={shape[0]} does not divide over {slices} slices: pass --mesh.data={slices}")
     if slices > 1:
-        if shape[0] % slices:
-            raise UserError(f"mesh data={shape[0]} does not divide over {slices} slices: pass --mesh.data={slices}")
         inner, outer = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
         grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
-    elif devices[0].platform == "tpu":
-        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
-        grid = np.array(devices).reshape(shape)
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -120,9 +117,8 @@ def check_sharded(params: object, params_shardings: object, mesh: Mesh) -> None:
     """Raises UserError if more than 2 % of the parameters are whole on every device of a mesh that could cut them."""
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return
-    sizes = jax.tree.map(lambda p, s: (p.size, p.size if s.is_fully_replicated else 0), params, params_shardings)
-    pairs = jax.tree.leaves(sizes, is_leaf=lambda x: isinstance(x, tuple))
-    total, whole = (sum(column) for column in zip(*pairs))
+    pairs = list(zip(jax.tree.leaves(params), jax.tree.leaves(params_shardings)))
+    total, whole = sum(p.size for p, _ in pairs), sum(p.size for p, s in pairs if s.is_fully_replicated)
     if whole > UNSHARDED_LIMIT * total:
         raise UserError(
             f"{whole / total:.0%} of the parameters are not sharded by this mesh (limit {UNSHARDED_LIMIT:.0%}): change --mesh.*"

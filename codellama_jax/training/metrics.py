@@ -8,10 +8,17 @@ import time
 import jax
 from etils import epath
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from codellama_jax.accounting import PEAK_FLOPS, flops_per_token
 from codellama_jax.config import Stage
+
+SHOWN = {
+    "loss": "loss {:.4f}",
+    "validation_loss": "validation loss {:.4f}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "mfu_causal": "MFU {:.1%}",
+}
 
 
 def read_metrics(path: epath.Path) -> list[dict]:
@@ -63,15 +70,8 @@ class Metrics:
         self.path.write_text("".join(f"{line}\n" for line in self.lines))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start if start else None)
         self.console = Console()
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
-        )
-        self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        self.bar = self.progress.add_task(name, total=stage.steps, completed=start, numbers="")
+        self.progress = Progress(console=self.console, disable=not self.console.is_terminal)
+        self.bar = self.progress.add_task(name, total=stage.steps, completed=start)
         self.progress.start()
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
@@ -89,16 +89,11 @@ class Metrics:
         self._show(step, numbers)
 
     def _show(self, step: int, numbers: dict[str, float]) -> None:
-        words = {
-            "loss": "loss {:.4f}",
-            "validation_loss": "validation loss {:.4f}",
-            "tokens_per_second": "{:,.0f} tokens/s",
-            "mfu_causal": "MFU {:.1%}",
-        }
-        text = "  ".join(form.format(numbers[key]) for key, form in words.items() if key in numbers)
-        self.progress.update(self.bar, completed=step, numbers=text)
+        words = [form.format(numbers[key]) for key, form in SHOWN.items() if key in numbers]
+        text = "  ".join([f"{self.name} step {step}/{self.stage.steps}", *words])
+        self.progress.update(self.bar, completed=step, description=text)
         if not self.console.is_terminal or "validation_loss" in numbers:
-            self.console.print(f"{self.name} step {step}/{self.stage.steps}  {text}", highlight=False)
+            self.console.print(text, highlight=False)
 
     def flush(self) -> None:
         if self.first_host:

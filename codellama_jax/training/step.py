@@ -28,7 +28,7 @@ class TrainState:
 
 
 def with_fresh_optimizer(stage: Stage, params: dict) -> TrainState:
-    """Returns the state in which a stage starts from these parameters."""
+    """Adds the optimiser's first state to parameters."""
     return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(stage.optimizer, stage.steps).init(params))
 
 
@@ -50,6 +50,12 @@ def init_state(stage: Stage, mesh: Mesh, seed: int) -> TrainState:
     """Draws the initial state, every device only its own part; the same numbers on every mesh."""
     placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
     return jax.jit(lambda: nn.unbox(boxed_state(stage, seed)), out_shardings=placed)()
+
+
+def fresh_state(stage: Stage, mesh: Mesh, params: dict) -> TrainState:
+    """Returns the state that starts a stage from given parameters."""
+    placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
+    return jax.jit(lambda p: with_fresh_optimizer(stage, p), out_shardings=placed)(params)
 
 
 def train_step(stage: Stage, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -95,6 +101,5 @@ def compile_train_step(stage: Stage, mesh: Mesh) -> Callable:
 def compile_eval_step(stage: Stage, mesh: Mesh) -> Callable:
     """Returns the jitted `(params, batch) -> (sum of losses, tokens)`."""
     placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh)).params
-    batch = {k: batch_sharding(mesh) for k in BATCH_KEYS}
     step = lambda params, rows: summed_loss(Llama(stage.model), params, rows)
-    return jax.jit(step, in_shardings=(placed, batch))
+    return jax.jit(step, in_shardings=(placed, batch_sharding(mesh)))

@@ -17,9 +17,9 @@ from codellama_jax.generation.sampler import Sampling, generate
 from codellama_jax.models.llama import Llama
 from codellama_jax.tokenizer import SENTINELS
 from codellama_jax.training.checkpoint import load_run
-from codellama_jax.training.loop import fresh_state, place, stop_flags
+from codellama_jax.training.loop import place, stop_flags
 from codellama_jax.training.mesh import make_mesh, on_mesh
-from codellama_jax.training.step import compile_eval_step, compile_train_step
+from codellama_jax.training.step import compile_eval_step, compile_train_step, fresh_state
 from codellama_jax.weights import check, commands, load, meta
 from codellama_jax.weights.tokenizer_files import write_tokenizer
 
@@ -242,7 +242,7 @@ def test_training_starts_at_the_loss_of_the_source(tmp_path):
     with torch.inference_mode():
         wanted = model(torch.tensor(rows), labels=torch.tensor(rows)).loss.item()
     with on_mesh(mesh):
-        state = fresh_state(stage, load.initial_params(stage, mesh)(), mesh)
+        state = fresh_state(stage, mesh, load.initial_params(stage, mesh)())
         loss, tokens = compile_eval_step(stage, mesh)(state.params, placed)
         _, metrics = compile_train_step(stage, mesh)(state, placed | {"stop": stop_flags(0, list(range(8)), 8, mesh)})
     assert float(metrics["loss"]) == pytest.approx(wanted, abs=1e-4)
