@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from codellama_jax.command_line import cli, run_command
-from codellama_jax.config import CACHE, UserError
+from codellama_jax.config import CACHE, MeshConfig, UserError
 from codellama_jax.evaluation.settings import Checking, Options, Settings
 from codellama_jax.weights import commands as weights
 
@@ -26,23 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asking:
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The folder of a run or of one of its stages, local or gs://."""
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]  # The folder of a run or of one of its stages, local or gs://
     text: Annotated[str, tyro.conf.Positional]
-    arm: str = ""
-    """An arm of the run; its first one unless given."""
-    stage: str = ""
-    """A stage of the arm; the last that is done unless given."""
-    temperature: float = 0.0
-    """0 takes the likeliest token."""
-    top_k: int = 0
-    """Draw from this many of the likeliest tokens; 0 from all."""
-    top_p: float = 1.0
-    """Draw from the likeliest tokens that hold this share of the mass."""
+    arm: str = ""  # An arm of the run; its first one unless given
+    stage: str = ""  # A stage of the arm; the last that is done unless given
+    temperature: float = 0.0  # 0 takes the likeliest token
+    top_k: int = 0  # Draw from this many of the likeliest tokens; 0 from all
+    top_p: float = 1.0  # Draw from the likeliest tokens that hold this share of the mass
     max_new_tokens: int = 128
     seed: int = 0
-    stop: tuple[str, ...] = ()
-    """End before any of these strings."""
+    stop: tuple[str, ...] = ()  # End before any of these strings
 
     def sampling(self) -> Sampling:
         from codellama_jax.generation.sampler import Sampling
@@ -60,8 +53,7 @@ class Asking:
 class Complete(Asking):
     """Go on from a prompt."""
 
-    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
-    """What to go on from; `-` reads it from standard input."""
+    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]  # What to go on from; `-` reads it from standard input
 
     def __call__(self) -> None:
         prompt = read("-") if self.text == "-" else decoded(os.fsencode(self.text), "the prompt")
@@ -77,10 +69,8 @@ class Complete(Asking):
 class Infill(Asking):
     """Fill in <FILL_ME> in a file and print the whole."""
 
-    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """The file, local or gs://; `-` reads standard input."""
-    spm: bool = False
-    """Suffix-prefix-middle order instead of prefix-suffix-middle."""
+    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]  # The file, local or gs://; `-` reads standard input
+    spm: bool = False  # Suffix-prefix-middle order instead of prefix-suffix-middle
 
     def __call__(self) -> None:
         from codellama_jax.generation.infill import infill, split_fill
@@ -97,19 +87,15 @@ class Evaluate:
     """Measure a benchmark of the paper: humaneval, mbpp, ... (a wrong name lists them all)."""
 
     benchmark: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BENCHMARK")]
-    out: str
-    """The folder for samples.jsonl, results.jsonl and results.json; the same command goes on with what is there."""
+    out: str  # The folder for samples.jsonl, results.jsonl and results.json; the same command goes on with what is there
     options: Annotated[Options, tyro.conf.arg(name="")]
     settings: Annotated[Settings, tyro.conf.arg(name="")]
     checking: Annotated[Checking, tyro.conf.arg(name="")]
-    run: str = ""
-    """The folder of a run or of one of its stages, local or gs://; not needed to score."""
+    run: str = ""  # The folder of a run or of one of its stages, local or gs://; not needed to score
     arm: str = ""
     stage: str = ""
-    samples_file: str = ""
-    """Score these samples, JSON lines with task_id and completion, instead of generating any."""
-    reference: bool = False
-    """Score the canonical solutions instead of generating any."""
+    samples_file: str = ""  # Score these samples, JSON lines with task_id and completion, instead of generating any
+    reference: bool = False  # Score the canonical solutions instead of generating any
 
     def __call__(self) -> None:
         from codellama_jax.evaluation.evaluate import evaluate
@@ -127,7 +113,6 @@ class Evaluate:
             return None
         import jax
 
-        from codellama_jax.config import MeshConfig
         from codellama_jax.training.checkpoint import keep_compiled, load_run
         from codellama_jax.training.mesh import make_mesh
 

@@ -24,17 +24,17 @@ class Page:
     def __init__(self, title: str):
         self.title = title
         self.images: dict[str, bytes] = {}  # PNG by name
-        self._html: list[str] = [f"<h1>{_html(title)}</h1>"]
-        self._markdown: list[str] = [f"# {_markdown(title)}"]
+        self._blocks: list[tuple[str, str]] = []  # HTML and Markdown
+        self.heading(title, 1)
 
     def heading(self, text: str, level: int = 2) -> None:
-        self._add(f"<h{level}>{_html(text)}</h{level}>", f"{'#' * level} {_markdown(text)}")
+        self._blocks.append((f"<h{level}>{_html(text)}</h{level}>", f"{'#' * level} {_markdown(text)}"))
 
     def text(self, text: str) -> None:
-        self._add(f"<p>{_html(text)}</p>", _markdown(text))
+        self._blocks.append((f"<p>{_html(text)}</p>", _markdown(text)))
 
     def note(self, text: str) -> None:
-        self._add(f'<p class="note">{_html(text)}</p>', _markdown(text))
+        self._blocks.append((f'<p class="note">{_html(text)}</p>', _markdown(text)))
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         row = lambda cells, tag: f"<tr>{''.join(f'<{tag}>{_html_cell(c)}</{tag}>' for c in cells)}</tr>"
@@ -42,13 +42,13 @@ class Page:
         lines = [headings, ["---"] * len(headings)]
         markdown = [f"| {' | '.join(map(_markdown_cell, cells))} |" for cells in (*lines, *rows)]
         head = row(headings, "th") if any(headings) else ""
-        self._add(f'<div class="scroll"><table>{head}{body}</table></div>', "\n".join(markdown))
+        self._blocks.append((f'<div class="scroll"><table>{head}{body}</table></div>', "\n".join(markdown)))
 
     def figure(self, name: str, caption: str, svg: str, png: bytes) -> None:
         """`svg` goes into the HTML, `png` beside the Markdown."""
         self.images[name] = png
         figure = f'<figure role="img" aria-label="{_html(caption)}">{svg}<figcaption>{_html(caption)}</figcaption></figure>'
-        self._add(figure, f"![{_markdown(caption)}](figures/{name}.png)\n\n{_markdown(caption)}")
+        self._blocks.append((figure, f"![{_markdown(caption)}](figures/{name}.png)\n\n{_markdown(caption)}"))
 
     def code(self, *columns: tuple[str, Sequence[Part]]) -> None:
         """Puts blocks of text with marked parts side by side, each under its label; whitespace is kept."""
@@ -56,19 +56,16 @@ class Page:
         label = lambda text: f'<div class="note">{_html(text)}</div>' if text else ""
         beside = "".join(f"<div>{label(text)}<pre>\n{block}</pre></div>" for text, block in blocks)
         markdown = [f"{_markdown(text)}\n\n<pre>\n{block}</pre>".lstrip() for text, block in blocks]
-        self._add(f'<div class="beside">{beside}</div>', "\n\n".join(markdown))
+        self._blocks.append((f'<div class="beside">{beside}</div>', "\n\n".join(markdown)))
 
     def html(self) -> str:
         head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{_html(self.title)}</title>'
         head = f"<head>{head}<style>{STYLE}</style></head>"
-        return f'<!DOCTYPE html>\n<html lang="en">{head}\n<body><main>\n' + "\n".join(self._html) + "\n</main></body></html>\n"
+        body = "\n".join(block for block, _ in self._blocks)
+        return f'<!DOCTYPE html>\n<html lang="en">{head}\n<body><main>\n{body}\n</main></body></html>\n'
 
     def markdown(self) -> str:
-        return "\n\n".join(self._markdown) + "\n"
-
-    def _add(self, html_block: str, markdown_block: str) -> None:
-        self._html.append(html_block)
-        self._markdown.append(markdown_block)
+        return "\n\n".join(block for _, block in self._blocks) + "\n"
 
 
 def _html(text: str) -> str:

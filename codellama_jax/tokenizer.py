@@ -29,6 +29,7 @@ from codellama_jax.sizes import SENTINEL_ROWS
 # Rows above the pieces. Code Llama's own files list the sentinels as pieces, Llama 2's file ends before them.
 SENTINELS = {"▁<PRE>": 7, "▁<SUF>": 8, "▁<MID>": 9, "▁<EOT>": 10}
 SPACE_MARK = "▁".encode()  # SentencePiece writes a space as U+2581 and cannot tell the two apart
+MARK_PIECES = [f"<0x{byte:02X}>" for byte in SPACE_MARK]
 META_PIECES = 3 + 256  # unknown, BOS, EOS and the bytes
 LONGEST_SPACES = 16  # the longest piece, in characters
 MAX_TRAINING_CHARS = 16_000_000  # keeps training within seconds and memory bounded; a toy vocabulary needs no more
@@ -78,10 +79,8 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise UserError(f"text holds a lone surrogate, {error.object[error.start]!a}, which is no character: remove it") from error
         ids = self._processor.encode(parts[0])
-        if len(parts) > 1:
-            mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK]
-            for part in parts[1:]:
-                ids += mark_ids + (self._processor.encode(part) if part else [])
+        for part in parts[1:]:
+            ids += self._processor.piece_to_id(MARK_PIECES) + self._processor.encode(part)
         return ids
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, leading_space: bool = True) -> str:

@@ -23,15 +23,15 @@ def split(text: str, rng: Random) -> tuple[str, str, str]:
 def infill_ids(tokenizer: Any, prefix: str, middle: str, suffix: str, spm: bool) -> list[int]:
     """Returns the ids of a training example: `prompt_ids`, then the middle and EOT; in SPM prefix and middle are encoded as one text."""
     if spm:
-        return [*_spm(tokenizer, suffix), *tokenizer.encode(prefix + middle), tokenizer.eot_id]
+        return [*prompt_ids(tokenizer, prefix + middle, suffix, spm), tokenizer.eot_id]
     return [*prompt_ids(tokenizer, prefix, suffix, spm), *tokenizer.encode(middle, leading_space=False), tokenizer.eot_id]
 
 
 def prompt_ids(tokenizer: Any, prefix: str, suffix: str, spm: bool) -> list[int]:
     """Returns the ids to generate a middle from: BOS PRE prefix SUF suffix MID, or in SPM BOS PRE SUF suffix MID prefix."""
-    if spm:
-        return [*_spm(tokenizer, suffix), *tokenizer.encode(prefix)]
     suffix_ids = tokenizer.encode(suffix, leading_space=False)
+    if spm:
+        return [tokenizer.bos_id, tokenizer.pre_id, tokenizer.suf_id, *suffix_ids, tokenizer.mid_id, *tokenizer.encode(prefix)]
     return [tokenizer.bos_id, tokenizer.pre_id, *tokenizer.encode(prefix), tokenizer.suf_id, *suffix_ids, tokenizer.mid_id]
 
 
@@ -54,8 +54,3 @@ def document_ids(tokenizer: Any, text: str, rng: Random, infilling: InfillingCon
         if len(ids) <= seq_len + 1:
             return ids
     return plain or plain_ids(tokenizer, text)
-
-
-def _spm(tokenizer: Any, suffix: str) -> list[int]:
-    suffix_ids = tokenizer.encode(suffix, leading_space=False)
-    return [tokenizer.bos_id, tokenizer.pre_id, tokenizer.suf_id, *suffix_ids, tokenizer.mid_id]

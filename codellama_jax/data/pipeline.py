@@ -184,16 +184,13 @@ class _Chunks(grain.experimental.FlatMapTransform):
 
 def _mixed(streams: dict[int, Iterator], data: DataConfig) -> Iterator[tuple[int, dict]]:
     """Draws (source, row) in the shares of the mixture until every stream has ended."""
-    shares = dataclasses.astuple(data.mixture)
-    for row in itertools.count():
-        source = source_of_row(row, shares)
-        if source in streams:
-            try:
-                yield source, next(streams[source])
-            except StopIteration:
-                del streams[source]
-        if not streams:
-            return
+    shares, rows = dataclasses.astuple(data.mixture), itertools.count()
+    while streams:
+        source = source_of_row(next(rows), shares)
+        if row := next(streams.get(source, iter(())), None):
+            yield source, row
+        else:
+            streams.pop(source, None)
 
 
 def _batch(rows: list[tuple[int, dict]]) -> Batch:

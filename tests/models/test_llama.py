@@ -93,7 +93,7 @@ def test_rope_angles_are_exact_at_far_positions(theta):
 def test_rope_scores_depend_on_distance_only():
     rng = np.random.default_rng(0)
     q, k = rng.normal(size=(2, 1, 1, 1, 64)).astype(np.float32)
-    at = lambda x, position: rotate(x, rope_angles(jnp.array([[position]]), 64, 1e4))
+    at = lambda x, position: rotate(x, [a[:, :, None] for a in rope_angles(jnp.array([[position]]), 64, 1e4)])
     score = lambda i, j: float((at(q, i) * at(k, j)).sum())
     assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
     assert abs(score(7, 3) - score(8, 3)) > 1e-3

@@ -10,8 +10,7 @@ from toy import MODEL, batch, stage
 from codellama_jax.config import MeshConfig, OptimizerConfig, UserError
 from codellama_jax.training.loop import owned_rows, place, stop_flags
 from codellama_jax.training.mesh import check_mesh, check_sharded, make_mesh, on_mesh
-from codellama_jax.training.optimizer import decayed, learning_rate
-from codellama_jax.training.step import abstract_state, compile_eval_step, compile_train_step, init_state
+from codellama_jax.training.step import abstract_state, compile_eval_step, compile_train_step, decayed, init_state, learning_rate
 
 MESHES = {
     "1": (MeshConfig(), 1),
