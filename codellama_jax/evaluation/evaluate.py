@@ -22,7 +22,7 @@ from codellama_jax.evaluation.benchmarks import LOADERS, long_files, paper
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Sample, Task
 from codellama_jax.evaluation.execute import Executor, Verdict, languages
 from codellama_jax.evaluation.pass_at_k import estimate, ranked_pass_at_k
-from codellama_jax.evaluation.samples import Key, append, continue_file, key, read_samples
+from codellama_jax.evaluation.samples import Key, append, continue_file, key, name_of, read_samples
 from codellama_jax.evaluation.settings import Checking, Options, Settings
 from codellama_jax.training.checkpoint import Run, gather
 
@@ -91,7 +91,7 @@ def generate_samples(run: Run, benchmark: Benchmark, options: Options, settings:
     first = jax.process_index() == 0
     settings = replace(settings, temperature=sampling_of(benchmark, settings).temperature)  # which the number of samples may decide
     asked = {"benchmark": benchmark.name, "model": run.name, "options": asdict(options), "settings": asdict(settings)}
-    there = gather({f"{line['task_id']} {line['sample']}": line for line in _open_folder(out, asked)} if first else {})
+    there = gather({name_of(*key(line)): line for line in _open_folder(out, asked)} if first else {})
     samples = {key(line): line for line in there.values()}
     total = settings.samples * len(benchmark.tasks)
     with Progress(console=Console(stderr=True), disable=not first) as progress:
