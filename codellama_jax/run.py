@@ -28,7 +28,6 @@ from codellama_jax.weights import load
 
 # What may change between two starts of a run: where and how it computes, not what.
 FREE = ("mesh.", "probes.", ".remat", ".attention", ".micro_batches", ".log_every", ".checkpoint_every", ".keep_checkpoints")
-PATIENCE = 7 * 24 * 3600  # seconds that hosts which are done wait for the first one, which may score programs for hours
 
 
 def say(text: str) -> None:
@@ -223,7 +222,6 @@ def start_distributed() -> None:
     """Joins the other hosts of a pod. On TPU and under Slurm JAX finds them by itself; elsewhere the three JAX_ variables name them."""
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         number = lambda name: int(os.environ[name])
-        hosts = os.environ["JAX_COORDINATOR_ADDRESS"], number("JAX_NUM_PROCESSES"), number("JAX_PROCESS_ID")
-        jax.distributed.initialize(*hosts, shutdown_timeout_seconds=PATIENCE)
+        jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], number("JAX_NUM_PROCESSES"), number("JAX_PROCESS_ID"))
     elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        jax.distributed.initialize(shutdown_timeout_seconds=PATIENCE)
+        jax.distributed.initialize()

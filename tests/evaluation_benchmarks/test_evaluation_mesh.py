@@ -25,14 +25,13 @@ from codellama_jax.training.step import abstract_state, with_fresh_optimizer
 ROOT = Path(__file__).resolve().parents[2]
 DRAWN = Settings(samples=2, temperature=0.5, max_new_tokens=6)
 MESHES = [{"fsdp": 8}, {"fsdp": 2, "tensor": 2, "data": 2}, {"fsdp": 1, "tensor": 2, "context": 4}]
-# Joins the other host once, then runs the commands one after the other.
+# Joins the other host once, then runs the commands one after the other up to the first mistake.
 PROGRAM = """
 import shlex, sys
 from codellama_jax import __main__ as commands, run
 run.start_distributed()
 run.start_distributed = lambda: None
-for line in sys.argv[1:]:
-    commands.cli(commands.COMMANDS, args=shlex.split(line))()
+commands.run_command(lambda: [commands.cli(commands.COMMANDS, args=shlex.split(line))() for line in sys.argv[1:]])
 """
 
 
@@ -119,14 +118,14 @@ def by_key(path: Path) -> dict:
 
 
 def test_two_hosts_draw_what_one_draws_apart_and_together(run, folder, files, executor, tmp_path):
-    """Each with its share of the samples, ranked as well; then with one model cut over both."""
+    """Each with its share of the samples, ranked as well; then with one model cut over both. What one host refuses ends both."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     asking = f"--run {folder} --samples 2 --temperature 0.5 --max-new-tokens 6 --workers 1"
     lines = [
         f"evaluate humaneval --data {files['humaneval']} --out {tmp_path}/{out} {asking} {mesh}"
-        for out, mesh in {"apart": "", "together": "--across-hosts --mesh.tensor 2"}.items()
+        for out, mesh in (("apart", ""), ("together", "--across-hosts --mesh.tensor 2"), ("apart", "--seed 1"))
     ]
     jax_says = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
     join = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
@@ -141,7 +140,8 @@ def test_two_hosts_draw_what_one_draws_apart_and_together(run, folder, files, ex
         for i in range(2)
     ]
     said = [host.communicate(timeout=300)[0] for host in hosts]
-    assert [host.returncode for host in hosts] == [0, 0], said
+    assert [host.returncode for host in hosts] == [2, 2], said
+    assert all("drawn in another way (settings.seed: 0 -> 1): choose another --out" in text for text in said)
     options, checking = Options(data=files["humaneval"]), Checking(workers=1)
     evaluate.evaluate("humaneval", run, options, DRAWN, checking, tmp_path / "alone")
     measures = lambda out: json.loads((tmp_path / out / "results.json").read_text())["measures"]
