@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +36,7 @@ class Asking:
     max_new_tokens: int = 128
     seed: int = 0
     stop: tuple[str, ...] = ()  # End before any of these strings
+    mesh: MeshConfig = field(default_factory=MeshConfig)  # The devices of this host along each axis; -1 takes what is left
 
     def sampling(self) -> Sampling:
         from codellama_jax.generation.sampler import Sampling
@@ -44,9 +45,10 @@ class Asking:
 
     def load(self) -> Run:
         from codellama_jax.training.checkpoint import keep_compiled, load_run
+        from codellama_jax.training.mesh import make_mesh
 
         keep_compiled(CACHE)
-        return load_run(self.run, self.arm, self.stage)
+        return load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,10 @@ class Evaluate:
     stage: str = ""
     samples_file: str = ""  # Score these samples, JSON lines with task_id and completion, instead of generating any
     reference: bool = False  # Score the canonical solutions instead of generating any
+    across_hosts: bool = False
+    """Cut one model over the devices of all hosts, which answer together; else each host has a whole one and answers its share."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """The devices of a model along each axis; -1 takes what is left. `tensor` cuts the KV cache by heads, `data` by rows."""
 
     def __call__(self) -> None:
         from codellama_jax.evaluation.evaluate import evaluate
@@ -108,7 +114,7 @@ class Evaluate:
         evaluate(self.benchmark, self.load(), self.options, self.settings, self.checking, out, self.samples_file, self.reference)
 
     def load(self) -> Run | None:
-        """Loads the model, whole on the devices of each host, which asks its share of the tasks."""
+        """Loads the model onto its devices: those of this host, or of all."""
         if not self.run:
             return None
         import jax
@@ -117,7 +123,8 @@ class Evaluate:
         from codellama_jax.training.mesh import make_mesh
 
         keep_compiled(CACHE)
-        return load_run(self.run, self.arm, self.stage, make_mesh(MeshConfig(), jax.local_devices()))
+        devices = jax.devices() if self.across_hosts else jax.local_devices()
+        return load_run(self.run, self.arm, self.stage, make_mesh(self.mesh, devices))
 
 
 def read(path: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from codellama_jax.config import ModelConfig, Stage
 from codellama_jax.generation import decoder
@@ -46,28 +46,12 @@ def lower_prefill(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> j
 def lower_decode(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> jax.stages.Lowered:
     """Lowers one step of decoding after `context` tokens, the cache cut by heads as prefill leaves it."""
     model = dataclasses.replace(model, remat="none")
-    whole = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-    cut = lambda *spec: lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
-    by_rows, by_columns = cut("tensor", "fsdp"), cut("fsdp", "tensor")
-    with on_mesh(mesh):
+    shape = lambda dims, dtype, spec: jax.ShapeDtypeStruct(dims, dtype, sharding=NamedSharding(mesh, spec))
+    with on_mesh(mesh, decoder.LOGICAL_AXES):
         weights = jax.eval_shape(lambda p: decoder.prepare(model, p), abstract_params(model, mesh))
-        layer = lambda w: dataclasses.replace(
-            jax.tree.map(whole, w),
-            qkv_XD=by_rows(w.qkv_XD),
-            out_DX=by_columns(w.out_DX),
-            gate_up_XD=by_rows(w.gate_up_XD),
-            down_DF=by_columns(w.down_DF),
-        )
-        weights = dataclasses.replace(
-            weights,
-            embedding_VD=by_rows(weights.embedding_VD),
-            head_VD=by_rows(weights.head_VD),
-            final_norm_D=whole(weights.final_norm_D),
-            layers=tuple(map(layer, weights.layers)),
-        )
-        slots = cut("tensor", "context")(jax.ShapeDtypeStruct((model.n_kv_heads * batch, context, model.head_dim), model.compute_dtype))
-        caches = (slots,) * model.n_layers
-        cache = decoder.Cache(caches, caches)
-        rows = whole(jax.ShapeDtypeStruct((batch,), jnp.int32))
+        weights = jax.tree.map(lambda a, spec: shape(a.shape, a.dtype, spec), weights, decoder.layout(model))
+        slots = shape((model.n_kv_heads * batch, context, model.head_dim), model.compute_dtype, decoder.CACHE)
+        cache = decoder.Cache(*((slots,) * model.n_layers,) * 2)
+        rows = shape((batch,), jnp.int32, decoder.WHOLE)
         step: Callable = lambda w, c, tokens, positions: decoder.step(model, w, c, tokens, positions)
         return jax.jit(step, donate_argnums=1).lower(weights, cache, rows, rows)

@@ -1,4 +1,4 @@
-"""Asks a model the tasks of a benchmark: batches of like length, each host its share, every sample's chance its own."""
+"""Asks a model the tasks of a benchmark: batches of like length, each host its share or all together, every sample's chance its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Sample, Task
 from codellama_jax.evaluation.perplexity import document_losses
-from codellama_jax.evaluation.samples import Key
+from codellama_jax.evaluation.samples import Key, key, name_of
 from codellama_jax.evaluation.settings import Settings
 from codellama_jax.generation.infill import infill
 from codellama_jax.generation.sampler import Sampling
@@ -37,16 +37,23 @@ def answers(run: Run, benchmark: Benchmark, settings: Settings, done: set[Key]) 
     tasks = {task.task_id: _shortened(run, task, settings.context_tokens) for task in benchmark.tasks}
     wanted = [(task_id, number) for task_id in tasks for number in range(settings.samples) if (task_id, number) not in done]
     lengths = {task_id: _length(run, task) for task_id, task in tasks.items()}
-    wanted.sort(key=lambda key: -lengths[key[0]])  # the longest first: what does not fit fails at once
+    wanted.sort(key=lambda k: -lengths[k[0]])  # the longest first: what does not fit fails at once
     sampling = sampling_of(benchmark, settings)
     ask = _chooser(run) if benchmark.tasks[0].choices else _writer(run, benchmark, sampling, settings.spm)
-    host, hosts = jax.process_index(), jax.process_count()
+    host, hosts = _share(run)
     while wanted:
         rows = rows_at_once(lengths[wanted[0][0]] + sampling.max_new_tokens, settings.batch_tokens)
         batch, wanted = wanted[: rows * hosts], wanted[rows * hosts :]
         mine = batch[host::hosts]
         found = [{"task_id": k[0], "sample": k[1], **answer} for k, answer in zip(mine, ask([tasks[k[0]] for k in mine], mine))]
-        yield list(gather({f"{sample['task_id']} {sample['sample']}": sample for sample in found}).values())
+        there = gather({name_of(*key(sample)): sample for sample in found})
+        yield [there[name_of(*k)] for k in batch]
+
+
+def _share(run: Run) -> tuple[int, int]:
+    """Returns which of how many shares this host asks: all of them, as the other hosts do, where one model lies on all hosts."""
+    alone = jax.tree.leaves(run.params)[0].is_fully_addressable
+    return (jax.process_index(), jax.process_count()) if alone else (0, 1)
 
 
 def rows_at_once(tokens: int, batch_tokens: int) -> int:
@@ -58,7 +65,7 @@ def _writer(run: Run, benchmark: Benchmark, sampling: Sampling, spm: bool) -> Ca
     def write(tasks: Sequence[Task], keys: Sequence[Key]) -> list[dict]:
         if not tasks:
             return []
-        rows = Rows(lambda row, text: benchmark.cut(tasks[row], text), [zlib.crc32(f"{name} {number}".encode()) for name, number in keys])
+        rows = Rows(lambda row, text: benchmark.cut(tasks[row], text), [zlib.crc32(name_of(*k).encode()) for k in keys])
         if benchmark.infilling:
             texts = infill(run, [(task.prompt, task.suffix) for task in tasks], sampling, spm, rows=rows)
         else:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -22,7 +23,7 @@ from codellama_jax.evaluation.benchmarks import LOADERS, long_files, paper
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Sample, Task
 from codellama_jax.evaluation.execute import Executor, Verdict, languages
 from codellama_jax.evaluation.pass_at_k import estimate, ranked_pass_at_k
-from codellama_jax.evaluation.samples import Key, append, continue_file, key, read_samples
+from codellama_jax.evaluation.samples import Key, append, continue_file, key, name_of, read_samples
 from codellama_jax.evaluation.settings import Checking, Options, Settings
 from codellama_jax.training.checkpoint import Run, gather
 
@@ -48,8 +49,8 @@ def evaluate(
     if name == "perplexity":
         summary = long_files.measure(run, options)
     else:
-        benchmark = load(name, options, run)
-        with start_executor(benchmark, checking) as executor:
+        benchmark = on_all_hosts(lambda: load(name, options, run))
+        with on_all_hosts(lambda: start_executor(benchmark, checking)) as executor:
             if samples_file:
                 samples = read_samples(Path(samples_file), benchmark)
             else:
@@ -60,6 +61,20 @@ def evaluate(
         out.mkdir(parents=True, exist_ok=True)
         (out / "results.json").write_text(json.dumps({"model": model, **summary}, indent=1))
         Console().print(show(summary, model), f"results: {out / 'results.json'}")
+    if jax.process_count() > 1:  # or JAX would end the first host, which scores, minutes after the others are done
+        multihost_utils.sync_global_devices("evaluated")
+
+
+def on_all_hosts(action: Callable[[], Any]) -> Any:
+    """Calls `action` on every host. A UserError on one of them is raised on all, or the others would wait for it for ever."""
+    found, wrong = None, ""
+    try:
+        found = action()
+    except UserError as error:
+        wrong = str(error)
+    for said in filter(None, gather({str(jax.process_index()): wrong}).values()):
+        raise UserError(said)
+    return found
 
 
 def start_executor(benchmark: Benchmark, checking: Checking) -> contextlib.AbstractContextManager[Executor | None]:
@@ -91,7 +106,7 @@ def generate_samples(run: Run, benchmark: Benchmark, options: Options, settings:
     first = jax.process_index() == 0
     settings = replace(settings, temperature=sampling_of(benchmark, settings).temperature)  # which the number of samples may decide
     asked = {"benchmark": benchmark.name, "model": run.name, "options": asdict(options), "settings": asdict(settings)}
-    there = gather({f"{line['task_id']} {line['sample']}": line for line in _open_folder(out, asked)} if first else {})
+    there = gather(on_all_hosts(lambda: {name_of(*key(line)): line for line in _open_folder(out, asked)} if first else {}))
     samples = {key(line): line for line in there.values()}
     total = settings.samples * len(benchmark.tasks)
     with Progress(console=Console(stderr=True), disable=not first) as progress:

@@ -18,6 +18,7 @@ from codellama_jax.models.llama import Llama
 from codellama_jax.tokenizer import Tokenizer
 from codellama_jax.training.checkpoint import Run
 from codellama_jax.training.losses import losses_of_tokens
+from codellama_jax.training.mesh import on_mesh_of
 
 TOKENS = 16_384  # read at once: what bounds the memory of a forward pass
 
@@ -68,6 +69,11 @@ def long_documents(tokenizer: Tokenizer, texts: Iterable[str], length: int, rows
 
 def document_losses(run: Run, documents: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """Returns -log p in nats of every id after the first of each document, given those before it: fp32 [len(document) - 1]."""
+    with on_mesh_of(run.params):
+        return _document_losses(run, documents)
+
+
+def _document_losses(run: Run, documents: Sequence[Sequence[int]]) -> list[np.ndarray]:
     mesh = jax.sharding.get_abstract_mesh().shape
     shards = mesh.get("data", 1) * mesh.get("fsdp", 1)
     length = _round_up(bucket(max(map(len, documents)) - 1), length_shards())

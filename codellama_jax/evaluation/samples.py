@@ -20,6 +20,11 @@ def key(line: dict[str, Any]) -> Key:
     return line["task_id"], line["sample"]
 
 
+def name_of(task_id: str, number: int) -> str:
+    """Returns a sample's key as one string: a key of JSON, and what its chance hangs on."""
+    return f"{task_id} {number}"
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Reads JSON lines. A last line that was not written to its end is left out with a warning; any other fault is a UserError."""
     try:

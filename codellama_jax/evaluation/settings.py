@@ -44,7 +44,7 @@ class Settings:
     context_tokens: int = 0
     """Read only so many tokens before the answer; 0 reads the whole prompt."""
     batch_tokens: int = 65_536
-    """Tokens of prompts and answers that a host holds at once: what bounds the memory."""
+    """Tokens of prompts and answers that a model holds at once: what bounds the memory."""
 
     def __post_init__(self):
         if self.samples < 1 or self.context_tokens < 0 or self.max_new_tokens < 0 or self.batch_tokens < 1:

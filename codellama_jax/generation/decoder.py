@@ -14,6 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import PartitionSpec
 
 from codellama_jax.config import ModelConfig
 from codellama_jax.models.layers import rms_norm, rope_angles, rotate
@@ -50,6 +51,25 @@ class Cache:
     v_MSH: tuple[jax.Array, ...]
 
 
+# Where things lie on a mesh (the axes of `training/mesh.py`). Rows are cut by `data` alone: along fsdp and tensor every device
+# takes its part of the weights to every row, so that no device ever gathers them.
+LOGICAL_AXES = (("batch", "data"), ("heads", "tensor"), ("ffn", "tensor"), ("vocab", "tensor"))
+CACHE = PartitionSpec(("tensor", "data"), "context")
+WHOLE = PartitionSpec()
+BY_OUTPUTS, BY_INPUTS = PartitionSpec("tensor", "fsdp"), PartitionSpec("fsdp", "tensor")
+LAYER = Layer(WHOLE, qkv_XD=BY_OUTPUTS, out_DX=BY_INPUTS, ffn_norm_D=WHOLE, gate_up_XD=BY_OUTPUTS, down_DF=BY_INPUTS)
+
+
+def layout(config: ModelConfig) -> Weights:
+    """Returns the PartitionSpec of each weight."""
+    return Weights(BY_OUTPUTS, (LAYER,) * config.n_layers, WHOLE, BY_OUTPUTS)
+
+
+def place(tree: object, specs: object) -> object:
+    """Lays arrays out on the mesh in use; without one they stay as they are."""
+    return tree if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(tree, specs)
+
+
 def for_decoding(config: ModelConfig) -> ModelConfig:
     """Returns the config to generate with: nothing is rematerialised, and a CPU computes in fp32, which is its fastest."""
     on_cpu = jax.default_backend() == "cpu"
@@ -74,7 +94,8 @@ def prepare(config: ModelConfig, params: dict) -> Weights:
         for i in range(config.n_layers)
     )
     embedding_VD = params["embedding"].astype(config.compute_dtype)
-    return Weights(embedding_VD, layers, params["final_norm"]["scale"], output_major(params["head"], config.d_model))
+    weights = Weights(embedding_VD, layers, params["final_norm"]["scale"], output_major(params["head"], config.d_model))
+    return place(weights, layout(config))
 
 
 def prefill(config: ModelConfig, params: dict, tokens_BT: jax.Array, lengths_B: jax.Array, new_slots: int) -> tuple[jax.Array, Cache]:
@@ -89,7 +110,7 @@ def prefill(config: ModelConfig, params: dict, tokens_BT: jax.Array, lengths_B: 
     last_B1D = jnp.take_along_axis(x_BTD, lengths_B[:, None, None] - 1, axis=1)
     logits_BV = model.apply({"params": params}, last_B1D, method="unembed")[:, 0]
     to_slots = lambda a_BTKH: jnp.pad(jnp.einsum("BTKH->KBTH", a_BTKH).reshape(-1, T, config.head_dim), ((0, 0), (0, new_slots), (0, 0)))
-    return logits_BV, Cache(*(tuple(map(to_slots, a_LBTKH)) for a_LBTKH in kv_LBTKH))
+    return logits_BV, place(Cache(*(tuple(map(to_slots, a_LBTKH)) for a_LBTKH in kv_LBTKH)), CACHE)
 
 
 def step(config: ModelConfig, weights: Weights, cache: Cache, tokens_B: jax.Array, positions_B: jax.Array) -> tuple[jax.Array, Cache]:
@@ -98,7 +119,7 @@ def step(config: ModelConfig, weights: Weights, cache: Cache, tokens_B: jax.Arra
     rope = tuple(a[:, 0].T[None, None] for a in rope_angles(positions_B[:, None], H, config.rope_theta, config.rope_scaling))
     heads = lambda a_KXHB: jnp.einsum("KXHB->KBXH", a_KXHB).reshape(K * B, -1, H)
     row_M, slot_M = jnp.arange(K * B), jnp.tile(positions_B, K)
-    put = lambda slots_MSH, new_KXHB: slots_MSH.at[row_M, slot_M].set(heads(new_KXHB)[:, 0], unique_indices=True)
+    put = lambda slots_MSH, new_KXHB: place(slots_MSH.at[row_M, slot_M].set(heads(new_KXHB)[:, 0], unique_indices=True), CACHE)
     norm = lambda x_DB, scale_D: rms_norm(x_DB, scale_D[:, None], config.norm_eps, axis=0)
     x_DB = weights.embedding_VD[tokens_B].T
     keys, values = [], []

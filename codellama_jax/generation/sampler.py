@@ -7,15 +7,14 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from codellama_jax.config import ModelConfig, UserError
 from codellama_jax.generation import decoder
+from codellama_jax.training.mesh import on_mesh_of
 
 CAPACITY = 131_072  # tokens of a prompt and what follows it; Code Llama is used up to 100,000
 CHUNK = 64  # tokens a row between two looks at what came out
@@ -86,12 +85,12 @@ def generate(
     config = decoder.for_decoding(config)
     rows = _Rows(len(prompts), sampling.max_new_tokens, stop_ids, stop, on_tokens)
     chunk = CHUNK_STREAMED if on_tokens else CHUNK_WITH_STOP if stop else CHUNK
-    tokens_BT, lengths_B = _pad(prompts)
-    numbers_B = np.resize(np.array(numbers or range(len(tokens_BT)), np.uint32), len(tokens_BT))
-    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(sampling.seed), numbers_B)
-    draws = Draws(keys_B, np.array([*stop_ids, *[-1] * (4 - len(stop_ids))], np.int32), np.int32(vocab or config.vocab_size))
-    static = config, dataclasses.replace(sampling, max_new_tokens=1, seed=0), _mesh(params)
-    with nn.logical_axis_rules(()):  # activations lie as the parameters suggest: a batch need not divide over a mesh
+    with on_mesh_of(params, decoder.LOGICAL_AXES):
+        tokens_BT, lengths_B = _pad(prompts, jax.sharding.get_abstract_mesh().shape.get("data", 1))
+        numbers_B = np.resize(np.array(numbers or range(len(tokens_BT)), np.uint32), len(tokens_BT))
+        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(sampling.seed), numbers_B)
+        draws = Draws(keys_B, np.array([*stop_ids, *[-1] * (4 - len(stop_ids))], np.int32), np.int32(vocab or config.vocab_size))
+        static = config, dataclasses.replace(sampling, max_new_tokens=1, seed=0)
         state = _start(*static, bucket(sampling.max_new_tokens), params, tokens_BT, lengths_B, draws)
         rows.take(np.asarray(state.tokens_B)[:, None])
         weights = decoder.prepare(config, params)
@@ -139,15 +138,15 @@ def keep(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
     return probs_BV > jax.lax.bitcast_convert_type(floor_B1, jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _start(config, sampling, mesh, new_slots, params, tokens_BT, lengths_B, draws) -> State:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _start(config, sampling, new_slots, params, tokens_BT, lengths_B, draws) -> State:
     logits_BV, cache = decoder.prefill(config, params, tokens_BT, lengths_B, new_slots)
-    tokens_B = _draw(_on_every_device(mesh, logits_BV), sampling, draws, lengths_B)
+    tokens_B = _draw(logits_BV, sampling, draws, lengths_B)
     return State(cache, tokens_B, lengths_B, jnp.zeros(tokens_B.shape, bool))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def _decode(config, sampling, mesh, weights, state, draws, steps) -> tuple[State, jax.Array]:
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _decode(config, sampling, weights, state, draws, steps) -> tuple[State, jax.Array]:
     """Draws up to `steps` tokens a row, fewer if all rows are done. Returns them as the first columns of new_BT."""
 
     def unfinished(loop):
@@ -158,29 +157,23 @@ def _decode(config, sampling, mesh, weights, state, draws, steps) -> tuple[State
         i, state, new_BT = loop
         logits_BV, cache = decoder.step(config, weights, state.cache, state.tokens_B, state.positions_B)
         positions_B = state.positions_B + 1
-        tokens_B = _draw(_on_every_device(mesh, logits_BV), sampling, draws, positions_B)
+        tokens_B = _draw(logits_BV, sampling, draws, positions_B)
         done_B = state.done_B | (tokens_B[:, None] == draws.stop_ids[None]).any(-1)
         return i + 1, State(cache, tokens_B, positions_B, done_B), jax.lax.dynamic_update_slice(new_BT, tokens_B[:, None], (0, i))
 
-    new_BT = jnp.zeros((len(state.tokens_B), CHUNK), jnp.int32)
+    new_BT = decoder.place(jnp.zeros((len(state.tokens_B), CHUNK), jnp.int32), decoder.WHOLE)
     _, state, new_BT = jax.lax.while_loop(unfinished, draw, (0, state, new_BT))
-    return state, _on_every_device(mesh, new_BT)
+    return state, new_BT
 
 
 def _draw(logits_BV: jax.Array, sampling: Sampling, draws: Draws, positions_B: jax.Array) -> jax.Array:
-    """Draws the tokens that will stand at these positions: chance depends on seed, row and position alone."""
+    """Draws the tokens that will stand at these positions: chance depends on seed, row and position alone.
+
+    Logits and tokens are whole on every device, for every host of a pod reads the tokens.
+    """
+    logits_BV = decoder.place(logits_BV, decoder.WHOLE)
     logits_BV = jnp.where(jnp.arange(logits_BV.shape[-1])[None] < draws.vocab, logits_BV, -jnp.inf)
-    return sample(logits_BV, sampling, jax.vmap(jax.random.fold_in)(draws.keys_B, positions_B))
-
-
-def _on_every_device(mesh: Mesh | None, x: jax.Array) -> jax.Array:
-    """Lets every host of a pod read x whole."""
-    return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
-
-
-def _mesh(params: dict) -> Mesh | None:
-    sharding = jax.tree.leaves(params)[0].sharding
-    return sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return decoder.place(sample(logits_BV, sampling, jax.vmap(jax.random.fold_in)(draws.keys_B, positions_B)), decoder.WHOLE)
 
 
 class _Rows:
@@ -217,9 +210,13 @@ def bucket(n: int) -> int:
     return power * 3 // 4 if power > 64 and n <= power * 3 // 4 else power
 
 
-def _pad(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns tokens_BT and lengths_B, T a bucket and B a power of two; a row that is added holds one token."""
-    shape = 1 << (len(prompts) - 1).bit_length(), bucket(max(map(len, prompts)))
+def _pad(prompts: Sequence[Sequence[int]], shards: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Returns tokens_BT and lengths_B, T a bucket and B a power of two or the multiple of `shards` after it.
+
+    A row that is added holds one token.
+    """
+    rows = 1 << (len(prompts) - 1).bit_length()
+    shape = rows + -rows % shards, bucket(max(map(len, prompts)))
     tokens_BT, lengths_B = np.zeros(shape, np.int32), np.ones(shape[0], np.int32)
     for row, prompt in enumerate(prompts):
         tokens_BT[row, : len(prompt)] = prompt

@@ -20,7 +20,7 @@ from rich.console import Console
 from codellama_jax import tokenizer as tokenizers
 from codellama_jax.accounting import checkpoint_bytes
 from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage, UserError, from_dict, to_dict
-from codellama_jax.training.mesh import make_mesh, on_mesh
+from codellama_jax.training.mesh import check_cuts, make_mesh, on_mesh
 from codellama_jax.training.step import TrainState, abstract_state
 from codellama_jax.training.vocabulary import check_vocabulary, resized
 
@@ -222,11 +222,12 @@ def stage_folder(run: epath.Path, arm: str = "", stage: str = "") -> tuple[epath
 
 
 def load_run(path: str, arm: str = "", stage: str = "", mesh: jax.sharding.Mesh | None = None) -> Run:
-    """Loads a run's model and tokenizer, on all devices unless a mesh is given. Raises UserError for what is not there."""
+    """Loads a run's model and tokenizer, on all devices unless a mesh is given. Raises UserError for what is not there or does not fit."""
     run = folder_at(path)
     folder, config = stage_folder(run, arm, stage)
-    tokenizer = run_tokenizer(folder)
-    return Run(config.model, load_params(folder, config, mesh or make_mesh(MeshConfig())), tokenizer, "/".join(folder.parts[-3:]))
+    tokenizer, mesh = run_tokenizer(folder), mesh or make_mesh(MeshConfig())
+    check_cuts(mesh, config.model, "the least cache, in slots,", 32)
+    return Run(config.model, load_params(folder, config, mesh), tokenizer, "/".join(folder.parts[-3:]))
 
 
 def run_tokenizer(folder: epath.Path) -> tokenizers.Tokenizer:

@@ -23,7 +23,8 @@ from kernels import flash_attention, ring_attention
 AXES = ("data", "fsdp", "context", "tensor")
 ROWS = ("data", "fsdp")  # the axes that share out the rows of a batch
 
-LOGICAL_AXES = (
+LogicalAxes = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+LOGICAL_AXES: LogicalAxes = (
     ("batch", ROWS),
     ("length", "context"),
     ("embed", "fsdp"),
@@ -66,19 +67,24 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
 
 
 def check_mesh(mesh: Mesh, model: ModelConfig, batch_size: int, micro_batches: int, seq_len: int) -> None:
-    """Raises UserError where an axis does not divide what it cuts."""
+    """Raises UserError where an axis does not divide what it cuts in training."""
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % micro_batches or (batch_size // micro_batches) % rows:
         raise UserError(
             f"a batch of {batch_size} rows in {micro_batches} micro-batches does not divide over data x fsdp = {rows} devices:"
             f" make batch_size a multiple of {rows * micro_batches}"
         )
+    check_cuts(mesh, model, "seq_len", seq_len)
+
+
+def check_cuts(mesh: Mesh, model: ModelConfig, row: str, length: int) -> None:
+    """Raises UserError where an axis does not divide the model or the length of a row, which is called `row`."""
     cuts = (
         ("fsdp", "d_model", model.d_model),
         ("tensor", "n_kv_heads", model.n_kv_heads),
         ("tensor", "d_ff", model.d_ff),
         ("tensor", "vocab_size", model.vocab_size),
-        ("context", "seq_len", seq_len),
+        ("context", row, length),
     )
     for axis, name, size in cuts:
         if size % mesh.shape[axis]:
@@ -97,10 +103,16 @@ def check_attention(mesh: Mesh, model: ModelConfig) -> None:
 
 
 @contextlib.contextmanager
-def on_mesh(mesh: Mesh) -> Iterator[Mesh]:
-    """Makes the mesh and the table of logical axes current."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXES):
+def on_mesh(mesh: Mesh, logical_axes: LogicalAxes = LOGICAL_AXES) -> Iterator[Mesh]:
+    """Makes the mesh and a table of logical axes current."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(logical_axes):
         yield mesh
+
+
+def on_mesh_of(params: dict, logical_axes: LogicalAxes = LOGICAL_AXES) -> contextlib.AbstractContextManager:
+    """Makes the mesh that parameters lie on current; where they lie on none, nothing changes."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    return on_mesh(sharding.mesh, logical_axes) if isinstance(sharding, NamedSharding) else contextlib.nullcontext()
 
 
 def shardings(boxed: object, mesh: Mesh) -> object:

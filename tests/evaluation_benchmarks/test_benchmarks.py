@@ -184,6 +184,8 @@ def test_the_number_of_an_answer(said, number):
         ("0.3333333333", "0.33333333334", True),
         ("1", "1 1", False),
         (" a \n\nb", "a\nb", True),
+        ("1000000007", "1000000008", False),
+        ("2" + 400 * "0", "3" + 400 * "0", False),
     ],
 )
 def test_outputs_say_the_same(written, wanted, same):
