@@ -9,6 +9,7 @@ import shlex
 import statistics
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from codellama_jax import figures
+from codellama_jax import figures, reuse
 from codellama_jax.accounting import parameter_count, stage_tokens
-from codellama_jax.config import Experiment, Stage
+from codellama_jax.config import Experiment, Stage, seeded
+from codellama_jax.findings import Difference, Finding
 from codellama_jax.page import Code, Page, Part
 from codellama_jax.plan import short
 from codellama_jax.training.metrics import read_metrics
@@ -38,23 +40,50 @@ class StageResult:
     probes: dict[str, Any]
 
     @property
+    def done(self) -> bool:
+        return bool(self.validation) and self.validation[-1]["step"] == self.stage.steps
+
+    @property
+    def loss(self) -> float:
+        """Of the last validation, nats a token."""
+        return self.validation[-1]["validation_loss"]
+
+    @property
+    def curve(self) -> list[tuple[float, float]]:
+        """(tokens seen, validation loss) of every validation."""
+        return [(line["tokens"], line["validation_loss"]) for line in self.validation]
+
+    @property
     def measured(self) -> bool:
         return bool(self.training or self.validation)
 
 
-def write_report(out: epath.Path, experiment: Experiment, claim: str) -> None:
-    """Writes report.html (one file), report.md and figures/*.png into the run's folder, local or gs://."""
+Results = dict[str, list[list[StageResult]]]  # arm -> seeds -> stages, in order
+FindingOf = Callable[[Results], Finding]
+
+
+def write_report(out: epath.Path, experiment: Experiment, claim: str, finding: FindingOf | None = None) -> None:
+    """Writes report.html (one file), report.md and figures/*.png into the run's folder, local or gs://.
+
+    A run of several seeds shows what it found and the stages of its first seed; one of a single seed everything.
+    """
     out = epath.Path(out)
-    arms = read_run(out, experiment)
-    stages = [result for results in arms.values() for result in results]
+    results = read_run(out, experiment)
+    arms = {arm: seeds[0] for arm, seeds in results.items()}
+    stages = [result for chain in arms.values() for result in chain]
     page = Page(f"{experiment.name}, {experiment.scale} scale")
+    if finding:
+        _finding(page, experiment.name, complete(results), finding)
     _head(page, claim)
     _stages(page, stages)
     _corpus(page, out / "corpus.json")
-    _curves(page, arms)
-    _perplexity(page, stages)
-    _infilling(page, stages)
-    _samples(page, stages)
+    if experiment.seeds > 1:
+        _validation(page, experiment.name, results)
+    else:
+        _curves(page, arms)
+        _perplexity(page, stages)
+        _infilling(page, stages)
+        _samples(page, stages)
     (out / "report.html").write_text(page.html())
     (out / "report.md").write_text(page.markdown())
     (out / "figures").mkdir(parents=True, exist_ok=True)
@@ -62,18 +91,28 @@ def write_report(out: epath.Path, experiment: Experiment, claim: str) -> None:
         (out / "figures" / f"{name}.png").write_bytes(png)
 
 
-def read_run(out: epath.Path, experiment: Experiment) -> dict[str, list[StageResult]]:
-    """Returns the results of each arm's stages, in order."""
+def read_run(out: epath.Path, experiment: Experiment) -> Results:
+    """Returns the results of each arm's seeds and stages, in order."""
     prefix = lambda arm: f"{arm}/" if len(experiment.arms) > 1 else ""
     return {
-        arm: [read_stage(out / arm / name, prefix(arm) + name, stage) for name, stage in stages.items()]
-        for arm, stages in experiment.arms.items()
+        arm: [
+            [read_stage(out / seeded(arm, number) / name, prefix(arm) + name, stage) for name, stage in chain.items()]
+            for number in range(experiment.seeds)
+        ]
+        for arm, chain in experiment.arms.items()
     }
+
+
+def complete(results: Results) -> Results:
+    """Returns the seeds of which every stage of every arm is done."""
+    seeds = zip(*results.values())
+    whole = [chains for chains in seeds if all(stage.done for chain in chains for stage in chain)]
+    return {arm: [chains[i] for chains in whole] for i, arm in enumerate(results)}
 
 
 def read_stage(folder: epath.Path, name: str, stage: Stage) -> StageResult:
     """Reads a stage's metrics and probes. Of lines that a resumed run wrote again, the last one counts."""
-    lines = read_metrics(folder / "metrics.jsonl")
+    lines = read_metrics(reuse.followed(folder) / "metrics.jsonl")
     by_step = lambda key: [line for _, line in sorted({line["step"]: line for line in lines if key in line}.items())]
     training, validation = by_step("loss"), by_step("validation_loss")
     steps, tokens = ([0, *(line[key] for line in training)] for key in ("step", "tokens"))
@@ -83,6 +122,45 @@ def read_stage(folder: epath.Path, name: str, stage: Stage) -> StageResult:
 
 def _json(path: epath.Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _finding(page: Page, name: str, results: Results, finding: FindingOf) -> None:
+    """The answer first: verdict, the differences it was computed from, table and figures."""
+    if not all(results.values()):
+        page.note("What this experiment finds is printed here once a seed of every arm has been trained.")
+        return
+    found = finding(results)
+    page.heading(found.question)
+    page.text(f"{found.verdict.capitalize()} with the paper at this scale." if found.verdict == "agrees" else _not_shown(found))
+    rows = [(d.what, d.unit, *_measured(d), d.verdict) for d in found.differences]
+    page.table(("difference", "unit", "by seed", "mean", "95 % interval", "n", "expected", "verdict"), rows)
+    page.note("Agrees or disagrees where the whole Student-t interval over the seeds lies on one side of what is expected, else undecided.")
+    page.table(found.headings, found.rows)
+    for number, (caption, panels) in enumerate(found.figures):
+        page.figure(f"{name}-{number}", f"{caption} Thin: each seed; thick: their mean.", *figures.panels_figure(panels))
+
+
+def _not_shown(found: Finding) -> str:
+    said = {"disagrees": "Disagrees with the paper at this scale.", "undecided": "Undecided at this scale."}
+    return f"{said[found.verdict]} Likely reason: {found.reason}"
+
+
+def _measured(difference: Difference) -> list[str]:
+    interval, form = difference.interval, "+.4g"
+    ends = f"{interval.low:{form}} to {interval.high:{form}}" if interval.n > 1 else "needs 2 seeds"
+    seeds = ", ".join(f"{value:{form}}" for value in difference.values)
+    return [seeds, f"{interval.mean:{form}}", ends, str(interval.n), f"{difference.expected} {difference.bound:g}"]
+
+
+def _validation(page: Page, name: str, results: Results) -> None:
+    """Validation loss over the tokens of each arm's last trained stage, all seeds."""
+    stage = lambda chain: next((result for result in reversed(chain) if result.stage.steps), chain[-1])
+    lines = {arm: [s.curve for chain in seeds if (s := stage(chain)).validation] for arm, seeds in results.items()}
+    lines = {arm: seeds for arm, seeds in lines.items() if seeds}
+    if lines:
+        page.heading("Validation loss by arm")
+        panel = figures.Panel("tokens seen in the arm's last trained stage", "validation loss (nats a token)", lines)
+        page.figure(f"{name}-validation", "Thin: each seed; thick: their mean.", *figures.panels_figure([panel]))
 
 
 def _head(page: Page, claim: str) -> None:
