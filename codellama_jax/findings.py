@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codellama_jax.figures import Panel
+from codellama_jax.config import UserError
+from codellama_jax.figures import Panel, panels_figure
+from codellama_jax.page import Page
+from codellama_jax.results import Results
 
 CONFIDENCE = 0.95
 
@@ -75,9 +78,12 @@ class Finding:
         return next((verdict for verdict in ("disagrees", "undecided") if verdict in verdicts), "agrees")
 
 
-def pairs(first: Sequence, second: Sequence, measure: Callable) -> list[float]:
-    """Returns measure(first) - measure(second), seed by seed, of two arms' results."""
-    return [measure(a) - measure(b) for a, b in zip(first, second)]
+FindingOf = Callable[[Results], Finding]  # what an experiment file's `finding` is
+
+
+def pairs(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """Returns the differences of two arms, seed by seed."""
+    return [a - b for a, b in zip(first, second, strict=True)]
 
 
 def spread(values: Sequence[float], form: str = ".3f") -> str:
@@ -94,3 +100,35 @@ def crossing(points: Sequence[tuple[float, float]], level: float) -> float:
             return x1 if y1 == y0 else float(np.interp(level, (y1, y0), (x1, x0)))
         x0, y0 = x1, y1
     return x0
+
+
+def write_finding(page: Page, name: str, results: Results, finding: FindingOf) -> None:
+    """Writes verdict, the differences that it was computed from, table and figures. `results` are those of complete seeds."""
+    if not all(results.values()):
+        page.note("What this experiment finds is printed here once a seed of every arm has been trained.")
+        return
+    try:
+        found = finding(results)
+    except UserError as missing:  # a probe without an answer is no reason to lose the report
+        page.note(f"What this experiment finds could not be computed: {missing}")
+        return
+    page.heading(found.question)
+    page.text(f"{found.verdict.capitalize()} with the paper at this scale." if found.verdict == "agrees" else _not_shown(found))
+    rows = [(d.what, d.unit, *_measured(d), d.verdict) for d in found.differences]
+    page.table(("difference", "unit", "by seed", "mean", "95 % interval", "n", "expected", "verdict"), rows)
+    page.note("Agrees or disagrees where the whole Student-t interval over the seeds lies on one side of what is expected, else undecided.")
+    page.table(found.headings, found.rows)
+    for number, (caption, panels) in enumerate(found.figures):
+        page.figure(f"{name}-{number}", f"{caption} Thin: each seed; thick: their mean.", *panels_figure(panels))
+
+
+def _not_shown(found: Finding) -> str:
+    said = {"disagrees": "Disagrees with the paper at this scale.", "undecided": "Undecided at this scale."}
+    return f"{said[found.verdict]} Likely reason: {found.reason}"
+
+
+def _measured(difference: Difference) -> list[str]:
+    interval, form = difference.interval, "+.4g"
+    ends = f"{interval.low:{form}} to {interval.high:{form}}" if interval.n > 1 else "needs 2 seeds"
+    seeds = ", ".join(f"{value:{form}}" for value in difference.values)
+    return [seeds, f"{interval.mean:{form}}", ends, str(interval.n), f"{difference.expected} {difference.bound:g}"]

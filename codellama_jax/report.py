@@ -9,8 +9,6 @@ import shlex
 import statistics
 import sys
 import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -20,46 +18,14 @@ from etils import epath
 from codellama_jax import figures, reuse
 from codellama_jax.accounting import parameter_count, stage_tokens
 from codellama_jax.config import Experiment, Stage, seeded
-from codellama_jax.findings import Difference, Finding
+from codellama_jax.findings import FindingOf, write_finding
 from codellama_jax.page import Code, Page, Part
 from codellama_jax.plan import short
+from codellama_jax.results import Results, StageResult, complete
 from codellama_jax.training.metrics import read_metrics
 
 SPLITS = ("train", "validation")
 LINES_BEFORE, LINES_AFTER = 8, 5  # of a sample's context
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What the folder of a stage holds; empty where there is nothing yet."""
-
-    name: str  # the stage's, after its arm's where there are several
-    stage: Stage
-    training: list[dict[str, float]]  # by step
-    validation: list[dict[str, float]]  # by step, with `tokens` seen by then
-    probes: dict[str, Any]
-
-    @property
-    def done(self) -> bool:
-        return bool(self.validation) and self.validation[-1]["step"] == self.stage.steps
-
-    @property
-    def loss(self) -> float:
-        """Of the last validation, nats a token."""
-        return self.validation[-1]["validation_loss"]
-
-    @property
-    def curve(self) -> list[tuple[float, float]]:
-        """(tokens seen, validation loss) of every validation."""
-        return [(line["tokens"], line["validation_loss"]) for line in self.validation]
-
-    @property
-    def measured(self) -> bool:
-        return bool(self.training or self.validation)
-
-
-Results = dict[str, list[list[StageResult]]]  # arm -> seeds -> stages, in order
-FindingOf = Callable[[Results], Finding]
 
 
 def write_report(out: epath.Path, experiment: Experiment, claim: str, finding: FindingOf | None = None) -> None:
@@ -73,7 +39,7 @@ def write_report(out: epath.Path, experiment: Experiment, claim: str, finding: F
     stages = [result for chain in arms.values() for result in chain]
     page = Page(f"{experiment.name}, {experiment.scale} scale")
     if finding:
-        _finding(page, experiment.name, complete(results), finding)
+        write_finding(page, experiment.name, complete(results), finding)
     _head(page, claim)
     _stages(page, stages)
     _corpus(page, out / "corpus.json")
@@ -103,13 +69,6 @@ def read_run(out: epath.Path, experiment: Experiment) -> Results:
     }
 
 
-def complete(results: Results) -> Results:
-    """Returns the seeds of which every stage of every arm is done."""
-    seeds = zip(*results.values())
-    whole = [chains for chains in seeds if all(stage.done for chain in chains for stage in chain)]
-    return {arm: [chains[i] for chains in whole] for i, arm in enumerate(results)}
-
-
 def read_stage(folder: epath.Path, name: str, stage: Stage) -> StageResult:
     """Reads a stage's metrics and probes. Of lines that a resumed run wrote again, the last one counts."""
     lines = read_metrics(reuse.followed(folder) / "metrics.jsonl")
@@ -122,34 +81,6 @@ def read_stage(folder: epath.Path, name: str, stage: Stage) -> StageResult:
 
 def _json(path: epath.Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _finding(page: Page, name: str, results: Results, finding: FindingOf) -> None:
-    """The answer first: verdict, the differences it was computed from, table and figures."""
-    if not all(results.values()):
-        page.note("What this experiment finds is printed here once a seed of every arm has been trained.")
-        return
-    found = finding(results)
-    page.heading(found.question)
-    page.text(f"{found.verdict.capitalize()} with the paper at this scale." if found.verdict == "agrees" else _not_shown(found))
-    rows = [(d.what, d.unit, *_measured(d), d.verdict) for d in found.differences]
-    page.table(("difference", "unit", "by seed", "mean", "95 % interval", "n", "expected", "verdict"), rows)
-    page.note("Agrees or disagrees where the whole Student-t interval over the seeds lies on one side of what is expected, else undecided.")
-    page.table(found.headings, found.rows)
-    for number, (caption, panels) in enumerate(found.figures):
-        page.figure(f"{name}-{number}", f"{caption} Thin: each seed; thick: their mean.", *figures.panels_figure(panels))
-
-
-def _not_shown(found: Finding) -> str:
-    said = {"disagrees": "Disagrees with the paper at this scale.", "undecided": "Undecided at this scale."}
-    return f"{said[found.verdict]} Likely reason: {found.reason}"
-
-
-def _measured(difference: Difference) -> list[str]:
-    interval, form = difference.interval, "+.4g"
-    ends = f"{interval.low:{form}} to {interval.high:{form}}" if interval.n > 1 else "needs 2 seeds"
-    seeds = ", ".join(f"{value:{form}}" for value in difference.values)
-    return [seeds, f"{interval.mean:{form}}", ends, str(interval.n), f"{difference.expected} {difference.bound:g}"]
 
 
 def _validation(page: Page, name: str, results: Results) -> None:

@@ -20,7 +20,8 @@ from codellama_jax import tokenizer as tokenizers
 from codellama_jax.config import Experiment, Stage, UserError, differences, seeded, to_dict
 from codellama_jax.data import builders, pipeline
 from codellama_jax.evaluation.probes import run_probes
-from codellama_jax.report import FindingOf, write_report
+from codellama_jax.findings import FindingOf
+from codellama_jax.report import write_report
 from codellama_jax.sizes import SENTINEL_ROWS
 from codellama_jax.training import checkpoint
 from codellama_jax.training.loop import StageRun, Stopped, check_stage, owned_rows, place_validation, train_stage
