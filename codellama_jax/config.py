@@ -189,7 +189,7 @@ def from_dict(cls: type, values: Any) -> Any:
 
 def leaves(values: dict, prefix: str = "") -> dict[str, Any]:
     """Returns what is not a dict of a `to_dict` result, by its dotted name."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
         found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found

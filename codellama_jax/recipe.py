@@ -36,7 +36,7 @@ def general(scale: str) -> Stage:
     """A model of mostly natural language: Llama 2's place."""
     if scale == "toy":
         return _toy_stage(GENERAL, rate=4e-3, init="scratch")
-    return dataclasses.replace(code(scale), init="run:llama2", steps=0)
+    return dataclasses.replace(code(scale, PLAIN), init="run:llama2", steps=0)
 
 
 def code(scale: str, infilling: InfillingConfig = INFILLING) -> Stage:
