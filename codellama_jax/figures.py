@@ -113,7 +113,7 @@ class Panel:
     y: str
     lines: Mapping[str, Sequence[Sequence[tuple[float, float]]]]  # name -> seeds -> points
     ticks: Sequence[str] = ()  # names of x = 0, 1, ... where x is no number
-    log_x: int = 0  # base of a logarithmic axis
+    log_x: int = 0  # base of a logarithmic axis, marked where there are points
     log_y: int = 0
 
 
@@ -132,7 +132,7 @@ def panels_figure(panels: Sequence[Panel]) -> tuple[str, bytes]:
 
 
 def _draw_panel(axis: Any, panel: Panel) -> None:
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, NullLocator, StrMethodFormatter
 
     for color, (name, seeds) in zip(STAGES * len(panel.lines), panel.lines.items()):
         for points in seeds:
@@ -140,14 +140,18 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
         mean = np.mean([points for points in seeds if len(points) == min(map(len, seeds))], axis=0)
         axis.plot(*mean.T, color=color, lw=2, label=name, marker="_" if len(mean) == 1 else None, ms=18, mew=2)
     axis.set(xlabel=panel.x, ylabel=panel.y)
+    for set_scale, base in ((axis.set_xscale, panel.log_x), (axis.set_yscale, panel.log_y)):
+        if base:
+            set_scale("log", base=base)
     if panel.ticks:
         axis.set_xticks(range(len(panel.ticks)), panel.ticks)
         axis.set_xlim(-0.5, len(panel.ticks) - 0.5)
+    elif panel.log_x:
+        axis.set_xticks(sorted({x for seeds in panel.lines.values() for points in seeds for x, _ in points}))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.3g}" if axis.get_xlim()[0] < 1 else "{x:,.0f}"))
+        axis.xaxis.set_minor_locator(NullLocator())
     else:
         axis.xaxis.set_major_formatter(EngFormatter())
-    for scale, base in ((axis.set_xscale, panel.log_x), (axis.set_yscale, panel.log_y)):
-        if base:
-            scale("log", base=base)
 
 
 def _settings() -> Any:

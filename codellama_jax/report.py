@@ -42,6 +42,8 @@ def write_report(out: epath.Path, experiment: Experiment, claim: str, finding: F
         write_finding(page, experiment.name, complete(results), finding)
     _head(page, claim)
     _stages(page, stages)
+    if experiment.seeds > 1:
+        _cost(page, out, [result for chains in results.values() for chain in chains for result in chain])
     _corpus(page, out / "corpus.json")
     if experiment.seeds > 1:
         _validation(page, experiment.name, results)
@@ -71,12 +73,13 @@ def read_run(out: epath.Path, experiment: Experiment) -> Results:
 
 def read_stage(folder: epath.Path, name: str, stage: Stage) -> StageResult:
     """Reads a stage's metrics and probes. Of lines that a resumed run wrote again, the last one counts."""
-    lines = read_metrics(reuse.followed(folder) / "metrics.jsonl")
+    trained_at = reuse.followed(folder)
+    lines = read_metrics(trained_at / "metrics.jsonl")
     by_step = lambda key: [line for _, line in sorted({line["step"]: line for line in lines if key in line}.items())]
     training, validation = by_step("loss"), by_step("validation_loss")
     steps, tokens = ([0, *(line[key] for line in training)] for key in ("step", "tokens"))
     validation = [line | {"tokens": float(np.interp(line["step"], steps, tokens))} for line in validation]
-    return StageResult(name, stage, training, validation, _json(folder / "probes.json"))
+    return StageResult(name, stage, training, validation, _json(folder / "probes.json"), str(trained_at))
 
 
 def _json(path: epath.Path) -> dict[str, Any]:
@@ -128,6 +131,17 @@ def _stages(page: Page, stages: list[StageResult]) -> None:
         "Losses in nats a token: at the stage's first and last evaluation, and their ratio. Rates are medians over the logged steps."
         " The bigram model (interpolated modified Kneser-Ney) counted every token that its stage and those before it trained on; it is"
         " measured on the validation rows of its stage."
+    )
+
+
+def _cost(page: Page, out: epath.Path, results: list[StageResult]) -> None:
+    """Says how long the stages of all seeds took, each counted once wherever it was trained."""
+    seconds = {r.trained_at: max(line["seconds"] for line in (*r.training, *r.validation)) for r in results if r.measured}
+    here = [time for at, time in seconds.items() if epath.Path(at).is_relative_to(out)]
+    page.note(
+        f"These are the stages of the first seed. All seeds together are {len(seconds)} different ones, which took"
+        f" {_duration(sum(seconds.values()))}; this run trained {len(here)} of them in {_duration(sum(here))} and read the others from"
+        " earlier runs."
     )
 
 

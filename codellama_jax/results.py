@@ -17,6 +17,7 @@ class StageResult:
     training: list[dict[str, float]]  # by step
     validation: list[dict[str, float]]  # by step, with `tokens` seen by then
     probes: dict[str, Any]
+    trained_at: str = ""  # the folder of the stage that it is, where an equal one was trained
 
     @property
     def done(self) -> bool:

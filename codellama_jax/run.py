@@ -150,7 +150,9 @@ def stage_identity(experiment: Experiment, corpus: Corpus, place: Place, before:
     """Returns the identity of a stage that follows the one of identity `before`."""
     stage = experiment.arms[place.arm][place.name]
     counts = {name: prepared.counts for name, prepared in corpus.sources(stage).items()}
-    shared = [to_dict(experiment.corpus), counts, corpus.tokenizer.fingerprint]
+    shared: list[Any] = [to_dict(experiment.corpus), counts, corpus.tokenizer.fingerprint]
+    if origin := stage.init.partition(":")[2]:
+        shared.append(str(checkpoint.folder_at(origin)))  # a relative name means another place elsewhere
     return reuse.identity(stage, before, place.seed(experiment), shared)
 
 
@@ -175,6 +177,11 @@ def begin_stage(folder: epath.Path, stage: Stage, identity: str) -> None:
         (folder / reuse.IDENTITY).write_text(identity)
 
 
+def point_to(trained: epath.Path, folder: epath.Path, stage: Stage) -> None:
+    if jax.process_index() == 0:
+        reuse.point(folder, stage, trained)
+
+
 def rows_trained_on(experiment: Experiment, corpus: Corpus, last: Place) -> Iterator[pipeline.Batch]:
     """Yields the batches of an arm's stages up to `last`, as they were trained on."""
     for index, stage in enumerate(list(experiment.arms[last.arm].values())[: last.index + 1]):
@@ -182,17 +189,19 @@ def rows_trained_on(experiment: Experiment, corpus: Corpus, last: Place) -> Iter
             yield from itertools.islice(batches, stage.steps)
 
 
-def probe_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, place: Place, mesh: Mesh) -> None:
-    """Asks the trained stage what the experiment wants to know, unless that is already written."""
+def probe_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, trained: epath.Path, place: Place, mesh: Mesh) -> None:
+    """Asks the stage trained in a folder what the experiment wants to know, unless that is already written, here or there."""
     chain = experiment.arms[place.arm]
     first = next(iter(chain.values()))  # every stage is asked about this one's documents
     if experiment.probes.last_stage_only and place.index < len(chain) - 1:
         return
     wanted = to_dict(experiment.probes) | {"documents": [first.data.block_chars, first.data.seq_len, experiment.seed]}
-    path, trained = folder / "probes.json", reuse.followed(folder) / "probes.json"
-    found = next((p.read_text() for p in (path, trained) if p.exists() and json.loads(p.read_text())["config"] == wanted), "")
+    path = folder / "probes.json"
+    found = next(
+        (p.read_text() for p in (path, trained / "probes.json") if p.exists() and json.loads(p.read_text())["config"] == wanted), ""
+    )
     if not found:
-        found = json.dumps({"config": wanted, **ask(experiment, corpus, folder, place, mesh, first)}, indent=1)
+        found = json.dumps({"config": wanted, **ask(experiment, corpus, trained, place, mesh, first)}, indent=1)
     if jax.process_index() == 0:
         path.write_text(found)
 
@@ -201,7 +210,7 @@ def ask(experiment: Experiment, corpus: Corpus, folder: epath.Path, place: Place
     """Returns what the probes find in a trained stage."""
     say(f"{place}: probes")
     stage = experiment.arms[place.arm][place.name]
-    run = checkpoint.Run(stage.model, checkpoint.load_params(reuse.followed(folder), stage, mesh), corpus.tokenizer, str(place))
+    run = checkpoint.Run(stage.model, checkpoint.load_params(folder, stage, mesh), corpus.tokenizer, str(place))
     main_source = max(corpus.sources(stage), key=lambda source: getattr(stage.data.mixture, source))
     kinds = {"files": 0, "documents": first.data.block_chars}
     texts = {kind: [pipeline.text_of(d) for d in corpus.source(main_source, block).validation] for kind, block in kinds.items()}
@@ -260,17 +269,19 @@ def run_arms(experiment: Experiment, corpus: Corpus, folder: epath.Path, arms: d
             initial, here = initial_params(stage, before, mesh), folder / str(place)
             identity = stage_identity(experiment, corpus, place, identity)
             if reuse.is_trained(here):
+                at = reuse.followed(here)
                 say(f"{place}: done before, skipped")
             elif identity in trained:
-                say(f"{place}: equal to {trained[identity]}, read from there")
-                reuse.point(here, stage, trained[identity])
+                at = trained[identity]
+                say(f"{place}: equal to {at}, read from there")
+                point_to(at, here, stage)
             else:
+                at = here
                 begin_stage(here, stage, identity)
                 run_stage(experiment, corpus, here, place, initial, mesh)
-            at = reuse.followed(here)
             if reuse.identity_of(at) == identity:
                 trained[identity] = at
-            probe_stage(experiment, corpus, here, place, mesh)
+            probe_stage(experiment, corpus, here, at, place, mesh)
             before = (at, stage)
 
 
