@@ -1,6 +1,7 @@
 # make quickstart   train a small Code Llama on this machine's Python sources and look at the report
+# make ablations    the paper's ablations at toy scale, one after another; started again it goes on where it was
 # make test         lint, types and tests
-# Both set themselves up from python3 (3.11 or newer), pip and make.
+# They set themselves up from python3 (3.11 or newer), pip and make.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,6 +9,16 @@ BIN := $(VENV)/bin
 
 quickstart: $(VENV)/installed
 	$(BIN)/python launch.py run experiments/quickstart.py
+
+# Stages that several of them share are trained once. docs/results holds the reports as last run.
+ABLATIONS ?= scratch_vs_llama2 infilling_cost long_context_cost learning_rate
+ablations: $(VENV)/installed
+	mkdir -p docs/results/figures
+	set -e; for name in $(ABLATIONS); do \
+	  $(BIN)/python launch.py run experiments/$$name.py --out runs/ablations/$$name --reuse runs/ablations; \
+	  cp runs/ablations/$$name/report.md docs/results/$$name.md; \
+	  cp runs/ablations/$$name/figures/$$name-*.png docs/results/figures/; \
+	done
 
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -51,4 +62,4 @@ tpu-table: $(VENV)/installed
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
 
-.PHONY: quickstart test oracle lock golden tpu-table clean
+.PHONY: quickstart ablations test oracle lock golden tpu-table clean

@@ -44,6 +44,8 @@ class Run(Plan):
 
     out: str = ""
     """The run's folder, local or gs://; runs/EXPERIMENT-SCALE unless given."""
+    reuse: str = ""
+    """A folder of runs: a finished stage among them that equals one of this run is read from there instead of trained again."""
     fresh: bool = False
     """Start again; the run that is there is kept under another name."""
     cache: str = CACHE
@@ -93,13 +95,13 @@ def load_file(name: str) -> ModuleType:
     return module
 
 
-def load_experiment(choice: Plan) -> tuple[Experiment, str]:
-    """Returns the experiment as its file has it, and the file's docstring."""
+def load_experiment(choice: Plan) -> tuple[Experiment, ModuleType]:
+    """Returns the experiment as its file has it, and the file."""
     module = load_file(choice.experiment)
     experiment = module.experiment(choice.scale) if choice.scale else module.experiment()
     if choice.arm and choice.arm not in experiment.arms:
         raise UserError(f"no arm {choice.arm}: there are {', '.join(experiment.arms)}")
-    return experiment, inspect.cleandoc(module.__doc__ or "")
+    return experiment, module
 
 
 def options_type(choice: Plan, experiment: Experiment) -> type:
@@ -115,7 +117,8 @@ def main() -> None:
     helped = len(asked) < len(sys.argv) - 1
     named = len(asked) > 1 and not asked[1].startswith("-")
     choice, unknown = cli(Commands, args=asked if named else sys.argv[1:], description=__doc__, prog="launch.py", return_unknown_args=True)
-    experiment, claim = load_experiment(choice)
+    experiment, module = load_experiment(choice)
+    claim = inspect.cleandoc(module.__doc__ or "")
     if unknown or helped:
         verb = asked[0]
         given = cli(options_type(choice, experiment), args=sys.argv[2:], prog=f"launch.py {verb}", description=claim)
@@ -124,8 +127,7 @@ def main() -> None:
     if isinstance(choice, Run):
         from codellama_jax.run import run_experiment
 
-        out = choice.out or f"runs/{experiment.name}-{experiment.scale}"
-        run_experiment(experiment, claim, out, choice.arm, choice.fresh, choice.cache)
+        run_experiment(experiment, claim, getattr(module, "finding", None), choice)
     elif isinstance(choice, Compile):
         from codellama_jax.compile.target import prepare_environment
 

@@ -151,6 +151,7 @@ class ProbesConfig:
     completions: tuple[str, ...] = ()
     infills: int = 0  # sample infills shown in the report
     max_new_tokens: int = 64
+    last_stage_only: bool = False  # ask the last stage of each arm and no other
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,12 @@ class Experiment:
     mesh: MeshConfig = MeshConfig()
     probes: ProbesConfig = field(default_factory=ProbesConfig)
     seed: int = 0
+    seeds: int = 1  # every arm is trained with as many
+
+
+def seeded(arm: str, number: int) -> str:
+    """Returns the name of an arm's folder for one of its seeds, counted from 0."""
+    return f"{arm}@{number}" if number else arm
 
 
 def to_dict(config: Any) -> dict:
@@ -186,6 +193,14 @@ def from_dict(cls: type, values: Any) -> Any:
     if unknown:
         raise UserError(f"{cls.__name__} has no field {', '.join(unknown)}: written by another version of this code")
     return cls(**{k: from_dict(hints[k], v) for k, v in values.items()})
+
+
+def leaves(values: dict, prefix: str = "") -> dict[str, Any]:
+    """Returns what is not a dict of a `to_dict` result, by its dotted name."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 INK = "#010203"  # becomes `currentColor` in SVG; black enough on the white of a PNG
 TRAINING, VALIDATION, RATE, SPEED = "#86aee6", "#d9701e", "#8c68c8", "#2a9186"
@@ -101,6 +103,55 @@ def perplexity_figure(curves: dict[str, dict[int, dict[str, float]]]) -> tuple[s
         axis.set_ylabel("validation perplexity")
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         return _rendered(figure)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines, or dots where a line has one point: a thin one for every seed, a thick one for their mean."""
+
+    x: str  # label with unit
+    y: str
+    lines: Mapping[str, Sequence[Sequence[tuple[float, float]]]]  # name -> seeds -> points
+    ticks: Sequence[str] = ()  # names of x = 0, 1, ... where x is no number
+    log_x: int = 0  # base of a logarithmic axis, marked where there are points
+    log_y: int = 0
+
+
+def panels_figure(panels: Sequence[Panel]) -> tuple[str, bytes]:
+    """Draws panels side by side under one legend. Returns (SVG, PNG)."""
+    with _settings():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(max(6.5, 4.4 * len(panels)), 3.8), layout="constrained")
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axis, panel in zip(axes, panels):
+            _draw_panel(axis, panel)
+        named = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
+        figure.legend(named.values(), named, loc="outside lower center", ncols=min(4, len(named)))
+        return _rendered(figure)
+
+
+def _draw_panel(axis: Any, panel: Panel) -> None:
+    from matplotlib.ticker import EngFormatter, NullLocator, StrMethodFormatter
+
+    for color, (name, seeds) in zip(STAGES * len(panel.lines), panel.lines.items()):
+        for points in seeds:
+            axis.plot(*zip(*points), color=color, lw=0.8, alpha=0.55, marker="o", ms=4 if len(points) == 1 else 2)
+        mean = np.mean([points for points in seeds if len(points) == min(map(len, seeds))], axis=0)
+        axis.plot(*mean.T, color=color, lw=2, label=name, marker="_" if len(mean) == 1 else None, ms=18, mew=2)
+    axis.set(xlabel=panel.x, ylabel=panel.y)
+    for set_scale, base in ((axis.set_xscale, panel.log_x), (axis.set_yscale, panel.log_y)):
+        if base:
+            set_scale("log", base=base)
+    if panel.ticks:
+        axis.set_xticks(range(len(panel.ticks)), panel.ticks)
+        axis.set_xlim(-0.5, len(panel.ticks) - 0.5)
+    elif panel.log_x:
+        axis.set_xticks(sorted({x for seeds in panel.lines.values() for points in seeds for x, _ in points}))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.3g}" if axis.get_xlim()[0] < 1 else "{x:,.0f}"))
+        axis.xaxis.set_minor_locator(NullLocator())
+    else:
+        axis.xaxis.set_major_formatter(EngFormatter())
 
 
 def _settings() -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from codellama_jax.config import Experiment
 
-SHARED = ("tokenizer", "corpus", "mesh", "probes", "seed")  # fields of the experiment; every other name is a stage
+SHARED = ("tokenizer", "corpus", "mesh", "probes", "seed", "seeds")  # fields of the experiment; every other name is a stage
 
 
 def options(experiment: Experiment) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from codellama_jax import reuse
 from codellama_jax.accounting import checkpoint_bytes, parameter_count, stage_flops, stage_tokens
 from codellama_jax.config import Experiment, Stage, to_dict
 
@@ -44,7 +45,8 @@ def print_plan(experiment: Experiment, claim: str) -> None:
     """Prints a table of stages for every arm."""
     console = Console()
     console = console if console.is_terminal else Console(width=190)
-    console.print(f"{experiment.name} at scale {experiment.scale}: {claim.splitlines()[0]}", highlight=False, soft_wrap=True)
+    seeds = f", {experiment.seeds} seeds" if experiment.seeds > 1 else ""
+    console.print(f"{experiment.name} at scale {experiment.scale}{seeds}: {claim.splitlines()[0]}", highlight=False, soft_wrap=True)
     headings = (
         "stage",
         "starts from",
@@ -59,8 +61,14 @@ def print_plan(experiment: Experiment, claim: str) -> None:
         "FLOPs",
         "checkpoint",
     )
+    first: dict[str, str] = {}  # the arm that trains a stage
     for arm, stages in experiment.arms.items():
+        identity = ""
         table = Table(*headings, title=arm, box=box.SIMPLE, title_justify="left")
-        for name, stage in stages.items():
-            table.add_row(name, *stage_row(stage))
+        for index, (name, stage) in enumerate(stages.items()):
+            identity = reuse.identity(stage, identity, index)
+            starts_from, *cells = stage_row(stage)
+            equal = f"equal to {first[identity]}'s" if identity in first else starts_from
+            table.add_row(name, equal, *cells)
+            first.setdefault(identity, arm)
         console.print(table)

@@ -9,52 +9,49 @@ import shlex
 import statistics
 import sys
 import textwrap
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from codellama_jax import figures
+from codellama_jax import figures, reuse
 from codellama_jax.accounting import parameter_count, stage_tokens
-from codellama_jax.config import Experiment, Stage
+from codellama_jax.config import Experiment, Stage, seeded
+from codellama_jax.findings import FindingOf, write_finding
 from codellama_jax.page import Code, Page, Part
 from codellama_jax.plan import short
+from codellama_jax.results import Results, StageResult, complete
 from codellama_jax.training.metrics import read_metrics
 
 SPLITS = ("train", "validation")
 LINES_BEFORE, LINES_AFTER = 8, 5  # of a sample's context
 
 
-@dataclass(frozen=True)
-class StageResult:
-    """What the folder of a stage holds; empty where there is nothing yet."""
+def write_report(out: epath.Path, experiment: Experiment, claim: str, finding: FindingOf | None = None) -> None:
+    """Writes report.html (one file), report.md and figures/*.png into the run's folder, local or gs://.
 
-    name: str  # the stage's, after its arm's where there are several
-    stage: Stage
-    training: list[dict[str, float]]  # by step
-    validation: list[dict[str, float]]  # by step, with `tokens` seen by then
-    probes: dict[str, Any]
-
-    @property
-    def measured(self) -> bool:
-        return bool(self.training or self.validation)
-
-
-def write_report(out: epath.Path, experiment: Experiment, claim: str) -> None:
-    """Writes report.html (one file), report.md and figures/*.png into the run's folder, local or gs://."""
+    A run of several seeds shows what it found and the stages of its first seed; one of a single seed everything.
+    """
     out = epath.Path(out)
-    arms = read_run(out, experiment)
-    stages = [result for results in arms.values() for result in results]
+    results = read_run(out, experiment)
+    arms = {arm: seeds[0] for arm, seeds in results.items()}
+    stages = [result for chain in arms.values() for result in chain]
     page = Page(f"{experiment.name}, {experiment.scale} scale")
+    if finding:
+        write_finding(page, experiment.name, complete(results), finding)
     _head(page, claim)
     _stages(page, stages)
+    if experiment.seeds > 1:
+        _cost(page, out, [result for chains in results.values() for chain in chains for result in chain])
     _corpus(page, out / "corpus.json")
-    _curves(page, arms)
-    _perplexity(page, stages)
-    _infilling(page, stages)
-    _samples(page, stages)
+    if experiment.seeds > 1:
+        _validation(page, experiment.name, results)
+    else:
+        _curves(page, arms)
+        _perplexity(page, stages)
+        _infilling(page, stages)
+        _samples(page, stages)
     (out / "report.html").write_text(page.html())
     (out / "report.md").write_text(page.markdown())
     (out / "figures").mkdir(parents=True, exist_ok=True)
@@ -62,27 +59,42 @@ def write_report(out: epath.Path, experiment: Experiment, claim: str) -> None:
         (out / "figures" / f"{name}.png").write_bytes(png)
 
 
-def read_run(out: epath.Path, experiment: Experiment) -> dict[str, list[StageResult]]:
-    """Returns the results of each arm's stages, in order."""
+def read_run(out: epath.Path, experiment: Experiment) -> Results:
+    """Returns the results of each arm's seeds and stages, in order."""
     prefix = lambda arm: f"{arm}/" if len(experiment.arms) > 1 else ""
     return {
-        arm: [read_stage(out / arm / name, prefix(arm) + name, stage) for name, stage in stages.items()]
-        for arm, stages in experiment.arms.items()
+        arm: [
+            [read_stage(out / seeded(arm, number) / name, prefix(arm) + name, stage) for name, stage in chain.items()]
+            for number in range(experiment.seeds)
+        ]
+        for arm, chain in experiment.arms.items()
     }
 
 
 def read_stage(folder: epath.Path, name: str, stage: Stage) -> StageResult:
     """Reads a stage's metrics and probes. Of lines that a resumed run wrote again, the last one counts."""
-    lines = read_metrics(folder / "metrics.jsonl")
+    trained_at = reuse.followed(folder)
+    lines = read_metrics(trained_at / "metrics.jsonl")
     by_step = lambda key: [line for _, line in sorted({line["step"]: line for line in lines if key in line}.items())]
     training, validation = by_step("loss"), by_step("validation_loss")
     steps, tokens = ([0, *(line[key] for line in training)] for key in ("step", "tokens"))
     validation = [line | {"tokens": float(np.interp(line["step"], steps, tokens))} for line in validation]
-    return StageResult(name, stage, training, validation, _json(folder / "probes.json"))
+    return StageResult(name, stage, training, validation, _json(folder / "probes.json"), str(trained_at))
 
 
 def _json(path: epath.Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _validation(page: Page, name: str, results: Results) -> None:
+    """Validation loss over the tokens of each arm's last trained stage, all seeds."""
+    stage = lambda chain: next((result for result in reversed(chain) if result.stage.steps), chain[-1])
+    lines = {arm: [s.curve for chain in seeds if (s := stage(chain)).validation] for arm, seeds in results.items()}
+    lines = {arm: seeds for arm, seeds in lines.items() if seeds}
+    if lines:
+        page.heading("Validation loss by arm")
+        panel = figures.Panel("tokens seen in the arm's last trained stage", "validation loss (nats a token)", lines)
+        page.figure(f"{name}-validation", "Thin: each seed; thick: their mean.", *figures.panels_figure([panel]))
 
 
 def _head(page: Page, claim: str) -> None:
@@ -119,6 +131,17 @@ def _stages(page: Page, stages: list[StageResult]) -> None:
         "Losses in nats a token: at the stage's first and last evaluation, and their ratio. Rates are medians over the logged steps."
         " The bigram model (interpolated modified Kneser-Ney) counted every token that its stage and those before it trained on; it is"
         " measured on the validation rows of its stage."
+    )
+
+
+def _cost(page: Page, out: epath.Path, results: list[StageResult]) -> None:
+    """Says how long the stages of all seeds took, each counted once wherever it was trained."""
+    seconds = {r.trained_at: max(line["seconds"] for line in (*r.training, *r.validation)) for r in results if r.measured}
+    here = [time for at, time in seconds.items() if epath.Path(at).is_relative_to(out)]
+    page.note(
+        f"These are the stages of the first seed. All seeds together are {len(seconds)} different ones, which took"
+        f" {_duration(sum(seconds.values()))}; this run trained {len(here)} of them in {_duration(sum(here))} and read the others from"
+        " earlier runs."
     )
 
 

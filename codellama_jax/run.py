@@ -8,17 +8,19 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
 from jax.sharding import Mesh
 from rich.console import Console
 
+from codellama_jax import reuse
 from codellama_jax import tokenizer as tokenizers
-from codellama_jax.config import Experiment, Stage, UserError, differences, to_dict
+from codellama_jax.config import Experiment, Stage, UserError, differences, seeded, to_dict
 from codellama_jax.data import builders, pipeline
 from codellama_jax.evaluation.probes import run_probes
+from codellama_jax.findings import FindingOf
 from codellama_jax.report import write_report
 from codellama_jax.sizes import SENTINEL_ROWS
 from codellama_jax.training import checkpoint
@@ -26,8 +28,22 @@ from codellama_jax.training.loop import StageRun, Stopped, check_stage, owned_ro
 from codellama_jax.training.mesh import make_mesh, on_mesh
 from codellama_jax.weights import load
 
-# What may change between two starts of a run: where and how it computes, not what.
-FREE = ("mesh.", "probes.", ".remat", ".attention", ".micro_batches", ".log_every", ".checkpoint_every", ".keep_checkpoints")
+SEEDS_APART = 1_000_003  # far more than an arm has stages, each of which takes the next number
+
+
+class Place(NamedTuple):
+    """A stage of one seed of an arm."""
+
+    arm: str
+    number: int  # of the seed
+    name: str
+    index: int  # in the arm
+
+    def __str__(self) -> str:
+        return f"{seeded(self.arm, self.number)}/{self.name}"
+
+    def seed(self, experiment: Experiment) -> int:
+        return experiment.seed + self.number * SEEDS_APART + self.index
 
 
 def say(text: str) -> None:
@@ -41,7 +57,7 @@ def check_folder(experiment: Experiment, out: epath.Path) -> None:
     if not config.exists():
         return
     differing = differences(json.loads(config.read_text()), to_dict(experiment))
-    changed = [d for d in differing if not any(free in d.split(":")[0] for free in FREE)]
+    changed = [d for d in differing if not reuse.free(d.split(":")[0])]
     if changed:
         raise UserError(f"{out} holds a run with another config ({'; '.join(changed)}): choose another --out, or --fresh to set it aside")
 
@@ -130,92 +146,143 @@ def held_out(corpus: Corpus, stage: Stage) -> list[pipeline.Batch]:
     return pipeline.validation_batches(validation, stage.data, corpus.tokenizer, stage.eval_rows)
 
 
-def run_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, place: tuple[str, str, int], initial, mesh: Mesh) -> None:
-    """Trains one stage unless it is done."""
-    arm, name, index = place
-    stage = experiment.arms[arm][name]
-    if (folder / "done.json").exists():
-        say(f"{arm}/{name}: done before, skipped")
-        return
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(to_dict(stage), indent=1))
+def stage_identity(experiment: Experiment, corpus: Corpus, place: Place, before: str) -> str:
+    """Returns the identity of a stage that follows the one of identity `before`."""
+    stage = experiment.arms[place.arm][place.name]
+    counts = {name: prepared.counts for name, prepared in corpus.sources(stage).items()}
+    shared: list[Any] = [to_dict(experiment.corpus), counts, corpus.tokenizer.fingerprint]
+    if origin := stage.init.partition(":")[2]:
+        shared.append(str(checkpoint.folder_at(origin)))  # a relative name means another place elsewhere
+    return reuse.identity(stage, before, place.seed(experiment), shared)
+
+
+def run_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, place: Place, initial, mesh: Mesh) -> None:
+    """Trains one stage."""
+    stage = experiment.arms[place.arm][place.name]
     rows = owned_rows(mesh, stage.data.batch_size)
     validation = place_validation(held_out(corpus, stage), stage, mesh)
-    seed = experiment.seed + index
+    seed = place.seed(experiment)
     batches = batches_of(corpus, stage, seed, rows)
-    train_stage(StageRun(f"{arm}/{name}", stage, folder, mesh, batches, rows, validation), initial, seed)
+    train_stage(StageRun(str(place), stage, folder, mesh, batches, rows, validation), initial, seed)
 
 
-def rows_trained_on(experiment: Experiment, corpus: Corpus, arm: str, last: str) -> Iterator[pipeline.Batch]:
-    """Yields the batches of an arm's stages up to `last`, as they were trained on."""
-    for index, (name, stage) in enumerate(experiment.arms[arm].items()):
-        with batches_of(corpus, stage, experiment.seed + index, range(stage.data.batch_size)) as batches:
-            yield from itertools.islice(batches, stage.steps)
-        if name == last:
-            return
-
-
-def probe_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, place: tuple[str, str, int], mesh: Mesh) -> None:
-    """Asks the trained stage what the experiment wants to know, unless that is already written."""
-    path, wanted = folder / "probes.json", to_dict(experiment.probes)
-    if path.exists() and json.loads(path.read_text())["config"] == wanted:
+def begin_stage(folder: epath.Path, stage: Stage, identity: str) -> None:
+    """Makes the folder of a stage to train. One that was begun before keeps the identity that it had then."""
+    if jax.process_index():
         return
-    arm, name, _ = place
-    stage = experiment.arms[arm][name]
-    say(f"{arm}/{name}: probes")
-    run = checkpoint.Run(stage.model, checkpoint.load_params(folder, stage, mesh), corpus.tokenizer, f"{arm}/{name}")
+    (folder / reuse.DONE).unlink(missing_ok=True)  # it named a stage that is gone
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(to_dict(stage), indent=1))
+    if not (folder / reuse.IDENTITY).exists():
+        (folder / reuse.IDENTITY).write_text(identity)
+
+
+def point_to(trained: epath.Path, folder: epath.Path, stage: Stage) -> None:
+    if jax.process_index() == 0:
+        reuse.point(folder, stage, trained)
+
+
+def rows_trained_on(experiment: Experiment, corpus: Corpus, last: Place) -> Iterator[pipeline.Batch]:
+    """Yields the batches of an arm's stages up to `last`, as they were trained on."""
+    for index, stage in enumerate(list(experiment.arms[last.arm].values())[: last.index + 1]):
+        with batches_of(corpus, stage, last._replace(index=index).seed(experiment), range(stage.data.batch_size)) as batches:
+            yield from itertools.islice(batches, stage.steps)
+
+
+def probe_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, trained: epath.Path, place: Place, mesh: Mesh) -> None:
+    """Asks the stage trained in a folder what the experiment wants to know, unless that is already written, here or there."""
+    chain = experiment.arms[place.arm]
+    first = next(iter(chain.values()))  # every stage is asked about this one's documents
+    if experiment.probes.last_stage_only and place.index < len(chain) - 1:
+        return
+    wanted = to_dict(experiment.probes) | {"documents": [first.data.block_chars, first.data.seq_len, experiment.seed]}
+    path = folder / "probes.json"
+    found = next(
+        (p.read_text() for p in (path, trained / "probes.json") if p.exists() and json.loads(p.read_text())["config"] == wanted), ""
+    )
+    if not found:
+        found = json.dumps({"config": wanted, **ask(experiment, corpus, trained, place, mesh, first)}, indent=1)
+    if jax.process_index() == 0:
+        path.write_text(found)
+
+
+def ask(experiment: Experiment, corpus: Corpus, folder: epath.Path, place: Place, mesh: Mesh, first: Stage) -> dict[str, Any]:
+    """Returns what the probes find in a trained stage."""
+    say(f"{place}: probes")
+    stage = experiment.arms[place.arm][place.name]
+    run = checkpoint.Run(stage.model, checkpoint.load_params(folder, stage, mesh), corpus.tokenizer, str(place))
     main_source = max(corpus.sources(stage), key=lambda source: getattr(stage.data.mixture, source))
-    first = next(iter(experiment.arms[arm].values()))  # every stage is asked about the same documents
     kinds = {"files": 0, "documents": first.data.block_chars}
     texts = {kind: [pipeline.text_of(d) for d in corpus.source(main_source, block).validation] for kind, block in kinds.items()}
-    trained_on = rows_trained_on(experiment, corpus, arm, name)
-    found = run_probes(experiment.probes, run, texts, trained_on, held_out(corpus, stage), first.data.seq_len, experiment.seed)
-    if jax.process_index() == 0:
-        path.write_text(json.dumps({"config": wanted, **found}, indent=1))
+    trained_on = rows_trained_on(experiment, corpus, place)
+    return run_probes(experiment.probes, run, texts, trained_on, held_out(corpus, stage), first.data.seq_len, experiment.seed)
 
 
-def run_experiment(experiment: Experiment, claim: str, out: str, arm: str, fresh: bool, cache: str) -> None:
-    """Runs the arms (or the one named), writes their probes and the report. Exits with 128 + signal after a stop that saved."""
+def run_experiment(experiment: Experiment, claim: str, finding: FindingOf | None, choice: Any) -> None:
+    """Runs the arms (or the one named), writes their probes and the report. `choice` is a `launch.Run`.
+
+    Exits with 128 + signal after a stop that saved.
+    """
     start_distributed()
-    checkpoint.keep_compiled(cache)
-    folder = checkpoint.folder_at(out)
+    checkpoint.keep_compiled(choice.cache)
+    folder = checkpoint.folder_at(choice.out or f"runs/{experiment.name}-{experiment.scale}")
     mesh = make_mesh(experiment.mesh)
-    arms = {arm: experiment.arms[arm]} if arm else experiment.arms
-    for stages in arms.values():
-        before = None
-        for name, stage in stages.items():
-            check_stage(stage, mesh)
-            initial_params(stage, before, mesh)
-            before = (folder / name, stage)
-    if not fresh:
+    arms = {choice.arm: experiment.arms[choice.arm]} if choice.arm else experiment.arms
+    check_stages(arms, folder, mesh)
+    if not choice.fresh:
         check_folder(experiment, folder)
-    corpus = Corpus(experiment, cache)
+    corpus = Corpus(experiment, choice.cache)
     check_tokenizer(experiment, corpus.tokenizer)
     check_same_tokenizer(experiment, corpus.tokenizer)
-    open_folder(experiment, folder, fresh)
+    open_folder(experiment, folder, choice.fresh)
     try:
         with on_mesh(mesh):
-            run_arms(experiment, corpus, folder, arms, mesh)
+            run_arms(experiment, corpus, folder, arms, mesh, choice.reuse)
     except Stopped as stop:
         print(f"stopped by {signal.Signals(stop.args[0]).name} and saved: the same command goes on from here", file=sys.stderr)
         sys.exit(128 + stop.args[0])
     if jax.process_index() == 0:
         (folder / "corpus.json").write_text(json.dumps(corpus.counts(), indent=1))
-        write_report(folder, experiment, claim)
+        write_report(folder, experiment, claim, finding)
         say(f"report: {folder / 'report.html'}")
 
 
-def run_arms(experiment: Experiment, corpus: Corpus, folder: epath.Path, arms: dict[str, dict[str, Stage]], mesh: Mesh) -> None:
+def check_stages(arms: dict[str, dict[str, Stage]], folder: epath.Path, mesh: Mesh) -> None:
+    """Raises UserError for a stage that cannot be on this mesh or after the one before it."""
+    for chain in arms.values():
+        before = None
+        for name, stage in chain.items():
+            check_stage(stage, mesh)
+            initial_params(stage, before, mesh)
+            before = (folder / name, stage)
+
+
+def run_arms(experiment: Experiment, corpus: Corpus, folder: epath.Path, arms: dict[str, dict[str, Stage]], mesh: Mesh, under: str) -> None:
+    """Runs every seed of the arms. A stage that equals one of an earlier arm, or one of the runs `under` a folder, is read from there."""
     if jax.process_index() == 0:
         corpus.tokenizer.save(folder / "tokenizer.model")
-    for arm, stages in arms.items():
-        before = None
-        for index, (name, stage) in enumerate(stages.items()):
-            initial = initial_params(stage, before, mesh)
-            before, place = (folder / arm / name, stage), (arm, name, index)
-            run_stage(experiment, corpus, before[0], place, initial, mesh)
-            probe_stage(experiment, corpus, before[0], place, mesh)
+    trained = reuse.trained_under(checkpoint.folder_at(under)) if under else {}
+    for number, (arm, chain) in itertools.product(range(experiment.seeds), arms.items()):
+        before, identity = None, ""
+        for index, (name, stage) in enumerate(chain.items()):
+            place = Place(arm, number, name, index)
+            initial, here = initial_params(stage, before, mesh), folder / str(place)
+            identity = stage_identity(experiment, corpus, place, identity)
+            if reuse.is_trained(here):
+                at = reuse.followed(here)
+                say(f"{place}: done before, skipped")
+            elif identity in trained:
+                at = trained[identity]
+                say(f"{place}: equal to {at}, read from there")
+                point_to(at, here, stage)
+            else:
+                at = here
+                begin_stage(here, stage, identity)
+                run_stage(experiment, corpus, here, place, initial, mesh)
+            if reuse.identity_of(at) == identity:
+                trained[identity] = at
+            probe_stage(experiment, corpus, here, at, place, mesh)
+            before = (at, stage)
 
 
 def start_distributed() -> None:

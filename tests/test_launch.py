@@ -12,8 +12,10 @@ from codellama_jax.config import Experiment, from_dict, to_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"
+ABLATIONS = ("scratch_vs_llama2", "infilling_cost", "long_context_cost", "learning_rate")
 EXPERIMENTS = [
     ("quickstart", "toy"),
+    *((name, scale) for name in ABLATIONS for scale in ("toy", "7b")),
     *((name, scale) for name in ("code_llama", "code_llama_python") for scale in ("7b", "13b", "34b", "70b")),
 ]
 
@@ -51,9 +53,40 @@ def test_plan_prints_the_papers_numbers(cli):
         assert part in out
 
 
-def test_plan_starts_no_jax():
-    program = "import sys; sys.argv = ['launch.py', 'plan', 'code_llama']; import launch; launch.main(); assert 'jax' not in sys.modules"
+def test_plan_of_an_ablation_says_which_stages_are_trained_once(cli):
+    code, out, _ = cli("plan", "scratch_vs_llama2", "--scale", "7b")
+    assert code == 0
+    for part in ("500B", "119,209", "1,024 x 4,096", "0.0003 -> 1e-05", "run:llama2"):
+        assert part in out
+    assert "equal to" not in out
+    _, out, _ = cli("plan", "long_context_cost", "--scale", "7b")
+    for part in ("6.29B", "3,000", "128 x 16,384", "512 x 4,096", "2e-05 -> 6.7e-07"):
+        assert part in out
+    assert (out.count("equal to plain's"), out.count("equal to infilling's")) == (5, 2)
+    _, out, _ = cli("plan", "long_context_cost")
+    assert "at scale toy, 3 seeds" in out
+
+
+@pytest.mark.parametrize("name", ["code_llama", *ABLATIONS])
+def test_plan_starts_no_jax(name):
+    program = f"import sys; sys.argv = ['launch.py', 'plan', '{name}']; import launch; launch.main(); assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_every_ablation_is_run_by_make_and_shares_its_stages():
+    """A stage of the same name and config is the same stage in all of them: one tokenizer, one corpus, one general model."""
+    made = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("ABLATIONS")).split()[2:]
+    assert sorted(made) == sorted(ABLATIONS)
+    toys = [launch.load_experiment(launch.Plan(name, "toy"))[0] for name in ABLATIONS]
+    assert len({(e.corpus, e.tokenizer, e.seed, e.seeds) for e in toys}) == 1
+    assert len({chain["general"] for e in toys for chain in e.arms.values() if "general" in chain}) == 1
+    firsts = [next(iter(next(iter(e.arms.values())).values())) for e in toys]
+    assert len({(f.data.mixture, f.data.block_chars) for f in firsts}) == 1  # what the tokenizer is trained on
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_is_short(name):
+    assert len((ROOT / "experiments" / f"{name}.py").read_text().splitlines()) <= 120
 
 
 def test_overrides_reach_every_arm(cli):

@@ -33,9 +33,10 @@ class Job:
 
 def choose_stage(experiment: Experiment, arm: str, name: str) -> Stage:
     """Returns the stage of that name; for prefill and decode the last one, whose model is used. Raises UserError naming those there are."""
-    stages = {n: s for a, chain in experiment.arms.items() if arm in ("", a) for n, s in chain.items()}
+    chains = [chain for a, chain in experiment.arms.items() if arm in ("", a)]
     if name in INFERENCE:
-        return list(stages.values())[-1]
+        return list(chains[-1].values())[-1]
+    stages = {n: s for chain in reversed(chains) for n, s in chain.items()}  # of the first arm that has it
     if name not in stages:
         raise UserError(f"no stage {name!r}: there are {', '.join([*stages, *INFERENCE])}")
     return stages[name]

@@ -17,6 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from rich.console import Console
 
+from codellama_jax import reuse
 from codellama_jax import tokenizer as tokenizers
 from codellama_jax.accounting import checkpoint_bytes
 from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage, UserError, from_dict, to_dict
@@ -212,13 +213,14 @@ def stage_folder(run: epath.Path, arm: str = "", stage: str = "") -> tuple[epath
         return run, from_dict(Stage, config)
     arms = from_dict(Experiment, config).arms
     arm = arm or next(iter(arms))
-    if arm not in arms or (stage and stage not in arms[arm]):
+    chain = arms.get(arm.partition("@")[0], {})  # an arm's further seeds are named arm@1, arm@2 ...
+    if not chain or (stage and stage not in chain):
         raise UserError(f"{run} has no {arm}/{stage}: it has {', '.join(f'{a}/{s}' for a in arms for s in arms[a])}")
-    trained = [s for s in arms[arm] if (run / arm / s / "done.json").exists()]
+    trained = [s for s in chain if reuse.is_trained(run / arm / s)]
     if not stage and not trained:
         raise UserError(f"no stage of {run}/{arm} has finished yet: run the same command again to go on with it")
     stage = stage or trained[-1]
-    return run / arm / stage, arms[arm][stage]
+    return reuse.followed(run / arm / stage), chain[stage]
 
 
 def load_run(path: str, arm: str = "", stage: str = "", mesh: jax.sharding.Mesh | None = None) -> Run:
