@@ -13,7 +13,7 @@ from codellama_jax.generation.sampler import Sampling, generate
 from codellama_jax.tokenizer import Tokenizer
 from codellama_jax.training.checkpoint import Run
 
-HELD_BACK = 3  # tokens of a line to be written
+HELD_BACK = 2  # tokens of a line to be written
 LEAST = 2  # tokens of it that are shown
 NEW_TOKENS = 8  # the same text may be written in more and shorter ones
 ROWS = 512  # sampled at once
