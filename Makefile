@@ -11,7 +11,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python launch.py run experiments/quickstart.py
 
 # Stages that several of them share are trained once. docs/results holds the reports as last run.
-ABLATIONS ?= scratch_vs_llama2 infilling_cost long_context_cost learning_rate
+ABLATIONS ?= scratch_vs_llama2 infilling_cost long_context_cost learning_rate psm_vs_spm rope_theta temperature
 ablations: $(VENV)/installed
 	mkdir -p docs/results/figures
 	set -e; for name in $(ABLATIONS); do \

@@ -139,6 +139,14 @@ class ProbesConfig:
     perplexity_lengths: tuple[int, ...] = ()
     perplexity_rows: int = 8  # documents of the longest length; shorter ones read the same documents' beginnings
     infilling_examples: int = 0
+    infilling_kinds: tuple[str, ...] = ()  # single-line, multi-line, random-span: what is cut out, each filled in every format
+    kind_examples: int = 128  # of each kind
+    key_lengths: tuple[int, ...] = ()  # tokens of prompts that hide a key
+    key_positions: tuple[float, ...] = (0.0, 0.2, 0.4)  # where it stands, as a share of the prompt
+    key_examples: int = 64  # of each length and position
+    temperatures: tuple[float, ...] = ()  # at which the ends of held-out lines are sampled
+    line_ends: int = 64
+    line_end_samples: int = 200  # of each line
     bigram: bool = False  # fit an interpolated bigram model to the training tokens and print it beside
     completions: tuple[str, ...] = ()
     infills: int = 0  # sample infills shown in the report

@@ -12,7 +12,7 @@ from codellama_jax.config import Experiment, from_dict, to_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"
-ABLATIONS = ("scratch_vs_llama2", "infilling_cost", "long_context_cost", "learning_rate")
+ABLATIONS = ("scratch_vs_llama2", "infilling_cost", "long_context_cost", "learning_rate", "psm_vs_spm", "rope_theta", "temperature")
 EXPERIMENTS = [
     ("quickstart", "toy"),
     *((name, scale) for name in ABLATIONS for scale in ("toy", "7b")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +20,14 @@ LOSS_EXAMPLES = 128  # whose loss is measured: it needs far fewer than the share
 
 
 class Example(NamedTuple):
-    """A document around one of its lines. The middle is the whole line, its indentation included, its newline not."""
+    """A document around its middle. That of one or more lines is whole, its indentation included, its last newline not."""
 
     prefix: str
     middle: str
     suffix: str
+
+
+Cuts = Callable[[str, np.random.Generator, int], list[Example]]  # a text cut in up to so many ways
 
 
 def held_out_lines(tokenizer: Tokenizer, texts: Sequence[str], count: int, seq_len: int, max_new_tokens: int, seed: int) -> list[Example]:
@@ -33,14 +36,18 @@ def held_out_lines(tokenizer: Tokenizer, texts: Sequence[str], count: int, seq_l
     A line is not blank, neither the first nor the last of its document, and at most `max_new_tokens` long. Each document
     gives one, or a few where there are fewer documents than lines wanted.
     """
+    return held_out_examples(single_lines, tokenizer, texts, count, seq_len, max_new_tokens, seed)
+
+
+def held_out_examples(
+    cuts: Cuts, tokenizer: Tokenizer, texts: Sequence[str], count: int, seq_len: int, max_new_tokens: int, seed: int
+) -> list[Example]:
+    """Picks `count` middles, cut in one way, as `held_out_lines` does."""
     rng = np.random.default_rng(seed)
     examples: list[Example] = []
     share = -(-count // max(1, len(texts)))
     for index in rng.permutation(len(texts)):
-        lines = texts[index].split("\n")
-        inner = [i for i in range(1, len(lines) - 1) if lines[i].strip()]
-        chosen = [_example(lines, i) for i in rng.permutation(inner)[:share].astype(int)]
-        examples += [e for e in chosen if _fits(tokenizer, e, seq_len, max_new_tokens)]
+        examples += [e for e in cuts(texts[index], rng, share) if _fits(tokenizer, e, seq_len, max_new_tokens)]
         if len(examples) >= count:
             break
     return examples[:count]
@@ -57,7 +64,7 @@ def infilling_by_format(run: Run, examples: list[Example], max_new_tokens: int, 
 
 def _measures(run: Run, examples: list[Example], max_new_tokens: int, samples: int, spm: bool) -> dict[str, Any]:
     sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
-    generated = [text.split("\n")[0] for text in _fill(run, examples, sampling, spm)]
+    generated = [text.split("\n")[0] for text in fill(run, examples, sampling, spm, ("\n",))]
     exact = [text.rstrip() == e.middle.rstrip() for text, e in zip(generated, examples)]
     return {
         "exact": sum(exact) / len(examples),
@@ -68,14 +75,16 @@ def _measures(run: Run, examples: list[Example], max_new_tokens: int, samples: i
     }
 
 
-def _fill(run: Run, examples: list[Example], sampling: Sampling, spm: bool) -> list[str]:
+def fill(
+    run: Run, examples: list[Example], sampling: Sampling, spm: bool, stop_strings: tuple[str, ...] = (), healing: bool = False
+) -> list[str]:
     """Generates in equal batches whose caches hold about CACHED_TOKENS."""
     wholes = [infill_ids(run.tokenizer, e.prefix, e.middle, e.suffix, spm) for e in examples]
     batches = -(-len(examples) * (max(map(len, wholes)) + sampling.max_new_tokens) // CACHED_TOKENS)
     rows = -(-len(examples) // batches)
     pairs = [(e.prefix, e.suffix) for e in examples]
     some = [pairs[i : i + rows] for i in range(0, len(pairs), rows)]
-    return [text for batch in some for text in infill(run, batch, sampling, spm=spm, stop_strings=("\n",))]
+    return [text for batch in some for text in infill(run, batch, sampling, spm, stop_strings, healing=healing)]
 
 
 def middle_loss(run: Run, examples: list[Example], spm: bool) -> float:
@@ -92,8 +101,32 @@ def _shared(prompt: list[int], whole: list[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(prompt, whole)) if a != b), len(prompt))
 
 
-def _example(lines: list[str], i: int) -> Example:
-    return Example("".join(f"{line}\n" for line in lines[:i]), lines[i], "".join(f"\n{line}" for line in lines[i + 1 :]))
+def single_lines(text: str, rng: np.random.Generator, count: int) -> list[Example]:
+    lines, inner = _inner_lines(text)
+    return [_example(lines, i, i + 1) for i in rng.permutation(inner)[:count].astype(int)]
+
+
+def several_lines(text: str, rng: np.random.Generator, count: int) -> list[Example]:
+    """Two or more lines that follow one another and neither begin nor end with a blank one."""
+    lines, inner = _inner_lines(text)
+    pairs = [(i, j + 1) for i in inner for j in inner if i < j]
+    return [_example(lines, *pairs[n]) for n in rng.permutation(len(pairs))[:count]]
+
+
+def random_spans(text: str, rng: np.random.Generator, count: int) -> list[Example]:
+    """Spans between two characters drawn uniformly, as in training, something before and after them."""
+    pairs = [sorted(rng.integers(1, max(2, len(text)), 2)) for _ in range(count)]
+    return [Example(text[:i], text[i:j], text[j:]) for i, j in pairs if text[i:j].strip()]
+
+
+def _inner_lines(text: str) -> tuple[list[str], list[int]]:
+    """Returns all lines, and which are not blank, nor the first nor the last."""
+    lines = text.split("\n")
+    return lines, [i for i in range(1, len(lines) - 1) if lines[i].strip()]
+
+
+def _example(lines: list[str], i: int, j: int) -> Example:
+    return Example("".join(f"{line}\n" for line in lines[:i]), "\n".join(lines[i:j]), "".join(f"\n{line}" for line in lines[j:]))
 
 
 def _fits(tokenizer: Tokenizer, example: Example, seq_len: int, max_new_tokens: int) -> bool:

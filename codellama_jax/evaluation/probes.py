@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,9 @@ import numpy as np
 from codellama_jax.config import ProbesConfig, UserError
 from codellama_jax.evaluation import bigram
 from codellama_jax.evaluation.infilling import Example, held_out_lines, infilling_by_format
+from codellama_jax.evaluation.infilling_kinds import infilling_by_kind
+from codellama_jax.evaluation.key_probe import retrieval
+from codellama_jax.evaluation.line_ends import pass_by_temperature
 from codellama_jax.evaluation.perplexity import perplexity_by_length
 from codellama_jax.generation.infill import infill
 from codellama_jax.generation.sampler import Sampling
@@ -30,7 +33,8 @@ def run_probes(
     seq_len: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Returns what `probes` asks for, ready for JSON: any of perplexity, infilling, infills, completions, bigram.
+    """Returns what `probes` asks for, ready for JSON: any of perplexity, infilling, infilling_kinds, key_retrieval,
+    line_ends, infills, completions, bigram.
 
     validation_texts: held-out code, `files` whole for perplexity by length, `documents` as the first stage trains on them for
       infilling. The two are the same where files are not cut into blocks.
@@ -42,9 +46,19 @@ def run_probes(
     """
     found: dict[str, Any] = {}
     if probes.perplexity_lengths:
-        found["perplexity"] = _perplexity(probes, run, validation_texts["files"])
+        by_length = _answer(perplexity_by_length, run, validation_texts["files"], probes.perplexity_lengths, probes.perplexity_rows)
+        found["perplexity"] = {str(key): value for key, value in by_length.items()}
     if probes.infilling_examples or probes.infills:
         found |= _infilling(probes, run, validation_texts["documents"], seq_len, seed)
+    if probes.infilling_kinds:
+        asked = (probes.infilling_kinds, probes.kind_examples, seq_len, probes.max_new_tokens, seed)
+        found["infilling_kinds"] = _answer(infilling_by_kind, run, validation_texts["documents"], *asked)
+    if probes.key_lengths:
+        asked = (probes.key_lengths, probes.key_positions, probes.key_examples)
+        found["key_retrieval"] = _answer(retrieval, run, validation_texts["files"], *asked)
+    if probes.temperatures:
+        asked = (probes.temperatures, probes.line_ends, probes.line_end_samples, seq_len, seed)
+        found["line_ends"] = _answer(pass_by_temperature, run, validation_texts["documents"], *asked)
     if probes.completions:
         texts = complete(run, list(probes.completions), _greedy(probes))
         found["completions"] = [{"prompt": p, "completion": text} for p, text in zip(probes.completions, texts)]
@@ -53,12 +67,11 @@ def run_probes(
     return found
 
 
-def _perplexity(probes: ProbesConfig, run: Run, texts: Sequence[str]) -> dict[str, Any]:
+def _answer(probe: Callable[..., dict], *asked: Any) -> dict[Any, Any]:
     try:
-        by_length = perplexity_by_length(run, texts, probes.perplexity_lengths, probes.perplexity_rows)
+        return probe(*asked)
     except UserError as error:  # a small corpus is no reason to lose the other probes
         return {"note": str(error)}
-    return {str(length): measures for length, measures in by_length.items()}
 
 
 def _infilling(probes: ProbesConfig, run: Run, texts: Sequence[str], seq_len: int, seed: int) -> dict[str, Any]:

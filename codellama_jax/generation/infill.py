@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from codellama_jax.config import UserError
 from codellama_jax.data.infilling import prompt_ids
+from codellama_jax.generation.healing import heal
 from codellama_jax.generation.sampler import Sampling
 from codellama_jax.generation.text import Rows, continuation, generate_text
 from codellama_jax.training.checkpoint import Run
@@ -29,10 +30,12 @@ def infill(
     stop_strings: Sequence[str] = (),
     stream: Callable[[str], None] | None = None,
     rows: Rows | None = None,
+    healing: bool = False,
 ) -> list[str]:
     """Returns the middle of each (prefix, suffix), up to EOT or a stop string.
 
     In SPM the middle goes on from the prefix's tokens, in PSM it begins with tokens of its own and no leading space.
+    With `healing` an SPM middle may also end the token in which its prefix is cut off.
     Raises UserError for a model that was trained without infilling.
     """
     tokenizer = run.tokenizer
@@ -40,9 +43,12 @@ def infill(
         raise UserError(
             f"{run.name} was trained without infilling: its vocabulary has no sentinels; take complete, or a model that has them"
         )
-    prompts = [prompt_ids(tokenizer, prefix, suffix, spm) for prefix, suffix in pairs]
+    prompts, first = [prompt_ids(tokenizer, prefix, suffix, spm) for prefix, suffix in pairs], None
     if spm:
         decode = continuation(run, [prefix for prefix, _ in pairs])
+        if healing:
+            prompts, removed, first, _ = zip(*heal(run, prompts))
+            decode = lambda row, ids: tokenizer.decode(ids, leading_space=not pairs[row][0])[len(removed[row]) :]
     else:
         decode = lambda row, ids: tokenizer.decode(ids, leading_space=False)
-    return generate_text(run, prompts, decode, sampling, [tokenizer.eot_id, tokenizer.eos_id], stop_strings, stream, rows)
+    return generate_text(run, prompts, decode, sampling, [tokenizer.eot_id, tokenizer.eos_id], stop_strings, stream, rows, first)

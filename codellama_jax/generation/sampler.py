@@ -54,6 +54,7 @@ class Draws:
     keys_B: jax.Array
     stop_ids: jax.Array
     vocab: jax.Array
+    first_BV: jax.Array | None = None  # which tokens may be the first; None for all
 
 
 def generate(
@@ -67,6 +68,7 @@ def generate(
     on_tokens: Callable[[int, list[int]], None] | None = None,
     vocab: int | None = None,
     numbers: Sequence[int] | None = None,
+    first: Sequence[np.ndarray | None] | None = None,
 ) -> list[list[int]]:
     """Goes on from each prompt up to a stop id, which is cut off, or until `stop(row, ids)`, or for `max_new_tokens`.
 
@@ -76,6 +78,7 @@ def generate(
       what is once enough must stay so with more ids.
     on_tokens: told (row, all its new ids so far) as they come.
     numbers: one a prompt, below 2**32, that decide its chance together with the seed; 0, 1, 2, ... unless given.
+    first: for each prompt the ids that its first new one may be; None for any.
 
     Returns the new ids of each prompt. Raises UserError for a prompt that is empty, too long, or of another vocabulary.
     """
@@ -89,10 +92,12 @@ def generate(
         tokens_BT, lengths_B = _pad(prompts, jax.sharding.get_abstract_mesh().shape.get("data", 1))
         numbers_B = np.resize(np.array(numbers or range(len(tokens_BT)), np.uint32), len(tokens_BT))
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(sampling.seed), numbers_B)
-        draws = Draws(keys_B, np.array([*stop_ids, *[-1] * (4 - len(stop_ids))], np.int32), np.int32(vocab or config.vocab_size))
+        stop_ids_4 = np.array([*stop_ids, *[-1] * (4 - len(stop_ids))], np.int32)
+        draws = Draws(keys_B, stop_ids_4, np.int32(vocab or config.vocab_size), _mask(first, len(tokens_BT), config.vocab_size))
         static = config, dataclasses.replace(sampling, max_new_tokens=1, seed=0)
         state = _start(*static, bucket(sampling.max_new_tokens), params, tokens_BT, lengths_B, draws)
         rows.take(np.asarray(state.tokens_B)[:, None])
+        draws = draws.replace(first_BV=None)
         weights = decoder.prepare(config, params)
         while not rows.done.all():
             steps = min(chunk, sampling.max_new_tokens - rows.count)
@@ -173,7 +178,20 @@ def _draw(logits_BV: jax.Array, sampling: Sampling, draws: Draws, positions_B: j
     """
     logits_BV = decoder.place(logits_BV, decoder.WHOLE)
     logits_BV = jnp.where(jnp.arange(logits_BV.shape[-1])[None] < draws.vocab, logits_BV, -jnp.inf)
+    if draws.first_BV is not None:
+        logits_BV = jnp.where(draws.first_BV, logits_BV, -jnp.inf)
     return decoder.place(sample(logits_BV, sampling, jax.vmap(jax.random.fold_in)(draws.keys_B, positions_B)), decoder.WHOLE)
+
+
+def _mask(first: Sequence[np.ndarray | None] | None, rows: int, vocab: int) -> np.ndarray | None:
+    """Returns mask_BV of the ids named for each row; a row without any may take all."""
+    if first is None:
+        return None
+    mask_BV = np.ones((rows, vocab), bool)
+    for row, ids in enumerate(first):
+        if ids is not None:
+            mask_BV[row] = np.isin(np.arange(vocab), ids)
+    return mask_BV
 
 
 class _Rows:

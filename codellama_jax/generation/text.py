@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from codellama_jax.generation.sampler import Sampling, generate
 from codellama_jax.training.checkpoint import Run
 
@@ -73,10 +75,11 @@ def generate_text(
     stop_strings: Sequence[str],
     stream: Callable[[str], None] | None,
     rows: Rows | None = None,
+    first: Sequence[np.ndarray | None] | None = None,
 ) -> list[str]:
     """Generates from ids and returns texts, cut at stop strings. `stream` gets the pieces of the first prompt's text as they come.
 
-    `rows` says instead of stop strings where each text ends.
+    `rows` says instead of stop strings where each text ends; `first` which ids may begin each.
 
     A character that is unfinished where the tokens end is left out.
     """
@@ -99,6 +102,7 @@ def generate_text(
         on_tokens=show if out else None,
         vocab=min(run.model.vocab_size, run.tokenizer.vocab_size),
         numbers=rows.numbers if rows else None,
+        first=first,
     )
     texts = [cut(row, text_of(row, ids)) for row, ids in enumerate(new)]
     if out:

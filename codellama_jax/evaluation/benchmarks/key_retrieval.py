@@ -7,7 +7,7 @@ relative position in it; the model must end `assert my_function() == `.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from random import Random
 
 from codellama_jax.config import UserError
@@ -28,9 +28,10 @@ def load(options: Options, tokenizer: Tokenizer | None = None) -> Benchmark:
     """Examples of each length and position begin at different lines of the filler, drawn from the number of tokens."""
     if tokenizer is None:
         raise UserError("key_retrieval writes prompts of a given number of tokens: pass --run, whose tokenizer counts them")
-    lines = list(_lines(options.data, tokenizer))
+    texts = (file.read_text(errors="replace") for file in files_of(options.data, (".py", ".txt")))
+    lines = list(lines_of(texts, tokenizer))
     tasks = [
-        _task(lines, tokenizer, length, position, number)
+        task_of(lines, tokenizer, length, position, number)
         for length in options.lengths
         for position in options.positions
         for number in range(options.examples)
@@ -38,14 +39,14 @@ def load(options: Options, tokenizer: Tokenizer | None = None) -> Benchmark:
     return Benchmark("key_retrieval", tasks, max_new_tokens=8, cut=until(("\n",)), judge=_judge)
 
 
-def _lines(data: str, tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
+def lines_of(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
     """Yields every line of the filler with its number of tokens; no piece goes across a newline."""
-    for file in files_of(data, (".py", ".txt")):
-        text = file.read_text(errors="replace")
+    for text in texts:
         yield from ((line, len(tokenizer.encode(line, leading_space=False))) for line in f"{text.rstrip()}\n\n".splitlines(keepends=True))
 
 
-def _task(lines: list[tuple[str, int]], tokenizer: Tokenizer, length: int, position: float, number: int) -> Task:
+def task_of(lines: list[tuple[str, int]], tokenizer: Tokenizer, length: int, position: float, number: int) -> Task:
+    """Hides a key at a relative position in a prompt of `length` tokens; which key and filler hangs on length and number."""
     rng = Random(f"{length} {number}")
     value = rng.randint(10, 99)
     key = KEY.format(value=value)
