@@ -116,7 +116,7 @@ def ask(run: Run, probes: ProbesConfig, documents: list[str] = DOCUMENTS) -> dic
 
 
 def test_answers_everything_that_is_asked(run):
-    asked = ProbesConfig((16, 64), 2, 3, True, ("def mean(xs):\n",), infills=2, max_new_tokens=NEW_TOKENS)
+    asked = ProbesConfig((16, 64), 2, 3, bigram=True, completions=("def mean(xs):\n",), infills=2, max_new_tokens=NEW_TOKENS)
     found = ask(run, asked)
     assert set(found) == {"perplexity", "infilling", "infills", "completions", "bigram"}
     assert set(found["perplexity"]) == {"16", "64"}

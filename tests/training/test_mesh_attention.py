@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from toy import MODEL, batch, stage
 
+import launch
 from codellama_jax import run
 from codellama_jax.config import Experiment, MeshConfig, UserError
 from codellama_jax.training.loop import place, stop_flags
@@ -66,7 +67,7 @@ def test_refusal_comes_before_anything_is_written(tmp_path, monkeypatch):
     bad = stage(model=dataclasses.replace(MODEL, attention="reference"))
     experiment = Experiment("bad", "toy", {"main": {"code": bad}}, mesh=MeshConfig(fsdp=4, context=2))
     with pytest.raises(UserError, match="it cannot split rows over context"):
-        run.run_experiment(experiment, "", str(tmp_path / "run"), "", False, str(tmp_path / "cache"))
+        run.run_experiment(experiment, "", None, launch.Run("bad", out=str(tmp_path / "run"), cache=str(tmp_path / "cache")))
     assert not list(tmp_path.iterdir())
 
 
