@@ -113,4 +113,4 @@ def compile_experiment(experiment: Experiment, choice: Any) -> None:
     except TooLarge as refusal:
         print(f"DOES NOT FIT {target.CHIPS[chip].hbm_gib} GiB of HBM: {refusal}")
         sys.exit(TOO_LARGE)
-    print("\n".join(lines(report, chip, make_mesh(job.mesh, devices), tokens)))
+    print("\n".join(lines(report, chip, make_mesh(job.mesh, devices), tokens, job.kind == "decode")))

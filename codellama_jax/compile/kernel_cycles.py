@@ -14,7 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from codellama_jax.compile.hlo import Kernel
-from codellama_jax.compile.target import ENVIRONMENT
+from codellama_jax.compile.target import CHIPS
+from kernels.chips import ENVIRONMENT
 
 FOLDER = Path(__file__).resolve().parent.parent.parent
 LONGEST = 16_384  # longer passes cost as the square of their length; beyond it the backward kernel does not fit every chip
@@ -43,9 +44,9 @@ def cycles(chip: str, kernel: Kernel, cache: str) -> float | None:
     elif package == "cross_entropy":
         _, (_, (T, D)), (head, (V, _)), *_ = kernel.operands
         args, runs = {"seq": TOKENS, "d_model": D, "words": V, "head": DTYPES[head]}, T / TOKENS
-    elif package == "decode_attention":  # over a full cache
+    elif package == "decode_attention":  # over a full cache; a core without a head waits
         M, S, H = max((shape for _, shape in kernel.operands), key=math.prod)
-        args, runs = {"seq": min(LONGEST, S), "head_dim": H}, M
+        args, runs = {"seq": min(LONGEST, S), "head_dim": H}, -(-M // CHIPS[chip].cores) * CHIPS[chip].cores
         runs *= S / args["seq"]
     else:
         return None
