@@ -18,6 +18,7 @@ import tempfile
 
 from kernels.chips import ENVIRONMENT, TOPOLOGIES
 from kernels.passes import Pass
+from kernels.schedule import flags
 
 KERNELS = ("cross_entropy", "decode_attention", "flash_attention")
 
@@ -67,7 +68,7 @@ def main() -> int:
         print('the TPU compiler is not installed: pip install "codellama_jax[tpu]"', file=sys.stderr)
         return 2
     dump = tempfile.mkdtemp(prefix="schedule-")
-    os.environ.update(ENVIRONMENT, LIBTPU_INIT_ARGS=f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true")
+    os.environ.update(ENVIRONMENT, LIBTPU_INIT_ARGS=flags(dump))
     passes = importlib.import_module(f"kernels.{args.kernel}.static_passes")  # after the environment: it starts JAX
     if args.compare not in (None, *passes.BASELINES):
         print(f"nothing called {args.compare} to compare with; there is {', '.join(passes.BASELINES)}", file=sys.stderr)
