@@ -20,6 +20,7 @@ INSTRUCT = ("--code.data.batch-size", "128")  # 524,288 tokens a step (Code Llam
 INFERENCE = {"prefill 100k": "prefill", "decode at 100k": "decode"}
 TENSOR = {"code 4k": (1, 4), "LCFT 16k": (2, 8), "instruct": (2, 4)}  # as PODS
 MICRO_BATCHES = {"v5p": (2, 2), "v5e": (2, 16), "v6e": (1, 8), "tpu7x": (2, 2), "v4": (1, 4)}  # of the code stage, as PODS
+TIGHT = {("v5e", "70b"): ("--code.micro-batches", "2")}  # instruct, where its two rows a device are too many at once
 LONG = {  # of the long-context stage on chips with little memory: what each micro-batch leaves of a row on a device
     "v5e": ((), ("--mesh.context", "2", "--long-context.micro-batches", "4")),
     "v6e": ((), ("--mesh.context", "2", "--long-context.micro-batches", "4")),
@@ -56,7 +57,7 @@ def training(title: str, chip: str, scale: str) -> tuple[str, list[str]]:
     if title == "LCFT 16k" and chip in LONG:
         args += LONG[chip][large]
     if title == "instruct":
-        args += INSTRUCT
+        args += INSTRUCT + TIGHT.get((chip, scale), ())
     if chip in ROOMY:
         args += [f"{option}.model.remat", "dots"]
     return f"{title} | {pod} | {scale}", args
