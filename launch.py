@@ -112,7 +112,16 @@ def options_type(choice: Plan, experiment: Experiment) -> type:
     return dataclasses.make_dataclass("Options", fields, frozen=True)
 
 
+def spelled_out(arguments: list[str]) -> list[str]:
+    """Returns the arguments with `--mesh fsdp=64,tensor=4` as `--mesh.fsdp=64 --mesh.tensor=4`."""
+    if "--mesh" not in arguments[:-1]:
+        return arguments
+    at = arguments.index("--mesh")
+    return [*arguments[:at], *(f"--mesh.{axis}" for axis in arguments[at + 1].split(",")), *arguments[at + 2 :]]
+
+
 def main() -> None:
+    sys.argv[1:] = spelled_out(sys.argv[1:])
     asked = [a for a in sys.argv[1:] if a not in ("-h", "--help")]
     helped = len(asked) < len(sys.argv) - 1
     named = len(asked) > 1 and not asked[1].startswith("-")

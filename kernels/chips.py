@@ -1,7 +1,16 @@
-"""TPUs that the compiler knows without having one: a topology to compile for, and each core's vector memory."""
+"""TPUs that the compiler knows without having one: its environment, a topology to compile for, and each core's vector memory."""
 
 from __future__ import annotations
 
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",  # any one: without it libtpu looks for a TPU and complains
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 VMEM_MIB = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "tpu7x": 64}
 

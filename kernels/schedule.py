@@ -13,6 +13,7 @@ import re
 
 import numpy as np
 
+TABLE, LISTING = "pre-delay_hlo-static-per-bundle-utilization", "post-bundle-packing-post-ra"
 UNITS = ("MXU", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "FILL", "VSTORE", "SPILL", "SALU")
 
 
@@ -98,16 +99,21 @@ def _vmem_bytes(text: str) -> int:
     return max((int(size, 0) + int(offset, 0) for size, offset in ends), default=0)
 
 
+def flags(dump: str) -> str:
+    """Returns the LIBTPU_INIT_ARGS that make libtpu write what `read` needs into `dump`; all that it can write would be gigabytes."""
+    return f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex={TABLE}|{LISTING}"
+
+
 def read(dump: str, kernel: str) -> Schedule | None:
     """Returns the schedule of the newest kernel in `dump` whose name holds `kernel`, or None."""
-    tables = glob.glob(f"{dump}/*{kernel}*-pre-delay_hlo-static-per-bundle-utilization.txt")
+    tables = glob.glob(f"{dump}/*{kernel}*-{TABLE}.txt")
     if not tables:
         return None
     table = max(tables, key=os.path.getmtime)
-    stem = re.sub(r"-\d+-pre-delay_hlo.*", "", table)
+    stem = re.sub(rf"-\d+-{TABLE}.*", "", table)
     with open(table) as file:
         lines = file.read().splitlines()
-    with open(glob.glob(f"{glob.escape(stem)}-*-post-bundle-packing-post-ra.txt")[0]) as file:
+    with open(glob.glob(f"{glob.escape(stem)}-*-{LISTING}.txt")[0]) as file:
         listing = file.read()
     use = np.array([[int(n) for n in line.split()] for line in lines[4:] if re.match(r"\d+ ", line)])
     root = _tree(_regions(listing))

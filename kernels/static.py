@@ -16,8 +16,9 @@ import shutil
 import sys
 import tempfile
 
-from kernels.chips import TOPOLOGIES
+from kernels.chips import ENVIRONMENT, TOPOLOGIES
 from kernels.passes import Pass
+from kernels.schedule import flags
 
 KERNELS = ("cross_entropy", "decode_attention", "flash_attention")
 
@@ -67,8 +68,7 @@ def main() -> int:
         print('the TPU compiler is not installed: pip install "codellama_jax[tpu]"', file=sys.stderr)
         return 2
     dump = tempfile.mkdtemp(prefix="schedule-")
-    environment = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3"}
-    os.environ.update(environment, LIBTPU_INIT_ARGS=f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true")
+    os.environ.update(ENVIRONMENT, LIBTPU_INIT_ARGS=flags(dump))
     passes = importlib.import_module(f"kernels.{args.kernel}.static_passes")  # after the environment: it starts JAX
     if args.compare not in (None, *passes.BASELINES):
         print(f"nothing called {args.compare} to compare with; there is {', '.join(passes.BASELINES)}", file=sys.stderr)

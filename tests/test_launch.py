@@ -89,6 +89,17 @@ def test_an_ablation_is_short(name):
     assert len((ROOT / "experiments" / f"{name}.py").read_text().splitlines()) <= 120
 
 
+def test_a_mesh_can_be_written_in_one_word():
+    dotted = launch.spelled_out(["compile", "code_llama", "--mesh", "fsdp=64,tensor=4", "--search"])
+    assert dotted == ["compile", "code_llama", "--mesh.fsdp=64", "--mesh.tensor=4", "--search"]
+    assert launch.spelled_out(["plan", "--mesh"]) == ["plan", "--mesh"]
+
+
+def test_a_mesh_without_a_number_is_one_line(cli):
+    code, _, err = cli("plan", "quickstart", "--mesh", "fsdp")
+    assert code == 2 and err.count("\n") == 1 and "mesh.fsdp" in err
+
+
 def test_overrides_reach_every_arm(cli):
     _, out, _ = cli("plan", "quickstart", "--code.steps", "77", "--mesh.tensor", "2", "--code.model.n-layers=3")
     assert " 77 " in out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import resource
 import sys
 from typing import Any
 
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 
 from codellama_jax.accounting import flops_per_token
 from codellama_jax.compile import program, target
-from codellama_jax.compile.report import Report, TooLarge, examine, lines
+from codellama_jax.compile.report import Report, TooLarge, examine, gib, lines
 from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage, UserError
 from codellama_jax.training.mesh import make_mesh
 
@@ -95,6 +96,13 @@ def search(job: Job, chip: str, devices: list, cache: str) -> tuple[Job, Report,
     return best
 
 
+def cost() -> str:
+    """Returns what compiling took here, in this process and those that it started."""
+    own, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    seconds = own.ru_utime + own.ru_stime + others.ru_utime + others.ru_stime
+    return f"compiled in {seconds:.0f} s of CPU time and {gib(1024 * max(own.ru_maxrss, others.ru_maxrss))} of memory"
+
+
 def compile_experiment(experiment: Experiment, choice: Any) -> None:
     """Prints what the compiler says of `choice`, a `launch.Compile`; exits with 3 if it does not fit.
 
@@ -112,6 +120,6 @@ def compile_experiment(experiment: Experiment, choice: Any) -> None:
         else:
             report, tokens = compile_job(job, chip, make_mesh(job.mesh, devices), choice.cache)
     except TooLarge as refusal:
-        print(f"DOES NOT FIT {target.CHIPS[chip].hbm_gib} GiB of HBM: {refusal}")
+        print(f"DOES NOT FIT {target.CHIPS[chip].hbm_gib} GiB of HBM: {refusal}\n{cost()}")
         sys.exit(TOO_LARGE)
-    print("\n".join(lines(report, chip, make_mesh(job.mesh, devices), tokens)))
+    print("\n".join([*lines(report, chip, make_mesh(job.mesh, devices), tokens, job.kind == "decode"), cost()]))

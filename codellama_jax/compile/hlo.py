@@ -45,6 +45,11 @@ class Kernel:
     operands: tuple[tuple[str, tuple[int, ...]], ...]
     times: int
 
+    @property
+    def bytes(self) -> int:
+        """Of its operands."""
+        return sum(nbytes(*operand) for operand in self.operands)
+
 
 @dataclass(frozen=True)
 class Buffer:

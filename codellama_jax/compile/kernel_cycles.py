@@ -14,7 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from codellama_jax.compile.hlo import Kernel
-from codellama_jax.compile.target import ENVIRONMENT
+from codellama_jax.compile.target import CHIPS
+from kernels.chips import ENVIRONMENT
+from kernels.schedule import flags
 
 FOLDER = Path(__file__).resolve().parent.parent.parent
 LONGEST = 16_384  # longer passes cost as the square of their length; beyond it the backward kernel does not fit every chip
@@ -43,9 +45,9 @@ def cycles(chip: str, kernel: Kernel, cache: str) -> float | None:
     elif package == "cross_entropy":
         _, (_, (T, D)), (head, (V, _)), *_ = kernel.operands
         args, runs = {"seq": TOKENS, "d_model": D, "words": V, "head": DTYPES[head]}, T / TOKENS
-    elif package == "decode_attention":  # over a full cache
+    elif package == "decode_attention":  # over a full cache; a core without a head waits
         M, S, H = max((shape for _, shape in kernel.operands), key=math.prod)
-        args, runs = {"seq": min(LONGEST, S), "head_dim": H}, M
+        args, runs = {"seq": min(LONGEST, S), "head_dim": H}, -(-M // CHIPS[chip].cores) * CHIPS[chip].cores
         runs *= S / args["seq"]
     else:
         return None
@@ -60,14 +62,14 @@ def count(package: str, chip: str, args: str, cache: str) -> list[int]:
     The schedule is written only to a libtpu that was started for it, so another process reads it; what it says is kept in `cache`.
     """
     digest = hashlib.sha256(f"{version('libtpu')} {args}".encode())
-    for source in sorted(FOLDER.glob("kernels/**/*.py")):
+    for source in sorted([*FOLDER.glob("kernels/*.py"), *FOLDER.glob(f"kernels/{package}/*.py")]):
         digest.update(source.read_bytes())
     kept = Path(cache).expanduser() / "kernel_cycles" / f"{package}-{chip}-{digest.hexdigest()[:16]}.json"
     if not kept.exists():
         with tempfile.TemporaryDirectory() as dump:
-            flags = {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true", "PYTHONPATH": str(FOLDER)}
+            settings = ENVIRONMENT | {"LIBTPU_INIT_ARGS": flags(dump), "PYTHONPATH": str(FOLDER)}
             command = [sys.executable, "-c", COUNT, package, chip, args, dump]
-            found = subprocess.run(command, env=os.environ | ENVIRONMENT | flags, capture_output=True, text=True)
+            found = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
         if found.returncode:
             return []
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from codellama_jax.config import ModelConfig, Stage
+from codellama_jax.config import ModelConfig, Stage, UserError
 from codellama_jax.generation import decoder
 from codellama_jax.models.llama import Llama
 from codellama_jax.training.mesh import check_mesh, on_mesh, shardings
@@ -18,12 +18,15 @@ from codellama_jax.training.step import BATCH_KEYS, abstract_state, compile_trai
 
 
 def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
-    """Lowers the step of a stage. Raises UserError where the mesh does not divide it."""
+    """Lowers the step of a stage. Raises UserError where the mesh does not divide it, or a kernel cannot run on the chip."""
     B, T = stage.data.batch_size, stage.data.seq_len
     check_mesh(mesh, stage.model, B, stage.micro_batches, T)
     batch = {key: jax.ShapeDtypeStruct((B, T), jnp.int32) for key in BATCH_KEYS} | {"stop": jax.ShapeDtypeStruct((B,), jnp.int32)}
     with on_mesh(mesh):
-        return compile_train_step(stage, mesh).lower(abstract_state(stage, mesh), batch)
+        try:
+            return compile_train_step(stage, mesh).lower(abstract_state(stage, mesh), batch)
+        except ValueError as refusal:
+            raise UserError(str(refusal)) from refusal
 
 
 def abstract_params(model: ModelConfig, mesh: Mesh) -> dict:

@@ -43,6 +43,10 @@ class Report:
         full, causal = (flops / (self.seconds * PEAK_FLOPS[CHIPS[chip].kind]) for flops in self.flops)
         return full, causal
 
+    def reading(self, chip: str) -> float:
+        """Returns the share of a step that reading the arguments once takes."""
+        return self.arguments / CHIPS[chip].hbm_speed / self.seconds
+
 
 def gib(number: float) -> str:
     return f"{number / GIB:.3g} GiB"
@@ -80,23 +84,23 @@ def examine(lowered: jax.stages.Lowered, chip: str, flops: tuple[float, float], 
         if counted is None:
             uncounted.add(kernel.name)
         else:
-            kernel_cycles += counted * kernel.times / device.cores
-    clock = PEAK_FLOPS[device.kind] / (2 * device.multiply_adds)
+            reading = kernel.bytes / device.hbm_speed * device.clock  # schedules know of no memory that is slow
+            kernel_cycles += max(counted / device.cores, reading) * kernel.times
     return Report(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         output=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
         collectives=program.collectives(),
-        seconds=(program.cycles() + kernel_cycles) / clock,
-        kernel_seconds=kernel_cycles / clock,
+        seconds=(program.cycles() + kernel_cycles) / device.clock,
+        kernel_seconds=kernel_cycles / device.clock,
         uncounted=tuple(sorted(uncounted)),
         flops=flops,
     )
 
 
-def lines(report: Report, chip: str, mesh: Mesh, tokens: int) -> list[str]:
-    """Returns what to print."""
+def lines(report: Report, chip: str, mesh: Mesh, tokens: int, decoding: bool) -> list[str]:
+    """Returns what to print; what bounds decoding is the memory's speed."""
     r, hbm = report, CHIPS[chip].hbm_gib
     axes = " x ".join(f"{axis} {n}" for axis, n in mesh.shape.items() if n > 1) or "one device"
     memory = f"arguments {gib(r.arguments)}, temporaries {gib(r.temporaries)}, output {gib(r.output)} ({gib(r.aliased)} of it in place)"
@@ -107,5 +111,7 @@ def lines(report: Report, chip: str, mesh: Mesh, tokens: int) -> list[str]:
     if r.uncounted:
         shown.append(f"not in the estimate: the kernels {', '.join(r.uncounted)}")
     full, causal = r.mfu(chip)
+    if decoding:
+        return [*shown, f"compiler estimate: reading weights and cache once takes {r.reading(chip):.3f} of it"]
     shown.append(f"compiler estimate: MFU {full:.3f} with attention's full square, {causal:.3f} causal")
     return shown

@@ -20,6 +20,12 @@ INSTRUCT = ("--code.data.batch-size", "128")  # 524,288 tokens a step (Code Llam
 INFERENCE = {"prefill 100k": "prefill", "decode at 100k": "decode"}
 TENSOR = {"code 4k": (1, 4), "LCFT 16k": (2, 8), "instruct": (2, 4)}  # as PODS
 MICRO_BATCHES = {"v5p": (2, 2), "v5e": (2, 16), "v6e": (1, 8), "tpu7x": (2, 2), "v4": (1, 4)}  # of the code stage, as PODS
+TIGHT = {("v5e", "70b"): ("--code.micro-batches", "2")}  # instruct, where its two rows a device are too many at once
+LONG = {  # of the long-context stage on chips with little memory: what each micro-batch leaves of a row on a device
+    "v5e": ((), ("--mesh.context", "2", "--long-context.micro-batches", "4")),
+    "v6e": ((), ("--mesh.context", "2", "--long-context.micro-batches", "4")),
+    "v4": (("--mesh.context", "4", "--long-context.micro-batches", "4"),) * 2,  # its vector memory holds 4,096 tokens' gradients
+}
 ROOMY = ("v5p", "tpu7x")  # keep the products of every layer
 PODS = {  # for the smaller two sizes, for the larger two
     "v5p": ("v5p:4x4x8", "v5p:8x8x8"),
@@ -32,9 +38,12 @@ HEAD = """# Code Llama on TPU pods, by the TPU compiler
 
 Every figure is a *compiler estimate*: the step that `launch.py run` starts, compiled for a pod without having one, with its memory
 as the compiler lays it out and the time as it estimates each operation, exchanges between chips left out. Nothing here is
-measured. MFU counts attention's full square / its causal half. `make tpu-table` writes this page and goes on where it was stopped;
-a cell is one command, such as `python launch.py compile code_llama --scale 34b --stage code --target v5p:8x8x8` and its options.
-A cell that says so was not compiled yet.
+measured. MFU counts attention's full square / its causal half. Decoding reads one token a row after 100,000; what bounds it is
+reading weights and cache. "instruct" is the step of the code stage with 128 rows of 4,096 tokens.
+
+`make tpu-table` writes this page and goes on where it was stopped; a cell is one command, such as
+`python launch.py compile code_llama --scale 34b --stage code --target v5p:8x8x8` and its options. A cell that says so was not
+compiled yet.
 """
 
 
@@ -45,8 +54,10 @@ def training(title: str, chip: str, scale: str) -> tuple[str, list[str]]:
     args = ["code_llama", "--scale", scale, "--stage", stage, "--target", pod, "--mesh.tensor", str(TENSOR[title][large])]
     if title == "code 4k":
         args += ["--code.micro-batches", str(MICRO_BATCHES[chip][large])]
+    if title == "LCFT 16k" and chip in LONG:
+        args += LONG[chip][large]
     if title == "instruct":
-        args += INSTRUCT
+        args += INSTRUCT + TIGHT.get((chip, scale), ())
     if chip in ROOMY:
         args += [f"{option}.model.remat", "dots"]
     return f"{title} | {pod} | {scale}", args
@@ -76,13 +87,17 @@ def fill(kept: dict[str, list[str]], name: str, args: list[str]) -> None:
 
 def page(kept: dict[str, list[str]]) -> str:
     """Returns the page; a cell that was not compiled yet says so."""
-    rows = ["| stage | pod | size | options | mesh | memory a device | compiler estimate |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| stage | pod | size | options | mesh | memory a device | compiler estimate | compiled in |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name, args in cells().items():
         lines = kept.get(name, ["not compiled yet"])
         estimates = [line.removeprefix("compiler estimate: ") for line in lines if line.startswith("compiler estimate")]
         memory = next((line for line in lines if "of HBM" in line), "")
+        taken = next((line.removeprefix("compiled in ") for line in lines if line.startswith("compiled in")), "")
         options = " ".join(args[args.index("--target") + 2 :])
-        rows.append(f"| {name} | `{options}` | {lines[0].removeprefix('mesh ')} | {memory} | {'; '.join(estimates)} |")
+        rows.append(f"| {name} | `{options}` | {lines[0].removeprefix('mesh ')} | {memory} | {'; '.join(estimates)} | {taken} |")
     return HEAD + "\n" + "\n".join(rows) + "\n"
 
 

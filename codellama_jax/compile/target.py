@@ -8,17 +8,9 @@ import os
 import re
 from dataclasses import dataclass
 
+from codellama_jax.accounting import PEAK_FLOPS
 from codellama_jax.config import UserError
-
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-    "TPU_ACCELERATOR_TYPE": "v5p-8",  # any one: without it libtpu looks for a TPU and complains
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
+from kernels.chips import ENVIRONMENT
 
 
 @dataclass(frozen=True)
@@ -30,20 +22,26 @@ class Chip:
     width: int  # their side
     cores: int  # that share a device's work
     hbm_gib: float  # what the runtime leaves to a program, as the compiler says when it is not enough
+    hbm_speed: float  # bytes a second, as published
     options: tuple[tuple[str, str], ...] = ()  # of the topology
 
     @property
     def multiply_adds(self) -> int:
-        """Of one cycle. The clock at which these make the peak FLOP/s is peak / (2 x multiply_adds)."""
+        """Of one cycle."""
         return self.units * self.width**2
+
+    @property
+    def clock(self) -> float:
+        """Cycles a second: those at which the multiply-adds make the peak FLOP/s."""
+        return PEAK_FLOPS[self.kind] / (2 * self.multiply_adds)
 
 
 CHIPS = {
-    "v4": Chip("TPU v4", 8, 128, 2, 30.75, (("chip_config_name", "megacore"),)),
-    "v5e": Chip("TPU v5 lite", 4, 128, 1, 15.75),
-    "v5p": Chip("TPU v5p", 8, 128, 2, 95.74),
-    "v6e": Chip("TPU v6 lite", 4, 256, 1, 31.25),
-    "tpu7x": Chip("TPU7x", 4, 256, 1, 94.75),
+    "v4": Chip("TPU v4", 8, 128, 2, 30.75, 1228e9, (("chip_config_name", "megacore"),)),
+    "v5e": Chip("TPU v5 lite", 4, 128, 1, 15.75, 819e9),
+    "v5p": Chip("TPU v5p", 8, 128, 2, 95.74, 2765e9),
+    "v6e": Chip("TPU v6 lite", 4, 256, 1, 31.25, 1638e9),
+    "tpu7x": Chip("TPU7x", 4, 256, 1, 94.75, 3690e9),
 }
 
 

@@ -17,7 +17,7 @@ from flax import struct
 from jax.sharding import PartitionSpec
 
 from codellama_jax.config import ModelConfig
-from codellama_jax.models.layers import rms_norm, rope_angles, rotate
+from codellama_jax.models.layers import mesh_axes, rms_norm, rope_angles, rotate
 from codellama_jax.models.llama import Llama
 from kernels.decode_attention import decode_attention
 
@@ -128,7 +128,7 @@ def step(config: ModelConfig, weights: Weights, cache: Cache, tokens_B: jax.Arra
         qk_KXHB = rotate(qkv_KXHB[:, : G + 1], rope, axis=-2)
         keys.append(put(k_MSH, qk_KXHB[:, G:]))
         values.append(put(v_MSH, qkv_KXHB[:, G + 1 :]))
-        out_MGH = decode_attention(heads(qk_KXHB[:, :G]), keys[-1], values[-1], positions_B + 1)
+        out_MGH = decode_attention(heads(qk_KXHB[:, :G]), keys[-1], values[-1], positions_B + 1, head_axes=mesh_axes("heads", K))
         x_DB += layer.out_DX @ jnp.einsum("KBGH->KGHB", out_MGH.reshape(K, B, G, H)).reshape(-1, B)
         gate_FB, up_FB = jnp.split(layer.gate_up_XD @ norm(x_DB, layer.ffn_norm_D), 2)
         x_DB += layer.down_DF @ (jax.nn.silu(gate_FB) * up_FB)

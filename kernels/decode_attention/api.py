@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from kernels.decode_attention import pallas_tpu, reference, xla
 from kernels.tpu import device_count, platform
@@ -28,11 +29,14 @@ def decode_attention(
     k_scale_MS: jax.Array | None = None,
     v_scale_MS: jax.Array | None = None,
     implementation: str = "",
+    head_axes: tuple[str, ...] = (),
 ) -> jax.Array:
     """Attends from one query a head to the first `lengths_B` (one at least) slots of its row. Softmax in fp32.
 
     Args:
       k_scale_MS, v_scale_MS: with a cache in int8, what its keys and values are multiplied by (`quantize`), fp32.
+      head_axes: axes of the mesh in use (`jax.set_mesh`) that split the key heads. With them each device runs the
+        implementation on its own heads, as the Pallas kernel needs; without, the compiler splits the work.
 
     Returns:
       out_MGH in q's dtype.
@@ -40,14 +44,19 @@ def decode_attention(
     Raises:
       ValueError: for an unknown implementation, or M that is no multiple of B.
     """
-    on_tpu = platform() == "tpu" and device_count() == 1  # the compiler cannot split a Pallas kernel by itself
+    on_tpu = platform() == "tpu" and (head_axes or device_count() == 1)  # the compiler cannot split a Pallas kernel by itself
     implementation = implementation or ("pallas_tpu" if on_tpu else "xla")
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"no decode attention implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")
     M, B = len(k_MSH), len(lengths_B)
     if M % B:
         raise ValueError(f"{M} key heads of all rows are no multiple of {B} rows")
-    return IMPLEMENTATIONS[implementation](q_MGH, k_MSH, v_MSH, jnp.tile(lengths_B, M // B), k_scale_MS, v_scale_MS)
+    arguments = (q_MGH, k_MSH, v_MSH, jnp.tile(lengths_B, M // B), k_scale_MS, v_scale_MS)
+    if not head_axes:
+        return IMPLEMENTATIONS[implementation](*arguments)
+    given = [x for x in arguments if x is not None]
+    specs = tuple(PartitionSpec(head_axes) for _ in given)
+    return jax.shard_map(IMPLEMENTATIONS[implementation], in_specs=specs, out_specs=specs[0], check_vma=False)(*given)
 
 
 def quantize(x_MSH: jax.Array) -> tuple[jax.Array, jax.Array]:

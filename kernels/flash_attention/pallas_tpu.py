@@ -35,12 +35,6 @@ def _attend_forward(q_BNTH, k_BKTH, v_BKTH, first_BT, sizes, interpret):
 
 def _attend_backward(sizes, interpret, residuals, do_BNTH):
     *inputs, first_BT, out_BNTH, lse_BN1T = residuals
-    needed = block_sizes.backward_bytes(*out_BNTH.shape[2:], sizes.block)
-    if not interpret and needed > sizes.vmem_bytes:
-        raise ValueError(
-            f"the gradients of {out_BNTH.shape[2]} tokens a head take {needed >> 20} MiB of vector memory, the chip has "
-            f"{sizes.vmem_bytes >> 20}: split the row over the context axis or use implementation='xla'"
-        )
     delta_BN1T = jnp.sum(out_BNTH.astype(jnp.float32) * do_BNTH.astype(jnp.float32), axis=-1)[:, :, None]
     arrays = (*inputs, first_BT, lse_BN1T, delta_BN1T, do_BNTH)
     gradients = anywhere(functools.partial(backward, sizes=sizes), *arrays, interpret=interpret)
@@ -62,13 +56,11 @@ def attention(
       interpret: `pallas_call`'s; None compiles for TPU and interprets elsewhere.
 
     Raises:
-      ValueError: for a head dim that fills no whole number of vector registers, or `sizes` that do not divide the padded row.
+      ValueError: for what `forward` and `backward` refuse, or `sizes` that do not divide the padded row.
     """
-    B, T, _, H = q_BTNH.shape
+    B, T = q_BTNH.shape[:2]
     if k_BSKH.shape[1] != T:
         return xla.attention(q_BTNH, k_BSKH, v_BSKH, q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)
-    if H > block_sizes.LANES and H % block_sizes.LANES:
-        raise ValueError(f"pallas_tpu attention needs a head dim up to 128 or a multiple of it, got {H}; use implementation='xla'")
     sizes = sizes or block_sizes.choose(T)
     padding = -T % sizes.queries
     if (T + padding) % sizes.keys or sizes.keys % sizes.queries or sizes.queries % sizes.block:

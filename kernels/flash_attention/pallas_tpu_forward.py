@@ -150,8 +150,13 @@ def forward(q_BNTH, k_BKTH, v_BKTH, first_BT, *, sizes: BlockSizes, interpret=Fa
     Args:
       first_BT: int32, first key that each query may see; never falls along a row.
       sizes: `queries` and `keys` divide T.
+
+    Raises:
+      ValueError: for a head dim that fills no whole number of vector registers.
     """
     B, N, T, H = q_BNTH.shape
+    if H > LANES and H % LANES:
+        raise ValueError(f"pallas_tpu attention needs a head dim up to {LANES} or a multiple of it, got {H}; use implementation='xla'")
     group = N // k_BKTH.shape[1]
     block, stretch = sizes.queries, sizes.keys
     first_key, whole_key = first_BT[:, ::block], first_BT[:, block - 1 :: block]

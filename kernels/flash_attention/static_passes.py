@@ -86,14 +86,19 @@ def count_splash(name: str, schedule: Schedule, seq: int, block: int, compute: i
 
 
 def ours(chip: str, args, dump: str) -> list[Pass]:
-    """Compiles our two kernels for `chip`; returns their passes, forward then backward."""
+    """Compiles our two kernels for `chip`; returns their passes, forward and, where the chip has room for it, backward."""
     seq = args.seq
     x = jax.ShapeDtypeStruct((1, HEADS, seq, args.head_dim), jnp.bfloat16)
     inputs = placed(chip, x, x, x, jax.ShapeDtypeStruct((1, seq), jnp.int32))
     sizes = block_sizes.choose(seq, VMEM_MIB[chip] << 20)
-    loss = lambda q, k, v, first_BT: pallas_tpu.attend(q, k, v, first_BT, sizes, False).astype(jnp.float32).sum()
-    jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*inputs).compile()
+    forward = lambda q, k, v, first_BT: pallas_tpu.attend(q, k, v, first_BT, sizes, False).astype(jnp.float32).sum()
     counters = {"flash_attention_forward": count_forward, "flash_attention_backward": count_backward}
+    try:
+        jax.jit(jax.grad(forward, argnums=(0, 1, 2))).lower(*inputs).compile()
+    except ValueError as refusal:
+        print(f"{chip} {seq} backward: {refusal}", file=sys.stderr)
+        jax.jit(forward).lower(*inputs).compile()
+        del counters["flash_attention_backward"]
     return [count(read(dump, name), seq, sizes) for name, count in counters.items()]
 
 

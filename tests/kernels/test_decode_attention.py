@@ -54,6 +54,17 @@ def test_an_int8_cache_is_read_with_its_scales(implementation):
     assert relative_error(actual, oracle(q_MGH, k_MSH, v_MSH, lengths_B)) < 2e-2
 
 
+def test_heads_split_over_devices_equal_whole():
+    q_MGH, k_MSH, v_MSH, lengths_B = problem(0)
+    q_MGH, k_MSH, v_MSH = (jnp.concatenate([x, 2 * x]) for x in (q_MGH, k_MSH, v_MSH))
+    (k_MSH, k_scale_MS), (v_MSH, v_scale_MS) = quantize(k_MSH), quantize(v_MSH)
+    scales = {"k_scale_MS": k_scale_MS, "v_scale_MS": v_scale_MS}
+    with jax.set_mesh(jax.make_mesh((2,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])):
+        call = lambda *a, **s: decode_attention(*a, **s, implementation="pallas_tpu", head_axes=("tensor",))
+        parts = jax.jit(call)(q_MGH, k_MSH, v_MSH, lengths_B, **scales)
+    assert relative_error(parts, decode_attention(q_MGH, k_MSH, v_MSH, lengths_B, **scales, implementation="reference")) < 2e-5
+
+
 def test_no_race_no_read_out_of_bounds_and_nothing_behind_a_row():
     """What stands behind the end of a row is NaN, in slots as in scales."""
     q_MGH, k_MSH, v_MSH, lengths_B = problem(5)

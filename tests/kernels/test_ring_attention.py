@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_cases import UNOPTIMISED, problem, with_gradients
+from attention_cases import SMALL, UNOPTIMISED, oracle, problem, relative_error, with_gradients
+from jax.sharding import PartitionSpec as P
 
 from kernels import ring_attention
 from kernels.flash_attention import block_sizes, reference
+from kernels.ring_attention import pallas_tpu
+from kernels.ring_attention.ring import ring
 
 AXES = ("fsdp", "context", "tensor")
 
@@ -49,6 +52,16 @@ def test_ring_of_kernels_is_attention_on_one_device(monkeypatch):
     check((1, 2, 1), problem(1, 1, 600, 2, 1, 64), "pallas_tpu")
 
 
+@pytest.mark.parametrize("implementation", ring_attention.IMPLEMENTATIONS)
+def test_bfloat16_keeps_its_precision_around_the_ring(implementation, monkeypatch):
+    monkeypatch.setattr(block_sizes, "choose", lambda length: SMALL)
+    context = 8 if implementation == "xla" else 2  # what the interpreter unrolls takes long to compile
+    qkv, do, rows = problem(2, 1, 512, 2, 1, 64, "bfloat16")
+    solve = lambda qkv, do: with_gradients(around(context, implementation), qkv, do, rows)
+    for here, alone in zip(on_mesh((1, context, 1), solve, qkv, do)(qkv, do), oracle(qkv, do, rows)):
+        assert here.dtype == jnp.bfloat16 and relative_error(here, alone) <= 1e-2
+
+
 def test_rows_come_back_in_order():
     x_BT = np.arange(2 * 24 * 3).reshape(2, 24, 3)
     dealt = ring_attention.stripe(x_BT, 4)
@@ -74,3 +87,27 @@ def test_refuses_what_it_does_not_know():
     x = jnp.zeros((1, 8, 1, 8))
     with pytest.raises(ValueError, match="no ring attention implementation 'reference'; there are pallas_tpu, xla"):
         ring_attention.attention(x, x, x, length_axes=("context",), implementation="reference")
+
+
+def of_a_tpu(length, head_dim):
+    """Traces the gradients of a device's part of a row, a quarter of `length`, as a TPU would run them."""
+    blocks, _ = ring_attention.IMPLEMENTATIONS["pallas_tpu"](length // 4)
+    mesh = jax.sharding.AbstractMesh((4,), ("context",))
+    q, starts = jax.ShapeDtypeStruct((1, 1, length, head_dim), jnp.bfloat16), jax.ShapeDtypeStruct((1, length), jnp.int32)
+    local = lambda q, starts: ring(q, q, q, starts, ("context",), blocks)
+    split = {"mesh": mesh, "in_specs": (P(None, None, "context"), P(None, "context")), "out_specs": P(None, None, "context")}
+    whole = jax.shard_map(local, check_vma=False, **split)
+    jax.eval_shape(jax.grad(lambda q, starts: whole(q, starts).astype(jnp.float32).sum()), q, starts)
+
+
+@pytest.mark.parametrize(
+    ("length", "head_dim", "said"),
+    [
+        (1 << 17, 128, "the gradients of 32768 tokens a head take .* split the row over more devices of the context axis"),
+        (1 << 12, 192, "a head dim up to 128 or a multiple of it, got 192"),
+    ],
+)
+def test_refuses_what_fits_no_chip(monkeypatch, length, head_dim, said):
+    monkeypatch.setattr(pallas_tpu, "platform", lambda: "tpu")
+    with pytest.raises(ValueError, match=said):
+        of_a_tpu(length, head_dim)
