@@ -66,8 +66,8 @@ def layout(config: ModelConfig) -> Weights:
 
 
 def place(tree: object, specs: object) -> object:
-    """Lays arrays out on the mesh in use; without one they stay as they are."""
-    return tree if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(tree, specs)
+    """Lays arrays out on the mesh in use; on one device they stay as they are."""
+    return jax.lax.with_sharding_constraint(tree, specs) if jax.sharding.get_abstract_mesh().size > 1 else tree
 
 
 def for_decoding(config: ModelConfig) -> ModelConfig:
