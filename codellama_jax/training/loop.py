@@ -154,7 +154,7 @@ def train_stage(run: StageRun, initial: Callable[[], Any] | None, seed: int) -> 
         with noticing_signals() as signalled:
             if first == 0:
                 run.evaluate(0)
-            if stage.steps == 0:
+            if stage.steps == 0 and not run.checkpoints.manager.all_steps():
                 run.save(0)
             for step in range(first, stage.steps):
                 run.train(step, signalled())
