@@ -139,6 +139,11 @@ class ProbesConfig:
     perplexity_lengths: tuple[int, ...] = ()
     perplexity_rows: int = 8  # documents of the longest length; shorter ones read the same documents' beginnings
     infilling_examples: int = 0
+    bigram: bool = False  # fit an interpolated bigram model to the training tokens and print it beside
+    completions: tuple[str, ...] = ()
+    infills: int = 0  # sample infills shown in the report
+    max_new_tokens: int = 64
+    last_stage_only: bool = False  # ask the last stage of each arm and no other
     infilling_kinds: tuple[str, ...] = ()  # single-line, multi-line, random-span: what is cut out, each filled in every format
     kind_examples: int = 128  # of each kind
     key_lengths: tuple[int, ...] = ()  # tokens of prompts that hide a key
@@ -147,11 +152,6 @@ class ProbesConfig:
     temperatures: tuple[float, ...] = ()  # at which the ends of held-out lines are sampled
     line_ends: int = 64
     line_end_samples: int = 200  # of each line
-    bigram: bool = False  # fit an interpolated bigram model to the training tokens and print it beside
-    completions: tuple[str, ...] = ()
-    infills: int = 0  # sample infills shown in the report
-    max_new_tokens: int = 64
-    last_stage_only: bool = False  # ask the last stage of each arm and no other
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def knows(run: Run, benchmark: Benchmark, babble: str, spm: bool, monkeypatch) -
     known = {tuple((infill if benchmark.infilling else plain)(task)): task.reference for task in benchmark.tasks}
     end = tokenizer.eot_id if benchmark.infilling else tokenizer.eos_id
 
-    def generate(config, params, prompts, sampling, stop_ids, *, stop, on_tokens, vocab, numbers):
+    def generate(config, params, prompts, sampling, stop_ids, *, stop, on_tokens, vocab, numbers, first):
         rows = sampler._Rows(len(prompts), sampling.max_new_tokens, stop_ids, stop, on_tokens)
         drawn = [[*tokenizer.encode(known[tuple(prompt)] + babble, leading_space=False), end] for prompt in prompts]
         tokens_BT, _ = sampler._pad(drawn)
