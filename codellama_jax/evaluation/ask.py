@@ -52,7 +52,7 @@ def answers(run: Run, benchmark: Benchmark, settings: Settings, done: set[Key]) 
 
 def _share(run: Run) -> tuple[int, int]:
     """Returns which of how many shares this host asks: all of them, as the other hosts do, where one model lies on all hosts."""
-    alone = all(p.is_fully_addressable for p in jax.tree.leaves(run.params))
+    alone = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(run.params))
     return (jax.process_index(), jax.process_count()) if alone else (0, 1)
 
 

@@ -125,7 +125,7 @@ def write_apps(folder) -> None:
     """Both kinds of problems, in train and test, with numbers of more digits than Python reads unless told."""
     huge, twice = "1" + 9000 * "0", "2" + 9000 * "0"
     standard = {"inputs": ["2\n", "30\n", huge], "outputs": ["4 \n", "60.0\n", twice]}
-    call = {"fn_name": "twice", "inputs": [[2], [3], ["huge"]], "outputs": [[4], [6], ["twice"]]}
+    call = {"fn_name": "twice", "inputs": [[2], [3], ["huge"]], "outputs": [[4], [6], ["huger"]]}
     solutions = {"a": "n = int(input())\nprint(2 * n)\n", "b": "class Solution:\n    def twice(self, x):\n        return 2 * x\n"}
     for split in ("train", "test"):
         for number, (tests, solution, grade) in enumerate(
@@ -134,7 +134,7 @@ def write_apps(folder) -> None:
             place = folder / split / f"{number:04}"
             place.mkdir(parents=True)
             (place / "question.txt").write_text("Print twice the number.")
-            (place / "input_output.json").write_text(json.dumps(tests).replace('"huge"', huge).replace('"twice"', twice))
+            (place / "input_output.json").write_text(json.dumps(tests).replace('"huge"', huge).replace('"huger"', twice))
             (place / "solutions.json").write_text(json.dumps([solution]))
             (place / "metadata.json").write_text(json.dumps({"difficulty": grade}))
             if number:

@@ -108,8 +108,7 @@ def _call(task: Task, completion: str, name: str, pairs: list) -> Check:
     """One program for all tests of a function, which may be a method of `Solution`."""
     candidate = f"{completion}\nif 'Solution' in globals():\n    {name} = Solution().{name}\n"
     test = f"""
-import json, sys
-sys.set_int_max_str_digits(0)
+import json
 def check(candidate):
     for arguments, wanted in json.loads({json.dumps(pairs)!r}):
         value = json.loads(json.dumps(candidate(*arguments)))

@@ -206,7 +206,6 @@ class Remote:
 
 def _answer_calls(read_fd: int, write_fd: int) -> None:
     """The candidate's end: serves requests until the pipe is closed. Nothing here is believed by the other end."""
-    sys.set_int_max_str_digits(0)  # as in the Python that the benchmarks were made for
     objects: dict[int, Any] = {}
     names: dict[str, Any] = {}
 
