@@ -12,6 +12,8 @@ import os
 import resource
 from concurrent.futures import ProcessPoolExecutor
 
+from kernels.chips import ENVIRONMENT
+
 TOKENS, WORDS = 16_384, 32_016
 D_MODEL = {"v5p": 4096, "cpu": 256}  # a CPU holds and computes the logits in fp32 at any width
 
@@ -70,7 +72,7 @@ def show(title: str, function, chip: str, forms: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    os.environ.update({"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3"})
+    os.environ.update(ENVIRONMENT)
     if importlib.util.find_spec("libtpu"):
         show("compiler estimate v5p", estimate, "v5p", ("plain", "xla", "pallas_tpu"))
     show("measured on CPU", measure, "cpu", ("plain", "xla"))
