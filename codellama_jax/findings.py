@@ -123,6 +123,8 @@ def write_finding(page: Page, name: str, results: Results, finding: FindingOf) -
 
 
 def _not_shown(found: Finding) -> str:
+    if any(difference.interval.n == 1 for difference in found.differences):
+        return "Undecided: one seed gives no interval."
     said = {"disagrees": "Disagrees with the paper at this scale.", "undecided": "Undecided at this scale."}
     return f"{said[found.verdict]} Likely reason: {found.reason}"
 

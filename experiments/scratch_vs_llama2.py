@@ -31,12 +31,13 @@ def finding(results: Results) -> Finding:
     losses = {arm: [chain[-1].loss for chain in seeds] for arm, seeds in results.items()}
     curves = {arm: [chain[-1].curve for chain in seeds] for arm, seeds in results.items()}
     saved = [1 - crossing(curve, loss) / curve[-1][0] for curve, loss in zip(curves["llama2"], losses["scratch"])]
-    caption = "Validation loss over the tokens of code training."
+    after_start = {arm: [curve[1:] for curve in seeds] for arm, seeds in curves.items()}
+    caption = "Validation loss over the tokens of code training, after the first steps."
     return Finding(
         question="How many tokens of code training does a general model save?",
         headings=("code training from", "validation loss (nats a token)", "paper, 7B"),
         rows=[*((arm, spread(losses[arm]), PAPER[arm]) for arm in results), ("tokens saved", spread(saved, ".0%"), "48%")],
-        figures=[(caption, [Panel("tokens of code training", "validation loss (nats a token)", curves)])],
+        figures=[(caption, [Panel("tokens of code training", "validation loss (nats a token)", after_start)])],
         differences=[
             Difference("final loss from scratch minus from the general model", "nats a token", pairs(losses["scratch"], losses["llama2"])),
             Difference("code tokens saved by the general model", "share of all", saved),

@@ -76,6 +76,13 @@ def test_a_finding_agrees_only_as_a_whole(values, verdict):
     assert list(page.images) == ["e-0"]
 
 
+def test_one_seed_decides_nothing():
+    page = Page("t")
+    write_finding(page, "e", {"a": [[]]}, lambda results: finding([1.0]))
+    assert "Undecided: one seed gives no interval." in page.markdown()
+    assert "it is small." not in page.markdown()
+
+
 def test_a_finding_that_lacks_an_answer_is_a_note():
     def lacking(results):
         raise UserError("code: no document is long enough")
