@@ -30,19 +30,13 @@ class Example(NamedTuple):
 Cuts = Callable[[str, np.random.Generator, int], list[Example]]  # a text cut in up to so many ways
 
 
-def held_out_lines(tokenizer: Tokenizer, texts: Sequence[str], count: int, seq_len: int, max_new_tokens: int, seed: int) -> list[Example]:
-    """Picks `count` lines, or as many as there are, from documents that fit a training row; the same ones for the same seed.
-
-    A line is not blank, neither the first nor the last of its document, and at most `max_new_tokens` long. Each document
-    gives one, or a few where there are fewer documents than lines wanted.
-    """
-    return held_out_examples(single_lines, tokenizer, texts, count, seq_len, max_new_tokens, seed)
-
-
 def held_out_examples(
     cuts: Cuts, tokenizer: Tokenizer, texts: Sequence[str], count: int, seq_len: int, max_new_tokens: int, seed: int
 ) -> list[Example]:
-    """Picks `count` middles, cut in one way, as `held_out_lines` does."""
+    """Picks `count` middles, or as many as there are, from documents that fit a training row; the same ones for the same seed.
+
+    A middle is at most `max_new_tokens` long. Each document gives one, or a few where there are fewer documents than wanted.
+    """
     rng = np.random.default_rng(seed)
     examples: list[Example] = []
     share = -(-count // max(1, len(texts)))
@@ -102,6 +96,7 @@ def _shared(prompt: list[int], whole: list[int]) -> int:
 
 
 def single_lines(text: str, rng: np.random.Generator, count: int) -> list[Example]:
+    """Lines that are not blank, and neither the first nor the last of the text."""
     lines, inner = _inner_lines(text)
     return [_example(lines, i, i + 1) for i in rng.permutation(inner)[:count].astype(int)]
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from codellama_jax.config import UserError
+from codellama_jax.evaluation.infilling import held_out_examples, single_lines
 from codellama_jax.evaluation.pass_at_k import pass_at_k
 from codellama_jax.generation.sampler import Sampling, generate
 from codellama_jax.tokenizer import Tokenizer
@@ -22,26 +23,15 @@ KS = (1, 10, 100)
 
 
 class LineEnd(NamedTuple):
-    prompt: list[int]  # BOS, the document so far and the beginning of the line, cut where a token ends
+    prompt: list[int]  # BOS, what stands before the line and its beginning, cut where a token ends
     end: str  # the rest of the line
 
 
 def line_ends(tokenizer: Tokenizer, texts: Sequence[str], count: int, seq_len: int, seed: int) -> list[LineEnd]:
-    """Picks one line each of `count` documents, or of as many as there are; the same ones for the same seed."""
-    rng = np.random.default_rng(seed)
-    found: list[LineEnd] = []
-    for index in rng.permutation(len(texts)):
-        lines = texts[index].split("\n")
-        at = int(rng.integers(len(lines)))
-        shown = _begun(tokenizer, lines[at])
-        if not shown:
-            continue
-        prompt = [tokenizer.bos_id, *tokenizer.encode("".join(f"{line}\n" for line in lines[:at]) + shown)]
-        if len(prompt) + NEW_TOKENS <= seq_len:
-            found.append(LineEnd(prompt, lines[at][len(shown) :].rstrip()))
-        if len(found) == count:
-            break
-    return found
+    """Picks `count` lines of held-out documents, or as many as there are; the same ones for the same seed."""
+    examples = held_out_examples(single_lines, tokenizer, texts, 2 * count, seq_len, seq_len, seed)  # some are too short
+    begun = [(e, shown) for e in examples if (shown := _begun(tokenizer, e.middle))]
+    return [LineEnd([tokenizer.bos_id, *tokenizer.encode(e.prefix + shown)], e.middle[len(shown) :].rstrip()) for e, shown in begun[:count]]
 
 
 def _begun(tokenizer: Tokenizer, line: str) -> str:

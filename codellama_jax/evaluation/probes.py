@@ -9,7 +9,7 @@ import numpy as np
 
 from codellama_jax.config import ProbesConfig, UserError
 from codellama_jax.evaluation import bigram
-from codellama_jax.evaluation.infilling import Example, held_out_lines, infilling_by_format
+from codellama_jax.evaluation.infilling import Example, held_out_examples, infilling_by_format, single_lines
 from codellama_jax.evaluation.infilling_kinds import infilling_by_kind
 from codellama_jax.evaluation.key_probe import retrieval
 from codellama_jax.evaluation.line_ends import pass_by_temperature
@@ -80,7 +80,7 @@ def _infilling(probes: ProbesConfig, run: Run, texts: Sequence[str], seq_len: in
     if run.model.vocab_size < run.tokenizer.vocab_size:
         note = "this model's vocabulary has no infilling sentinels"
     else:
-        examples = held_out_lines(run.tokenizer, texts, max(asked.values()), seq_len, probes.max_new_tokens, seed)
+        examples = held_out_examples(single_lines, run.tokenizer, texts, max(asked.values()), seq_len, probes.max_new_tokens, seed)
         note = f"no held-out document that fits {seq_len} tokens has a line to fill in"
     if not examples:
         return {name: {"note": note} for name, count in asked.items() if count}

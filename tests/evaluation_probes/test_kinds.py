@@ -59,7 +59,7 @@ def test_another_key_differs_in_both_digits():
 
 
 def hidden(run, ids: list[int]) -> str:  # noqa: F811
-    return run.tokenizer.decode(ids).split("return ")[2][:2]
+    return run.tokenizer.decode(ids).split('at the end."\n    return ')[1][:2]
 
 
 @pytest.mark.parametrize(("looks", "retrieved", "gain"), [(True, 1.0, 12.0), (False, 0.0, 0.0)])

@@ -17,7 +17,7 @@ from codellama_jax import tokenizer as tokenizers
 from codellama_jax.config import ProbesConfig
 from codellama_jax.data.infilling import infill_ids, plain_ids
 from codellama_jax.evaluation import infilling
-from codellama_jax.evaluation.infilling import held_out_lines, infilling_by_format, middle_loss
+from codellama_jax.evaluation.infilling import held_out_examples, infilling_by_format, middle_loss, single_lines
 from codellama_jax.evaluation.probes import run_probes
 from codellama_jax.models.llama import Llama
 from codellama_jax.training.checkpoint import Run
@@ -37,7 +37,7 @@ def run(tmp_path_factory) -> Run:
 
 
 def lines(run: Run, count: int = 20, seed: int = 0, texts: list[str] = DOCUMENTS) -> list[infilling.Example]:
-    return held_out_lines(run.tokenizer, texts, count, SEQ_LEN, NEW_TOKENS, seed)
+    return held_out_examples(single_lines, run.tokenizer, texts, count, SEQ_LEN, NEW_TOKENS, seed)
 
 
 def test_examples_are_inner_lines_of_documents_that_fit(run):
