@@ -38,8 +38,9 @@ HEAD = """# Code Llama on TPU pods, by the TPU compiler
 
 Every figure is a *compiler estimate*: the step that `launch.py run` starts, compiled for a pod without having one, with its memory
 as the compiler lays it out and the time as it estimates each operation, exchanges between chips left out. Nothing here is
-measured. MFU counts attention's full square / its causal half. Decoding reads one token a row after 100,000; what bounds it is
-reading weights and cache. "instruct" is the step of the code stage with 128 rows of 4,096 tokens.
+measured, but for what compiling took on two CPU cores (empty where it was not recorded). MFU counts attention's full square / its
+causal half. Decoding reads one token a row after 100,000; what bounds it is reading weights and cache. "instruct" is the step of
+the code stage with 128 rows of 4,096 tokens. 70B's rows of 16,384 tokens are too much for v5e, whose pods end at 256 chips.
 
 `make tpu-table` writes this page and goes on where it was stopped; a cell is one command, such as
 `python launch.py compile code_llama --scale 34b --stage code --target v5p:8x8x8` and its options. A cell that says so was not
@@ -97,7 +98,8 @@ def page(kept: dict[str, list[str]]) -> str:
         memory = next((line for line in lines if "of HBM" in line), "")
         taken = next((line.removeprefix("compiled in ") for line in lines if line.startswith("compiled in")), "")
         options = " ".join(args[args.index("--target") + 2 :])
-        rows.append(f"| {name} | `{options}` | {lines[0].removeprefix('mesh ')} | {memory} | {'; '.join(estimates)} | {taken} |")
+        mesh = lines[0].removeprefix("mesh ") if lines[0] != memory else ""
+        rows.append(f"| {name} | `{options}` | {mesh} | {memory} | {'; '.join(estimates)} | {taken} |")
     return HEAD + "\n" + "\n".join(rows) + "\n"
 
 
