@@ -92,7 +92,7 @@ def test_refuses_what_it_does_not_know():
 def of_a_tpu(length, head_dim):
     """Traces the gradients of a device's part of a row, a quarter of `length`, as a TPU would run them."""
     blocks, _ = ring_attention.IMPLEMENTATIONS["pallas_tpu"](length // 4)
-    mesh = jax.sharding.AbstractMesh((4,), ("context",))
+    mesh = jax.sharding.AbstractMesh((4,), ("context",), axis_types=(jax.sharding.AxisType.Auto,))
     q, starts = jax.ShapeDtypeStruct((1, 1, length, head_dim), jnp.bfloat16), jax.ShapeDtypeStruct((1, length), jnp.int32)
     local = lambda q, starts: ring(q, q, q, starts, ("context",), blocks)
     split = {"mesh": mesh, "in_specs": (P(None, None, "context"), P(None, "context")), "out_specs": P(None, None, "context")}
