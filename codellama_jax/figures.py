@@ -131,7 +131,7 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
         axis.set_xticks(sorted({x for seeds in panel.lines.values() for points in seeds for x, _ in points}))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.3g}" if axis.get_xlim()[0] < 1 else "{x:,.0f}"))
         axis.xaxis.set_minor_locator(NullLocator())
-    else:
+    elif axis.get_xlim()[1] >= 1000:
         axis.xaxis.set_major_formatter(EngFormatter())
 
 
