@@ -14,9 +14,12 @@ from typing import Any
 import tyro
 
 from codellama_jax.config import UserError
+from kernels import Refused
 
 INTERRUPTED = 130  # exit codes as shells give them: 128 + signal
 BROKEN_PIPE = 141
+FULL_MEMORY = "RESOURCE_EXHAUSTED"
+ROOM = "take fewer rows at once (in training: more micro_batches, or model.remat full) or more devices; `launch.py compile` says what fits"
 
 
 def cli(*args: Any, **kwargs: Any) -> Any:
@@ -32,12 +35,18 @@ def cli(*args: Any, **kwargs: Any) -> Any:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Calls `main`, then exits: 2 after one line for a UserError or a full disk, 130 after Ctrl-C, quietly when a pipe's reader is gone."""
+    """Calls `main`, then exits: 2 after one line for a UserError, a full disk or full device memory, 130 after Ctrl-C, quietly when a
+    pipe's reader is gone."""
     try:
         main()
         sys.stdout.flush()
-    except UserError as error:
+    except (UserError, Refused) as error:
         print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:  # as JAX's own, which is not imported here
+        if FULL_MEMORY not in str(error):
+            raise
+        print(f"error: {_first_line(error)}: {ROOM}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -50,6 +59,10 @@ def run_command(main: Callable[[], None]) -> None:
             raise
         print(f"error: {error.strerror}: {error.filename or 'output'}", file=sys.stderr)
         sys.exit(2)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rpartition(f"{FULL_MEMORY}: ")[2].rstrip(".")
 
 
 def _one_line(box: str) -> str:

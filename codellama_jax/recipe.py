@@ -59,11 +59,11 @@ def long_context(scale: str, infilling: InfillingConfig = INFILLING, theta: floa
 
 
 def ablation(name: str, scale: str, arms: dict[str, dict[str, Stage]], probes: ProbesConfig | None = None) -> Experiment:
-    """Returns an experiment over these arms: three seeds at toy scale, one at 7B, each arm's last model probed."""
+    """Returns an experiment over these arms: five seeds at toy scale, one at 7B, each arm's last model probed."""
     probes = dataclasses.replace(probes or ProbesConfig(), last_stage_only=True)
     if scale == "toy":
         corpus = CorpusConfig(max_files=700)
-        return Experiment(name, scale, arms, TokenizerConfig(pieces=1024 - 16), corpus, probes=probes, seeds=3)
+        return Experiment(name, scale, arms, TokenizerConfig(pieces=1024 - 16), corpus, probes=probes, seeds=5)
     return Experiment(name, scale, arms, TokenizerConfig("tokenizer.model"), probes=probes)
 
 

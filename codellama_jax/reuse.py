@@ -12,6 +12,7 @@ from codellama_jax.config import Stage, leaves, to_dict
 # What may change between two starts of a run, or differ between equal stages: where and how it computes, not what.
 FREE = ("mesh.", "probes.", "seeds", ".remat", ".attention", ".micro_batches", ".log_every", ".checkpoint_every", ".keep_checkpoints")
 IDENTITY, DONE = "identity.txt", "done.json"
+ASIDE = "set_aside"  # a file in a run's folder: nobody asks for its stages any more
 
 
 def free(name: str) -> bool:
@@ -49,8 +50,9 @@ def point(folder: Any, stage: Stage, trained: Any) -> None:
 
 
 def trained_under(runs: Any) -> dict[str, Any]:
-    """Returns the finished stages of the runs in a folder, by identity."""
-    found = {path.read_text(): path.parent for path in sorted(runs.glob(f"*/*/*/{IDENTITY}"))}
+    """Returns the finished stages of the runs in a folder, by identity, without those of runs that were set aside."""
+    kept = (run for run in sorted(runs.glob("*")) if not (run / ASIDE).exists())
+    found = {path.read_text(): path.parent for run in kept for path in sorted(run.glob(f"*/*/{IDENTITY}"))}
     return {identity: folder for identity, folder in found.items() if is_trained(folder)}
 
 

@@ -69,6 +69,7 @@ def open_folder(experiment: Experiment, out: epath.Path, fresh: bool) -> None:
     if fresh and out.exists():
         kept = next(p for p in (out.parent / f"{out.name}.{n}" for n in range(1, 10_000)) if not p.exists())
         out.rename(kept)
+        (kept / reuse.ASIDE).touch()
         say(f"the run that was here is now {kept}")
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(to_dict(experiment), indent=1))
@@ -149,8 +150,8 @@ def held_out(corpus: Corpus, stage: Stage) -> list[pipeline.Batch]:
 def stage_identity(experiment: Experiment, corpus: Corpus, place: Place, before: str) -> str:
     """Returns the identity of a stage that follows the one of identity `before`."""
     stage = experiment.arms[place.arm][place.name]
-    counts = {name: prepared.counts for name, prepared in corpus.sources(stage).items()}
-    shared: list[Any] = [to_dict(experiment.corpus), counts, corpus.tokenizer.fingerprint]
+    documents = {name: prepared.fingerprint for name, prepared in corpus.sources(stage).items()}
+    shared: list[Any] = [documents, corpus.tokenizer.fingerprint]
     if origin := stage.init.partition(":")[2]:
         shared.append(str(checkpoint.folder_at(origin)))  # a relative name means another place elsewhere
     return reuse.identity(stage, before, place.seed(experiment), shared)

@@ -21,7 +21,7 @@ PAPER = {1: "falls with temperature", 10: "rises", 100: "rises"}
 
 def experiment(scale: str = "toy") -> Experiment:
     arms = {"code": {"general": recipe.general(scale), "code": recipe.code(scale)}}
-    lines, samples = (48, 100) if scale == "toy" else (164, 200)
+    lines, samples = (96, 100) if scale == "toy" else (164, 200)
     probes = ProbesConfig(temperatures=TEMPERATURES, line_ends=lines, line_end_samples=samples)
     return recipe.ablation("temperature", scale, arms, probes)
 

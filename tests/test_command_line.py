@@ -12,6 +12,7 @@ import tyro
 
 from codellama_jax.command_line import cli, run_command
 from codellama_jax.config import UserError
+from kernels import Refused
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,12 @@ def test_help_is_printed_whole(capsys):
 
 
 @pytest.mark.parametrize(
-    "error, code, line", [(UserError("no\nsuch run"), 2, "error: no such run\n"), (KeyboardInterrupt(), 130, "\nstopped\n")]
+    "error, code, line",
+    [
+        (UserError("no\nsuch run"), 2, "error: no such run\n"),
+        (Refused("no such head dim"), 2, "error: no such head dim\n"),
+        (KeyboardInterrupt(), 130, "\nstopped\n"),
+    ],
 )
 def test_exit_codes(error, code, line, capsys):
     def main():
@@ -89,6 +95,27 @@ def test_nothing_is_said_where_the_reader_of_a_pipe_has_left():
     done = subprocess.run([sys.executable, "-c", program], stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_full_device_memory_is_one_line():
+    program = """if True:
+        from codellama_jax.command_line import run_command
+        def main():
+            import jax.numpy as jnp
+            jnp.zeros((1 << 22, 1 << 22)).block_until_ready()
+        run_command(main)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: Out of memory allocating 7") and "micro_batches" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_other_errors_are_not_hidden():
+    def main():
+        raise RuntimeError("INTERNAL: a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        run_command(main)
 
 
 def test_neither_jax_nor_flax_is_imported():

@@ -64,7 +64,7 @@ def test_plan_of_an_ablation_says_which_stages_are_trained_once(cli):
         assert part in out
     assert (out.count("equal to plain's"), out.count("equal to infilling's")) == (5, 2)
     _, out, _ = cli("plan", "long_context_cost")
-    assert "at scale toy, 3 seeds" in out
+    assert "at scale toy, 5 seeds" in out
 
 
 @pytest.mark.parametrize("name", ["code_llama", *ABLATIONS])

@@ -77,6 +77,14 @@ def test_a_folder_that_points_moves_with_what_it_points_to(tmp_path):
     assert not reuse.is_trained(here)
 
 
+def test_a_run_that_was_set_aside_is_not_read(tmp_path):
+    runs = epath.Path(tmp_path)
+    trained = finished(runs / "run" / "arm" / "code", "x")
+    finished(runs / "run.1" / "arm" / "code", "y")
+    (runs / "run.1" / reuse.ASIDE).touch()
+    assert reuse.trained_under(runs) == {"x": trained}
+
+
 def test_a_folder_on_a_bucket_is_named_whole(tmp_path):
     here = epath.Path(tmp_path) / "code"
     reuse.point(here, toy.stage(), epath.Path("gs://bucket/runs/one/arm/code"))

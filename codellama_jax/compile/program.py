@@ -15,6 +15,7 @@ from codellama_jax.generation import decoder
 from codellama_jax.models.llama import Llama
 from codellama_jax.training.mesh import check_mesh, on_mesh, shardings
 from codellama_jax.training.step import BATCH_KEYS, abstract_state, compile_train_step
+from kernels import Refused
 
 
 def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
@@ -25,7 +26,7 @@ def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
     with on_mesh(mesh):
         try:
             return compile_train_step(stage, mesh).lower(abstract_state(stage, mesh), batch)
-        except ValueError as refusal:
+        except Refused as refusal:
             raise UserError(str(refusal)) from refusal
 
 

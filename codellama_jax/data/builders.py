@@ -17,7 +17,7 @@ from etils import epath
 from codellama_jax.config import CorpusConfig, UserError
 from codellama_jax.data import sources
 
-VERSION = "1.0.0"  # of what is kept and how it is cut; part of the name of the cache folder
+VERSION = "1.1.0"  # of what is kept and how it is cut; part of the name of the cache folder
 CODE = ("code", "python")
 
 
@@ -28,6 +28,7 @@ class Prepared:
     train: Sequence[dict[str, bytes]]
     validation: Sequence[dict[str, bytes]]
     counts: dict[str, int]  # sources.COUNTS of the files, then the documents of each split
+    fingerprint: str  # of all ids and texts of both splits, wherever they were prepared
 
 
 def prepare(corpus: CorpusConfig, source: str, block_chars: int, cache_dir: epath.PathLike) -> Prepared:
@@ -72,7 +73,9 @@ def _write(folder: epath.Path, splits: dict[str, list], counts: dict[str, int]) 
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(file_format="array_record")
         draft = attempt / "prepared.json"
-        draft.write_text(json.dumps({"path": str(builder.data_path.relative_to(folder)), "counts": counts}, indent=1))
+        fingerprint = hashlib.sha256(json.dumps(splits).encode()).hexdigest()[:16]
+        path = str(builder.data_path.relative_to(folder))
+        draft.write_text(json.dumps({"path": path, "counts": counts, "fingerprint": fingerprint}, indent=1))
         if (folder / "prepared.json").exists():  # another process was faster
             attempt.rmtree()
         else:
@@ -110,4 +113,4 @@ def _open(folder: epath.Path) -> Prepared:
 
     prepared = json.loads((folder / "prepared.json").read_text())
     builder = tfds.builder_from_directory(folder / prepared["path"])
-    return Prepared(*(builder.as_data_source(split) for split in ("train", "validation")), counts=prepared["counts"])
+    return Prepared(*(builder.as_data_source(split) for split in ("train", "validation")), prepared["counts"], prepared["fingerprint"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from kernels import Refused
 from kernels.tpu import LANES, vmem_bytes
 
 
@@ -30,11 +31,11 @@ def choose(tokens: int, words: int, d_model: int, itemsize: int, head_itemsize: 
     """Returns the sizes for a chip with `vmem` bytes of vector memory (the chip at hand if None).
 
     Raises:
-      ValueError: where not even the smallest block fits.
+      Refused: where not even the smallest block fits.
     """
     vmem = vmem or vmem_bytes()
     block = largest(d_model, itemsize, head_itemsize, vmem)
     if not block:
-        raise ValueError(f"cross-entropy of width {d_model} does not fit {vmem >> 20} MiB of vector memory: use implementation='xla'")
+        raise Refused(f"cross-entropy of width {d_model} does not fit {vmem >> 20} MiB of vector memory: use implementation='xla'")
     whole = lambda n: -(-n // LANES) * LANES
     return BlockSizes(min(block, whole(-(-tokens // -(-tokens // block)))), min(block, whole(words)), vmem - vmem // 16)

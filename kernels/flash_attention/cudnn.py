@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from kernels import Refused
 from kernels.flash_attention import xla
 
 DTYPES = (jnp.bfloat16, jnp.float16)
@@ -23,10 +24,10 @@ def attention(
       implementation: of `jax.nn.dot_product_attention`.
 
     Raises:
-      ValueError: for a dtype that cuDNN has no attention for.
+      Refused: for a dtype that cuDNN has no attention for.
     """
     if implementation == "cudnn" and q_BTNH.dtype not in DTYPES:
-        raise ValueError(f"cudnn attention needs bfloat16 or float16, got {q_BTNH.dtype}; use implementation='xla'")
+        raise Refused(f"cudnn attention needs bfloat16 or float16, got {q_BTNH.dtype}; use implementation='xla'")
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
     if T != S:
         return xla.attention(q_BTNH, k_BSKH, v_BSKH, q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)

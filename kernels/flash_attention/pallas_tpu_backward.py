@@ -14,6 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels import Refused
 from kernels.flash_attention.block_sizes import BlockSizes, backward_bytes, pieces
 from kernels.flash_attention.pallas_tpu_forward import score_scale
 from kernels.tpu import CONTRACT_ROWS, MASKED, TRANSPOSED, matmul
@@ -97,12 +98,12 @@ def backward(q_BNTH, k_BKTH, v_BKTH, first_BT, lse_BN1T, delta_BN1T, do_BNTH, *,
       delta_BN1T: the sum of out * do over the head dim, fp32.
 
     Raises:
-      ValueError: for more tokens than the vector memory holds the gradients of.
+      Refused: for more tokens than the vector memory holds the gradients of.
     """
     B, N, T, H = q_BNTH.shape
     needed = backward_bytes(T, H, sizes.block)
     if not interpret and needed > sizes.vmem_bytes:
-        raise ValueError(
+        raise Refused(
             f"the gradients of {T} tokens a head take {needed >> 20} MiB of vector memory, the chip has {sizes.vmem_bytes >> 20}:"
             " split the row over more devices of the context axis or use implementation='xla'"
         )

@@ -16,6 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels import Refused
 from kernels.flash_attention.block_sizes import BlockSizes, pieces
 from kernels.tpu import LANES, MASKED, TRANSPOSED, matmul
 
@@ -152,11 +153,11 @@ def forward(q_BNTH, k_BKTH, v_BKTH, first_BT, *, sizes: BlockSizes, interpret=Fa
       sizes: `queries` and `keys` divide T.
 
     Raises:
-      ValueError: for a head dim that fills no whole number of vector registers.
+      Refused: for a head dim that fills no whole number of vector registers.
     """
     B, N, T, H = q_BNTH.shape
     if H > LANES and H % LANES:
-        raise ValueError(f"pallas_tpu attention needs a head dim up to {LANES} or a multiple of it, got {H}; use implementation='xla'")
+        raise Refused(f"pallas_tpu attention needs a head dim up to {LANES} or a multiple of it, got {H}; use implementation='xla'")
     group = N // k_BKTH.shape[1]
     block, stretch = sizes.queries, sizes.keys
     first_key, whole_key = first_BT[:, ::block], first_BT[:, block - 1 :: block]

@@ -81,6 +81,15 @@ def test_prepared_once(corpus, tmp_path, monkeypatch):
         builders.prepare(corpus, "code", 0, tmp_path / "cache")
 
 
+def test_the_fingerprint_is_of_the_text_wherever_it_was_prepared(corpus, tmp_path):
+    first = builders.prepare(corpus, "code", 0, tmp_path / "cache")
+    assert builders.prepare(corpus, "code", 0, tmp_path / "elsewhere").fingerprint == first.fingerprint
+    path = tmp_path / "corpus" / "f0.py"
+    path.write_text(path.read_text().replace("def", "abc"))
+    after = builders.prepare(corpus, "code", 0, tmp_path / "cache")
+    assert after.counts == first.counts and after.fingerprint != first.fingerprint
+
+
 def test_a_small_corpus_has_both_splits(corpus, tmp_path):
     for fraction in (0.0, 1e-9, 1.0):
         small = CorpusConfig(code=corpus.code, max_files=3, validation_fraction=fraction)
