@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+from codellama_jax.findings import Panel
 
 INK = "#010203"  # becomes `currentColor` in SVG; black enough on the white of a PNG
 TRAINING, VALIDATION, RATE, SPEED = "#86aee6", "#d9701e", "#8c68c8", "#2a9186"
@@ -80,9 +82,7 @@ def perplexity_figure(curves: dict[str, dict[int, dict[str, float]]]) -> tuple[s
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axis.xaxis.set_minor_locator(NullLocator())
     if max(values) > WIDE * min(values):
-        axis.set_yscale("log", base=10)
-        axis.yaxis.set_major_locator(LogLocator(10, (1, 1.5, 2, 3, 5, 7)))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        _logarithmic(axis)
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axis.set_xlabel("context length (tokens)")
     axis.set_ylabel("validation perplexity")
@@ -90,16 +90,11 @@ def perplexity_figure(curves: dict[str, dict[int, dict[str, float]]]) -> tuple[s
     return _rendered(figure)
 
 
-@dataclass(frozen=True)
-class Panel:
-    """Lines, or dots where a line has one point: a thin one for every seed, a thick one for their mean."""
-
-    x: str  # label with unit
-    y: str
-    lines: Mapping[str, Sequence[Sequence[tuple[float, float]]]]  # name -> seeds -> points
-    ticks: Sequence[str] = ()  # names of x = 0, 1, ... where x is no number
-    log_x: int = 0  # base of a logarithmic axis, marked where there are points
-    log_y: int = 0
+def _logarithmic(axis: Axes) -> None:
+    axis.set_yscale("log", base=10)
+    axis.yaxis.set_major_locator(LogLocator(10, (1, 1.5, 2, 3, 4, 5, 7)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 @in_style
@@ -110,20 +105,25 @@ def panels_figure(panels: Sequence[Panel]) -> tuple[str, bytes]:
     for axis, panel in zip(axes, panels):
         _draw_panel(axis, panel)
     named = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(named.values(), named, loc="outside lower center", ncols=min(4, len(named)))
+    columns = int(figure.get_figwidth() / (0.6 + 0.08 * max(map(len, named))))  # inches of a handle and of a letter
+    figure.legend(named.values(), named, loc="outside lower center", ncols=min(max(columns, 1), len(named)))
     return _rendered(figure)
 
 
 def _draw_panel(axis: Axes, panel: Panel) -> None:
-    for color, (name, seeds) in zip(STAGES * len(panel.lines), panel.lines.items()):
+    beside = 0.8 / len(panel.lines)  # dots at one place stand side by side
+    for number, (color, (name, seeds)) in enumerate(zip(STAGES * len(panel.lines), panel.lines.items())):
+        shift = np.array([(number - (len(panel.lines) - 1) / 2) * beside if panel.ticks else 0, 0])
+        mean = np.mean([points for points in seeds if len(points) == min(map(len, seeds))], axis=0) + shift
+        dots = bool(panel.ticks) or len(mean) == 1
         for points in seeds:
-            axis.plot(*zip(*points), color=color, lw=0.8, alpha=0.55, marker="o", ms=4 if len(points) == 1 else 2)
-        mean = np.mean([points for points in seeds if len(points) == min(map(len, seeds))], axis=0)
-        axis.plot(*mean.T, color=color, lw=2, label=name, marker="_" if len(mean) == 1 else None, ms=18, mew=2)
+            axis.plot(*(points + shift).T, color=color, lw=0 if dots else 0.8, alpha=0.55, marker="o", ms=4 if dots else 2)
+        axis.plot(*mean.T, color=color, lw=0 if dots else 2, label=name, marker="_" if dots else None, ms=16, mew=2)
     axis.set(xlabel=panel.x, ylabel=panel.y)
-    for set_scale, base in ((axis.set_xscale, panel.log_x), (axis.set_yscale, panel.log_y)):
-        if base:
-            set_scale("log", base=base)
+    if panel.log_x:
+        axis.set_xscale("log", base=panel.log_x)
+    if panel.log_y:
+        _logarithmic(axis)
     if panel.ticks:
         axis.set_xticks(range(len(panel.ticks)), panel.ticks)
         axis.set_xlim(-0.5, len(panel.ticks) - 0.5)

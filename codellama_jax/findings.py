@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from codellama_jax.config import UserError
-from codellama_jax.figures import Panel, panels_figure
 from codellama_jax.page import Page
 from codellama_jax.results import Results
 
@@ -58,6 +57,18 @@ class Difference:
         if low <= 0 <= high:
             return "undecided"
         return "agrees" if (low > 0) == (self.expected == "above") else "disagrees"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines, or dots where x is no number or a line has one point: a thin one for every seed, a thick one for their mean."""
+
+    x: str  # label with unit
+    y: str
+    lines: Mapping[str, Sequence[Sequence[tuple[float, float]]]]  # name -> seeds -> points
+    ticks: Sequence[str] = ()  # names of x = 0, 1, ... where x is no number
+    log_x: int = 0  # base of a logarithmic axis, marked where there are points
+    log_y: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,8 @@ def write_finding(page: Page, name: str, results: Results, finding: FindingOf) -
     except UserError as missing:  # a probe without an answer is no reason to lose the report
         page.note(f"What this experiment finds could not be computed: {missing}")
         return
+    from codellama_jax.figures import panels_figure  # matplotlib is slow to import, and a plan needs none
+
     page.heading(found.question)
     page.text(f"{found.verdict.capitalize()} with the paper at this scale." if found.verdict == "agrees" else _not_shown(found))
     rows = [(d.what, d.unit, *_measured(d), d.verdict) for d in found.differences]
@@ -119,14 +132,17 @@ def write_finding(page: Page, name: str, results: Results, finding: FindingOf) -
     page.note("Agrees or disagrees where the whole Student-t interval over the seeds lies on one side of what is expected, else undecided.")
     page.table(found.headings, found.rows)
     for number, (caption, panels) in enumerate(found.figures):
-        page.figure(f"{name}-{number}", f"{caption} Thin: each seed; thick: their mean.", *panels_figure(panels))
+        seeds = any(len(lines) > 1 for panel in panels for lines in panel.lines.values())
+        page.figure(f"{name}-{number}", caption + seeds * " Thin: each seed; thick: their mean.", *panels_figure(panels))
 
 
 def _not_shown(found: Finding) -> str:
     if any(difference.interval.n == 1 for difference in found.differences):
         return "Undecided: one seed gives no interval."
-    said = {"disagrees": "Disagrees with the paper at this scale.", "undecided": "Undecided at this scale."}
-    return f"{said[found.verdict]} Likely reason: {found.reason}"
+    said = {"disagrees": "Disagrees with the paper at this scale", "undecided": "Undecided at this scale"}
+    named = {verdict: [d.what for d in found.differences if d.verdict == verdict] for verdict in said}
+    parts = [f"{said[verdict]}: {'; '.join(names)}." for verdict, names in named.items() if names]
+    return f"{' '.join(parts)} Likely reason: {found.reason}"
 
 
 def _measured(difference: Difference) -> list[str]:

@@ -18,7 +18,7 @@ from etils import epath
 from codellama_jax import figures, reuse
 from codellama_jax.accounting import parameter_count, stage_tokens
 from codellama_jax.config import Experiment, Stage, seeded
-from codellama_jax.findings import FindingOf, write_finding
+from codellama_jax.findings import FindingOf, Panel, write_finding
 from codellama_jax.page import Code, Page, Part
 from codellama_jax.plan import short
 from codellama_jax.results import Results, StageResult, complete
@@ -93,7 +93,7 @@ def _validation(page: Page, name: str, results: Results) -> None:
     lines = {arm: seeds for arm, seeds in lines.items() if seeds}
     if lines:
         page.heading("Validation loss by arm")
-        panel = figures.Panel("tokens seen in the arm's last trained stage", "validation loss (nats a token)", lines)
+        panel = Panel("tokens seen in the arm's last trained stage", "validation loss (nats a token)", lines)
         page.figure(f"{name}-validation", "Thin: each seed; thick: their mean.", *figures.panels_figure([panel]))
 
 

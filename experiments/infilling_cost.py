@@ -11,8 +11,7 @@ Command   python launch.py run experiments/infilling_cost.py
 
 from codellama_jax import recipe
 from codellama_jax.config import Experiment
-from codellama_jax.figures import Panel
-from codellama_jax.findings import Difference, Finding, Results, spread
+from codellama_jax.findings import Difference, Finding, Panel, Results, spread
 
 PAPER = {"infilling": "0.407, 33.6 %, 44.2 %", "plain": "0.408, 33.2 %, 44.8 %"}
 

@@ -11,8 +11,7 @@ import dataclasses
 
 from codellama_jax import recipe
 from codellama_jax.config import Experiment
-from codellama_jax.figures import Panel
-from codellama_jax.findings import Difference, Finding, Results, pairs, spread
+from codellama_jax.findings import Difference, Finding, Panel, Results, pairs, spread
 
 SHARES = {"same": 1.0, "third": 1 / 3, "tenth": 1 / 10}  # of the general model's rate
 PAPER = {"same": "best", "third": "worse", "tenth": "worse"}

@@ -14,8 +14,7 @@ import math
 
 from codellama_jax import recipe
 from codellama_jax.config import Experiment, ProbesConfig
-from codellama_jax.figures import Panel
-from codellama_jax.findings import Difference, Finding, Results, pairs, spread
+from codellama_jax.findings import Difference, Finding, Panel, Results, pairs, spread
 
 PAPER = {
     "plain": "32.3 %, 46.2 %",

@@ -13,8 +13,7 @@ from statistics import fmean
 
 from codellama_jax import recipe
 from codellama_jax.config import Experiment, InfillingConfig, ProbesConfig
-from codellama_jax.figures import Panel
-from codellama_jax.findings import Difference, Finding, Results, pairs, spread
+from codellama_jax.findings import Difference, Finding, Panel, Results, pairs, spread
 
 KINDS = ("single-line", "multi-line", "random-span")
 ORDERS = {"both": recipe.INFILLING, "PSM": InfillingConfig(rate=0.9, spm=0.0), "SPM": InfillingConfig(rate=0.9, spm=1.0)}

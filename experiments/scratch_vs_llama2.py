@@ -12,8 +12,7 @@ import dataclasses
 
 from codellama_jax import recipe
 from codellama_jax.config import Experiment
-from codellama_jax.figures import Panel
-from codellama_jax.findings import Difference, Finding, Results, crossing, pairs, spread
+from codellama_jax.findings import Difference, Finding, Panel, Results, crossing, pairs, spread
 
 PAPER = {"llama2": "as from scratch after 260B of 500B tokens", "scratch": "printed as a curve only"}
 

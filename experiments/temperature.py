@@ -11,8 +11,7 @@ Command   python launch.py run experiments/temperature.py
 
 from codellama_jax import recipe
 from codellama_jax.config import Experiment, ProbesConfig
-from codellama_jax.figures import Panel
-from codellama_jax.findings import Difference, Finding, Results, pairs, spread
+from codellama_jax.findings import Difference, Finding, Panel, Results, pairs, spread
 
 TEMPERATURES = (0.1, 0.4, 0.6, 0.8)
 KS = (1, 10, 100)

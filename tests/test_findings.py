@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codellama_jax.config import UserError
-from codellama_jax.figures import Panel
-from codellama_jax.findings import Difference, Finding, Interval, crossing, pairs, spread, write_finding
+from codellama_jax.findings import Difference, Finding, Interval, Panel, crossing, pairs, spread, write_finding
 from codellama_jax.page import Page
 from codellama_jax.results import StageResult, complete
 
@@ -71,6 +70,9 @@ def test_a_finding_agrees_only_as_a_whole(values, verdict):
     write_finding(page, "e", {"a": [[]]}, lambda results: found)
     text = page.markdown()
     assert verdict.capitalize() in text
+    opening = text.partition("| difference")[0]
+    for number, value in enumerate(values):  # those that do not agree are named
+        assert (f"difference {number}" in opening) == (value is not AGREES)
     assert ("it is small." in text) == (verdict != "agrees")
     assert "+1, +1.1, +1.2" in text and "+0.8516 to +1.348" in text  # the seeds and their interval
     assert list(page.images) == ["e-0"]

@@ -62,9 +62,11 @@ def hidden(run, ids: list[int]) -> str:  # noqa: F811
     return run.tokenizer.decode(ids).split('at the end."\n    return ')[1][:2]
 
 
-@pytest.mark.parametrize(("looks", "retrieved", "gain"), [(True, 1.0, 12.0), (False, 0.0, 0.0)])
-def test_keys_are_found_by_a_model_that_looks_at_them(run, monkeypatch, looks, retrieved, gain):  # noqa: F811
-    """One that likes to end and sevens wherever it is, and one that also copies the hidden key, 6 nats a digit."""
+@pytest.mark.parametrize(
+    ("looks", "counts", "retrieved", "gain"), [(True, False, 1.0, 12.0), (False, False, 0.0, 0.0), (False, True, 0.0, 0.0)]
+)
+def test_keys_are_found_by_a_model_that_looks_at_them(run, monkeypatch, looks, counts, retrieved, gain):  # noqa: F811
+    """One that likes to end and sevens wherever it is; one that also copies the hidden key, 6 nats a digit; one that counts on."""
     digits = key_probe.digit_ids(run.tokenizer)
 
     def logits(run, prompts, count):
@@ -74,6 +76,7 @@ def test_keys_are_found_by_a_model_that_looks_at_them(run, monkeypatch, looks, r
         for row, ids in enumerate(prompts):
             for place, digit in enumerate(hidden(run, ids)):
                 found_BMV[row, 2 - place, digits[int(digit)]] += 6 * looks
+            found_BMV[row, 1, digits[(digits.index(ids[-2]) + 1) % 10]] += 3 * counts
         return found_BMV
 
     monkeypatch.setattr(key_probe, "last_logits", logits)
