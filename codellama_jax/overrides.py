@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from codellama_jax.config import Experiment
+from codellama_jax.config import Experiment, UserError, leaves, to_dict
 
 SHARED = ("tokenizer", "corpus", "mesh", "probes", "seed", "seeds")  # fields of the experiment; every other name is a stage
 
@@ -17,12 +17,27 @@ def options(experiment: Experiment) -> dict[str, Any]:
 
 
 def apply(experiment: Experiment, given: dict[str, Any]) -> Experiment:
-    """Returns the experiment with the leaves that `given` changed of `options(experiment)`, in every arm."""
+    """Returns the experiment with the leaves that `given` changed of `options(experiment)`, in every arm.
+
+    Raises UserError for a leaf in which the arms differ: it would make them equal.
+    """
     before = options(experiment)
+    for name in given.keys() - set(SHARED):
+        _check_equal(experiment, name, before[name], given[name])
     arms = {
         arm: {name: _changed(stage, before[name], given[name]) for name, stage in stages.items()} for arm, stages in experiment.arms.items()
     }
     return dataclasses.replace(experiment, arms=arms, **{name: given[name] for name in SHARED})
+
+
+def _check_equal(experiment: Experiment, name: str, before: Any, after: Any) -> None:
+    by_arm = {arm: leaves(to_dict(stages[name])) for arm, stages in experiment.arms.items() if name in stages}
+    for leaf, value in leaves(to_dict(after)).items():
+        found = {arm: stage[leaf] for arm, stage in by_arm.items()}
+        if value != leaves(to_dict(before))[leaf] and any(other != found[next(iter(found))] for other in found.values()):
+            option = f"{name}.{leaf}".replace("_", "-")
+            differ = ", ".join(f"{arm} {value:.3g}" if isinstance(value, float) else f"{arm} {value}" for arm, value in found.items())
+            raise UserError(f"--{option} is what the arms differ in ({differ}): change it in a copy of the experiment file")
 
 
 def _changed(value: Any, before: Any, after: Any) -> Any:

@@ -122,6 +122,11 @@ def test_overrides_reach_every_arm(cli):
         (["plan", "quickstart", "--code.optimizer.peak-lrr", "1"], "--code.optimizer.peak-lr"),
         (["plan", "quickstart", "--code.steps", "many"], "--code.steps"),
         (["plan", "quickstart", "--scael", "toy"], "--scale"),
+        (
+            ["plan", "learning_rate", "--code.optimizer.peak-lr", "1e-3"],
+            r"--code.optimizer.peak-lr is what the arms differ in \(same 0.004, third 0.00133, tenth 0.0004\): change it in a copy",
+        ),
+        (["plan", "rope_theta", "--long-context.model.rope-theta", "2e4"], "--long-context.model.rope-theta is what the arms differ in"),
         (["walk", "quickstart"], "expected one of {run, plan, compile}"),
         (["run", "quickstart", "--mesh.fsdp", "3"], "needs 3 devices and there are 8: change --mesh"),
         (["run", "quickstart", "--code.data.batch-size", "6"], "6 rows .* multiple of 8"),
