@@ -127,8 +127,8 @@ def write_finding(page: Page, name: str, results: Results, finding: FindingOf) -
 
     page.heading(found.question)
     page.text(f"{found.verdict.capitalize()} with the paper at this scale." if found.verdict == "agrees" else _not_shown(found))
-    rows = [(d.what, d.unit, *_measured(d), d.verdict) for d in found.differences]
-    page.table(("difference", "unit", "by seed", "mean", "95 % interval", "n", "expected", "verdict"), rows)
+    rows = [(d.what, d.verdict, *_measured(d)) for d in found.differences]
+    page.table(("difference", "verdict", "expected", "mean", "95 % interval", "unit", "by seed"), rows)
     page.note("Agrees or disagrees where the whole Student-t interval over the seeds lies on one side of what is expected, else undecided.")
     page.table(found.headings, found.rows)
     for number, (caption, panels) in enumerate(found.figures):
@@ -146,7 +146,7 @@ def _not_shown(found: Finding) -> str:
 
 
 def _measured(difference: Difference) -> list[str]:
-    interval, form = difference.interval, "+.4g"
+    interval, form = difference.interval, "+.3g"
     ends = f"{interval.low:{form}} to {interval.high:{form}}" if interval.n > 1 else "needs 2 seeds"
     seeds = ", ".join(f"{value:{form}}" for value in difference.values)
-    return [seeds, f"{interval.mean:{form}}", ends, str(interval.n), f"{difference.expected} {difference.bound:g}"]
+    return [f"{difference.expected} {difference.bound:g}", f"{interval.mean:{form}}", ends, difference.unit, seeds]

@@ -43,7 +43,7 @@ def write_report(out: epath.Path, experiment: Experiment, claim: str, finding: F
     _head(page, claim)
     _stages(page, stages)
     if experiment.seeds > 1:
-        _cost(page, out, [result for chains in results.values() for chain in chains for result in chain])
+        _cost(page, out, experiment.seeds, [result for chains in results.values() for chain in chains for result in chain])
     _corpus(page, out / "corpus.json")
     if experiment.seeds > 1:
         _validation(page, experiment.name, results)
@@ -125,21 +125,22 @@ def _processor() -> str:
 def _stages(page: Page, stages: list[StageResult]) -> None:
     page.heading("Stages")
     rates = ("tokens / s", "FLOP / s", *(["MFU (causal)"] if any("mfu" in line for s in stages for line in s.training) else []))
-    headings = ("stage", "parameters", "tokens", "steps", "batch", "learning rate", "time", *rates, "validation loss", "bigram")
-    page.table(headings, [[*_plan_cells(s), *_speed_cells(s, len(rates)), *_loss_cells(s)] for s in stages])
+    losses = ("validation loss", *(["bigram"] if any("bigram" in s.probes for s in stages) else []))
+    headings = ("stage", "parameters", "tokens", "steps", "batch", "learning rate", "time", *rates, *losses)
+    page.table(headings, [[*_plan_cells(s), *_speed_cells(s, len(rates)), *_loss_cells(s, len(losses))] for s in stages])
     page.note(
         "Losses in nats a token: at the stage's first and last evaluation, and their ratio. Rates are medians over the logged steps."
-        " The bigram model (interpolated modified Kneser-Ney) counted every token that its stage and those before it trained on; it is"
-        " measured on the validation rows of its stage."
+        + " The bigram model (interpolated modified Kneser-Ney) counted every token that its stage and those before it trained on; it is"
+        " measured on the validation rows of its stage." * ("bigram" in losses)
     )
 
 
-def _cost(page: Page, out: epath.Path, results: list[StageResult]) -> None:
+def _cost(page: Page, out: epath.Path, seeds: int, results: list[StageResult]) -> None:
     """Says how long the stages of all seeds took, each counted once wherever it was trained."""
     seconds = {r.trained_at: max(line["seconds"] for line in (*r.training, *r.validation)) for r in results if r.measured}
     here = [time for at, time in seconds.items() if epath.Path(at).is_relative_to(out)]
     page.note(
-        f"These are the stages of the first seed. All seeds together are {len(seconds)} different ones, which took"
+        f"These are the stages of the first seed. All {seeds} seeds together are {len(seconds)} different ones, which took"
         f" {_duration(sum(seconds.values()))}; this run trained {len(here)} of them in {_duration(sum(here))} and read the others from"
         " earlier runs."
     )
@@ -172,10 +173,10 @@ def _speed_cells(result: StageResult, count: int) -> list[str]:
     return cells[: count + 1]
 
 
-def _loss_cells(result: StageResult) -> list[str]:
+def _loss_cells(result: StageResult, count: int) -> list[str]:
     losses = [line["validation_loss"] for line in result.validation]
     change = f"{losses[0]:.3f} → {losses[-1]:.3f} ({losses[-1] / losses[0]:.2f} ×)" if losses else ""
-    return [change, _number(result.probes.get("bigram", {}).get("loss"), ".3f")]
+    return [change, _number(result.probes.get("bigram", {}).get("loss"), ".3f")][:count]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -69,12 +69,12 @@ def finding(results: Results) -> Finding:
         question="Which RoPE base lets a model use longer contexts?",
         headings=(
             *("arm", f"keys found, first seed (at 0, 0.2, 0.4 of {', '.join(keys['code'][0])} tokens)"),
-            *(f"{gain_of(times)} (nats)" for times in TIMES),
-            *(f"{loss_of(times)} (nats a token)" for times in (4, 8)),
             "paper, 7B: keys found (%)",
+            *(f"{loss_of(times)} (nats a token)" for times in (4, 8)),
+            *(f"{gain_of(times)} (nats)" for times in TIMES),
         ),
         rows=[
-            (arm, found(keys[arm][0]), *(spread(gain(arm, t), "+.2f") for t in TIMES), *(spread(loss(arm, t)) for t in (4, 8)), PAPER[arm])
+            (arm, found(keys[arm][0]), PAPER[arm], *(spread(loss(arm, t)) for t in (4, 8)), *(spread(gain(arm, t), "+.2f") for t in TIMES))
             for arm in results
         ],
         figures=[

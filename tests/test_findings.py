@@ -74,7 +74,7 @@ def test_a_finding_agrees_only_as_a_whole(values, verdict):
     for number, value in enumerate(values):  # those that do not agree are named
         assert (f"difference {number}" in opening) == (value is not AGREES)
     assert ("it is small." in text) == (verdict != "agrees")
-    assert "+1, +1.1, +1.2" in text and "+0.8516 to +1.348" in text  # the seeds and their interval
+    assert "+1, +1.1, +1.2" in text and "+0.852 to +1.35" in text  # the seeds and their interval
     assert list(page.images) == ["e-0"]
 
 
