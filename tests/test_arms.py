@@ -90,7 +90,8 @@ def test_the_report_opens_with_the_finding(folder, first):
         arm_metrics(folder, f"one{s}/code")[-1]["validation_loss"] - arm_metrics(folder, f"more{s}/more")[-1]["validation_loss"]
         for s in ("", "@1")
     ]
-    assert ", ".join(f"{value:+.4g}" for value in by_seed) in text
+    assert ", ".join(f"{value:+.3g}" for value in by_seed) in text
+    assert "All 2 seeds together are 6 different ones" in text and "bigram" not in text  # which was not asked
     assert {p.name for p in (folder / "runs/first/figures").iterdir()} == {"arms-0.png", "arms-validation.png"}
 
 
