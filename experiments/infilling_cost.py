@@ -4,7 +4,7 @@ Claim     Table 5: the test loss is 0.407 with infilling and 0.408 without for 7
           33.2 %, 36.2 and 36.8 %, on MBPP 44.2 and 44.8 %, 48.0 and 48.2 %.
 Expected  no cost: the loss of documents read from left to right is the same. The paper's two differ by a quarter of a percent; less
           than one percent counts as none here.
-Cost      toy: about 9 minutes on two CPU cores for five seeds. 7B: twice 500B tokens; `launch.py plan infilling_cost --scale 7b`.
+Cost      toy: about 17 minutes on two CPU cores for five seeds. 7B: twice 500B tokens; `launch.py plan infilling_cost --scale 7b`.
 Command   python launch.py run experiments/infilling_cost.py
           python launch.py run experiments/infilling_cost.py --scale 7b --general.init run:LLAMA2_RUN (more: code_llama.py)
 """

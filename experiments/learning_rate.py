@@ -2,7 +2,7 @@
 
 Claim     Section 2.2: for 7B it is best to keep Llama 2's rate, 3e-4. The paper prints no table of it.
 Expected  the final loss rises as the rate gets smaller.
-Cost      toy: about 13 minutes on two CPU cores for five seeds. 7B: three times 500B tokens; `launch.py plan learning_rate --scale 7b`.
+Cost      toy: about 22 minutes on two CPU cores for five seeds. 7B: three times 500B tokens; `launch.py plan learning_rate --scale 7b`.
 Command   python launch.py run experiments/learning_rate.py
           python launch.py run experiments/learning_rate.py --scale 7b --general.init run:LLAMA2_RUN (more: code_llama.py)
 """

@@ -4,7 +4,7 @@ Claim     Table 10, pass@1 on HumanEval / MBPP before and after the long-context
           infilling, 34.1 / 44.6 and 33.5 / 41.4 % with it; over all models 0.52 and 1.9 points lower. Figure 4a: longer contexts gain.
 Expected  the first tokens of a document, as many as a row of code training, are predicted worse afterwards, and worse than after as
           many more tokens in short rows; at four times that length perplexity falls.
-Cost      toy: about 11 minutes on two CPU cores for five seeds. 7B: twice 500B tokens; `launch.py plan long_context_cost --scale 7b`.
+Cost      toy: about 21 minutes on two CPU cores for five seeds. 7B: twice 500B tokens; `launch.py plan long_context_cost --scale 7b`.
 Command   python launch.py run experiments/long_context_cost.py
           python launch.py run experiments/long_context_cost.py --scale 7b --general.init run:LLAMA2_RUN (more: code_llama.py)
 """

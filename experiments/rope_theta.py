@@ -6,7 +6,7 @@ Claim     Table 18, an earlier 7B: after code training on 4,096 tokens no key is
           base attention decays less with distance.
 Expected  so, and so for perplexity by position: the base 1e6 ahead at four times the length of code training, and ahead of interpolation
           at eight.
-Cost      toy: about 12 minutes on two CPU cores for five seeds. 7B: 500B tokens, then three times 6B: `launch.py plan rope_theta
+Cost      toy: about 23 minutes on two CPU cores for five seeds. 7B: 500B tokens, then three times 6B: `launch.py plan rope_theta
           --scale 7b`.
 Command   python launch.py run experiments/rope_theta.py
           python launch.py run experiments/rope_theta.py --scale 7b --general.init run:LLAMA2_RUN (more: code_llama.py)

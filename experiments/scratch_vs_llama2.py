@@ -3,7 +3,7 @@
 Claim     Figure 5b (section 3.4.1), 7B: trained from scratch on the same 500B tokens, the loss ends where Code Llama's, which started
           from Llama 2, was about half-way: 240B tokens earlier.
 Expected  from the general model the final loss is lower, and the one from scratch is reached with tokens to spare.
-Cost      toy: about 10 minutes on two CPU cores for five seeds. 7B: twice 500B tokens; `launch.py plan scratch_vs_llama2 --scale 7b`.
+Cost      toy: about 17 minutes on two CPU cores for five seeds. 7B: twice 500B tokens; `launch.py plan scratch_vs_llama2 --scale 7b`.
 Command   python launch.py run experiments/scratch_vs_llama2.py
           python launch.py run experiments/scratch_vs_llama2.py --scale 7b --general.init run:LLAMA2_RUN (more: code_llama.py)
 """
