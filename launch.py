@@ -21,7 +21,8 @@ import tyro
 
 from codellama_jax import overrides
 from codellama_jax.command_line import cli, run_command
-from codellama_jax.config import CACHE, Experiment, UserError
+from codellama_jax.config import CACHE, Experiment
+from codellama_jax.errors import UserError
 
 FOLDER = Path(__file__).resolve().parent / "experiments"
 

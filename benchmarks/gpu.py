@@ -24,7 +24,8 @@ from rich.table import Table
 
 from codellama_jax.accounting import PEAK_FLOPS, flops_per_token
 from codellama_jax.command_line import cli, run_command
-from codellama_jax.config import DataConfig, MixtureConfig, ModelConfig, OptimizerConfig, Stage, UserError
+from codellama_jax.config import DataConfig, MixtureConfig, ModelConfig, OptimizerConfig, Stage
+from codellama_jax.errors import UserError
 
 SHAPES = {
     "1b": ModelConfig(32_016, d_model=2048, n_layers=20, n_heads=16, n_kv_heads=16, head_dim=128, d_ff=5632),

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from codellama_jax.command_line import cli, run_command
-from codellama_jax.config import CACHE, MeshConfig, UserError
+from codellama_jax.config import CACHE, MeshConfig
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.settings import Checking, Options, Settings
 from codellama_jax.weights import commands as weights
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import tyro
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from kernels import Refused
 
 INTERRUPTED = 130  # exit codes as shells give them: 128 + signal

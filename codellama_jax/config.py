@@ -1,7 +1,7 @@
 """Everything that decides a run, as plain frozen dataclasses.
 
 An experiment is a few arms; an arm is a chain of stages; a stage is (where its weights come from, model, data, optimiser,
-steps). This module imports neither JAX nor anything of ours, so that `launch.py plan` answers at once.
+steps). This module imports neither JAX nor anything of ours but the errors, so that `launch.py plan` answers at once.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
+from codellama_jax.errors import UserError
+
 CACHE = "~/.cache/codellama_jax"  # prepared documents, tokenizers and compiled programs
-
-
-class UserError(Exception):
-    """A mistake that the user can mend: shown as one line that names the fix, exit code 2."""
 
 
 @dataclass(frozen=True)

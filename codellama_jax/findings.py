@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.page import Page
 from codellama_jax.results import Results
 

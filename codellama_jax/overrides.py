@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from codellama_jax.config import Experiment, UserError, leaves, to_dict
+from codellama_jax.config import Experiment, leaves, to_dict
+from codellama_jax.errors import UserError
 
 SHARED = ("tokenizer", "corpus", "mesh", "probes", "seed", "seeds")  # fields of the experiment; every other name is a stage
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from codellama_jax.config import Stage, UserError
+from codellama_jax.config import Stage
+from codellama_jax.errors import UserError
 
 
 @dataclass(frozen=True)

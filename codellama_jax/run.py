@@ -17,8 +17,9 @@ from rich.console import Console
 
 from codellama_jax import reuse
 from codellama_jax import tokenizer as tokenizers
-from codellama_jax.config import Experiment, Stage, UserError, differences, seeded, to_dict
+from codellama_jax.config import Experiment, Stage, differences, seeded, to_dict
 from codellama_jax.data import builders, pipeline
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.probes import run_probes
 from codellama_jax.findings import FindingOf
 from codellama_jax.report import write_report

@@ -1,6 +1,7 @@
 """Dimensions of the published models, and toy ones of the same shape."""
 
-from codellama_jax.config import ModelConfig, UserError
+from codellama_jax.config import ModelConfig
+from codellama_jax.errors import UserError
 
 SENTINEL_ROWS = 16  # Code Llama's vocabulary with infilling is Llama 2's 32,000 pieces and 16 more
 

@@ -23,7 +23,7 @@ from etils import epath
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.sizes import SENTINEL_ROWS
 
 # Rows above the pieces. Code Llama's own files list the sentinels as pieces, Llama 2's file ends before them.

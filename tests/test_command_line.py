@@ -11,7 +11,7 @@ import pytest
 import tyro
 
 from codellama_jax.command_line import cli, run_command
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from kernels import Refused
 
 

@@ -5,7 +5,8 @@ import pytest
 from toy import MODEL, stage
 
 from codellama_jax import accounting
-from codellama_jax.config import Experiment, UserError, differences, from_dict, to_dict
+from codellama_jax.config import Experiment, differences, from_dict, to_dict
+from codellama_jax.errors import UserError
 from codellama_jax.models.llama import Llama
 from codellama_jax.sizes import CODE_LLAMA, choose
 

@@ -8,7 +8,7 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.findings import Difference, Finding, Interval, Panel, crossing, pairs, spread, write_finding
 from codellama_jax.page import Page
 from codellama_jax.results import StageResult, complete

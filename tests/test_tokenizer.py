@@ -20,7 +20,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from codellama_jax import tokenizer as tokenizer_lib
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 LLAMA = DATA / "tokenizer_llama2" / "tokenizer.model"

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from codellama_jax.accounting import flops_per_token
 from codellama_jax.compile import program, target
 from codellama_jax.compile.report import Report, TooLarge, examine, gib, lines
-from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage, UserError
+from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage
+from codellama_jax.errors import UserError
 from codellama_jax.training.mesh import make_mesh
 
 INFERENCE = ("prefill", "decode")

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from codellama_jax.config import ModelConfig, Stage, UserError
+from codellama_jax.config import ModelConfig, Stage
+from codellama_jax.errors import UserError
 from codellama_jax.generation import decoder
 from codellama_jax.models.llama import Llama
 from codellama_jax.training.mesh import check_mesh, on_mesh, shardings

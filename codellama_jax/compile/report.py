@@ -14,7 +14,7 @@ from codellama_jax.accounting import PEAK_FLOPS
 from codellama_jax.compile.hlo import Collective, Program
 from codellama_jax.compile.kernel_cycles import cycles
 from codellama_jax.compile.target import CHIPS
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.plan import short
 
 GIB = 2**30

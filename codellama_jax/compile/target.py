@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from codellama_jax.accounting import PEAK_FLOPS
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from kernels.chips import ENVIRONMENT
 
 

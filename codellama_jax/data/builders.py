@@ -14,8 +14,9 @@ from typing import Any
 
 from etils import epath
 
-from codellama_jax.config import CorpusConfig, UserError
+from codellama_jax.config import CorpusConfig
 from codellama_jax.data import sources
+from codellama_jax.errors import UserError
 
 VERSION = "1.1.0"  # of what is kept and how it is cut; part of the name of the cache folder
 CODE = ("code", "python")

@@ -22,8 +22,9 @@ from typing import Any
 import grain
 import numpy as np
 
-from codellama_jax.config import DataConfig, InfillingConfig, MixtureConfig, UserError
+from codellama_jax.config import DataConfig, InfillingConfig, MixtureConfig
 from codellama_jax.data.infilling import document_ids
+from codellama_jax.errors import UserError
 
 SOURCES = tuple(field.name for field in dataclasses.fields(MixtureConfig))
 Batch = dict[str, np.ndarray]

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 
 COUNTS = ("files", "characters", "empty", "unreadable", "not_utf8", "binary", "generated", "near_duplicates")
 HEAD_LINES = 10

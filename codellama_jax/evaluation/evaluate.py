@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from codellama_jax.config import UserError, differences
+from codellama_jax.config import differences
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.ask import answers, sampling_of
 from codellama_jax.evaluation.benchmarks import LOADERS, long_files, paper
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Sample, Task

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from codellama_jax.config import UserError
 from codellama_jax.data.infilling import infill_ids, prompt_ids
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.infilling import Cuts, Example, fill, held_out_examples, random_spans, several_lines, single_lines
 from codellama_jax.evaluation.perplexity import document_losses
 from codellama_jax.generation.healing import heal

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.benchmarks import key_retrieval
 from codellama_jax.evaluation.benchmarks.benchmark import Task
 from codellama_jax.generation.forward import last_logits

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.infilling import held_out_examples, single_lines
 from codellama_jax.evaluation.pass_at_k import pass_at_k
 from codellama_jax.generation.sampler import Sampling, generate

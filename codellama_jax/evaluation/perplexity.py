@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from codellama_jax.config import ModelConfig, UserError
+from codellama_jax.config import ModelConfig
 from codellama_jax.data.infilling import plain_ids
+from codellama_jax.errors import UserError
 from codellama_jax.generation.sampler import bucket
 from codellama_jax.models.layers import length_shards
 from codellama_jax.models.llama import Llama

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from codellama_jax.config import ProbesConfig, UserError
+from codellama_jax.config import ProbesConfig
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation import bigram
 from codellama_jax.evaluation.infilling import Example, held_out_examples, infilling_by_format, single_lines
 from codellama_jax.evaluation.infilling_kinds import infilling_by_kind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 
 
 @dataclass(frozen=True)

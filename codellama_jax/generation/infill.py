@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from codellama_jax.config import UserError
 from codellama_jax.data.infilling import prompt_ids
+from codellama_jax.errors import UserError
 from codellama_jax.generation.healing import heal
 from codellama_jax.generation.sampler import Sampling
 from codellama_jax.generation.text import Rows, continuation, generate_text

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from codellama_jax.config import ModelConfig, UserError
+from codellama_jax.config import ModelConfig
+from codellama_jax.errors import UserError
 from codellama_jax.generation import decoder
 from codellama_jax.training.mesh import on_mesh_of
 

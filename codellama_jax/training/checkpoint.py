@@ -20,7 +20,8 @@ from rich.console import Console
 from codellama_jax import reuse
 from codellama_jax import tokenizer as tokenizers
 from codellama_jax.accounting import checkpoint_bytes
-from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage, UserError, from_dict, to_dict
+from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage, from_dict, to_dict
+from codellama_jax.errors import UserError
 from codellama_jax.training.mesh import check_cuts, make_mesh, on_mesh
 from codellama_jax.training.step import TrainState, abstract_state
 from codellama_jax.training.vocabulary import check_vocabulary, resized

@@ -15,8 +15,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from codellama_jax.config import Stage, UserError
+from codellama_jax.config import Stage
 from codellama_jax.data.pipeline import Batches
+from codellama_jax.errors import UserError
 from codellama_jax.training.checkpoint import Checkpoints
 from codellama_jax.training.mesh import ROWS, batch_sharding, check_attention, check_mesh, on_mesh
 from codellama_jax.training.metrics import Metrics, Throughput

@@ -17,7 +17,8 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from codellama_jax.config import MeshConfig, ModelConfig, UserError
+from codellama_jax.config import MeshConfig, ModelConfig
+from codellama_jax.errors import UserError
 from kernels import flash_attention, ring_attention
 
 AXES = ("data", "fsdp", "context", "tensor")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.sizes import SENTINEL_ROWS
 
 

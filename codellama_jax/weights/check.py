@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from codellama_jax.config import DataConfig, MeshConfig, MixtureConfig, OptimizerConfig, Stage, UserError
+from codellama_jax.config import DataConfig, MeshConfig, MixtureConfig, OptimizerConfig, Stage
+from codellama_jax.errors import UserError
 from codellama_jax.models.llama import Llama
 from codellama_jax.tokenizer import Tokenizer
 from codellama_jax.training.checkpoint import load_run

@@ -11,7 +11,8 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from codellama_jax.config import ModelConfig, UserError
+from codellama_jax.config import ModelConfig
+from codellama_jax.errors import UserError
 from codellama_jax.tokenizer import Tokenizer
 from codellama_jax.weights.layout import DTYPES, Index, Source, check_tensors, names, shapes, some, source_bytes
 from codellama_jax.weights.settings import check_heads, describing, number, read_json

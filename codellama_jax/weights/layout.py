@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from sentencepiece import sentencepiece_model_pb2
 
-from codellama_jax.config import ModelConfig, UserError
+from codellama_jax.config import ModelConfig
+from codellama_jax.errors import UserError
 from codellama_jax.models.llama import Llama
 from codellama_jax.tokenizer import Tokenizer
 

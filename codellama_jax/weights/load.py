@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from codellama_jax.config import Stage, UserError
+from codellama_jax.config import Stage
+from codellama_jax.errors import UserError
 from codellama_jax.tokenizer import Tokenizer, load
 from codellama_jax.training import checkpoint
 from codellama_jax.training.mesh import on_mesh

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from codellama_jax.config import ModelConfig, UserError
+from codellama_jax.config import ModelConfig
+from codellama_jax.errors import UserError
 from codellama_jax.sizes import ffn_width
 from codellama_jax.tokenizer import Tokenizer
 from codellama_jax.weights.layout import Index, Source, check_tensors, names, shapes, some, source_bytes

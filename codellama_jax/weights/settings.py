@@ -9,7 +9,8 @@ from typing import Any
 
 from etils import epath
 
-from codellama_jax.config import ModelConfig, UserError
+from codellama_jax.config import ModelConfig
+from codellama_jax.errors import UserError
 
 
 def read_json(file: epath.Path) -> dict[str, Any]:

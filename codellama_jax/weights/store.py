@@ -17,7 +17,8 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from codellama_jax.config import DataConfig, Experiment, MixtureConfig, OptimizerConfig, Stage, TokenizerConfig, UserError, to_dict
+from codellama_jax.config import DataConfig, Experiment, MixtureConfig, OptimizerConfig, Stage, TokenizerConfig, to_dict
+from codellama_jax.errors import UserError
 from codellama_jax.tokenizer import Tokenizer
 from codellama_jax.training.checkpoint import checkpoint_steps, first_line, stage_folder
 from codellama_jax.weights.layout import Index, Source, is_stacked, join, one_layer, parameters, places, source_bytes, split

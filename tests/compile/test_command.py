@@ -9,7 +9,8 @@ import pytest
 
 from codellama_jax.compile.command import Job, candidates, choose_stage
 from codellama_jax.compile.target import CHIPS
-from codellama_jax.config import MeshConfig, UserError
+from codellama_jax.config import MeshConfig
+from codellama_jax.errors import UserError
 from launch import Plan, load_experiment
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from codellama_jax.compile.report import TooLarge, compile_within_memory
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 
 HBM = "Ran out of memory on HBM, the total memory required for HLO temporaries (128.00G) exceeds available HBM (15.75G)."
 LEFT = """HloModule step

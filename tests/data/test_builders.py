@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
-from codellama_jax.config import CorpusConfig, UserError
+from codellama_jax.config import CorpusConfig
 from codellama_jax.data import builders, pipeline, sources
+from codellama_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from codellama_jax.config import DataConfig, InfillingConfig, MixtureConfig, UserError
+from codellama_jax.config import DataConfig, InfillingConfig, MixtureConfig
 from codellama_jax.data import pipeline
 from codellama_jax.data.infilling import plain_ids
+from codellama_jax.errors import UserError
 
 T, ROWS = 32, 4
 MIXTURE = MixtureConfig(code=0.6, discussions=0.3, language=0.1)

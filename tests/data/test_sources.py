@@ -12,8 +12,8 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from codellama_jax.config import UserError
 from codellama_jax.data import sources
+from codellama_jax.errors import UserError
 
 CODE = inspect.getsource(argparse)
 any_file = st.lists(st.sampled_from(["", "a", "    b", "\tc", "  ", "d\r", "\r", "\x0c"]), max_size=60).map("\n".join)

@@ -11,7 +11,7 @@ from pathlib import Path
 import hostile
 import pytest
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.execute import Executor, Program
 
 TMP_MB, PROCESSES = 24, 24

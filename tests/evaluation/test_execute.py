@@ -13,7 +13,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.execute import Executor, Program, languages
 from codellama_jax.evaluation.pass_at_k import estimate
 from codellama_jax.evaluation.sandbox import wire
@@ -274,7 +274,7 @@ def test_bad_input_is_one_line(compatible, monkeypatch):
 SCRIPT = """
 import sys; sys.path[:0] = [{root!r}, {tests!r}]
 import hostile, json
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.execute import Executor, Program
 from codellama_jax.evaluation.sandbox import kernel
 def add(code):

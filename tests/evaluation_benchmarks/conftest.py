@@ -9,7 +9,7 @@ import small_data as data
 from toy import MODEL
 
 from codellama_jax import tokenizer as tokenizers
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.execute import Executor
 from codellama_jax.models.llama import Llama
 from codellama_jax.training.checkpoint import Run

@@ -6,8 +6,9 @@ import pathlib
 import pytest
 
 from codellama_jax import tokenizer as tokenizers
-from codellama_jax.config import ModelConfig, UserError
+from codellama_jax.config import ModelConfig
 from codellama_jax.data.infilling import prompt_ids
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation import ask, evaluate
 from codellama_jax.evaluation.benchmarks import LOADERS
 from codellama_jax.evaluation.benchmarks.apps import same_output

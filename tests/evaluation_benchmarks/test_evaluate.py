@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import small_data as data
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation import ask, evaluate
 from codellama_jax.evaluation.benchmarks import LOADERS, paper, published
 from codellama_jax.evaluation.benchmarks.bleu import smoothed_bleu

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from toy import stage
 
-from codellama_jax.config import MeshConfig, UserError, to_dict
+from codellama_jax.config import MeshConfig, to_dict
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation import ask, evaluate
 from codellama_jax.evaluation.benchmarks import LOADERS
 from codellama_jax.evaluation.settings import Checking, Options, Settings

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from test_probes import DOCUMENTS, NEW_TOKENS, SEQ_LEN, SOURCES, ask, run  # noqa: F401 (run is a fixture)
 
-from codellama_jax.config import ProbesConfig, UserError
+from codellama_jax.config import ProbesConfig
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation import infilling_kinds, key_probe, line_ends
 from codellama_jax.evaluation.attention_decay import decay
 from codellama_jax.evaluation.benchmarks import key_retrieval

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import toy
 
-from codellama_jax.config import MeshConfig, UserError
+from codellama_jax.config import MeshConfig
 from codellama_jax.data.infilling import plain_ids
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation import perplexity
 from codellama_jax.models.llama import Llama
 from codellama_jax.training.checkpoint import Run

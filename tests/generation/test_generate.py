@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from toy import MODEL, stage
 
 from codellama_jax import tokenizer as tokenizers
-from codellama_jax.config import MeshConfig, UserError
+from codellama_jax.config import MeshConfig
 from codellama_jax.data.infilling import infill_ids, prompt_ids
+from codellama_jax.errors import UserError
 from codellama_jax.generation import infill as infilling
 from codellama_jax.generation import text as texts
 from codellama_jax.generation.sampler import CAPACITY, Sampling, generate, keep, sample

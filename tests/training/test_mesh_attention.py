@@ -13,7 +13,8 @@ from toy import MODEL, batch, stage
 
 import launch
 from codellama_jax import run
-from codellama_jax.config import Experiment, MeshConfig, UserError
+from codellama_jax.config import Experiment, MeshConfig
+from codellama_jax.errors import UserError
 from codellama_jax.training.loop import place, stop_flags
 from codellama_jax.training.mesh import check_attention, make_mesh, on_mesh
 from codellama_jax.training.step import compile_train_step, init_state

@@ -7,7 +7,8 @@ import optax
 import pytest
 from toy import MODEL, batch, stage
 
-from codellama_jax.config import MeshConfig, OptimizerConfig, UserError
+from codellama_jax.config import MeshConfig, OptimizerConfig
+from codellama_jax.errors import UserError
 from codellama_jax.training.loop import owned_rows, place, stop_flags
 from codellama_jax.training.mesh import check_mesh, check_sharded, make_mesh, on_mesh
 from codellama_jax.training.step import abstract_state, compile_eval_step, compile_train_step, decayed, init_state, learning_rate

@@ -12,7 +12,8 @@ import pytest
 import toy
 from etils import epath
 
-from codellama_jax.config import MeshConfig, UserError
+from codellama_jax.config import MeshConfig
+from codellama_jax.errors import UserError
 from codellama_jax.generation.sampler import Sampling, generate
 from codellama_jax.models.llama import Llama
 from codellama_jax.tokenizer import SENTINELS

@@ -23,7 +23,8 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from codellama_jax import tokenizer as tokenizers
-from codellama_jax.config import MeshConfig, UserError
+from codellama_jax.config import MeshConfig
+from codellama_jax.errors import UserError
 from codellama_jax.generation.infill import infill
 from codellama_jax.generation.sampler import Sampling
 from codellama_jax.generation.text import complete

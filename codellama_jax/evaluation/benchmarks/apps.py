@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, passed, until
 from codellama_jax.evaluation.execute import Program
 from codellama_jax.evaluation.settings import Options

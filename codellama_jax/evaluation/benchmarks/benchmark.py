@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.benchmarks import published
 from codellama_jax.evaluation.execute import Program, Verdict
 from codellama_jax.generation.text import until as cut_before

@@ -6,7 +6,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Sample, Task, passed, read_records, until
 from codellama_jax.evaluation.execute import Program, Verdict
 from codellama_jax.evaluation.settings import Options

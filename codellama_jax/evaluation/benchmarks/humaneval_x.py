@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, after_space, read_records, stripped
 from codellama_jax.evaluation.benchmarks.humaneval import python_check
 from codellama_jax.evaluation.execute import Program

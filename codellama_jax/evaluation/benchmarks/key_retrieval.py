@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from random import Random
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Sample, Task, files_of, until
 from codellama_jax.evaluation.settings import Options
 from codellama_jax.tokenizer import Tokenizer

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, read_records, until
 from codellama_jax.evaluation.execute import Program
 from codellama_jax.evaluation.settings import Options

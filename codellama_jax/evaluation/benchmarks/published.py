@@ -12,7 +12,8 @@ import io
 import json
 from typing import Any, NamedTuple
 
-from codellama_jax.config import CACHE, UserError
+from codellama_jax.config import CACHE
+from codellama_jax.errors import UserError
 
 PREFIX = "tfds:"
 VERSION = "1.0.0"

@@ -13,7 +13,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from codellama_jax.config import CACHE, UserError
+from codellama_jax.config import CACHE
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.execute.verdicts import Program
 
 BUILD_SECONDS = 60.0  # a machine with much else to do must not turn an answer into a failure

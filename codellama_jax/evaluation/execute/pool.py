@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from codellama_jax.config import UserError
+from codellama_jax.errors import UserError
 from codellama_jax.evaluation.execute import languages
 from codellama_jax.evaluation.execute.verdicts import LANGUAGES, Program, Verdict
 from codellama_jax.evaluation.sandbox import slot

@@ -1,0 +1,158 @@
+"""Paths that a user names, and files that are read with checks or written completely or not at all.
+
+Every path from a user goes through `user_path`, every state file is written by `write_file`, and
+every JSON file that the project did not just write itself is read by `read_json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import uuid
+from typing import Any
+
+from etils import epath
+
+from codellama_jax.errors import UserError
+
+GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+BYTE_ORDER_MARKS = {
+    b"\xef\xbb\xbf": "utf-8-sig",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+LIBRARY_ERRORS = (OSError, ImportError, ValueError)  # epath: ImportError without a cloud package
+
+
+def is_bucket(path: str | os.PathLike) -> bool:
+    """Returns whether a path names an object store, as gs://bucket/folder does."""
+    return "://" in os.fspath(path)
+
+
+def user_path(text: str | os.PathLike) -> epath.Path:
+    """Returns a path that the user named: `~` expanded, absolute where it is local.
+
+    Raises UserError for an empty path, one with a NUL character, or an unknown scheme.
+    """
+    path = os.fspath(text)
+    if not path or "\0" in path:
+        raise UserError(f"the path {path!r} is not valid: give the name of a file or folder")
+    if not is_bucket(path):
+        return epath.Path(os.path.abspath(os.path.expanduser(path)))
+    try:
+        return epath.Path(path)
+    except (KeyError, *LIBRARY_ERRORS):
+        scheme = path.partition("://")[0]
+        message = f"the path {path!r} has the unknown scheme {scheme!r}: use a local path or gs://"
+        raise UserError(message) from None
+
+
+def reason(error: BaseException) -> str:
+    """Returns the first line of an error of the operating system or a library."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+def write_file(path: str | os.PathLike, data: bytes | str) -> None:
+    """Writes a complete file or leaves the old one: writes beside it, flushes to disk, renames.
+
+    Several processes may write the same file at once; one of them wins. The file's permissions
+    follow the umask. On an object store a plain write is already atomic.
+
+    Raises UserError naming the path where that fails.
+    """
+    path = epath.Path(path)
+    content = data.encode() if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}"[:255])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if is_bucket(path):
+            path.write_bytes(content)
+            return
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except LIBRARY_ERRORS as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
+
+
+def _flush_folder(folder: epath.Path) -> None:
+    """Makes a rename in the folder survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot flush a folder
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a value as JSON, completely or not at all. Raises UserError like `write_file`."""
+    write_file(path, json.dumps(value, indent=1))
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """Returns the bytes of a regular file; never waits for a pipe.
+
+    Raises UserError if it is missing, a folder, a pipe or device, or cannot be read.
+    """
+    path = epath.Path(path)
+    try:
+        if is_bucket(path):
+            return path.read_bytes()
+        # O_NONBLOCK: opening a FIFO without a writer would wait for ever.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UserError(f"{path} is not a regular file: name a file")
+            return file.read()
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder: name a file") from None
+    except LIBRARY_ERRORS as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Returns text from UTF-8, or from UTF-16 with a byte order mark; the mark is removed.
+
+    Raises UserError naming the first byte that is not valid.
+    """
+    encoding = "utf-8"
+    for mark, marked_encoding in BYTE_ORDER_MARKS.items():
+        if data.startswith(mark):
+            encoding = marked_encoding
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start} is {data[error.start]:#04x}"
+        raise UserError(f"{name} is not {encoding} text: {byte}") from None
+
+
+def parse_json(data: bytes, name: str) -> Any:
+    """Returns the value of a JSON document. Raises UserError that says what the file is instead."""
+    if data.startswith(GIT_LFS_POINTER):
+        raise UserError(f"{name} is a git-lfs pointer, not the file itself: run `git lfs pull`")
+    if not data.strip(b"\0 \t\r\n"):
+        raise UserError(f"{name} is empty")
+    text = decode_text(data, name)
+    if text.lstrip().startswith("<"):
+        raise UserError(f"{name} is an HTML or XML page, not JSON: download the file itself")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UserError(f"{name} is nested too deeply to be read") from None
+    except ValueError as error:
+        raise UserError(f"{name} is not valid JSON: {error}") from None
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Returns the value of a JSON file. Raises UserError like `read_file` and `parse_json`."""
+    return parse_json(read_file(path), str(path))
