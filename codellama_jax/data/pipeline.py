@@ -24,6 +24,7 @@ import numpy as np
 
 from codellama_jax.config import DataConfig, InfillingConfig, MixtureConfig
 from codellama_jax.data.infilling import document_ids
+from codellama_jax.data.shuffle import shuffled
 from codellama_jax.errors import UserError
 
 SOURCES = tuple(field.name for field in dataclasses.fields(MixtureConfig))
@@ -53,7 +54,8 @@ def lane_documents(documents: Sequence, encode: Callable, seed: int, lane: int, 
 
     `encode(index, document)` is given `epoch * len(documents) + index of the document`.
     """
-    return grain.MapDataset.source(documents).map_with_index(encode).shuffle(seed).repeat()[lane::lanes]
+    encoded = grain.MapDataset.source(documents).map_with_index(encode)
+    return shuffled(encoded, seed).repeat()[lane::lanes]
 
 
 class Batches(Iterator[Batch], contextlib.AbstractContextManager):
