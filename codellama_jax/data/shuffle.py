@@ -1,8 +1,8 @@
 """Grain's shuffled order of a small source, at a small fraction of Grain's time.
 
 Grain shuffles a source of n documents by a cipher of at least 16 bits, which it applies again until
-the result is below n: 65,536 / n times on average. That takes 15 ms per document for n = 3. Here the
-cipher of an epoch is computed once, as a table of its 65,536 values, so that an epoch takes 1 ms.
+the result is below n: 65,536 / n times on average, which takes 15 ms per document for n = 3. Here
+the cipher of an epoch is computed once, as a table of its 65,536 values: an epoch takes 1 ms.
 The order is exactly Grain's: runs of any size keep their documents.
 """
 
@@ -45,7 +45,7 @@ def shuffled(documents: grain.MapDataset, seed: int) -> grain.MapDataset:
     return Shuffled(documents, seed)
 
 
-@lru_cache(maxsize=8192)  # lanes read different epochs at a time; an order takes 2 bytes a document
+@lru_cache(maxsize=8192)  # lanes read different epochs at a time; 2 bytes per document
 def epoch_order(count: int, seed: int) -> np.ndarray:
     """Returns Grain's order of `count` documents, uint16 [count], for the seed of one epoch."""
     if count == 1:
@@ -64,7 +64,7 @@ def epoch_order(count: int, seed: int) -> np.ndarray:
 
 
 def _cipher_table(seed: int) -> np.ndarray:
-    """Returns the cipher of every 16-bit value: Simon with 4 rounds and the low bytes of the keys."""
+    """Returns the cipher of every 16-bit value: Simon with 4 rounds and the keys' low bytes."""
     keys = np.array(_round_keys(seed), np.uint32).astype(np.uint8)
     value = np.arange(BLOCK, dtype=np.uint16)
     left, right = (value >> 8).astype(np.uint8), value.astype(np.uint8)

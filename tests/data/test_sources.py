@@ -51,7 +51,7 @@ def test_a_folder_of_files(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / os.fsdecode(b"odd\xff")).write_text("any bytes name a file\n")
-    found, counts = sources.load(sources.find(str(tmp_path)), code=True)
+    found, counts, _ = sources.load(sources.find(str(tmp_path)), code=True)
     kept["odd\\udcff"] = "any bytes name a file\n"
     assert {d.id: d.text for d in found} == {f"{tmp_path.name}/{name}": text for name, text in kept.items()}
     wanted = {"files": 5, "not_utf8": 1, "binary": 2, "empty": 1, "generated": 1, "near_duplicates": 0, "unreadable": 0}
@@ -62,8 +62,43 @@ def test_unreadable_files_are_counted():
     def fail():
         raise PermissionError
 
-    documents, counts = sources.load([sources.Item("a", "", fail), sources.Item("b", "", lambda: b"text")], code=False)
+    documents, counts, _ = sources.load([sources.Item("a", "", fail), sources.Item("b", "", lambda: b"text")], code=False)
     assert [d.id for d in documents] == ["b"] and counts["unreadable"] == 1
+
+
+def test_a_file_replaced_by_a_pipe_is_unreadable(tmp_path):
+    """Between listing and reading: reading would wait for a writer for ever."""
+    write(tmp_path, {"a.py": "first = 1\n", "b.py": "second = 2\n", "c.py": "third = 3\n"})
+    items = sources.find(str(tmp_path))
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / "a.py")
+    found, counts, dropped = sources.load(items, code=True)
+    assert [d.id for d in found] == [f"{tmp_path.name}/c.py"] and counts["unreadable"] == 2
+    names = [f"{tmp_path.name}/a.py", f"{tmp_path.name}/b.py"]
+    assert dropped == {"that cannot be read": names}
+
+
+def test_a_file_gone_while_listing(tmp_path, monkeypatch):
+    write(tmp_path, {"a.py": "x = 1\n", "b.py": "y = 2\n"})
+    lstat = os.lstat
+
+    def gone(path, *args, **kwargs):
+        if str(path).endswith("a.py"):
+            raise FileNotFoundError
+        return lstat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "lstat", gone)
+    assert [item.id for item in sources.find(str(tmp_path))] == [f"{tmp_path.name}/b.py"]
+
+
+@pytest.mark.parametrize("source", ["bogus://bucket/folder", "", "a\0b", "/dev/null", "pipe"])
+def test_one_line_for_a_corpus_that_is_no_folder(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with pytest.raises(UserError, match=r"unknown scheme 'bogus'|not valid|not a folder") as error:
+        sources.find(source)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("files", [{}, {"corpus": "a file"}, {"corpus/.hidden/x": "y"}])
@@ -122,5 +157,5 @@ def test_every_machine_has_sources():
     assert {"stdlib/argparse.py", "stdlib/json/decoder.py"} <= stdlib
     assert all(name.endswith(".py") and "site-packages" not in name for name in stdlib)
     for name, part in [("topics", "topics/assert"), ("descriptions", "descriptions/numpy")]:
-        documents, counts = sources.load(sources.find(name), code=False)
+        documents, counts, _ = sources.load(sources.find(name), code=False)
         assert part in {d.id for d in documents} and counts["characters"] > 100_000
