@@ -8,6 +8,7 @@ import functools
 import gzip
 import inspect
 import json
+import os
 import pickle
 import random
 import string
@@ -232,8 +233,8 @@ def test_unreadable_files_are_refused(toy, tmp_path):
     for path, message in [
         (tmp_path / "absent", "cannot read the tokenizer .*absent"),
         (tmp_path, "cannot read the tokenizer"),
-        (pointer, "not a whole SentencePiece model"),
-        (vague, "not a Llama tokenizer"),
+        (pointer, "git-lfs pointer"),
+        (vague, "SentencePiece refuses it, byte piece <0x00> is found although `byte_fallback`"),
     ]:
         with pytest.raises(UserError, match=message) as error:
             tokenizer_lib.load(path)
@@ -265,12 +266,12 @@ def test_training_is_deterministic_and_cached(toy, tmp_path, monkeypatch):
     assert tokenizer_lib.load(file) == first
     file.write_bytes(first.model[:1000])  # as a full disk may leave it
     assert tokenizer_lib.train(TEXTS, PIECES, tmp_path) == first
-    monkeypatch.setattr(tokenizer_lib, "_train", lambda *_: pytest.fail("trained although cached"))
+    monkeypatch.setattr(tokenizer_lib, "train_model", lambda *_: pytest.fail("trained although cached"))
     assert tokenizer_lib.train(iter(TEXTS), PIECES, str(tmp_path)) == first
 
 
 def test_cache_follows_all_that_went_in(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenizer_lib, "_train", lambda *_: toy.model)
+    monkeypatch.setattr(tokenizer_lib, "train_model", lambda *_: toy.model)
     texts = ["some text", "other text"]
 
     def files_after(texts, pieces=PIECES):
@@ -291,41 +292,6 @@ def test_cache_follows_all_that_went_in(toy, tmp_path, monkeypatch):
     assert files_after(texts) == before + 1
 
 
-@hypothesis.given(texts=st.lists(st.text(max_size=20)), limit=st.integers(1, 60), seed=st.randoms(use_true_random=False))
-def test_sample_is_bounded_and_ignores_order(texts, limit, seed):
-    sample = tokenizer_lib._sample(texts, limit)
-    shuffled = list(texts)
-    seed.shuffle(shuffled)
-    kept = [text for _, text in sample]
-    assert tokenizer_lib._sample(shuffled, limit) == sample == sorted(sample)
-    assert sum(map(len, kept)) >= min(limit, sum(map(len, texts)))
-    assert sum(map(len, kept[:-1])) < limit or not kept[-1]
-    assert all(kept.count(text) <= texts.count(text) for text in kept)
-
-
-def test_corpus_too_small(tmp_path):
-    with pytest.raises(UserError, match=r"holds (\d+) at most") as error:
-        tokenizer_lib.train(TEXTS[-1:], 30_000, tmp_path)
-    most = int(str(error.value).split("it holds ")[1].split()[0])
-    assert tokenizer_lib.train(TEXTS[-1:], most, tmp_path).pieces == most
-    with pytest.raises(UserError, match=f"holds {most} at most"):
-        tokenizer_lib.train(TEXTS[-1:], most + 1, tmp_path)
-
-
-def test_too_few_pieces(tmp_path):
-    for pieces in (-1, 0, 100, 300):
-        with pytest.raises(UserError, match=r"the corpus needs (\d+) at least") as error:
-            tokenizer_lib.train(TEXTS[:1], pieces, tmp_path)
-    least = int(str(error.value).split("needs ")[1].split()[0])
-    assert tokenizer_lib.train(TEXTS[:1], least, tmp_path).pieces == least
-
-
-@pytest.mark.parametrize("texts", [[], ["", "\n\n"], ["x" * 10_000]])
-def test_empty_corpus(texts, tmp_path):
-    with pytest.raises(UserError, match="the corpus holds no text"):
-        tokenizer_lib.train(texts, PIECES, tmp_path)
-
-
 def test_training_is_silent(tmp_path, capfd):
     tokenizer_lib.train(TEXTS[:1], 500, tmp_path)
     with pytest.raises(UserError):
@@ -342,7 +308,7 @@ def test_failed_write_keeps_what_was_there(toy, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(type(tokenizer_lib.epath.Path(path)), "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match="No space left on device"):
         toy.save(path)
     assert path.read_bytes() == b"older" and list(tmp_path.iterdir()) == [path]

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from codellama_jax.generation.forward import last_logits
-from codellama_jax.tokenizer import LONGEST_SPACES, META_PIECES, Tokenizer
+from codellama_jax.tokenizer import Tokenizer
+from codellama_jax.tokenizer_training import LONGEST_SPACES
 from codellama_jax.training.checkpoint import Run
 
 MOST = LONGEST_SPACES - 1  # tokens backed up: a piece that extends them is longer by a character
@@ -34,7 +35,7 @@ class Pieces:
 
     def __init__(self, tokenizer: Tokenizer):
         self.texts = [tokenizer.decode([i], leading_space=False) for i in range(tokenizer.pieces)]
-        self.order = np.array(sorted(range(META_PIECES, tokenizer.pieces), key=self.texts.__getitem__))
+        self.order = np.array(sorted(tokenizer.text_ids, key=self.texts.__getitem__))
         self.sorted = [self.texts[i] for i in self.order]
 
     def extending(self, text: str) -> np.ndarray:

@@ -11,8 +11,9 @@ from typing import Any
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
+from codellama_jax.sentencepiece_file import SENTINELS
 from codellama_jax.sizes import SENTINEL_ROWS
-from codellama_jax.tokenizer import SENTINELS, Tokenizer
+from codellama_jax.tokenizer import Tokenizer
 
 NORMAL, CONTROL = 1, 3  # kinds of a SentencePiece piece; text never becomes one of the second
 SPACE = "▁"

@@ -44,7 +44,7 @@ def prompt(run: Run, text: str) -> list[int]:
 @settings(max_examples=50, deadline=None)
 def test_extending_pieces_are_all_that_begin_so_and_are_longer(run, text):
     pieces = Pieces(run.tokenizer)
-    expected = {i for i in range(tokenizers.META_PIECES, run.tokenizer.pieces) if pieces.texts[i].startswith(text)}
+    expected = {i for i in run.tokenizer.text_ids if pieces.texts[i].startswith(text)}
     assert set(pieces.extending(text).tolist()) == {i for i in expected if pieces.texts[i] != text}
 
 
