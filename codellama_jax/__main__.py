@@ -49,7 +49,10 @@ class Asking:
         from codellama_jax.training.mesh import make_mesh
 
         keep_compiled(CACHE)
-        return load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
+        run = load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
+        for limit in run.tokenizer.limits:
+            print(f"note on the tokenizer: {limit}", file=sys.stderr)
+        return run
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from codellama_jax.config import Experiment, leaves, to_dict
 from codellama_jax.errors import UserError
+from codellama_jax.sizes import with_vocabulary_of
 
 SHARED = ("tokenizer", "corpus", "mesh", "probes", "seed", "seeds")  # fields of the experiment; every other name is a stage
 
@@ -28,7 +29,9 @@ def apply(experiment: Experiment, given: dict[str, Any]) -> Experiment:
     arms = {
         arm: {name: _changed(stage, before[name], given[name]) for name, stage in stages.items()} for arm, stages in experiment.arms.items()
     }
-    return dataclasses.replace(experiment, arms=arms, **{name: given[name] for name in SHARED})
+    shared = {name: given[name] for name in SHARED}
+    changed = dataclasses.replace(experiment, arms=arms, **shared)
+    return with_vocabulary_of(changed, experiment.tokenizer.pieces)
 
 
 def _check_equal(experiment: Experiment, name: str, before: Any, after: Any) -> None:

@@ -23,7 +23,6 @@ from codellama_jax.errors import UserError
 from codellama_jax.evaluation.probes import run_probes
 from codellama_jax.findings import FindingOf
 from codellama_jax.report import write_report
-from codellama_jax.sizes import SENTINEL_ROWS
 from codellama_jax.training import checkpoint
 from codellama_jax.training.loop import StageRun, Stopped, check_stage, owned_rows, place_validation, train_stage
 from codellama_jax.training.mesh import make_mesh, on_mesh
@@ -87,7 +86,8 @@ class Corpus:
     def source(self, name: str, block_chars: int) -> builders.Prepared:
         key = (name, block_chars)
         if key not in self.prepared:
-            self.prepared[key] = builders.prepare(self.experiment.corpus, name, block_chars, self.cache)
+            corpus = self.experiment.corpus
+            self.prepared[key] = builders.prepare(corpus, name, block_chars, self.cache, say)
         return self.prepared[key]
 
     def sources(self, stage: Stage) -> dict[str, builders.Prepared]:
@@ -104,17 +104,26 @@ class Corpus:
             return tokenizers.load(config.path)
         first = next(iter(next(iter(self.experiment.arms.values())).values()))
         texts = (pipeline.text_of(document) for prepared in self.sources(first).values() for document in prepared.train)
-        return tokenizers.train(texts, config.pieces, self.cache)
+        return tokenizers.train(texts, config.pieces, self.cache, say)
 
 
 def check_tokenizer(experiment: Experiment, tokenizer: tokenizers.Tokenizer) -> None:
-    """Raises UserError where a stage's vocabulary is not the tokenizer's."""
+    """Raises UserError where a stage's vocabulary is not the tokenizer's; prints its limits."""
+    for limit in tokenizer.limits:
+        say(f"note on the tokenizer: {limit}")
+    first, options = "", {}
     for arm, stages in experiment.arms.items():
         for name, stage in stages.items():
-            sizes = (tokenizer.pieces, tokenizer.pieces + SENTINEL_ROWS)
-            if stage.model.vocab_size not in sizes or (stage.data.infilling.rate and stage.model.vocab_size == sizes[0]):
-                wanted = sizes[1] if stage.data.infilling.rate else sizes[0]
-                raise UserError(f"{arm}.{name}.model.vocab_size is {stage.model.vocab_size} and the tokenizer needs {wanted}")
+            size, infilling = stage.model.vocab_size, stage.data.infilling.rate
+            wanted = tokenizer.vocab_size if infilling else tokenizer.pieces
+            if size not in (wanted, tokenizer.vocab_size):
+                first = first or f"{arm}.{name}.model.vocab_size is {size}"
+                options[name] = f"--{name.replace('_', '-')}.model.vocab-size {wanted}"
+    if first:
+        raise UserError(
+            f"{first} and the tokenizer has {tokenizer.pieces} pieces, {tokenizer.vocab_size} "
+            f"with the infilling sentinels: pass {' '.join(options.values())}"
+        )
 
 
 def check_same_tokenizer(experiment: Experiment, tokenizer: tokenizers.Tokenizer) -> None:

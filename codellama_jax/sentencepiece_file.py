@@ -104,6 +104,16 @@ def limits(proto: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
+def is_llama(model: bytes) -> bool:
+    """Returns whether a file encodes as Llama's: BPE, bytes, a space before text, text exact."""
+    proto = parse(model, "the tokenizer")
+    remove_sentinels(proto, "the tokenizer")
+    trainer = proto.trainer_spec
+    symbols = any(piece.type == piece.USER_DEFINED for piece in proto.pieces)
+    bpe = trainer.model_type == trainer.BPE and proto.normalizer_spec.add_dummy_prefix
+    return bpe and not symbols and not limits(proto)
+
+
 def processor(proto: Any, name: str, **normalizer: bool) -> sentencepiece.SentencePieceProcessor:
     """Returns SentencePiece's processor of a file, with some fields of normalizer_spec replaced."""
     changed = type(proto)()

@@ -1,6 +1,8 @@
 """Dimensions of the published models, and toy ones of the same shape."""
 
-from codellama_jax.config import ModelConfig
+import dataclasses
+
+from codellama_jax.config import Experiment, ModelConfig
 from codellama_jax.errors import UserError
 
 SENTINEL_ROWS = 16  # Code Llama's vocabulary with infilling is Llama 2's 32,000 pieces and 16 more
@@ -31,3 +33,24 @@ def choose(sizes: dict[str, ModelConfig], scale: str) -> ModelConfig:
     if scale not in sizes:
         raise UserError(f"no scale {scale}: there are {', '.join(sizes)}")
     return sizes[scale]
+
+
+def with_vocabulary_of(experiment: Experiment, pieces: int) -> Experiment:
+    """Returns the experiment with vocabularies that follow its `tokenizer.pieces`.
+
+    `pieces` is the number that the experiment had before an override. A stage whose vocab_size was
+    that of the tokenizer, with the infilling sentinels or without, gets that of the new tokenizer.
+    """
+    added = experiment.tokenizer.pieces - pieces
+    sizes = (pieces, pieces + SENTINEL_ROWS)
+    if not added or experiment.tokenizer.path:
+        return experiment
+    arms = {}
+    for arm, stages in experiment.arms.items():
+        arms[arm] = dict(stages)
+        for name, stage in stages.items():
+            if stage.model.vocab_size in sizes:
+                size = stage.model.vocab_size + added
+                model = dataclasses.replace(stage.model, vocab_size=size)
+                arms[arm][name] = dataclasses.replace(stage, model=model)
+    return dataclasses.replace(experiment, arms=arms)

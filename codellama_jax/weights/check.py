@@ -15,7 +15,7 @@ from etils import epath
 from codellama_jax.config import DataConfig, MeshConfig, MixtureConfig, OptimizerConfig, Stage
 from codellama_jax.errors import UserError
 from codellama_jax.models.llama import Llama
-from codellama_jax.tokenizer import Tokenizer
+from codellama_jax.tokenizer import Tokenizer, missing_in
 from codellama_jax.training.checkpoint import load_run
 from codellama_jax.training.mesh import make_mesh, on_mesh
 from codellama_jax.weights import load
@@ -54,7 +54,7 @@ def ours(folder: epath.Path) -> Reader:
 def needed_tokenizer(folder: epath.Path) -> Tokenizer:
     tokenizer = load.published_tokenizer(folder)
     if tokenizer is None:
-        raise UserError(f"{folder} has no tokenizer.model, and there is none beside it: put it there")
+        raise UserError(f"{missing_in(folder)}; there is none beside it either")
     return tokenizer
 
 

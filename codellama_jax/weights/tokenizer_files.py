@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
-from codellama_jax.sentencepiece_file import SENTINELS
+from codellama_jax.sentencepiece_file import SENTINELS, is_llama
 from codellama_jax.sizes import SENTINEL_ROWS
 from codellama_jax.tokenizer import Tokenizer
 
@@ -30,13 +30,19 @@ def with_sentinels(tokenizer: Tokenizer, rows: int) -> Any:
 
 
 def write_tokenizer(tokenizer: Tokenizer, rows: int, context: int, folder: epath.Path) -> None:
-    """Writes tokenizer.model, tokenizer.json and tokenizer_config.json."""
+    """Writes tokenizer.model, tokenizer.json and tokenizer_config.json.
+
+    A tokenizer that is not like Llama's has no tokenizer.json: readers convert tokenizer.model.
+    """
     proto = with_sentinels(tokenizer, rows)
+    llama = is_llama(tokenizer.model)
     (folder / "tokenizer.model").write_bytes(proto.SerializeToString(deterministic=True))
-    (folder / "tokenizer.json").write_text(json.dumps(fast_tokenizer(tokenizer, proto, rows), ensure_ascii=False, indent=1))
+    if llama:
+        fast = fast_tokenizer(tokenizer, proto, rows)
+        (folder / "tokenizer.json").write_text(json.dumps(fast, ensure_ascii=False, indent=1))
     unk, bos, eos = (proto.pieces[i].piece for i in (proto.trainer_spec.unk_id, tokenizer.bos_id, tokenizer.eos_id))
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": "PreTrainedTokenizerFast" if llama else "LlamaTokenizer",
         "unk_token": unk,
         "bos_token": bos,
         "eos_token": eos,

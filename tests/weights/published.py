@@ -13,6 +13,7 @@ from sentencepiece import sentencepiece_model_pb2
 from codellama_jax import tokenizer as tokenizers
 from codellama_jax.config import ModelConfig
 from codellama_jax.models.llama import Llama
+from codellama_jax.tokenizer_training import train_model
 from codellama_jax.weights.layout import Source, is_stacked, places, split
 
 TEXT = inspect.getsource(random)
@@ -22,7 +23,7 @@ UNUSED = 5  # a kind of piece that no text becomes
 
 @functools.cache
 def trained() -> tokenizers.Tokenizer:
-    return tokenizers._tokenizer(tokenizers._train([TEXT], PIECES), "trained")
+    return tokenizers._tokenizer(train_model([TEXT], PIECES), "trained")
 
 
 @functools.cache
