@@ -2,7 +2,7 @@
 
 An experiment file may have a function `finding(results)`. It returns a `Finding` (a question, a
 table beside the paper's numbers, figures, differences whose sign the paper predicts) or, for one
-seed, a list of `Expectation`s: the statements of the file's own "Expected", each with a measurement.
+seed, a list of `Expectation`s: the statements of the file's "Expected", each with a measurement.
 """
 
 from __future__ import annotations

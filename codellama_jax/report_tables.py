@@ -33,9 +33,9 @@ def stages_section(page: Page, stages: Sequence[StageResult]) -> None:
     page.table((*plan, *rates, *losses), rows)
     page.note(
         "Tokens: those trained on, of all positions in the packed sequences; the others are"
-        " padding. The command plan prints positions. Batch: sequences × positions. Losses in nats per"
-        " token, at the first and the last validation, and their ratio. Time: training and"
-        " validation. Rates: medians over the logged steps, padding included."
+        " padding. The command plan prints positions. Batch: sequences × positions. Losses in"
+        " nats per token, at the first and the last validation, and their ratio. Time: training"
+        " and validation. Rates: medians over the logged steps, padding included."
     )
     if has_bigram:
         page.note(

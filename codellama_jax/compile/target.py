@@ -48,7 +48,7 @@ CHIPS = {
 def prepare_environment() -> None:
     """Sets what libtpu needs, before JAX starts. Raises UserError where libtpu is not installed."""
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("the TPU compiler is not installed: pip install 'codellama_jax[tpu]'")
+        raise UserError("the TPU compiler is not installed: in the clone, pip install -e '.[tpu]'")
     os.environ.update(ENVIRONMENT)
 
 
