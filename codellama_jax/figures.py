@@ -68,8 +68,14 @@ def training_figure(stages: Sequence[Curves]) -> Drawing:
 
 def _training_columns(stages: Sequence[Curves]) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(PANEL_WIDTH * len(stages), 6.6), layout="constrained")
-    shared = {"sharex": "col", "sharey": "row", "squeeze": False}
-    axes = figure.subplots(3, len(stages), height_ratios=(2.4, 1, 1), **shared)
+    axes = figure.subplots(
+        3,
+        len(stages),
+        sharex="col",
+        sharey="row",
+        squeeze=False,
+        height_ratios=(2.4, 1, 1),
+    )
     for column, stage in zip(axes.T, stages):
         _draw_stage(column, stage)
     for axis, label in zip(axes[:, 0], ("loss (nats per token)", "learning rate", "tokens / s")):
@@ -199,7 +205,7 @@ def _mark_x(axis: Axes, panel: Panel) -> None:
         axis.set_xticks(range(len(panel.ticks)), panel.ticks)
         axis.set_xlim(-0.5, len(panel.ticks) - 0.5)
     elif panel.log_x:
-        marked = set()
+        marked: set[float] = set()
         for seeds in panel.lines.values():
             for points in seeds:
                 marked.update(x for x, _ in points)

@@ -21,6 +21,7 @@ from codellama_jax.page import Code, Page
 from codellama_jax.report_probes import infilling_section, perplexity_section, samples_section
 from codellama_jax.report_reading import read_run, read_stage
 from codellama_jax.report_tables import (
+    bigram_loss,
     corpus_section,
     cost_note,
     duration,
@@ -204,14 +205,7 @@ def _curve(result: StageResult) -> figures.Curves:
     stage = result.stage
     sequences = f"{stage.data.seq_len:,} tokens per sequence"
     title = f"{result.name}\n{sequences}, RoPE base {stage.model.rope_theta:,.0f}"
-    bigram = result.probes.get("bigram")
-    loss = bigram.get("loss") if isinstance(bigram, dict) else None
-    return figures.Curves(title, result.training, result.curve, _finite(loss))
-
-
-def _finite(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else None
+    return figures.Curves(title, result.training, result.curve, bigram_loss(result))
 
 
 def _next_commands(

@@ -86,13 +86,14 @@ def _metric_lines(path: epath.Path, damage: list[str]) -> list[Line]:
     lines: list[Line] = []
     for record in records:
         if isinstance(record, dict):
-            lines.append({key: value for key, value in record.items() if _is_number(value)})
+            lines.append({key: value for key, value in record.items() if is_number(value)})
     if len(lines) < len(records):
         damage.append(f"{path} has {len(records) - len(lines)} lines that are no JSON objects.")
     return lines
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Returns whether a JSON value is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:

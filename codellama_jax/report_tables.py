@@ -11,7 +11,7 @@ from codellama_jax.accounting import parameter_count, stage_tokens
 from codellama_jax.config import ModelConfig, TokenizerConfig
 from codellama_jax.page import Page
 from codellama_jax.plan import short
-from codellama_jax.report_reading import read_object
+from codellama_jax.report_reading import is_number, read_object
 from codellama_jax.results import StageResult
 
 SPLITS = ("train", "validation")
@@ -90,9 +90,15 @@ def _loss_cells(result: StageResult) -> list[str]:
     if losses:
         ratio = f" ({losses[-1] / losses[0]:.2f} ×)" if losses[0] else ""
         change = f"{losses[0]:.3f} → {losses[-1]:.3f}{ratio}"
+    return [change, number(bigram_loss(result), ".3f")]
+
+
+def bigram_loss(result: StageResult) -> float | None:
+    """Returns the validation loss of the bigram model, None without or from a damaged file."""
     bigram = result.probes.get("bigram")
-    loss = bigram.get("loss") if isinstance(bigram, dict) else None
-    return [change, number(loss if isinstance(loss, float | int) else None, ".3f")]
+    if not isinstance(bigram, dict) or not is_number(bigram.get("loss")):
+        return None
+    return float(bigram["loss"])
 
 
 def cost_note(page: Page, out: epath.Path, seeds: int, results: Sequence[StageResult]) -> None:

@@ -247,6 +247,7 @@ def run_experiment(experiment: Experiment, claim: str, finding: FindingOf | None
         sys.exit(128 + stop.args[0])
     if jax.process_index() == 0:
         (folder / "corpus.json").write_text(json.dumps(corpus.counts(), indent=1))
+        say("writing the report")
         write_report(folder, experiment, claim, finding, time.monotonic() - started)
         say(f"report: {folder / 'report.html'}")
 
