@@ -1,7 +1,7 @@
 # make quickstart   train a small Code Llama on this machine's Python sources and look at the report
-# make ablations    the paper's ablations at toy scale, one after another; started again it goes on where it was
+# make ablations    the paper's ablations at toy scale, one after another; resumes when restarted
 # make test         lint, types and tests
-# They set themselves up from python3 (3.11 or newer), pip and make.
+# All of them create .venv from python3 (3.11 or newer) and pip, with the script codellama-jax in it.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 quickstart: $(VENV)/installed
 	$(BIN)/python launch.py run experiments/quickstart.py
 
-# Stages that several of them share are trained once. docs/results holds the reports as last run.
+# Stages that several of them share are trained once. docs/results has the reports as last run.
 ABLATIONS ?= scratch_vs_llama2 infilling_cost long_context_cost learning_rate psm_vs_spm rope_theta temperature
 ablations: $(VENV)/installed
 	mkdir -p docs/results/figures
@@ -30,14 +30,16 @@ $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: this project needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	touch $@
 
-# torch and transformers: with them `make test` also reads and writes weights beside code that is not ours. They carry no hashes, since
-# indexes hold several builds of one version of torch; name one with the CPU's (PIP_EXTRA_INDEX_URL), or gigabytes for GPUs come along.
+# torch and transformers: with them `make test` also compares weights and logits with theirs. They
+# have no hashes, since indexes have several builds of one version of torch; without an index of CPU
+# builds (PIP_EXTRA_INDEX_URL) pip downloads gigabytes for GPUs.
 oracle: $(VENV)/installed-oracle
 
 $(VENV)/installed-oracle: $(VENV)/installed-dev
@@ -51,11 +53,11 @@ lock:
 	(echo '# The lock: $(NOTE)'; $(LOCK)) > requirements.lock && mv requirements.lock requirements.txt
 	(echo '# The lock with the tools of `make test`: $(NOTE)'; $(LOCK) --extra dev -c requirements.txt) > requirements.lock && mv requirements.lock requirements-dev.txt
 
-# The resolved config of every experiment, checked in: look at the difference before you commit it.
+# The resolved config of every experiment. Read the difference before you commit it.
 golden: $(VENV)/installed-dev
 	PYTHONPATH=.:tests $(BIN)/python tests/write_golden.py
 
-# docs/tpu.md, hours long; started again it goes on where it was. Needs the extra: $(BIN)/pip install -e '.[tpu]'
+# docs/tpu.md takes hours and resumes when restarted. Needs $(BIN)/pip install -e '.[tpu]'
 tpu-table: $(VENV)/installed
 	$(BIN)/python -m codellama_jax.compile.table
 

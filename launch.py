@@ -121,17 +121,17 @@ def spelled_out(arguments: list[str]) -> list[str]:
     return [*arguments[:at], *(f"--mesh.{axis}" for axis in arguments[at + 1].split(",")), *arguments[at + 2 :]]
 
 
-def main() -> None:
+def main(program: str = "launch.py") -> None:
     sys.argv[1:] = spelled_out(sys.argv[1:])
     asked = [a for a in sys.argv[1:] if a not in ("-h", "--help")]
     helped = len(asked) < len(sys.argv) - 1
     named = len(asked) > 1 and not asked[1].startswith("-")
-    choice, unknown = cli(Commands, args=asked if named else sys.argv[1:], description=__doc__, prog="launch.py", return_unknown_args=True)
+    choice, unknown = cli(Commands, args=asked if named else sys.argv[1:], description=__doc__, prog=program, return_unknown_args=True)
     experiment, module = load_experiment(choice)
     claim = inspect.cleandoc(module.__doc__ or "")
     if unknown or helped:
         verb = asked[0]
-        given = cli(options_type(choice, experiment), args=sys.argv[2:], prog=f"launch.py {verb}", description=claim)
+        given = cli(options_type(choice, experiment), args=sys.argv[2:], prog=f"{program} {verb}", description=claim)
         choice = given.choice
         experiment = overrides.apply(experiment, {name: getattr(given, name) for name in overrides.options(experiment)})
     if isinstance(choice, Run):

@@ -1,4 +1,4 @@
-"""A page written twice at once: as one HTML file that needs nothing beside it, and as Markdown with its figures in a folder."""
+"""A page in two forms: one self-contained HTML file, and Markdown with a folder of figures."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-CONTROLS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {127: 0x2421}  # shown as U+240D and so on
+# Control characters are shown as their Unicode pictures: carriage return as U+240D and so on.
+CONTROLS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {127: 0x2421}
 MARKDOWN = {ord(c): f"&#{ord(c)};" for c in "\\`*_[]~|<>&#$"}
+PROSE = 40  # characters from which on a table cell wraps
 
 STYLE = (Path(__file__).parent / "page.css").read_text()
 
-Part = tuple[str, str]  # text and how it is marked: "" not, "mark" by the model, "truth"
+Part = tuple[str, str]  # text and its mark: "" for none, "mark" for generated, "truth"
 
 
 class Code(str):
-    """A table cell whose spaces are kept."""
+    """Text whose spaces are kept."""
 
 
 class Page:
-    """Blocks in reading order. Everything given is text and is escaped."""
+    """Blocks in reading order. All arguments are plain text and are escaped."""
 
     def __init__(self, title: str):
         self.title = title
@@ -27,45 +29,83 @@ class Page:
         self._blocks: list[tuple[str, str]] = []  # HTML and Markdown
         self.heading(title, 1)
 
+    def mark(self) -> int:
+        """Returns a position for `rewind`."""
+        return len(self._blocks)
+
+    def rewind(self, mark: int) -> None:
+        """Removes the blocks added after `mark`."""
+        del self._blocks[mark:]
+
     def heading(self, text: str, level: int = 2) -> None:
-        self._blocks.append((f"<h{level}>{_html(text)}</h{level}>", f"{'#' * level} {_markdown(text)}"))
+        """Adds a heading."""
+        tag = f"h{level}"
+        self._add(f"<{tag}>{_html(text)}</{tag}>", f"{'#' * level} {_markdown(text)}")
 
     def text(self, text: str) -> None:
-        self._blocks.append((f"<p>{_html(text)}</p>", _markdown(text)))
+        """Adds a paragraph."""
+        self._add(f"<p>{_html(text)}</p>", _markdown(text))
 
     def note(self, text: str) -> None:
-        self._blocks.append((f'<p class="note">{_html(text)}</p>', _markdown(text)))
+        """Adds a paragraph in a quieter colour."""
+        self._add(f'<p class="note">{_html(text)}</p>', _markdown(text))
+
+    def definitions(self, entries: Sequence[tuple[str, str]]) -> None:
+        """Adds labels, each with a paragraph."""
+        terms = [f"<dt>{_html(label)}</dt><dd>{_html_cell(text)}</dd>" for label, text in entries]
+        lines = [f"**{_markdown(label)}:** {_markdown_cell(text)}" for label, text in entries]
+        self._add(f"<dl>{''.join(terms)}</dl>", "\n\n".join(lines))
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        row = lambda cells, tag: f"<tr>{''.join(f'<{tag}>{_html_cell(c)}</{tag}>' for c in cells)}</tr>"
-        body = "".join(row(cells, "td") for cells in rows)
-        lines = [headings, ["---"] * len(headings)]
-        markdown = [f"| {' | '.join(map(_markdown_cell, cells))} |" for cells in (*lines, *rows)]
-        head = row(headings, "th") if any(headings) else ""
-        self._blocks.append((f'<div class="scroll"><table>{head}{body}</table></div>', "\n".join(markdown)))
+        """Adds a table, which scrolls inside its own box where it is wider than the page."""
+        head = _html_row(headings, "th") if any(headings) else ""
+        body = "".join(_html_row(cells, "td") for cells in rows)
+        lines = [_markdown_row(headings), f"|{' --- |' * len(headings)}"]
+        lines += [_markdown_row(cells) for cells in rows]
+        table = f'<div class="scroll"><table>{head}{body}</table></div>'
+        self._add(table, "\n".join(lines))
 
-    def figure(self, name: str, caption: str, svg: str, png: bytes) -> None:
-        """`svg` goes into the HTML, `png` beside the Markdown."""
+    def figure(self, name: str, caption: str, svgs: Sequence[str], png: bytes) -> None:
+        """Adds a figure.
+
+        Args:
+          name: file name of the PNG without extension.
+          caption: text below the figure.
+          svgs: the parts of the figure for HTML, side by side or, on a narrow screen, stacked.
+          png: the full figure, for Markdown.
+        """
         self.images[name] = png
-        figure = f'<figure role="img" aria-label="{_html(caption)}">{svg}<figcaption>{_html(caption)}</figcaption></figure>'
-        self._blocks.append((figure, f"![{_markdown(caption)}](figures/{name}.png)\n\n{_markdown(caption)}"))
+        label = _html(caption)
+        parts = f'<div class="parts">{"".join(svgs)}</div>'
+        figure = f'<figure role="img" aria-label="{label}">{parts}<figcaption>{label}</figcaption>'
+        text = _markdown(caption)
+        self._add(f"{figure}</figure>", f"![{text}](figures/{name}.png)\n\n{text}")
 
     def code(self, *columns: tuple[str, Sequence[Part]]) -> None:
-        """Puts blocks of text with marked parts side by side, each under its label; whitespace is kept."""
-        blocks = [(label, "".join(_marked(*part) for part in parts)) for label, parts in columns]
-        label = lambda text: f'<div class="note">{_html(text)}</div>' if text else ""
-        beside = "".join(f"<div>{label(text)}<pre>\n{block}</pre></div>" for text, block in blocks)
-        markdown = [f"{_markdown(text)}\n\n<pre>\n{block}</pre>".lstrip() for text, block in blocks]
-        self._blocks.append((f'<div class="beside">{beside}</div>', "\n\n".join(markdown)))
+        """Adds preformatted texts side by side, each with a label and marked parts."""
+        cells, texts = [], []
+        for label, parts in columns:
+            text = "".join(_marked(*part) for part in parts)
+            note = f'<div class="note">{_html(label)}</div>' if label else ""
+            cells.append(f"<div>{note}<pre>\n{text}</pre></div>")
+            texts.append(f"{_markdown(label)}\n\n<pre>\n{text}</pre>".lstrip())
+        self._add(f'<div class="beside">{"".join(cells)}</div>', "\n\n".join(texts))
 
     def html(self) -> str:
-        head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{_html(self.title)}</title>'
-        head = f"<head>{head}<style>{STYLE}</style></head>"
+        """Returns the page as one HTML file."""
+        meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        title = f"<title>{_html(self.title)}</title>"
+        head = f"<head>{meta}{title}<style>{STYLE}</style></head>"
         body = "\n".join(block for block, _ in self._blocks)
-        return f'<!DOCTYPE html>\n<html lang="en">{head}\n<body><main>\n{body}\n</main></body></html>\n'
+        document = f'<html lang="en">{head}\n<body><main>\n{body}\n</main></body></html>'
+        return f"<!DOCTYPE html>\n{document}\n"
 
     def markdown(self) -> str:
+        """Returns the page as Markdown, which names its figures as figures/NAME.png."""
         return "\n\n".join(block for _, block in self._blocks) + "\n"
+
+    def _add(self, html_block: str, markdown_block: str) -> None:
+        self._blocks.append((html_block, markdown_block))
 
 
 def _html(text: str) -> str:
@@ -80,11 +120,23 @@ def _html_cell(text: str) -> str:
     return f"<code>{_html(text)}</code>" if isinstance(text, Code) else _html(text)
 
 
+def _html_row(cells: Sequence[str], tag: str) -> str:
+    row = ""
+    for cell in cells:
+        wraps = ' class="prose"' if len(cell) > PROSE and not isinstance(cell, Code) else ""
+        row += f"<{tag}{wraps}>{_html_cell(cell)}</{tag}>"
+    return f"<tr>{row}</tr>"
+
+
 def _markdown_cell(text: str) -> str:
-    if text == "---":
-        return text
     plain = _markdown(text.replace("\n", " "))
-    return f"<code>{plain.replace(' ', chr(0xA0))}</code>" if isinstance(text, Code) else plain
+    if isinstance(text, Code):
+        return f"<code>{plain.replace(' ', chr(0xA0))}</code>"
+    return plain
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_markdown_cell, cells))} |"
 
 
 def _marked(text: str, mark: str) -> str:

@@ -1,4 +1,4 @@
-"""What a run's stages measured, as the report and the findings read it. Imports no JAX."""
+"""The measurements of a run's stages, as the report and the findings read them. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from codellama_jax.errors import UserError
 
 @dataclass(frozen=True)
 class StageResult:
-    """What the folder of a stage holds; empty where there is nothing yet."""
+    """The contents of a stage's folder; empty where nothing has been written yet."""
 
-    name: str  # the stage's, after its arm's where there are several
+    name: str  # of the stage, after that of its arm where there are several arms
     stage: Stage
     training: list[dict[str, float]]  # by step
     validation: list[dict[str, float]]  # by step, with `tokens` seen by then
     probes: dict[str, Any]
-    trained_at: str = ""  # the folder of the stage that it is, where an equal one was trained
+    trained_at: str = ""  # the folder in which it, or a stage equal to it, was trained
+    damage: tuple[str, ...] = ()  # one line for each file that could not be read
 
     @property
     def done(self) -> bool:
+        """Whether the last step has been validated."""
         return bool(self.validation) and self.validation[-1]["step"] == self.stage.steps
 
     @property
     def loss(self) -> float:
-        """Of the last validation, nats a token."""
+        """Loss of the last validation in nats per token."""
         return self.validation[-1]["validation_loss"]
 
     @property
@@ -35,22 +37,30 @@ class StageResult:
         return [(line["tokens"], line["validation_loss"]) for line in self.validation]
 
     def probe(self, name: str) -> Any:
-        """Returns what a probe answered. Raises UserError with the reason if it could not be asked."""
-        answer = self.probes.get(name, {"note": f"{name} was not asked"})
+        """Returns the result of a probe. Raises UserError with the reason if there is none."""
+        answer = self.probes.get(name, {"note": f"{name} was not measured"})
         if "note" in answer:
             raise UserError(f"{self.name}: {answer['note']}")
         return answer
 
     @property
     def measured(self) -> bool:
+        """Whether anything was logged."""
         return bool(self.training or self.validation)
+
+    @property
+    def seconds(self) -> float:
+        """Time of training and validation over all starts, 0 if nothing was logged."""
+        return max((line["seconds"] for line in (*self.training, *self.validation)), default=0.0)
 
 
 Results = dict[str, list[list[StageResult]]]  # arm -> seeds -> stages, in order
 
 
 def complete(results: Results) -> Results:
-    """Returns the seeds of which every stage of every arm is done."""
-    seeds = zip(*results.values())
-    whole = [chains for chains in seeds if all(stage.done for chain in chains for stage in chain)]
-    return {arm: [chains[i] for chains in whole] for i, arm in enumerate(results)}
+    """Returns the seeds in which every stage of every arm is done."""
+    finished = []
+    for chains in zip(*results.values()):
+        if all(stage.done for chain in chains for stage in chain):
+            finished.append(chains)
+    return {arm: [chains[i] for chains in finished] for i, arm in enumerate(results)}

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -234,6 +235,7 @@ def run_experiment(experiment: Experiment, claim: str, finding: FindingOf | None
 
     Exits with 128 + signal after a stop that saved.
     """
+    started = time.monotonic()
     start_distributed()
     checkpoint.keep_compiled(choice.cache)
     folder = checkpoint.folder_at(choice.out or f"runs/{experiment.name}-{experiment.scale}")
@@ -254,7 +256,8 @@ def run_experiment(experiment: Experiment, claim: str, finding: FindingOf | None
         sys.exit(128 + stop.args[0])
     if jax.process_index() == 0:
         (folder / "corpus.json").write_text(json.dumps(corpus.counts(), indent=1))
-        write_report(folder, experiment, claim, finding)
+        say("writing the report")
+        write_report(folder, experiment, claim, finding, time.monotonic() - started)
         say(f"report: {folder / 'report.html'}")
 
 

@@ -2,7 +2,8 @@
 
 Claim     Section 2.2: for 7B it is best to keep Llama 2's rate, 3e-4. The paper prints no table of it.
 Expected  the final loss rises as the rate gets smaller.
-Cost      toy: about 22 minutes on two CPU cores for five seeds. 7B: three times 500B tokens; `launch.py plan learning_rate --scale 7b`.
+Cost      toy, five seeds: about 22 minutes on two AMD EPYC cores, probes included.
+          7B: three times 500B tokens; `launch.py plan learning_rate --scale 7b`.
 Command   python launch.py run experiments/learning_rate.py
           python launch.py run experiments/learning_rate.py --scale 7b --general.init run:LLAMA2_RUN (more: code_llama.py)
 """
@@ -31,16 +32,16 @@ def finding(results: Results) -> Finding:
     by_rate = {f"{arm} rate": [[(rates[arm], loss)] for loss in losses[arm]] for arm in results}
     caption = "Validation loss over the tokens of code training, and at its end by peak rate."
     panels = [
-        Panel("tokens of code training", "validation loss (nats a token)", {f"{arm} rate": seeds for arm, seeds in curves.items()}),
-        Panel("peak learning rate", "final validation loss (nats a token)", by_rate, log_x=10),
+        Panel("tokens of code training", "validation loss (nats per token)", {f"{arm} rate": seeds for arm, seeds in curves.items()}),
+        Panel("peak learning rate", "final validation loss (nats per token)", by_rate, log_x=10),
     ]
     return Finding(
         question="Should code training keep the general model's learning rate?",
-        headings=("peak rate", "of the general model's", "validation loss (nats a token)", "paper, 7B"),
+        headings=("peak rate", "of the general model's", "validation loss (nats per token)", "paper, 7B"),
         rows=[(f"{rates[arm]:.2g}", arm, spread(losses[arm]), PAPER[arm]) for arm in results],
         figures=[(caption, panels)],
         differences=[
-            Difference(f"final loss at a {arm} of the rate minus at the same", "nats a token", pairs(losses[arm], losses["same"]))
+            Difference(f"final loss at a {arm} of the rate minus at the same", "nats per token", pairs(losses[arm], losses["same"]))
             for arm in ("third", "tenth")
         ],
         reason="the toy's rate was chosen for training from scratch and may be past the best one for a model that goes on.",

@@ -4,7 +4,8 @@ Claim     Table 10, pass@1 on HumanEval / MBPP before and after the long-context
           infilling, 34.1 / 44.6 and 33.5 / 41.4 % with it; over all models 0.52 and 1.9 points lower. Figure 4a: longer contexts gain.
 Expected  the first tokens of a document, as many as a row of code training, are predicted worse afterwards, and worse than after as
           many more tokens in short rows; at four times that length perplexity falls.
-Cost      toy: about 21 minutes on two CPU cores for five seeds. 7B: twice 500B tokens; `launch.py plan long_context_cost --scale 7b`.
+Cost      toy, five seeds: about 21 minutes on two AMD EPYC cores, probes included.
+          7B: twice 500B tokens; `launch.py plan long_context_cost --scale 7b`.
 Command   python launch.py run experiments/long_context_cost.py
           python launch.py run experiments/long_context_cost.py --scale 7b --general.init run:LLAMA2_RUN (more: code_llama.py)
 """
@@ -50,14 +51,16 @@ def finding(results: Results) -> Finding:
     short, long = losses.values()
     return Finding(
         question="What does the long-context stage cost at short contexts?",
-        headings=("arm", *(f"{first(n)} (nats a token)" for n in losses), "paper, 7B: HumanEval, MBPP pass@1"),
+        headings=("arm", *(f"{first(n)} (nats per token)" for n in losses), "paper, 7B: HumanEval, MBPP pass@1"),
         rows=[(arm, *(spread(by_arm[arm]) for by_arm in losses.values()), PAPER[arm]) for arm in results],
         figures=[(caption, [Panel("context length (tokens)", "validation perplexity", curves, log_x=2)])],
         differences=[
-            Difference(f"{first(row)}, after minus before, plain", "nats a token", pairs(short["plain_long"], short["plain"])),
-            Difference(f"{first(row)}, after minus before", "nats a token", pairs(short["infilling_long"], short["infilling"])),
-            Difference(f"{first(row)}, long minus short rows", "nats a token", pairs(short["infilling_long"], short["infilling_short"])),
-            Difference(f"{first(4 * row)}, after minus before", "nats a token", pairs(long["infilling_long"], long["infilling"]), "below"),
+            Difference(f"{first(row)}, after minus before, plain", "nats per token", pairs(short["plain_long"], short["plain"])),
+            Difference(f"{first(row)}, after minus before", "nats per token", pairs(short["infilling_long"], short["infilling"])),
+            Difference(f"{first(row)}, long minus short rows", "nats per token", pairs(short["infilling_long"], short["infilling_short"])),
+            Difference(
+                f"{first(4 * row)}, after minus before", "nats per token", pairs(long["infilling_long"], long["infilling"]), "below"
+            ),
         ],
         reason="the toy is far from trained out, so that any further tokens help it at every length.",
     )

@@ -4,7 +4,8 @@ Claim     Table 14, pass@1 on HumanEval infilling in PSM / SPM order, 7B: 77.0 /
           60.7 / 39.6 for random spans. Table 6, exact single lines of Python, 7B: 67.6 / 72.7 %.
 Expected  SPM ahead on lines; PSM far ahead on random spans, whose prefix ends inside a token that SPM goes on from. The paper advises
           token healing there and has no figure for it; nor for models trained in one of the orders only.
-Cost      toy: about 25 minutes on two CPU cores for five seeds. 7B: three times 500B tokens; `launch.py plan psm_vs_spm --scale 7b`.
+Cost      toy, five seeds: about 25 minutes on two AMD EPYC cores, probes included.
+          7B: three times 500B tokens; `launch.py plan psm_vs_spm --scale 7b`.
 Command   python launch.py run experiments/psm_vs_spm.py
           python launch.py run experiments/psm_vs_spm.py --scale 7b --general.init run:LLAMA2_RUN (more: code_llama.py)
 """

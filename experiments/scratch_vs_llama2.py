@@ -3,7 +3,8 @@
 Claim     Figure 5b (section 3.4.1), 7B: trained from scratch on the same 500B tokens, the loss ends where Code Llama's, which started
           from Llama 2, was about half-way: 240B tokens earlier.
 Expected  from the general model the final loss is lower, and the one from scratch is reached with tokens to spare.
-Cost      toy: about 17 minutes on two CPU cores for five seeds. 7B: twice 500B tokens; `launch.py plan scratch_vs_llama2 --scale 7b`.
+Cost      toy, five seeds: about 17 minutes on two AMD EPYC cores, probes included.
+          7B: twice 500B tokens; `launch.py plan scratch_vs_llama2 --scale 7b`.
 Command   python launch.py run experiments/scratch_vs_llama2.py
           python launch.py run experiments/scratch_vs_llama2.py --scale 7b --general.init run:LLAMA2_RUN (more: code_llama.py)
 """
@@ -34,11 +35,13 @@ def finding(results: Results) -> Finding:
     caption = "Validation loss over the tokens of code training, after the first steps."
     return Finding(
         question="How many tokens of code training does a general model save?",
-        headings=("code training from", "validation loss (nats a token)", "paper, 7B"),
+        headings=("code training from", "validation loss (nats per token)", "paper, 7B"),
         rows=[*((arm, spread(losses[arm]), PAPER[arm]) for arm in results), ("tokens saved", spread(saved, ".0%"), "48%")],
-        figures=[(caption, [Panel("tokens of code training", "validation loss (nats a token)", after_start)])],
+        figures=[(caption, [Panel("tokens of code training", "validation loss (nats per token)", after_start)])],
         differences=[
-            Difference("final loss from scratch minus from the general model", "nats a token", pairs(losses["scratch"], losses["llama2"])),
+            Difference(
+                "final loss from scratch minus from the general model", "nats per token", pairs(losses["scratch"], losses["llama2"])
+            ),
             Difference("code tokens saved by the general model", "share of all", saved),
         ],
         reason="the toy's general model saw few tokens, most of them unlike code.",

@@ -3,7 +3,8 @@
 Claim     Figure 6, 7B to 34B on HumanEval and MBPP, top-p 0.95, at temperatures 0.1, 0.4, 0.6 and 0.8: the higher, the lower pass@1 and the
           higher pass@10 and pass@100. The paper prints curves only.
 Expected  so. Here an answer passes that ends a held-out line exactly as it was, its last two tokens.
-Cost      toy: about 20 minutes on two CPU cores for five seeds. 7B: 500B tokens; `launch.py plan temperature --scale 7b`.
+Cost      toy, five seeds: about 20 minutes on two AMD EPYC cores, probes included.
+          7B: 500B tokens; `launch.py plan temperature --scale 7b`.
 Command   python launch.py run experiments/temperature.py
           python launch.py run experiments/temperature.py --scale 7b --general.init run:LLAMA2_RUN (more: code_llama.py)
           python -m codellama_jax evaluate humaneval --run RUN --samples 200 --temperature 0.8 (the paper's own task)

@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     args = arguments()
     if importlib.util.find_spec("libtpu") is None:
-        print('the TPU compiler is not installed: pip install "codellama_jax[tpu]"', file=sys.stderr)
+        print("the TPU compiler is not installed: pip install -e '.[tpu]' in the project's folder", file=sys.stderr)
         return 2
     dump = tempfile.mkdtemp(prefix="schedule-")
     os.environ.update(ENVIRONMENT, LIBTPU_INIT_ARGS=flags(dump))

@@ -69,3 +69,24 @@ def test_verdicts_follow_the_answers(name, answer):
     for finding in (agrees, disagrees):
         assert all(len(row) == len(finding.headings) for row in finding.rows)
         assert all(panel.lines for _, panels in finding.figures for panel in panels)
+
+
+def quickstart(ratio: float, bigram: float, exact: float, longer: float) -> list[bool]:
+    """Whether each expectation of the quickstart is met by stages that measured this."""
+    experiment, module = launch.load_experiment(launch.Plan("quickstart", "toy"))
+    chain = []
+    for perplexity, (name, stage) in zip((30.0, longer), experiment.arms["main"].items()):
+        infilling = {"PSM": {"exact": 0.0, "examples": 8}, "SPM": {"exact": exact, "examples": 8}}
+        probes = {
+            "bigram": {"loss": bigram},
+            "infilling": infilling,
+            "perplexity": {"1024": {"perplexity": perplexity}},
+        }
+        losses = [{"step": 0, "validation_loss": 8.0}, {"step": 1, "validation_loss": 8.0 * ratio}]
+        chain.append(StageResult(name, stage, [], losses, probes))
+    return [expectation.met for expectation in module.finding({"main": [chain]})]
+
+
+def test_expectations_of_the_quickstart_can_fail():
+    assert quickstart(0.5, 4.5, 0.125, 20.0) == [True, True, True, True]
+    assert quickstart(0.7, 4.5, 0.0, 40.0) == [False, False, False, False]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codellama_jax.errors import UserError
-from codellama_jax.findings import Difference, Finding, Interval, Panel, crossing, pairs, spread, write_finding
+from codellama_jax.findings import Difference, Expectation, Finding, Interval, Panel, crossing, pairs, spread, write_finding
 from codellama_jax.page import Page
 from codellama_jax.results import StageResult, complete
 
@@ -93,7 +93,26 @@ def test_a_finding_that_lacks_an_answer_is_a_note():
     write_finding(page, "e", {"a": [[]]}, lacking)
     assert "no document is long enough" in page.markdown()
     write_finding(page, "e", {"a": []}, lacking)
-    assert "printed here once a seed of every arm has been trained" in page.markdown()
+    assert "printed here once one seed of every arm has been trained" in page.markdown()
+
+
+@pytest.mark.parametrize("met, opening", [(True, "Yes: all 2 stat"), (False, "No: 1 of the 2 stat")])
+def test_expectations_are_counted(met, opening):
+    expectations = [
+        Expectation("loss at most half", "0.45", True),
+        Expectation("some lines exact", "PSM 8", met),
+    ]
+    page = Page("t")
+    write_finding(page, "e", {"a": [[]]}, lambda results: expectations)
+    text = page.markdown()
+    assert opening in text and "| met | loss at most half | 0.45 |" in text
+    assert ("| not met | some lines exact | PSM 8 |" in text) != met
+
+
+def test_a_finding_that_damaged_probes_break_is_a_note():
+    page = Page("t")
+    write_finding(page, "e", {"a": [[]]}, lambda results: results["nobody"])
+    assert "could not be computed from the run's probes: KeyError" in page.markdown()
 
 
 def test_only_seeds_of_which_all_is_done_count():
@@ -110,7 +129,7 @@ def test_a_probe_without_an_answer_says_why():
     result = StageResult("code", toy.stage(), [], [], {"perplexity": {"note": "no document is long enough"}})
     with pytest.raises(UserError, match="code: no document is long enough"):
         result.probe("perplexity")
-    with pytest.raises(UserError, match="code: infilling was not asked"):
+    with pytest.raises(UserError, match="code: infilling was not measured"):
         result.probe("infilling")
 
 

@@ -16,7 +16,14 @@ from codellama_jax.config import Experiment, to_dict
 from codellama_jax.page import Code, Page
 from codellama_jax.report import read_stage, write_report
 
-CLAIM = "A toy Code Llama learns to fill in code.\n\nCost  4 minutes."
+CLAIM = """A toy Code Llama learns to fill in code.
+
+Expected  that it
+          learns.
+Cost      4 minutes.
+Command   python launch.py run quickstart --code.steps
+          40
+          make quickstart"""
 STEPS = 40
 HOSTILE = "<script>alert(1)</script> & </pre></mark> **kw* `a` |\r\x1b[0m\n\tif x < 3:\n"
 COUNTS = {"files": 1658, "not_utf8": 4, "train": 9603, "validation": 400}
@@ -80,7 +87,7 @@ def run(tmp_path_factory):
     """The folder of a finished run with its report."""
     out = epath.Path(tmp_path_factory.mktemp("run"))
     write_run(out, (probes(1.5), probes()))
-    write_report(out, experiment(), CLAIM)
+    write_report(out, experiment(), CLAIM, seconds=400)
     return out
 
 
@@ -127,6 +134,14 @@ def test_shows_the_figures_of_the_run(run):
             "train documents, blocks of 500 characters",
             "1,572",
             "38.00 (35.00)",  # perplexity after the code stage at 128 tokens
+            "80k of 81.9k",  # tokens trained on, and the positions that `plan` prints
+            "6 min 40 s for this start of the command",
+            "2 min 40 s of training and validation",
+            "4 × 8",  # heads of the model
+            "is SPM.",  # the format with more exact lines
+            f'complete {run} "def mean(xs):"',
+            "A toy Code Llama",
+            "No verdict",  # this claim expects something and no function compares it
         ):
             assert shown in page.replace("\xa0", " "), shown
 
@@ -134,7 +149,7 @@ def test_shows_the_figures_of_the_run(run):
 def test_one_file_without_scripts_or_network(run):
     page = (run / "report.html").read_text()
     parsed = Strict(page)
-    assert sum(tag == "svg" for tag, _ in parsed.tags) == 2
+    assert sum(tag == "svg" for tag, _ in parsed.tags) == 3  # two stages, perplexity
     assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in parsed.tags}
     links = [value for _, attrs in parsed.tags for key, value in attrs.items() if key in ("src", "href", "xlink:href")]
     assert all(link.startswith("#") for link in links)
@@ -217,3 +232,82 @@ def test_probes_that_could_not_be_had_leave_a_note(tmp_path):
     write_report(epath.Path(tmp_path), experiment(), CLAIM)
     text = Strict((tmp_path / "report.html").read_text()).text
     assert "long_context: no document is long enough" in text and "code: no sentinels" in text
+
+
+def test_fields_of_the_claim_are_joined_and_commands_kept_apart(run):
+    page = (run / "report.html").read_text()
+    assert "<dt>Expected</dt><dd>that it learns.</dd>" in page
+    for command in ("python launch.py run quickstart --code.steps 40", "make quickstart"):
+        assert f"<dt>Command</dt><dd><code>{command}</code></dd>" in page
+
+
+def test_no_panel_is_wider_than_a_phone_shows_with_readable_letters(run):
+    """A panel is scaled to the 358 px of a narrow page: 10 px letters need 463 px at most."""
+    page = (run / "report.html").read_text()
+    widths = [float(width) for width in re.findall(r'<svg[^>]* width="([0-9.]+)pt"', page)]
+    assert len(widths) == 3  # one per stage, and perplexity
+    assert all(width * 96 / 72 * 10 / (10 * 96 / 72) <= 358 for width in widths)
+    assert page.count("<table>") == page.count('<div class="scroll"><table>')
+
+
+def test_an_unfinished_run_names_the_command_that_resumes_it(tmp_path):
+    write_metrics(epath.Path(tmp_path) / "code_llama" / "code", steps=15)
+    write_report(epath.Path(tmp_path), experiment(), CLAIM)
+    text = (tmp_path / "report.md").read_text()
+    assert "The same command resumes it" in text and " export " not in text
+
+
+DAMAGE = [b"", b'{"perplex', b"\0" * 64, b"[]", b"5", b"null", b"[" * 100_000, b"\xff\xfe\x00"]
+
+
+@pytest.mark.parametrize("content", DAMAGE, ids=range(len(DAMAGE)))
+def test_a_damaged_file_of_a_stage_is_a_line_that_names_it(tmp_path, content):
+    folder = epath.Path(tmp_path) / "code"
+    write_metrics(folder)
+    for file in ("probes.json", "done.json"):
+        (folder / file).write_bytes(content)
+    result = read_stage(folder, "code", toy.stage())
+    assert len(result.damage) == 2
+    assert all(file in "".join(result.damage) for file in ("probes.json", "done.json"))
+    assert result.loss == 4.0 and result.probes == {}
+
+
+@pytest.mark.parametrize("line", [b"\0" * 40, b"[1]", b'{"step": 3, "lo', b'{"step": "3", "loss": null}'])
+def test_damaged_metrics_are_no_traceback(tmp_path, line):
+    folder = epath.Path(tmp_path) / "code"
+    write_metrics(folder)
+    (folder / "metrics.jsonl").write_bytes(line + b"\n" + (folder / "metrics.jsonl").read_bytes())
+    result = read_stage(folder, "code", toy.stage())
+    assert "metrics.jsonl" in "".join(result.damage) or result.loss == 4.0
+
+
+def test_damage_costs_no_other_part_of_the_report(tmp_path):
+    write_run(epath.Path(tmp_path), (probes(1.5), probes() | {"perplexity": {"128": 5}}))
+    for file in ("corpus.json", "code_llama/code/probes.json", "code_llama/code/done.json"):
+        (tmp_path / file).write_bytes(b"\0" * 64)
+    write_report(epath.Path(tmp_path), experiment(), CLAIM)
+    text = html.unescape((tmp_path / "report.md").read_text())
+    for file in ("corpus.json", "code_llama/code/probes.json", "code_llama/code/done.json"):
+        assert re.search(f"Damaged file: .*{file}", text), file
+    assert "The section on perplexity is left out" in text
+    assert "8.000 → 4.000 (0.50 ×)" in text and "25.0% (16 of 64)" in text
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+KEYS = ("perplexity", "infilling", "infills", "completions", "bigram")
+
+
+@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.given(st.dictionaries(st.sampled_from(KEYS), JSON), st.dictionaries(st.text(max_size=3), JSON))
+def test_probes_of_any_form_are_no_traceback(tmp_path_factory, answers, counts):
+    out = epath.Path(tmp_path_factory.mktemp("run"))
+    folder = out / "code_llama" / "code"
+    folder.mkdir(parents=True)
+    (folder / "probes.json").write_text(json.dumps(answers))
+    (out / "corpus.json").write_text(json.dumps(counts))
+    write_report(out, experiment(), CLAIM)
+    assert (out / "report.html").exists()

@@ -48,7 +48,8 @@ CHIPS = {
 def prepare_environment() -> None:
     """Sets what libtpu needs, before JAX starts. Raises UserError where libtpu is not installed."""
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("the TPU compiler is not installed: pip install 'codellama_jax[tpu]'")
+        install = "pip install -e '.[tpu]' in the project's folder"
+        raise UserError(f"the TPU compiler is not installed: {install}")
     os.environ.update(ENVIRONMENT)
 
 

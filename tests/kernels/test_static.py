@@ -74,7 +74,7 @@ def test_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(static.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["static", "flash_attention"])
     assert static.main() == 2
-    assert 'pip install "codellama_jax[tpu]"' in capsys.readouterr().err
+    assert "pip install -e '.[tpu]' in the project's folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("option", "message"), [("--chip=v5p,v9", "unknown chip v9"), ("--seq=1000", "multiple of 1024")])
