@@ -77,7 +77,10 @@ def test_a_pod_that_cannot_be_is_one_line(args, message):
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
 def test_without_the_compiler_one_line_says_what_to_install():
     done = launch("quickstart")
-    assert (done.returncode, done.stderr) == (2, "error: the TPU compiler is not installed: pip install 'codellama_jax[tpu]'\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: the TPU compiler is not installed: pip install -e '.[tpu]' in the project's folder\n",
+    )
 
 
 def test_every_chip_has_a_peak_and_a_clock_that_a_chip_can_have():
