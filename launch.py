@@ -1,34 +1,30 @@
 #!/usr/bin/env python3
-"""The one command line: `launch.py run experiments/quickstart.py`, `launch.py plan experiments/code_llama.py --scale 34b`.
+"""Runs, plans or compiles an experiment: `launch.py run experiments/quickstart.py`.
 
-What an experiment file says can be overridden by its dotted name, in every arm: `--code.steps 10 --mesh.fsdp 4`;
-`launch.py run EXPERIMENT --help` lists the names.
+Every field of an experiment file can be overridden by its dotted name, in every arm:
+`--code.steps 10 --mesh.fsdp 4`; `launch.py run EXPERIMENT --help` lists the names.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib.util
-import inspect
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
 import tyro
 
-from codellama_jax import overrides
+from codellama_jax import experiment_file, overrides
+from codellama_jax.checked import Checked, FieldError, Range
 from codellama_jax.command_line import cli, run_command
-from codellama_jax.config import CACHE, Experiment
+from codellama_jax.config import CACHE, INT32, Experiment
 from codellama_jax.errors import UserError
-
-FOLDER = Path(__file__).resolve().parent / "experiments"
+from codellama_jax.files import user_path
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Checked):
     """Print the stages of an experiment and what they cost; starts nothing."""
 
     experiment: Annotated[str, tyro.conf.Positional]
@@ -37,40 +33,42 @@ class Plan:
     """One of those the file offers (toy, 7b, 13b, ...); its own default unless given."""
     arm: str = ""
     """Only this arm."""
+    traceback: bool = False
+    """Print Python's full traceback where the experiment file fails."""
 
 
 @dataclass(frozen=True)
 class Run(Plan):
-    """Train an experiment, or go on with it: finished stages are skipped, a stopped one resumes."""
+    """Train an experiment, or resume it: finished stages are skipped."""
 
     out: str = ""
     """The run's folder, local or gs://; runs/EXPERIMENT-SCALE unless given."""
     reuse: str = ""
-    """A folder of runs: a finished stage among them that equals one of this run is read from there instead of trained again."""
+    """A folder of runs: a stage that equals a finished one there is read, not trained again."""
     fresh: bool = False
-    """Start again; the run that is there is kept under another name."""
+    """Start again; the existing run is kept under another name."""
     cache: str = CACHE
     """Where prepared documents, tokenizers and compiled programs are kept."""
 
 
 @dataclass(frozen=True)
 class Compile(Plan):
-    """Compile a stage for a TPU pod that is not there: does it fit, what does it exchange, how long does the compiler expect it to take."""
+    """Compile a stage for a TPU pod that is not attached: memory, communication, estimated time."""
 
     stage: str = "code"
     """A stage of the experiment, or prefill or decode of its last model."""
     target: str = "v5p:4x8x8"
     """Chip and topology: v4:4x4x4, v5e:16x16, v5p:4x8x8, v6e:16x16, tpu7x:4x4x4."""
-    slices: int = 1
+    slices: Annotated[int, Range(1, 256)] = 1
     """Pods of that topology, joined by the data axis."""
     search: bool = False
     """Try meshes, rematerialisation and micro-batches, and print the best that fits."""
-    batch: int = 1
-    """Rows of prefill or decode."""
-    context: int = 100_000
+    batch: Annotated[int, Range(1, 2**20)] = 1
+    """Sequences of prefill or decode."""
+    context: Annotated[int, Range(1, INT32)] = 100_000
     """Tokens of a prompt to prefill, or in the cache to decode after."""
     cache: str = CACHE
-    """Where what is known of our kernels is kept."""
+    """Where figures of the project's own kernels are kept."""
 
 
 Commands = (
@@ -80,26 +78,10 @@ Commands = (
 )
 
 
-def load_file(name: str) -> ModuleType:
-    """Imports an experiment file. Raises UserError naming the near ones if there is none."""
-    path = Path(name) if name.endswith(".py") else FOLDER / f"{name}.py"
-    if not path.is_file():
-        there = sorted(p.stem for p in FOLDER.glob("*.py"))
-        near = difflib.get_close_matches(path.stem, there, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(there)}"
-        raise UserError(f"no experiment {name}: {hint}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "experiment"):
-        raise UserError(f"{path} is not an experiment file: it has no function experiment(scale)")
-    return module
-
-
 def load_experiment(choice: Plan) -> tuple[Experiment, ModuleType]:
-    """Returns the experiment as its file has it, and the file."""
-    module = load_file(choice.experiment)
-    experiment = module.experiment(choice.scale) if choice.scale else module.experiment()
+    """Returns the experiment as its file defines it, and the file."""
+    module = experiment_file.load_file(choice.experiment, choice.traceback)
+    experiment = experiment_file.build(module, choice.scale, choice.traceback)
     if choice.arm and choice.arm not in experiment.arms:
         raise UserError(f"no arm {choice.arm}: there are {', '.join(experiment.arms)}")
     return experiment, module
@@ -117,31 +99,65 @@ def spelled_out(arguments: list[str]) -> list[str]:
     """Returns the arguments with `--mesh fsdp=64,tensor=4` as `--mesh.fsdp=64 --mesh.tensor=4`."""
     if "--mesh" not in arguments[:-1]:
         return arguments
-    at = arguments.index("--mesh")
-    return [*arguments[:at], *(f"--mesh.{axis}" for axis in arguments[at + 1].split(",")), *arguments[at + 2 :]]
+    index = arguments.index("--mesh")
+    axes = [f"--mesh.{axis}" for axis in arguments[index + 1].split(",")]
+    return [*arguments[:index], *axes, *arguments[index + 2 :]]
+
+
+def with_user_paths(choice: Any) -> Any:
+    """Returns the command with `~` expanded and local folders absolute. Raises UserError."""
+    paths = {name: getattr(choice, name, "") for name in ("out", "reuse", "cache")}
+    given = {name: str(user_path(path)) for name, path in paths.items() if path}
+    return dataclasses.replace(choice, **given)
+
+
+def parse(arguments: list[str], program: str) -> tuple[Any, Experiment, ModuleType]:
+    """Returns the command, the experiment with its overrides, and the experiment file."""
+    others = [a for a in arguments if a not in ("-h", "--help")]
+    helped = len(others) < len(arguments)
+    named = len(others) > 1 and not others[1].startswith("-")
+    choice, unknown = cli(
+        Commands,
+        args=others if named else arguments,
+        description=__doc__,
+        prog=program,
+        return_unknown_args=True,
+    )
+    experiment, module = load_experiment(choice)
+    if helped:
+        print(experiment_file.claim_of(module), end="\n\n")  # tyro would join the lines
+    if unknown or helped:
+        options = options_type(choice, experiment)
+        given = cli(options, args=arguments[1:], prog=f"{program} {others[0]}", description="")
+        choice = given.choice
+        names = overrides.options(experiment)
+        changed = overrides.apply(experiment, {name: getattr(given, name) for name in names})
+        overrides.warn(experiment, changed)
+        experiment = changed
+    else:
+        overrides.warn(experiment, experiment)
+    return with_user_paths(choice), experiment, module
 
 
 def main(program: str = "launch.py") -> None:
-    sys.argv[1:] = spelled_out(sys.argv[1:])
-    asked = [a for a in sys.argv[1:] if a not in ("-h", "--help")]
-    helped = len(asked) < len(sys.argv) - 1
-    named = len(asked) > 1 and not asked[1].startswith("-")
-    choice, unknown = cli(Commands, args=asked if named else sys.argv[1:], description=__doc__, prog=program, return_unknown_args=True)
-    experiment, module = load_experiment(choice)
-    claim = inspect.cleandoc(module.__doc__ or "")
-    if unknown or helped:
-        verb = asked[0]
-        given = cli(options_type(choice, experiment), args=sys.argv[2:], prog=f"{program} {verb}", description=claim)
-        choice = given.choice
-        experiment = overrides.apply(experiment, {name: getattr(given, name) for name in overrides.options(experiment)})
+    choice, experiment, module = parse(spelled_out(sys.argv[1:]), program)
+    claim = experiment_file.claim_of(module)
+    try:
+        start(choice, experiment, claim, getattr(module, "finding", None))
+    except FieldError as error:
+        raise error.as_option() from None
+
+
+def start(choice: Any, experiment: Experiment, claim: str, finding: Any) -> None:
+    """Runs, compiles or prints the plan of an experiment."""
     if isinstance(choice, Run):
         from codellama_jax.run import run_experiment
 
-        run_experiment(experiment, claim, getattr(module, "finding", None), choice)
+        run_experiment(experiment, claim, finding, choice)
     elif isinstance(choice, Compile):
         from codellama_jax.compile.target import prepare_environment
 
-        prepare_environment()
+        prepare_environment(choice.target)
         from codellama_jax.compile.command import compile_experiment
 
         compile_experiment(experiment, choice)

@@ -1,9 +1,14 @@
-"""What every command of the project shares: a mistake is one line on stderr and exit code 2. Imports neither JAX nor Flax."""
+"""What every command of the project shares: a mistake is one line on stderr and exit code 2.
+
+Imports neither JAX nor Flax.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import glob
 import io
 import os
 import re
@@ -13,30 +18,74 @@ from typing import Any
 
 import tyro
 
+from codellama_jax.checked import SHOWN, FieldError, check_all, choices_problem, unchecked
 from codellama_jax.errors import UserError
 from kernels import Refused
+from kernels.chips import ENVIRONMENT
 
 INTERRUPTED = 130  # exit codes as shells give them: 128 + signal
 BROKEN_PIPE = 141
 FULL_MEMORY = "RESOURCE_EXHAUSTED"
-ROOM = "take fewer rows at once (in training: more micro_batches, or model.remat full) or more devices; `launch.py compile` says what fits"
+ROOM = (
+    "use fewer sequences at once (in training: more micro_batches, or model.remat full) or more"
+    " devices; `launch.py compile` reports what fits"
+)
+# Errors of the operating system that a user can fix: the disk, the name, the permissions.
+FIXABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EMFILE,
+)
+GOOGLE_PCI_VENDOR = "0x1ae0"
+TPU_DEVICES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
+INT, FLOAT = r"invalid literal for int\(\) with base 10:", "could not convert string to float:"
+# What Python and tyro print of a value that does not parse, and what a user reads instead.
+REWORDED = (
+    (rf"(--[\w.-]+): {INT} (.*)", "it must be a whole number"),
+    (rf"(--[\w.-]+): {FLOAT} (.*)", "it must be a number"),
+    (r"(--[\w.-]+): Exceeds the limit \(\d+ digits\).*(has \d+ digits).*", "it is too large"),
+    (r"(--[\w.-]+): Could not find valid parse for arguments: (.*)", "see the types in --help"),
+)
 
 
 def cli(*args: Any, **kwargs: Any) -> Any:
-    """Calls `tyro.cli`. Raises UserError with one line, near names included, for a command line that does not parse."""
-    said = io.StringIO()
+    """Calls `tyro.cli`, then checks the ranges and choices of every `Checked` dataclass.
+
+    Raises UserError with one line that names the option, similar names included.
+    """
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(*args, **kwargs)
+        with contextlib.redirect_stderr(output), unchecked():
+            parsed = tyro.cli(*args, **kwargs)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        raise UserError(_one_line(said.getvalue())) from None
+        raise UserError(_one_line(output.getvalue())) from None
+    options = parsed[0] if kwargs.get("return_unknown_args") else parsed
+    if dataclasses.is_dataclass(options):
+        try:
+            check_all(options)
+        except FieldError as error:
+            raise error.as_option() from None
+    return parsed
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Calls `main`, then exits: 2 after one line for a UserError, a full disk or full device memory, 130 after Ctrl-C, quietly when a
-    pipe's reader is gone."""
+    """Calls `main`, then exits.
+
+    The code is 2 after one line for a UserError, a full disk or full device memory, 130 after
+    Ctrl-C, and 141, without a line, when a pipe's reader is gone.
+    """
+    _silence_libtpu()
     try:
         main()
         sys.stdout.flush()
@@ -52,13 +101,26 @@ def run_command(main: Callable[[], None]) -> None:
         print("\nstopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains while it exits
+        # Without this the interpreter complains while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
+        if error.errno not in FIXABLE:
             raise
         print(f"error: {error.strerror}: {error.filename or 'output'}", file=sys.stderr)
         sys.exit(2)
+
+
+def _silence_libtpu() -> None:
+    """Keeps libtpu from printing errors on a machine without a TPU, where it is only a compiler."""
+    if any(glob.glob(pattern) for pattern in TPU_DEVICES):
+        return
+    for path in glob.glob("/sys/bus/pci/devices/*/vendor"):
+        with contextlib.suppress(OSError), open(path) as file:
+            if file.read().strip() == GOOGLE_PCI_VENDOR:
+                return
+    for name in ("TPU_SKIP_MDS_QUERY", "TPU_ACCELERATOR_TYPE", "TPU_WORKER_HOSTNAMES"):
+        os.environ.setdefault(name, ENVIRONMENT[name])
 
 
 def _first_line(error: Exception) -> str:
@@ -66,7 +128,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _one_line(box: str) -> str:
-    """Takes from tyro's box of several paragraphs what is wrong, the names offered instead, and where the help is."""
+    """Returns one line from tyro's box: the error, the names offered instead, where the help is."""
     paragraphs: list[list[str]] = [[]]
     for line in box.splitlines()[1:]:  # the first is a title
         row = re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│| ")
@@ -79,6 +141,25 @@ def _one_line(box: str) -> str:
     near = [name for name in dict.fromkeys(options) if name != "--help"]
     hints = [f"did you mean {' or '.join(near)}?"] if near else []
     hints += [p for p in rest if p.startswith("Available")]
-    hints += [re.sub("For full helptext, (run|see):?", "see", p) for p in rest if p.startswith("For full")]
+    for paragraph in rest:
+        if paragraph.startswith("For full"):
+            hints.append(re.sub("For full helptext, (run|see):?", "see", paragraph))
+    return "; ".join([_reworded(wrong), *hints])
+
+
+def _reworded(wrong: str) -> str:
+    """Returns tyro's first paragraph in the words of a `FieldError`."""
     wrong = wrong.removeprefix("Error parsing ").rstrip(".")
-    return "; ".join([wrong[0].lower() + wrong[1:], *hints])
+    choice = r"[Ii]nvalid choice '(.*)' for argument '(--[\w.-]+)'. Expected one of \((.*?),?\)"
+    if match := re.fullmatch(choice, wrong):
+        value, option, names = match.groups()
+        return option + choices_problem(value, [name.strip(" '\"") for name in names.split(",")])
+    for pattern, allowed in REWORDED:
+        if match := re.fullmatch(pattern, wrong):
+            option, value = match.groups()
+            text = value if len(value) <= SHOWN else f"{value[:SHOWN]}..."
+            verb = "" if text.startswith("has ") else "is "
+            return f"{option} {verb}{text}: {allowed}"
+    if re.fullmatch(r"[Uu]nrecognized options:\s*", wrong):
+        return "an argument is empty ('') and belongs to no option: remove it"
+    return wrong[0].lower() + wrong[1:]

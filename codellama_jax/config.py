@@ -1,170 +1,269 @@
-"""Everything that decides a run, as plain frozen dataclasses.
+"""Everything that decides a run, as plain frozen dataclasses that check their own fields.
 
-An experiment is a few arms; an arm is a chain of stages; a stage is (where its weights come from, model, data, optimiser,
-steps). This module imports neither JAX nor anything of ours but the errors, so that `launch.py plan` answers at once.
+An experiment is a few arms; an arm is a chain of stages; a stage is (where its weights come from,
+model, data, optimizer, steps). This module imports neither JAX nor anything of ours but the checks,
+so that `launch.py plan` answers at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import typing
+import keyword
+import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from codellama_jax.errors import UserError
+from codellama_jax.checked import Checked, FieldError, Pattern, Range
+from codellama_jax.checked import from_dict as from_dict
 
 CACHE = "~/.cache/codellama_jax"  # prepared documents, tokenizers and compiled programs
+RESERVED = ("choice", "tokenizer", "corpus", "mesh", "probes", "seed", "seeds")  # no stage's name
+LEAST_SHARE = 1e-4  # of the mixture; the wait for a row of a rarer source could take hours
+
+INT32 = 2**31 - 1  # steps are counted in int32
+Count = Annotated[int, Range(0, INT32)]
+Positive = Annotated[int, Range(1, INT32)]
+Examples = Annotated[int, Range(1, 1_000_000)]
+Tokens = Annotated[int, Range(1, 2**24)]
+Width = Annotated[int, Range(1, 2**20)]
+Share = Annotated[float, Range(0, 1)]
+Weight = Annotated[float, Range(0, 1_000_000)]
+Decay = Annotated[float, Range(0, 1, open_most=True)]
+Rate = Annotated[float, Range(0, 10)]
+Devices = Annotated[int, Range(-1, 2**20)]
+HeadCount = Annotated[int, Range(1, 2**14)]
+Path = Annotated[str, Pattern(r"[^\0]{1,4096}", "the name of a file or folder")]
+OptionalPath = Annotated[str, Pattern(r"[^\0]{0,4096}", "the name of a file, or ''")]
+Name = Annotated[str, Pattern(r"[^/\0]{1,200}", "a name of 1 to 200 characters without '/'")]
+Init = Annotated[
+    str,
+    Pattern(
+        r"scratch|previous|(run|hf|meta):.+",
+        "scratch, previous, run:DIR, run:DIR@STEP, hf:DIR or meta:DIR",
+    ),
+]
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """A Llama transformer. Letters are those of the tensor names, `x_BTD` and so on."""
 
-    vocab_size: int  # V: rows of the embedding, sentinels included
-    d_model: int  # D
-    n_layers: int  # L
-    n_heads: int  # N: query heads
-    n_kv_heads: int  # K: key and value heads; N / K query heads share one
-    head_dim: int  # H
-    d_ff: int  # F
-    norm_eps: float = 1e-5
-    rope_theta: float = 1e4
-    rope_scaling: float = 1.0  # linear position interpolation: positions are divided by this
-    compute_dtype: str = "bfloat16"
-    remat: str = "full"  # none | dots | full: what the backward pass computes again
-    attention: str = ""  # an implementation of kernels.attention; "" takes the best there is
+    vocab_size: Annotated[int, Range(1, 2**24)]  # V: rows of the embedding, sentinels included
+    d_model: Width  # D
+    n_layers: Annotated[int, Range(1, 10_000)]  # L
+    n_heads: HeadCount  # N: query heads
+    n_kv_heads: HeadCount  # K: key and value heads; N / K query heads share one
+    head_dim: Annotated[int, Range(2, 2**12)]  # H
+    d_ff: Annotated[int, Range(1, 2**24)]  # F
+    norm_eps: Annotated[float, Range(0, 1, open_least=True)] = 1e-5
+    rope_theta: Annotated[float, Range(1, 1e15)] = 1e4
+    # Linear position interpolation: positions are divided by this.
+    rope_scaling: Annotated[float, Range(0, 1e6, open_least=True)] = 1.0
+    compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    remat: Literal["none", "dots", "full"] = "full"  # what the backward pass computes again
+    # An implementation of kernels.attention; '' takes the fastest.
+    attention: Literal["", "pallas_tpu", "cudnn", "xla", "reference"] = ""
+
+    def check_relations(self) -> None:
+        if self.n_heads % self.n_kv_heads:
+            problem = f" is {self.n_kv_heads}: it must divide n_heads, which is {self.n_heads}"
+            raise FieldError(("n_kv_heads",), problem)
+        if self.head_dim % 2:
+            problem = f" is {self.head_dim}: it must be even, since RoPE rotates pairs"
+            raise FieldError(("head_dim",), problem)
 
 
 @dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerConfig(Checked):
     """A published SentencePiece model, or one trained on the corpus."""
 
-    path: str = ""  # a tokenizer.model; "" trains one
-    pieces: int = 32_000  # without the infilling sentinels
+    path: OptionalPath = ""  # a tokenizer.model; "" trains one
+    pieces: Annotated[int, Range(300, 2**24)] = 32_000  # without the infilling sentinels
 
 
 @dataclass(frozen=True)
-class CorpusConfig:
+class CorpusConfig(Checked):
     """Where documents come from: a folder of files, or the name of what every machine has.
 
-    `stdlib`: the sources of the running interpreter's standard library. `topics`: its documentation topics.
-    `descriptions`: the descriptions of installed packages. A path (local or gs://) is a folder of the user's own files.
+    `stdlib`: the sources of the running interpreter's standard library. `topics`: its documentation
+    topics. `descriptions`: the descriptions of installed packages. A path (local or gs://) is a
+    folder of the user's own files.
     """
 
-    code: str = "stdlib"
-    python: str = "stdlib"
-    discussions: str = "topics"  # natural language about code
-    language: str = "descriptions"  # natural language
-    validation_fraction: float = 0.05  # of the files
-    max_files: int = 0  # read no more files than this from a source; 0 reads all
+    code: Path = "stdlib"
+    python: Path = "stdlib"
+    discussions: Path = "topics"  # natural language about code
+    language: Path = "descriptions"  # natural language
+    validation_fraction: Decay = 0.05  # of the files; at least one file is held out
+    max_files: Count = 0  # read no more files than this from a source; 0 reads all
 
 
 @dataclass(frozen=True)
-class MixtureConfig:
-    """Shares of the training rows (Code Llama, Table 1)."""
+class MixtureConfig(Checked):
+    """Shares of the training rows (Code Llama, Table 1), relative to their sum."""
 
-    code: float = 0.0
-    python: float = 0.0
-    discussions: float = 0.0
-    language: float = 0.0
+    code: Weight = 0.0
+    python: Weight = 0.0
+    discussions: Weight = 0.0
+    language: Weight = 0.0
+
+    def check_relations(self) -> None:
+        total = sum(dataclasses.astuple(self))
+        for name, share in dataclasses.asdict(self).items():
+            if 0 < share < LEAST_SHARE * total:
+                least = f"it must be 0 or at least {LEAST_SHARE:g} of all shares together"
+                raise FieldError((name,), f" is {share:g}: {least}, which are {total:g}")
 
 
 @dataclass(frozen=True)
-class InfillingConfig:
-    """How often a document that fits one context is cut into prefix, suffix and middle (Code Llama, section 2.3)."""
+class InfillingConfig(Checked):
+    """How often a document that fits one context is split into prefix, suffix and middle.
 
-    rate: float = 0.0  # the paper's is 0.9; 0 trains without infilling
-    spm: float = 0.5  # of those, the share in suffix-prefix-middle order
+    See Code Llama, section 2.3.
+    """
+
+    rate: Share = 0.0  # the paper's is 0.9; 0 trains without infilling
+    spm: Share = 0.5  # of those, the share in suffix-prefix-middle order
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
     """The stream of packed rows of one stage."""
 
-    seq_len: int  # T: tokens a row
-    batch_size: int  # rows a step, over all hosts
+    seq_len: Tokens  # T: tokens per row
+    batch_size: Width  # rows per step, over all hosts
     mixture: MixtureConfig
     infilling: InfillingConfig = InfillingConfig()
-    block_chars: int = 0  # cut files between definitions into documents of at most this many characters; 0 keeps files whole
+    # Split files between definitions into documents of at most this many characters; 0 does not.
+    block_chars: Count = 0
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW, linear warm-up, cosine to a share of the peak (Code Llama, section 2.2; the rest is Llama 2's)."""
+class OptimizerConfig(Checked):
+    """AdamW, linear warm-up, cosine to a share of the peak.
 
-    peak_lr: float
-    warmup_steps: int = 1000
-    final_fraction: float = 1 / 30
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-5
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
+    See Code Llama, section 2.2; what it leaves open is Llama 2's.
+    """
+
+    peak_lr: Rate
+    warmup_steps: Count = 1000
+    final_fraction: Share = 1 / 30
+    b1: Decay = 0.9
+    b2: Decay = 0.95
+    eps: Annotated[float, Range(0, 1, open_least=True)] = 1e-5
+    weight_decay: Annotated[float, Range(0, 100)] = 0.1
+    clip_norm: Annotated[float, Range(0, 1e9, open_least=True)] = 1.0  # of the complete gradient
 
 
 @dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Checked):
     """Devices along each axis; one axis may be -1 and takes what is left."""
 
-    data: int = 1
-    fsdp: int = -1
-    context: int = 1
-    tensor: int = 1
+    data: Devices = 1
+    fsdp: Devices = -1
+    context: Devices = 1
+    tensor: Devices = 1
+
+    def check_relations(self) -> None:
+        axes = dataclasses.asdict(self)
+        for name, size in axes.items():
+            if size == 0:
+                allowed = "every axis is a positive number, or -1 (the devices that are left)"
+                raise FieldError((name,), f" is 0: {allowed}")
+        left = [name for name, size in axes.items() if size == -1]
+        if len(left) > 1:
+            problem = f" is -1, and so is {left[1]}: at most one is -1 (the devices that are left)"
+            raise FieldError((left[0],), problem)
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Checked):
     """One training run: weights from `init`, then `steps` steps."""
 
     model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
-    steps: int
-    init: str = "previous"  # scratch | previous | run:DIR | run:DIR@STEP | hf:DIR | meta:DIR
-    micro_batches: int = 1  # a batch is split into this many, gradients weighted by tokens
-    eval_rows: int = 32  # validation rows of seq_len tokens
-    eval_every: int = 1000
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 3
-    log_every: int = 10
+    steps: Count  # 0 evaluates, probes and saves the weights of `init` as they are
+    init: Init = "previous"  # scratch | previous | run:DIR | run:DIR@STEP | hf:DIR | meta:DIR
+    micro_batches: Width = 1  # a batch is split into this many, gradients weighted by tokens
+    eval_rows: Examples = 32  # validation rows of seq_len tokens
+    eval_every: Positive = 1000
+    checkpoint_every: Positive = 1000
+    keep_checkpoints: Positive = 3
+    log_every: Positive = 10
+
+    def check_relations(self) -> None:
+        if self.data.batch_size % self.micro_batches:
+            allowed = f"it must divide data.batch_size, which is {self.data.batch_size}"
+            raise FieldError(("micro_batches",), f" is {self.micro_batches}: {allowed}")
+        shares = dataclasses.asdict(self.data.mixture)
+        if self.steps and not any(shares.values()):
+            problem = f" is empty: give one of {', '.join(shares)} a share"
+            raise FieldError(("data", "mixture"), problem)
 
 
 @dataclass(frozen=True)
-class ProbesConfig:
-    """What is asked of the model after its stages."""
+class ProbesConfig(Checked):
+    """What the model is evaluated on after its stages."""
 
-    perplexity_lengths: tuple[int, ...] = ()
-    perplexity_rows: int = 8  # documents of the longest length; shorter ones read the same documents' beginnings
-    infilling_examples: int = 0
-    bigram: bool = False  # fit an interpolated bigram model to the training tokens and print it beside
+    perplexity_lengths: tuple[Tokens, ...] = ()
+    # Documents of the longest length; shorter ones read the same documents' beginnings.
+    perplexity_rows: Examples = 8
+    infilling_examples: Annotated[int, Range(0, 1_000_000)] = 0
+    # Fit an interpolated bigram model to the training tokens and print it beside.
+    bigram: bool = False
     completions: tuple[str, ...] = ()
-    infills: int = 0  # sample infills shown in the report
-    max_new_tokens: int = 64
-    last_stage_only: bool = False  # ask the last stage of each arm and no other
-    infilling_kinds: tuple[str, ...] = ()  # single-line, multi-line, random-span: what is cut out, each filled in every format
-    kind_examples: int = 128  # of each kind
-    key_lengths: tuple[int, ...] = ()  # tokens of prompts that hide a key
-    key_positions: tuple[float, ...] = (0.0, 0.2, 0.4)  # where it stands, as a share of the prompt
-    key_examples: int = 64  # of each length and position
-    temperatures: tuple[float, ...] = ()  # at which the ends of held-out lines are sampled
-    line_ends: int = 64
-    line_end_samples: int = 200  # of each line
+    infills: Annotated[int, Range(0, 1_000_000)] = 0  # sample infills shown in the report
+    max_new_tokens: Tokens = 64
+    last_stage_only: bool = False  # probe the last stage of each arm and no other
+    # The part that is removed; each is filled in every format.
+    infilling_kinds: tuple[Literal["single-line", "multi-line", "random-span"], ...] = ()
+    kind_examples: Examples = 128  # of each kind
+    key_lengths: tuple[Tokens, ...] = ()  # tokens of prompts that hide a key
+    key_positions: tuple[Share, ...] = (0.0, 0.2, 0.4)  # of the key, as a share of the prompt
+    key_examples: Examples = 64  # of each length and position
+    # At which the ends of held-out lines are sampled.
+    temperatures: tuple[Annotated[float, Range(0, 100)], ...] = ()
+    line_ends: Examples = 64
+    line_end_samples: Examples = 200  # of each line
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(Checked):
     """What an experiment file returns for a scale."""
 
-    name: str
-    scale: str
+    name: Name
+    scale: Annotated[str, Pattern(r"[^/\0]{0,50}", "a name of at most 50 characters without '/'")]
     arms: dict[str, dict[str, Stage]]  # arm -> stage name -> stage, in order
     tokenizer: TokenizerConfig = TokenizerConfig()
     corpus: CorpusConfig = CorpusConfig()
     mesh: MeshConfig = MeshConfig()
     probes: ProbesConfig = field(default_factory=ProbesConfig)
-    seed: int = 0
-    seeds: int = 1  # every arm is trained with as many
+    seed: Count = 0
+    seeds: Annotated[int, Range(1, 1000)] = 1  # every arm is trained with as many
+
+    def check_relations(self) -> None:
+        if not self.arms:
+            raise FieldError(("arms",), " is empty: give at least one arm with one stage")
+        for arm, stages in self.arms.items():
+            if not re.fullmatch(r"[^/@\0]{1,100}", arm) or arm in (".", ".."):
+                allowed = "an arm's name has 1 to 100 characters, none of them '/' or '@'"
+                raise FieldError(("arms",), f" has {arm[:60]!r}: {allowed}")
+            if not stages:
+                raise FieldError(("arms", arm), " has no stage: give at least one")
+            for stage in stages:
+                _check_stage_name(arm, stage)
+
+
+def _check_stage_name(arm: str, name: str) -> None:
+    """Raises FieldError for a name that cannot become an option and a folder."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", name) or keyword.iskeyword(name):
+        allowed = "a stage's name has letters, digits and _, and is no word of Python's own"
+        raise FieldError(("arms", arm), f" has the stage {name[:60]!r}: {allowed}")
+    if name in RESERVED:
+        problem = f" has the stage {name!r}: no stage may be called {', '.join(RESERVED)}"
+        raise FieldError(("arms", arm), problem)
 
 
 def seeded(arm: str, number: int) -> str:
@@ -177,27 +276,12 @@ def to_dict(config: Any) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_dict(cls: type, values: Any) -> Any:
-    """Builds `cls` back from what `to_dict` returned. Raises UserError naming a field that `cls` does not have."""
-    origin, args = typing.get_origin(cls), typing.get_args(cls)
-    if origin is tuple:
-        return tuple(from_dict(args[0], v) for v in values)
-    if origin is dict:
-        return {k: from_dict(args[1], v) for k, v in values.items()}
-    if not dataclasses.is_dataclass(cls):
-        return cls(values)
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise UserError(f"{cls.__name__} has no field {', '.join(unknown)}: written by another version of this code")
-    return cls(**{k: from_dict(hints[k], v) for k, v in values.items()})
-
-
 def leaves(values: dict, prefix: str = "") -> dict[str, Any]:
     """Returns what is not a dict of a `to_dict` result, by its dotted name."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        name = f"{prefix}{key}"
+        found |= leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return found
 
 

@@ -1,51 +1,121 @@
-"""Dotted overrides of an experiment from the command line: `--code.optimizer.peak-lr 1e-3`, `--mesh.tensor 2`."""
+"""Overrides of an experiment from the command line: `--code.optimizer.peak-lr 1e-3`."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
-from codellama_jax.config import Experiment, leaves, to_dict
+from codellama_jax.checked import FieldError
+from codellama_jax.config import Experiment, Stage, leaves, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.sizes import with_vocabulary_of
 
-SHARED = ("tokenizer", "corpus", "mesh", "probes", "seed", "seeds")  # fields of the experiment; every other name is a stage
+# Fields of the experiment; every other first name is a stage.
+SHARED = ("tokenizer", "corpus", "mesh", "probes", "seed", "seeds")
 
 
 def options(experiment: Experiment) -> dict[str, Any]:
-    """Returns what can be overridden, by its first name: each stage (of every arm that has it) and the shared parts."""
-    stages = {name: stage for arm in reversed(experiment.arms.values()) for name, stage in arm.items()}
-    return stages | {name: getattr(experiment, name) for name in SHARED}
+    """Returns what can be overridden, by its first name.
+
+    These are the stages (of the first arm that has one of that name) and the shared parts.
+    """
+    named: dict[str, Any] = {}
+    for stages in experiment.arms.values():
+        for name, stage in stages.items():
+            named.setdefault(name, stage)
+    return named | {name: getattr(experiment, name) for name in SHARED}
 
 
 def apply(experiment: Experiment, given: dict[str, Any]) -> Experiment:
-    """Returns the experiment with the leaves that `given` changed of `options(experiment)`, in every arm.
+    """Returns the experiment with the leaves that `given` changed of `options(experiment)`.
 
-    Raises UserError for a leaf in which the arms differ: it would make them equal.
+    A leaf changes in every arm. Raises UserError for a leaf in which the arms differ, since it
+    would make them equal, and for values that contradict others, naming the option.
     """
     before = options(experiment)
     for name in given.keys() - set(SHARED):
         _check_equal(experiment, name, before[name], given[name])
-    arms = {
-        arm: {name: _changed(stage, before[name], given[name]) for name, stage in stages.items()} for arm, stages in experiment.arms.items()
-    }
-    shared = {name: given[name] for name in SHARED}
-    changed = dataclasses.replace(experiment, arms=arms, **shared)
-    return with_vocabulary_of(changed, experiment.tokenizer.pieces)
+    try:
+        arms: dict[str, dict[str, Stage]] = {}
+        for arm, stages in experiment.arms.items():
+            arms[arm] = {}
+            for name, stage in stages.items():
+                arms[arm][name] = _changed_stage(name, stage, before[name], given[name])
+        shared = {name: given[name] for name in SHARED}
+        changed = dataclasses.replace(experiment, arms=arms, **shared)
+        return with_vocabulary_of(changed, experiment.tokenizer.pieces)
+    except FieldError as error:
+        raise error.as_option() from None
+
+
+def warn(before: Experiment, after: Experiment) -> None:
+    """Prints a line on stderr for each stage that trains otherwise than its options suggest.
+
+    These are a learning rate that never reaches its peak, and a stage that now trains 0 steps.
+    """
+    old = options(before)
+    for name, stage in options(after).items():
+        if not isinstance(stage, Stage):
+            continue
+        if stage.steps == 0 and old[name].steps:
+            effect = "it trains nothing, and evaluates and saves the weights that it starts from"
+            print(f"warning: --{_option(name)}.steps is 0: {effect}", file=sys.stderr)
+        if 0 < stage.steps < stage.optimizer.warmup_steps:
+            print(f"warning: {_short_of_peak(_option(name), stage)}", file=sys.stderr)
+
+
+def _short_of_peak(option: str, stage: Stage) -> str:
+    rate = stage.optimizer
+    last = rate.peak_lr * stage.steps / rate.warmup_steps
+    return (
+        f"--{option}.optimizer.warmup-steps is {rate.warmup_steps} and --{option}.steps is"
+        f" {stage.steps}: the learning rate ends at {last:.3g} and never reaches its peak,"
+        f" {rate.peak_lr:.3g}; give fewer warm-up steps, such as {max(1, stage.steps // 10)}"
+    )
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _check_equal(experiment: Experiment, name: str, before: Any, after: Any) -> None:
-    by_arm = {arm: leaves(to_dict(stages[name])) for arm, stages in experiment.arms.items() if name in stages}
+    """Raises UserError if an override changes a leaf in which the arms differ."""
+    by_arm = {}
+    for arm, stages in experiment.arms.items():
+        if name in stages:
+            by_arm[arm] = leaves(to_dict(stages[name]))
+    old = leaves(to_dict(before))
     for leaf, value in leaves(to_dict(after)).items():
-        found = {arm: stage[leaf] for arm, stage in by_arm.items()}
-        if value != leaves(to_dict(before))[leaf] and any(other != found[next(iter(found))] for other in found.values()):
-            option = f"{name}.{leaf}".replace("_", "-")
-            differ = ", ".join(f"{arm} {value:.3g}" if isinstance(value, float) else f"{arm} {value}" for arm, value in found.items())
-            raise UserError(f"--{option} is what the arms differ in ({differ}): change it in a copy of the experiment file")
+        values = {arm: stage[leaf] for arm, stage in by_arm.items()}
+        first = next(iter(values.values()))
+        if value != old[leaf] and any(other != first for other in values.values()):
+            texts = (f"{arm} {_shown(other)}" for arm, other in values.items())
+            reason = f"is what the arms differ in ({', '.join(texts)})"
+            fix = "change it in a copy of the experiment file"
+            raise UserError(f"--{_option(f'{name}.{leaf}')} {reason}: {fix}")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _changed_stage(name: str, stage: Any, before: Any, after: Any) -> Any:
+    try:
+        return _changed(stage, before, after)
+    except FieldError as error:
+        raise error.under(name) from None
 
 
 def _changed(value: Any, before: Any, after: Any) -> Any:
+    """Returns a dataclass with the leaves in which `after` differs from `before`."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value if before == after else after
-    names = [f.name for f in dataclasses.fields(value)]
-    return dataclasses.replace(value, **{n: _changed(getattr(value, n), getattr(before, n), getattr(after, n)) for n in names})
+    changes = {}
+    for field in dataclasses.fields(value):
+        parts = [getattr(config, field.name) for config in (value, before, after)]
+        try:
+            changes[field.name] = _changed(*parts)
+        except FieldError as error:
+            raise error.under(field.name) from None
+    return dataclasses.replace(value, **changes)

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from codellama_jax import reuse
 from codellama_jax import tokenizer as tokenizers
+from codellama_jax.checked import FieldError
 from codellama_jax.config import Experiment, Stage, differences, seeded, to_dict
 from codellama_jax.data import builders, pipeline
 from codellama_jax.errors import UserError
@@ -27,6 +28,7 @@ from codellama_jax.report import write_report
 from codellama_jax.training import checkpoint
 from codellama_jax.training.loop import StageRun, Stopped, check_stage, owned_rows, place_validation, train_stage
 from codellama_jax.training.mesh import make_mesh, on_mesh
+from codellama_jax.training.step import check_memory
 from codellama_jax.weights import load
 
 SEEDS_APART = 1_000_003  # far more than an arm has stages, each of which takes the next number
@@ -266,8 +268,12 @@ def check_stages(arms: dict[str, dict[str, Stage]], folder: epath.Path, mesh: Me
     for chain in arms.values():
         before = None
         for name, stage in chain.items():
-            check_stage(stage, mesh)
-            initial_params(stage, before, mesh)
+            try:
+                check_stage(stage, mesh)
+                initial_params(stage, before, mesh)
+                check_memory(stage, mesh)
+            except FieldError as error:
+                raise error.under(name) from None
             before = (folder / name, stage)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from codellama_jax.accounting import flops_per_token
+from codellama_jax.checked import FieldError
 from codellama_jax.compile import program, target
 from codellama_jax.compile.report import Report, TooLarge, examine, gib, lines
 from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage
@@ -110,6 +111,13 @@ def compile_experiment(experiment: Experiment, choice: Any) -> None:
     Raises UserError for a stage, pod or mesh that cannot be.
     """
     stage = choose_stage(experiment, choice.arm, choice.stage)
+    try:
+        _compile_stage(experiment, choice, stage)
+    except FieldError as error:
+        raise error.under(choice.stage) from None
+
+
+def _compile_stage(experiment: Experiment, choice: Any, stage: Stage) -> None:
     devices, chip = target.devices(choice.target, choice.slices), choice.target.partition(":")[0]
     mesh = experiment.mesh if experiment.mesh.data > 1 else dataclasses.replace(experiment.mesh, data=choice.slices)
     job = Job(stage, choice.stage if choice.stage in INFERENCE else "train", mesh, choice.batch, choice.context)

@@ -1,7 +1,9 @@
-"""The optimiser, and the train step: a pure function of state and batch, compiled once for a mesh."""
+"""The optimizer, and the train step: a pure function of state and batch, compiled for a mesh."""
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -11,10 +13,11 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from codellama_jax.checked import FieldError
 from codellama_jax.config import OptimizerConfig, Stage
 from codellama_jax.models.llama import Llama
 from codellama_jax.training.losses import summed_loss
-from codellama_jax.training.mesh import ROWS, batch_sharding, check_sharded, shardings
+from codellama_jax.training.mesh import ROWS, batch_sharding, check_sharded, on_mesh, shardings
 
 BATCH_KEYS = ("tokens", "targets", "segment_ids", "positions")
 
@@ -64,6 +67,49 @@ def abstract_state(stage: Stage, mesh: Mesh) -> TrainState:
     plain = jax.eval_shape(lambda: nn.unbox(boxed_state(stage, 0)))
     check_sharded(plain.params, placed.params, mesh)
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), plain, placed)
+
+
+def check_memory(stage: Stage, mesh: Mesh) -> None:
+    """Raises UserError where a step needs more memory than the devices have, whatever XLA does.
+
+    Counted are only the state, its gradient, and the input of every layer of one micro-batch, which
+    every rematerialization policy keeps. A stage that passes may still not fit.
+    """
+    if not stage.steps:
+        return
+    limit = _device_memory(mesh)
+    with on_mesh(mesh):
+        state = abstract_state(stage, mesh)
+    rows = mesh.shape["data"] * mesh.shape["fsdp"] * stage.micro_batches
+    tokens = stage.data.batch_size * stage.data.seq_len // (rows * mesh.shape["context"])
+    width = stage.model.d_model * jnp.dtype(stage.model.compute_dtype).itemsize
+    activations = tokens * width * stage.model.n_layers
+    needed = _shard_bytes(state) + _shard_bytes(state.params) + activations
+    if limit and needed > limit:
+        problem = (
+            f" is too large: a step needs at least {needed / 1e9:,.1f} GB per device, of them"
+            f" {activations / 1e9:,.1f} for activations, and a device has {limit / 1e9:,.1f} GB;"
+            " take fewer rows (data.batch_size, micro_batches), a smaller model or more devices"
+        )
+        raise FieldError(("model",), problem)
+
+
+def _shard_bytes(tree: object) -> int:
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        total += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return total
+
+
+def _device_memory(mesh: Mesh) -> int:
+    """Returns the bytes of a device of this host, 0 if unknown. CPU devices share the machine's."""
+    devices = mesh.local_devices
+    if devices[0].platform != "cpu":
+        return (devices[0].memory_stats() or {}).get("bytes_limit", 0)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
+    except (ValueError, OSError):  # not on this operating system
+        return 0
 
 
 def init_state(stage: Stage, mesh: Mesh, seed: int) -> TrainState:

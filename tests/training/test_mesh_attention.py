@@ -45,7 +45,6 @@ def test_the_kernels_in_the_interpreter_train_like_xla():
 @pytest.mark.parametrize(
     ("mesh", "changes", "message"),
     [
-        (MeshConfig(), {"attention": "fast"}, "'fast': there is none of that name; use one of pallas_tpu, xla, reference"),
         (MeshConfig(context=2), {"attention": "reference"}, "'reference': it cannot split rows over context; use one of pallas_tpu, xla,"),
         (MeshConfig(), {"attention": "cudnn", "compute_dtype": "bfloat16"}, "'cudnn': it does not run on cpu"),
     ],
