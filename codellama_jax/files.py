@@ -63,20 +63,21 @@ def write_file(path: str | os.PathLike, data: bytes | str) -> None:
 
     Raises UserError naming the path where that fails.
     """
-    path = epath.Path(path)
+    target = epath.Path(path)
     content = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}"[:255])
+    # Not the complete name: a name that is as long as the file system allows has a temporary too.
+    temporary = target.with_name(f".{target.name[:30]}.{uuid.uuid4().hex}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         if is_bucket(path):
-            path.write_bytes(content)
+            target.write_bytes(content)
             return
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
+        os.replace(temporary, target)
+        _flush_folder(target.parent)
     except LIBRARY_ERRORS as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -103,21 +104,24 @@ def read_file(path: str | os.PathLike) -> bytes:
 
     Raises UserError if it is missing, a folder, a pipe or device, or cannot be read.
     """
-    path = epath.Path(path)
     try:
         if is_bucket(path):
-            return path.read_bytes()
-        # O_NONBLOCK: opening a FIFO without a writer would wait for ever.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UserError(f"{path} is not a regular file: name a file")
-            return file.read()
+            return epath.Path(path).read_bytes()
+        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise UserError(f"{path} is not a regular file: name a file")
+        # O_NONBLOCK: a file may become a FIFO after the check, and opening one waits for ever.
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            return file.read() or b""
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder: name a file") from None
     except LIBRARY_ERRORS as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def decode_text(data: bytes, name: str) -> str:
@@ -156,3 +160,28 @@ def parse_json(data: bytes, name: str) -> Any:
 def read_json(path: str | os.PathLike) -> Any:
     """Returns the value of a JSON file. Raises UserError like `read_file` and `parse_json`."""
     return parse_json(read_file(path), str(path))
+
+
+def read_state(path: str | os.PathLike) -> dict[str, Any] | None:
+    """Returns the JSON object of a state file that can be made again: None if missing or damaged.
+
+    A power loss or a kill leaves a file empty, half written or full of NUL characters.
+    """
+    try:
+        value = read_json(path)
+    except UserError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def delete_file(path: str | os.PathLike) -> None:
+    """Deletes a file if it exists. Raises UserError naming the path where that fails."""
+    try:
+        if is_bucket(path):
+            epath.Path(path).unlink(missing_ok=True)
+        else:
+            os.unlink(path)  # epath's also deletes folders, with what is in them
+    except FileNotFoundError:
+        pass
+    except LIBRARY_ERRORS as error:
+        raise UserError(f"cannot delete {path}: {reason(error)}") from error

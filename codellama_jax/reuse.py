@@ -1,17 +1,35 @@
-"""Equal stages are trained once: what makes two of them equal, and where the one that was trained lies. Starts no JAX."""
+"""Equal stages are trained once: when two are equal, and the folder of the one that was trained.
+
+Starts no JAX.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 from typing import Any
 
 from codellama_jax.config import Stage, leaves, to_dict
+from codellama_jax.errors import UserError
+from codellama_jax.files import is_bucket, read_file, read_state, write_json
 
-# What may change between two starts of a run, or differ between equal stages: where and how it computes, not what.
-FREE = ("mesh.", "probes.", "seeds", ".remat", ".attention", ".micro_batches", ".log_every", ".checkpoint_every", ".keep_checkpoints")
+# Fields that do not affect the trained parameters: they are ignored when a run is resumed and when
+# stages are compared.
+FREE = (
+    "mesh.",
+    "probes.",
+    "seeds",
+    ".remat",
+    ".attention",
+    ".micro_batches",
+    ".log_every",
+    ".checkpoint_every",
+    ".keep_checkpoints",
+)
 IDENTITY, DONE = "identity.txt", "done.json"
+IDENTITY_FORM = re.compile("[0-9a-f]{32}")
 ASIDE = "set_aside"  # a file in a run's folder: nobody asks for its stages any more
 
 
@@ -32,36 +50,55 @@ def identity(stage: Stage, before: str, seed: int, shared: Any = None) -> str:
 
 
 def followed(folder: Any) -> Any:
-    """Returns where a stage was trained: the folder itself, or the one that its done.json names."""
-    done = folder / DONE
-    at = json.loads(done.read_text()).get("at") if done.exists() else None
-    if at is None:
+    """Returns the folder where a stage was trained: this one, or the one that its done.json names.
+
+    A damaged done.json counts as absent: the stage is then resumed from its last checkpoint.
+    """
+    at = (read_state(folder / DONE) or {}).get("at")
+    if not isinstance(at, str):
         return folder
-    return type(folder)(at if "://" in at else os.path.normpath(folder / at))
+    return type(folder)(at if is_bucket(at) else os.path.normpath(folder / at))
 
 
 def point(folder: Any, stage: Stage, trained: Any) -> None:
-    """Makes the folder of a stage that was trained elsewhere; relative to it where both are local, so that they can move together."""
-    remote = "://" in str(folder) or "://" in str(trained)
+    """Makes the folder of a stage that was trained elsewhere.
+
+    The path is relative where both folders are local, so that they can move together.
+    """
+    remote = is_bucket(folder) or is_bucket(trained)
     at = str(trained) if remote else os.path.relpath(trained, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(to_dict(stage), indent=1))
-    (folder / DONE).write_text(json.dumps({"at": at}))
+    write_json(folder / "config.json", to_dict(stage))
+    write_json(folder / DONE, {"at": at})
 
 
 def trained_under(runs: Any) -> dict[str, Any]:
-    """Returns the finished stages of the runs in a folder, by identity, without those of runs that were set aside."""
-    kept = (run for run in sorted(runs.glob("*")) if not (run / ASIDE).exists())
-    found = {path.read_text(): path.parent for run in kept for path in sorted(run.glob(f"*/*/{IDENTITY}"))}
-    return {identity: folder for identity, folder in found.items() if is_trained(folder)}
+    """Returns the finished stages of the runs in a folder, by identity.
+
+    Leaves out runs that were set aside, and stages whose identity file is damaged.
+    """
+    found = {}
+    for run in sorted(runs.glob("*")):
+        if (run / ASIDE).exists():
+            continue
+        for path in sorted(run.glob(f"*/*/{IDENTITY}")):
+            identity = identity_of(path.parent)
+            if identity and is_trained(path.parent):
+                found[identity] = path.parent
+    return found
 
 
 def is_trained(folder: Any) -> bool:
     """Tells whether the stage of this folder has finished, here or where the folder points."""
-    return (followed(folder) / DONE).exists()
+    return read_state(followed(folder) / DONE) is not None
 
 
 def identity_of(folder: Any) -> str:
-    """Returns the identity that a stage had when it was begun, "" if it was begun by a version that kept none."""
-    path = folder / IDENTITY
-    return path.read_text() if path.exists() else ""
+    """Returns the identity that a stage had when it was begun.
+
+    It is "" where the file is missing, as in a run of an old version, or damaged.
+    """
+    try:
+        text = read_file(folder / IDENTITY).decode("ascii", "replace")
+    except UserError:
+        return ""
+    return text if IDENTITY_FORM.fullmatch(text) else ""

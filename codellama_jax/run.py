@@ -1,10 +1,11 @@
-"""Runs an experiment: corpus and tokenizer, the stages of each arm, probes, report. Running it again goes on where it was."""
+"""Runs an experiment: corpus and tokenizer, the stages of each arm, probes, report.
+
+The same command started again resumes it.
+"""
 
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import signal
 import sys
 import time
@@ -14,19 +15,28 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 from jax.sharding import Mesh
-from rich.console import Console
 
-from codellama_jax import reuse
+from codellama_jax import locks, reuse
 from codellama_jax import tokenizer as tokenizers
 from codellama_jax.checked import FieldError
-from codellama_jax.config import Experiment, Stage, differences, seeded, to_dict
+from codellama_jax.config import Experiment, Stage, seeded, to_dict
 from codellama_jax.data import builders, pipeline
 from codellama_jax.errors import UserError
 from codellama_jax.evaluation.probes import run_probes
+from codellama_jax.files import delete_file, read_state, user_path, write_file, write_json
 from codellama_jax.findings import FindingOf
 from codellama_jax.report import write_report
-from codellama_jax.training import checkpoint
-from codellama_jax.training.loop import StageRun, Stopped, check_stage, owned_rows, place_validation, train_stage
+from codellama_jax.run_folder import check_folder, opened_folder
+from codellama_jax.training import checkpoint, peers
+from codellama_jax.training.hosts import on_first_host, say, start_distributed
+from codellama_jax.training.loop import (
+    StageRun,
+    Stopped,
+    check_stage,
+    owned_rows,
+    place_validation,
+    train_stage,
+)
 from codellama_jax.training.mesh import make_mesh, on_mesh
 from codellama_jax.training.step import check_memory
 from codellama_jax.weights import load
@@ -49,35 +59,6 @@ class Place(NamedTuple):
         return experiment.seed + self.number * SEEDS_APART + self.index
 
 
-def say(text: str) -> None:
-    if jax.process_index() == 0:
-        Console().print(text, highlight=False)
-
-
-def check_folder(experiment: Experiment, out: epath.Path) -> None:
-    """Raises UserError with the difference if the folder holds a run of another config."""
-    config = out / "config.json"
-    if not config.exists():
-        return
-    differing = differences(json.loads(config.read_text()), to_dict(experiment))
-    changed = [d for d in differing if not reuse.free(d.split(":")[0])]
-    if changed:
-        raise UserError(f"{out} holds a run with another config ({'; '.join(changed)}): choose another --out, or --fresh to set it aside")
-
-
-def open_folder(experiment: Experiment, out: epath.Path, fresh: bool) -> None:
-    """Makes the run's folder; a fresh run sets the one that is there aside under another name."""
-    if jax.process_index():
-        return
-    if fresh and out.exists():
-        kept = next(p for p in (out.parent / f"{out.name}.{n}" for n in range(1, 10_000)) if not p.exists())
-        out.rename(kept)
-        (kept / reuse.ASIDE).touch()
-        say(f"the run that was here is now {kept}")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(to_dict(experiment), indent=1))
-
-
 class Corpus:
     """Prepared documents by source and block size, each prepared once; and the tokenizer."""
 
@@ -96,18 +77,29 @@ class Corpus:
     def sources(self, stage: Stage) -> dict[str, builders.Prepared]:
         """Returns the sources that a stage's mixture names."""
         shares = to_dict(stage.data.mixture)
-        return {name: self.source(name, stage.data.block_chars) for name, share in shares.items() if share}
+        return {
+            name: self.source(name, stage.data.block_chars)
+            for name, share in shares.items()
+            if share
+        }
 
     def counts(self) -> dict[str, dict]:
-        return {f"{name}, blocks of {block} characters" if block else name: p.counts for (name, block), p in self.prepared.items()}
+        return {
+            f"{name}, blocks of {block} characters" if block else name: p.counts
+            for (name, block), p in self.prepared.items()
+        }
 
     def _tokenizer(self) -> tokenizers.Tokenizer:
         config = self.experiment.tokenizer
         if config.path:
-            return tokenizers.load(config.path)
+            return tokenizers.load(user_path(config.path))
         first = next(iter(next(iter(self.experiment.arms.values())).values()))
-        texts = (pipeline.text_of(document) for prepared in self.sources(first).values() for document in prepared.train)
-        return tokenizers.train(texts, config.pieces, self.cache, say)
+        texts = (
+            pipeline.text_of(document)
+            for prepared in self.sources(first).values()
+            for document in prepared.train
+        )
+        return tokenizers.train(texts, config.pieces, user_path(self.cache), say)
 
 
 def check_tokenizer(experiment: Experiment, tokenizer: tokenizers.Tokenizer) -> None:
@@ -135,16 +127,24 @@ def check_same_tokenizer(experiment: Experiment, tokenizer: tokenizers.Tokenizer
         for stage in stages.values():
             theirs = load.tokenizer_of(stage.init)
             if theirs and theirs.fingerprint != tokenizer.fingerprint:
-                raise UserError(f"{stage.init} was trained with another tokenizer: pass --tokenizer.path with its tokenizer.model")
+                raise UserError(
+                    f"{stage.init} was trained with another tokenizer:"
+                    " pass --tokenizer.path with its tokenizer.model"
+                )
 
 
-def initial_params(stage: Stage, before: tuple[epath.Path, Stage] | None, mesh: Mesh) -> Callable[[], Any] | None:
+def initial_params(
+    stage: Stage, before: tuple[epath.Path, Stage] | None, mesh: Mesh
+) -> Callable[[], Any] | None:
     """Returns what loads the parameters that a stage starts from; None for random ones."""
     if stage.init == "scratch":
         return None
     if stage.init == "previous":
         if before is None:
-            raise UserError("the first stage of an arm has none before it: its init is scratch, run:DIR, hf:DIR or meta:DIR")
+            raise UserError(
+                "the first stage of an arm has none before it:"
+                " its init is scratch, run:DIR, hf:DIR or meta:DIR"
+            )
         checkpoint.check_shapes(before[0], before[1].model, stage.model)
         return lambda: checkpoint.load_params(before[0], stage, mesh)
     return load.initial_params(stage, mesh)
@@ -166,11 +166,13 @@ def stage_identity(experiment: Experiment, corpus: Corpus, place: Place, before:
     documents = {name: prepared.fingerprint for name, prepared in corpus.sources(stage).items()}
     shared: list[Any] = [documents, corpus.tokenizer.fingerprint]
     if origin := stage.init.partition(":")[2]:
-        shared.append(str(checkpoint.folder_at(origin)))  # a relative name means another place elsewhere
+        shared.append(str(user_path(origin)))  # a relative name means another place elsewhere
     return reuse.identity(stage, before, place.seed(experiment), shared)
 
 
-def run_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, place: Place, initial, mesh: Mesh) -> None:
+def run_stage(
+    experiment: Experiment, corpus: Corpus, folder: epath.Path, place: Place, initial, mesh: Mesh
+) -> None:
     """Trains one stage."""
     stage = experiment.arms[place.arm][place.name]
     rows = owned_rows(mesh, stage.data.batch_size)
@@ -181,14 +183,19 @@ def run_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, place:
 
 
 def begin_stage(folder: epath.Path, stage: Stage, identity: str) -> None:
-    """Makes the folder of a stage to train. One that was begun before keeps the identity that it had then."""
+    """Makes the folder of a stage to train. One that was begun before keeps its identity."""
     if jax.process_index():
         return
-    (folder / reuse.DONE).unlink(missing_ok=True)  # it named a stage that is gone
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(to_dict(stage), indent=1))
-    if not (folder / reuse.IDENTITY).exists():
-        (folder / reuse.IDENTITY).write_text(identity)
+    delete_file(folder / reuse.DONE)  # it named a stage that is gone, or it is damaged
+    write_json(folder / "config.json", to_dict(stage))
+    if not reuse.identity_of(folder):
+        write_file(folder / reuse.IDENTITY, identity)
+
+
+def repair_config(folder: epath.Path, stage: Stage) -> None:
+    """Writes the config of a stage that is done again if it is damaged or missing."""
+    if jax.process_index() == 0 and read_state(folder / "config.json") is None:
+        write_json(folder / "config.json", to_dict(stage))
 
 
 def point_to(trained: epath.Path, folder: epath.Path, stage: Stage) -> None:
@@ -196,51 +203,105 @@ def point_to(trained: epath.Path, folder: epath.Path, stage: Stage) -> None:
         reuse.point(folder, stage, trained)
 
 
-def rows_trained_on(experiment: Experiment, corpus: Corpus, last: Place) -> Iterator[pipeline.Batch]:
+def rows_trained_on(
+    experiment: Experiment, corpus: Corpus, last: Place
+) -> Iterator[pipeline.Batch]:
     """Yields the batches of an arm's stages up to `last`, as they were trained on."""
     for index, stage in enumerate(list(experiment.arms[last.arm].values())[: last.index + 1]):
-        with batches_of(corpus, stage, last._replace(index=index).seed(experiment), range(stage.data.batch_size)) as batches:
+        with batches_of(
+            corpus, stage, last._replace(index=index).seed(experiment), range(stage.data.batch_size)
+        ) as batches:
             yield from itertools.islice(batches, stage.steps)
 
 
-def probe_stage(experiment: Experiment, corpus: Corpus, folder: epath.Path, trained: epath.Path, place: Place, mesh: Mesh) -> None:
-    """Asks the stage trained in a folder what the experiment wants to know, unless that is already written, here or there."""
+def probe_stage(
+    experiment: Experiment,
+    corpus: Corpus,
+    folder: epath.Path,
+    trained: epath.Path,
+    place: Place,
+    mesh: Mesh,
+) -> None:
+    """Runs the experiment's probes on a trained stage and writes their answers.
+
+    Answers to the same probes that are already written, here or at `trained`, are kept.
+
+    Args:
+      experiment: the experiment.
+      corpus: its documents and tokenizer.
+      folder: the folder of this stage, for probes.json.
+      trained: the folder where the stage was trained: the same one, or that of an equal stage.
+      place: the stage's arm, seed and name.
+      mesh: the devices.
+    """
     chain = experiment.arms[place.arm]
-    first = next(iter(chain.values()))  # every stage is asked about this one's documents
+    first = next(iter(chain.values()))  # the documents of all stages are this one's
     if experiment.probes.last_stage_only and place.index < len(chain) - 1:
         return
-    wanted = to_dict(experiment.probes) | {"documents": [first.data.block_chars, first.data.seq_len, experiment.seed]}
-    path = folder / "probes.json"
-    found = next(
-        (p.read_text() for p in (path, trained / "probes.json") if p.exists() and json.loads(p.read_text())["config"] == wanted), ""
-    )
-    if not found:
-        found = json.dumps({"config": wanted, **ask(experiment, corpus, trained, place, mesh, first)}, indent=1)
+    documents = [first.data.block_chars, first.data.seq_len, experiment.seed]
+    config = to_dict(experiment.probes) | {"documents": documents}
+    answers = None
+    for path in (folder / "probes.json", trained / "probes.json"):
+        written = read_state(path)
+        if answers is None and written and written.get("config") == config:
+            answers = written
+    if answers is None:
+        answers = {"config": config, **ask(experiment, corpus, trained, place, mesh, first)}
     if jax.process_index() == 0:
-        path.write_text(found)
+        write_json(folder / "probes.json", answers)
 
 
-def ask(experiment: Experiment, corpus: Corpus, folder: epath.Path, place: Place, mesh: Mesh, first: Stage) -> dict[str, Any]:
+def ask(
+    experiment: Experiment,
+    corpus: Corpus,
+    folder: epath.Path,
+    place: Place,
+    mesh: Mesh,
+    first: Stage,
+) -> dict[str, Any]:
     """Returns what the probes find in a trained stage."""
     say(f"{place}: probes")
     stage = experiment.arms[place.arm][place.name]
-    run = checkpoint.Run(stage.model, checkpoint.load_params(folder, stage, mesh), corpus.tokenizer, str(place))
+    run = checkpoint.Run(
+        stage.model, checkpoint.load_params(folder, stage, mesh), corpus.tokenizer, str(place)
+    )
     main_source = max(corpus.sources(stage), key=lambda source: getattr(stage.data.mixture, source))
     kinds = {"files": 0, "documents": first.data.block_chars}
-    texts = {kind: [pipeline.text_of(d) for d in corpus.source(main_source, block).validation] for kind, block in kinds.items()}
+    texts = {
+        kind: [pipeline.text_of(d) for d in corpus.source(main_source, block).validation]
+        for kind, block in kinds.items()
+    }
     trained_on = rows_trained_on(experiment, corpus, place)
-    return run_probes(experiment.probes, run, texts, trained_on, held_out(corpus, stage), first.data.seq_len, experiment.seed)
+    return run_probes(
+        experiment.probes,
+        run,
+        texts,
+        trained_on,
+        held_out(corpus, stage),
+        first.data.seq_len,
+        experiment.seed,
+    )
 
 
-def run_experiment(experiment: Experiment, claim: str, finding: FindingOf | None, choice: Any) -> None:
-    """Runs the arms (or the one named), writes their probes and the report. `choice` is a `launch.Run`.
+def run_experiment(
+    experiment: Experiment, claim: str, finding: FindingOf | None, choice: Any
+) -> None:
+    """Runs the arms (or the one named), writes their probes and the report.
 
-    Exits with 128 + signal after a stop that saved.
+    Exits with 128 + signal after a stop that saved, and with `peers.PEER_DIED` after the death of
+    another host.
+
+    Args:
+      experiment: the arms, their corpus and tokenizer.
+      claim: the docstring of the experiment's file, for the report.
+      finding: the function that compares the arms, if the file has one.
+      choice: a `launch.Run`.
     """
     started = time.monotonic()
     start_distributed()
     checkpoint.keep_compiled(choice.cache)
-    folder = checkpoint.folder_at(choice.out or f"runs/{experiment.name}-{experiment.scale}")
+    folder = user_path(choice.out or f"runs/{experiment.name}-{experiment.scale}")
+    on_first_host(lambda: locks.check_free(folder))
     mesh = make_mesh(experiment.mesh)
     arms = {choice.arm: experiment.arms[choice.arm]} if choice.arm else experiment.arms
     check_stages(arms, folder, mesh)
@@ -249,18 +310,20 @@ def run_experiment(experiment: Experiment, claim: str, finding: FindingOf | None
     corpus = Corpus(experiment, choice.cache)
     check_tokenizer(experiment, corpus.tokenizer)
     check_same_tokenizer(experiment, corpus.tokenizer)
-    open_folder(experiment, folder, choice.fresh)
-    try:
-        with on_mesh(mesh):
-            run_arms(experiment, corpus, folder, arms, mesh, choice.reuse)
-    except Stopped as stop:
-        print(f"stopped by {signal.Signals(stop.args[0]).name} and saved: the same command goes on from here", file=sys.stderr)
-        sys.exit(128 + stop.args[0])
-    if jax.process_index() == 0:
-        (folder / "corpus.json").write_text(json.dumps(corpus.counts(), indent=1))
-        say("writing the report")
-        write_report(folder, experiment, claim, finding, time.monotonic() - started)
-        say(f"report: {folder / 'report.html'}")
+    with opened_folder(experiment, folder, choice.fresh):
+        try:
+            with on_mesh(mesh), peers.ending_with_peers():
+                run_arms(experiment, corpus, folder, arms, mesh, choice.reuse)
+        except Stopped as stop:
+            name = signal.Signals(stop.args[0]).name
+            text = f"stopped by {name} and saved: the same command goes on from here"
+            print(text, file=sys.stderr)
+            sys.exit(128 + stop.args[0])
+        if jax.process_index() == 0:
+            write_json(folder / "corpus.json", corpus.counts())
+            say("writing the report")
+            write_report(folder, experiment, claim, finding, time.monotonic() - started)
+            say(f"report: {folder / 'report.html'}")
 
 
 def check_stages(arms: dict[str, dict[str, Stage]], folder: epath.Path, mesh: Mesh) -> None:
@@ -277,11 +340,29 @@ def check_stages(arms: dict[str, dict[str, Stage]], folder: epath.Path, mesh: Me
             before = (folder / name, stage)
 
 
-def run_arms(experiment: Experiment, corpus: Corpus, folder: epath.Path, arms: dict[str, dict[str, Stage]], mesh: Mesh, under: str) -> None:
-    """Runs every seed of the arms. A stage that equals one of an earlier arm, or one of the runs `under` a folder, is read from there."""
+def run_arms(
+    experiment: Experiment,
+    corpus: Corpus,
+    folder: epath.Path,
+    arms: dict[str, dict[str, Stage]],
+    mesh: Mesh,
+    under: str,
+) -> None:
+    """Runs every seed of the arms.
+
+    A stage that equals one of an earlier arm, or of the runs in the folder `under`, is read there.
+
+    Args:
+      experiment: the experiment.
+      corpus: its documents and tokenizer.
+      folder: the run's folder.
+      arms: the arms to run.
+      mesh: the devices.
+      under: a folder of other runs; "" for none.
+    """
     if jax.process_index() == 0:
         corpus.tokenizer.save(folder / "tokenizer.model")
-    trained = reuse.trained_under(checkpoint.folder_at(under)) if under else {}
+    trained = reuse.trained_under(user_path(under)) if under else {}
     for number, (arm, chain) in itertools.product(range(experiment.seeds), arms.items()):
         before, identity = None, ""
         for index, (name, stage) in enumerate(chain.items()):
@@ -290,6 +371,7 @@ def run_arms(experiment: Experiment, corpus: Corpus, folder: epath.Path, arms: d
             identity = stage_identity(experiment, corpus, place, identity)
             if reuse.is_trained(here):
                 at = reuse.followed(here)
+                repair_config(here, stage)
                 say(f"{place}: done before, skipped")
             elif identity in trained:
                 at = trained[identity]
@@ -303,12 +385,3 @@ def run_arms(experiment: Experiment, corpus: Corpus, folder: epath.Path, arms: d
                 trained[identity] = at
             probe_stage(experiment, corpus, here, at, place, mesh)
             before = (at, stage)
-
-
-def start_distributed() -> None:
-    """Joins the other hosts of a pod. On TPU and under Slurm JAX finds them by itself; elsewhere the three JAX_ variables name them."""
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        number = lambda name: int(os.environ[name])
-        jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], number("JAX_NUM_PROCESSES"), number("JAX_PROCESS_ID"))
-    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        jax.distributed.initialize()

@@ -20,6 +20,7 @@ FREE = {
     ".checkpoint_every": 9,
     ".keep_checkpoints": 1,
 }
+X, Y = "0" * 32, "1" * 32  # identities
 
 
 def changed(stage, name: str, value):
@@ -67,11 +68,11 @@ def finished(folder: epath.Path, identity: str) -> epath.Path:
 
 def test_a_folder_that_points_moves_with_what_it_points_to(tmp_path):
     runs = epath.Path(tmp_path) / "runs"
-    trained = finished(runs / "one" / "arm" / "code", "x")
+    trained = finished(runs / "one" / "arm" / "code", X)
     (begun := runs / "one" / "arm" / "later").mkdir()
-    (begun / reuse.IDENTITY).write_text("y")
+    (begun / reuse.IDENTITY).write_text(Y)
     reuse.point(runs / "two" / "arm" / "code", toy.stage(), trained)
-    assert reuse.trained_under(runs) == {"x": trained}  # neither the unfinished one nor the one that points
+    assert reuse.trained_under(runs) == {X: trained}  # neither the unfinished one nor the one that points
     moved = runs.rename(tmp_path / "moved")
     here = epath.Path(moved) / "two" / "arm" / "code"
     assert reuse.followed(here) == epath.Path(moved) / "one" / "arm" / "code"
@@ -82,13 +83,26 @@ def test_a_folder_that_points_moves_with_what_it_points_to(tmp_path):
 
 def test_a_run_that_was_set_aside_is_not_read(tmp_path):
     runs = epath.Path(tmp_path)
-    trained = finished(runs / "run" / "arm" / "code", "x")
-    finished(runs / "run.1" / "arm" / "code", "y")
+    trained = finished(runs / "run" / "arm" / "code", X)
+    finished(runs / "run.1" / "arm" / "code", Y)
     (runs / "run.1" / reuse.ASIDE).touch()
-    assert reuse.trained_under(runs) == {"x": trained}
+    assert reuse.trained_under(runs) == {X: trained}
 
 
 def test_a_folder_on_a_bucket_is_named_whole(tmp_path):
     here = epath.Path(tmp_path) / "code"
     reuse.point(here, toy.stage(), epath.Path("gs://bucket/runs/one/arm/code"))
     assert str(reuse.followed(here)) == "gs://bucket/runs/one/arm/code"
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 100, b'{"step": 1', b"[]", b"5"])
+def test_damaged_state_counts_as_not_trained(tmp_path, data):
+    folder = finished(epath.Path(tmp_path) / "run" / "arm" / "code", X)
+    assert reuse.is_trained(folder)
+    (folder / reuse.DONE).write_bytes(data)
+    assert not reuse.is_trained(folder)
+    assert reuse.followed(folder) == folder
+    (folder / reuse.DONE).write_text("{}")
+    (folder / reuse.IDENTITY).write_bytes(data)
+    assert reuse.identity_of(folder) == ""
+    assert reuse.trained_under(epath.Path(tmp_path)) == {}

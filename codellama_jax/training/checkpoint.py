@@ -1,50 +1,76 @@
-"""Orbax checkpoints: asynchronous, atomic, and a damaged one never hides a good one before it."""
+"""Orbax checkpoints: asynchronous, atomic, with a checksum per array.
+
+A damaged checkpoint gives way to the one before it, with a warning.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import os
 import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
-from rich.console import Console
 
 from codellama_jax import reuse
 from codellama_jax import tokenizer as tokenizers
 from codellama_jax.accounting import checkpoint_bytes
 from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage, from_dict, to_dict
+from codellama_jax.console import warn
 from codellama_jax.errors import UserError
+from codellama_jax.exits import exit_within
+from codellama_jax.files import is_bucket, read_json, user_path
+from codellama_jax.training import checksums
+from codellama_jax.training.hosts import gather
 from codellama_jax.training.mesh import check_cuts, make_mesh, on_mesh
 from codellama_jax.training.step import TrainState, abstract_state
 from codellama_jax.training.vocabulary import check_vocabulary, resized
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax prints tracebacks of errors that it also raises, and these are told in a line
-warn = Console(stderr=True, style="yellow", soft_wrap=True, highlight=False).print
+# Orbax and its event loops print tracebacks of errors that they also raise: one line reports them.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+print_uncaught = sys.excepthook
+
+
+def print_but_late_writes(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    """Prints an uncaught exception, unless it is of a write that Orbax has given up before.
+
+    TensorStore's threads report such a write to an event loop that is closed by then.
+    """
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        print_uncaught(kind, error, traceback)
+
+
+sys.excepthook = print_but_late_writes
 
 
 def first_line(error: BaseException) -> str:
-    """Returns what a library's error says, for a message of one line."""
+    """Returns the first line of a library's error, for a message of one line."""
     if "No space left" in str(error):
         return "no space left on the device"
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 class Checkpoints:
-    """The checkpoints of one stage: parameters, optimiser with its step, data cursors of every row, and the config."""
+    """The checkpoints of one stage.
+
+    Each holds parameters, optimizer with its step, data cursors of every row, the config, and the
+    checksums of all of them. A checkpoint of a version that wrote no checksums loads unchecked.
+    """
 
     def __init__(self, folder: epath.Path, stage: Stage):
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=stage.keep_checkpoints, create=True, step_prefix="step", cleanup_tmp_directories=True
+            max_to_keep=stage.keep_checkpoints,
+            create=True,
+            step_prefix="step",
+            cleanup_tmp_directories=True,
         )
-        self.folder, self.stage = folder, stage
+        self.folder, self.stage, self.failed = folder, stage, False
         self.manager = ocp.CheckpointManager(folder, options=options)
 
     def last_good(self) -> str:
@@ -53,42 +79,62 @@ class Checkpoints:
         return f"{self.folder}/step_{max(steps)}" if steps else "none yet"
 
     def save(self, step: int, state: TrainState, rows: dict[str, Any], tokens: int) -> None:
-        """Starts to save; returns once the arrays are copied. Raises UserError if this or the save before it failed, or has no room."""
+        """Starts to save; returns once the arrays are copied.
+
+        Raises UserError if this save or the one before it failed, or if there is no room.
+        """
         self.wait()
         self._check_room(step)
+        optimizer = {"step": state.step, "state": state.opt_state}
+        cursors = {"rows": gather(rows), "tokens": tokens}
+        sums = {
+            "params": checksums.of_tree(state.params),
+            "optimizer": checksums.of_tree(optimizer),
+            "cursors": checksums.of_json(cursors),
+        }
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
-            optimizer=ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
-            cursors=ocp.args.JsonSave({"rows": gather(rows), "tokens": tokens}),
+            optimizer=ocp.args.StandardSave(optimizer),
+            cursors=ocp.args.JsonSave(cursors),
             stage=ocp.args.JsonSave(to_dict(self.stage)),
+            checksums=ocp.args.JsonSave(sums),
         )
         self._guarded(f"step {step}", lambda: self.manager.save(step, args=items, force=True))
 
     def _check_room(self, step: int) -> None:
-        if str(self.folder).startswith("gs://"):
+        if is_bucket(self.folder):
             return
-        needed, free = checkpoint_bytes(self.stage.model) // jax.process_count(), shutil.disk_usage(self.folder).free
+        needed = checkpoint_bytes(self.stage.model) // jax.process_count()
+        free = shutil.disk_usage(self.folder).free
         if free < needed:
             room = f"it takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
-            raise UserError(f"no room for the checkpoint of step {step} in {self.folder}: {room}; the last good one: {self.last_good()}")
+            raise UserError(
+                f"no room for the checkpoint of step {step} in {self.folder}: {room};"
+                f" the last good one: {self.last_good()}"
+            )
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
         self._guarded("the last step", self.manager.wait_until_finished)
 
     def close(self) -> None:
-        self.manager.close()
+        """Waits for what is being written. After a failed save it leaves Orbax's threads alone."""
+        if not self.failed:
+            self.manager.close()
 
-    def _guarded(self, what: str, save) -> None:
+    def _guarded(self, what: str, save: Callable[[], Any]) -> None:
         try:
             save()
         except Exception as error:
+            self.failed = True
+            exit_within()  # threads of a failed save wait for each other for minutes, or for ever
             raise UserError(
-                f"could not save the checkpoint of {what}: {first_line(error)}; the last good one: {self.last_good()}"
+                f"could not save the checkpoint of {what}: {first_line(error)};"
+                f" the last good one: {self.last_good()}"
             ) from error
 
     def restore(self, abstract: TrainState) -> tuple[int, TrainState, dict[str, Any]] | None:
-        """Returns step, state and cursors of the newest checkpoint that can be read; None if there is none.
+        """Returns step, state and cursors of the newest good checkpoint; None if there is none.
 
         Raises UserError if there are checkpoints and none of them can be read.
         """
@@ -97,42 +143,64 @@ class Checkpoints:
             try:
                 items = self._read(step, abstract)
             except Exception as error:
-                warn(f"warning: checkpoint {self.folder}/step_{step} is damaged, trying the one before it ({first_line(error)})")
+                _warn_damaged(f"{self.folder}/step_{step}", error)
                 continue
-            for newer in (s for s in steps if s > step):
-                self.manager.delete(newer)
-            state = TrainState(items["optimizer"]["step"], items["params"], items["optimizer"]["state"])
+            for newer in steps:
+                if newer > step:
+                    self.manager.delete(newer)
+            state = TrainState(
+                items["optimizer"]["step"], items["params"], items["optimizer"]["state"]
+            )
             return step, state, items["cursors"]
         if steps:
             raise UserError(
-                f"no checkpoint under {self.folder} can be read: pass --fresh to start again (the folder is kept under another name)"
+                f"no checkpoint under {self.folder} can be read: pass --fresh to start again"
+                " (the folder is kept under another name)"
             )
         return None
 
     def _read(self, step: int, abstract: TrainState) -> dict[str, Any]:
-        return self.manager.restore(
+        optimizer = {"step": abstract.step, "state": abstract.opt_state}
+        items = self.manager.restore(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(abstract.params),
-                optimizer=ocp.args.StandardRestore({"step": abstract.step, "state": abstract.opt_state}),
+                optimizer=ocp.args.StandardRestore(optimizer),
                 cursors=ocp.args.JsonRestore(),
             ),
         )
+        saved = read_checksums(self.folder / f"step_{step}")
+        if saved:
+            checksums.check(items["params"], saved["params"])
+            checksums.check(items["optimizer"], saved["optimizer"])
+            if checksums.of_json(items["cursors"]) != saved["cursors"]:
+                raise UserError("the data cursors do not match their checksum")
+        return items
 
 
-def gather(rows: dict[str, Any]) -> dict[str, Any]:
-    """Returns the rows of all hosts: every host brings those it owns, ready for JSON."""
-    if jax.process_count() == 1:
-        return rows
-    mine = np.frombuffer(json.dumps(rows).encode(), np.uint8)
-    longest = int(np.max(multihost_utils.process_allgather(np.array(mine.size))))
-    texts = multihost_utils.process_allgather(np.pad(mine, (0, longest - mine.size), constant_values=ord(" ")))
-    return {row: cursor for text in texts for row, cursor in json.loads(bytes(text)).items()}
+def read_checksums(checkpoint: epath.Path) -> dict[str, Any] | None:
+    """Returns the checksums of a checkpoint, None for one of a version that wrote none.
+
+    `params` and `optimizer` hold [dtype, checksum] by dotted name of each array (`checksums`).
+    Raises UserError if the file with them is damaged.
+    """
+    folder = checkpoint / "checksums"
+    if not folder.exists():
+        return None
+    saved = read_json(folder / "metadata")
+    if not isinstance(saved, dict) or not {"params", "optimizer", "cursors"} <= set(saved):
+        raise UserError(f"{folder} is damaged")
+    return saved
+
+
+def _warn_damaged(checkpoint: str, error: BaseException) -> None:
+    line = first_line(error)
+    warn(f"warning: checkpoint {checkpoint} is damaged, trying the one before it ({line})")
 
 
 def keep_compiled(cache: str) -> None:
-    """Keeps what XLA compiles, so that a run that goes on starts at once."""
-    jax.config.update("jax_compilation_cache_dir", str(epath.Path(cache).expanduser() / "compiled"))
+    """Keeps compiled programs in the cache, so that a resumed run starts at once."""
+    jax.config.update("jax_compilation_cache_dir", str(user_path(cache) / "compiled"))
 
 
 @dataclass(frozen=True)
@@ -145,41 +213,62 @@ class Run:
     name: str
 
 
-def load_params(folder: epath.Path, stage: Stage, mesh: jax.sharding.Mesh, step: int | None = None) -> dict:
-    """Returns the newest readable parameters of a stage's folder, or those of a step, placed on the mesh, for `stage.model`'s shapes.
+def load_params(
+    folder: epath.Path, stage: Stage, mesh: jax.sharding.Mesh, step: int | None = None
+) -> dict:
+    """Returns the newest good parameters of a stage's folder, or those of a step, on the mesh.
 
-    Raises UserError if there is none, or if they are another model's.
+    They have the shapes of `stage.model`. Raises UserError if there are none, or if they are
+    another model's.
     """
     steps = checkpoint_steps(folder, step)
-    saved = from_dict(Stage, json.loads((folder / "config.json").read_text())).model
+    saved = stage_config(folder).model
     check_shapes(folder, saved, stage.model)
+    as_saved = dataclasses.replace(stage.model, vocab_size=saved.vocab_size)
     with on_mesh(mesh):
-        abstract = abstract_state(
-            dataclasses.replace(stage, model=dataclasses.replace(stage.model, vocab_size=saved.vocab_size)), mesh
-        ).params
+        abstract = abstract_state(dataclasses.replace(stage, model=as_saved), mesh).params
     manager = _reading(folder)
     for step in steps:
+        path = folder / "checkpoints" / f"step_{step}"
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
         try:
-            params = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))["params"]
+            params = manager.restore(step, args=args)["params"]
+            if sums := read_checksums(path):
+                checksums.check(params, sums["params"])
         except Exception as error:
-            warn(f"warning: checkpoint {folder}/checkpoints/step_{step} is damaged, trying the one before it ({first_line(error)})")
+            _warn_damaged(str(path), error)
         else:
             return with_rows(params, stage, mesh)
     raise UserError(f"no checkpoint under {folder} can be read")
 
 
+def stage_config(folder: epath.Path) -> Stage:
+    """Returns the config of a stage from its folder. Raises UserError if it is damaged."""
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.json'} is not the config of a stage")
+    return from_dict(Stage, config)
+
+
 def checkpoint_steps(folder: epath.Path, step: int | None = None) -> list[int]:
-    """Returns the steps of a stage's checkpoints, the newest first, or only the one asked for. Raises UserError if there is none."""
-    steps = sorted(_reading(folder).all_steps(), reverse=True) if (folder / "checkpoints").exists() else []
+    """Returns the steps of a stage's checkpoints, the newest first, or only `step`.
+
+    Raises UserError if there is none.
+    """
+    steps: list[int] = []
+    if (folder / "checkpoints").exists():
+        steps = sorted(_reading(folder).all_steps(), reverse=True)
     if not steps:
         raise UserError(f"no checkpoint in {folder}: give the folder of a run that has trained")
     if step is not None and step not in steps:
-        raise UserError(f"{folder} has no checkpoint of step {step}: it has {', '.join(map(str, sorted(steps)))}")
+        existing = ", ".join(map(str, sorted(steps)))
+        raise UserError(f"{folder} has no checkpoint of step {step}: it has {existing}")
     return steps if step is None else [step]
 
 
 def _reading(folder: epath.Path) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(folder / "checkpoints", options=ocp.CheckpointManagerOptions(read_only=True, step_prefix="step"))
+    options = ocp.CheckpointManagerOptions(read_only=True, step_prefix="step")
+    return ocp.CheckpointManager(folder / "checkpoints", options=options)
 
 
 def with_rows(params: dict, stage: Stage, mesh: jax.sharding.Mesh) -> dict:
@@ -193,48 +282,64 @@ def with_rows(params: dict, stage: Stage, mesh: jax.sharding.Mesh) -> dict:
 
 
 def check_shapes(folder: epath.Path | str, saved: ModelConfig, wanted: ModelConfig) -> None:
-    """Raises UserError if the parameters in a folder are not those of the model wanted, but for sentinels or padding."""
+    """Raises UserError if the parameters in a folder are those of a model of another shape.
+
+    Sentinels and padding of the vocabulary may differ.
+    """
     for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "norm_eps"):
         if getattr(saved, name) != getattr(wanted, name):
-            raise UserError(f"{folder} holds another model: {name} is {getattr(saved, name)} there and {getattr(wanted, name)} here")
+            there, here = getattr(saved, name), getattr(wanted, name)
+            raise UserError(
+                f"{folder} holds another model: {name} is {there} there and {here} here"
+            )
     check_vocabulary(folder, saved.vocab_size, wanted.vocab_size)
 
 
-def folder_at(path: str) -> epath.Path:
-    """Returns a path that the user named, absolute where it is local: Orbax takes no other."""
-    return epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
-
-
 def stage_folder(run: epath.Path, arm: str = "", stage: str = "") -> tuple[epath.Path, Stage]:
-    """Returns the folder and config of a stage of a run: the last trained one of the first arm unless named."""
+    """Returns the folder and config of a stage of a run.
+
+    By default it is the last trained stage of the first arm.
+    """
     if not (run / "config.json").exists():
         raise UserError(f"{run} is not the folder of a run: it has no config.json")
-    config = json.loads((run / "config.json").read_text())
+    config = read_json(run / "config.json")
+    if not isinstance(config, dict):
+        raise UserError(f"{run / 'config.json'} is not the config of a run or of a stage")
     if "arms" not in config:  # the folder of a stage itself
         return run, from_dict(Stage, config)
     arms = from_dict(Experiment, config).arms
     arm = arm or next(iter(arms))
     chain = arms.get(arm.partition("@")[0], {})  # an arm's further seeds are named arm@1, arm@2 ...
     if not chain or (stage and stage not in chain):
-        raise UserError(f"{run} has no {arm}/{stage}: it has {', '.join(f'{a}/{s}' for a in arms for s in arms[a])}")
+        existing = ", ".join(f"{a}/{s}" for a in arms for s in arms[a])
+        raise UserError(f"{run} has no {arm}/{stage}: it has {existing}")
     trained = [s for s in chain if reuse.is_trained(run / arm / s)]
     if not stage and not trained:
-        raise UserError(f"no stage of {run}/{arm} has finished yet: run the same command again to go on with it")
+        raise UserError(
+            f"no stage of {run}/{arm} has finished yet: start the same command again to resume it"
+        )
     stage = stage or trained[-1]
     return reuse.followed(run / arm / stage), chain[stage]
 
 
-def load_run(path: str, arm: str = "", stage: str = "", mesh: jax.sharding.Mesh | None = None) -> Run:
-    """Loads a run's model and tokenizer, on all devices unless a mesh is given. Raises UserError for what is not there or does not fit."""
-    run = folder_at(path)
+def load_run(
+    path: str, arm: str = "", stage: str = "", mesh: jax.sharding.Mesh | None = None
+) -> Run:
+    """Loads a run's model and tokenizer, on all devices unless a mesh is given.
+
+    Raises UserError for a run that does not exist, has not trained, or does not fit the mesh.
+    """
+    run = user_path(path)
     folder, config = stage_folder(run, arm, stage)
     tokenizer, mesh = run_tokenizer(folder), mesh or make_mesh(MeshConfig())
     check_cuts(mesh, config.model, "the least cache, in slots,", 32)
-    return Run(config.model, load_params(folder, config, mesh), tokenizer, "/".join(folder.parts[-3:]))
+    return Run(
+        config.model, load_params(folder, config, mesh), tokenizer, "/".join(folder.parts[-3:])
+    )
 
 
 def run_tokenizer(folder: epath.Path) -> tokenizers.Tokenizer:
-    """Loads the tokenizer of the run that a stage's folder lies in. Raises UserError if there is none."""
+    """Loads the tokenizer of the run that holds a stage's folder. Raises UserError if none is."""
     root = next((f for f in (folder, *folder.parents) if (f / "tokenizer.model").exists()), None)
     if root is None:
         raise UserError(f"{folder} has no tokenizer.model")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 import math
 import signal
 from collections.abc import Callable, Iterator
@@ -18,16 +17,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from codellama_jax.config import Stage
 from codellama_jax.data.pipeline import Batches
 from codellama_jax.errors import UserError
+from codellama_jax.files import write_json
+from codellama_jax.training import peers
 from codellama_jax.training.checkpoint import Checkpoints
+from codellama_jax.training.hosts import Stopped, say
 from codellama_jax.training.mesh import ROWS, batch_sharding, check_attention, check_mesh, on_mesh
 from codellama_jax.training.metrics import Metrics, Throughput
-from codellama_jax.training.step import BATCH_KEYS, abstract_state, compile_eval_step, compile_train_step, fresh_state, init_state
+from codellama_jax.training.step import (
+    BATCH_KEYS,
+    abstract_state,
+    compile_eval_step,
+    compile_train_step,
+    fresh_state,
+    init_state,
+)
 
 IN_FLIGHT = 2  # steps dispatched before the numbers of an earlier one are waited for
-
-
-class Stopped(Exception):
-    """The run was asked to stop, has saved and leaves; holds the signal's number."""
 
 
 def owned_rows(mesh: Mesh, batch_size: int) -> list[int]:
@@ -36,26 +41,37 @@ def owned_rows(mesh: Mesh, batch_size: int) -> list[int]:
     return sorted({row for (rows,) in placed.values() for row in range(batch_size)[rows]})
 
 
-def place(batch: dict[str, np.ndarray], rows: list[int], batch_size: int, mesh: Mesh) -> dict[str, jax.Array]:
+def place(
+    batch: dict[str, np.ndarray], rows: list[int], batch_size: int, mesh: Mesh
+) -> dict[str, jax.Array]:
     """Makes global arrays [batch_size, T] from the rows that this host holds."""
     where = {row: i for i, row in enumerate(rows)}
 
     def globally(local: np.ndarray) -> jax.Array:
-        part = lambda index: local[[where[row] for row in range(batch_size)[index[0]]]][:, *index[1:]]
-        return jax.make_array_from_callback((batch_size, *local.shape[1:]), batch_sharding(mesh), part)
+        part = lambda index: local[[where[row] for row in range(batch_size)[index[0]]]][
+            :, *index[1:]
+        ]
+        return jax.make_array_from_callback(
+            (batch_size, *local.shape[1:]), batch_sharding(mesh), part
+        )
 
     return {key: globally(batch[key]) for key in BATCH_KEYS}
 
 
 def stop_flags(stop: int, rows: list[int], batch_size: int, mesh: Mesh) -> jax.Array:
-    """A flag for each row, so that every host learns in the same step that one of them was asked to stop."""
+    """Returns a flag per sequence: all hosts learn in the same step that one has to stop."""
     part = lambda index: np.full(len(range(batch_size)[index[0]]), stop, np.int32)
-    return jax.make_array_from_callback((batch_size,), NamedSharding(mesh, PartitionSpec(ROWS)), part)
+    return jax.make_array_from_callback(
+        (batch_size,), NamedSharding(mesh, PartitionSpec(ROWS)), part
+    )
 
 
 @contextmanager
 def noticing_signals() -> Iterator[Callable[[], int]]:
-    """Yields a function that tells which of SIGTERM and SIGINT came, 0 for none. A second SIGINT interrupts at once."""
+    """Yields a function that returns which of SIGTERM and SIGINT came, 0 for none.
+
+    A second SIGINT interrupts at once.
+    """
     came = []
 
     def notice(number, frame):
@@ -74,24 +90,49 @@ def noticing_signals() -> Iterator[Callable[[], int]]:
 class StageRun:
     """The parts of a stage in progress; `train_stage` drives it."""
 
-    def __init__(self, name: str, stage: Stage, folder: epath.Path, mesh: Mesh, batches: Batches, rows: list[int], validation: list[dict]):
-        self.stage, self.mesh, self.batches, self.rows, self.validation = stage, mesh, batches, rows, validation
+    def __init__(
+        self,
+        name: str,
+        stage: Stage,
+        folder: epath.Path,
+        mesh: Mesh,
+        batches: Batches,
+        rows: list[int],
+        validation: list[dict],
+    ):
+        self.stage, self.mesh, self.batches, self.rows, self.validation = (
+            stage,
+            mesh,
+            batches,
+            rows,
+            validation,
+        )
         self.name, self.folder = name, folder
         self.checkpoints = Checkpoints(folder / "checkpoints", stage)
-        self.train_step, self.eval_step = compile_train_step(stage, mesh), compile_eval_step(stage, mesh)
+        self.train_step, self.eval_step = (
+            compile_train_step(stage, mesh),
+            compile_eval_step(stage, mesh),
+        )
         self.pending: collections.deque = collections.deque()
         self.throughput = Throughput(stage)
         self.tokens, self.stop = 0, 0
 
     def start(self, initial: Callable[[], Any] | None, seed: int) -> int:
-        """Restores the newest checkpoint, or begins with `initial` parameters, or with random ones. Returns the step."""
+        """Restores the newest checkpoint, or begins with `initial` or random parameters.
+
+        Returns the step.
+        """
         restored = self.checkpoints.restore(abstract_state(self.stage, self.mesh))
         if restored:
             step, self.state, cursors = restored
             self.batches.restore(cursors["rows"])
             self.tokens = cursors["tokens"]
             return step
-        self.state = fresh_state(self.stage, self.mesh, initial()) if initial else init_state(self.stage, self.mesh, seed)
+        self.state = (
+            fresh_state(self.stage, self.mesh, initial())
+            if initial
+            else init_state(self.stage, self.mesh, seed)
+        )
         return 0
 
     def train(self, step: int, stop: int) -> None:
@@ -102,20 +143,35 @@ class StageRun:
         self.pending.append((step + 1, metrics, batch))
 
     def settle(self, in_flight: int) -> None:
-        """Reads the numbers of all but the newest `in_flight` steps; `stop` becomes the signal that some host was sent."""
+        """Reads the numbers of all but the newest `in_flight` steps.
+
+        Sets `stop` to the signal that a host received.
+        """
         while len(self.pending) > in_flight:
             step, metrics, batch = self.pending.popleft()
             numbers = {k: float(v) for k, v in metrics.items()}
             self.stop = max(self.stop, int(numbers.pop("stop")))
             self.tokens += int(numbers["tokens"])
             if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"])):
-                documents = ", ".join(self.batches.document_names(batch)[:8])
-                raise UserError(
-                    f"{self.name}: loss {numbers['loss']}, gradient norm {numbers['gradient_norm']} at step {step};"
-                    f" documents of the batch: {documents}; last good checkpoint: {self.checkpoints.last_good()}"
-                )
+                raise UserError(self._not_finite(step, numbers, batch))
             if step % self.stage.log_every == 0 or step in (1, self.stage.steps):
-                self.metrics.write(step, numbers | {"tokens": self.tokens} | self.throughput.rates(step))
+                self.metrics.write(
+                    step, numbers | {"tokens": self.tokens} | self.throughput.rates(step)
+                )
+
+    def _not_finite(self, step: int, numbers: dict[str, float], batch: dict) -> str:
+        """Returns the message for a loss or gradient that is infinite or not a number."""
+        option = f"--{self.name.split('/')[-1]}.optimizer"
+        optimizer = self.stage.optimizer
+        names = self.batches.document_names(batch)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return (
+            f"{self.name}: loss {numbers['loss']}, gradient norm {numbers['gradient_norm']} at step"
+            f" {step}. Try a lower rate ({option}.peak-lr, now {optimizer.peak_lr:g}) or a longer"
+            f" warm-up ({option}.warmup-steps, now {optimizer.warmup_steps}); if it comes again at"
+            f" this step, look at the documents of the batch: {', '.join(names[:3])}{more};"
+            f" last good checkpoint: {self.checkpoints.last_good()}"
+        )
 
     def evaluate(self, step: int) -> None:
         sums = [self.eval_step(self.state.params, rows) for rows in self.validation]
@@ -132,9 +188,16 @@ class StageRun:
 
 
 def train_stage(run: StageRun, initial: Callable[[], Any] | None, seed: int) -> None:
-    """Trains to the last step and marks the stage done. Raises Stopped after saving if SIGTERM or Ctrl-C came."""
+    """Trains to the last step and marks the stage done.
+
+    Raises Stopped after saving if SIGTERM or Ctrl-C came.
+    """
     stage = run.stage
+    peers.name_last_good(run.checkpoints.last_good)
+    say(f"{run.name}: loading the newest checkpoint or the first parameters")
     first = run.start(initial, seed)
+    begun = f"resumes at step {first}" if first else "starts"
+    say(f"{run.name}: {begun}, compiling for {stage.steps} steps")
     run.metrics = Metrics(run.folder, run.name, stage, first)
     try:
         with noticing_signals() as signalled:
@@ -156,7 +219,7 @@ def train_stage(run: StageRun, initial: Callable[[], Any] | None, seed: int) -> 
                     raise Stopped(run.stop)
             run.checkpoints.wait()
             if jax.process_index() == 0:
-                (run.folder / "done.json").write_text(json.dumps({"step": stage.steps, "tokens": run.tokens}))
+                write_json(run.folder / "done.json", {"step": stage.steps, "tokens": run.tokens})
             if signalled():
                 raise Stopped(signalled())
     finally:
@@ -166,13 +229,19 @@ def train_stage(run: StageRun, initial: Callable[[], Any] | None, seed: int) -> 
 
 
 def place_validation(batches: list[dict], stage: Stage, mesh: Mesh) -> list[dict[str, jax.Array]]:
-    """Regroups packed validation rows into batches that the mesh can share out, the last filled with padding."""
+    """Regroups packed validation sequences into batches that the mesh can shard.
+
+    The last batch is filled with padding.
+    """
     size = mesh.shape["data"] * mesh.shape["fsdp"]
     size *= max(1, stage.data.batch_size // stage.micro_batches // size)
     rows = {k: np.concatenate([b[k] for b in batches]) for k in BATCH_KEYS}
     rows = {k: np.pad(v, ((0, -len(v) % size), (0, 0))) for k, v in rows.items()}
     whole = list(range(size))
-    return [place({k: v[i : i + size] for k, v in rows.items()}, whole, size, mesh) for i in range(0, len(rows["tokens"]), size)]
+    return [
+        place({k: v[i : i + size] for k, v in rows.items()}, whole, size, mesh)
+        for i in range(0, len(rows["tokens"]), size)
+    ]
 
 
 def check_stage(stage: Stage, mesh: Mesh) -> None:
