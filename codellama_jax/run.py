@@ -126,7 +126,11 @@ def check_same_tokenizer(experiment: Experiment, tokenizer: tokenizers.Tokenizer
     for stages in experiment.arms.values():
         for stage in stages.values():
             theirs = load.tokenizer_of(stage.init)
-            if theirs and theirs.fingerprint != tokenizer.fingerprint:
+            if theirs is None and stage.init.startswith(("hf:", "meta:")):
+                if not experiment.tokenizer.path:
+                    message = "has no tokenizer.model: pass --tokenizer.path with the model's own"
+                    raise UserError(f"{stage.init} {message}")
+            elif theirs and theirs.fingerprint != tokenizer.fingerprint:
                 raise UserError(
                     f"{stage.init} was trained with another tokenizer:"
                     " pass --tokenizer.path with its tokenizer.model"

@@ -7,28 +7,31 @@ from typing import Annotated, Literal
 
 import tyro
 
+INTEGRITY = "checksums.json, which `check --integrity` verifies; reads every file once more"
+
 
 @dataclass(frozen=True)
 class Import:
-    """Bring published weights in: a run that complete, infill, export and init=run: take."""
+    """Import published weights as a run that complete, infill, export and init=run: read."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """A folder of safetensors as transformers writes it, or of consolidated.NN.pth as Meta publishes it."""
+    """A folder of transformers' safetensors, or of Meta's consolidated.NN.pth."""
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder to make, local or gs://."""
     tokenizer: str = ""
-    """The tokenizer.model; that of DIR, or beside it, unless given."""
+    """The tokenizer.model, if it is not in DIR; one beside DIR is used only if named here."""
+    integrity: Annotated[bool, tyro.conf.arg(help=f"Write RUN/{INTEGRITY}.")] = False
 
     def __call__(self) -> None:
-        from codellama_jax.tokenizer import load as load_tokenizer
-        from codellama_jax.training.checkpoint import folder_at
-        from codellama_jax.weights import check, load, store
-        from codellama_jax.weights.layout import trimmed
+        from codellama_jax.files import user_path
+        from codellama_jax.weights import load, store
+        from codellama_jax.weights.rows import added_tokens, trimmed
 
-        folder = folder_at(self.source)
+        folder = user_path(self.source)
         kind, source = load.open_published(folder)
-        tokenizer = load_tokenizer(folder_at(self.tokenizer)) if self.tokenizer else check.needed_tokenizer(folder)
-        store.write_run(trimmed(source, tokenizer), tokenizer, kind, folder_at(self.run))
+        tokenizer = load.needed_tokenizer(folder, self.tokenizer)
+        source = trimmed(source, tokenizer, added_tokens(folder))
+        store.write_run(source, tokenizer, kind, user_path(self.run), self.integrity)
 
 
 @dataclass(frozen=True)
@@ -44,48 +47,63 @@ class Export:
     arm: str = ""
     """An arm of the run; its first one unless given."""
     stage: str = ""
-    """A stage of the arm; the last that is done unless given."""
+    """A stage of the arm; the last that has finished unless given."""
     dtype: Literal["", "float32", "bfloat16", "float16"] = ""
     """Rounded to this; the checkpoint's own unless given: float32 after training."""
     ranks: int = 1
     """Meta's model-parallel width: one file for each."""
+    integrity: Annotated[bool, tyro.conf.arg(help=f"Write DIR/{INTEGRITY}.")] = False
 
     def __call__(self) -> None:
-        from codellama_jax.training.checkpoint import folder_at, run_tokenizer
+        from codellama_jax.files import user_path
+        from codellama_jax.training.checkpoint import run_tokenizer
         from codellama_jax.weights import huggingface, meta, store
         from codellama_jax.weights.layout import cast
+        from codellama_jax.weights.tokenizer_files import llama_cpp_options
 
-        run = folder_at(self.run)
-        source = store.open_run(run, self.arm, self.stage)
-        tokenizer, target = run_tokenizer(folder_at(source.name)), folder_at(self.target)
+        source = store.open_run(user_path(self.run), self.arm, self.stage)
+        tokenizer, target = run_tokenizer(user_path(source.name)), user_path(self.target)
         source = cast(source, self.dtype) if self.dtype else source
-        if self.to == "hf":
-            huggingface.write(source, tokenizer, target)
-        else:
-            meta.write(source, tokenizer, target, self.ranks)
+        if self.to == "meta":
+            meta.write(source, tokenizer, target, self.ranks, self.integrity)
+            return
+        huggingface.write(source, tokenizer, target, self.integrity)
+        options = llama_cpp_options(tokenizer, source.model.vocab_size)
+        if options:
+            print(f"To infill with llama.cpp, start llama-server with {options}")
 
 
 @dataclass(frozen=True)
 class Check:
-    """Compare two models' tokens and logits on a text."""
+    """Compare two models' tokens and logits on a text, or the files of one with its checksums."""
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR_OR_RUN")]
     """A run, or a folder of transformers' or Meta's weights."""
     against: str = ""
     """Another one; unless given, transformers' own reading of the first."""
     text: str = ""
-    """A file of text; a source of this project unless given."""
+    """A file of text; a source file of this project unless given."""
     tokens: int = 512
     """How many of its tokens are read."""
+    tokenizer: str = ""
+    """The tokenizer.model of a folder of weights, if it is not in the folder."""
+    integrity: bool = False
+    """Verify checksums.json, which import and export write with --integrity; nothing else."""
 
     def __call__(self) -> None:
         from codellama_jax import config
-        from codellama_jax.training.checkpoint import folder_at
-        from codellama_jax.weights import check
+        from codellama_jax.files import decode_text, read_file, user_path
+        from codellama_jax.weights import check, integrity
 
-        text = folder_at(self.text or config.__file__).read_text()
-        for what, figure in check.compare(folder_at(self.folder), folder_at(self.against) if self.against else None, text, self.tokens):
-            print(f"{what:26}{figure}")
+        folder = user_path(self.folder)
+        if self.integrity:
+            print(f"{integrity.verify(folder)} files of {folder} match their checksums")
+            return
+        path = user_path(self.text or config.__file__)
+        text = decode_text(read_file(path), str(path))
+        against = user_path(self.against) if self.against else None
+        for name, figure in check.compare(folder, against, text, self.tokens, self.tokenizer):
+            print(f"{name:26}{figure}")
 
 
 COMMANDS = (

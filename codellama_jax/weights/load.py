@@ -1,4 +1,7 @@
-"""Where a stage's weights come from: a run, or published files, of which each host reads only what its devices hold."""
+"""Weights that a stage starts from: a run, or published files.
+
+Each host reads only the parts of published files that its devices hold.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +16,41 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from codellama_jax.config import Stage
 from codellama_jax.errors import UserError
+from codellama_jax.files import user_path
 from codellama_jax.tokenizer import Tokenizer, load
 from codellama_jax.training import checkpoint
 from codellama_jax.training.mesh import on_mesh
 from codellama_jax.training.step import abstract_state
 from codellama_jax.weights import huggingface, meta
+from codellama_jax.weights.folders import progress
+from codellama_jax.weights.inputs import check_file, file_names
 from codellama_jax.weights.layout import Source, dotted, is_stacked, join
-from codellama_jax.weights.settings import read_json
-from codellama_jax.weights.store import progress
+from codellama_jax.weights.settings import read_settings
 
 OPEN = {"hf": huggingface.open_source, "meta": meta.open_source}
 
 
 def kind_of(folder: epath.Path) -> str:
-    """Returns hf, meta or run. Raises UserError for a folder that is none of them."""
-    if (folder / "params.json").exists():
+    """Returns hf, meta or run. Raises UserError for a folder that is none of them.
+
+    A folder in both published layouts is hf, as for transformers, if it has safetensors of them.
+    """
+    names = file_names(folder)
+    has_config, has_params = "config.json" in names, "params.json" in names
+    if not has_config and not has_params:
+        expected = "name a run, or a folder of transformers' or Meta's weights"
+        raise UserError(f"{folder} holds neither config.json nor params.json: {expected}")
+    if not has_config:
         return "meta"
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder} holds neither config.json nor params.json: name a run, or a folder of transformers' or Meta's weights")
-    return "run" if {"arms", "model"} & set(read_json(folder / "config.json")) else "hf"
+    if {"arms", "model"} & set(read_settings(folder / "config.json").values):
+        return "run"
+    is_meta = any(n.startswith("consolidated.") and n.endswith(".pth") for n in names)
+    is_hf = any(n.endswith(".safetensors") and not n.startswith("consolidated.") for n in names)
+    return "meta" if has_params and is_meta and not is_hf else "hf"
 
 
 def open_published(folder: epath.Path) -> tuple[str, Source]:
-    """Returns the kind of published weights and their source. Raises UserError for a run, and for what cannot be read."""
+    """Returns the kind and the source of published weights. Raises UserError for a run."""
     kind = kind_of(folder)
     if kind not in OPEN:
         raise UserError(f"{folder} is a run already")
@@ -43,17 +58,21 @@ def open_published(folder: epath.Path) -> tuple[str, Source]:
 
 
 def initial_params(stage: Stage, mesh: Mesh) -> Callable[[], dict]:
-    """Returns what loads the parameters of `run:DIR`, `run:DIR@STEP`, `hf:DIR` or `meta:DIR`. Raises UserError if they do not fit."""
+    """Returns the function that loads the parameters of `stage.init`.
+
+    Raises UserError unless that is run:DIR, run:DIR@STEP, hf:DIR or meta:DIR and they fit.
+    """
     kind, _, place = stage.init.partition(":")
     if kind not in ("run", *OPEN) or not place:
-        raise UserError(f"init {stage.init!r} is none of scratch, previous, run:DIR, run:DIR@STEP, hf:DIR, meta:DIR")
+        allowed = "scratch, previous, run:DIR, run:DIR@STEP, hf:DIR, meta:DIR"
+        raise UserError(f"init {stage.init!r} is none of {allowed}")
     if kind == "run":
         place, step = _at_step(place)
-        folder, saved = checkpoint.stage_folder(checkpoint.folder_at(place))
+        folder, saved = checkpoint.stage_folder(user_path(place))
         checkpoint.check_shapes(folder, saved.model, stage.model)
         checkpoint.checkpoint_steps(folder, step)
         return lambda: checkpoint.load_params(folder, stage, mesh, step)
-    source = OPEN[kind](checkpoint.folder_at(place))
+    source = OPEN[kind](user_path(place))
     checkpoint.check_shapes(source.name, source.model, stage.model)
     return lambda: place_params(source, stage, mesh)
 
@@ -64,21 +83,47 @@ def _at_step(place: str) -> tuple[str, int | None]:
 
 
 def tokenizer_of(init: str) -> Tokenizer | None:
-    """Returns the tokenizer that lies beside the weights of an init; None where there is none, or no weights."""
+    """Returns the tokenizer in the folder of an init's weights; None if it has none."""
     kind, _, place = init.partition(":")
     if kind == "run":
-        return checkpoint.run_tokenizer(checkpoint.stage_folder(checkpoint.folder_at(_at_step(place)[0]))[0])
-    return published_tokenizer(checkpoint.folder_at(place)) if place else None
+        stage, _ = checkpoint.stage_folder(user_path(_at_step(place)[0]))
+        return checkpoint.run_tokenizer(stage)
+    return published_tokenizer(user_path(place)) if place else None
 
 
 def published_tokenizer(folder: epath.Path) -> Tokenizer | None:
-    """Returns the tokenizer.model in a folder of published weights, or beside it, where Llama 2's is."""
-    path = next((f for f in (folder / "tokenizer.model", folder.parent / "tokenizer.model") if f.exists()), None)
-    return load(path) if path else None
+    """Returns the tokenizer.model in a folder of published weights; None if it has none.
+
+    One beside the folder may belong to another model, so it is used only when it is named.
+    """
+    path = folder / "tokenizer.model"
+    if path.name not in file_names(folder):
+        return None
+    check_file(path)
+    return load(path)
+
+
+def needed_tokenizer(folder: epath.Path, named: str = "") -> Tokenizer:
+    """Returns the tokenizer that is named, else the folder's own. Raises UserError for none."""
+    if named:
+        return load(user_path(named))
+    tokenizer = published_tokenizer(folder)
+    if tokenizer:
+        return tokenizer
+    outside = folder.parent / "tokenizer.model"
+    fix = "name the model's own with --tokenizer"
+    if "tokenizer.json" in file_names(folder):
+        fix = f"only SentencePiece is read, not its tokenizer.json; {fix}"
+    if outside.exists():
+        fix += f" ({outside} is outside the folder, so it is used only when named)"
+    raise UserError(f"{folder} has no tokenizer.model: {fix}")
 
 
 def place_params(source: Source, stage: Stage, mesh: Mesh) -> dict:
-    """Returns the parameters for `stage` on the mesh. A host holds no more than a layer of one parameter beside them."""
+    """Returns the parameters for `stage` on the mesh.
+
+    A host holds no more than a layer of one parameter beside them.
+    """
     model = replace(stage.model, vocab_size=min(stage.model.vocab_size, source.model.vocab_size))
     source = replace(source, model=model)
     with on_mesh(mesh):
@@ -89,15 +134,23 @@ def place_params(source: Source, stage: Stage, mesh: Mesh) -> dict:
     return checkpoint.with_rows(jax.tree.unflatten(tree, params), stage, mesh)
 
 
-def _placed(source: Source, param: str, leaf: jax.ShapeDtypeStruct, advance: Callable[[int], None]) -> jax.Array:
+def _placed(
+    source: Source, param: str, leaf: jax.ShapeDtypeStruct, advance: Callable[[int], None]
+) -> jax.Array:
     if not is_stacked(param):
         advance(leaf.size * 4)
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: join(source, param, 0, index).astype(leaf.dtype))
+        return jax.make_array_from_callback(
+            leaf.shape,
+            leaf.sharding,
+            lambda index: join(source, param, 0, index).astype(leaf.dtype),
+        )
     inner = NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[1:]))
     stack = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
     for layer in range(leaf.shape[0]):
         read = functools.partial(join, source, param, layer)
-        stack = _with_layer(stack, jax.make_array_from_callback(leaf.shape[1:], inner, read), layer).block_until_ready()
+        stack = _with_layer(
+            stack, jax.make_array_from_callback(leaf.shape[1:], inner, read), layer
+        ).block_until_ready()
         advance(leaf.size // leaf.shape[0] * 4)
     return stack
 

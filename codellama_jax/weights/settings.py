@@ -1,55 +1,92 @@
-"""What config.json and params.json say, or one line about what they should."""
+"""The fields of config.json and params.json, each with the type and the range that it may have."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
 
-from codellama_jax.config import ModelConfig
 from codellama_jax.errors import UserError
+from codellama_jax.files import read_json
+
+MAX_SHOWN = 40  # characters of a value in a message
 
 
-def read_json(file: epath.Path) -> dict[str, Any]:
-    """Returns what a file of settings says by name. Raises UserError for a damaged one."""
-    try:
-        found = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{file.parent} has no {file.name}: name a folder of weights that has one") from None
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}; download it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file} holds a {type(found).__name__} where settings by name are wanted; download it again")
-    return found
+@dataclass(frozen=True)
+class Settings:
+    """The JSON object of a file of settings, or an object inside it."""
+
+    file: str  # path of the file, for messages
+    values: dict[str, Any]
+    prefix: str = ""  # of the names of an inner object, as "rope_scaling."
+
+    def has(self, name: str) -> bool:
+        """Returns whether a field has a value other than null."""
+        return self.values.get(name) is not None
+
+    def integer(self, name: str, largest: int, default: int | None = None) -> int:
+        """Returns a whole number between 1 and `largest`; a missing or null field is `default`.
+
+        Raises UserError naming the field and its value for any other, and if there is no default.
+        """
+        value = self.values.get(name)
+        if value is None and default is not None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+            raise self.error(name, f"a whole number between 1 and {largest:,}")
+        return value
+
+    def real(self, name: str, largest: float, default: float | None = None) -> float:
+        """Returns a number above 0 and up to `largest`. Raises UserError like `integer`."""
+        value = self.values.get(name)
+        if value is None and default is not None:
+            return default
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value <= largest:  # type: ignore[operator]
+            raise self.error(name, f"a number between 0 and {largest:,.12g}")
+        return float(value)  # type: ignore[arg-type]
+
+    def flag(self, name: str) -> bool:
+        """Returns true or false; a missing or null field is false. Raises UserError for others."""
+        value = self.values.get(name)
+        if not isinstance(value, bool | None):
+            raise self.error(name, "true or false")
+        return bool(value)
+
+    def inner(self, name: str) -> Settings:
+        """Returns an inner object; a missing or null one is empty. Raises UserError for others."""
+        value = self.values.get(name)
+        if not isinstance(value, dict | None):
+            raise self.error(name, "an object or null")
+        return Settings(self.file, value or {}, f"{self.prefix}{name}.")
+
+    def error(self, name: str, requirement: str) -> UserError:
+        """Returns the error of a field whose value is not what it must be."""
+        if name not in self.values:
+            return UserError(
+                f"{self.file}: {self.prefix}{name} is missing: it must be {requirement}"
+            )
+        value = shown_value(self.values[name])
+        return UserError(f"{self.file}: {self.prefix}{name} must be {requirement}, got {value}")
 
 
-def number(settings: dict[str, Any], name: str, default: float | None = None, kind: type = int) -> Any:
-    """Returns a setting; null takes the default. Raises KeyError if it is not said, and ValueError unless it is a positive number."""
-    value = settings.get(name)
-    value = default if value is None else value
-    if value is None:
-        raise KeyError(name)
-    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)) or value <= 0:
-        raise ValueError(f"{name} is {value!r}")
-    return kind(value)
+def read_settings(file: epath.Path) -> Settings:
+    """Reads a file of settings. Raises UserError that names the file for one that is damaged."""
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise UserError(f"{file} must hold a JSON object, got {shown_value(value)}")
+    return Settings(str(file), value)
 
 
-@contextlib.contextmanager
-def describing(file: str) -> Iterator[None]:
-    """Makes one line of what a config file leaves unsaid or says wrong."""
-    try:
-        yield
-    except KeyError as error:
-        raise UserError(f"{file} does not say {error}") from None
-    except ValueError as error:
-        raise UserError(f"{file} contradicts itself: {error}") from None
-
-
-def check_heads(model: ModelConfig) -> ModelConfig:
-    """Returns a model whose query heads can share its key heads. Raises ValueError for any other."""
-    if model.n_heads % model.n_kv_heads or model.head_dim < 1 or model.head_dim % 2:
-        raise ValueError(f"{model.n_heads} heads of {model.head_dim} on {model.n_kv_heads} key heads")
-    return model
+def shown_value(value: Any) -> str:
+    """Returns a JSON value as a message shows it, in one short line."""
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, dict):
+        return "an object"
+    text = repr(value) if isinstance(value, str) else json.dumps(value)
+    if len(text) > MAX_SHOWN:
+        text = f"{text[:MAX_SHOWN]}... ({len(text):,} characters)"
+    return f"the string {text}" if isinstance(value, str) else text

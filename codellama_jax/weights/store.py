@@ -1,60 +1,86 @@
-"""A run's folder on either end: a checkpoint written, or read, a layer of one parameter at a time."""
+"""Runs as sources and targets of weights, a layer of one parameter at a time in memory."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from codellama_jax.config import DataConfig, Experiment, MixtureConfig, OptimizerConfig, Stage, TokenizerConfig, to_dict
+from codellama_jax.config import (
+    DataConfig,
+    Experiment,
+    MixtureConfig,
+    OptimizerConfig,
+    Stage,
+    TokenizerConfig,
+    to_dict,
+)
 from codellama_jax.errors import UserError
+from codellama_jax.files import is_bucket, reason, write_json
 from codellama_jax.tokenizer import Tokenizer
-from codellama_jax.training.checkpoint import checkpoint_steps, first_line, stage_folder
-from codellama_jax.weights.layout import Index, Source, is_stacked, join, one_layer, parameters, places, source_bytes, split
+from codellama_jax.training.checkpoint import checkpoint_steps, stage_folder
+from codellama_jax.weights.folders import progress, whole_folder
+from codellama_jax.weights.integrity import write_checksums
+from codellama_jax.weights.layout import (
+    Index,
+    Source,
+    is_stacked,
+    join,
+    one_layer,
+    parameters,
+    places,
+    source_bytes,
+    split,
+)
 
 ARM, STAGE = "imported", "weights"
-CUTS = 16  # pieces of a stored layer along the model width, so that a device reads little beside its own
+# A stored layer is split into so many chunks along the model width: a device reads little that
+# it does not hold.
+CHUNKS = 16
 
 
 class Stack:
-    """A parameter that is not in memory: what Orbax is given in place of an array."""
+    """A parameter that is not in memory, which Orbax gets in place of an array."""
 
     def __init__(self, source: Source, param: str, advance: Callable[[int], None]):
         self.source, self.param, self.advance = source, param, advance
         self.shape, self.axes = parameters(source.model)[param]
-        self.dtype = np.result_type(*{source.dtypes[name] for name, place in places(source.model).items() if place.param == param})
+        dtypes = set()
+        for name, place in places(source.model).items():
+            if place.param == param:
+                dtypes.add(source.dtypes[name])
+        self.dtype = np.result_type(*dtypes)
         self.size, self.ndim = math.prod(self.shape), len(self.shape)
         self.nbytes = self.size * self.dtype.itemsize
 
     def chunks(self) -> list[int]:
-        """Returns the shape of what is stored, and read, as one: a layer's part of the width."""
-        cut = [n // CUTS if name == "embed" and n % CUTS == 0 else n for name, n in zip(self.axes, self.shape)]
-        return [1, *cut[1:]] if is_stacked(self.param) else cut
+        """Returns the shape of a chunk, which is stored and read at once: a layer's part."""
+        sizes = []
+        for name, n in zip(self.axes, self.shape):
+            sizes.append(n // CHUNKS if name == "embed" and n % CHUNKS == 0 else n)
+        return [1, *sizes[1:]] if is_stacked(self.param) else sizes
 
     def pieces(self) -> Iterator[tuple[Index, np.ndarray]]:
-        """Yields (where, part), a layer at a time."""
-        whole = tuple(slice(0, n) for n in one_layer(self.source.model, self.param))
+        """Yields (index, part), a layer at a time."""
+        full = tuple(slice(0, n) for n in one_layer(self.source.model, self.param))
         for layer in range(self.source.model.n_layers if is_stacked(self.param) else 1):
-            part = join(self.source, self.param, layer, whole).astype(self.dtype)
-            yield (layer, *whole) if is_stacked(self.param) else whole, part
+            part = join(self.source, self.param, layer, full).astype(self.dtype)
+            yield (layer, *full) if is_stacked(self.param) else full, part
             self.advance(part.nbytes)
 
 
 class StackHandler(ocp.type_handlers.NumpyHandler):
-    """Writes a `Stack` as Orbax writes an array, but one piece at a time, whatever else is being written.
+    """Writes a `Stack` as Orbax writes an array, but one piece at a time over all parameters.
 
-    What goes wrong is kept in `error`, since Orbax would leave other writes running behind it.
+    An error is kept in `error`: raised, Orbax would leave other writes running behind it.
     """
 
     def __init__(self):
@@ -62,13 +88,17 @@ class StackHandler(ocp.type_handlers.NumpyHandler):
         self.turn = asyncio.Semaphore(1)
         self.error: BaseException | None = None
 
-    async def _open_and_write(self, value: Stack, tspec: dict, ts_context: tensorstore.Context) -> None:
+    async def _open_and_write(
+        self, value: Stack, tspec: dict, ts_context: tensorstore.Context
+    ) -> None:
         async with self.turn:
             if self.error:
                 return
             try:
                 tspec["metadata"]["chunks"] = value.chunks()
-                array = await tensorstore.open(tensorstore.Spec(tspec), create=True, open=True, context=ts_context)
+                array = await tensorstore.open(
+                    tensorstore.Spec(tspec), create=True, open=True, context=ts_context
+                )
                 for where, part in value.pieces():
                     await array[where].write(part)
                     if self.error:
@@ -77,68 +107,69 @@ class StackHandler(ocp.type_handlers.NumpyHandler):
                 self.error = error
 
 
-@contextlib.contextmanager
-def whole_folder(path: epath.Path) -> Iterator[epath.Path]:
-    """Yields a folder beside `path` that takes its name at the end, and is gone if that is not reached."""
-    if path.exists():
-        raise UserError(f"{path} is there already: name a new folder")
-    part = path.with_name(f"{path.name}.part")
-    if part.exists():
-        part.rmtree()  # of a process that was killed
-    part.mkdir(parents=True)
-    try:
-        yield part
-        part.rename(path)
-    finally:
-        if part.exists():
-            part.rmtree()
+def write_run(
+    source: Source, tokenizer: Tokenizer, kind: str, folder: epath.Path, integrity: bool = False
+) -> None:
+    """Writes a model, in its own dtypes, as the folder of a run that has trained 0 steps.
 
-
-@contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a bar; yields what is told of the bytes as they are done."""
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=jax.process_index() > 0) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)
-
-
-def write_run(source: Source, tokenizer: Tokenizer, kind: str, folder: epath.Path) -> None:
-    """Writes a model as the folder of a run that has trained 0 steps, in the dtypes that it has."""
+    Args:
+      source: the model.
+      tokenizer: its tokenizer.
+      kind: hf or meta, the layout that it was published in.
+      folder: a folder that does not exist yet.
+      integrity: writes checksums of the files, too.
+    """
     data = DataConfig(seq_len=source.context, batch_size=1, mixture=MixtureConfig())
-    stage = Stage(source.model, data, OptimizerConfig(peak_lr=0.0), steps=0, init=f"{kind}:{source.name}")
-    experiment = Experiment(folder.name, kind, {ARM: {STAGE: stage}}, TokenizerConfig("tokenizer.model"))
-    with whole_folder(folder) as part, progress("importing", source_bytes(source)) as advance:
+    init = f"{kind}:{source.name}"
+    stage = Stage(source.model, data, OptimizerConfig(peak_lr=0.0), steps=0, init=init)
+    arms = {ARM: {STAGE: stage}}
+    experiment = Experiment(folder.name, kind, arms, TokenizerConfig("tokenizer.model"))
+    with whole_folder(folder) as part:
         inner = part / ARM / STAGE
-        tree: dict = {}
-        for param in parameters(source.model):
-            *parents, name = param.split(".")
-            node = tree
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[name] = Stack(source, param, advance)
-        _save(tree, inner / "checkpoints" / "step_0")
-        (inner / "config.json").write_text(json.dumps(to_dict(stage), indent=1))
-        (inner / "done.json").write_text(json.dumps({"step": 0, "tokens": 0}))
+        with progress("importing", source_bytes(source)) as advance:
+            _save(_tree(source, advance), inner / "checkpoints" / "step_0", folder)
+        write_json(inner / "config.json", to_dict(stage))
+        write_json(inner / "done.json", {"step": 0, "tokens": 0})
         tokenizer.save(part / "tokenizer.model")
-        (part / "config.json").write_text(json.dumps(to_dict(experiment), indent=1))
+        write_json(part / "config.json", to_dict(experiment))
+        if integrity:
+            write_checksums(part)
 
 
-def _save(tree: dict, folder: epath.Path) -> None:
+def _tree(source: Source, advance: Callable[[int], None]) -> dict:
+    """Returns the nested parameters, none of which is in memory."""
+    tree: dict = {}
+    for param in parameters(source.model):
+        *parents, name = param.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = Stack(source, param, advance)
+    return tree
+
+
+def _save(tree: dict, checkpoint: epath.Path, folder: epath.Path) -> None:
+    """Writes a checkpoint. Raises UserError naming the run's folder where that fails."""
     handler = StackHandler()
     registry = ocp.type_handlers.create_type_handler_registry((Stack, handler))
-    items = ocp.CompositeCheckpointHandler(params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
+    items = ocp.CompositeCheckpointHandler(
+        params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    )
     with _stopped_by_ctrl_c(handler), ocp.Checkpointer(items) as checkpointer:
-        checkpointer.save(folder, ocp.args.Composite(params=ocp.args.PyTreeSave(tree)))
+        checkpointer.save(checkpoint, ocp.args.Composite(params=ocp.args.PyTreeSave(tree)))
     if isinstance(handler.error, UserError | KeyboardInterrupt):
         raise handler.error
     if handler.error:
-        raise UserError(f"the import did not get through: {first_line(handler.error)}") from handler.error
+        problem = f"cannot write {folder}: {reason(handler.error)}"
+        raise UserError(problem) from handler.error
 
 
 @contextlib.contextmanager
 def _stopped_by_ctrl_c(handler: StackHandler) -> Iterator[None]:
-    """Lets Ctrl-C end the writes after a piece. Raised at once, it would leave threads that crash the interpreter while it exits."""
+    """Lets Ctrl-C end the writes after a piece.
+
+    Raised at once, it would leave threads that crash the interpreter while it exits.
+    """
 
     def stop(*_: object) -> None:
         handler.error = KeyboardInterrupt()
@@ -151,25 +182,34 @@ def _stopped_by_ctrl_c(handler: StackHandler) -> Iterator[None]:
 
 
 def open_run(run: epath.Path, arm: str, stage: str) -> Source:
-    """Opens the newest checkpoint of a run's stage. Raises UserError if there is none, or if it cannot be read."""
+    """Opens the newest checkpoint of a run's stage. Raises UserError if none can be read."""
     folder, config = stage_folder(run, arm, stage)
     step = max(checkpoint_steps(folder))
     base = (folder / "checkpoints" / f"step_{step}" / "params").as_posix()
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 2**29}})
-
-    def opened(param: str) -> tensorstore.TensorStore:
-        kvstore = {"driver": "ocdbt", "base": (base if "://" in base else f"file://{base}") + "/", "path": f"{param}/"}
-        try:
-            return tensorstore.open({"driver": "zarr", "kvstore": kvstore}, context=context).result()
-        except ValueError as error:
-            raise UserError(f"{base} cannot be read: {first_line(error)}") from error
-
-    stores = {param: opened(param) for param in parameters(config.model)}
+    url = base if is_bucket(base) else f"file://{base}"
+    stores, dtypes = {}, {}
+    for name, place in places(config.model).items():
+        kvstore = {"driver": "ocdbt", "base": f"{url}/", "path": f"{place.param}/"}
+        spec = {"driver": "zarr", "kvstore": kvstore}
+        stores[name] = _result(base, tensorstore.open(spec, context=context))
+        dtypes[name] = stores[name].dtype.numpy_dtype
 
     def read(name: str, layer: int, index: Index) -> np.ndarray:
-        param = places(config.model)[name].param
-        store = stores[param][layer] if is_stacked(param) else stores[param]
-        return split(config.model, name, lambda where: store[where].read().result())[index]
+        is_layer = is_stacked(places(config.model)[name].param)
+        store = stores[name][layer] if is_layer else stores[name]
 
-    dtypes = {name: stores[place.param].dtype.numpy_dtype for name, place in places(config.model).items()}
+        def section(where: Index) -> np.ndarray:
+            return _result(base, store[where].read())
+
+        return split(config.model, name, section)[index]
+
     return Source(str(folder), config.model, config.data.seq_len, dtypes, read)
+
+
+def _result(base: str, future: tensorstore.Future) -> Any:
+    """Returns the result of a read. Raises UserError naming the checkpoint if it fails."""
+    try:
+        return future.result()
+    except (ValueError, OSError) as error:  # TensorStore raises ValueError for most damage
+        raise UserError(f"{base} cannot be read: {reason(error)}") from error

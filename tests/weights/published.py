@@ -3,11 +3,13 @@
 import functools
 import inspect
 import random
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import toy
 from sentencepiece import sentencepiece_model_pb2
 
 from codellama_jax import tokenizer as tokenizers
@@ -18,7 +20,10 @@ from codellama_jax.weights.layout import Source, is_stacked, places, split
 
 TEXT = inspect.getsource(random)
 PIECES = 500
-UNUSED = 5  # a kind of piece that no text becomes
+UNUSED = 5  # a type of piece that no text becomes
+MODEL = replace(
+    toy.MODEL, vocab_size=PIECES + 16, rope_theta=1e6, n_heads=8, head_dim=4, n_kv_heads=4
+)
 
 
 @functools.cache
@@ -39,13 +44,21 @@ def tokenizer(pieces: int = PIECES) -> tokenizers.Tokenizer:
 def random_params(model: ModelConfig, seed: int = 0) -> dict:
     """Returns parameters large enough that everything counts in the logits, norms included."""
     tokens_BT = jnp.zeros((1, 2), jnp.int32)
-    drawn = nn.unbox(jax.jit(Llama(model).init)(jax.random.key(seed), tokens_BT, tokens_BT)["params"])
+    drawn = nn.unbox(
+        jax.jit(Llama(model).init)(jax.random.key(seed), tokens_BT, tokens_BT)["params"]
+    )
     keys = iter(jax.random.split(jax.random.key(seed + 1), 100))
-    noisy = lambda path, a: a + 0.3 * jax.random.normal(next(keys), a.shape) if "scale" in jax.tree_util.keystr(path) else a
+    noisy = lambda path, a: (
+        a + 0.3 * jax.random.normal(next(keys), a.shape)
+        if "scale" in jax.tree_util.keystr(path)
+        else a
+    )
     return jax.device_get(jax.tree_util.tree_map_with_path(noisy, drawn))
 
 
-def source_of(params: dict, model: ModelConfig, context: int = 64, dtype: str = "float32") -> Source:
+def source_of(
+    params: dict, model: ModelConfig, context: int = 64, dtype: str = "float32"
+) -> Source:
     """Returns parameters in memory as a source."""
 
     def read(name, layer, index):

@@ -2,14 +2,10 @@
 
 import collections
 import importlib.util
-import json
 import os
-import pickle
-import shutil
 import signal
 import subprocess
 import sys
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +16,6 @@ import published
 import pytest
 import toy
 from etils import epath
-from safetensors.numpy import load_file, save_file
 
 from codellama_jax import tokenizer as tokenizers
 from codellama_jax.config import MeshConfig
@@ -32,27 +27,9 @@ from codellama_jax.training import vocabulary
 from codellama_jax.training.checkpoint import load_run
 from codellama_jax.training.mesh import make_mesh
 from codellama_jax.weights import check, commands, huggingface, layout, load, meta, store
-from codellama_jax.weights.tokenizer_files import with_sentinels
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = replace(toy.MODEL, vocab_size=published.PIECES + 16, rope_theta=1e6, n_heads=8, head_dim=4, n_kv_heads=4)
 SOURCES = {"hf": huggingface.open_source, "meta": meta.open_source}
-
-
-@pytest.fixture(scope="module")
-def params():
-    return published.random_params(MODEL)
-
-
-@pytest.fixture(scope="module")
-def folders(params, tmp_path_factory):
-    """The same model in both published layouts, and the run that import makes of the first."""
-    folder = epath.Path(tmp_path_factory.mktemp("weights"))
-    source = published.source_of(params, MODEL)
-    huggingface.write(source, published.tokenizer(), folder / "hf")
-    meta.write(source, published.tokenizer(), folder / "meta", ranks=2)
-    commands.Import(str(folder / "hf"), str(folder / "run"))()
-    return folder
 
 
 def placed(source, **mesh):
@@ -60,7 +37,9 @@ def placed(source, **mesh):
     return load.place_params(source, stage, make_mesh(MeshConfig(**mesh)))
 
 
-@pytest.mark.parametrize("mesh", [{}, {"fsdp": 4, "tensor": 2}, {"fsdp": 2, "tensor": 4}, {"data": 8, "fsdp": 1}])
+@pytest.mark.parametrize(
+    "mesh", [{}, {"fsdp": 4, "tensor": 2}, {"fsdp": 2, "tensor": 4}, {"data": 8, "fsdp": 1}]
+)
 @pytest.mark.parametrize("kind", ["hf", "meta"])
 def test_published_weights_come_back_on_any_mesh(folders, params, kind, mesh):
     on_mesh = placed(SOURCES[kind](folders / kind), **mesh)
@@ -80,198 +59,134 @@ def test_a_device_reads_only_its_part(folders):
 
     placed(replace(source, read=counted), fsdp=4, tensor=2)
     for (name, _), size in read.items():
-        assert size * (1 if "norm" in name else 8) == np.prod(layout.shapes(MODEL)[name]), name
+        full = np.prod(layout.shapes(published.MODEL)[name])
+        assert size * (1 if "norm" in name else 8) == full, name
 
 
 def test_an_imported_model_is_a_run(folders, params):
     run = load_run(str(folders / "run"))
     published.assert_same(params, run.params)
-    assert run.model == replace(MODEL, compute_dtype="bfloat16", remat="full")
+    assert run.model == replace(published.MODEL, compute_dtype="bfloat16", remat="full")
     assert run.tokenizer.fingerprint == published.tokenizer().fingerprint
     sampling = Sampling(max_new_tokens=3)
-    assert len(complete(run, ["def f(x):"], sampling)) == len(infill(run, [("def f(", "\n")], sampling)) == 1
+    assert (
+        len(complete(run, ["def f(x):"], sampling))
+        == len(infill(run, [("def f(", "\n")], sampling))
+        == 1
+    )
 
 
-@pytest.mark.parametrize("to,options", [("hf", {}), ("meta", {}), ("meta", {"ranks": 4}), ("hf", {"dtype": "bfloat16"})])
+@pytest.mark.parametrize(
+    "to,options", [("hf", {}), ("meta", {}), ("meta", {"ranks": 4}), ("hf", {"dtype": "bfloat16"})]
+)
 def test_export_undoes_import(folders, params, tmp_path, to, options):
     commands.Export(str(folders / "run"), str(tmp_path / "out"), to, **options)()
     source = SOURCES[to](epath.Path(tmp_path / "out"))
     assert source.model == huggingface.open_source(folders / "hf").model
     assert source.dtypes["q"] == options.get("dtype", "float32")
-    published.assert_same(jax.tree.map(lambda a: a.astype(source.dtypes["q"]).astype("float32"), params), placed(source))
-    assert tokenizers.load(tmp_path / "out" / "tokenizer.model").fingerprint == published.tokenizer().fingerprint
+    published.assert_same(
+        jax.tree.map(lambda a: a.astype(source.dtypes["q"]).astype("float32"), params),
+        placed(source),
+    )
+    assert (
+        tokenizers.load(tmp_path / "out" / "tokenizer.model").fingerprint
+        == published.tokenizer().fingerprint
+    )
 
 
 def test_bfloat16_stays_bfloat16(params, tmp_path):
-    source = published.source_of(params, MODEL, dtype="bfloat16")
+    source = published.source_of(params, published.MODEL, dtype="bfloat16")
     store.write_run(source, published.tokenizer(), "hf", epath.Path(tmp_path / "run"))
     again = store.open_run(epath.Path(tmp_path / "run"), "", "")
     assert set(again.dtypes.values()) == {jnp.dtype("bfloat16")}
-    for key in layout.names(MODEL):
+    for key in layout.names(published.MODEL):
         np.testing.assert_array_equal(source.tensor(*key), again.tensor(*key))
     assert load_run(str(tmp_path / "run")).params["head"].dtype == "float32"
 
 
 def test_files_may_be_cut_anywhere(folders, params, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface, "FILE_BYTES", 10_000)
-    huggingface.write(published.source_of(params, MODEL), published.tokenizer(), epath.Path(tmp_path / "many"))
+    huggingface.write(
+        published.source_of(params, published.MODEL),
+        published.tokenizer(),
+        epath.Path(tmp_path / "many"),
+    )
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 10
     published.assert_same(params, placed(huggingface.open_source(epath.Path(tmp_path / "many"))))
 
 
 def test_width_of_the_feed_forward_layer_survives_params_json():
-    for d_model, d_ff in [(4096, 11_008), (5120, 13_824), (8192, 22_016), (8192, 28_672), (32, 64), (32, 87), (4096, 14_336)]:
-        params = meta.params_of(replace(MODEL, d_model=d_model, d_ff=d_ff))
+    for d_model, d_ff in [
+        (4096, 11_008),
+        (5120, 13_824),
+        (8192, 22_016),
+        (8192, 28_672),
+        (32, 64),
+        (32, 87),
+        (4096, 14_336),
+    ]:
+        params = meta.params_of(replace(published.MODEL, d_model=d_model, d_ff=d_ff))
         width = meta.ffn_width(d_model, params["multiple_of"], params["ffn_dim_multiplier"])
         assert width == d_ff
 
 
 def test_vocabulary_grows_by_what_it_is(params):
-    whole = {name: params[name][: published.PIECES] if name == "embedding" else params[name] for name in params}
+    whole = {
+        name: params[name][: published.PIECES] if name == "embedding" else params[name]
+        for name in params
+    }
     whole["head"] = params["head"][:, : published.PIECES]
-    grown = vocabulary.resized(whole, MODEL.vocab_size)
+    grown = vocabulary.resized(whole, published.MODEL.vocab_size)
     np.testing.assert_array_equal(grown["embedding"][: published.PIECES], whole["embedding"])
     np.testing.assert_array_equal(grown["head"][:, : published.PIECES], whole["head"])
     new_VD = np.asarray(grown["embedding"][published.PIECES :])
-    assert new_VD.std() == pytest.approx(whole["embedding"].std(), rel=0.1) and len(np.unique(new_VD[:, 0])) == 16
+    assert (
+        new_VD.std() == pytest.approx(whole["embedding"].std(), rel=0.1)
+        and len(np.unique(new_VD[:, 0])) == 16
+    )
     np.testing.assert_allclose(grown["head"][:, -1], whole["head"].mean(1), rtol=1e-5)
     published.assert_same(whole, vocabulary.resized(grown, published.PIECES))
 
 
 @pytest.mark.parametrize("kind", ["hf", "meta", "run"])
 def test_a_stage_starts_from_it_with_sentinels_added(params, tmp_path, kind):
-    model = replace(MODEL, vocab_size=published.PIECES)
-    source = published.source_of({**params, "embedding": params["embedding"][:-16], "head": params["head"][:, :-16]}, model)
+    model = replace(published.MODEL, vocab_size=published.PIECES)
+    source = published.source_of(
+        {**params, "embedding": params["embedding"][:-16], "head": params["head"][:, :-16]}, model
+    )
     folder = epath.Path(tmp_path / kind)
     writers = {"hf": huggingface.write, "meta": lambda *args: meta.write(*args, 1)}
-    writers["run"] = lambda source, tokenizer, folder: store.write_run(source, tokenizer, "hf", folder)
+    writers["run"] = lambda source, tokenizer, folder: store.write_run(
+        source, tokenizer, "hf", folder
+    )
     writers[kind](source, published.tokenizer(), folder)
-    stage = toy.stage(model=MODEL, init=f"{kind}:{folder}")
+    stage = toy.stage(model=published.MODEL, init=f"{kind}:{folder}")
     mesh = make_mesh(MeshConfig(tensor=4))
     grown = load.initial_params(stage, mesh)()
-    assert grown["embedding"].shape == (MODEL.vocab_size, MODEL.d_model) and grown["embedding"].sharding.spec[0] == "tensor"
+    assert (
+        grown["embedding"].shape == (published.MODEL.vocab_size, published.MODEL.d_model)
+        and grown["embedding"].sharding.spec[0] == "tensor"
+    )
     published.assert_same(params["layers"], grown["layers"])
     for wrong in ({"vocab_size": 600}, {"n_layers": 3}, {"norm_eps": 1e-6}):
         with pytest.raises(UserError, match=next(iter(wrong))):
-            load.initial_params(replace(stage, model=replace(MODEL, **wrong)), mesh)
+            load.initial_params(replace(stage, model=replace(published.MODEL, **wrong)), mesh)
 
 
 def test_a_run_is_taken_at_a_step(folders, params):
-    stage, mesh = toy.stage(model=MODEL, init=f"run:{folders / 'run'}@0"), make_mesh(MeshConfig())
+    stage, mesh = (
+        toy.stage(model=published.MODEL, init=f"run:{folders / 'run'}@0"),
+        make_mesh(MeshConfig()),
+    )
     published.assert_same(params, load.initial_params(stage, mesh)())
     assert load.tokenizer_of(stage.init).fingerprint == published.tokenizer().fingerprint
-    for init, message in [(stage.init[:-1] + "7", "no checkpoint of step 7: it has 0"), ("hf", "none of scratch"), ("s3:x", "none of")]:
+    for init, message in [
+        (stage.init[:-1] + "7", "no checkpoint of step 7: it has 0"),
+        ("hf", "none of scratch"),
+        ("s3:x", "none of"),
+    ]:
         with pytest.raises(UserError, match=message):
             load.initial_params(replace(stage, init=init), mesh)
-
-
-def test_padding_is_trimmed_and_sentinels_stay():
-    tokenizer = published.tokenizer()
-    listed = tokenizers._tokenizer(with_sentinels(tokenizer, published.PIECES + 16).SerializeToString(), "listed")
-    rows = {published.PIECES: 0, published.PIECES + 4: 0, published.PIECES + 16: 16, published.PIECES + 64: 0}
-    for given, kept in rows.items():
-        source = published.source_of({}, replace(MODEL, vocab_size=given))
-        assert layout.trimmed(source, tokenizer).model.vocab_size == published.PIECES + kept
-    padded = published.source_of({}, replace(MODEL, vocab_size=published.PIECES + 64))
-    assert layout.trimmed(padded, listed).model.vocab_size == published.PIECES + 16
-    with pytest.raises(UserError, match="500 pieces"):
-        layout.trimmed(published.source_of({}, replace(MODEL, vocab_size=499)), tokenizer)
-
-
-def edited(folder, **changes):
-    """Writes a folder's config.json again; a change to None leaves the name out."""
-    config = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
-
-
-def rewritten(folder, change):
-    """Writes model.safetensors again with other tensors."""
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
-
-
-class Exploit:
-    def __reduce__(self):
-        return os.system, ("touch exploited",)
-
-
-def repickled(folder, content):
-    """Puts another pickle into the first of Meta's files."""
-    file = folder / "consolidated.00.pth"
-    with zipfile.ZipFile(file) as old:
-        entries = {name: old.read(name) for name in old.namelist()}
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as new:
-        for name, data in entries.items():
-            new.writestr(name, content if name.endswith("data.pkl") else data)
-
-
-def mixed(folder):
-    """Puts a file of another dtype among Meta's."""
-    half = layout.cast(meta.open_source(folder), "bfloat16")
-    meta.write(half, published.tokenizer(), folder / "half", ranks=2)
-    (folder / "half" / "consolidated.01.pth").replace(folder / "consolidated.01.pth")
-
-
-def cut(file, size=-100):
-    file.write_bytes(file.read_bytes()[:size])
-
-
-Q = "model.layers.1.self_attn.q_proj.weight"
-MISTAKES = {  # what is done to a folder, and what is said of it
-    "truncated": ("hf", lambda f: cut(f / "model.safetensors"), "model.safetensors is damaged"),
-    "header": ("hf", lambda f: cut(f / "model.safetensors", 20), "model.safetensors is damaged"),
-    "missing": ("hf", lambda f: rewritten(f, lambda t: t.pop(Q)), f"lacks {Q}"),
-    "extra": ("hf", lambda f: rewritten(f, lambda t: t.update(x=t[Q])), "no place for: x"),
-    "bias": ("hf", lambda f: edited(f, attention_bias=True), "attention_bias True"),
-    "integers": ("hf", lambda f: rewritten(f, lambda t: t.update({Q: t[Q].astype("int8")})), f"{Q} is I8"),
-    "doubles": ("hf", lambda f: rewritten(f, lambda t: t.update({Q: t[Q].astype("float64")})), f"{Q} is F64"),
-    "width": ("hf", lambda f: edited(f, intermediate_size=65), "has shape .* and the config says"),
-    "heads": ("hf", lambda f: edited(f, num_key_value_heads=2), "has shape .* and the config says"),
-    "uneven": ("hf", lambda f: edited(f, num_key_value_heads=3), "contradicts itself"),
-    "sizes": ("hf", lambda f: edited(f, hidden_size="32"), "contradicts itself"),
-    "rows": ("hf", lambda f: edited(f, vocab_size=32_000), "has shape .* and the config says"),
-    "layers": ("hf", lambda f: edited(f, num_hidden_layers=1), "no place for"),
-    "silent": ("hf", lambda f: edited(f, hidden_size=None), "does not say 'hidden_size'"),
-    "scaling": ("hf", lambda f: edited(f, rope_scaling={"rope_type": "yarn"}), "yarn"),
-    "json": ("hf", lambda f: cut(f / "config.json"), "config.json is damaged"),
-    "list": ("hf", lambda f: (f / "config.json").write_text("[]"), "config.json holds a list"),
-    "nothing": ("hf", lambda f: (f / "config.json").write_text("{}"), "model_type None"),
-    "theta": ("hf", lambda f: edited(f, rope_theta="big"), "contradicts itself: rope_theta is 'big'"),
-    "factor": ("hf", lambda f: edited(f, rope_scaling={"type": "linear", "factor": 0}), "contradicts itself: factor is 0"),
-    "eps": ("hf", lambda f: edited(f, rms_norm_eps="1e-5"), "contradicts itself: rms_norm_eps is '1e-5'"),
-    "context": ("hf", lambda f: edited(f, max_position_embeddings="x"), "contradicts itself: max_position_embeddings is 'x'"),
-    "headless": ("hf", lambda f: edited(f, num_attention_heads=0, head_dim=None), "contradicts itself: num_attention_heads is 0"),
-    "rope": ("hf", lambda f: edited(f, rope_scaling=["linear"]), "rope_scaling"),
-    "index": ("hf", lambda f: (f / "model.safetensors.index.json").write_text("{"), "index.json is damaged"),
-    "unindexed": ("hf", lambda f: (f / "model.safetensors.index.json").write_text("{}"), "index.json does not say 'weight_map'"),
-    "elsewhere": ("hf", lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"x": "y"}}'), "has no y"),
-    "file": ("hf", lambda f: (f / "model.safetensors").unlink(), "has no .*safetensors"),
-    "tokenizer": ("hf", lambda f: (f / "tokenizer.model").unlink(), "no tokenizer.model"),
-    "code": ("meta", lambda f: repickled(f, pickle.dumps({"a": Exploit()}, 2)), "system, .* was not run"),
-    "pickle": ("meta", lambda f: repickled(f, b"no pickle"), "cannot be unpickled"),
-    "number": ("meta", lambda f: repickled(f, pickle.dumps(1)), "something else than tensors"),
-    "zip": ("meta", lambda f: cut(f / "consolidated.01.pth"), "consolidated.01.pth is not a whole file"),
-    "rank": ("meta", lambda f: (f / "consolidated.00.pth").unlink(), "download complete"),
-    "ranks": ("meta", lambda f: (f / "consolidated.01.pth").unlink(), "has shape .* and the config says"),
-    "params": ("meta", lambda f: (f / "params.json").write_text('{"dim": 32}'), "does not say 'n_heads'"),
-    "dim": ("meta", lambda f: (f / "params.json").write_text((f / "params.json").read_text().replace("32", "64")), "the config says"),
-    "mixed": ("meta", mixed, "another shape or dtype"),
-    "settings": ("meta", lambda f: (f / "params.json").write_text("[]"), "params.json holds a list"),
-    "zero": ("meta", lambda f: (f / "params.json").write_text('{"dim": 32, "n_heads": 0}'), "contradicts itself: n_heads is 0"),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_bad_folder_is_one_line_and_no_run(folders, tmp_path, monkeypatch, mistake):
-    kind, damage, message = MISTAKES[mistake]
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(folders / kind, tmp_path / "bad")
-    damage(tmp_path / "bad")
-    with pytest.raises(UserError, match=message) as error:
-        commands.Import(str(tmp_path / "bad"), str(tmp_path / "run"))()
-    assert "\n" not in str(error.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 
 
 def disk_gone():
@@ -292,27 +207,31 @@ def test_an_import_that_stops_late_leaves_nothing(folders, tmp_path, happens, er
         return source.read(name, layer, index)
 
     with pytest.raises(error):
-        store.write_run(replace(source, read=read), published.tokenizer(), "hf", epath.Path(tmp_path / "run"))
+        store.write_run(
+            replace(source, read=read), published.tokenizer(), "hf", epath.Path(tmp_path / "run")
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_overwritten(folders):
     hf, run = str(folders / "hf"), str(folders / "run")
     for command in (commands.Import(hf, run), commands.Export(run, hf, "hf")):
-        with pytest.raises(UserError, match="there already"):
+        with pytest.raises(UserError, match="exists already"):
             command()
 
 
 @pytest.mark.parametrize("ranks", [3, 8])
 def test_ranks_that_do_not_divide_are_refused(folders, tmp_path, ranks):
-    with pytest.raises(UserError, match="cannot be shared out"):
+    with pytest.raises(UserError, match="cannot be split evenly"):
         commands.Export(str(folders / "run"), str(tmp_path / "out"), "meta", ranks=ranks)()
     assert not list(tmp_path.iterdir())
 
 
 def test_check_compares_two_layouts(folders):
     rows = dict(check.compare(folders / "run", folders / "meta", published.TEXT, 48))
-    assert rows["tokens"].startswith("48, the same") and rows["same likeliest token"] == "48 of 48"
+    assert (
+        rows["tokens"].startswith("48, the same") and rows["same most likely token"] == "48 of 48"
+    )
     assert float(rows["largest logit difference"]) < 1e-5
     if not importlib.util.find_spec("transformers"):
         with pytest.raises(UserError, match="--against"):
@@ -330,4 +249,7 @@ def test_the_command_line_ends_with_2(tmp_path):
     argv = [sys.executable, "-m", "codellama_jax", "import", str(tmp_path), str(tmp_path / "run")]
     process = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
-    assert process.stderr.startswith("error: ") and "neither config.json nor params.json" in process.stderr
+    assert (
+        process.stderr.startswith("error: ")
+        and "neither config.json nor params.json" in process.stderr
+    )

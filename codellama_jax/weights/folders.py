@@ -1,0 +1,64 @@
+"""Folders that are written completely or not at all, and the progress of doing so."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+import jax
+from etils import epath
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from codellama_jax.errors import UserError
+from codellama_jax.files import is_bucket, reason
+
+
+@contextlib.contextmanager
+def whole_folder(path: epath.Path) -> Iterator[epath.Path]:
+    """Yields a folder beside `path` that is renamed to `path` at the end, and deleted on an error.
+
+    Raises UserError naming the path if it exists or cannot be written.
+    """
+    if path.exists() or (not is_bucket(path) and os.path.lexists(path)):
+        raise UserError(f"{path} exists already: name a new folder")
+    part = path.with_name(f"{path.name}.part")
+    try:
+        if part.exists():
+            part.rmtree()  # of a process that was killed
+        part.mkdir(parents=True)
+        yield part
+        part.rename(path)
+    except (OSError, ImportError) as error:
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
+    finally:
+        with contextlib.suppress(OSError, ImportError):
+            if part.exists():
+                part.rmtree()
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows a bar; yields the function to call with the bytes done since its last call."""
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=jax.process_index() > 0) as bar:
+        task = bar.add_task(what, total=total)
+
+        def advance(done: int) -> None:
+            bar.advance(task, done)
+
+        yield advance

@@ -1,0 +1,89 @@
+"""SHA-256 checksums of the files of a folder of weights, written and verified on request."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+
+from etils import epath
+
+from codellama_jax.errors import UserError
+from codellama_jax.files import LIBRARY_ERRORS, reason, write_json
+from codellama_jax.weights.folders import progress
+from codellama_jax.weights.layout import some
+from codellama_jax.weights.settings import read_settings
+
+NAME = "checksums.json"  # {"algorithm": "sha256", "files": {name in the folder: checksum}}
+CHUNK = 2**22  # bytes read at once
+
+
+def write_checksums(folder: epath.Path) -> None:
+    """Writes the checksum of every file in a folder and its subfolders. Reads each file once."""
+    paths = sorted(_files(folder))
+    total = sum(path.stat().length for path in paths)
+    checksums = {}
+    with progress("checksums", total) as advance:
+        for path in paths:
+            checksums[path.relative_to(folder).as_posix()] = _sha256(path, advance)
+    write_json(folder / NAME, {"algorithm": "sha256", "files": checksums})
+
+
+def verify(folder: epath.Path) -> int:
+    """Returns how many files of a folder equal their checksums.
+
+    Raises UserError naming those that do not, and if the folder has no checksums.
+    """
+    checksums = _read_checksums(folder)
+    paths = {name: folder / name for name in checksums}
+    missing = [name for name, path in paths.items() if not path.exists()]
+    if missing:
+        raise UserError(f"{folder} lacks {some(missing)}, listed in {NAME}: copy the folder again")
+    damaged = []
+    with progress("verifying", sum(path.stat().length for path in paths.values())) as advance:
+        for name, path in paths.items():
+            if _sha256(path, advance) != checksums[name]:
+                damaged.append(name)
+    if damaged:
+        fix = "the files are damaged or were changed; copy or export them again"
+        raise UserError(f"{folder}: checksums of {some(damaged)} do not match {NAME}: {fix}")
+    return len(checksums)
+
+
+def _read_checksums(folder: epath.Path) -> dict[str, str]:
+    if not (folder / NAME).exists():
+        fix = "import and export write it with --integrity"
+        raise UserError(f"{folder} has no {NAME}: {fix}")
+    settings = read_settings(folder / NAME)
+    if settings.values.get("algorithm") != "sha256":
+        raise settings.error("algorithm", "'sha256'")
+    checksums = settings.inner("files").values
+    if not checksums:
+        raise settings.error("files", "an object of file names and checksums")
+    for name, checksum in checksums.items():
+        path = epath.Path(name)
+        is_sum = isinstance(checksum, str) and re.fullmatch("[0-9a-f]{64}", checksum)
+        if not is_sum or not name or path.is_absolute() or ".." in path.parts:
+            wanted = "a path inside the folder and 64 hexadecimal digits"
+            raise UserError(f"{folder / NAME}: the entry {name[:100]!r} must be {wanted}")
+    return checksums
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in folder.iterdir():  # epath refuses patterns that enter folders
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _sha256(path: epath.Path, advance: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+                advance(len(chunk))
+    except LIBRARY_ERRORS as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    return digest.hexdigest()

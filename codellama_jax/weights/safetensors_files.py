@@ -1,0 +1,119 @@
+"""Which safetensors files of a folder hold the model, and which tensor is in which of them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from etils import epath
+from safetensors import SafetensorError, safe_open
+
+from codellama_jax.console import warn
+from codellama_jax.errors import UserError
+from codellama_jax.files import is_bucket, reason
+from codellama_jax.weights.inputs import check_file, file_names, unused_weights
+from codellama_jax.weights.layout import Index, some
+from codellama_jax.weights.settings import read_settings, shown_value
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+
+
+class Tensors:
+    """The tensors of several safetensors files by name."""
+
+    def __init__(self, folder: epath.Path):
+        """Opens a folder. Raises UserError for files that are missing, damaged or ambiguous."""
+        self.files: dict[str, str] = {}  # by tensor name
+        self._opened: dict[str, Any] = {}  # by file name
+        self._folder = folder
+        for file in choose_files(folder):
+            self._opened[file] = _open(folder / file)
+            for name in self._opened[file].keys():  # noqa: SIM118, it is no dict
+                if name in self.files:
+                    both = f"{self.files[name]} and {file}"
+                    raise UserError(f"{folder}: tensor {name} is in both {both}: remove one file")
+                self.files[name] = file
+
+    def header(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Returns the shape and the dtype, by safetensors' name, of a tensor."""
+        part = self._opened[self.files[name]].get_slice(name)
+        return tuple(part.get_shape()), part.get_dtype()
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """Returns a part of a tensor. Raises UserError if the file cannot be read any more."""
+        file = self.files[name]
+        try:
+            return self._opened[file].get_slice(name)[index]
+        except (SafetensorError, OSError) as error:
+            path = self._folder / file
+            raise UserError(f"cannot read {name} from {path}: {reason(error)}") from error
+
+
+def _open(path: epath.Path) -> Any:
+    check_file(path)
+    try:
+        # Pages of a mapped file would count as memory of the process.
+        return safe_open(str(path), framework="np", backend="pread")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged: {reason(error)}; download it again") from None
+
+
+def choose_files(folder: epath.Path) -> list[str]:
+    """Returns the names of the files that hold the model, chosen as transformers does.
+
+    That is model.safetensors, else the files of the index. Without either, it is the shards of one
+    complete set, else every safetensors file. Warns of each file of weights that is not used.
+    """
+    if is_bucket(folder):
+        fix = f"copy it, or import it on one machine into {folder.parent}/RUN"
+        raise UserError(f"{folder}: safetensors are read from a local folder; {fix}")
+    names = file_names(folder)
+    if SINGLE in names:
+        used = [SINGLE]
+    elif INDEX in names:
+        used = _indexed_files(folder / INDEX)
+    else:
+        used = _files_without_index(folder, names)
+    absent = [name for name in used if name not in names]
+    if absent:
+        raise UserError(f"{folder} has no {some(absent)}: is the download complete?")
+    unused = unused_weights(names, [*used, INDEX] if used != [SINGLE] else used, "params.json")
+    if unused:
+        warn(f"{folder}: weights are read from {some(used)}; not used: {', '.join(unused)}")
+    return used
+
+
+def _indexed_files(index: epath.Path) -> list[str]:
+    """Returns the names of the files that an index names."""
+    settings = read_settings(index)
+    tensors = settings.values.get("weight_map")
+    if not isinstance(tensors, dict) or not tensors:
+        raise settings.error("weight_map", "an object that maps tensor names to file names")
+    for tensor, file in tensors.items():
+        if not isinstance(file, str) or not file or file != epath.Path(file).name:
+            value = shown_value(file)
+            wanted = "must be the name of a file in the same folder"
+            raise UserError(f"{index}: the file of {tensor[:100]!r} {wanted}, got {value}")
+    return sorted(set(tensors.values()))
+
+
+def _files_without_index(folder: epath.Path, names: list[str]) -> list[str]:
+    files = [name for name in names if name.endswith(".safetensors")]
+    if not files:
+        has_bin = any(name.endswith(".bin") for name in names)
+        fix = "save it with safe_serialization=True" if has_bin else "is the download complete?"
+        raise UserError(f"{folder} has no *.safetensors: {fix}")
+    matches = [match for match in map(SHARD.fullmatch, files) if match]
+    sets = {(match[1], match[3]) for match in matches}
+    if len(sets) > 1:
+        shown = " and ".join(f"{prefix}-*-of-{count}" for prefix, count in sorted(sets))
+        raise UserError(f"{folder} has shards of several models, {shown}: keep one set")
+    if not sets:
+        return files
+    ((prefix, count),) = sets
+    if int(count) > len(names) or not int(count):
+        wanted = f"all {int(count)} files {prefix}-*-of-{count}.safetensors"
+        raise UserError(f"{folder} has {len(matches)} shards, not {wanted}: is it complete?")
+    return [f"{prefix}-{number:05}-of-{count}.safetensors" for number in range(1, int(count) + 1)]

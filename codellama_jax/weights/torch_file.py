@@ -1,0 +1,190 @@
+"""Files that torch.save writes, read and written without torch; nothing in them is executed."""
+
+from __future__ import annotations
+
+import collections
+import math
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from codellama_jax.errors import UserError
+from codellama_jax.files import LIBRARY_ERRORS, reason
+from codellama_jax.weights.inputs import check_file
+from codellama_jax.weights.layout import Index
+
+STORAGES = {"FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16"}
+MAX_PICKLE = 2**28  # bytes of names and shapes, far more than any model has
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A row-major tensor inside a file."""
+
+    file: epath.Path
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    def read(self, index: Index) -> np.ndarray:
+        """Reads full rows and returns a part of them. Raises UserError if the file is too short."""
+        dtype, width = jnp.dtype(self.dtype), math.prod(self.shape[1:])
+        start, stop, _ = index[0].indices(self.shape[0])
+        size = (stop - start) * width * dtype.itemsize
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.offset + start * width * dtype.itemsize)
+                data = file.read(size)
+        except LIBRARY_ERRORS as error:
+            raise UserError(f"cannot read {self.file}: {reason(error)}") from error
+        if len(data) != size:
+            raise UserError(f"{self.file} ends before its last tensor: download it again")
+        return np.frombuffer(data, dtype).reshape(stop - start, *self.shape[1:])[:, *index[1:]]
+
+
+class SafeUnpickler(pickle.Unpickler):
+    """Knows the five names that a file of tensors consists of, and calls nothing else."""
+
+    def __init__(self, file: Any, path: epath.Path, offsets: dict[str, tuple[int, int]]):
+        super().__init__(file)
+        self.path, self.offsets = path, offsets
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Returns what stands for a name of torch. Raises UserError for any other name."""
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return self.tensor
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
+        unknown = f"{module}.{name}, which is no part of a file of weights"
+        raise UserError(f"{self.path} asks for {unknown}: it was not run")
+
+    def persistent_load(self, pid: tuple) -> tuple[str, str, int]:
+        """Returns dtype, key and size of a storage."""
+        _, dtype, key, _, size = pid
+        return dtype, key, size
+
+    def tensor(
+        self, storage: tuple[str, str, int], start: int, shape: tuple, stride: tuple, *_: Any
+    ) -> Stored:
+        """Returns where a tensor is stored. Raises UserError unless it is row-major."""
+        dtype, key, _size = storage
+        offset, size = self.offsets.get(key, (0, 0))
+        itemsize = jnp.dtype(dtype).itemsize
+        row_major = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        end = (start + math.prod(shape)) * itemsize
+        if list(stride) != row_major or min(start, *shape, 0) < 0 or end > size:
+            problem = "is damaged, or holds a tensor that is not row-major"
+            raise UserError(f"{self.path} {problem}: write it again with torch.save")
+        return Stored(self.path, offset + start * itemsize, dtype, tuple(shape))
+
+
+def read_pickled(path: epath.Path) -> dict[str, Stored]:
+    """Returns the tensors of a file that torch.save wrote. Raises UserError for any other file."""
+    check_file(path)
+    again = "download it again"
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+            offsets = {}
+            for name, entry in entries.items():
+                if name.startswith("data/"):
+                    offsets[name.removeprefix("data/")] = _data(file, entry)
+            if entries["data.pkl"].file_size > MAX_PICKLE:
+                raise zipfile.BadZipFile("data.pkl is too large")
+            with archive.open(entries["data.pkl"]) as names:
+                tensors = SafeUnpickler(names, path, offsets).load()
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, KeyError) as error:
+        problem = f"is not a complete file of torch.save: {reason(error)}"
+        raise UserError(f"{path} {problem}; {again}") from None
+    except Exception as error:  # a damaged pickle raises anything
+        problem = f"cannot be unpickled: {type(error).__name__}: {reason(error)}"
+        raise UserError(f"{path} {problem}; {again}") from None
+    if not isinstance(tensors, dict) or not all(_is_named(item) for item in tensors.items()):
+        expected = "tensors by name: give Meta's consolidated.NN.pth"
+        raise UserError(f"{path} holds something other than {expected}")
+    return dict(tensors)
+
+
+def _is_named(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Stored)
+
+
+def _data(file: Any, entry: zipfile.ZipInfo) -> tuple[int, int]:
+    """Returns the offset and the number of an entry's bytes."""
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise zipfile.BadZipFile(f"{entry.filename} is compressed")
+    file.seek(entry.header_offset + 26)
+    name, extra = np.frombuffer(file.read(4), "<u2").tolist()
+    return entry.header_offset + 30 + name + extra, entry.file_size
+
+
+def write_pickled(
+    path: epath.Path,
+    tensors: list[tuple[str, str, tuple[int, ...]]],
+    matrices: Iterable[np.ndarray],
+) -> None:
+    """Writes tensors one after the other, as torch.save does.
+
+    Args:
+      path: the file.
+      tensors: name, dtype and shape of each.
+      matrices: their values, in the same order.
+    """
+    root = path.name.removesuffix(".pth")
+    with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(f"{root}/data.pkl", pickled(tensors))
+        archive.writestr(f"{root}/byteorder", "little")
+        for number, matrix in enumerate(matrices):
+            with archive.open(f"{root}/data/{number}", "w", force_zip64=True) as entry:
+                entry.write(np.ascontiguousarray(matrix).tobytes())
+        archive.writestr(f"{root}/version", "3\n")
+
+
+def pickled(tensors: list[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """Returns the pickle of {name: tensor}, where tensor i has storage i.
+
+    It is assembled from opcodes, because the functions that it calls by name belong to torch.
+    """
+    items = b""
+    for key, (name, dtype, shape) in enumerate(tensors):
+        items += _text(name) + _tensor(key, dtype, shape)
+    start = pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.MARK
+    return start + items + pickle.SETITEMS + pickle.STOP
+
+
+def _tensor(key: int, dtype: str, shape: tuple[int, ...]) -> bytes:
+    stride = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    torch_name = next(name for name, known in STORAGES.items() if known == dtype)
+    parts = (_text("storage"), _named("torch", torch_name), _text(str(key)), _text("cpu"))
+    storage = _tuple(*parts, _number(math.prod(shape))) + pickle.BINPERSID
+    hooks = _named("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    sizes = (_tuple(*map(_number, shape)), _tuple(*map(_number, stride)))
+    arguments = _tuple(storage, _number(0), *sizes, pickle.NEWFALSE, hooks)
+    return _named("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
+
+
+def _named(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+def _text(string: str) -> bytes:
+    return pickle.BINUNICODE + struct.pack("<I", len(string)) + string.encode()
+
+
+def _number(value: int) -> bytes:
+    return pickle.LONG1 + struct.pack("<Bq", 8, value)
+
+
+def _tuple(*items: bytes) -> bytes:
+    return pickle.MARK + b"".join(items) + pickle.TUPLE

@@ -1,0 +1,76 @@
+"""Checksums of exported and imported weights, and the permissions of their files."""
+
+import json
+import os
+import stat
+
+import pytest
+
+from codellama_jax.errors import UserError
+from codellama_jax.weights import commands, integrity
+
+
+@pytest.fixture(scope="module")
+def checked(folders, tmp_path_factory):
+    """An import and both exports with checksums, made under the umask 022."""
+    folder = tmp_path_factory.mktemp("checked")
+    before = os.umask(0o022)
+    try:
+        commands.Import(str(folders / "hf"), str(folder / "run"), integrity=True)()
+        for kind in ("hf", "meta"):
+            run, target = str(folders / "run"), str(folder / kind)
+            commands.Export(run, target, kind, integrity=True)()
+    finally:
+        os.umask(before)
+    return folder
+
+
+def test_files_that_are_shared_follow_the_umask(checked):
+    for path in checked.rglob("*"):
+        expected = 0o755 if path.is_dir() else 0o644
+        assert stat.S_IMODE(path.stat().st_mode) == expected, path
+
+
+@pytest.mark.parametrize("kind", ["run", "hf", "meta"])
+def test_every_file_has_a_checksum_and_a_flipped_bit_is_found(checked, kind, capsys):
+    folder = checked / kind
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    listed = json.loads((folder / integrity.NAME).read_text())["files"]
+    assert set(listed) == files - {integrity.NAME}
+    commands.Check(str(folder), integrity=True)()
+    assert f"{len(listed)} files of {folder} match" in capsys.readouterr().out
+    largest = max((folder / name for name in listed), key=lambda path: path.stat().st_size)
+    data = largest.read_bytes()
+    for at in (0, len(data) // 2, len(data) - 1):
+        largest.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(UserError, match=f"checksums of .*{largest.name} do not match"):
+            commands.Check(str(folder), integrity=True)()
+    largest.unlink()
+    with pytest.raises(UserError, match=f"lacks .*{largest.name}, listed in checksums.json"):
+        commands.Check(str(folder), integrity=True)()
+    largest.write_bytes(data)
+
+
+SUM = "0" * 64
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "has no checksums.json: import and export write it with --integrity"),
+        ("{", "is not valid JSON"),
+        ("[]", "must hold a JSON object"),
+        ('{"algorithm": "md5", "files": {}}', "algorithm must be 'sha256'"),
+        ('{"algorithm": "sha256", "files": {}}', "files must be"),
+        ('{"algorithm": "sha256", "files": []}', "files must be"),
+        ('{"algorithm": "sha256", "files": {"a": 5}}', "the entry 'a' must be"),
+        (f'{{"algorithm": "sha256", "files": {{"../a": "{SUM}"}}}}', "the entry '../a' must be"),
+        (f'{{"algorithm": "sha256", "files": {{"/etc/a": "{SUM}"}}}}', "must be a path inside"),
+    ],
+)
+def test_checksums_that_are_none_are_one_line(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / integrity.NAME).write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        commands.Check(str(tmp_path), integrity=True)()
+    assert "\n" not in str(error.value)
