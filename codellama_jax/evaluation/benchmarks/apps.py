@@ -17,25 +17,52 @@ from typing import Any
 
 from codellama_jax.errors import UserError
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, passed, until
+from codellama_jax.evaluation.benchmarks.fields import (
+    ANY,
+    IDENTIFIER,
+    LIST,
+    TEXT,
+    Kind,
+    check_record,
+    list_of,
+    optional,
+    or_null,
+)
 from codellama_jax.evaluation.execute import Program
 from codellama_jax.evaluation.settings import Options
+from codellama_jax.files import decode_text, parse_json, read_file, user_path
 
 TIMEOUT = 4.0  # a test
 LONGEST_EXAMPLE = 3000  # characters
 QUOTES = "'''"
 STANDARD = "read from and write to standard IO"
 CALL = "use the provided function signature"
+TESTS = {"fn_name": optional(or_null(IDENTIFIER))}
+LINES = Kind("a string or a list", lambda value: TEXT.accepts(value) or isinstance(value, list))
+STANDARD_TESTS = {"inputs": optional(list_of(LINES)), "outputs": optional(list_of(LINES))}
+CALL_TESTS = {"inputs": optional(list_of(LIST)), "outputs": optional(list_of(ANY))}
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
-    sys.set_int_max_str_digits(0)  # some tests hold numbers of 9,000 digits, and JSON would read 4,300 at most
-    root = Path(options.data).expanduser()
+    # Some tests hold numbers of 9,000 digits; JSON reads 4,300 at most unless this is off.
+    sys.set_int_max_str_digits(0)
+    if not options.data:
+        raise UserError("pass --data, the folder of APPS, which holds test/ and, for examples, train/")
+    root = Path(user_path(options.data))
     root = root if (root / "test").is_dir() else root.parent
-    if not options.data or not (root / "test").is_dir():
-        raise UserError(f"{options.data or 'no --data'}: give the folder of APPS, which holds test/ and for the examples train/")
+    if not (root / "test").is_dir():
+        layout = "test/ and, for examples, train/"
+        raise UserError(f"--data {options.data} must be the folder of APPS, which holds {layout}")
     examples = _examples(root / "train", options.shots if options.shots >= 0 else 2)
     tasks = [_task(_read(folder), examples) for folder in _folders(root / "test")]
-    return Benchmark("apps" if examples else "apps_zero_shot", tasks, temperature=0.6, cut=until((QUOTES,)), checks=_checks)
+    return Benchmark(
+        "apps" if examples else "apps_zero_shot",
+        tasks,
+        temperature=0.6,
+        cut=until((QUOTES,)),
+        checks=_checks,
+        program_checks=_checks,
+    )
 
 
 def _folders(split: Path) -> list[Path]:
@@ -43,20 +70,35 @@ def _folders(split: Path) -> list[Path]:
 
 
 def _read(folder: Path) -> Record:
-    text = lambda name, default: (folder / name).read_text() if (folder / name).exists() else default
-    try:
-        tests, solutions = (json.loads(text(name, "") or empty) for name, empty in (("input_output.json", "{}"), ("solutions.json", "[]")))
-        grade = json.loads(text("metadata.json", "{}")).get("difficulty", "")
-    except ValueError as error:
-        raise UserError(f"{folder} holds a file that is not JSON: {error}") from None
+    """Returns a problem. Raises UserError naming the file and field of the first fault."""
+    file = folder / "input_output.json"
+    tests = _read_json(file, {})
+    check_record(tests, TESTS, str(file))
+    fields = CALL_TESTS if tests.get("fn_name") else STANDARD_TESTS
+    check_record(tests, fields, str(file))
+    solutions = _read_json(folder / "solutions.json", [])
+    check_record({"solutions": solutions}, {"solutions": list_of(TEXT)}, str(folder))
+    metadata = _read_json(folder / "metadata.json", {})
+    check_record(metadata, {"difficulty": optional(TEXT)}, str(folder / "metadata.json"))
     return {
         "task_id": folder.name,
-        "question": text("question.txt", ""),
-        "starter": text("starter_code.py", ""),
+        "question": _read_text(folder / "question.txt"),
+        "starter": _read_text(folder / "starter_code.py"),
         "tests": tests,
         "solutions": solutions,
-        "difficulty": grade,
+        "difficulty": metadata.get("difficulty", ""),
     }
+
+
+def _read_text(file: Path) -> str:
+    text = decode_text(read_file(file), str(file)) if file.exists() else ""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _read_json(file: Path, empty: Any) -> Any:
+    """Returns a file's value, `empty` where there is no file or nothing in it."""
+    data = read_file(file) if file.exists() else b""
+    return parse_json(data, str(file)) if data.strip() else empty
 
 
 def _asked(record: Record) -> str:

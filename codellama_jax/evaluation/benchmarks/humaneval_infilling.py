@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, read_records
-from codellama_jax.evaluation.benchmarks.humaneval import python_check
+from codellama_jax.evaluation.benchmarks.fields import TEXT
+from codellama_jax.evaluation.benchmarks import humaneval
 from codellama_jax.evaluation.settings import Options
 
-FIELDS = ("task_id", "prompt", "suffix", "entry_point", "canonical_solution", "test")
+FIELDS = {**humaneval.FIELDS, "suffix": TEXT, "test": TEXT}
 SINGLE = "SingleLineInfilling"
 
 
@@ -28,5 +29,6 @@ def _cut(task: Task, text: str) -> str:
 
 def _checks(task: Task, completion: str) -> list[Check]:
     record = task.record
-    helpers, before, body = record["prompt"].rpartition(f"def {record['entry_point']}(")
-    return python_check(record, helpers, before + body + completion + record["suffix"], record["test"])
+    helpers = record["prompt"].rpartition(f"def {record['entry_point']}(")[0]
+    candidate = record["prompt"] + completion + record["suffix"]
+    return humaneval.python_check(record, helpers, candidate, record["test"])

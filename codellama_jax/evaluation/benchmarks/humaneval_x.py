@@ -10,6 +10,7 @@ import re
 
 from codellama_jax.errors import UserError
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, after_space, read_records, stripped
+from codellama_jax.evaluation.benchmarks.fields import TEXT, WORD, optional
 from codellama_jax.evaluation.benchmarks.humaneval import python_check
 from codellama_jax.evaluation.execute import Program
 from codellama_jax.evaluation.execute.languages import GO_PACKAGES
@@ -34,15 +35,25 @@ from collections import *
 CPP_HEADERS = ("stdlib.h", "algorithm", "math.h", "stdio.h", "vector", "string", "climits", "cstring", "iostream")
 GO_HELPER = re.compile(r"\s*func (\w+)\(")
 GO_HELPER_BEGUN = re.compile(r"\s*(f(u(n(c( \w*)?)?)?)?)?")
-FIELDS = ("task_id", "prompt", "declaration", "canonical_solution", "test")
+CALL = re.compile(r"^check\((\w+)\)", re.M)
+FIELDS = {
+    "task_id": WORD,
+    "prompt": TEXT,
+    "declaration": TEXT,
+    "canonical_solution": TEXT,
+    "test": TEXT,
+    "import": optional(TEXT),
+    "test_setup": optional(TEXT),
+}
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
-    records = [{**record, "language": _language(record)} for record in read_records(options.data, FIELDS)]
+    records = [_with_language(record) for record in read_records(options.data, FIELDS)]
     if not options.source:
         tasks = [_task(record) for record in records]
         return Benchmark("humaneval_x", tasks, max_new_tokens=1024, cut=_cut, finish=_finish, checks=_checks)
-    sources = {_number(record): {**record, "language": _language(record)} for record in read_records(options.source, FIELDS)}
+    solved = read_records(options.source, FIELDS)
+    sources = {_number(record): _with_language(record) for record in solved}
     lacking = [record["task_id"] for record in records if _number(record) not in sources]
     if lacking:
         raise UserError(f"{options.source} has no solution to translate for {lacking[0]}")
@@ -50,15 +61,19 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
     return Benchmark("humaneval_x_translation", tasks, max_new_tokens=1024, cut=_cut, finish=_finish, checks=_checks)
 
 
-def _language(record: Record) -> str:
-    prefix = record["task_id"].split("/")[0]
-    if prefix not in LANGUAGES:
-        raise UserError(f"{record['task_id']} is in none of HumanEval-X's languages {', '.join(LANGUAGES)}")
-    return LANGUAGES[prefix]
+def _with_language(record: Record) -> Record:
+    """Adds the language. Raises UserError for one that is not known, and for a test without a call."""
+    place, prefix = record["place"], record["task_id"].partition("/")[0]
+    if prefix not in LANGUAGES or not _number(record):
+        known = ", ".join(f"{name}/0" for name in LANGUAGES)
+        raise UserError(f"{place}: task_id must be like {known}, not {record['task_id']!r}")
+    if prefix == "Python" and not CALL.search(record["test"]):
+        raise UserError(f"{place}: test must hold a line `check(NAME)`, which calls the tests")
+    return {**record, "language": LANGUAGES[prefix]}
 
 
 def _number(record: Record) -> str:
-    return record["task_id"].split("/")[1]
+    return record["task_id"].partition("/")[2]
 
 
 def _task(record: Record) -> Task:
@@ -103,9 +118,10 @@ def _checks(task: Task, completion: str) -> list[Check]:
     record, language = task.record, task.record["language"]
     solution = record["prompt"] + completion
     if language == "python":
-        named = {**record, "entry_point": re.findall(r"^check\((\w+)\)", record["test"], re.M)[-1]}
+        named = {**record, "entry_point": CALL.findall(record["test"])[-1]}
         test = re.sub(r"^check\(.*\)$", "", record["test"], flags=re.M)
-        return python_check(named, PYTHON_IMPORTS + record["prompt"], completion, test, TIMEOUTS[language])
+        prompt = PYTHON_IMPORTS + record["prompt"]
+        return python_check(named, prompt, prompt + completion, test, TIMEOUTS[language])
     if language == "go":  # an import that is not used does not compile: `_before` names those that are
         solution = solution.replace(record.get("import", ""), "", 1)
     code = f"{_before(language, record, solution)}{solution}\n{record['test']}"

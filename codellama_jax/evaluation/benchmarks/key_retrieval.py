@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from random import Random
+from typing import TYPE_CHECKING
 
 from codellama_jax.errors import UserError
-from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Sample, Task, files_of, until
+from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Sample, Task, files_of, text_of, until
 from codellama_jax.evaluation.settings import Options
-from codellama_jax.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from codellama_jax.tokenizer import Tokenizer
 
 KEY = """
 def my_function() -> int:
@@ -21,6 +24,7 @@ def my_function() -> int:
     return {value}
 
 """  # the note stands in a return statement of its own, as the paper's does
+KINDS = (".py", ".txt")
 END = "\nassert my_function() == "
 
 
@@ -28,7 +32,7 @@ def load(options: Options, tokenizer: Tokenizer | None = None) -> Benchmark:
     """Examples of each length and position begin at different lines of the filler, drawn from the number of tokens."""
     if tokenizer is None:
         raise UserError("key_retrieval writes prompts of a given number of tokens: pass --run, whose tokenizer counts them")
-    texts = (file.read_text(errors="replace") for file in files_of(options.data, (".py", ".txt")))
+    texts = (text_of(file) for file in files_of(options.data, KINDS))
     lines = list(lines_of(texts, tokenizer))
     tasks = [
         task_of(lines, tokenizer, length, position, number)

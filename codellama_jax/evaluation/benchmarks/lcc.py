@@ -11,15 +11,18 @@ from collections import defaultdict
 
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Record, Sample, Task, read_records, until
 from codellama_jax.evaluation.benchmarks.bleu import smoothed_bleu
+from codellama_jax.evaluation.benchmarks.fields import TEXT
 from codellama_jax.evaluation.settings import Options
 
+FIELDS = {"context": TEXT, "gt": TEXT}
 BIN = 16_000  # about 4,000 tokens
 PER_BIN = 24  # gives about 500 points up to 100,000 tokens
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
     """A file for each language, whose name is its group."""
-    tasks = [_task(number, record) for number, record in enumerate(read_records(options.data, ("context", "gt")))]
+    records = read_records(options.data, FIELDS)
+    tasks = [_task(number, record) for number, record in enumerate(records)]
     tasks = tasks if options.all_tasks else balanced(tasks)
     return Benchmark("lcc", tasks, max_new_tokens=128, cut=until(("\n",)), judge=_judge)
 

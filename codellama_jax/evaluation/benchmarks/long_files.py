@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from codellama_jax.errors import UserError
-from codellama_jax.evaluation.benchmarks.benchmark import files_of
+from codellama_jax.evaluation.benchmarks.benchmark import files_of, text_of
 from codellama_jax.evaluation.settings import Options
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def measure(run: Run | None, options: Options) -> dict[str, Any]:
 
     if run is None:
         raise UserError("perplexity is that of a model: pass --run")
-    texts = (file.read_text(errors="replace") for file in files_of(options.data, KINDS))
+    texts = (text_of(file) for file in files_of(options.data, KINDS))
     found = perplexity_by_length(run, texts, options.lengths, options.examples)
     files = next(iter(found.values()))["documents"]
     measures = {f"{length:,} {name}": measured[name] for length, measured in found.items() for name in ("perplexity", "last_block")}

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from codellama_jax.errors import UserError
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, read_records, until
+from codellama_jax.evaluation.benchmarks.fields import INTEGER, TEXT, WORD, list_of, optional
 from codellama_jax.evaluation.execute import Program
 from codellama_jax.evaluation.settings import Options
 
@@ -18,11 +19,23 @@ TEST = range(11, 511)
 BEGIN, DONE = "[BEGIN]\n", "\n[DONE]"
 OPEN, CLOSE = "[PYTHON]", "[/PYTHON]"
 ASKED = "You are an expert Python programmer, and here is your task: {} Your code should pass these tests:\n\n{}\n"
+FIELDS = {
+    "task_id": INTEGER,
+    "code": TEXT,
+    "test_list": list_of(WORD, least=1),
+    "text": optional(TEXT),
+    "prompt": optional(TEXT),
+    "test_imports": optional(list_of(TEXT)),
+    "test_setup_code": optional(TEXT),
+}
 TIMEOUT = 10.0  # BigCode's harness allows 3.0, in which the published solution of task 123 does not always come to its end
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
-    records = [_unix(record) for record in read_records(options.data, ("task_id", "code", "test_list"))]
+    records = [_unix(record) for record in read_records(options.data, FIELDS)]
+    if options.shots > len(EXAMPLES):
+        message = f"--shots must be at most {len(EXAMPLES)} for mbpp, whose examples are tasks"
+        raise UserError(f"{message} {', '.join(map(str, EXAMPLES))}; not {options.shots}")
     shots = EXAMPLES[: options.shots] if options.shots >= 0 else EXAMPLES
     by_id = {record["task_id"]: record for record in records}
     lacking = [number for number in shots if number not in by_id]
@@ -31,12 +44,19 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
     examples = "".join(f"{_asked(by_id[number])}{BEGIN}{by_id[number]['code']}{DONE}\n\n" for number in shots)
     tasks = [_task(record, examples) for record in records if options.all_tasks or record["task_id"] in TEST]
     cut = until((DONE,)) if shots else until((CLOSE,))
-    return Benchmark("mbpp" if shots else "mbpp_zero_shot", tasks, cut=cut, finish=_finish, checks=_checks)
+    return Benchmark("mbpp" if shots else "mbpp_zero_shot", tasks, cut=cut, finish=_finish, checks=_checks, program_checks=_checks)
 
 
 def _unix(record: Record) -> Record:
     """The file's code has the line ends of two systems; its newer format names the text `prompt`."""
-    return {**record, "code": record["code"].replace("\r\n", "\n"), "text": record.get("text") or record.get("prompt", "")}
+    record = {**record, "text": record.get("text") or record.get("prompt", "")}
+    record["code"] = record["code"].replace("\r\n", "\n")
+    for name, source in (("code", record["code"]), ("test_list", "\n".join(record["test_list"]))):
+        try:
+            ast.parse(source)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise UserError(f"{record['place']}: {name} must be Python code: {error}") from None
+    return record
 
 
 def _asked(record: Record) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Record, Sample, Task, read_records, until
+from codellama_jax.evaluation.benchmarks.fields import TEXT
 from codellama_jax.evaluation.settings import Options
 
-FIELDS = ("prompt", "suffix", "canonical_solution", "language")
+FIELDS = {"prompt": TEXT, "suffix": TEXT, "canonical_solution": TEXT, "language": TEXT}
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:

@@ -6,18 +6,35 @@ Llama itself reports answers judged by another model, which this does not measur
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from random import Random
+from typing import Any
 
 import numpy as np
 
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Record, Sample, Task, read_records
+from codellama_jax.evaluation.benchmarks.fields import TEXT, Kind
 from codellama_jax.evaluation.settings import Options
 
 SHOTS = 6
 
 
+def _are_targets(value: Any) -> bool:
+    """Returns whether a value is {answer: 1 if it is true else 0} with a true answer."""
+    return isinstance(value, dict) and all(map(TEXT.accepts, value)) and _are_labels(value.values())
+
+
+def _are_labels(labels: Iterable[Any]) -> bool:
+    known = list(labels)
+    return all(type(label) is int and label in (0, 1) for label in known) and 1 in known
+
+
+TARGETS = Kind("an object of answers with 1 (true, at least one) or 0", _are_targets)
+FIELDS = {"question": TEXT, "mc1_targets": TARGETS, "mc2_targets": TARGETS}
+
+
 def load(options: Options, tokenizer: object = None) -> Benchmark:
-    records = read_records(options.data, ("question", "mc1_targets", "mc2_targets"))
+    records = read_records(options.data, FIELDS)
     shots = options.shots if options.shots >= 0 else SHOTS
     return Benchmark("truthfulqa", [_task(records, number, shots) for number in range(len(records))], judge=_judge)
 
