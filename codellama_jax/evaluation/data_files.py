@@ -1,4 +1,6 @@
-"""Reads the files of an evaluation: benchmark data and samples, plain or gzipped, JSON or JSON lines.
+"""Reads the files of an evaluation.
+
+Benchmark data and samples, plain or gzipped, JSON or JSON lines.
 
 Imports neither JAX nor Flax, so that a faulty file is reported at once.
 """
@@ -52,26 +54,23 @@ def read_bytes(path: str | os.PathLike) -> tuple[bytes, bool]:
         raise UserError(message) from None
 
 
-def read_values(path: str | os.PathLike) -> Values:
-    """Reads JSON lines, or the items of a JSON array; a single object is one record.
+def read_values(path: str | os.PathLike, only_lines: bool = False) -> Values:
+    """Reads JSON lines or, unless `only_lines`, the items of a JSON array.
 
     Raises UserError naming the file and line of what is not JSON.
     """
     data, gzipped = read_bytes(path)
-    return parse_values(data, str(path), gzipped)
-
-
-def parse_values(data: bytes, name: str, gzipped: bool = False) -> Values:
-    """Does the work of `read_values` for the content of a file."""
+    name = str(path)
     page = data.lstrip().startswith(b"<")
     if page or data.startswith(GIT_LFS_POINTER) or not data.strip(b"\0 \t\r\n"):
         parse_json(data, name)  # raises, and says what the file is
     text = decode_text(data, name)
-    if _is_one_document(text):
+    if not only_lines and _is_one_document(text):
         document = parse_json(data, name)
-        items = document if isinstance(document, list) else [document]
-        values = [Value(f"record {n} of {name}", item) for n, item in enumerate(items, 1)]
-        return Values(ARRAY if isinstance(document, list) else LINES, gzipped, values, "")
+        if not isinstance(document, list):
+            return Values(LINES, gzipped, [Value(f"line 1 of {name}", document)], "")
+        values = [Value(f"record {n} of {name}", item) for n, item in enumerate(document, 1)]
+        return Values(ARRAY, gzipped, values, "")
     values, unfinished = [], ""
     for number, line, last in _lines(text):
         place = f"line {number} of {name}"

@@ -63,7 +63,9 @@ def read_samples(path: Path, benchmark: Benchmark, partial: bool = False) -> Sam
         sample = {**line, "sample": line.get("sample", seen[line["task_id"]])}
         if key(sample) in samples:
             number = sample["sample"]
-            raise UserError(f"{place} is sample {number} of {line['task_id']} again: keep one of them")
+            raise UserError(
+                f"{place} is sample {number} of {line['task_id']} again: keep one of them"
+            )
         samples[key(sample)] = sample
         seen[line["task_id"]] += 1
     lacking = [task.task_id for task in benchmark.tasks if not seen[task.task_id]]
@@ -72,6 +74,13 @@ def read_samples(path: Path, benchmark: Benchmark, partial: bool = False) -> Sam
         raise UserError(f"{path} has no sample of {count}; --partial scores the others")
     unfinished = "; its last line is not complete and is ignored" if stored.unfinished else ""
     return Samples(samples, f"{kind}: {form}{unfinished}", lacking)
+
+
+def check_own(lines: Sequence[Sample], path: Path, benchmark: Benchmark) -> Sequence[Sample]:
+    """Returns the lines of a samples.jsonl of ours, checked as samples of the benchmark."""
+    values = [Value(f"sample {n} of {path}", line) for n, line in enumerate(lines, 1)]
+    _from_records(values, benchmark)
+    return lines
 
 
 def _form_of(values: Sequence[Value]) -> str:
@@ -97,8 +106,9 @@ def _from_record(
 ) -> dict[str, Any]:
     """Returns our form of a record, only the fields that are used."""
     if not isinstance(record, dict) or "task_id" not in record:
-        seen = f"an object with {', '.join(record) or 'no fields'}"[:200]
-        what = seen if isinstance(record, dict) else shown(record)
+        what = shown(record)
+        if isinstance(record, dict):
+            what = f"an object with {', '.join(record) or 'no fields'}"[:200]
         raise UserError(f"{place} must be an object with task_id, not {what}; {KNOWN}")
     name = record["task_id"]
     name = str(name) if type(name) is int else name

@@ -38,7 +38,7 @@ def read_own_lines(path: Path, fields: Mapping[str, Kind]) -> list[dict[str, Any
     """
     if path.is_file() and not path.stat().st_size:
         return []
-    values = read_values(path)
+    values = read_values(path, only_lines=True)
     if values.unfinished:
         print(f"the last line of {path} is not complete and is ignored", file=sys.stderr)
     lines = []

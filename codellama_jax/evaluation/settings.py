@@ -24,7 +24,9 @@ def check_integer(option: str, value: Any, low: int, high: int = MANY) -> None:
 
 
 def check_real(option: str, value: Any, low: float, high: float, above: bool = False) -> None:
-    """Raises UserError unless `value` is finite and from `low` (or, with `above`, more) to `high`."""
+    """Raises UserError unless `value` is finite and from `low` (or, with `above`, more) to
+    `high`.
+    """
     allowed = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
     number = type(value) in (int, float) and math.isfinite(value)
     if not number or not low <= value <= high or (above and value == low):
@@ -108,7 +110,7 @@ class Checking:
     jars: tuple[str, ...] = ()
     """Java archives that tests need, such as javatuples for multipl_e."""
     partial: bool = False
-    """Score a samples file that has no sample of some tasks; the result says how many were scored."""
+    """Score a samples file that has no sample of some tasks; the result says how many it has."""
     extract_code: bool = False
     """Score the code inside a completion's markdown fence, without stray invisible characters."""
 

@@ -1,10 +1,13 @@
-"""APPS (Hendrycks et al. 2021): programming contests in three grades; two-shot, or zero-shot for Instruct models.
+"""Programming contests in three grades: APPS, two-shot, or zero-shot for Instruct models.
 
-The published layout: `test/0000/` and on, with question.txt, input_output.json, and where there are any solutions.json,
-starter_code.py and metadata.json; the examples of the prompt come from `train/` beside it. Code Llama says of its prompts
-what they ask and that answers stand in triple single quotes, but not their words.
-A sample passes if every test does (strict accuracy); outputs are compared line by line without surrounding space, whole
-numbers digit by digit and others to a relative 1e-6.
+Hendrycks et al. 2021; Code Llama, tables 3 and 15.
+
+The published layout: `test/0000/` and on, with question.txt, input_output.json, and where there are
+any solutions.json, starter_code.py and metadata.json; the examples of the prompt come from `train/`
+beside it. Code Llama says of its prompts what they ask and that answers stand in triple single
+quotes, but not their words. A sample passes if every test does (strict accuracy); outputs are
+compared line by line without surrounding space, whole numbers digit by digit and others to a
+relative 1e-6.
 """
 
 from __future__ import annotations
@@ -16,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from codellama_jax.errors import UserError
-from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, passed, until
+from codellama_jax.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    Check,
+    Record,
+    Task,
+    passed,
+    until,
+)
 from codellama_jax.evaluation.benchmarks.fields import (
     ANY,
     IDENTIFIER,
@@ -47,7 +57,9 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
     # Some tests hold numbers of 9,000 digits; JSON reads 4,300 at most unless this is off.
     sys.set_int_max_str_digits(0)
     if not options.data:
-        raise UserError("pass --data, the folder of APPS, which holds test/ and, for examples, train/")
+        raise UserError(
+            "pass --data, the folder of APPS, which holds test/ and, for examples, train/"
+        )
     root = Path(user_path(options.data))
     root = root if (root / "test").is_dir() else root.parent
     if not (root / "test").is_dir():
@@ -106,31 +118,50 @@ def _asked(record: Record) -> str:
     starter = f"\n{record['starter'].rstrip()}" if record["starter"].strip() else ""
     wrapped = f"wrap your code answer in {QUOTES}"
     return (
-        f"{record['question'].strip()}{starter}\nWrite Python code that obeys the constraints and passes the examples: {guide}, {wrapped}."
+        f"{record['question'].strip()}{starter}\nWrite Python code that obeys the constraints and "
+        f"passes the examples: {guide}, {wrapped}."
     )
 
 
 def _examples(split: Path, shots: int) -> str:
-    """Returns the first short problems of the training split, of both kinds in turn where it has both."""
+    """Returns the first short problems of the training split, of both kinds in turn where it has
+    both.
+    """
     found: dict[bool, list[Record]] = {False: [], True: []}
     for folder in _folders(split) if shots else ():
         record = _read(folder)
         kind = found[bool(record["tests"].get("fn_name"))]
-        if record["solutions"] and len(record["question"] + record["solutions"][0]) <= LONGEST_EXAMPLE and len(kind) < shots:
+        if (
+            record["solutions"]
+            and len(record["question"] + record["solutions"][0]) <= LONGEST_EXAMPLE
+            and len(kind) < shots
+        ):
             kind.append(record)
         if all(len(kind) == shots for kind in found.values()):
             break
     mixed = [record for pair in zip(*found.values()) for record in pair]
     chosen = [*mixed, *(r for kind in found.values() for r in kind if r not in mixed)][:shots]
     if len(chosen) < shots:
-        raise UserError(f"{split} has not {shots} short solved problems for the prompt: give APPS with its train/, or --shots 0")
-    return "".join(f"Q: {_asked(record)}\nA: {QUOTES}\n{record['solutions'][0].strip()}\n{QUOTES}\n\n" for record in chosen)
+        raise UserError(
+            f"{split} has not {shots} short solved problems for the prompt: give APPS with its "
+            "train/, or --shots 0"
+        )
+    return "".join(
+        f"Q: {_asked(record)}\nA: {QUOTES}\n{record['solutions'][0].strip()}\n{QUOTES}\n\n"
+        for record in chosen
+    )
 
 
 def _task(record: Record, examples: str) -> Task:
-    prompt = f"{examples}Q: {_asked(record)}\nA: {QUOTES}" if examples else f"[INST] {_asked(record)} [/INST] {QUOTES}"
+    prompt = (
+        f"{examples}Q: {_asked(record)}\nA: {QUOTES}"
+        if examples
+        else f"[INST] {_asked(record)} [/INST] {QUOTES}"
+    )
     reference = f"\n{record['solutions'][0].strip()}\n" if record["solutions"] else None
-    return Task(record["task_id"], prompt, reference=reference, group=record["difficulty"], record=record)
+    return Task(
+        record["task_id"], prompt, reference=reference, group=record["difficulty"], record=record
+    )
 
 
 def _checks(task: Task, completion: str) -> list[Check]:
@@ -143,7 +174,9 @@ def _checks(task: Task, completion: str) -> list[Check]:
 
 def _standard(task: Task, completion: str, given: str, wanted: str) -> Check:
     accepts = lambda verdict: passed(verdict) and same_output(verdict.stdout, wanted)
-    return Check(Program(task.task_id, "python", completion, TIMEOUT, stdin=given, rule="output"), accepts)
+    return Check(
+        Program(task.task_id, "python", completion, TIMEOUT, stdin=given, rule="output"), accepts
+    )
 
 
 def _call(task: Task, completion: str, name: str, pairs: list) -> Check:
@@ -158,7 +191,11 @@ def check(candidate):
 """
     code = f"{candidate}\n{test}\ncheck({name})"
     timeout = TIMEOUT * max(1, len(pairs))
-    return Check(Program(task.task_id, "python", code, timeout, candidate=candidate, test=test, entry_point=name))
+    return Check(
+        Program(
+            task.task_id, "python", code, timeout, candidate=candidate, test=test, entry_point=name
+        )
+    )
 
 
 def _text(value: Any) -> str:
@@ -169,7 +206,9 @@ def same_output(written: str, wanted: str) -> bool:
     """Whether two outputs say the same."""
     lines = lambda text: [line.split() for line in text.strip().split("\n") if line.strip()]
     a, b = lines(written), lines(wanted)
-    return len(a) == len(b) and all(len(x) == len(y) and all(map(_same_word, x, y)) for x, y in zip(a, b))
+    return len(a) == len(b) and all(
+        len(x) == len(y) and all(map(_same_word, x, y)) for x, y in zip(a, b)
+    )
 
 
 def _same_word(a: str, b: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a benchmark is: tasks, where a text of the model ends, the programs that check it, and how it is judged."""
+"""Tasks of a benchmark, where generated text is truncated, and how it is checked and judged."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from codellama_jax.evaluation.benchmarks import published
 from codellama_jax.evaluation.benchmarks.fields import Kind, check_record
 from codellama_jax.evaluation.data_files import Value, read_values
 from codellama_jax.evaluation.execute import Program, Verdict
+from codellama_jax.evaluation.settings import Settings
 from codellama_jax.files import is_bucket, read_file, user_path
 from codellama_jax.generation.stop import until as cut_before
 
-Record = dict[str, Any]  # one record of a published file
+Record = Mapping[str, Any]  # one record of a published file
 Sample = dict[str, Any]  # one answer of a model: task_id, sample, and completion or log_likelihoods
 PROMPT_SPACE = " \n\t\r"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One question. The model goes on from `prompt`, fills in before `suffix`, or weighs `choices`."""
+    """One question. The model goes on from `prompt`, fills in before `suffix`, or weighs
+    `choices`.
+    """
 
     task_id: str
     prompt: str
@@ -48,25 +51,46 @@ class Check:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Tasks and how they are asked and judged. `cut` and `finish` run in this order on what the model writes."""
+    """Tasks and how they are asked and judged.
+
+    `cut` and `finish` run in this order on what the model writes.
+    """
 
     name: str  # that of its numbers in `paper.py`
     tasks: Sequence[Task]
     infilling: bool = False
     max_new_tokens: int = 512
     temperature: float = 0.8  # of the paper, for more than one sample
-    cut: Callable[[Task, str], str] = lambda task, text: text  # the text up to where it ends; more text never moves that end
-    finish: Callable[[Task, str], str] = lambda task, text: text  # the completion, as the published harness takes it
-    checks: Callable[[Task, str], list[Check]] | None = None  # programs that must all be accepted; run one after the other
-    program_checks: Callable[[Task, str], list[Check]] | None = None  # the same for a complete program instead of a completion
+    # The text up to where it ends; more text never moves that end
+    cut: Callable[[Task, str], str] = lambda task, text: text
+    # The completion, as the published harness takes it
+    finish: Callable[[Task, str], str] = lambda task, text: text
+    # Programs that must all be accepted; run one after the other
+    checks: Callable[[Task, str], list[Check]] | None = None
+    # The same for a complete program instead of a completion
+    program_checks: Callable[[Task, str], list[Check]] | None = None
     judge: Callable[[Task, Sample], dict[str, float]] | None = None  # measures that take no program
 
     def __post_init__(self):
-        double = [task_id for task_id, count in Counter(task.task_id for task in self.tasks).items() if count > 1]
+        double = [
+            task_id
+            for task_id, count in Counter(task.task_id for task in self.tasks).items()
+            if count > 1
+        ]
         if double:
-            raise UserError(f"the data of {self.name} holds {double[0]} more than once: give one file of each kind")
+            raise UserError(
+                f"the data of {self.name} holds {double[0]} more than once: give one file of "
+                "each kind"
+            )
         if not self.tasks:
             raise UserError(f"the data of {self.name} holds no task")
+
+
+def temperature_of(benchmark: Benchmark, settings: Settings) -> float:
+    """Returns the temperature given, else 0 for one sample and the paper's for more."""
+    if settings.temperature is not None:
+        return settings.temperature
+    return 0.0 if settings.samples == 1 else benchmark.temperature
 
 
 def until(stops: Sequence[str]) -> Callable[[Task, str], str]:
@@ -75,16 +99,21 @@ def until(stops: Sequence[str]) -> Callable[[Task, str], str]:
 
 
 def stripped(prompt: str) -> tuple[str, str]:
-    """Returns a prompt as the model sees it, without white space at its ends, and the space that was behind it.
+    """Returns a prompt as the model sees it, without white space at its ends, and the space that
+    was behind it.
 
-    SentencePiece then begins the answer with the pieces that it was trained on (BigCode's harness does the same).
+    SentencePiece then begins the answer with the pieces that it was trained on (BigCode's harness
+    does the same).
     """
     seen = prompt.strip(PROMPT_SPACE)
     return seen, prompt[len(prompt.rstrip(PROMPT_SPACE)) :]
 
 
 def after_space(space: str, text: str) -> str:
-    """Undoes `stripped` for what the model wrote: a completion of the whole prompt, so that public harnesses can score it."""
+    """Undoes `stripped` for what the model wrote.
+
+    A completion of the whole prompt, so that public harnesses can score it.
+    """
     return text.removeprefix(space)
 
 
@@ -122,17 +151,17 @@ def read_records(path: str | Path, fields: Mapping[str, Kind]) -> list[Record]:
 
     Raises UserError naming the file, line, field, value and expected type of the first fault.
     """
+    records: list[Record] = []
     if str(path).startswith(published.PREFIX):
         name = str(path).removeprefix(published.PREFIX)
-        records = published.records(name)
-        values = [Value(f"record {n} of {name}", record) for n, record in enumerate(records, 1)]
+        downloaded = published.records(name)
+        values = [Value(f"record {n} of {name}", value) for n, value in enumerate(downloaded, 1)]
         return _checked(values, fields, name)
-    records = []
     for file in files_of(str(path), (".jsonl", ".jsonl.gz", ".json")):
-        values = read_values(file)
-        if values.unfinished:
+        stored = read_values(file)
+        if stored.unfinished:
             raise UserError(f"the last line of {file} was not written to its end: copy it again")
-        records += _checked(values.values, fields, file.name.split(".")[0])
+        records += _checked(stored.values, fields, file.name.split(".")[0])
     return records
 
 

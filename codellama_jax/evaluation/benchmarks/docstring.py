@@ -1,14 +1,20 @@
-"""Docstrings of Python functions by infilling, CodeXGLUE's code-to-text data (Code Llama, table 13).
+"""Docstrings of Python functions by infilling (Code Llama, table 13): CodeXGLUE's code-to-text.
 
-The prefix ends with three quotes and a space, the suffix is the body without the closing quotes; the first line that is not
-empty is compared with the reference by smoothed BLEU.
+The prefix ends with three quotes and a space, the suffix is the body without the closing quotes;
+the first line that is not empty is compared with the reference by smoothed BLEU.
 """
 
 from __future__ import annotations
 
 import re
 
-from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Record, Sample, Task, read_records
+from codellama_jax.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    Record,
+    Sample,
+    Task,
+    read_records,
+)
 from codellama_jax.evaluation.benchmarks.bleu import smoothed_bleu
 from codellama_jax.evaluation.benchmarks.fields import TEXT, list_of
 from codellama_jax.evaluation.settings import Options
@@ -38,7 +44,13 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
 def _task(number: int, record: Record, found: re.Match) -> Task:
     code = record["code"]
     reference = " ".join(record["docstring_tokens"])
-    return Task(str(number), code[: found.end(1)] + " ", code[found.end() :], reference=f"{reference}\n", record={"docstring": reference})
+    return Task(
+        str(number),
+        code[: found.end(1)] + " ",
+        code[found.end() :],
+        reference=f"{reference}\n",
+        record={"docstring": reference},
+    )
 
 
 def _cut(task: Task, text: str) -> str:

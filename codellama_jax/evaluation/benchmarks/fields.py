@@ -48,7 +48,9 @@ def optional(kind: Kind) -> Kind:
 
 def or_null(kind: Kind) -> Kind:
     """Returns the kind of a field that may be null."""
-    return replace(kind, name=f"{kind.name} or null", accepts=lambda v: v is None or kind.accepts(v))
+    return replace(
+        kind, name=f"{kind.name} or null", accepts=lambda v: v is None or kind.accepts(v)
+    )
 
 
 def list_of(kind: Kind, least: int = 0) -> Kind:
@@ -72,7 +74,7 @@ def check_record(record: Any, fields: Mapping[str, Kind], place: str) -> None:
     lacking = [name for name, kind in fields.items() if not kind.optional and name not in record]
     if lacking:
         names = ", ".join(lacking)
-        raise UserError(f"{place} has no {names}: it is a file of another benchmark")
+        raise UserError(f"{place} has no {names}: is it a file of another benchmark?")
     for name, kind in fields.items():
         if name in record and not kind.accepts(record[name]):
             raise UserError(f"{place}: {name} must be {kind.name}, not {shown(record[name])}")

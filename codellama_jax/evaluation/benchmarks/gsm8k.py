@@ -1,4 +1,7 @@
-"""GSM8K (Cobbe et al. 2021; Code Llama, table 12): sums in words, 8-shot with reasoning in text, or as programs (PAL, Gao et al. 2022)."""
+"""Arithmetic word problems, 8-shot: GSM8K with reasoning in text, or as programs (PAL).
+
+Cobbe et al. 2021; Gao et al. 2022; Code Llama, table 12.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,16 @@ import re
 from pathlib import Path
 
 from codellama_jax.errors import UserError
-from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Sample, Task, passed, read_records, until
+from codellama_jax.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    Check,
+    Record,
+    Sample,
+    Task,
+    passed,
+    read_records,
+    until,
+)
 from codellama_jax.evaluation.benchmarks.fields import TEXT, list_of
 from codellama_jax.evaluation.execute import Program, Verdict
 from codellama_jax.evaluation.settings import Options
@@ -24,12 +36,17 @@ TIMEOUT = 3.0
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
-    """Examples come from train.jsonl beside the file; without one the file's first problems are the examples, and are not asked."""
+    """Examples come from train.jsonl beside the file.
+
+    Without one the file's first problems are the examples, and are not asked.
+    """
     shots = options.shots if options.shots >= 0 else SHOTS
     examples, asked = _train(_place(options.data), shots), _problems(options.data)
     if len(examples) < shots:
         examples, asked = asked[:shots], asked[shots:]
-    prompt = "".join(f"Question: {r['question']}\nAnswer: {_without_notes(r['answer'])}\n\n" for r in examples)
+    prompt = "".join(
+        f"Question: {r['question']}\nAnswer: {_without_notes(r['answer'])}\n\n" for r in examples
+    )
     ending = lambda record: f"Question: {record['question']}\nAnswer:"
     tasks = [_task(r, prompt + ending(r), f" {_without_notes(r['answer'])}\n\n") for r in asked]
     return Benchmark("gsm8k", tasks, cut=until(("\nQuestion:",)), judge=_judge)
@@ -41,7 +58,10 @@ def load_programs(options: Options, tokenizer: object = None) -> Benchmark:
     place = _place(options.data)
     found = sorted((place if place.is_dir() else place.parent).glob("pal*.json"))
     if not found:
-        raise UserError(f"gsm8k_programs takes its examples from a pal*.json beside {options.data or '--data'}: put one there")
+        raise UserError(
+            "gsm8k_programs takes its examples from a pal*.json beside "
+            f"{options.data or '--data'}: put one there"
+        )
     records = read_records(found[0], PAL_FIELDS)
     if not records:
         raise UserError(f"{found[0]} holds no examples: it needs `questions` and `solutions`")
@@ -50,9 +70,19 @@ def load_programs(options: Options, tokenizer: object = None) -> Benchmark:
         limit = f"{len(pairs)}, the number of examples in {found[0]}"
         raise UserError(f"--shots must be at most {limit}, not {shots}")
     pairs = pairs[:shots]
-    prompt = "".join(f"{_program_of(question)}{solution}\n\n\n\n\n\n" for question, solution in pairs)
-    tasks = [_task(r, prompt + _program_of(r["question"]).rstrip()) for r in _problems(options.data)]
-    return Benchmark("gsm8k_programs", tasks, cut=until(("\n\n\n\n",)), finish=lambda task, text: text.lstrip("\n"), checks=_checks)
+    prompt = "".join(
+        f"{_program_of(question)}{solution}\n\n\n\n\n\n" for question, solution in pairs
+    )
+    tasks = [
+        _task(r, prompt + _program_of(r["question"]).rstrip()) for r in _problems(options.data)
+    ]
+    return Benchmark(
+        "gsm8k_programs",
+        tasks,
+        cut=until(("\n\n\n\n",)),
+        finish=lambda task, text: text.lstrip("\n"),
+        checks=_checks,
+    )
 
 
 def _place(data: str) -> Path:
@@ -100,13 +130,24 @@ def last_number(text: str) -> float | None:
 
 def _judge(task: Task, sample: Sample) -> dict[str, float]:
     written = last_number(sample["completion"])
-    return {"solved": float(written is not None and abs(written - task.record["answer"]) < PRECISION)}
+    return {
+        "solved": float(written is not None and abs(written - task.record["answer"]) < PRECISION)
+    }
 
 
 def _checks(task: Task, completion: str) -> list[Check]:
     def accepts(verdict: Verdict) -> bool:
         with contextlib.suppress(ValueError):
-            return passed(verdict) and abs(float(verdict.stdout) - task.record["answer"]) < PRECISION
+            return (
+                passed(verdict) and abs(float(verdict.stdout) - task.record["answer"]) < PRECISION
+            )
         return False
 
-    return [Check(Program(task.task_id, "python", f"{completion}\nprint(solution())\n", TIMEOUT, rule="output"), accepts)]
+    return [
+        Check(
+            Program(
+                task.task_id, "python", f"{completion}\nprint(solution())\n", TIMEOUT, rule="output"
+            ),
+            accepts,
+        )
+    ]

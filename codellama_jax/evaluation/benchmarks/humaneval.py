@@ -1,4 +1,6 @@
-"""HumanEval (Codex, section 2) and HumanEval+ (EvalPlus): a function from its signature and docstring, zero-shot.
+"""HumanEval (Codex, section 2) and HumanEval+ (EvalPlus).
+
+A function from its signature and docstring, zero-shot.
 
 The stop strings are those of BigCode's harness, which Meta names for Code Llama.
 """
@@ -7,8 +9,24 @@ from __future__ import annotations
 
 import json
 
-from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, after_space, read_records, stripped, until
-from codellama_jax.evaluation.benchmarks.fields import IDENTIFIER, LIST, NUMBER, TEXT, list_of, or_null
+from codellama_jax.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    Check,
+    Record,
+    Task,
+    after_space,
+    read_records,
+    stripped,
+    until,
+)
+from codellama_jax.evaluation.benchmarks.fields import (
+    IDENTIFIER,
+    LIST,
+    NUMBER,
+    TEXT,
+    list_of,
+    or_null,
+)
 from codellama_jax.evaluation.execute import Program
 from codellama_jax.evaluation.settings import Options
 
@@ -39,7 +57,9 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
 
 
 def load_plus(options: Options, tokenizer: object = None) -> Benchmark:
-    """HumanEval+: what the canonical solution returns for the file's inputs decides, up to the task's tolerance."""
+    """HumanEval+: what the canonical solution returns for the file's inputs decides, up to the
+    task's tolerance.
+    """
     tasks = [_task(record) for record in read_records(options.data, PLUS_FIELDS)]
     return Benchmark(
         "humaneval_plus",
@@ -85,7 +105,12 @@ def _test(task: Task, candidate: str, test: str, timeout: float) -> list[Check]:
 
 def _task(record: Record) -> Task:
     prompt, space = stripped(record["prompt"])
-    return Task(record["task_id"], prompt, reference=space + record["canonical_solution"], record={**record, "space": space})
+    return Task(
+        record["task_id"],
+        prompt,
+        reference=space + record["canonical_solution"],
+        record={**record, "space": space},
+    )
 
 
 def _finish(task: Task, text: str) -> str:
@@ -105,7 +130,11 @@ def _plus_test(record: Record) -> str:
     """Writes a `check(candidate)` that compares with the canonical solution on every input."""
     inputs = json.dumps([*record["base_input"], *record["plus_input"]])
     zero = f"abs(known['poly'](arguments[0], value)) <= {record['atol'] or 1e-6}"
-    same = zero if record["task_id"] == ZEROS else "same(value, known[name](*copy.deepcopy(arguments)))"
+    same = (
+        zero
+        if record["task_id"] == ZEROS
+        else "same(value, known[name](*copy.deepcopy(arguments)))"
+    )
     return f"""
 import copy, json, math
 known, name, atol = {{}}, {record["entry_point"]!r}, {record["atol"]} or 1e-6

@@ -1,10 +1,19 @@
-"""HumanEval infilling (Bavarian et al. 2022; Code Llama, table 14): a line, several lines or a random span, in PSM or SPM order."""
+"""HumanEval infilling: a line, several lines or a random span, in PSM or SPM order.
+
+Bavarian et al. 2022; Code Llama, table 14.
+"""
 
 from __future__ import annotations
 
-from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, read_records
-from codellama_jax.evaluation.benchmarks.fields import TEXT
 from codellama_jax.evaluation.benchmarks import humaneval
+from codellama_jax.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    Check,
+    Record,
+    Task,
+    read_records,
+)
+from codellama_jax.evaluation.benchmarks.fields import TEXT
 from codellama_jax.evaluation.settings import Options
 
 FIELDS = {**humaneval.FIELDS, "suffix": TEXT, "test": TEXT}
@@ -18,7 +27,14 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
 
 def _task(record: Record) -> Task:
     kind = record["task_id"].split("/")[0]
-    return Task(record["task_id"], record["prompt"], record["suffix"], reference=record["canonical_solution"], group=kind, record=record)
+    return Task(
+        record["task_id"],
+        record["prompt"],
+        record["suffix"],
+        reference=record["canonical_solution"],
+        group=kind,
+        record=record,
+    )
 
 
 def _cut(task: Task, text: str) -> str:

@@ -1,14 +1,35 @@
-"""MultiPL-E (Cassano et al. 2022; Code Llama, table 4): HumanEval in C++, Java, PHP, TypeScript, C# and Bash, zero-shot."""
+"""HumanEval in C++, Java, PHP, TypeScript, C# and Bash, zero-shot.
+
+MultiPL-E, Cassano et al. 2022; Code Llama, table 4.
+"""
 
 from __future__ import annotations
 
-from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, after_space, read_records, stripped
+from codellama_jax.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    Check,
+    Record,
+    Task,
+    after_space,
+    read_records,
+    stripped,
+)
 from codellama_jax.evaluation.benchmarks.fields import TEXT, WORD, list_of
 from codellama_jax.evaluation.execute import Program
 from codellama_jax.evaluation.settings import Options
 from codellama_jax.generation.stop import until as cut_before
 
-TIMEOUTS = {"cpp": 15.0, "java": 15.0, "php": 15.0, "ts": 15.0, "cs": 5.0, "sh": 15.0, "js": 5.0, "rs": 15.0, "go": 30.0}
+TIMEOUTS = {
+    "cpp": 15.0,
+    "java": 15.0,
+    "php": 15.0,
+    "ts": 15.0,
+    "cs": 5.0,
+    "sh": 15.0,
+    "js": 5.0,
+    "rs": 15.0,
+    "go": 30.0,
+}
 FIELDS = {
     "name": TEXT,
     "language": WORD,
