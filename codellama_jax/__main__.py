@@ -97,7 +97,8 @@ class Evaluate:
     run: str = ""  # The folder of a run or of one of its stages, local or gs://; not needed to score
     arm: str = ""
     stage: str = ""
-    samples_file: str = ""  # Score these samples, JSON lines with task_id and completion, instead of generating any
+    samples_file: str = ""
+    """Score these samples instead of generating any: a file of HumanEval's harness, EvalPlus, BigCode or CodeGeeX, plain or gzipped."""
     reference: bool = False  # Score the canonical solutions instead of generating any
     across_hosts: bool = False
     """Cut one model over the devices of all hosts, which answer together; else each host has a whole one and answers its share."""
@@ -112,7 +113,7 @@ class Evaluate:
             raise UserError("what is to be evaluated? Pass --run RUN, --samples-file FILE or --reference")
         if self.samples_file and self.reference:
             raise UserError("--samples-file and --reference exclude each other: pass one of them")
-        if self.run and not is_bucket(self.run) and not user_path(self.run).exists():
+        if self.run and not is_bucket(self.run) and not os.path.exists(user_path(self.run)):
             raise UserError(f"there is no run {self.run}: pass the folder of a run with --run")
         if may_be_several():
             from codellama_jax.run import start_distributed

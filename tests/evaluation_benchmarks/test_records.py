@@ -144,6 +144,13 @@ def test_a_pipe_is_refused_and_never_waited_for(tmp_path):
         use("humaneval", tmp_path / "pipe.jsonl")
 
 
+@pytest.mark.parametrize("suite", ["humaneval", "gsm8k", "gsm8k_programs", "apps"])
+def test_a_name_that_no_file_can_have(suite):
+    for name in ("a" * 5000, "a/" * 3000, "nul\0character", "ftp://host/file", "gs://bucket/file"):
+        with pytest.raises(UserError, match=f"{name[:20]}|nul"):
+            LOADERS[suite](Options(data=name))
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,8 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
             "pass --data, the folder of APPS, which holds test/ and, for examples, train/"
         )
     root = Path(user_path(options.data))
-    root = root if (root / "test").is_dir() else root.parent
-    if not (root / "test").is_dir():
+    root = root if os.path.isdir(root / "test") else root.parent
+    if not os.path.isdir(root / "test"):
         layout = "test/ and, for examples, train/"
         raise UserError(f"--data {options.data} must be the folder of APPS, which holds {layout}")
     examples = _examples(root / "train", options.shots if options.shots >= 0 else 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,8 +128,8 @@ def files_of(path: str, kinds: Sequence[str]) -> list[Path]:
     if is_bucket(path):
         raise UserError(f"--data {path}: benchmarks are read from local files; copy it here first")
     place = Path(user_path(path))
-    if not place.exists():
-        raise UserError(f"no file or folder {path}: pass --data")
+    if not os.path.exists(place):  # False also for a name that is too long, where a Path raises
+        raise UserError(f"no file or folder {path[:200]}: pass --data")
     if not place.is_dir():
         return [place]
     files = [file for file in place.rglob("*") if file.name.endswith(tuple(kinds))]

@@ -6,6 +6,7 @@ Cobbe et al. 2021; Gao et al. 2022; Code Llama, table 12.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from codellama_jax.evaluation.benchmarks.benchmark import (
     until,
 )
 from codellama_jax.evaluation.benchmarks.fields import TEXT, list_of
+from codellama_jax.evaluation.benchmarks.published import PREFIX
 from codellama_jax.evaluation.execute import Program, Verdict
 from codellama_jax.evaluation.settings import Options
 from codellama_jax.files import user_path
@@ -41,7 +43,7 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
     Without one the file's first problems are the examples, and are not asked.
     """
     shots = options.shots if options.shots >= 0 else SHOTS
-    examples, asked = _train(_place(options.data), shots), _problems(options.data)
+    examples, asked = _train(_folder(options.data), shots), _problems(options.data)
     if len(examples) < shots:
         examples, asked = asked[:shots], asked[shots:]
     prompt = "".join(
@@ -55,8 +57,7 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
 def load_programs(options: Options, tokenizer: object = None) -> Benchmark:
     """Examples come from pal*.json beside the file, `questions` and `solutions` in two lists."""
     shots = options.shots if options.shots >= 0 else SHOTS
-    place = _place(options.data)
-    found = sorted((place if place.is_dir() else place.parent).glob("pal*.json"))
+    found = sorted(_folder(options.data).glob("pal*.json"))
     if not found:
         raise UserError(
             "gsm8k_programs takes its examples from a pal*.json beside "
@@ -85,18 +86,24 @@ def load_programs(options: Options, tokenizer: object = None) -> Benchmark:
     )
 
 
-def _place(data: str) -> Path:
-    return Path(user_path(data)) if data else Path()
+def _folder(data: str) -> Path:
+    """Returns the folder of the data, where the examples are; the current one for a download."""
+    if not data or data.startswith(PREFIX):
+        return Path()
+    place = Path(user_path(data))
+    if not os.path.exists(place):
+        raise UserError(f"no file or folder {data[:200]}: pass --data")
+    return place if place.is_dir() else place.parent
 
 
-def _train(place: Path, shots: int) -> list[Record]:
-    train = (place if place.is_dir() else place.parent) / "train.jsonl"
+def _train(folder: Path, shots: int) -> list[Record]:
+    train = folder / "train.jsonl"
     return read_records(train, FIELDS)[:shots] if train.exists() else []
 
 
 def _problems(data: str) -> list[Record]:
-    place = _place(data)
-    records = read_records(place / "test.jsonl" if data and place.is_dir() else data, FIELDS)
+    folder = data and not data.startswith(PREFIX) and os.path.isdir(user_path(data))
+    records = read_records(Path(user_path(data)) / "test.jsonl" if folder else data, FIELDS)
     return [{**record, "number": number} for number, record in enumerate(records)]
 
 
