@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -18,6 +17,7 @@ from codellama_jax.command_line import cli, run_command
 from codellama_jax.config import CACHE, MeshConfig
 from codellama_jax.errors import UserError
 from codellama_jax.evaluation.settings import Checking, Options, Settings
+from codellama_jax.files import is_bucket, user_path
 from codellama_jax.weights import commands as weights
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ class Evaluate:
     run: str = ""  # The folder of a run or of one of its stages, local or gs://; not needed to score
     arm: str = ""
     stage: str = ""
-    samples_file: str = ""  # Score these samples, JSON lines with task_id and completion, instead of generating any
+    samples_file: str = ""
+    """Score these samples instead of generating any: a file of HumanEval's harness, EvalPlus, BigCode or CodeGeeX, plain or gzipped."""
     reference: bool = False  # Score the canonical solutions instead of generating any
     across_hosts: bool = False
     """Cut one model over the devices of all hosts, which answer together; else each host has a whole one and answers its share."""
@@ -109,18 +110,32 @@ class Evaluate:
 
     def __call__(self) -> None:
         from codellama_jax.evaluation.evaluate import evaluate
-        from codellama_jax.run import start_distributed
+        from codellama_jax.evaluation.hosts import may_be_several
 
         if not (self.run or self.samples_file or self.reference):
             raise UserError("what is to be evaluated? Pass --run RUN, --samples-file FILE or --reference")
-        start_distributed()
-        out = Path(self.out).expanduser()
-        evaluate(self.benchmark, self.load(), self.options, self.settings, self.checking, out, self.samples_file, self.reference)
+        if self.samples_file and self.reference:
+            raise UserError("--samples-file and --reference exclude each other: pass one of them")
+        if self.run and not is_bucket(self.run) and not os.path.exists(user_path(self.run)):
+            raise UserError(f"there is no run {self.run}: pass the folder of a run with --run")
+        if may_be_several():
+            from codellama_jax.run import start_distributed
 
-    def load(self) -> Run | None:
+            start_distributed()
+        evaluate(
+            self.benchmark,
+            self.load if self.run else None,
+            self.options,
+            self.settings,
+            self.checking,
+            self.out,
+            self.samples_file,
+            self.reference,
+        )
+
+    def load(self) -> Run:
         """Loads the model onto its devices: those of this host, or of all."""
-        if not self.run:
-            return None
+        print(f"starting JAX and loading {self.run}", file=sys.stderr, flush=True)
         import jax
 
         from codellama_jax.training.checkpoint import keep_compiled, load_run

@@ -1,87 +1,85 @@
-"""Answers of a model as JSON lines, in the public harness' format: written as they come, read again after a kill."""
+"""Our own samples and results: JSON lines in the public harness' format, written as they come.
+
+A file is read again after a kill. Imports neither JAX nor Flax.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from codellama_jax.errors import UserError
-from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Sample
-from codellama_jax.training.checkpoint import warn
+from codellama_jax.evaluation.benchmarks.fields import INTEGER, WORD, Kind, check_record
+from codellama_jax.evaluation.data_files import read_values
+from codellama_jax.files import reason
 
 Key = tuple[str, int]  # task_id, number of the sample
+KEY_FIELDS = {"task_id": WORD, "sample": INTEGER}
 
 
-def key(line: dict[str, Any]) -> Key:
+def key(line: Mapping[str, Any]) -> Key:
+    """Returns what identifies a sample."""
     return line["task_id"], line["sample"]
 
 
 def name_of(task_id: str, number: int) -> str:
-    """Returns a sample's key as one string: a key of JSON, and what its chance hangs on."""
+    """Returns a sample's key as one string: a key of JSON, and the source of its PRNG key."""
     return f"{task_id} {number}"
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads JSON lines. A last line that was not written to its end is left out with a warning; any other fault is a UserError."""
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    lines = text.split("\n")
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            if number < len(lines):
-                raise UserError(f"line {number} of {path} is not JSON: {line[:60]}") from None
-            warn(f"warning: the last line of {path} was not written to its end, and is ignored")
-    return found
+def read_own_lines(path: Path, fields: Mapping[str, Kind]) -> list[dict[str, Any]]:
+    """Returns the lines of a file that is written with `append`, without an unfinished last line.
 
-
-def read_samples(path: Path, benchmark: Benchmark) -> dict[Key, Sample]:
-    """Reads samples to score. Those without a number are numbered in their order.
-
-    Raises UserError for a sample of an unknown task, without a completion, or twice there, and for tasks without a sample.
+    Raises UserError naming the line that this project did not write.
     """
-    tasks = {task.task_id: task for task in benchmark.tasks}
-    samples: dict[Key, Sample] = {}
-    seen: Counter[str] = Counter()
-    for number, line in enumerate(read_lines(path), 1):
-        place, task_id = f"sample {number} of {path}", line.get("task_id") if isinstance(line, dict) else None
-        if task_id not in tasks:
-            raise UserError(f"{place} is for {task_id!r}, which is no task of {benchmark.name}")
-        answer = "log_likelihoods" if tasks[task_id].choices else "completion"
-        if not isinstance(line.get(answer), list if tasks[task_id].choices else str):
-            raise UserError(f"{place} has no {answer}")
-        sample = {**line, "sample": line.get("sample", seen[task_id])}
-        if key(sample) in samples:
-            raise UserError(f"{place} is sample {sample['sample']} of {task_id} once more: keep one of them")
-        samples[key(sample)] = sample
-        seen[task_id] += 1
-    lacking = [task_id for task_id in tasks if not seen[task_id]]
-    if lacking:
-        raise UserError(f"{path} has no sample of {len(lacking)} of {len(tasks)} tasks: {', '.join(lacking[:3])}")
-    return samples
+    if path.is_file() and not path.stat().st_size:
+        return []
+    values = read_values(path, only_lines=True)
+    if values.unfinished:
+        print(f"the last line of {path} is not complete and is ignored", file=sys.stderr)
+    lines = []
+    for place, line in values.values:
+        try:
+            check_record(line, {**KEY_FIELDS, **fields}, place)
+        except UserError as error:
+            message = f"{error}; `evaluate` did not write it: remove it or choose another --out"
+            raise UserError(message) from None
+        lines.append(line)
+    return lines
 
 
-def continue_file(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a file that is written with `append`, and cuts off what a kill left unfinished at its end."""
+def continue_file(path: Path, fields: Mapping[str, Kind]) -> list[dict[str, Any]]:
+    """Returns the lines of a file and truncates what a kill left unfinished at its end.
+
+    A last line without its newline is dropped as well, whether it is valid JSON or not.
+    """
     if not path.exists():
         return []
-    lines, whole = read_lines(path), path.read_bytes()
-    if not whole.endswith(b"\n"):
-        os.truncate(path, whole.rfind(b"\n") + 1)
-    return lines if whole.endswith(b"\n") else lines[: whole.count(b"\n")]
+    lines = read_own_lines(path, fields)
+    data = path.read_bytes()
+    if data.endswith(b"\n"):
+        return lines
+    os.truncate(path, data.rfind(b"\n") + 1)
+    return lines[: data.count(b"\n")]
 
 
-def append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Adds lines; a kill after this loses none of them."""
-    with path.open("a") as file:
-        file.write("".join(f"{json.dumps(line)}\n" for line in lines))
+def append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Adds lines; a kill after this loses none of them. Raises UserError for a full disk."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(f"{json.dumps(line)}\n" for line in lines))
+    except OSError as error:
+        message = f"cannot write {path}: {reason(error)}; the same command continues from there"
+        raise UserError(message) from error
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder with its parents. Raises UserError naming it where that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {reason(error)}") from error

@@ -1,20 +1,47 @@
-"""What the command line can say about an evaluation. Imports neither JAX nor Flax."""
+"""Options of an evaluation, checked here for the command line and the library alike.
+
+Imports neither JAX nor Flax.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from codellama_jax.errors import UserError
+
+Mode = Literal["isolated", "compatible"]
+MANY = 1_000_000  # upper limit of counts: beyond it a typing error is more likely than a wish
+MAX_WORKERS = 256
+MAX_SEED = 2**32 - 1  # a PRNG key of JAX holds no more without 64-bit types
+
+
+def check_integer(option: str, value: Any, low: int, high: int = MANY) -> None:
+    """Raises UserError unless `value` is an integer from `low` to `high`."""
+    if type(value) is not int or not low <= value <= high:
+        raise UserError(f"{option} must be an integer from {low} to {high}, not {value!r}")
+
+
+def check_real(option: str, value: Any, low: float, high: float, above: bool = False) -> None:
+    """Raises UserError unless `value` is finite and from `low` (or, with `above`, more) to
+    `high`.
+    """
+    allowed = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
+    number = type(value) in (int, float) and math.isfinite(value)
+    if not number or not low <= value <= high or (above and value == low):
+        raise UserError(f"{option} must be a number {allowed}, not {value!r}")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a benchmark may be told."""
+    """What a benchmark loads and how it prompts."""
 
     data: str = ""
-    """A published file or folder (.jsonl, .jsonl.gz, .json); for key_retrieval and perplexity text files. `tfds:NAME` downloads one."""
+    """A published file or folder (.jsonl, .jsonl.gz, .json); for key_retrieval and perplexity text
+    files. `tfds:NAME` downloads one."""
     shots: int = -1
-    """Solved examples in the prompt; -1 takes the paper's number, 0 asks an Instruct model."""
+    """Solved examples in the prompt; -1 takes the paper's number, 0 prompts an Instruct model."""
     source: str = ""
     """humaneval_x: translate the solutions of this file instead of generating."""
     all_tasks: bool = False
@@ -22,48 +49,73 @@ class Options:
     lengths: tuple[int, ...] = (8000, 16000, 24000)
     """key_retrieval, perplexity: context lengths in tokens."""
     positions: tuple[float, ...] = (0.0, 0.2, 0.4)
-    """key_retrieval: where the key stands, as a share of the context."""
+    """key_retrieval: position of the key, as a fraction of the context."""
     examples: int = 64
     """key_retrieval: examples for each length and position. perplexity: files read."""
+
+    def __post_init__(self):
+        check_integer("--shots", self.shots, -1)
+        check_integer("--examples", self.examples, 1)
+        for name in ("lengths", "positions"):
+            if not getattr(self, name):
+                raise UserError(f"--{name} needs at least one value")
+        for length in self.lengths:
+            check_integer("--lengths", length, 1, 1 << 24)
+        for position in self.positions:
+            check_real("--positions", position, 0, 1)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How answers are drawn: as in the paper unless told otherwise."""
+    """How answers are sampled: as in the paper unless given."""
 
     samples: int = 1
-    """Answers to each task; the paper's pass@10 and pass@100 take 200."""
+    """Samples per task; the paper's pass@10 and pass@100 take 200."""
     temperature: float | None = None
     """0 for one sample and the paper's for more, unless given."""
     top_p: float = 0.95
+    """Sample from the most likely tokens that hold this share of the probability."""
     seed: int = 0
     max_new_tokens: int = 0
     """0 takes the benchmark's."""
     spm: bool = False
     """Infilling: suffix-prefix-middle order instead of prefix-suffix-middle."""
     context_tokens: int = 0
-    """Read only so many tokens before the answer; 0 reads the whole prompt."""
+    """Read only so many tokens before the answer; 0 reads the full prompt."""
     batch_tokens: int = 65_536
     """Tokens of prompts and answers that a model holds at once: what bounds the memory."""
 
     def __post_init__(self):
-        if self.samples < 1 or self.context_tokens < 0 or self.max_new_tokens < 0 or self.batch_tokens < 1:
-            raise UserError("--samples and --batch-tokens are at least 1, --max-new-tokens and --context-tokens at least 0")
+        check_integer("--samples", self.samples, 1, 100_000)
+        if self.temperature is not None:
+            check_real("--temperature", self.temperature, 0, 1000)
+        check_real("--top-p", self.top_p, 0, 1, above=True)
+        check_integer("--seed", self.seed, 0, MAX_SEED)
+        check_integer("--max-new-tokens", self.max_new_tokens, 0)
+        check_integer("--context-tokens", self.context_tokens, 0, 1 << 24)
+        check_integer("--batch-tokens", self.batch_tokens, 1, 1 << 40)
 
 
 @dataclass(frozen=True)
 class Checking:
-    """How programs that a model wrote are run."""
+    """How samples are scored, and how the programs that a model wrote are run."""
 
-    mode: str = "isolated"
-    """isolated: tests and their values out of the program's reach. compatible: one program, as public harnesses do."""
+    mode: Mode = "isolated"
+    """isolated: tests and their values out of the program's reach. compatible: one program, as
+    public harnesses do."""
     workers: int | None = None
     """Programs at once; one for each core unless given."""
     allow_unsafe: bool = False
     """Run programs even where this machine cannot isolate them."""
     jars: tuple[str, ...] = ()
     """Java archives that tests need, such as javatuples for multipl_e."""
+    partial: bool = False
+    """Score a samples file that has no sample of some tasks; the result says how many it has."""
+    extract_code: bool = False
+    """Score the code inside a completion's markdown fence, without stray invisible characters."""
 
     def __post_init__(self):
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"--workers is at least 1, not {self.workers}")
+        if self.mode not in get_args(Mode):
+            raise UserError(f"--mode must be one of {', '.join(get_args(Mode))}, not {self.mode!r}")
+        if self.workers is not None:
+            check_integer("--workers", self.workers, 1, MAX_WORKERS)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from codellama_jax.generation.sampler import Sampling, generate
+from codellama_jax.generation.stop import until
 from codellama_jax.training.checkpoint import Run
 
 Decode = Callable[[int, list[int]], str]  # (row, new ids) -> text
@@ -22,12 +23,6 @@ class Rows:
 
     cut: Cut  # a row ends as soon as this cuts something off, and what is cut off once must stay so with more text
     numbers: Sequence[int]  # what each row's chance hangs on
-
-
-def until(text: str, stop_strings: Sequence[str]) -> str:
-    """Cuts a text before the first stop string."""
-    ends = [text.find(stop) for stop in stop_strings if stop in text]
-    return text[: min(ends)] if ends else text
 
 
 def whole_characters(decode: Callable[[list[int]], str], ids: list[int]) -> str:

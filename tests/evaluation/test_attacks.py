@@ -20,7 +20,7 @@ TMP_MB, PROCESSES = 24, 24
 @pytest.fixture(scope="module")
 def executor():
     try:
-        with Executor(workers=2, memory_mb=400, processes=PROCESSES, tmp_mb=TMP_MB) as made:
+        with Executor(workers=2, memory_mb=400, processes=PROCESSES, tmp_mb=TMP_MB, retry=False) as made:
             yield made
     except UserError as error:
         pytest.skip(str(error))

@@ -365,3 +365,54 @@ def test_the_public_harness_example_samples(mode, request):
     programs = [Program("test/0", "python", candidate + end, 0.5, candidate=candidate, **rest) for candidate in candidates]
     passed = statuses(request.getfixturevalue(mode), programs).count("passed")
     assert estimate([(len(programs), passed)], 1).mean == pytest.approx(0.5, abs=1e-12)
+
+
+ADD_TEST = "def check(add):\n    assert add(1, 2) == 3\n"
+
+
+def add_program(candidate, timeout):
+    code = f"{candidate}\n{ADD_TEST}check(add)\n"
+    return Program("t", "python", code, timeout, candidate=candidate, test=ADD_TEST, entry_point="add")
+
+
+@pytest.mark.parametrize("mode", ["isolated", "compatible"])
+def test_waiting_for_a_processor_is_no_timeout(mode, request):
+    """A program that sleeps longer than its limit, within the generous wall limit, passes."""
+    pool = request.getfixturevalue(mode)
+    waits = "import time\ndef add(a, b):\n    time.sleep(1.5)\n    return a + b\n"
+    assert statuses(pool, [add_program(waits, 1.0)]) == ["passed"]
+
+
+@pytest.mark.parametrize("mode", ["isolated", "compatible"])
+def test_processor_time_is_limited(mode, request):
+    """An endless loop ends by its processor time, before the wall limit of four times that."""
+    pool = request.getfixturevalue(mode)
+    retried = pool.machine()["retried"]
+    [(_, verdict)] = pool.run([add_program("def add(a, b):\n    while True: pass\n", 1.0)])
+    assert (verdict.status, verdict.detail, verdict.signal) == ("timeout", "", 0)
+    machine = pool.machine()
+    assert machine["retried"] == retried + 1
+    assert 0 < machine["speed"] <= machine["processor speed"] * 1.5 < 50
+
+
+def test_a_timeout_is_retried_once_alone(isolated, monkeypatch):
+    """As on a machine that was busy: the first run is late; the second is not, and counts."""
+    worker = type(isolated._slots[0])
+    start, started = worker.start, []
+
+    def late_at_first(self, program, mode, seconds, wall, job):
+        first = program.timeout == 5.0 and not started.count(5.0)
+        started.append(program.timeout)
+        start(self, program, mode, seconds, 0.01 if first else wall, job)
+
+    before = isolated.machine()
+    monkeypatch.setattr(worker, "start", late_at_first)
+    waits = "import time\ndef add(a, b):\n    time.sleep(0.2)\n    return a + b\n"
+    quick = "def add(a, b): return a + b\n"
+    programs = [add_program(waits, 5.0), add_program(quick, 6.0), add_program(quick, 7.0)]
+    verdicts = list(isolated.run(programs))
+    assert [verdict.status for _, verdict in verdicts] == ["passed"] * 3
+    assert verdicts[-1][0] == 0 and started[-1] == 5.0  # last, when nothing else runs
+    after = isolated.machine()
+    assert after["retried"] == before["retried"] + 1
+    assert after["retried and finished"] == before["retried and finished"] + 1

@@ -9,13 +9,15 @@ from codellama_jax import tokenizer as tokenizers
 from codellama_jax.config import ModelConfig
 from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.errors import UserError
-from codellama_jax.evaluation import ask, evaluate
+from codellama_jax.evaluation import ask
 from codellama_jax.evaluation.benchmarks import LOADERS
 from codellama_jax.evaluation.benchmarks.apps import same_output
 from codellama_jax.evaluation.benchmarks.benchmark import Benchmark
 from codellama_jax.evaluation.benchmarks.gsm8k import last_number
 from codellama_jax.evaluation.execute import languages
+from codellama_jax.evaluation.scoring import score
 from codellama_jax.evaluation.settings import Options, Settings
+from codellama_jax.evaluation.summary import summarise
 from codellama_jax.generation import sampler, text
 from codellama_jax.training.checkpoint import Run
 
@@ -59,7 +61,7 @@ def results_of(run, benchmark, executor, out, babble="", spm=False, monkeypatch=
     for batch in ask.answers(run, benchmark, Settings(spm=spm), set()):
         samples |= {(sample["task_id"], sample["sample"]): sample for sample in batch}
     assert len(samples) == len(benchmark.tasks)
-    return evaluate.summarise(benchmark, evaluate.score(benchmark, samples, executor, out))["measures"]
+    return summarise(benchmark, score(benchmark, samples, executor, out))["measures"]
 
 
 CASES = [
@@ -141,7 +143,7 @@ def test_a_wrong_answer_is_wrong(name, file, options, completion, files, executo
     benchmark = LOADERS[name](Options(data=files[file], **options))
     needs(benchmark)
     samples = {(task.task_id, 0): {"task_id": task.task_id, "sample": 0, "completion": completion} for task in benchmark.tasks}
-    measures = evaluate.summarise(benchmark, evaluate.score(benchmark, samples, executor, tmp_path))["measures"]
+    measures = summarise(benchmark, score(benchmark, samples, executor, tmp_path))["measures"]
     assert {value for name, value in measures.items() if name in HUNDRED - {"bleu"}} == {0.0}
 
 
@@ -171,6 +173,14 @@ def test_prompts_are_the_papers(files):
         ("-3.5 apples", -3.5),
         ("none", None),
         ("it is 9.\n#### 12 of 13", 12),
+        ("-$5", -5),
+        ("\N{MINUS SIGN}$5", -5),
+        ("\N{MINUS SIGN}5", -5),
+        ("$-5", -5),
+        ("$\N{MINUS SIGN}1,200.50 in all", -1200.5),
+        ("#### -€7", -7),
+        ("$10-$5", 5),
+        ("10\N{MINUS SIGN}5", 5),
     ],
 )
 def test_the_number_of_an_answer(said, number):
@@ -201,7 +211,15 @@ def test_a_file_of_another_benchmark_is_named(file, line, said, files):
         LOADERS[file](Options(data=files[line]))
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "line 1 of .*bad.jsonl is not JSON"), ("", "holds no task"), (None, "no file or folder")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "last line of .*bad.jsonl was not written"),
+        ("{\n", "line 1 of .*bad.jsonl is not valid JSON"),
+        ("", "bad.jsonl is empty"),
+        (None, "no file or folder"),
+    ],
+)
 def test_a_file_that_cannot_be_read_is_named(text, said, tmp_path):
     path = tmp_path / "bad.jsonl"
     if text is not None:

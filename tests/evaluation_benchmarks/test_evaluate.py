@@ -15,12 +15,15 @@ import pytest
 import small_data as data
 
 from codellama_jax.errors import UserError
-from codellama_jax.evaluation import ask, evaluate
+from codellama_jax.evaluation import ask, evaluate, generate
 from codellama_jax.evaluation.benchmarks import LOADERS, paper, published
 from codellama_jax.evaluation.benchmarks.bleu import smoothed_bleu
 from codellama_jax.evaluation.benchmarks.long_files import measure
-from codellama_jax.evaluation.samples import append, continue_file, read_samples
+from codellama_jax.evaluation.sample_forms import read_samples
+from codellama_jax.evaluation.samples import append, continue_file
+from codellama_jax.evaluation.scoring import score
 from codellama_jax.evaluation.settings import Checking, Options, Settings
+from codellama_jax.evaluation.summary import summarise
 from codellama_jax.generation.text import whole_characters
 from codellama_jax.models.llama import Llama
 
@@ -37,8 +40,13 @@ def by_key(path) -> dict:
 
 
 def test_a_killed_run_goes_on_and_draws_what_it_would_have_drawn(run, files, tmp_path, monkeypatch):
-    benchmark, options = LOADERS["lcc"](Options(data=files["lcc"])), Options(data=files["lcc"])
-    whole = evaluate.generate_samples(run, benchmark, options, HOT, tmp_path / "whole")
+    benchmark = LOADERS["lcc"](Options(data=files["lcc"]))
+
+    def drawn(settings, folder):
+        request = {"settings": dataclasses.asdict(settings)}
+        return generate.generate_samples(run, benchmark, request, settings, tmp_path / folder)
+
+    whole = drawn(HOT, "whole")
     assert len(whole) == 15 == len(lines(tmp_path / "whole" / "samples.jsonl"))
     assert len({sample["completion"] for sample in whole.values()}) > 10  # every sample has a chance of its own
 
@@ -46,32 +54,32 @@ def test_a_killed_run_goes_on_and_draws_what_it_would_have_drawn(run, files, tmp
         append(path, batch)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "append", killed)
+    monkeypatch.setattr(generate, "append", killed)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.generate_samples(run, benchmark, options, HOT, tmp_path / "killed")
+        drawn(HOT, "killed")
     monkeypatch.undo()
     path = tmp_path / "killed" / "samples.jsonl"
     written = len(lines(path))
     assert 0 < written < 15
     path.write_text(path.read_text() + '{"task_id": "lcc/0", "sam')
     fewer_rows = dataclasses.replace(HOT, batch_tokens=150)
-    assert evaluate.generate_samples(run, benchmark, options, fewer_rows, tmp_path / "killed") == whole
+    assert drawn(fewer_rows, "killed") == whole
     assert len(lines(path)) == 15 and by_key(path) == by_key(tmp_path / "whole" / "samples.jsonl")
     more = dataclasses.replace(HOT, samples=6)
-    assert len(evaluate.generate_samples(run, benchmark, options, more, tmp_path / "killed")) == 18
+    assert len(drawn(more, "killed")) == 18
     with pytest.raises(UserError, match=r"drawn in another way \(settings.temperature: 50.0 -> 0.5\)"):
-        evaluate.generate_samples(run, benchmark, options, dataclasses.replace(HOT, temperature=0.5), tmp_path / "killed")
+        drawn(dataclasses.replace(HOT, temperature=0.5), "killed")
 
 
 def test_scores_are_added_once(files, executor, tmp_path, monkeypatch):
     benchmark = LOADERS["humaneval"](Options(data=files["humaneval"]))
-    samples = evaluate.reference_samples(benchmark)
+    samples = evaluate.reference_samples(benchmark).by_key
     first = dict([next(iter(samples.items()))])
-    evaluate.score(benchmark, first, executor, tmp_path)
-    assert [r["passed"] for r in evaluate.score(benchmark, samples, executor, tmp_path)] == [True, True]
+    score(benchmark, first, executor, tmp_path)
+    assert [r["passed"] for r in score(benchmark, samples, executor, tmp_path)] == [True, True]
     assert len(lines(tmp_path / "results.jsonl")) == 2
     monkeypatch.setattr(type(executor), "run", lambda self, programs: pytest.fail("ran again") if list(programs) else ())
-    assert len(evaluate.score(benchmark, samples, executor, tmp_path)) == 2
+    assert len(score(benchmark, samples, executor, tmp_path)) == 2
 
 
 @pytest.mark.parametrize("name", ["humaneval", "RandomSpan", "truthfulqa", "key_retrieval"])
@@ -80,7 +88,8 @@ def test_a_model_runs_from_end_to_end(name, run, files, executor, tmp_path, caps
     options = Options(data=files.get(name, files["filler"]), lengths=(200,), positions=(0.0, 0.4), examples=2, shots=2)
     settings = Settings(max_new_tokens=8, samples=2 if name == "RandomSpan" else 1)
     for _ in range(2):
-        evaluate.evaluate("humaneval_infilling" if name == "RandomSpan" else name, run, options, settings, ONE, tmp_path / "out")
+        suite = "humaneval_infilling" if name == "RandomSpan" else name
+        evaluate.evaluate(suite, lambda: run, options, settings, ONE, tmp_path / "out")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["model"] == "toy" and results["samples"] == len(lines(tmp_path / "out" / "samples.jsonl"))
     assert results["samples"] == settings.samples * results["tasks"]
@@ -103,12 +112,12 @@ def test_samples_of_the_public_harness_are_scored(files, executor, tmp_path, cap
 @pytest.mark.parametrize(
     ("added", "said"),
     [
-        ({"task_id": "HumanEval/9", "completion": ""}, r"sample 3 of .* is for 'HumanEval/9', which is no task of humaneval"),
-        ({"completion": ""}, "sample 3 of .* is for None"),
-        ({"task_id": "HumanEval/0"}, "sample 3 of .* has no completion"),
-        ({"task_id": "HumanEval/0", "completion": None}, "sample 3 of .* has no completion"),
-        ({"task_id": "HumanEval/0", "completion": "", "sample": 0}, "sample 3 of .* is sample 0 of HumanEval/0 once more"),
-        (["HumanEval/0"], "sample 3 of .* is for None"),
+        ({"task_id": "HumanEval/9", "completion": ""}, r"line 3 of .*: task_id is the string 'HumanEval/9', which is no task of humaneval"),
+        ({"completion": ""}, "line 3 of .* must be an object with task_id, not an object with completion; known"),
+        ({"task_id": "HumanEval/0"}, "line 3 of .* has no completion, solution or generation; known forms"),
+        ({"task_id": "HumanEval/0", "completion": None}, "line 3 of .*: completion must be a string, not null"),
+        ({"task_id": "HumanEval/0", "completion": "", "sample": 0}, "line 3 of .* is sample 0 of HumanEval/0 again"),
+        (["HumanEval/0"], "line 3 of .* must be an object with task_id, not the list"),
     ],
 )
 def test_a_faulty_sample_is_named(added, said, files, tmp_path):
@@ -130,11 +139,15 @@ def test_a_half_written_last_line_is_ignored_with_a_warning_and_another_is_an_er
     path = data.write_lines(tmp_path / "samples.jsonl", [{"task_id": r["task_id"], "completion": ""} for r in data.HUMANEVAL])
     whole = path.read_text()
     path.write_text(whole + '{"task_id": "Hum')
-    assert len(read_samples(path, benchmark)) == 2
-    assert "was not written to its end" in capsys.readouterr().err
-    assert len(continue_file(path)) == 2 and path.read_text() == whole
+    samples = read_samples(path, benchmark)
+    assert len(samples.by_key) == 2 and "its last line is not complete" in samples.form
+    path.write_text("".join(json.dumps(sample) + "\n" for sample in samples.by_key.values()))
+    whole = path.read_text()
+    path.write_text(whole + '{"task_id": "Hum')
+    assert len(continue_file(path, {})) == 2 and path.read_text() == whole
+    assert "is not complete and is ignored" in capsys.readouterr().err
     path.write_text('{"task_id": "Hum\n' + whole)
-    with pytest.raises(UserError, match=r"line 1 of .* is not JSON"):
+    with pytest.raises(UserError, match=r"line 1 of .* is not valid JSON"):
         read_samples(path, benchmark)
 
 
@@ -162,7 +175,7 @@ def test_a_file_in_the_place_of_the_folder_and_no_workers_are_refused(tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UserError, match="out is a file: name a folder with --out"):
         evaluate.evaluate("humaneval", None, Options(), Settings(), ONE, tmp_path / "out", reference=True)
-    with pytest.raises(UserError, match="--workers is at least 1, not 0"):
+    with pytest.raises(UserError, match="--workers must be an integer from 1 to 256, not 0"):
         Checking(workers=0)
 
 
@@ -224,9 +237,9 @@ def test_samples_are_ranked_by_the_mean_log_probability_of_their_tokens(run, fil
     results = [
         {"task_id": task_id, "sample": i, "passed": some[i], "mean_logprob": -1.0 - i} for task_id, some in passed.items() for i in range(3)
     ]
-    assert evaluate.summarise(benchmark, results)["measures"]["pass@1 ranked"] == 50
+    assert summarise(benchmark, results)["measures"]["pass@1 ranked"] == 50
     del results[0]["mean_logprob"]
-    assert "pass@1 ranked" not in evaluate.summarise(benchmark, results)["measures"]
+    assert "pass@1 ranked" not in summarise(benchmark, results)["measures"]
 
 
 def test_choices_are_weighed(files):

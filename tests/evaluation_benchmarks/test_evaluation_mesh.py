@@ -144,7 +144,7 @@ def test_two_hosts_draw_what_one_draws_apart_and_together(run, folder, files, ex
     assert [host.returncode for host in hosts] == [2, 2], said
     assert all("drawn in another way (settings.seed: 0 -> 1): choose another --out" in text for text in said)
     options, checking = Options(data=files["humaneval"]), Checking(workers=1)
-    evaluate.evaluate("humaneval", run, options, DRAWN, checking, tmp_path / "alone")
+    evaluate.evaluate("humaneval", lambda: run, options, DRAWN, checking, tmp_path / "alone")
     measures = lambda out: json.loads((tmp_path / out / "results.json").read_text())["measures"]
     alone = by_key(tmp_path / "alone" / "samples.jsonl")
     for out in ("apart", "together"):

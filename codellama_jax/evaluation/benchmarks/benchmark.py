@@ -1,9 +1,8 @@
-"""What a benchmark is: tasks, where a text of the model ends, the programs that check it, and how it is judged."""
+"""Tasks of a benchmark, where generated text is truncated, and how it is checked and judged."""
 
 from __future__ import annotations
 
-import gzip
-import json
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,17 +11,23 @@ from typing import Any
 
 from codellama_jax.errors import UserError
 from codellama_jax.evaluation.benchmarks import published
+from codellama_jax.evaluation.benchmarks.fields import Kind, check_record
+from codellama_jax.evaluation.data_files import Value, read_values
 from codellama_jax.evaluation.execute import Program, Verdict
-from codellama_jax.generation.text import until as cut_before
+from codellama_jax.evaluation.settings import Settings
+from codellama_jax.files import is_bucket, read_file, user_path
+from codellama_jax.generation.stop import until as cut_before
 
-Record = dict[str, Any]  # one record of a published file
+Record = Mapping[str, Any]  # one record of a published file
 Sample = dict[str, Any]  # one answer of a model: task_id, sample, and completion or log_likelihoods
 PROMPT_SPACE = " \n\t\r"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One question. The model goes on from `prompt`, fills in before `suffix`, or weighs `choices`."""
+    """One question. The model goes on from `prompt`, fills in before `suffix`, or weighs
+    `choices`.
+    """
 
     task_id: str
     prompt: str
@@ -47,24 +52,46 @@ class Check:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Tasks and how they are asked and judged. `cut` and `finish` run in this order on what the model writes."""
+    """Tasks and how they are asked and judged.
+
+    `cut` and `finish` run in this order on what the model writes.
+    """
 
     name: str  # that of its numbers in `paper.py`
     tasks: Sequence[Task]
     infilling: bool = False
     max_new_tokens: int = 512
     temperature: float = 0.8  # of the paper, for more than one sample
-    cut: Callable[[Task, str], str] = lambda task, text: text  # the text up to where it ends; more text never moves that end
-    finish: Callable[[Task, str], str] = lambda task, text: text  # the completion, as the published harness takes it
-    checks: Callable[[Task, str], list[Check]] | None = None  # programs that must all be accepted; run one after the other
+    # The text up to where it ends; more text never moves that end
+    cut: Callable[[Task, str], str] = lambda task, text: text
+    # The completion, as the published harness takes it
+    finish: Callable[[Task, str], str] = lambda task, text: text
+    # Programs that must all be accepted; run one after the other
+    checks: Callable[[Task, str], list[Check]] | None = None
+    # The same for a complete program instead of a completion
+    program_checks: Callable[[Task, str], list[Check]] | None = None
     judge: Callable[[Task, Sample], dict[str, float]] | None = None  # measures that take no program
 
     def __post_init__(self):
-        double = [task_id for task_id, count in Counter(task.task_id for task in self.tasks).items() if count > 1]
+        double = [
+            task_id
+            for task_id, count in Counter(task.task_id for task in self.tasks).items()
+            if count > 1
+        ]
         if double:
-            raise UserError(f"the data of {self.name} holds {double[0]} more than once: give one file of each kind")
+            raise UserError(
+                f"the data of {self.name} holds {double[0]} more than once: give one file of "
+                "each kind"
+            )
         if not self.tasks:
             raise UserError(f"the data of {self.name} holds no task")
+
+
+def temperature_of(benchmark: Benchmark, settings: Settings) -> float:
+    """Returns the temperature given, else 0 for one sample and the paper's for more."""
+    if settings.temperature is not None:
+        return settings.temperature
+    return 0.0 if settings.samples == 1 else benchmark.temperature
 
 
 def until(stops: Sequence[str]) -> Callable[[Task, str], str]:
@@ -73,67 +100,73 @@ def until(stops: Sequence[str]) -> Callable[[Task, str], str]:
 
 
 def stripped(prompt: str) -> tuple[str, str]:
-    """Returns a prompt as the model sees it, without white space at its ends, and the space that was behind it.
+    """Returns a prompt as the model sees it, without white space at its ends, and the space that
+    was behind it.
 
-    SentencePiece then begins the answer with the pieces that it was trained on (BigCode's harness does the same).
+    SentencePiece then begins the answer with the pieces that it was trained on (BigCode's harness
+    does the same).
     """
     seen = prompt.strip(PROMPT_SPACE)
     return seen, prompt[len(prompt.rstrip(PROMPT_SPACE)) :]
 
 
 def after_space(space: str, text: str) -> str:
-    """Undoes `stripped` for what the model wrote: a completion of the whole prompt, so that public harnesses can score it."""
+    """Undoes `stripped` for what the model wrote.
+
+    A completion of the whole prompt, so that public harnesses can score it.
+    """
     return text.removeprefix(space)
 
 
 def files_of(path: str, kinds: Sequence[str]) -> list[Path]:
-    """Returns a file, or the files of a folder with these endings, sorted. Raises UserError where there is none."""
+    """Returns a file, or the files of a folder with these endings, sorted.
+
+    Raises UserError where there is none.
+    """
     if not path:
         raise UserError("pass --data, the benchmark's file or folder")
-    place = Path(path).expanduser()
-    if not place.exists():
-        raise UserError(f"no file or folder {path}: pass --data")
-    found = [place] if place.is_file() else sorted(f for f in place.rglob("*") if f.is_file() and f.name.endswith(tuple(kinds)))
-    if not found:
+    if is_bucket(path):
+        raise UserError(f"--data {path}: benchmarks are read from local files; copy it here first")
+    place = Path(user_path(path))
+    if not os.path.exists(place):  # False also for a name that is too long, where a Path raises
+        raise UserError(f"no file or folder {path[:200]}: pass --data")
+    if not place.is_dir():
+        return [place]
+    files = [file for file in place.rglob("*") if file.name.endswith(tuple(kinds))]
+    files = sorted(file for file in files if file.is_file())
+    if not files:
         raise UserError(f"{path} holds no {' or '.join(kinds)} file: pass --data")
-    return found
+    return files
 
 
-def read_records(path: str | Path, needed: Sequence[str]) -> list[Record]:
-    """Reads the records of .jsonl, .jsonl.gz and .json files. Each also gets `file`, the stem of its file's name.
+def text_of(file: Path) -> str:
+    """Returns the text of a source file; bytes that are not UTF-8 become U+FFFD."""
+    text = read_file(file).decode(errors="replace")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
-    Raises UserError naming what is not a record, or which of the `needed` fields it lacks.
+
+def read_records(path: str | Path, fields: Mapping[str, Kind]) -> list[Record]:
+    """Reads the records of .jsonl, .jsonl.gz and .json files and checks their `fields`.
+
+    Each record also gets `file`, the stem of its file's name, and `place`, for messages.
+
+    Raises UserError naming the file, line, field, value and expected type of the first fault.
     """
+    records: list[Record] = []
     if str(path).startswith(published.PREFIX):
         name = str(path).removeprefix(published.PREFIX)
-        return _named(published.records(name), needed, name)
-    return [record for file in files_of(str(path), (".jsonl", ".jsonl.gz", ".json")) for record in _records(file, needed)]
+        downloaded = published.records(name)
+        values = [Value(f"record {n} of {name}", value) for n, value in enumerate(downloaded, 1)]
+        return _checked(values, fields, name)
+    for file in files_of(str(path), (".jsonl", ".jsonl.gz", ".json")):
+        stored = read_values(file)
+        if stored.unfinished:
+            raise UserError(f"the last line of {file} was not written to its end: copy it again")
+        records += _checked(stored.values, fields, file.name.split(".")[0])
+    return records
 
 
-def _records(file: Path, needed: Sequence[str]) -> list[Record]:
-    try:
-        data = file.read_bytes()
-        text = (gzip.decompress(data) if file.name.endswith(".gz") else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file}: {error}") from None
-    if file.name.endswith(".json"):
-        records = _parsed(text, f"{file}")
-        records = records if isinstance(records, list) else [records]
-    else:
-        records = [_parsed(line, f"line {n} of {file}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return _named(records, needed, file.name.split(".")[0])
-
-
-def _named(records: list[Any], needed: Sequence[str], file: str) -> list[Record]:
-    for number, record in enumerate(records, 1):
-        lacking = [name for name in needed if not isinstance(record, dict) or name not in record]
-        if lacking:
-            raise UserError(f"record {number} of {file} has no {', '.join(lacking)}: it is a file of another benchmark")
-    return [{**record, "file": file} for record in records]
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON: {error}") from None
+def _checked(values: Sequence[Value], fields: Mapping[str, Kind], file: str) -> list[Record]:
+    for place, record in values:
+        check_record(record, fields, place)
+    return [{**record, "file": file, "place": place} for place, record in values]

@@ -1,12 +1,22 @@
-"""HumanEval infilling (Bavarian et al. 2022; Code Llama, table 14): a line, several lines or a random span, in PSM or SPM order."""
+"""HumanEval infilling: a line, several lines or a random span, in PSM or SPM order.
+
+Bavarian et al. 2022; Code Llama, table 14.
+"""
 
 from __future__ import annotations
 
-from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, read_records
-from codellama_jax.evaluation.benchmarks.humaneval import python_check
+from codellama_jax.evaluation.benchmarks import humaneval
+from codellama_jax.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    Check,
+    Record,
+    Task,
+    read_records,
+)
+from codellama_jax.evaluation.benchmarks.fields import TEXT
 from codellama_jax.evaluation.settings import Options
 
-FIELDS = ("task_id", "prompt", "suffix", "entry_point", "canonical_solution", "test")
+FIELDS = {**humaneval.FIELDS, "suffix": TEXT, "test": TEXT}
 SINGLE = "SingleLineInfilling"
 
 
@@ -17,7 +27,14 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
 
 def _task(record: Record) -> Task:
     kind = record["task_id"].split("/")[0]
-    return Task(record["task_id"], record["prompt"], record["suffix"], reference=record["canonical_solution"], group=kind, record=record)
+    return Task(
+        record["task_id"],
+        record["prompt"],
+        record["suffix"],
+        reference=record["canonical_solution"],
+        group=kind,
+        record=record,
+    )
 
 
 def _cut(task: Task, text: str) -> str:
@@ -28,5 +45,6 @@ def _cut(task: Task, text: str) -> str:
 
 def _checks(task: Task, completion: str) -> list[Check]:
     record = task.record
-    helpers, before, body = record["prompt"].rpartition(f"def {record['entry_point']}(")
-    return python_check(record, helpers, before + body + completion + record["suffix"], record["test"])
+    helpers = record["prompt"].rpartition(f"def {record['entry_point']}(")[0]
+    candidate = record["prompt"] + completion + record["suffix"]
+    return humaneval.python_check(record, helpers, candidate, record["test"])

@@ -1,7 +1,10 @@
-"""HumanEval-X (CodeGeeX, section 4): HumanEval by hand in Python, C++, Java, JavaScript and Go; generation, or translation of a solution.
+"""HumanEval-X (CodeGeeX, section 4).
 
-A language's text ends as in the published harness: Python with its function, the others with the brace that closes theirs. In Go
-functions that it calls and that follow it belong to it, as in the solution of Go/72, which the published rule cuts in two.
+HumanEval by hand in Python, C++, Java, JavaScript and Go; generation, or translation of a solution.
+
+A language's text ends as in the published harness: Python with its function, the others with the
+brace that closes theirs. In Go functions that it calls and that follow it belong to it, as in the
+solution of Go/72, which the published rule cuts in two.
 """
 
 from __future__ import annotations
@@ -9,14 +12,25 @@ from __future__ import annotations
 import re
 
 from codellama_jax.errors import UserError
-from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Check, Record, Task, after_space, read_records, stripped
+from codellama_jax.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    Check,
+    Record,
+    Task,
+    after_space,
+    read_records,
+    stripped,
+)
+from codellama_jax.evaluation.benchmarks.fields import TEXT, WORD, optional
 from codellama_jax.evaluation.benchmarks.humaneval import python_check
 from codellama_jax.evaluation.execute import Program
 from codellama_jax.evaluation.execute.languages import GO_PACKAGES
 from codellama_jax.evaluation.settings import Options
 
-NAMES = {"python": "Python", "cpp": "C++", "java": "Java", "js": "JavaScript", "go": "Go"}  # as prompts spell them
-LANGUAGES = {"Python": "python", "CPP": "cpp", "Java": "java", "JavaScript": "js", "Go": "go"}  # by the prefix of a task's id
+# As prompts spell them
+NAMES = {"python": "Python", "cpp": "C++", "java": "Java", "js": "JavaScript", "go": "Go"}
+# By the prefix of a task's id
+LANGUAGES = {"Python": "python", "CPP": "cpp", "Java": "java", "JavaScript": "js", "Go": "go"}
 TIMEOUTS = {"python": 5.0, "cpp": 20.0, "java": 20.0, "js": 5.0, "go": 30.0}
 RULES = {"js": "js"}  # console.assert only prints
 PYTHON_END = re.compile(r"\n(?=\S)")
@@ -31,49 +45,98 @@ import heapq
 from typing import *
 from collections import *
 """
-CPP_HEADERS = ("stdlib.h", "algorithm", "math.h", "stdio.h", "vector", "string", "climits", "cstring", "iostream")
+CPP_HEADERS = (
+    "stdlib.h",
+    "algorithm",
+    "math.h",
+    "stdio.h",
+    "vector",
+    "string",
+    "climits",
+    "cstring",
+    "iostream",
+)
 GO_HELPER = re.compile(r"\s*func (\w+)\(")
 GO_HELPER_BEGUN = re.compile(r"\s*(f(u(n(c( \w*)?)?)?)?)?")
-FIELDS = ("task_id", "prompt", "declaration", "canonical_solution", "test")
+CALL = re.compile(r"^check\((\w+)\)", re.M)
+FIELDS = {
+    "task_id": WORD,
+    "prompt": TEXT,
+    "declaration": TEXT,
+    "canonical_solution": TEXT,
+    "test": TEXT,
+    "import": optional(TEXT),
+    "test_setup": optional(TEXT),
+}
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
-    records = [{**record, "language": _language(record)} for record in read_records(options.data, FIELDS)]
+    records = [_with_language(record) for record in read_records(options.data, FIELDS)]
     if not options.source:
         tasks = [_task(record) for record in records]
-        return Benchmark("humaneval_x", tasks, max_new_tokens=1024, cut=_cut, finish=_finish, checks=_checks)
-    sources = {_number(record): {**record, "language": _language(record)} for record in read_records(options.source, FIELDS)}
+        return Benchmark(
+            "humaneval_x", tasks, max_new_tokens=1024, cut=_cut, finish=_finish, checks=_checks
+        )
+    solved = read_records(options.source, FIELDS)
+    sources = {_number(record): _with_language(record) for record in solved}
     lacking = [record["task_id"] for record in records if _number(record) not in sources]
     if lacking:
         raise UserError(f"{options.source} has no solution to translate for {lacking[0]}")
     tasks = [_translation(sources[_number(record)], record) for record in records]
-    return Benchmark("humaneval_x_translation", tasks, max_new_tokens=1024, cut=_cut, finish=_finish, checks=_checks)
+    return Benchmark(
+        "humaneval_x_translation",
+        tasks,
+        max_new_tokens=1024,
+        cut=_cut,
+        finish=_finish,
+        checks=_checks,
+    )
 
 
-def _language(record: Record) -> str:
-    prefix = record["task_id"].split("/")[0]
-    if prefix not in LANGUAGES:
-        raise UserError(f"{record['task_id']} is in none of HumanEval-X's languages {', '.join(LANGUAGES)}")
-    return LANGUAGES[prefix]
+def _with_language(record: Record) -> Record:
+    """Adds the language. Raises UserError for one that is not known, and for a test without a
+    call.
+    """
+    place, prefix = record["place"], record["task_id"].partition("/")[0]
+    if prefix not in LANGUAGES or not _number(record):
+        known = ", ".join(f"{name}/0" for name in LANGUAGES)
+        raise UserError(f"{place}: task_id must be like {known}, not {record['task_id']!r}")
+    if prefix == "Python" and not CALL.search(record["test"]):
+        raise UserError(f"{place}: test must hold a line `check(NAME)`, which calls the tests")
+    return {**record, "language": LANGUAGES[prefix]}
 
 
 def _number(record: Record) -> str:
-    return record["task_id"].split("/")[1]
+    return record["task_id"].partition("/")[2]
 
 
 def _task(record: Record) -> Task:
     prompt, space = stripped(record["prompt"])
     record = {**record, "space": space}
-    return Task(record["task_id"], prompt, reference=space + record["canonical_solution"], group=record["language"], record=record)
+    return Task(
+        record["task_id"],
+        prompt,
+        reference=space + record["canonical_solution"],
+        group=record["language"],
+        record=record,
+    )
 
 
 def _translation(source: Record, target: Record) -> Task:
     names = NAMES[source["language"]], NAMES[target["language"]]
     solved = source["declaration"] + source["canonical_solution"]
-    prompt, space = stripped(f"code translation\n{names[0]}:\n{solved}\n{names[1]}:\n{target['declaration']}")
+    prompt, space = stripped(
+        f"code translation\n{names[0]}:\n{solved}\n{names[1]}:\n{target['declaration']}"
+    )
     record = {**target, "prompt": target["declaration"], "space": space}
     group = f"{source['language']} to {target['language']}"
-    return Task(target["task_id"], prompt, reference=space + target["canonical_solution"], group=group, record=record)
+    return Task(
+        target["task_id"],
+        prompt,
+        reference=space + target["canonical_solution"],
+        group=group,
+        record=record,
+    )
 
 
 def _cut(task: Task, text: str) -> str:
@@ -83,13 +146,19 @@ def _cut(task: Task, text: str) -> str:
     depth = 0
     for place, character in enumerate(text):
         depth += {"{": 1, "}": -1}.get(character, 0)
-        if character == "}" and depth < 0 and not (task.record["language"] == "go" and _helper_follows(text, place + 1)):
+        if (
+            character == "}"
+            and depth < 0
+            and not (task.record["language"] == "go" and _helper_follows(text, place + 1))
+        ):
             return text[: place + 1]
     return text
 
 
 def _helper_follows(text: str, end: int) -> bool:
-    """Whether text[end:] begins, or may yet begin, with a Go function that the text before calls."""
+    """Whether text[end:] begins, or may yet begin, with a Go function that the text before
+    calls.
+    """
     helper = GO_HELPER.match(text, end)
     return f"{helper[1]}(" in text[:end] if helper else bool(GO_HELPER_BEGUN.fullmatch(text, end))
 
@@ -103,19 +172,34 @@ def _checks(task: Task, completion: str) -> list[Check]:
     record, language = task.record, task.record["language"]
     solution = record["prompt"] + completion
     if language == "python":
-        named = {**record, "entry_point": re.findall(r"^check\((\w+)\)", record["test"], re.M)[-1]}
+        named = {**record, "entry_point": CALL.findall(record["test"])[-1]}
         test = re.sub(r"^check\(.*\)$", "", record["test"], flags=re.M)
-        return python_check(named, PYTHON_IMPORTS + record["prompt"], completion, test, TIMEOUTS[language])
-    if language == "go":  # an import that is not used does not compile: `_before` names those that are
+        prompt = PYTHON_IMPORTS + record["prompt"]
+        return python_check(named, prompt, prompt + completion, test, TIMEOUTS[language])
+    # An import that is not used does not compile: `_before` names those that are
+    if language == "go":
         solution = solution.replace(record.get("import", ""), "", 1)
     code = f"{_before(language, record, solution)}{solution}\n{record['test']}"
-    return [Check(Program(task.task_id, language, code, TIMEOUTS[language], rule=RULES.get(language, "exit")))]
+    return [
+        Check(
+            Program(
+                task.task_id, language, code, TIMEOUTS[language], rule=RULES.get(language, "exit")
+            )
+        )
+    ]
 
 
 def _before(language: str, record: Record, solution: str) -> str:
-    """Returns what the published harness adds: headers and packages that a solution uses without naming them."""
+    """Returns what the published harness adds.
+
+    Headers and packages that a solution uses without naming them.
+    """
     if language == "cpp":
-        lacking = [header for header in CPP_HEADERS if f"#include<{header}>" not in solution.replace(" ", "")]
+        lacking = [
+            header
+            for header in CPP_HEADERS
+            if f"#include<{header}>" not in solution.replace(" ", "")
+        ]
         return "".join(f"#include<{header}>\n" for header in lacking) + "using namespace std;\n"
     if language == "go":
         setup = record.get("test_setup", "")

@@ -1,7 +1,9 @@
-"""Key retrieval (Code Llama, section 3.3.2 and table 17): a number hidden in long code, asked for at its end.
+"""Key retrieval (Code Llama, section 3.3.2 and table 17).
 
-The filler is any Python code; the paper's are CodeContests' solutions. A function that returns a two-digit number stands at a
-relative position in it; the model must end `assert my_function() == `.
+A number hidden in long code, asked for at its end.
+
+The filler is any Python code; the paper's are CodeContests' solutions. A function that returns a
+two-digit number stands at a relative position in it; the model must end `assert my_function() == `.
 """
 
 from __future__ import annotations
@@ -9,11 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from random import Random
+from typing import TYPE_CHECKING
 
 from codellama_jax.errors import UserError
-from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Sample, Task, files_of, until
+from codellama_jax.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    Sample,
+    Task,
+    files_of,
+    text_of,
+    until,
+)
 from codellama_jax.evaluation.settings import Options
-from codellama_jax.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from codellama_jax.tokenizer import Tokenizer
 
 KEY = """
 def my_function() -> int:
@@ -21,14 +33,20 @@ def my_function() -> int:
     return {value}
 
 """  # the note stands in a return statement of its own, as the paper's does
+KINDS = (".py", ".txt")
 END = "\nassert my_function() == "
 
 
 def load(options: Options, tokenizer: Tokenizer | None = None) -> Benchmark:
-    """Examples of each length and position begin at different lines of the filler, drawn from the number of tokens."""
+    """Examples of each length and position begin at different lines of the filler, drawn from
+    the number of tokens.
+    """
     if tokenizer is None:
-        raise UserError("key_retrieval writes prompts of a given number of tokens: pass --run, whose tokenizer counts them")
-    texts = (file.read_text(errors="replace") for file in files_of(options.data, (".py", ".txt")))
+        raise UserError(
+            "key_retrieval writes prompts of a given number of tokens: pass --run, whose "
+            "tokenizer counts them"
+        )
+    texts = (text_of(file) for file in files_of(options.data, KINDS))
     lines = list(lines_of(texts, tokenizer))
     tasks = [
         task_of(lines, tokenizer, length, position, number)
@@ -42,11 +60,19 @@ def load(options: Options, tokenizer: Tokenizer | None = None) -> Benchmark:
 def lines_of(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
     """Yields every line of the filler with its number of tokens; no piece goes across a newline."""
     for text in texts:
-        yield from ((line, len(tokenizer.encode(line, leading_space=False))) for line in f"{text.rstrip()}\n\n".splitlines(keepends=True))
+        yield from (
+            (line, len(tokenizer.encode(line, leading_space=False)))
+            for line in f"{text.rstrip()}\n\n".splitlines(keepends=True)
+        )
 
 
-def task_of(lines: list[tuple[str, int]], tokenizer: Tokenizer, length: int, position: float, number: int) -> Task:
-    """Hides a key at a relative position in a prompt of `length` tokens; which key and filler hangs on length and number."""
+def task_of(
+    lines: list[tuple[str, int]], tokenizer: Tokenizer, length: int, position: float, number: int
+) -> Task:
+    """Hides a key at a relative position in a prompt of `length` tokens.
+
+    Which key and filler hangs on length and number.
+    """
     rng = Random(f"{length} {number}")
     value = rng.randint(10, 99)
     key = KEY.format(value=value)
@@ -61,12 +87,17 @@ def task_of(lines: list[tuple[str, int]], tokenizer: Tokenizer, length: int, pos
         parts[used + tokens > position * room].append(line)
         used += tokens
     else:
-        raise UserError(f"the filler has {used:,} tokens and a prompt of {length:,} needs {room:,}: give more files, or shorter --lengths")
+        raise UserError(
+            f"the filler has {used:,} tokens and a prompt of {length:,} needs {room:,}: give "
+            "more files, or shorter --lengths"
+        )
     name = f"{length}@{position:g}"
     prompt = "".join(parts[0]) + key + "".join(parts[1]) + END
-    return Task(f"{name}/{number}", prompt, reference=f"{value}\n", group=name, record={"value": value})
+    return Task(
+        f"{name}/{number}", prompt, reference=f"{value}\n", group=name, record={"value": value}
+    )
 
 
 def _judge(task: Task, sample: Sample) -> dict[str, float]:
     found = re.match(r"\s*(\d+)", sample["completion"])
-    return {"retrieved": float(bool(found) and int(found[1]) == task.record["value"])}
+    return {"retrieved": float(found is not None and int(found[1]) == task.record["value"])}

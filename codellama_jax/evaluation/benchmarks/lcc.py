@@ -1,7 +1,10 @@
-"""LCC (Guo et al. 2023; Code Llama, table 7): the next line of a long file, by exact match and BLEU.
+"""The next line of a long file, by exact match and BLEU: LCC.
 
-Code Llama resampled LCC's validation and test sets so that file sizes are balanced; which points it took is not published. Here a bin of
-BIN characters of context gives at most PER_BIN points, the same ones always.
+Guo et al. 2023; Code Llama, table 7.
+
+Code Llama resampled LCC's validation and test sets so that file sizes are balanced; which points it
+took is not published. Here a bin of BIN characters of context gives at most PER_BIN points, the
+same ones always.
 """
 
 from __future__ import annotations
@@ -9,17 +12,27 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 
-from codellama_jax.evaluation.benchmarks.benchmark import Benchmark, Record, Sample, Task, read_records, until
+from codellama_jax.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    Record,
+    Sample,
+    Task,
+    read_records,
+    until,
+)
 from codellama_jax.evaluation.benchmarks.bleu import smoothed_bleu
+from codellama_jax.evaluation.benchmarks.fields import TEXT
 from codellama_jax.evaluation.settings import Options
 
+FIELDS = {"context": TEXT, "gt": TEXT}
 BIN = 16_000  # about 4,000 tokens
 PER_BIN = 24  # gives about 500 points up to 100,000 tokens
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
     """A file for each language, whose name is its group."""
-    tasks = [_task(number, record) for number, record in enumerate(read_records(options.data, ("context", "gt")))]
+    records = read_records(options.data, FIELDS)
+    tasks = [_task(number, record) for number, record in enumerate(records)]
     tasks = tasks if options.all_tasks else balanced(tasks)
     return Benchmark("lcc", tasks, max_new_tokens=128, cut=until(("\n",)), judge=_judge)
 
@@ -34,9 +47,16 @@ def balanced(tasks: list[Task]) -> list[Task]:
 
 
 def _task(number: int, record: Record) -> Task:
-    """A context that ends with its line's newline goes on with the target line; the prompt is left as it is."""
+    """A context that ends with its line's newline goes on with the target line.
+
+    The prompt is left as it is.
+    """
     return Task(
-        f"{record['file']}/{number}", record["context"], reference=f"{record['gt']}\n", group=record["file"], record={"line": record["gt"]}
+        f"{record['file']}/{number}",
+        record["context"],
+        reference=f"{record['gt']}\n",
+        group=record["file"],
+        record={"line": record["gt"]},
     )
 
 

@@ -5,23 +5,51 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from codellama_jax.errors import UserError
-from codellama_jax.evaluation.benchmarks.benchmark import files_of
+from codellama_jax.evaluation.benchmarks.benchmark import files_of, text_of
 from codellama_jax.evaluation.settings import Options
 
 if TYPE_CHECKING:
     from codellama_jax.training.checkpoint import Run
 
-KINDS = (".py", ".txt", ".c", ".cc", ".cpp", ".h", ".cs", ".go", ".java", ".js", ".php", ".rs", ".sh", ".ts")
+KINDS = (
+    ".py",
+    ".txt",
+    ".c",
+    ".cc",
+    ".cpp",
+    ".h",
+    ".cs",
+    ".go",
+    ".java",
+    ".js",
+    ".php",
+    ".rs",
+    ".sh",
+    ".ts",
+)
 
 
 def measure(run: Run | None, options: Options) -> dict[str, Any]:
-    """Reads the first `examples` files that have the longest length; the paper's were at least 50 kB, 4M tokens together."""
+    """Reads the first `examples` files that have the longest length.
+
+    The paper's were at least 50 kB, 4M tokens together.
+    """
     from codellama_jax.evaluation.perplexity import perplexity_by_length
 
     if run is None:
         raise UserError("perplexity is that of a model: pass --run")
-    texts = (file.read_text(errors="replace") for file in files_of(options.data, KINDS))
+    texts = (text_of(file) for file in files_of(options.data, KINDS))
     found = perplexity_by_length(run, texts, options.lengths, options.examples)
     files = next(iter(found.values()))["documents"]
-    measures = {f"{length:,} {name}": measured[name] for length, measured in found.items() for name in ("perplexity", "last_block")}
-    return {"benchmark": "perplexity", "tasks": files, "samples": files, "unit": "", "measures": measures}
+    measures = {
+        f"{length:,} {name}": measured[name]
+        for length, measured in found.items()
+        for name in ("perplexity", "last_block")
+    }
+    return {
+        "benchmark": "perplexity",
+        "tasks": files,
+        "samples": files,
+        "unit": "",
+        "measures": measures,
+    }

@@ -18,12 +18,17 @@ COLUMNS = {
     "apps_zero_shot": _crossed(GRADES, ("pass@5", "pass@10", "pass@100")),  # table 15
     "multipl_e": _crossed(("cpp", "java", "php", "ts", "cs", "sh"), ("pass@1",)),  # table 4
     "humaneval_x": _crossed(("python", "cpp", "java", "js", "go"), PASS),  # CodeGeeX
-    "humaneval_infilling": _crossed(("SingleLineInfilling", "MultiLineInfilling", "RandomSpanInfilling"), ("pass@1",)),  # table 14
+    "humaneval_infilling": _crossed(
+        ("SingleLineInfilling", "MultiLineInfilling", "RandomSpanInfilling"), ("pass@1",)
+    ),  # table 14
     "single_line": _crossed(("py", "java", "js"), ("exact",)),  # table 6
     "docstring": ("bleu",),  # table 13
     "gsm8k": ("solved",),  # table 12
     "lcc": _crossed(("python", "java", "csharp"), ("exact", "bleu")),  # table 7
-    "key_retrieval": _crossed(tuple(f"{length}@{p}" for length in (8000, 16000, 24000) for p in (0, 0.2, 0.4)), ("retrieved",)),  # table 17
+    "key_retrieval": _crossed(
+        tuple(f"{length}@{p}" for length in (8000, 16000, 24000) for p in (0, 0.2, 0.4)),
+        ("retrieved",),
+    ),  # table 17
 }
 
 ROWS = {
@@ -107,5 +112,9 @@ ROWS = {
 def numbers(benchmark: str) -> dict[str, dict[str, float]]:
     """Returns what the papers measured on a benchmark, in percent: {model: {measure: value}}."""
     columns = COLUMNS.get(benchmark, ())
-    split = [line.rsplit(maxsplit=len(columns)) for line in ROWS.get(benchmark, "").split("\n") if line.strip()]
+    split = [
+        line.rsplit(maxsplit=len(columns))
+        for line in ROWS.get(benchmark, "").split("\n")
+        if line.strip()
+    ]
     return {name.strip(): dict(zip(columns, map(float, values))) for name, *values in split}

@@ -60,7 +60,9 @@ def records(name: str, cache: str = CACHE) -> list[dict[str, Any]]:
     from etils import epath
 
     if name not in FILES:
-        raise UserError(f"no published file {name} is known: there are {', '.join(FILES)}; give a local file for another")
+        raise UserError(
+            f"no published file {name} is known: there are {', '.join(FILES)}; give a local file for another"
+        )
     builder = _builder_class()(config=name, data_dir=epath.Path(cache).expanduser() / "benchmarks")
     config = tfds.download.DownloadConfig(force_checksums_validation=True)
     tfds.disable_progress_bar()
@@ -68,7 +70,9 @@ def records(name: str, cache: str = CACHE) -> list[dict[str, Any]]:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_config=config, file_format="array_record")
     except Exception as error:  # TFDS and the network have many of their own
-        raise UserError(f"cannot download {FILES[name].url}: {str(error).splitlines()[0]}; give a local file with --data") from error
+        raise UserError(
+            f"cannot download {FILES[name].url}: {str(error).splitlines()[0]}; give a local file with --data"
+        ) from error
     return [json.loads(example["record"]) for example in builder.as_data_source("test")]
 
 
@@ -83,18 +87,31 @@ def _builder_class() -> type:
 
         VERSION = tfds.core.Version(VERSION)
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, version=VERSION) for name in FILES]  # noqa: RUF012
-        url_infos = {file.url: UrlInfo(file.size, file.sha256, file.url.rpartition("/")[2]) for file in FILES.values()}  # noqa: RUF012
+        url_infos = {
+            file.url: UrlInfo(file.size, file.sha256, file.url.rpartition("/")[2])
+            for file in FILES.values()
+        }  # noqa: RUF012
 
         def _info(self) -> tfds.core.DatasetInfo:
             features = tfds.features.FeaturesDict({"record": tfds.features.Text()})
-            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)  # the order of the file
+            return tfds.core.DatasetInfo(
+                builder=self, features=features, disable_shuffling=True
+            )  # the order of the file
 
         def _split_generators(self, dl_manager: Any) -> dict:
-            return {"test": self._generate_examples(dl_manager.download(FILES[self.builder_config.name].url))}
+            return {
+                "test": self._generate_examples(
+                    dl_manager.download(FILES[self.builder_config.name].url)
+                )
+            }
 
         def _generate_examples(self, path: Any) -> Any:
             data = path.read_bytes()
             text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode()
-            return ((number, {"record": line}) for number, line in enumerate(text.split("\n")) if line.strip())
+            return (
+                (number, {"record": line})
+                for number, line in enumerate(text.split("\n"))
+                if line.strip()
+            )
 
     return PublishedBenchmark

@@ -7,22 +7,29 @@ from dataclasses import dataclass
 LANGUAGES = ("python", "cpp", "java", "php", "ts", "cs", "sh", "js", "go")
 
 
+WALL = 4.0  # wall time allowed for each second of processor time: a busy machine does not decide
+
+
 @dataclass(frozen=True)
 class Program:
     """One thing to run.
 
-    Compatible mode and every language but Python run `code`. Isolated mode runs `candidate` in one process and `test` in another;
-    `prompt` is the trusted part of the candidate: the helpers that it defines are there for the test, whatever the completion says.
-    If the test defines `check`, it is called with the entry point. `entry_point` may be a comma-separated list; only these names of
+    Compatible mode and every language but Python run `code`. Isolated mode runs `candidate` in one
+    process and `test` in another; `prompt` is the trusted part of the candidate: the helpers that
+    it defines are there for the test, whatever the completion says. If the test defines `check`, it
+    is called with the entry point. `entry_point` may be a comma-separated list; only these names of
     the candidate hide a builtin of the same name from the test.
     """
 
     task_id: str
     language: str
     code: str
-    timeout: float = 3.0  # seconds of wall time for the run; a build has its own limit
+    # Seconds of processor time of each process, and WALL times that of wall time
+    timeout: float = 3.0
     stdin: str = ""
-    rule: str = "exit"  # exit: the tests ran to their end | output: exit status 0, the caller judges stdout | js: nothing was printed
+    # Exit: the tests ran to their end | output: exit status 0, the caller judges stdout | js:
+    # nothing was printed
+    rule: str = "exit"
     candidate: str = ""
     test: str = ""
     entry_point: str = ""

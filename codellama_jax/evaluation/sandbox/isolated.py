@@ -16,7 +16,7 @@ import types
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from codellama_jax.evaluation.sandbox import wire
+from codellama_jax.evaluation.sandbox import kernel, wire
 from codellama_jax.evaluation.sandbox.programs import read_job, write_verdict
 
 if TYPE_CHECKING:
@@ -53,14 +53,17 @@ def judge(box: Confinement, seconds: float, job_fd: int) -> None:
     candidate = _Candidate(ask[1], answer[0])
     status, detail = _run_test(candidate, job)
     if candidate.gone:
-        status, detail, number = _cause_of_death(pid, candidate.gone, box.oom_kills() > kills)
+        status, detail, number = _cause_of_death(pid, candidate.gone, box.oom_kills() > kills, seconds)
     write_verdict(job_fd, status, detail, signal=number if candidate.gone else 0)
 
 
-def _cause_of_death(pid: int, reason: str, out_of_memory: bool) -> tuple[str, str, int]:
+def _cause_of_death(pid: int, reason: str, out_of_memory: bool, seconds: float) -> tuple[str, str, int]:
     if reason != "no answer":
         return "error", reason, 0
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    _, status, usage = os.wait4(pid, 0)
+    if not out_of_memory and kernel.out_of_time(status, usage, seconds):
+        return "timeout", "", 0
+    code = os.waitstatus_to_exitcode(status)
     if code < 0:
         name = signal.Signals(-code).name
         return ("out_of_memory", "killed for its memory", -code) if out_of_memory else ("crashed", f"killed by {name}", -code)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import math
 import os
 import platform
 import resource
+import signal
 import struct
 from collections.abc import Iterable
 
@@ -113,6 +115,23 @@ def drop_privileges(uid: int | None) -> None:
     header, nothing = struct.pack("Ii", _CAPABILITY_VERSION, 0), bytes(24)
     _checked(_libc.capset(header, nothing), "capset")
     _prctl(_NO_NEW_PRIVS, 1)
+
+
+def cpu_limit(seconds: float) -> int:
+    """Returns the kernel's limit of processor time, in whole seconds.
+
+    One second is added because the kernel counts by ticks, and also counts time that a hypervisor
+    takes away.
+    """
+    return math.ceil(seconds) + 1
+
+
+def out_of_time(status: int, usage: resource.struct_rusage, seconds: float) -> bool:
+    """Returns whether the limit of processor time ended a process, from what `os.wait4` returns."""
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU)
+    # What is reported afterwards is less than what the kernel counted by ticks, on a machine whose
+    # hypervisor takes time away: half of it and less was seen.
+    return killed and usage.ru_utime + usage.ru_stime >= cpu_limit(seconds) / 4
 
 
 def limit(memory: int | None, data: int | None, processes: int, file_size: int, cpu_seconds: int) -> None:

@@ -15,6 +15,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from codellama_jax.evaluation.sandbox import kernel
+
 if TYPE_CHECKING:
     from codellama_jax.evaluation.sandbox.slot import Confinement
 
@@ -42,22 +44,24 @@ def write_verdict(fd: int, status: str, detail: str = "", signal: int = 0, stdou
 class Step:
     """A process of the candidate's that has ended: its exit status, and the beginning and the end of its output."""
 
-    def __init__(self, box: Confinement, job: dict, argv: list[str], seconds: float):
+    def __init__(self, box: Confinement, job: dict, argv: list[str], seconds: float, wall: float):
         pipes = {name: os.pipe() for name in ("stdout", "stderr", "token")}
         self.head, self.tail = dict.fromkeys(pipes, b""), dict.fromkeys(pipes, b"")
-        kills, deadline = box.oom_kills(), time.monotonic() + seconds
+        kills, deadline = box.oom_kills(), time.monotonic() + wall
         pid = os.fork()
         if pid == 0:
             _become(box, job, argv, [writer for _, writer in pipes.values()], seconds)
         for _, writer in pipes.values():
             os.close(writer)
         self._streams = {reader: name for name, (reader, _) in pipes.items()}
-        self.timed_out = not self._wait(pid, deadline)
+        late = not self._wait(pid, deadline)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-        status = os.waitpid(pid, 0)[1]
-        self.code = 0 if self.timed_out else os.waitstatus_to_exitcode(status)
+        _, status, usage = os.wait4(pid, 0)
         self.out_of_memory = box.oom_kills() > kills
+        out_of_time = not self.out_of_memory and kernel.out_of_time(status, usage, seconds)
+        self.timed_out = late or out_of_time
+        self.code = 0 if self.timed_out else os.waitstatus_to_exitcode(status)
         self._close()
 
     def _wait(self, pid: int, deadline: float) -> bool:
@@ -106,13 +110,13 @@ def judge(box: Confinement, seconds: float, job_fd: int) -> None:
 def _run_job(box: Confinement, job: dict, job_fd: int) -> None:
     _write_files(box, job)
     for argv, limit in job["build"]:
-        step = Step(box, job, argv, limit)
+        step = Step(box, job, argv, limit, limit)
         if step.timed_out or step.code:
             said = (step.head["stderr"] + step.head["stdout"]).decode(errors="replace")[:DETAIL_CAP]
             return write_verdict(job_fd, "timeout" if step.timed_out else "error", f"build: {job['hint']}{said}")
     for name in job["remove"]:
         os.unlink(f"{job['work']}/{name}")
-    step = Step(box, job, job["run"], job["timeout"])
+    step = Step(box, job, job["run"], job["timeout"], job["wall"])
     status, detail, number = _verdict(step, job)
     detail = detail[-DETAIL_CAP:] if status == "passed" else job["hint"] + detail[-DETAIL_CAP:]
     return write_verdict(job_fd, status, detail, number, step.head["stdout"].decode(errors="replace"))

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from codellama_jax.evaluation.sandbox import isolated, kernel, programs
 
-HEADER = struct.Struct("cd")  # how to judge, and after how many seconds to end it
+HEADER = struct.Struct("cdd")  # how to judge, seconds of processor time and of wall time
 ISOLATED, PYTHON, TOOLCHAIN = b"i", b"p", b"t"
 DONE, TIMEOUT, DIED = b"d", b"t", b"x"
 _ROOT = "/sys"  # a folder of every Linux machine to build the new root on
@@ -56,7 +56,7 @@ class Confinement(NamedTuple):
             os.write(fd, b"0")
         size = self.config.memory_mb << 20
         limits = (size, None) if python else (None, size)
-        kernel.limit(*limits, self.config.processes, self.config.tmp_mb << 20, int(seconds) * (1 if python else 4) + 2)
+        kernel.limit(*limits, self.config.processes, self.config.tmp_mb << 20, kernel.cpu_limit(seconds))
         if self.config.uid is not None or self.layers["namespaces"]:
             uid = None if self.config.uid is None else self.config.uid + judge
             kernel.drop_privileges(uid)
@@ -117,12 +117,12 @@ def _warden(sock: socket.socket, box: Confinement) -> None:
         header, fds, _, _ = socket.recv_fds(sock, HEADER.size, 1)
         if not header:
             os._exit(0)
-        mode, seconds = HEADER.unpack(header)
+        mode, seconds, wall = HEADER.unpack(header)
         pid = _fork_judge(own_pids, box.layers["namespaces"])
         if pid == 0:
             _judge(sock, box, mode, seconds, fds[0])
         os.close(fds[0])
-        end = _watch(sock, pid, seconds)
+        end = _watch(sock, pid, seconds, wall)
         if box.layers["namespaces"]:
             _clean_folders(box.config)
         sock.send(end)
@@ -158,23 +158,25 @@ def _judge(sock: socket.socket, box: Confinement, mode: bytes, seconds: float, j
         os._exit(status)
 
 
-def _watch(sock: socket.socket, pid: int, seconds: float) -> bytes:
+def _watch(sock: socket.socket, pid: int, seconds: float, wall: float) -> bytes:
     """Waits for the judge and returns how it ended. Its end is the end of every process in its namespaces."""
     process = os.pidfd_open(pid)
     poll = select.poll()
     poll.register(process, select.POLLIN)
     poll.register(sock, 0)  # nothing but a hang-up
-    events = dict(poll.poll(seconds * 1000))
+    events = dict(poll.poll(wall * 1000))
     os.close(process)
     if process not in events:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # without namespaces the judge leads a group
-    status = os.waitpid(pid, 0)[1]
+    _, status, usage = os.wait4(pid, 0)
     if sock.fileno() in events and process not in events:
         os._exit(0)
-    return TIMEOUT if not events else DIED if status else DONE
+    if not events or kernel.out_of_time(status, usage, seconds):
+        return TIMEOUT
+    return DIED if status else DONE
 
 
 def _can(action: Callable[[], object]) -> bool:
