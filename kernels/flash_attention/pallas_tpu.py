@@ -9,16 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels.flash_attention import block_sizes, xla
+from kernels.flash_attention.blocked import first_keys
 from kernels.flash_attention.pallas_tpu_backward import backward
 from kernels.flash_attention.pallas_tpu_forward import forward
 from kernels.tpu import anywhere
-
-
-def first_keys(segments_BT: jax.Array) -> jax.Array:
-    """Returns int32 (B, T): where the run of equal segment ids that holds each token begins."""
-    T = segments_BT.shape[1]
-    begins_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    return jax.lax.cummax(jnp.where(begins_BT, jnp.arange(T, dtype=jnp.int32), 0), axis=1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

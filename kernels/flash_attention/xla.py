@@ -1,7 +1,11 @@
-"""Attention for any backend: blocks of queries against the keys before them, so that no whole score matrix is held.
+"""Attention for any backend: blocks of queries against the keys before them.
 
-Heads stand before rows (BKGTH), so that every product is one plain batched matrix product, and the weights are divided by
-their sum after the product with the values: on a CPU this trains three times faster than the same in `reference.py`'s form.
+The full score matrix is never held. Short rows unroll their blocks; long ones loop over square
+blocks (`blocked.py`), so that memory and compile time stay bounded.
+
+Heads come before rows (BKGTH), so that every matmul is one plain batched matmul, and the weights
+are divided by their sum after the matmul with the values: on a CPU this trains three times faster
+than the same in `reference.py`'s form.
 """
 
 from __future__ import annotations
@@ -9,36 +13,53 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from kernels.flash_attention import blocked
 from kernels.flash_attention.reference import visible
 
-BLOCK, BLOCKS = 128, 16  # queries at once: at least this many, and no more blocks than this, for they are unrolled
-KEEP = 2048  # in rows up to this length the backward pass keeps the weights; in longer ones it computes them again
+BLOCK = 128  # queries per unrolled block
+UNROLLED = 2048  # longest row whose blocks are unrolled: at most 16 blocks
 MASKED = -1e30  # added to logits; finite, so that a row that sees nothing stays finite
 
 
-def _block(q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+def _block(
+    q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_BTS: jax.Array
+) -> jax.Array:
     B, K, G, T, H = q_BKGTH.shape
     q_BKXH = q_BKGTH.reshape(B, K, G * T, H)
     logits_BKXS = jnp.einsum("BKXH,BKSH->BKXS", q_BKXH, k_BKSH, preferred_element_type=jnp.float32)
     bias_BTS = jnp.where(mask_BTS, 0.0, MASKED)[:, None, None]
     logits_BKXS = (logits_BKXS.reshape(B, K, G, T, -1) + bias_BTS).reshape(B, K, G * T, -1)
-    weights_BKXS = jnp.exp(logits_BKXS - jax.lax.stop_gradient(logits_BKXS.max(axis=-1, keepdims=True)))
-    out_BKXH = jnp.einsum("BKXS,BKSH->BKXH", weights_BKXS.astype(v_BKSH.dtype), v_BKSH, preferred_element_type=jnp.float32)
-    return (out_BKXH / weights_BKXS.sum(axis=-1, keepdims=True)).astype(q_BKGTH.dtype).reshape(B, K, G, T, H)
+    highest_BKX1 = jax.lax.stop_gradient(logits_BKXS.max(axis=-1, keepdims=True))
+    weights_BKXS = jnp.exp(logits_BKXS - highest_BKX1)
+    out_BKXH = jnp.einsum(
+        "BKXS,BKSH->BKXH",
+        weights_BKXS.astype(v_BKSH.dtype),
+        v_BKSH,
+        preferred_element_type=jnp.float32,
+    )
+    out_BKXH = out_BKXH / weights_BKXS.sum(axis=-1, keepdims=True)
+    return out_BKXH.astype(q_BKGTH.dtype).reshape(B, K, G, T, H)
 
 
-def attention(q_BTNH, k_BSKH, v_BSKH, q_positions_BT, kv_positions_BS, q_segments_BT=None, kv_segments_BS=None) -> jax.Array:
-    """See `api.attention`."""
+def attention(
+    q_BTNH, k_BSKH, v_BSKH, q_positions_BT, kv_positions_BS, q_segments_BT=None, kv_segments_BS=None
+) -> jax.Array:
+    """See `api.attention`. In long rows of their own keys the order of the row decides, as
+    positions rise by one inside each run of equal segment ids."""
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
+    if T == S and T > UNROLLED:
+        return blocked.attention(q_BTNH, k_BSKH, v_BSKH, q_segments_BT)
     q_BKGTH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
-    size, block = max(BLOCK, -(-T // BLOCKS)), jax.checkpoint(_block) if T > KEEP else _block
     parts = []
-    for start in range(0, T, size):
-        q = slice(start, min(start + size, T))
+    for start in range(0, T, BLOCK):
+        q = slice(start, min(start + BLOCK, T))
         kv = slice(0, q.stop if T == S else S)
-        segments = () if q_segments_BT is None else (q_segments_BT[:, q], kv_segments_BS[:, kv])
+        segments = ()
+        if q_segments_BT is not None:
+            segments = (q_segments_BT[:, q], kv_segments_BS[:, kv])
         mask_BTS = visible(q_positions_BT[:, q], kv_positions_BS[:, kv], *segments)
-        parts.append(block(q_BKGTH[:, :, :, q], k_BKSH[:, :, kv], v_BKSH[:, :, kv], mask_BTS))
+        part = _block(q_BKGTH[:, :, :, q], k_BKSH[:, :, kv], v_BKSH[:, :, kv], mask_BTS)
+        parts.append(part)
     return jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from kernels.flash_attention.pallas_tpu import first_keys
+from kernels.flash_attention.blocked import first_keys
 from kernels.ring_attention import pallas_tpu, xla
 from kernels.ring_attention.ring import ring
 from kernels.tpu import platform

@@ -69,7 +69,7 @@ def test_rows_come_back_in_order():
     np.testing.assert_array_equal(ring_attention.stripe(dealt, 6), x_BT)
 
 
-def temporaries(context, length=2048):
+def temporaries(context, length=8192):
     """Returns the bytes that one of `context` devices takes to get all gradients of a row, beside those it is given."""
     x = jax.ShapeDtypeStruct((1, length, 1, 64), jnp.float32)
     ids = jax.ShapeDtypeStruct((1, length), jnp.int32)

@@ -1,0 +1,75 @@
+"""Attention in a loop over blocks: what long rows on a CPU or GPU use."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attention_cases import compiled, oracle, problem, relative_error, visible, with_gradients
+
+from codellama_jax.generation import decoder
+from codellama_jax.models.llama import Llama
+from codellama_jax.sizes import TOY
+from kernels.flash_attention import blocked, xla
+
+
+def looped(q, k, v, _q_positions, _kv_positions, segments=None, _=None):
+    return blocked.attention(q, k, v, segments)
+
+
+@pytest.mark.parametrize(
+    ("length", "dtype", "documents"),
+    [(300, "float32", True), (256, "float32", False), (40, "bfloat16", True)],
+)
+def test_agrees_with_float64(length, dtype, documents):
+    """Rows of several blocks with and without a rest, and shorter than one block."""
+    given = problem(3, 2, length, 4, 2, 16, dtype, documents)
+    solve = lambda qkv, do: with_gradients(looped, qkv, do, given[2])
+    for actual, expected in zip(compiled(solve, *given[:2]), oracle(*given)):
+        assert relative_error(actual, expected) <= {"float32": 2e-5, "bfloat16": 1e-2}[dtype]
+
+
+def test_long_rows_are_looped_and_short_ones_unrolled(monkeypatch):
+    """Where the two meet they agree."""
+    qkv, _, rows = problem(0, 1, 257, 2, 1, 16)
+    unrolled = xla.attention(*qkv, *rows)
+    monkeypatch.setattr(xla, "UNROLLED", 256)
+    looped_out = xla.attention(*qkv, *rows)
+    np.testing.assert_allclose(
+        np.where(visible(rows), looped_out, 0), np.where(visible(rows), unrolled, 0), atol=2e-6
+    )
+
+
+def temporaries(function, length):
+    x = jax.ShapeDtypeStruct((1, length, 2, 32), jnp.float32)
+    positions = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    call = lambda x, positions: function(x, x, x, positions, positions)
+    return jax.jit(call).lower(x, positions).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_memory_grows_linearly(gradients):
+    """Four times the length takes at most four times the memory, and no more than ten rows' worth."""
+    loss = lambda x, positions: xla.attention(x, x, x, positions, positions).sum()
+    function = lambda x, _k, _v, p, _p: (
+        jax.grad(loss)(x, p) if gradients else xla.attention(x, x, x, p, p)
+    )
+    short, long = temporaries(function, 4096), temporaries(function, 16_384)
+    assert long <= 4 * short
+    assert long <= 10 * 16_384 * 2 * 32 * 4
+
+
+def test_memory_of_a_prompt_grows_linearly():
+    """Reading 131,072 tokens takes less than ten times the memory of its keys and values."""
+    config = decoder.for_decoding(TOY["toy"])
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    params = jax.eval_shape(Llama(config).init, jax.random.key(0), tokens, tokens)["params"]
+    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+
+    def memory(length):
+        shape = jax.ShapeDtypeStruct((1, length), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
+        prefill = jax.jit(decoder.prefill, static_argnums=(0, 4))
+        return prefill.lower(config, params, *shape, 128).compile().memory_analysis()
+
+    short, long = memory(4096), memory(131_072)
+    assert long.temp_size_in_bytes <= 32 * short.temp_size_in_bytes
+    assert long.temp_size_in_bytes <= 10 * long.output_size_in_bytes
