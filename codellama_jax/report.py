@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -18,6 +17,7 @@ from etils import epath
 from codellama_jax import figures, reuse
 from codellama_jax.accounting import parameter_count, stage_tokens
 from codellama_jax.config import Experiment, Stage, seeded
+from codellama_jax.files import read_state, write_file
 from codellama_jax.findings import FindingOf, Panel, write_finding
 from codellama_jax.page import Code, Page, Part
 from codellama_jax.plan import short
@@ -52,11 +52,10 @@ def write_report(out: epath.Path, experiment: Experiment, claim: str, finding: F
         _perplexity(page, stages)
         _infilling(page, stages)
         _samples(page, stages)
-    (out / "report.html").write_text(page.html())
-    (out / "report.md").write_text(page.markdown())
-    (out / "figures").mkdir(parents=True, exist_ok=True)
+    write_file(out / "report.html", page.html())
+    write_file(out / "report.md", page.markdown())
     for name, png in page.images.items():
-        (out / "figures" / f"{name}.png").write_bytes(png)
+        write_file(out / "figures" / f"{name}.png", png)
 
 
 def read_run(out: epath.Path, experiment: Experiment) -> Results:
@@ -83,7 +82,7 @@ def read_stage(folder: epath.Path, name: str, stage: Stage) -> StageResult:
 
 
 def _json(path: epath.Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_state(path) or {}
 
 
 def _validation(page: Page, name: str, results: Results) -> None:
