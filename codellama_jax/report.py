@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -17,7 +18,6 @@ from etils import epath
 from codellama_jax import figures, reuse
 from codellama_jax.accounting import parameter_count, stage_tokens
 from codellama_jax.config import Experiment, Stage, seeded
-from codellama_jax.files import read_state, write_file
 from codellama_jax.findings import FindingOf, Panel, write_finding
 from codellama_jax.page import Code, Page, Part
 from codellama_jax.plan import short
@@ -52,10 +52,11 @@ def write_report(out: epath.Path, experiment: Experiment, claim: str, finding: F
         _perplexity(page, stages)
         _infilling(page, stages)
         _samples(page, stages)
-    write_file(out / "report.html", page.html())
-    write_file(out / "report.md", page.markdown())
+    (out / "report.html").write_text(page.html())
+    (out / "report.md").write_text(page.markdown())
+    (out / "figures").mkdir(parents=True, exist_ok=True)
     for name, png in page.images.items():
-        write_file(out / "figures" / f"{name}.png", png)
+        (out / "figures" / f"{name}.png").write_bytes(png)
 
 
 def read_run(out: epath.Path, experiment: Experiment) -> Results:
@@ -82,7 +83,7 @@ def read_stage(folder: epath.Path, name: str, stage: Stage) -> StageResult:
 
 
 def _json(path: epath.Path) -> dict[str, Any]:
-    return read_state(path) or {}
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _validation(page: Page, name: str, results: Results) -> None:

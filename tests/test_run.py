@@ -281,7 +281,7 @@ def test_a_second_process_is_refused_while_the_first_trains(place, undisturbed):
         assert first.poll() is None, first.stderr.read()
     before = (place / "twice/main/code/metrics.jsonl").read_bytes()
     for _ in range(2):
-        code, output, errors = launch(place, "twice")
+        code, _, errors = launch(place, "twice")
         assert code == 2
         assert f"twice is being written by process {first.pid} on " in errors
         assert errors.count("\n") == 1
