@@ -20,13 +20,11 @@ def check_folder(experiment: Experiment, out: epath.Path) -> None:
     config = out / "config.json"
     if not config.exists():
         return
-    new = to_dict(experiment)
     old = read_state(config)
-    if old is None:
-        warn(f"warning: {config} is damaged and is written again, checked against the stages only")
+    if old is None:  # damaged: what is left to compare are the configs of the stages
         differing = stage_differences(experiment, out)
     else:
-        differing = differences(old, new)
+        differing = differences(old, to_dict(experiment))
     changed = [d for d in differing if not reuse.free(d.split(":")[0])]
     if changed:
         raise UserError(
@@ -60,6 +58,8 @@ def opened_folder(experiment: Experiment, out: epath.Path, fresh: bool) -> Itera
                 set_aside(out)
             held.enter_context(locks.sole_writer(out))
             check_folder(experiment, out)  # again: another process may have written it meanwhile
+            if (out / "config.json").exists() and read_state(out / "config.json") is None:
+                warn(f"warning: {out / 'config.json'} is damaged and is written again")
             write_json(out / "config.json", to_dict(experiment))
 
         on_first_host(open_here)

@@ -242,10 +242,61 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(place, undisturbed):
     same_bits(parameters(place, "damaged", "long", 4), parameters(place, "undisturbed", "long", 4))
 
 
+DAMAGED_STATE = {
+    "config.json": b"",
+    "corpus.json": b"\0" * 100,
+    "tokenizer.model": b"half",
+    "main/code/config.json": b"\0" * 100,
+    "main/code/identity.txt": b"",
+    "main/long/done.json": b'{"step"',
+    "main/code/probes.json": b"[]",
+    "main/long/identity.txt": b"\0" * 32,
+}
+
+
+def test_damaged_state_files_are_made_again(place, undisturbed):
+    """As a power loss leaves them: empty, half, full of NUL characters."""
+    run = place / "powerless"
+    shutil.copytree(place / "undisturbed", run)
+    for name, data in DAMAGED_STATE.items():
+        (run / name).write_bytes(data)
+    metrics = run / "main/long/metrics.jsonl"
+    metrics.write_bytes(b"\0" * 50 + b"\n" + metrics.read_bytes() + b'{"step": 4, "lo')
+    code, output, errors = launch(place, "powerless")
+    assert code == 0, errors
+    assert "main/code: done before, skipped" in output
+    assert "main/long: resumes at step 4" in output
+    assert "config.json is damaged and is written again" in errors
+    assert "left out 1 damaged lines, the first is 1" in errors
+    for name in DAMAGED_STATE:
+        if not name.endswith("code/identity.txt"):  # of a stage that was not begun again
+            assert (run / name).read_bytes() == (place / "undisturbed" / name).read_bytes(), name
+    assert losses(place, "powerless", "long") == losses(place, "undisturbed", "long")
+
+
+def test_a_second_process_is_refused_while_the_first_trains(place, undisturbed):
+    stop = {"AT": "long:2", "SIGNAL": str(signal.SIGSTOP.value)}
+    first = command(place, "twice", **stop)
+    while "main/long: starts" not in first.stdout.readline():
+        assert first.poll() is None, first.stderr.read()
+    before = (place / "twice/main/code/metrics.jsonl").read_bytes()
+    for _ in range(2):
+        code, _, errors = launch(place, "twice")
+        assert code == 2
+        assert f"twice is being written by process {first.pid} on " in errors
+        assert errors.count("\n") == 1
+    assert (place / "twice/main/code/metrics.jsonl").read_bytes() == before
+    first.kill()
+    first.communicate()
+    assert launch(place, "twice")[0] == 0
+    assert losses(place, "twice", "long") == losses(place, "undisturbed", "long")
+
+
 def test_a_nan_stops_the_run_and_names_the_culprits(place):
     code, _, errors = launch(place, "nan", "--code.optimizer.peak-lr", "1e30", "--code.optimizer.clip-norm", "1e30")
     assert code == 2
     assert "main/code: loss" in errors
+    assert "Try a lower rate (--code.optimizer.peak-lr, now 1e+30) or a longer warm-up" in errors
     assert ".py" in errors.split("documents of the batch: ")[1]
     assert "last good checkpoint" in errors
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from codellama_jax.compile.hlo import Kernel
 from codellama_jax.compile.target import CHIPS
+from codellama_jax.errors import UserError
+from codellama_jax.files import read_json, user_path, write_file
 from kernels.chips import ENVIRONMENT
 from kernels.schedule import flags
 
@@ -64,14 +66,25 @@ def count(package: str, chip: str, args: str, cache: str) -> list[int]:
     digest = hashlib.sha256(f"{version('libtpu')} {args}".encode())
     for source in sorted([*FOLDER.glob("kernels/*.py"), *FOLDER.glob(f"kernels/{package}/*.py")]):
         digest.update(source.read_bytes())
-    kept = Path(cache).expanduser() / "kernel_cycles" / f"{package}-{chip}-{digest.hexdigest()[:16]}.json"
-    if not kept.exists():
+    folder = user_path(cache) / "kernel_cycles"
+    kept = folder / f"{package}-{chip}-{digest.hexdigest()[:16]}.json"
+    cycles = _read_cycles(kept)
+    if cycles is None:
         with tempfile.TemporaryDirectory() as dump:
             settings = ENVIRONMENT | {"LIBTPU_INIT_ARGS": flags(dump), "PYTHONPATH": str(FOLDER)}
             command = [sys.executable, "-c", COUNT, package, chip, args, dump]
             found = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
         if found.returncode:
             return []
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(found.stdout)
-    return json.loads(kept.read_text())
+        write_file(kept, found.stdout)
+        cycles = json.loads(found.stdout)
+    return cycles
+
+
+def _read_cycles(kept: os.PathLike) -> list[int] | None:
+    """Returns the cycles in a file of the cache, None if it is missing or damaged."""
+    try:
+        cycles = read_json(kept)
+    except UserError:
+        return None
+    return cycles if isinstance(cycles, list) else None

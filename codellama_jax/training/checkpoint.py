@@ -34,19 +34,23 @@ from codellama_jax.training.vocabulary import check_vocabulary, resized
 # Orbax and its event loops print tracebacks of errors that they also raise: one line reports them.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-print_uncaught = sys.excepthook
+LOOP_CLOSED = "Event loop is closed"
+print_ignored = sys.unraisablehook
 
 
-def print_but_late_writes(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-    """Prints an uncaught exception, unless it is of a write that Orbax has given up before.
+def print_but_late_errors(ignored: Any) -> None:
+    """Prints an exception that Python ignores, unless it is of a read or write Orbax has given up.
 
-    TensorStore's threads report such a write to an event loop that is closed by then.
+    After the first error Orbax closes its event loop, while TensorStore's threads still report to
+    it and coroutines still wait.
     """
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        print_uncaught(kind, error, traceback)
+    late = isinstance(ignored.exc_value, RuntimeError) and str(ignored.exc_value) == LOOP_CLOSED
+    code = getattr(ignored.object, "cr_code", None)
+    if not late and not (code and "orbax" in code.co_filename):
+        print_ignored(ignored)
 
 
-sys.excepthook = print_but_late_writes
+sys.unraisablehook = print_but_late_errors
 
 
 def first_line(error: BaseException) -> str:

@@ -100,19 +100,11 @@ class StageRun:
         rows: list[int],
         validation: list[dict],
     ):
-        self.stage, self.mesh, self.batches, self.rows, self.validation = (
-            stage,
-            mesh,
-            batches,
-            rows,
-            validation,
-        )
-        self.name, self.folder = name, folder
+        self.name, self.stage, self.folder, self.mesh = name, stage, folder, mesh
+        self.batches, self.rows, self.validation = batches, rows, validation
         self.checkpoints = Checkpoints(folder / "checkpoints", stage)
-        self.train_step, self.eval_step = (
-            compile_train_step(stage, mesh),
-            compile_eval_step(stage, mesh),
-        )
+        self.train_step = compile_train_step(stage, mesh)
+        self.eval_step = compile_eval_step(stage, mesh)
         self.pending: collections.deque = collections.deque()
         self.throughput = Throughput(stage)
         self.tokens, self.stop = 0, 0

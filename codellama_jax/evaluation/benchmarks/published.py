@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from codellama_jax.config import CACHE
 from codellama_jax.errors import UserError
+from codellama_jax.files import user_path
 
 PREFIX = "tfds:"
 VERSION = "1.0.0"
@@ -57,13 +58,13 @@ FILES = {
 def records(name: str, cache: str = CACHE) -> list[dict[str, Any]]:
     """Downloads one of FILES unless it is in the cache. Raises UserError for an unknown name or another file than the published."""
     import tensorflow_datasets as tfds
-    from etils import epath
 
     if name not in FILES:
         raise UserError(
-            f"no published file {name} is known: there are {', '.join(FILES)}; give a local file for another"
+            f"no published file {name} is known: there are {', '.join(FILES)};"
+            " give a local file for another"
         )
-    builder = _builder_class()(config=name, data_dir=epath.Path(cache).expanduser() / "benchmarks")
+    builder = _builder_class()(config=name, data_dir=user_path(cache) / "benchmarks")
     config = tfds.download.DownloadConfig(force_checksums_validation=True)
     tfds.disable_progress_bar()
     try:
