@@ -24,9 +24,9 @@ from codellama_jax.config import (
     to_dict,
 )
 from codellama_jax.errors import UserError
-from codellama_jax.files import is_bucket, reason, write_json
+from codellama_jax.files import is_bucket, write_json
 from codellama_jax.tokenizer import Tokenizer
-from codellama_jax.training.checkpoint import checkpoint_steps, stage_folder
+from codellama_jax.training.checkpoint import checkpoint_steps, first_line, stage_folder
 from codellama_jax.weights.folders import progress, whole_folder
 from codellama_jax.weights.integrity import write_checksums
 from codellama_jax.weights.layout import (
@@ -155,12 +155,15 @@ def _save(tree: dict, checkpoint: epath.Path, folder: epath.Path) -> None:
     items = ocp.CompositeCheckpointHandler(
         params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     )
-    with _stopped_by_ctrl_c(handler), ocp.Checkpointer(items) as checkpointer:
-        checkpointer.save(checkpoint, ocp.args.Composite(params=ocp.args.PyTreeSave(tree)))
+    try:
+        with _stopped_by_ctrl_c(handler), ocp.Checkpointer(items) as checkpointer:
+            checkpointer.save(checkpoint, ocp.args.Composite(params=ocp.args.PyTreeSave(tree)))
+    except Exception as error:  # Orbax misses a parameter after an error, or has one of its own
+        handler.error = handler.error or error
     if isinstance(handler.error, UserError | KeyboardInterrupt):
         raise handler.error
     if handler.error:
-        problem = f"cannot write {folder}: {reason(handler.error)}"
+        problem = f"cannot write {folder}: {first_line(handler.error)}"
         raise UserError(problem) from handler.error
 
 
@@ -212,4 +215,4 @@ def _result(base: str, future: tensorstore.Future) -> Any:
     try:
         return future.result()
     except (ValueError, OSError) as error:  # TensorStore raises ValueError for most damage
-        raise UserError(f"{base} cannot be read: {reason(error)}") from error
+        raise UserError(f"{base} cannot be read: {first_line(error)}") from error

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 
 import pytest
@@ -74,3 +75,13 @@ def test_checksums_that_are_none_are_one_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as error:
         commands.Check(str(tmp_path), integrity=True)()
     assert "\n" not in str(error.value)
+
+
+def test_a_damaged_checkpoint_is_not_exported(folders, tmp_path):
+    shutil.copytree(folders / "run", tmp_path / "run")
+    for data in (tmp_path / "run").rglob("d/*"):  # TensorStore's data, one copy per process too
+        data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    with pytest.raises(UserError, match="cannot be read") as error:
+        commands.Export(str(tmp_path / "run"), str(tmp_path / "out"), "hf")()
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """Weights in and out without torch: round trips, meshes, growth, and what is refused."""
 
 import collections
+import errno
 import importlib.util
 import os
 import signal
@@ -197,19 +198,28 @@ def ctrl_c():
     os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("happens,error", [(disk_gone, UserError), (ctrl_c, KeyboardInterrupt)])
-def test_an_import_that_stops_late_leaves_nothing(folders, tmp_path, happens, error):
+def disk_full():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+EVENTS = {disk_gone: UserError, disk_full: UserError, ctrl_c: KeyboardInterrupt}
+
+
+@pytest.mark.parametrize("tensor", [("embedding", 0), ("down", 1)])
+@pytest.mark.parametrize("happens", EVENTS)
+def test_an_import_that_stops_leaves_nothing(folders, tmp_path, happens, tensor):
     source = huggingface.open_source(folders / "hf")
 
     def read(name, layer, index):
-        if (name, layer) == ("down", 1):
+        if (name, layer) == tensor:
             happens()
         return source.read(name, layer, index)
 
-    with pytest.raises(error):
-        store.write_run(
-            replace(source, read=read), published.tokenizer(), "hf", epath.Path(tmp_path / "run")
-        )
+    run = epath.Path(tmp_path / "run")
+    with pytest.raises(EVENTS[happens]) as stopped:
+        store.write_run(replace(source, read=read), published.tokenizer(), "hf", run)
+    if happens is disk_full:
+        assert str(stopped.value) == f"cannot write {run}: no space left on the device"
     assert not list(tmp_path.iterdir())
 
 
