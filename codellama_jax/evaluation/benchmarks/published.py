@@ -91,7 +91,7 @@ def _builder_class() -> type:
         url_infos = {
             file.url: UrlInfo(file.size, file.sha256, file.url.rpartition("/")[2])
             for file in FILES.values()
-        }  # noqa: RUF012
+        }
 
         def _info(self) -> tfds.core.DatasetInfo:
             features = tfds.features.FeaturesDict({"record": tfds.features.Text()})
