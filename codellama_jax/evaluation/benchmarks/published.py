@@ -88,7 +88,7 @@ def _builder_class() -> type:
 
         VERSION = tfds.core.Version(VERSION)
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, version=VERSION) for name in FILES]  # noqa: RUF012
-        url_infos = {
+        url_infos = {  # noqa: RUF012
             file.url: UrlInfo(file.size, file.sha256, file.url.rpartition("/")[2])
             for file in FILES.values()
         }
