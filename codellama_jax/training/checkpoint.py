@@ -17,11 +17,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from codellama_jax import reuse
 from codellama_jax import tokenizer as tokenizers
 from codellama_jax.accounting import checkpoint_bytes
-from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage, from_dict, to_dict
+from codellama_jax.config import MeshConfig, ModelConfig, Stage, from_dict, to_dict
 from codellama_jax.errors import UserError
+from codellama_jax.run_folder import run_tokenizer, stage_folder
 from codellama_jax.training.mesh import check_cuts, make_mesh, on_mesh
 from codellama_jax.training.step import TrainState, abstract_state
 from codellama_jax.training.vocabulary import check_vocabulary, resized
@@ -205,25 +205,6 @@ def folder_at(path: str) -> epath.Path:
     return epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
 
 
-def stage_folder(run: epath.Path, arm: str = "", stage: str = "") -> tuple[epath.Path, Stage]:
-    """Returns the folder and config of a stage of a run: the last trained one of the first arm unless named."""
-    if not (run / "config.json").exists():
-        raise UserError(f"{run} is not the folder of a run: it has no config.json")
-    config = json.loads((run / "config.json").read_text())
-    if "arms" not in config:  # the folder of a stage itself
-        return run, from_dict(Stage, config)
-    arms = from_dict(Experiment, config).arms
-    arm = arm or next(iter(arms))
-    chain = arms.get(arm.partition("@")[0], {})  # an arm's further seeds are named arm@1, arm@2 ...
-    if not chain or (stage and stage not in chain):
-        raise UserError(f"{run} has no {arm}/{stage}: it has {', '.join(f'{a}/{s}' for a in arms for s in arms[a])}")
-    trained = [s for s in chain if reuse.is_trained(run / arm / s)]
-    if not stage and not trained:
-        raise UserError(f"no stage of {run}/{arm} has finished yet: run the same command again to go on with it")
-    stage = stage or trained[-1]
-    return reuse.followed(run / arm / stage), chain[stage]
-
-
 def load_run(path: str, arm: str = "", stage: str = "", mesh: jax.sharding.Mesh | None = None) -> Run:
     """Loads a run's model and tokenizer, on all devices unless a mesh is given. Raises UserError for what is not there or does not fit."""
     run = folder_at(path)
@@ -231,11 +212,3 @@ def load_run(path: str, arm: str = "", stage: str = "", mesh: jax.sharding.Mesh 
     tokenizer, mesh = run_tokenizer(folder), mesh or make_mesh(MeshConfig())
     check_cuts(mesh, config.model, "the least cache, in slots,", 32)
     return Run(config.model, load_params(folder, config, mesh), tokenizer, "/".join(folder.parts[-3:]))
-
-
-def run_tokenizer(folder: epath.Path) -> tokenizers.Tokenizer:
-    """Loads the tokenizer of the run that a stage's folder lies in. Raises UserError if there is none."""
-    root = next((f for f in (folder, *folder.parents) if (f / "tokenizer.model").exists()), None)
-    if root is None:
-        raise UserError(f"{folder} has no tokenizer.model")
-    return tokenizers.load(root / "tokenizer.model")

@@ -1,0 +1,11 @@
+"""Where a text is truncated: at the first stop string. Imports nothing, for commands that use no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def until(text: str, stop_strings: Sequence[str]) -> str:
+    """Truncates a text before the first stop string."""
+    ends = [text.find(stop) for stop in stop_strings if stop in text]
+    return text[: min(ends)] if ends else text
