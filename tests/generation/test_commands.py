@@ -64,30 +64,24 @@ def asked(monkeypatch):
     return calls
 
 
-@pytest.fixture
-def written(monkeypatch):
-    """Returns what standard output holds, byte for byte."""
-    output = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "ascii"))
-    return output.getvalue
-
-
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
-def test_all_but_the_mark_is_the_files_own(folder, asked, written, tmp_path, mark, newline):
+def test_all_but_the_mark_is_the_files_own(folder, asked, capsysbinary, tmp_path, mark, newline):
     path = tmp_path / "f.py"
     path.write_bytes(mark + b"x = [\n<FILL_ME>\n'\xc3\xa9'\n".replace(b"\n", newline))
     Infill(str(folder), str(path), Sampling())()
-    assert written() == mark + b"x = [\n1\n2\n'\xc3\xa9'\n".replace(b"\n", newline)
+    assert capsysbinary.readouterr().out == mark + b"x = [\n1\n2\n'\xc3\xa9'\n".replace(
+        b"\n", newline
+    )
     assert (asked["prefix"], asked["suffix"]) == ("x = [\n", "\n'é'\n")
 
 
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
-def test_a_prompt_is_printed_as_it_is(folder, asked, written, monkeypatch, newline):
+def test_a_prompt_is_printed_as_it_is(folder, asked, capsysbinary, monkeypatch, newline):
     data = b"\xef\xbb\xbfa\nb".replace(b"\n", newline)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     Complete(str(folder), "-", Sampling(), healing=True)()
-    assert written() == data + b"1\n2".replace(b"\n", newline) + b"\n"
+    assert capsysbinary.readouterr().out == data + b"1\n2".replace(b"\n", newline) + b"\n"
     assert asked["prompts"] == ["a\nb"] and asked["healing"]
 
 
@@ -103,7 +97,7 @@ def test_a_prompt_is_printed_as_it_is(folder, asked, written, monkeypatch, newli
     ],
 )
 def test_the_order_is_chosen_and_printed(
-    folder, asked, written, tmp_path, capsys, options, probes, spm, reason
+    folder, asked, tmp_path, capsys, options, probes, spm, reason
 ):
     if probes:
         text = probes if isinstance(probes, str) else json.dumps(probes)
@@ -114,7 +108,7 @@ def test_the_order_is_chosen_and_printed(
     assert reason in capsys.readouterr().err
 
 
-def test_a_middle_without_an_end_is_reported(folder, asked, written, tmp_path, capsys):
+def test_a_middle_without_an_end_is_reported(folder, asked, tmp_path, capsys):
     asked["is_ended"] = False
     (tmp_path / "f.py").write_text("<FILL_ME>")
     Infill(str(folder), str(tmp_path / "f.py"), Sampling())()
@@ -138,13 +132,13 @@ def test_a_middle_without_an_end_is_reported(folder, asked, written, tmp_path, c
     ],
 )
 def test_nothing_is_printed_before_a_mistake_is_found(
-    folder, asked, written, tmp_path, text, options, said
+    folder, asked, capsysbinary, tmp_path, text, options, said
 ):
     (tmp_path / "f.py").write_text(text)
     arguments = {"run": str(folder), "text": str(tmp_path / "f.py"), "sampling": Sampling()}
     with pytest.raises(UserError, match=said):
         Infill(**arguments | options)()
-    assert written() == b"" and "prefix" not in asked
+    assert capsysbinary.readouterr().out == b"" and "prefix" not in asked
 
 
 def test_a_model_without_sentinels_is_refused_before_jax_starts(folder, tmp_path, tokenizer):
@@ -175,11 +169,11 @@ def test_options_that_exclude_each_other_are_refused():
             Infill("run", "f.py", Sampling(), **options)
 
 
-def test_a_sequence_longer_than_in_training_is_warned_of(folder, asked, written, capsys):
+def test_a_sequence_longer_than_in_training_is_warned_of(folder, asked, capsys):
     Complete(str(folder), "x", Sampling(max_new_tokens=600))()
     assert "the model was trained on sequences of 512" in capsys.readouterr().err
 
 
-def test_a_progress_line_comes_before_the_model_is_loaded(folder, asked, written, capsys):
+def test_a_progress_line_comes_before_the_model_is_loaded(folder, asked, capsys):
     Complete(str(folder), "x", Sampling())()
     assert capsys.readouterr().err.startswith(f"starting JAX and loading {folder}\nreading ")
