@@ -5,6 +5,7 @@ Brings weights in and takes them out: `import DIR RUN`, `export RUN DIR`, `check
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,7 +51,7 @@ class Evaluate:
             raise UserError("what is to be evaluated? Pass --run RUN, --samples-file FILE or --reference")
         if self.samples_file and self.reference:
             raise UserError("--samples-file and --reference exclude each other: pass one of them")
-        if self.run and not is_bucket(self.run) and not os.path.exists(user_path(self.run)):
+        if self.run and not is_bucket(self.run) and not user_path(self.run).exists():
             raise UserError(f"there is no run {self.run}: pass the folder of a run with --run")
         if may_be_several():
             from codellama_jax.run import start_distributed
