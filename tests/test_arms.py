@@ -9,7 +9,6 @@ from etils import epath
 from test_run import launch, place, same_bits  # noqa: F401 (place is a fixture)
 
 from codellama_jax import reuse
-from codellama_jax.training import checkpoint
 from codellama_jax.training.metrics import read_metrics
 
 EXPERIMENT = '''

@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from etils import epath
 from rich.console import Console
 
+from codellama_jax import locks
 from codellama_jax.errors import UserError
 from codellama_jax.evaluation.benchmarks import LOADERS, comparable, long_files
 from codellama_jax.evaluation.benchmarks.benchmark import (
@@ -84,7 +86,9 @@ def evaluate(
         )
     )
     model = samples_file or CANONICAL
-    with on_all_hosts(lambda: start_executor(prepared, checking)) as executor:
+    with contextlib.ExitStack() as held:
+        on_all_hosts(lambda: held.enter_context(only_writer(prepared.out)))
+        executor = held.enter_context(on_all_hosts(lambda: start_executor(prepared, checking)))
         run = None
         if load_model and (not scores_only or name == NEEDS_TOKENIZER):
             run = load_model()
@@ -133,6 +137,11 @@ def prepare(
     else:
         check_same(folder, request_of(prepared, benchmark, options), model_known=False)
     return replace(prepared, samples=samples)
+
+
+def only_writer(out: Path) -> contextlib.AbstractContextManager[None]:
+    """Locks the folder on the host that writes to it. Raises UserError if another process does."""
+    return locks.sole_writer(epath.Path(out)) if is_first() else contextlib.nullcontext()
 
 
 def request_of(prepared: Prepared, benchmark: Benchmark, options: Options) -> dict[str, Any]:
