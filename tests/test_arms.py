@@ -102,9 +102,9 @@ def test_other_runs_are_read_where_stages_are_equal(folder, first):
         assert f"{stage}: equal to" in output
     assert "more/more step 2/2" in output
     assert json.loads((folder / "runs/second/one/code/done.json").read_text())["at"] == "../../../first/one/code"
-    found, _ = stage_folder.stage_folder(epath.Path(runs) / "second", "one")
+    found, _ = stage_folder(epath.Path(runs) / "second", "one")
     assert found == epath.Path(runs) / "first/one/code"
-    assert stage_folder.stage_folder(epath.Path(runs) / "first", "more@1")[0].parts[-2:] == ("more@1", "more")
+    assert stage_folder(epath.Path(runs) / "first", "more@1")[0].parts[-2:] == ("more@1", "more")
     (folder / "runs/first").rename(folder / "elsewhere")
     code, output, errors = launch(folder, "runs/second", "--arm", "one", "--more.steps", "2", "--seeds", "1")
     (folder / "elsewhere").rename(folder / "runs/first")
