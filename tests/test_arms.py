@@ -9,6 +9,7 @@ from etils import epath
 from test_run import launch, place, same_bits  # noqa: F401 (place is a fixture)
 
 from codellama_jax import reuse
+from codellama_jax.stage_folder import stage_folder
 from codellama_jax.training.metrics import read_metrics
 
 EXPERIMENT = '''
