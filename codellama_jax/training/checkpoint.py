@@ -185,7 +185,7 @@ class Checkpoints:
 def read_checksums(checkpoint: epath.Path) -> dict[str, Any] | None:
     """Returns the checksums of a checkpoint, None for one of a version that wrote none.
 
-    `params` and `optimizer` hold [dtype, checksum] by dotted name of each array (`checksums`).
+    `params` and `optimizer` hold a checksum by dotted name of each array (`checksums.of_tree`).
     Raises UserError if the file with them is damaged.
     """
     folder = checkpoint / "checksums"
