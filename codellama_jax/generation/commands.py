@@ -6,13 +6,16 @@ output before all checks have passed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from codellama_jax.command_line import INTERRUPTED
 from codellama_jax.config import CACHE, MeshConfig, Stage
 from codellama_jax.errors import UserError
 from codellama_jax.files import user_path
@@ -86,7 +89,7 @@ class Asking:
         run = load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
         for limit in run.tokenizer.limits:
             note(f"note on the tokenizer: {limit}")
-        note(f"reading {len(ids):,} tokens (the first prompt of about this length compiles first)")
+        note(f"reading the prompt, tokens: {len(ids):,} (a new length compiles first)")
         return run
 
 
@@ -119,7 +122,8 @@ class Complete(Asking):
         from codellama_jax.generation.text import complete
 
         output = Output(source, source.text)
-        complete(run, [prompt], self.sampling, self.stop, output.write, healing=self.healing)
+        with ends_at_once():
+            complete(run, [prompt], self.sampling, self.stop, output.write, healing=self.healing)
         output.finish("\n")
 
 
@@ -162,7 +166,8 @@ class Infill(Asking):
         # Redirected to a file or a program, the output is complete or empty.
         stream = output.write if sys.stdout.isatty() else None
         options = (self.sampling, order.spm, self.stop, stream, self.healing)
-        middle = infill_one(run, prefix, suffix, *options)
+        with ends_at_once():
+            middle = infill_one(run, prefix, suffix, *options)
         if stream is None:
             output.write(middle.text)
         output.finish(after)
@@ -209,6 +214,17 @@ class Output:
     def _put(self, text: str) -> None:
         sys.stdout.buffer.write(text.encode())
         sys.stdout.buffer.flush()
+
+
+@contextlib.contextmanager
+def ends_at_once() -> Iterator[None]:
+    """Ends the process at Ctrl-C. The interpreter would wait for the computation that is running,
+    which takes minutes for a long prompt."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note("\nstopped")
+        os._exit(INTERRUPTED)
 
 
 def note(text: str) -> None:

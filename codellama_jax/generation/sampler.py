@@ -87,15 +87,20 @@ def generate(
         compiled = _start.lower(*start).compile()
         check_memory(compiled, _bytes_per_device(prepared), len(prompts), max(map(len, prompts)))
         state = _start(*start)
-        rows.take(np.asarray(state.tokens_B)[:, None])
+        rows.take(_fetched(state.tokens_B)[:, None])
         draws = draws.replace(first_BV=None)
         weights = decoder.prepare(config, params)
         while not rows.done.all():
             steps = min(chunk, sampling.max_new_tokens - rows.count)
             done_B = np.pad(rows.done, (0, len(tokens_BT) - len(prompts)), constant_values=True)
             state, new_BT = _decode(*static, weights, state.replace(done_B=done_B), draws, steps)
-            rows.take(np.asarray(new_BT)[:, :steps])
+            rows.take(_fetched(new_BT)[:, :steps])
     return rows.new
+
+
+def _fetched(x: jax.Array) -> np.ndarray:
+    """Returns an array's values. Ctrl-C ends the wait for them, which `np.asarray` alone ignores."""
+    return np.asarray(jax.block_until_ready(x))
 
 
 def _bytes_per_device(tree: object) -> int:

@@ -177,3 +177,23 @@ def test_a_sequence_longer_than_in_training_is_warned_of(folder, asked, capsys):
 def test_a_progress_line_comes_before_the_model_is_loaded(folder, asked, capsys):
     Complete(str(folder), "x", Sampling())()
     assert capsys.readouterr().err.startswith(f"starting JAX and loading {folder}\nreading ")
+
+
+def test_ctrl_c_ends_the_process_while_a_prompt_is_read():
+    """The computation would take minutes, and the interpreter waits for it when it exits."""
+    program = """if True:
+        import os, signal, threading
+        import jax, jax.numpy as jnp
+        from codellama_jax.generation.commands import ends_at_once
+        from codellama_jax.generation.sampler import _fetched
+        step = lambda _, x: jnp.tanh(x @ x)
+        slow = jax.jit(lambda x: jax.lax.fori_loop(0, 10**6, step, x))
+        compiled = slow.lower(jnp.ones((256, 256))).compile()
+        threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        with ends_at_once():
+            _fetched(compiled(jnp.ones((256, 256))))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (130, "\nstopped\n")
