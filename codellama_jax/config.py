@@ -79,7 +79,7 @@ class TokenizerConfig(Checked):
     """A published SentencePiece model, or one trained on the corpus."""
 
     path: OptionalPath = ""  # a tokenizer.model; "" trains one
-    pieces: Annotated[int, Range(300, 2**24)] = 32_000  # without the infilling sentinels
+    pieces: Annotated[int, Range(275, 1_000_000)] = 32_000  # without the infilling sentinels
 
 
 @dataclass(frozen=True)

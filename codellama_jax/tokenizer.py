@@ -65,7 +65,11 @@ class Tokenizer:
     def text_ids(self) -> list[int]:
         """Returns the ids of pieces of text: no markers, bytes or unused pieces."""
         p = self._processor
-        return [i for i in range(self.pieces) if not (p.is_control(i) or p.is_unknown(i) or p.is_byte(i) or p.is_unused(i))]
+        ids = []
+        for i in range(self.pieces):
+            if not (p.is_control(i) or p.is_unknown(i) or p.is_byte(i) or p.is_unused(i)):
+                ids.append(i)
+        return ids
 
     def encode(self, text: str, *, leading_space: bool = True) -> list[int]:
         """Returns the ids of `text`, without BOS and EOS.
@@ -138,7 +142,12 @@ def missing_in(folder: epath.Path) -> str:
     return f"{folder} has no {FILE}: put it there"
 
 
-def train(texts: Iterable[str], pieces: int, cache_dir: epath.PathLike, say: Say = silent) -> Tokenizer:
+def train(
+    texts: Iterable[str],
+    pieces: int,
+    cache_dir: epath.PathLike,
+    say: Say = silent,
+) -> Tokenizer:
     """Trains a tokenizer as Llama 2's was, or finds it in `cache_dir` under a hash of its inputs.
 
     The order of `texts` does not matter. Of more than MAX_TRAINING_CHARS a sample is used, which
@@ -182,16 +191,20 @@ def _tokenizer(model: bytes, name: str) -> Tokenizer:
     decisive = proto.SerializeToString(deterministic=True) + repr(sentinels).encode()
     # The fingerprints of files with a prefix are in existing runs, and do not mention it.
     fingerprint = hashlib.sha256(decisive if prefixed else decisive + b" no prefix").hexdigest()
+    pre_id, suf_id, mid_id, eot_id = sentinels
     return Tokenizer(
-        model,
-        pieces,
-        processor.bos_id(),
-        processor.eos_id(),
-        *sentinels,
-        fingerprint,
-        limits,
-        processor,
-        unprefixed,
-        continuing,
-        " " if prefixed else "",
+        model=model,
+        pieces=pieces,
+        bos_id=processor.bos_id(),
+        eos_id=processor.eos_id(),
+        pre_id=pre_id,
+        suf_id=suf_id,
+        mid_id=mid_id,
+        eot_id=eot_id,
+        fingerprint=fingerprint,
+        limits=limits,
+        _processor=processor,
+        _unprefixed=unprefixed,
+        _continuing=continuing,
+        _prefix=" " if prefixed else "",
     )

@@ -184,7 +184,8 @@ def _open(folder: epath.Path, record: dict[str, Any]) -> Prepared:
         if len(documents) != record["counts"][split]:
             raise ValueError(f"{split} holds {len(documents)} documents")
         _ = documents[0], documents[len(documents) - 1]
-    return Prepared(*splits, record["counts"], record["fingerprint"])
+    train, validation = splits
+    return Prepared(train, validation, record["counts"], record["fingerprint"])
 
 
 def _checksums(data: epath.Path) -> dict[str, list[int]]:

@@ -55,7 +55,7 @@ def epoch_order(count: int, seed: int) -> np.ndarray:
     jump[:count] = np.arange(count)  # a value below `count` is final
     for _ in range(JUMPS):
         jump = jump[jump]
-    following, order = memoryview(jump), []
+    following, order = jump.data, []
     for value in table[:count].tolist():
         while value >= count:
             value = following[value]

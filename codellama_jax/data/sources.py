@@ -91,7 +91,7 @@ class Document(NamedTuple):
 class Dropped(NamedTuple):
     """A file that is not kept: its name in COUNTS, and the reason for a person."""
 
-    count: str
+    kind: str
     reason: str
 
 
@@ -150,7 +150,7 @@ def load(items: Iterable[Item], code: bool) -> Loaded:
         if isinstance(read, Document):
             documents.append(read)
         else:
-            counts[read.count] += 1
+            counts[read.kind] += 1
             dropped.setdefault(_named_format(item.id) or read.reason, []).append(item.id)
     copies = near_duplicates([d.text for d in documents])
     kept = [d for i, d in enumerate(documents) if i not in copies]
@@ -190,7 +190,8 @@ def near_duplicates(texts: list[str]) -> set[int]:
     from datasketch import MinHash, MinHashLSH
 
     index, copies = MinHashLSH(threshold=SIMILARITY, num_perm=128), set()
-    empty, kept = MinHash(num_perm=128, hashfunc=zlib.crc32), {}
+    kept: dict[int, MinHash] = {}
+    empty = MinHash(num_perm=128, hashfunc=zlib.crc32)
     for i, text in enumerate(texts):
         sketch = empty.copy()
         sketch.update_batch({line.strip() for line in text.encode().splitlines()})
@@ -260,10 +261,10 @@ def _folder(folder: str) -> Iterator[Item]:
 
 
 def _files(root: str | os.PathLike, prefix: str, skip: tuple[str, ...] = ()) -> Iterator[Item]:
-    root = epath.Path(root)
-    for folder, subfolders, names in root.walk():
+    top = epath.Path(root)
+    for folder, subfolders, names in top.walk():
         subfolders[:] = [n for n in subfolders if not n.startswith(".") and n not in skip]
-        inside = PurePosixPath(prefix) / folder.relative_to(root).as_posix()
+        inside = PurePosixPath(prefix) / folder.relative_to(top).as_posix()
         for path in (folder / name for name in names if not name.startswith(".")):
             if stamp := _stamp(path):
                 # Names of files may be any bytes.

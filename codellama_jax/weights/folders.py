@@ -18,6 +18,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from codellama_jax import locks
 from codellama_jax.errors import UserError
 from codellama_jax.files import is_bucket, reason
 
@@ -26,23 +27,30 @@ from codellama_jax.files import is_bucket, reason
 def whole_folder(path: epath.Path) -> Iterator[epath.Path]:
     """Yields a folder beside `path` that is renamed to `path` at the end, and deleted on an error.
 
-    Raises UserError naming the path if it exists or cannot be written.
+    Raises UserError naming the path if it exists, if another process is making it, or if it cannot
+    be written.
     """
+    _check_absent(path)
+    with locks.sole_writer(path, path.with_name(f".{path.name}.lock")):
+        _check_absent(path)  # another process may have finished it before the lock was free
+        part = path.with_name(f"{path.name}.part")
+        try:
+            if part.exists():
+                part.rmtree()  # of a process that was killed
+            part.mkdir(parents=True)
+            yield part
+            part.rename(path)
+        except (OSError, ImportError) as error:
+            raise UserError(f"cannot write {path}: {reason(error)}") from error
+        finally:
+            with contextlib.suppress(OSError, ImportError):
+                if part.exists():
+                    part.rmtree()
+
+
+def _check_absent(path: epath.Path) -> None:
     if path.exists() or (not is_bucket(path) and os.path.lexists(path)):
         raise UserError(f"{path} exists already: name a new folder")
-    part = path.with_name(f"{path.name}.part")
-    try:
-        if part.exists():
-            part.rmtree()  # of a process that was killed
-        part.mkdir(parents=True)
-        yield part
-        part.rename(path)
-    except (OSError, ImportError) as error:
-        raise UserError(f"cannot write {path}: {reason(error)}") from error
-    finally:
-        with contextlib.suppress(OSError, ImportError):
-            if part.exists():
-                part.rmtree()
 
 
 @contextlib.contextmanager

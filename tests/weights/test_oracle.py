@@ -16,7 +16,7 @@ from codellama_jax.config import MeshConfig
 from codellama_jax.errors import UserError
 from codellama_jax.generation.sampler import Sampling, generate
 from codellama_jax.models.llama import Llama
-from codellama_jax.tokenizer import SENTINELS
+from codellama_jax.sentencepiece_file import SENTINELS
 from codellama_jax.training.checkpoint import load_run
 from codellama_jax.training.loop import place, stop_flags
 from codellama_jax.training.mesh import make_mesh, on_mesh
