@@ -17,7 +17,7 @@ from codellama_jax.command_line import cli, run_command
 from codellama_jax.config import CACHE, MeshConfig
 from codellama_jax.errors import UserError
 from codellama_jax.evaluation.settings import Checking, Options, Settings
-from codellama_jax.files import is_bucket, user_path
+from codellama_jax.files import is_bucket, read_file, user_path
 from codellama_jax.weights import commands as weights
 
 if TYPE_CHECKING:
@@ -148,17 +148,9 @@ class Evaluate:
 
 def read(path: str) -> str:
     """Returns the text of a file, local or gs://, or of standard input. Raises UserError for what is not a text file."""
-    from etils import epath
-
-    try:
-        data = sys.stdin.buffer.read() if path == "-" else epath.Path(path).expanduser().read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"no file {path}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder: name a file") from None
-    except (OSError, ImportError) as error:  # epath needs another package for gs://
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    return decoded(data, "standard input" if path == "-" else path)
+    if path == "-":
+        return decoded(sys.stdin.buffer.read(), "standard input")
+    return decoded(read_file(user_path(path)), path)
 
 
 def decoded(data: bytes, name: str) -> str:

@@ -109,6 +109,8 @@ def wrong_ending(code: int, stderr: str) -> str:
     *before, line = stderr.rstrip("\n").split("\n")
     if not line.startswith("error: ") or any(other.startswith("error: ") for other in before):
         return f"not one error line at the end: {stderr[-1000:]!r}"
+    if not line.isprintable():
+        return f"control characters in the error line: {line[:300]!r}"
     if len(line) > LONGEST:
         return f"an error line of {len(line)} characters: {line[:300]!r}"
     return ""
