@@ -171,7 +171,8 @@ def shown(value: Any) -> str:
     if len(text) <= SHOWN:
         return text
     unit = "digits" if isinstance(value, int) else "characters"
-    return f"{text[:SHOWN]}... ({len(text):,} {unit})"
+    length = len(value) if isinstance(value, str) else len(text)
+    return f"{text[:SHOWN]}... ({length:,} {unit})"
 
 
 def nearest(name: str, names: typing.Iterable[str]) -> str:

@@ -111,7 +111,9 @@ def _line_of(path: Path, function: Callable, error: BaseException) -> int:
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return error.lineno or 1
     code = getattr(function, "__code__", None)
-    line = code.co_firstlineno if code else 1  # a call with wrong arguments never enters the file
+    line = 1
+    if code and code.co_filename == str(path):  # a call with wrong arguments never enters it
+        line = code.co_firstlineno
     for frame in traceback.extract_tb(error.__traceback__):
         if frame.filename == str(path) and frame.lineno:
             line = frame.lineno

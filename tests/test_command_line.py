@@ -5,23 +5,26 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
 import tyro
 
+from codellama_jax.checked import Checked, Range
 from codellama_jax.command_line import cli, run_command
 from codellama_jax.errors import UserError
 from kernels import Refused
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Checked):
     """Print a plan."""
 
     experiment: Annotated[str, tyro.conf.Positional]
     scale: str = ""
-    steps: int = 3
+    steps: Annotated[int, Range(0, 9)] = 3
+    rate: float = 0.1
+    remat: Literal["none", "full"] = "full"
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,13 @@ def test_good_line_parses():
         (("plan",), ["experiment (required)", "see launch.py plan --help"]),
         (("plan", "x", "--scal", "3"), ["--scal", "did you mean --scale?"]),
         (("plan", "x", "--steps", "many"), ["--steps", "'many'"]),
+        (("plan", "x", "--steps", "1.5"), ["--steps is '1.5': it must be a whole number"]),
+        (("plan", "x", "--steps", "9" * 5000), ["--steps has 5000 digits: it is too large"]),
+        (("plan", "x", "--steps", "-5"), ["--steps is -5: it must be at least 0"]),
+        (("plan", "x", "--rate", "x"), ["--rate is 'x': it must be a number"]),
+        (("plan", "x", "--rate", "nan"), ["--rate is nan: it must be a finite number"]),
+        (("plan", "x", "--remat", "ful"), ["--remat is 'ful': it must be one of none, full; did"]),
+        (("plan", "x", ""), ["an argument is empty ('') and belongs to no option: remove it"]),
         (("plan", "x", "--steps"), ["--steps"]),
         (("plan", "x", "y"), ["y"]),
     ],

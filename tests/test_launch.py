@@ -127,6 +127,15 @@ def test_overrides_reach_every_arm(cli):
             r"--code.optimizer.peak-lr is what the arms differ in \(same 0.004, third 0.00133, tenth 0.0004\): change it in a copy",
         ),
         (["plan", "rope_theta", "--long-context.model.rope-theta", "2e4"], "--long-context.model.rope-theta is what the arms differ in"),
+        (["plan", "quickstart", "--code.data.batch-size", "0"], "--code.data.batch-size is 0: it must be at least 1"),
+        (["plan", "quickstart", "--code.steps", "1" + "0" * 400], r"--code.steps is 10+\.\.\. \(401 digits\)"),
+        (["plan", "quickstart", "--code.data.mixture.code", "inf"], "--code.data.mixture.code is inf: it must be a finite"),
+        (["plan", "quickstart", "--code.model.n-kv-heads", "7"], "--code.model.n-kv-heads is 7: it must divide n_heads"),
+        (["plan", "quickstart", ""], "an argument is empty"),
+        (["plan", "launch.py"], "launch.py is not an experiment file"),
+        (["plan", "a" * 5000], r"no experiment a+\.\.\. \(5,000 characters\)"),
+        (["compile", "quickstart", "--stage", "decode", "--context", "-5"], "--context is -5: it must be at least 1"),
+        (["compile", "quickstart", "--target", "v5e:4x4x4"], "a v5e pod has two axes"),
         (["walk", "quickstart"], "expected one of {run, plan, compile}"),
         (["run", "quickstart", "--mesh.fsdp", "3"], "needs 3 devices and there are 8: change --mesh"),
         (["run", "quickstart", "--code.data.batch-size", "6"], "6 rows .* multiple of 8"),
@@ -150,3 +159,10 @@ def test_help_lists_what_can_be_overridden(cli):
     assert code == 0
     assert "--long-context.optimizer.peak-lr" in out
     assert "--fresh" in out
+    assert "\nExpected  validation loss" in out and "\nCost      under" in out  # lines stay lines
+
+
+def test_a_warm_up_longer_than_the_steps_is_a_warning(cli):
+    code, out, err = cli("plan", "quickstart", "--code.steps", "50")
+    assert code == 0 and "50" in out
+    assert "never reaches its peak, 0.004; give fewer warm-up steps, such as 5" in err

@@ -58,6 +58,47 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
     assert not (folder / locks.NAME).exists()
 
 
+TWENTY_TIMES = """
+import os, signal, sys, time
+from etils import epath
+from codellama_jax.errors import UserError
+from codellama_jax.locks import sole_writer
+folder = epath.Path(sys.argv[1])
+
+def start():
+    # Returns a new process and "writer", or the line that refuses it.
+    reader, writer = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            with sole_writer(folder):
+                os.write(writer, b"writer")
+                time.sleep(60)
+        except UserError as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.close(writer)
+    text = os.read(reader, 1000).decode()
+    os.close(reader)
+    return process, text
+
+for _ in range(20):
+    first, text = start()
+    assert text == "writer", text
+    second, text = start()
+    assert f"is being written by process {first} on " in text, text
+    os.waitpid(second, 0)
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
+"""
+
+
+def test_two_starts_twenty_times_with_the_first_killed(tmp_path):
+    argv = [sys.executable, "-c", TWENTY_TIMES, str(tmp_path / "run")]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_never_two_writers_and_never_a_stale_lock(tmp_path):
     """Many threads take, release and delete the same lock file; flock tells their files apart."""
     folder = epath.Path(tmp_path) / "run"

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.errors import UserError
-from codellama_jax.generation.healing import heal
+from codellama_jax.generation.middle import without_infilling, without_ramble
 from codellama_jax.generation.sampler import Sampling
-from codellama_jax.generation.text import Rows, continuation, generate_text
+from codellama_jax.generation.text import (
+    Decode,
+    Generated,
+    Rows,
+    Stream,
+    continuation,
+    generate_text,
+    healed_prompts,
+)
 from codellama_jax.training.checkpoint import Run
-
-FILL_ME = "<FILL_ME>"
-
-
-def split_fill(text: str) -> tuple[str, str]:
-    """Returns what stands before and after the mark. Raises UserError unless there is exactly one."""
-    if text.count(FILL_ME) != 1:
-        raise UserError(f"the text holds {text.count(FILL_ME)} marks {FILL_ME}: put exactly one where the middle is wanted")
-    prefix, _, suffix = text.partition(FILL_ME)
-    return prefix, suffix
 
 
 def infill(
@@ -28,27 +27,70 @@ def infill(
     sampling: Sampling,
     spm: bool = False,
     stop_strings: Sequence[str] = (),
-    stream: Callable[[str], None] | None = None,
     rows: Rows | None = None,
     healing: bool = False,
 ) -> list[str]:
     """Returns the middle of each (prefix, suffix), up to EOT or a stop string.
 
-    In SPM the middle goes on from the prefix's tokens, in PSM it begins with tokens of its own and no leading space.
-    With `healing` an SPM middle may also end the token in which its prefix is cut off.
     Raises UserError for a model that was trained without infilling.
+
+    Args:
+      run: the model and its tokenizer.
+      pairs: texts before and after each middle.
+      sampling: how tokens are drawn.
+      spm: suffix-prefix-middle order, in which the middle continues the prefix's tokens. In
+        prefix-suffix-middle order it begins with separate tokens and no leading space.
+      stop_strings: each ends a middle before it.
+      rows: replaces the stop strings by a truncation per row, and gives each row its PRNG number.
+      healing: lets an SPM middle also end the token in which its prefix stops.
     """
+    generated = _generated(run, pairs, sampling, spm, stop_strings, None, rows, healing)
+    return [one.text for one in generated]
+
+
+def infill_one(
+    run: Run,
+    prefix: str,
+    suffix: str,
+    sampling: Sampling,
+    spm: bool = False,
+    stop_strings: Sequence[str] = (),
+    stream: Callable[[str], None] | None = None,
+    healing: bool = False,
+) -> Generated:
+    """Returns the middle to put between prefix and suffix, and whether the model ended it.
+
+    A middle that never reaches EOT is truncated by `without_ramble`.
+
+    Args:
+      run, sampling, spm, stop_strings, healing: as in `infill`.
+      prefix: text before the middle.
+      suffix: text after it.
+      stream: gets the pieces of the middle as they come, never what is truncated later.
+    """
+    shown = functools.partial(without_ramble, prefix=prefix, suffix=suffix)
+    out = Stream(stream, stop_strings, shown) if stream else None
+    pairs = [(prefix, suffix)]
+    (middle,) = _generated(run, pairs, sampling, spm, stop_strings, out, None, healing)
+    if not middle.is_ended:
+        middle = Generated(shown(middle.text), False)
+    if out:
+        out.finish(middle.text)
+    return middle
+
+
+def _generated(run, pairs, sampling, spm, stop_strings, stream, rows, healing) -> list[Generated]:
     tokenizer = run.tokenizer
     if run.model.vocab_size < tokenizer.vocab_size:
-        raise UserError(
-            f"{run.name} was trained without infilling: its vocabulary has no sentinels; take complete, or a model that has them"
-        )
-    prompts, first = [prompt_ids(tokenizer, prefix, suffix, spm) for prefix, suffix in pairs], None
-    if spm:
-        decode = continuation(run, [prefix for prefix, _ in pairs])
-        if healing:
-            prompts, removed, first, _ = zip(*heal(run, prompts))
-            decode = lambda row, ids: tokenizer.decode(ids, leading_space=not pairs[row][0])[len(removed[row]) :]
+        raise UserError(without_infilling(run.name))
+    prompts = [prompt_ids(tokenizer, prefix, suffix, spm) for prefix, suffix in pairs]
+    prefixes, first = [prefix for prefix, _ in pairs], None
+    decode: Decode
+    if spm and healing:
+        prompts, decode, first = healed_prompts(run, prompts, prefixes)
+    elif spm:
+        decode = continuation(run, prefixes)
     else:
-        decode = lambda row, ids: tokenizer.decode(ids, leading_space=False)
-    return generate_text(run, prompts, decode, sampling, [tokenizer.eot_id, tokenizer.eos_id], stop_strings, stream, rows, first)
+        decode = continuation(run, ["text"] * len(pairs))  # a PSM middle has no leading space
+    ends = [tokenizer.eot_id, tokenizer.eos_id]
+    return generate_text(run, prompts, decode, sampling, ends, stop_strings, stream, rows, first)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +14,13 @@ from flax import struct
 from codellama_jax.config import ModelConfig
 from codellama_jax.errors import UserError
 from codellama_jax.generation import decoder
+from codellama_jax.generation.memory import check_memory
+from codellama_jax.generation.settings import CAPACITY, Sampling
 from codellama_jax.training.mesh import on_mesh_of
 
-CAPACITY = 131_072  # tokens of a prompt and what follows it; Code Llama is used up to 100,000
 CHUNK = 64  # tokens a row between two looks at what came out
 CHUNK_WITH_STOP = 16  # where text may end a row, and what is generated after its end is lost
 CHUNK_STREAMED = 4
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn: the most likely one at temperature 0, else at random."""
-
-    temperature: float = 0.0
-    top_k: int = 0  # draw from the k most likely only; 0 for all
-    top_p: float = 1.0  # draw from the fewest that hold this mass
-    max_new_tokens: int = 128
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
-            raise UserError("sampling needs temperature >= 0, top_k >= 0, 0 < top_p <= 1 and max_new_tokens >= 1")
 
 
 @struct.dataclass
@@ -96,7 +81,12 @@ def generate(
         stop_ids_4 = np.array([*stop_ids, *[-1] * (4 - len(stop_ids))], np.int32)
         draws = Draws(keys_B, stop_ids_4, np.int32(vocab or config.vocab_size), _mask(first, len(tokens_BT), config.vocab_size))
         static = config, dataclasses.replace(sampling, max_new_tokens=1, seed=0)
-        state = _start(*static, bucket(sampling.max_new_tokens), params, tokens_BT, lengths_B, draws)
+        start = (*static, bucket(sampling.max_new_tokens), params, tokens_BT, lengths_B, draws)
+        prepared = jax.eval_shape(decoder.prepare, config, params)
+        # Compiled here and found again by the call: neither happens twice.
+        compiled = _start.lower(*start).compile()
+        check_memory(compiled, _bytes_per_device(prepared), len(prompts), max(map(len, prompts)))
+        state = _start(*start)
         rows.take(np.asarray(state.tokens_B)[:, None])
         draws = draws.replace(first_BV=None)
         weights = decoder.prepare(config, params)
@@ -106,6 +96,12 @@ def generate(
             state, new_BT = _decode(*static, weights, state.replace(done_B=done_B), draws, steps)
             rows.take(np.asarray(new_BT)[:, :steps])
     return rows.new
+
+
+def _bytes_per_device(tree: object) -> int:
+    """Returns the bytes of arrays that are sharded evenly over the mesh in use."""
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return total // max(1, jax.sharding.get_abstract_mesh().size)
 
 
 def sample(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.Array:
@@ -247,9 +243,9 @@ def _check(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens
     """Raises UserError for a prompt that cannot be gone on from."""
     for row, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= CAPACITY - max_new_tokens:
-            raise UserError(
-                f"prompt {row} has {len(prompt)} tokens: it needs one at least, and with {max_new_tokens} new ones at most {CAPACITY}"
-            )
+            most = CAPACITY - max_new_tokens
+            allowed = f"it needs at least one and at most {most} beside {max_new_tokens} new ones"
+            raise UserError(f"prompt {row} has {len(prompt)} tokens: {allowed}")
         if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
             ids = f"ids from {min(prompt)} to {max(prompt)} where the model has {config.vocab_size}"
             raise UserError(f"prompt {row} has {ids}: use the tokenizer of the same run")

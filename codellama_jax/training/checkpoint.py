@@ -17,14 +17,14 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from codellama_jax import reuse
 from codellama_jax import tokenizer as tokenizers
 from codellama_jax.accounting import checkpoint_bytes
-from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage, from_dict, to_dict
+from codellama_jax.config import MeshConfig, ModelConfig, Stage, from_dict, to_dict
 from codellama_jax.console import warn
 from codellama_jax.errors import UserError
 from codellama_jax.exits import exit_within
 from codellama_jax.files import is_bucket, read_json, user_path
+from codellama_jax.stage_folder import run_tokenizer, stage_folder
 from codellama_jax.training import checksums
 from codellama_jax.training.hosts import gather
 from codellama_jax.training.mesh import check_cuts, make_mesh, on_mesh
@@ -299,33 +299,6 @@ def check_shapes(folder: epath.Path | str, saved: ModelConfig, wanted: ModelConf
     check_vocabulary(folder, saved.vocab_size, wanted.vocab_size)
 
 
-def stage_folder(run: epath.Path, arm: str = "", stage: str = "") -> tuple[epath.Path, Stage]:
-    """Returns the folder and config of a stage of a run.
-
-    By default it is the last trained stage of the first arm.
-    """
-    if not (run / "config.json").exists():
-        raise UserError(f"{run} is not the folder of a run: it has no config.json")
-    config = read_json(run / "config.json")
-    if not isinstance(config, dict):
-        raise UserError(f"{run / 'config.json'} is not the config of a run or of a stage")
-    if "arms" not in config:  # the folder of a stage itself
-        return run, from_dict(Stage, config)
-    arms = from_dict(Experiment, config).arms
-    arm = arm or next(iter(arms))
-    chain = arms.get(arm.partition("@")[0], {})  # an arm's further seeds are named arm@1, arm@2 ...
-    if not chain or (stage and stage not in chain):
-        existing = ", ".join(f"{a}/{s}" for a in arms for s in arms[a])
-        raise UserError(f"{run} has no {arm}/{stage}: it has {existing}")
-    trained = [s for s in chain if reuse.is_trained(run / arm / s)]
-    if not stage and not trained:
-        raise UserError(
-            f"no stage of {run}/{arm} has finished yet: start the same command again to resume it"
-        )
-    stage = stage or trained[-1]
-    return reuse.followed(run / arm / stage), chain[stage]
-
-
 def load_run(
     path: str, arm: str = "", stage: str = "", mesh: jax.sharding.Mesh | None = None
 ) -> Run:
@@ -340,11 +313,3 @@ def load_run(
     return Run(
         config.model, load_params(folder, config, mesh), tokenizer, "/".join(folder.parts[-3:])
     )
-
-
-def run_tokenizer(folder: epath.Path) -> tokenizers.Tokenizer:
-    """Loads the tokenizer of the run that holds a stage's folder. Raises UserError if none is."""
-    root = next((f for f in (folder, *folder.parents) if (f / "tokenizer.model").exists()), None)
-    if root is None:
-        raise UserError(f"{folder} has no tokenizer.model")
-    return tokenizers.load(root / "tokenizer.model")

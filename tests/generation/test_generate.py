@@ -15,8 +15,10 @@ from codellama_jax.config import MeshConfig
 from codellama_jax.data.infilling import infill_ids, prompt_ids
 from codellama_jax.errors import UserError
 from codellama_jax.generation import infill as infilling
+from codellama_jax.generation import memory
 from codellama_jax.generation import text as texts
-from codellama_jax.generation.sampler import CAPACITY, Sampling, generate, keep, sample
+from codellama_jax.generation.sampler import generate, keep, sample
+from codellama_jax.generation.settings import CAPACITY, Sampling
 from codellama_jax.models.llama import Llama
 from codellama_jax.training.checkpoint import Run
 from codellama_jax.training.mesh import make_mesh, on_mesh
@@ -240,12 +242,55 @@ def test_a_model_without_sentinels_cannot_infill(run):
         infilling.infill(plain, [("a", "b")], GREEDY)
 
 
-@pytest.mark.parametrize("text, count", [("no mark", 0), ("<FILL_ME> and <FILL_ME>", 2)])
-def test_one_mark_and_no_more(text, count):
-    with pytest.raises(UserError, match=f"holds {count} marks <FILL_ME>"):
-        infilling.split_fill(text)
+def test_a_prompt_that_does_not_fit_in_memory_is_refused_with_the_numbers(run, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1_000_000)
+    with pytest.raises(UserError, match=r"1,000 tokens needs \d\.\d\d GB .* and 0\.00 GB are free: s"):
+        generate(run.model, run.params, [[1] * 1000], GREEDY)
+    with pytest.raises(UserError, match=r"2 prompts of up to 1,000 tokens need .* fewer at once"):
+        generate(run.model, run.params, [[1] * 1000, [1]], GREEDY)
 
 
-def test_sampling_refuses_nonsense():
-    with pytest.raises(UserError, match="top_p"):
-        Sampling(top_p=0.0)
+def test_free_memory_is_at_most_what_the_container_leaves(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    host = memory.free_bytes()
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("1500000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000000\ninactive_file 500000\n")
+    assert host > memory.free_bytes() == 2_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_bytes() > 2_000_000
+
+
+@pytest.mark.parametrize("extra, text", [(0, "1, 2"), (1, "1, 2)\nfoo")])
+def test_an_infill_that_does_not_end_is_truncated_and_streamed_so(run, monkeypatch, extra, text):
+    """With a token less than the limit the model has ended it, and all of it is kept."""
+    ids = run.tokenizer.encode("1, 2" + (")\nfoo" if extra else "\nfoo"), leading_space=False)
+
+    def generate(*args, on_tokens, **kwargs):
+        for length in range(1, len(ids) + 1):
+            on_tokens(0, ids[:length])
+        return [ids]
+
+    monkeypatch.setattr(texts, "generate", generate)
+    pieces: list[str] = []
+    sampling = Sampling(max_new_tokens=len(ids) + extra)
+    middle = infilling.infill_one(run, "x = f(", ")\n", sampling, stream=pieces.append)
+    assert middle == (text, bool(extra))
+    assert "".join(pieces) == text
+
+
+@pytest.mark.parametrize("stop", ["", "x"])
+def test_an_empty_stop_string_is_refused(run, stop):
+    if stop:
+        texts.complete(run, ["a"], Sampling(max_new_tokens=2), (stop,))
+    else:
+        with pytest.raises(UserError, match="--stop is '': it must be text of at least one"):
+            texts.complete(run, ["a"], GREEDY, (stop,))
+
+
+def test_a_healed_completion_continues_the_removed_characters(run):
+    """Each text with its prompt is one that begins with the prompt, as the first token must."""
+    prompts = ["def nam", "class Thi", "", "x"]
+    healed = texts.complete(run, prompts, Sampling(max_new_tokens=4), healing=True)
+    plain = texts.complete(run, prompts, Sampling(max_new_tokens=4))
+    assert len(healed) == 4 and healed[2] == plain[2]

@@ -11,7 +11,15 @@ from codellama_jax.config import MeshConfig, OptimizerConfig
 from codellama_jax.errors import UserError
 from codellama_jax.training.loop import owned_rows, place, stop_flags
 from codellama_jax.training.mesh import check_mesh, check_sharded, make_mesh, on_mesh
-from codellama_jax.training.step import abstract_state, compile_eval_step, compile_train_step, decayed, init_state, learning_rate
+from codellama_jax.training.step import (
+    abstract_state,
+    check_memory,
+    compile_eval_step,
+    compile_train_step,
+    decayed,
+    init_state,
+    learning_rate,
+)
 
 MESHES = {
     "1": (MeshConfig(), 1),
@@ -141,6 +149,24 @@ def test_what_a_mesh_cannot_cut(config, changes, message):
     arguments = {"batch_size": 8, "micro_batches": 1, "seq_len": 16} | changes
     with pytest.raises(UserError, match=message):
         check_mesh(make_mesh(config, jax.devices()), MODEL, **arguments)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"d_model": 2**20, "n_layers": 10_000, "d_ff": 2**24}},
+        {"data": {"seq_len": 2**24, "batch_size": 2**20}},
+    ],
+)
+def test_a_stage_that_cannot_fit_is_refused(changes):
+    toy_stage, mesh = stage(), make_mesh(MeshConfig(fsdp=8), jax.devices())
+    check_memory(toy_stage, mesh)
+    for part, fields in changes.items():
+        changed = dataclasses.replace(getattr(toy_stage, part), **fields)
+        large = dataclasses.replace(toy_stage, **{part: changed})
+    with pytest.raises(UserError, match=r"model is too large: a step needs at least .* GB"):
+        check_memory(large, mesh)
+    check_memory(dataclasses.replace(large, steps=0), mesh)
 
 
 def test_parameters_that_stay_whole_are_refused():

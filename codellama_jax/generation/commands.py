@@ -1,0 +1,223 @@
+"""`complete` and `infill` of `python -m codellama_jax`.
+
+Everything that needs no model is checked before JAX starts, and nothing is printed on standard
+output before all checks have passed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from codellama_jax.config import CACHE, MeshConfig, Stage
+from codellama_jax.errors import UserError
+from codellama_jax.files import user_path
+from codellama_jax.generation.middle import Order, better_order, without_infilling
+from codellama_jax.generation.settings import CAPACITY, Sampling, check_stop_strings
+from codellama_jax.generation.source import Source, decoded, read_source
+
+if TYPE_CHECKING:
+    from etils import epath
+
+    from codellama_jax.tokenizer import Tokenizer
+    from codellama_jax.training.checkpoint import Run
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Options of every command that generates text."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The folder of a run or of one of its stages, local or gs://."""
+    text: Annotated[str, tyro.conf.Positional]
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")]
+    arm: str = ""
+    """An arm of the run; its first one unless given."""
+    stage: str = ""
+    """A stage of the arm; the last that is done unless given."""
+    stop: tuple[str, ...] = ()
+    """End before any of these strings."""
+    healing: bool = False
+    """Let the first token also end a token in which the prompt stops, as `enu` for `enumerate`."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """The devices of this host along each axis; -1 takes what is left."""
+
+    def __post_init__(self) -> None:
+        check_stop_strings(self.stop)
+
+    def find(self) -> Trained:
+        """Finds the stage and its tokenizer. Raises UserError without starting JAX."""
+        if sys.stdout is None:
+            raise UserError("standard output is closed: redirect it to a file or a terminal")
+        from codellama_jax import reuse
+        from codellama_jax.stage_folder import named_stage, run_tokenizer
+
+        folder, stage = named_stage(user_path(self.run), self.arm, self.stage)
+        trained = reuse.followed(folder)
+        if not (trained / "checkpoints").exists():
+            raise UserError(
+                f"no checkpoint in {trained}: give the folder of a run that has trained"
+            )
+        return Trained(folder, stage, run_tokenizer(trained))
+
+    def check_length(self, trained: Trained, ids: list[int], name: str) -> None:
+        """Raises UserError for a prompt that no model reads; warns where it is longer than the
+        sequences that the model was trained on."""
+        most, new = CAPACITY - self.sampling.max_new_tokens, self.sampling.max_new_tokens
+        if len(ids) > most:
+            allowed = f"beside --max-new-tokens {new} a prompt holds at most {most:,}"
+            raise UserError(f"{name} has {len(ids):,} tokens: {allowed}")
+        length = trained.stage.data.seq_len
+        if len(ids) + new > length:
+            trained_on = f"the model was trained on sequences of {length:,}"
+            note(f"warning: {name} and {new:,} new tokens are {len(ids) + new:,}; {trained_on}")
+
+    def load(self, ids: list[int]) -> Run:
+        """Starts JAX and loads the model, to read a prompt of `ids`."""
+        note(f"starting JAX and loading {self.run}")
+        from codellama_jax.training.checkpoint import keep_compiled, load_run
+        from codellama_jax.training.mesh import make_mesh
+
+        keep_compiled(CACHE)
+        run = load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
+        for limit in run.tokenizer.limits:
+            note(f"note on the tokenizer: {limit}")
+        note(f"reading {len(ids):,} tokens (the first prompt of about this length compiles first)")
+        return run
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained stage, before its parameters are loaded."""
+
+    folder: epath.Path
+    stage: Stage
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class Complete(Asking):
+    """Continue a prompt."""
+
+    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
+    """The prompt; `-` reads it from standard input."""
+
+    def __call__(self) -> None:
+        """Prints the prompt and its continuation."""
+        if self.text == "-":
+            source = read_source("-")
+        else:
+            source = decoded(os.fsencode(self.text), "the prompt")
+        prompt, trained = source.for_model(source.text), self.find()
+        ids = [trained.tokenizer.bos_id, *trained.tokenizer.encode(prompt)]
+        self.check_length(trained, ids, source.name)
+        run = self.load(ids)
+        from codellama_jax.generation.text import complete
+
+        output = Output(source, source.text)
+        complete(run, [prompt], self.sampling, self.stop, output.write, healing=self.healing)
+        output.finish("\n")
+
+
+@dataclass(frozen=True)
+class Infill(Asking):
+    """Fill in <FILL_ME> in a file and print the complete file."""
+
+    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """The file, local or gs://; `-` reads standard input."""
+    spm: bool = False
+    """Suffix-prefix-middle order. Without --spm and --psm the run's own probes decide."""
+    psm: bool = False
+    """Prefix-suffix-middle order, the paper's default."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.spm and self.psm:
+            raise UserError("--spm and --psm exclude each other: pass one of them")
+        if self.psm and self.healing:
+            raise UserError("--healing works in SPM order only: pass --spm instead of --psm")
+
+    def __call__(self) -> None:
+        """Prints the file, its mark replaced by what the model generates."""
+        source = read_source(self.text)
+        before, after = source.split()
+        prefix, suffix, trained = source.for_model(before), source.for_model(after), self.find()
+        from codellama_jax.data.infilling import prompt_ids
+
+        tokenizer = trained.tokenizer
+        if trained.stage.model.vocab_size < tokenizer.vocab_size:
+            raise UserError(without_infilling(self.run))
+        order = self.order(trained)
+        note(f"order {'SPM' if order.spm else 'PSM'}: {order.reason}")
+        ids = prompt_ids(tokenizer, prefix, suffix, order.spm)
+        self.check_length(trained, ids, source.name)
+        run = self.load(ids)
+        from codellama_jax.generation.infill import infill_one
+
+        output = Output(source, before)
+        # Redirected to a file or a program, the output is complete or empty.
+        stream = output.write if sys.stdout.isatty() else None
+        options = (self.sampling, order.spm, self.stop, stream, self.healing)
+        middle = infill_one(run, prefix, suffix, *options)
+        if stream is None:
+            output.write(middle.text)
+        output.finish(after)
+        if not middle.is_ended:
+            tokens = self.sampling.max_new_tokens
+            kept = f"{len(middle.text):,} characters are kept"
+            note(f"warning: no end of the middle within {tokens:,} tokens: {kept}")
+
+    def order(self, trained: Trained) -> Order:
+        """Returns the order to fill in, and why."""
+        from codellama_jax.stage_folder import stage_probes
+
+        if self.spm or self.psm:
+            return Order(self.spm, "as given")
+        if self.healing:
+            return Order(True, "--healing works in no other")
+        return better_order(stage_probes(trained.folder))
+
+
+class Output:
+    """Writes a text to standard output byte for byte, the model's part in green on a terminal."""
+
+    def __init__(self, source: Source, before: str):
+        self.source, self.before = source, before
+        self.on, self.off = ("\x1b[32m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
+        self.has_begun = False
+
+    def write(self, text: str) -> None:
+        """Writes a piece of the model's text, after everything before it."""
+        self._begin()
+        if text:
+            self._put(f"{self.on}{self.source.from_model(text)}{self.off}")
+
+    def finish(self, after: str) -> None:
+        """Writes what follows the model's text."""
+        self._begin()
+        self._put(after)
+
+    def _begin(self) -> None:
+        if not self.has_begun:
+            self.has_begun = True
+            self._put(("\ufeff" if self.source.has_mark else "") + self.before)
+
+    def _put(self, text: str) -> None:
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
+
+
+def note(text: str) -> None:
+    """Prints a line on stderr, where it does not mix with the text that is generated."""
+    if sys.stderr is not None:
+        print(text, file=sys.stderr, flush=True)
+
+
+COMMANDS = (
+    Annotated[Complete, tyro.conf.subcommand("complete")]
+    | Annotated[Infill, tyro.conf.subcommand("infill")]
+)

@@ -1,0 +1,76 @@
+"""What a prompt needs of a device's memory, checked before the prompt is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+from codellama_jax.errors import UserError
+
+CGROUP = Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
+
+
+def check_memory(compiled: jax.stages.Compiled, later: int, prompts: int, tokens: int) -> None:
+    """Raises UserError with the numbers if a compiled program needs more memory than is free.
+
+    Args:
+      compiled: the program that reads the prompts; its arguments are on the devices already.
+      later: bytes per device that are allocated after the program, beside its outputs.
+      prompts: how many prompts are read at once.
+      tokens: length of the longest one.
+    """
+    memory, free = compiled.memory_analysis(), free_bytes()
+    if memory is None or free is None:
+        return
+    needed = memory.output_size_in_bytes + max(memory.temp_size_in_bytes, later)
+    if needed <= free:
+        return
+    subject = f"a prompt of {tokens:,} tokens needs"
+    fix = "shorten it, or split it over more devices (--mesh.tensor, --mesh.context)"
+    if prompts > 1:
+        subject = f"{prompts} prompts of up to {tokens:,} tokens need"
+        fix = "use fewer at once, shorten them, or use more devices"
+    raise UserError(
+        f"{subject} {needed / 1e9:,.2f} GB beside the model and {free / 1e9:,.2f} GB are free: {fix}"
+    )
+
+
+def free_bytes() -> int | None:
+    """Returns the free memory of a device in use; None where the system does not report it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = jax.local_devices()[0]
+    statistics = device.memory_stats()
+    if statistics and "bytes_limit" in statistics:
+        return statistics["bytes_limit"] - statistics["bytes_in_use"]
+    if device.platform != "cpu":
+        return None
+    # The devices of a CPU share the memory of the host.
+    shares = max(1, min(mesh.size, jax.local_device_count()))
+    sizes = [size for size in (_host_free(), _cgroup_free()) if size is not None]
+    return min(sizes) // shares if sizes else None
+
+
+def _host_free() -> int | None:
+    try:
+        lines = MEMINFO.read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _cgroup_free() -> int | None:
+    """Returns what the container's limit leaves; None without a limit. Caches of files count as
+    free, as the kernel drops them first."""
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        if limit == "max":
+            return None
+        used = int((CGROUP / "memory.current").read_text())
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+        statistics = dict(line.split() for line in lines)
+        return int(limit) - used + int(statistics["inactive_file"])
+    except (OSError, KeyError, ValueError):
+        return None

@@ -1,0 +1,65 @@
+"""How tokens are sampled, checked for the command line and the library alike. Imports no JAX."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from codellama_jax.errors import UserError
+
+CAPACITY = 131_072  # tokens of a prompt and its continuation; Code Llama is used up to 100,000
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e4  # beyond them fp32 logits overflow or all are equal
+MAX_SEED = 2**32 - 1  # a PRNG key of JAX holds no more without 64-bit types
+MAX_TOP_K = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: the most likely one at temperature 0, else at random."""
+
+    temperature: float = 0.0
+    """0 takes the most likely token."""
+    top_k: int = 0
+    """Sample from this many of the most likely tokens; 0 from all."""
+    top_p: float = 1.0
+    """Sample from the most likely tokens that hold this share of the probability."""
+    max_new_tokens: int = 128
+    """Stop after this many tokens."""
+    seed: int = 0
+    """PRNG seed: the same seed draws the same tokens."""
+
+    def __post_init__(self) -> None:
+        hot = _is_real(self.temperature) and MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE
+        if not hot and not (_is_real(self.temperature) and self.temperature == 0):
+            allowed = f"0, or a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
+            raise _not_allowed("temperature", self.temperature, allowed)
+        if not (_is_real(self.top_p) and 0 < self.top_p <= 1):
+            raise _not_allowed("top_p", self.top_p, "a number above 0 and at most 1")
+        _check_integer("top_k", self.top_k, 0, MAX_TOP_K)
+        _check_integer("max_new_tokens", self.max_new_tokens, 1, CAPACITY - 1)
+        _check_integer("seed", self.seed, 0, MAX_SEED)
+
+
+def check_stop_strings(stop_strings: Sequence[str]) -> None:
+    """Raises UserError for an empty stop string: every text holds one, so nothing would be left."""
+    if "" in stop_strings:
+        raise _not_allowed("stop", "", "text of at least one character")
+
+
+def _is_real(value: Any) -> bool:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
+def _check_integer(name: str, value: Any, least: int, most: int) -> None:
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer or not least <= value <= most:
+        raise _not_allowed(name, value, f"a whole number from {least} to {most}")
+
+
+def _not_allowed(name: str, value: Any, allowed: str) -> UserError:
+    option = f"--{name}".replace("_", "-")
+    return UserError(f"{option} is {repr(value)[:60]}: it must be {allowed}")

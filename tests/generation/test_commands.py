@@ -1,0 +1,179 @@
+"""`complete` and `infill` as commands, with a stand-in for the model."""
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from toy import stage
+
+from codellama_jax import tokenizer as tokenizers
+from codellama_jax.config import Experiment, to_dict
+from codellama_jax.errors import UserError
+from codellama_jax.generation import infill as infilling
+from codellama_jax.generation import text as texts
+from codellama_jax.generation.commands import Complete, Infill
+from codellama_jax.generation.settings import Sampling
+from codellama_jax.generation.text import Generated
+from codellama_jax.training import checkpoint
+
+PROBES = {"infilling": {"PSM": {"exact": 0.0}, "SPM": {"exact": 0.5}}}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    lines = [f"def name_{i}(x):\n    return x + {i}\n" for i in range(300)]
+    return tokenizers.train(lines, 320, tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    """A run that has trained, without parameters."""
+    model = dataclasses.replace(stage().model, vocab_size=tokenizer.vocab_size)
+    config = stage(model=model, seq_len=512)
+    run = tmp_path / "run"
+    (run / "main" / "code" / "checkpoints").mkdir(parents=True)
+    experiment = Experiment("run", "toy", {"main": {"code": config}})
+    (run / "config.json").write_text(json.dumps(to_dict(experiment)))
+    (run / "main" / "code" / "config.json").write_text(json.dumps(to_dict(config)))
+    (run / "main" / "code" / "done.json").write_text("{}")
+    tokenizer.save(run / "tokenizer.model")
+    return run
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Puts a stand-in in the place of the model; returns what it was asked, and what it writes."""
+    calls = {"middle": "1\n2", "is_ended": True}
+
+    def infill_one(run, prefix, suffix, sampling, spm, stop, stream, healing):
+        calls.update(prefix=prefix, suffix=suffix, spm=spm, healing=healing)
+        return Generated(calls["middle"], calls["is_ended"])
+
+    def complete(run, prompts, sampling, stop, stream, *, healing):
+        calls.update(prompts=prompts, healing=healing)
+        stream("1\n")
+        stream("2")
+
+    monkeypatch.setattr(checkpoint, "load_run", lambda *_: None)
+    monkeypatch.setattr(checkpoint, "keep_compiled", lambda _: None)
+    monkeypatch.setattr(infilling, "infill_one", infill_one)
+    monkeypatch.setattr(texts, "complete", complete)
+    return calls
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+def test_all_but_the_mark_is_the_files_own(folder, asked, capsysbinary, tmp_path, mark, newline):
+    path = tmp_path / "f.py"
+    path.write_bytes(mark + b"x = [\n<FILL_ME>\n'\xc3\xa9'\n".replace(b"\n", newline))
+    Infill(str(folder), str(path), Sampling())()
+    assert capsysbinary.readouterr().out == mark + b"x = [\n1\n2\n'\xc3\xa9'\n".replace(
+        b"\n", newline
+    )
+    assert (asked["prefix"], asked["suffix"]) == ("x = [\n", "\n'é'\n")
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+def test_a_prompt_is_printed_as_it_is(folder, asked, capsysbinary, monkeypatch, newline):
+    data = b"\xef\xbb\xbfa\nb".replace(b"\n", newline)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    Complete(str(folder), "-", Sampling(), healing=True)()
+    assert capsysbinary.readouterr().out == data + b"1\n2".replace(b"\n", newline) + b"\n"
+    assert asked["prompts"] == ["a\nb"] and asked["healing"]
+
+
+@pytest.mark.parametrize(
+    ("options", "probes", "spm", "reason"),
+    [
+        ({}, PROBES, True, "order SPM: this run's probes filled 0.0 %"),
+        ({}, None, False, "order PSM: the paper's default"),
+        ({}, "{", False, "order PSM: the paper's default"),
+        ({"psm": True}, PROBES, False, "order PSM: as given"),
+        ({"spm": True}, None, True, "order SPM: as given"),
+        ({"healing": True}, None, True, "order SPM: --healing works in no other"),
+    ],
+)
+def test_the_order_is_chosen_and_printed(
+    folder, asked, tmp_path, capsys, options, probes, spm, reason
+):
+    if probes:
+        text = probes if isinstance(probes, str) else json.dumps(probes)
+        (folder / "main" / "code" / "probes.json").write_text(text)
+    (tmp_path / "f.py").write_text("<FILL_ME>")
+    Infill(str(folder), str(tmp_path / "f.py"), Sampling(), **options)()
+    assert asked["spm"] is spm
+    assert reason in capsys.readouterr().err
+
+
+def test_a_middle_without_an_end_is_reported(folder, asked, tmp_path, capsys):
+    asked["is_ended"] = False
+    (tmp_path / "f.py").write_text("<FILL_ME>")
+    Infill(str(folder), str(tmp_path / "f.py"), Sampling())()
+    assert (
+        "warning: no end of the middle within 128 tokens: 3 characters" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("x", {}, "f.py holds 0 marks"),
+        ("<FILL_ME>" * 2, {}, "f.py holds 2 marks"),
+        (
+            "x = 1\n" * 60_000 + "<FILL_ME>",
+            {},
+            r"f.py has \d\d\d,\d\d\d tokens: beside --max-new-t",
+        ),
+        ("<FILL_ME>", {"arm": "other"}, "has no other/"),
+        ("<FILL_ME>", {"run": "absent"}, "there is no folder .*absent"),
+    ],
+)
+def test_nothing_is_printed_before_a_mistake_is_found(
+    folder, asked, capsysbinary, tmp_path, text, options, said
+):
+    (tmp_path / "f.py").write_text(text)
+    arguments = {"run": str(folder), "text": str(tmp_path / "f.py"), "sampling": Sampling()}
+    with pytest.raises(UserError, match=said):
+        Infill(**arguments | options)()
+    assert capsysbinary.readouterr().out == b"" and "prefix" not in asked
+
+
+def test_a_model_without_sentinels_is_refused_before_jax_starts(folder, tmp_path, tokenizer):
+    """In a process of its own: other tests have imported JAX. Nothing reaches the output file."""
+    for path in (folder / "config.json", folder / "main" / "code" / "config.json"):
+        text = path.read_text().replace(
+            f'"vocab_size": {tokenizer.vocab_size}', '"vocab_size": 320'
+        )
+        path.write_text(text)
+    (tmp_path / "f.py").write_text("before <FILL_ME> after")
+    command = ["-X", "importtime", "-m", "codellama_jax", "infill", str(folder)]
+    done = subprocess.run(
+        [sys.executable, *command, str(tmp_path / "f.py")], capture_output=True, text=True
+    )
+    last_line = done.stderr.splitlines()[-1]
+    assert (done.returncode, done.stdout) == (2, "")
+    assert last_line.startswith(f"error: {folder} was trained without infilling")
+    assert not any(line.endswith(("| jax", "| flax")) for line in done.stderr.splitlines())
+
+
+def test_options_that_exclude_each_other_are_refused():
+    for options, said in (
+        ({"spm": True, "psm": True}, "--spm and --psm exclude each other"),
+        ({"psm": True, "healing": True}, "--healing works in SPM order only"),
+        ({"stop": ("",)}, "--stop is ''"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Infill("run", "f.py", Sampling(), **options)
+
+
+def test_a_sequence_longer_than_in_training_is_warned_of(folder, asked, capsys):
+    Complete(str(folder), "x", Sampling(max_new_tokens=600))()
+    assert "the model was trained on sequences of 512" in capsys.readouterr().err
+
+
+def test_a_progress_line_comes_before_the_model_is_loaded(folder, asked, capsys):
+    Complete(str(folder), "x", Sampling())()
+    assert capsys.readouterr().err.startswith(f"starting JAX and loading {folder}\nreading ")

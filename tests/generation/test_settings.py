@@ -1,0 +1,45 @@
+"""Values of sampling that are refused, in the words of the command line."""
+
+import math
+
+import pytest
+
+from codellama_jax.errors import UserError
+from codellama_jax.generation.settings import CAPACITY, MAX_SEED, Sampling
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("temperature", math.nan, "0, or a number from 0.0001 to 10000"),
+        ("temperature", math.inf, "0, or a number from"),
+        ("temperature", -1, "0, or a number from"),
+        ("temperature", 1e-30, "0, or a number from"),
+        ("temperature", "1", "0, or a number from"),
+        ("top_p", math.nan, "a number above 0 and at most 1"),
+        ("top_p", 0, "a number above 0 and at most 1"),
+        ("top_p", -1, "a number above 0 and at most 1"),
+        ("top_p", 1.5, "a number above 0 and at most 1"),
+        ("top_k", -1, "a whole number from 0 to"),
+        ("top_k", 1.5, "a whole number from 0 to"),
+        ("top_k", True, "a whole number from 0 to"),
+        ("max_new_tokens", 0, "a whole number from 1 to"),
+        ("max_new_tokens", -1, "a whole number from 1 to"),
+        ("max_new_tokens", 10**400, "a whole number from 1 to"),
+        ("seed", -1, "a whole number from 0 to"),
+        ("seed", 2**32, "a whole number from 0 to"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_option(name, value, allowed):
+    with pytest.raises(UserError) as raised:
+        Sampling(**{name: value})
+    option = "--" + name.replace("_", "-")
+    line = str(raised.value)
+    assert line.startswith(f"{option} is {repr(value)[:60]}: it must be {allowed}")
+    assert len(line) < 200
+
+
+def test_the_bounds_are_allowed():
+    Sampling(0, 0, 1, 1, 0)
+    Sampling(1e-4, 2**31 - 1, 1e-9, CAPACITY - 1, MAX_SEED)
+    Sampling(1e4)
