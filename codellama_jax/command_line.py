@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 
@@ -47,6 +47,7 @@ FIXABLE = (
 )
 GOOGLE_PCI_VENDOR = "0x1ae0"
 TPU_DEVICES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
+LONGEST = 1_500  # characters of an error line
 INT, FLOAT = r"invalid literal for int\(\) with base 10:", "could not convert string to float:"
 # What Python and tyro print of a value that does not parse, and what a user reads instead.
 REWORDED = (
@@ -82,21 +83,23 @@ def cli(*args: Any, **kwargs: Any) -> Any:
 def run_command(main: Callable[[], None]) -> None:
     """Calls `main`, then exits.
 
-    The code is 2 after one line for a UserError, a full disk or full device memory, 130 after
-    Ctrl-C, and 141, without a line, when a pipe's reader is gone.
+    The code is 2 after one line for a UserError, a full disk or full device memory, or text that
+    the output's encoding lacks; 130 after Ctrl-C; 141, without a line, when a pipe's reader is gone.
     """
     _silence_libtpu()
     try:
         main()
         sys.stdout.flush()
     except (UserError, Refused) as error:
-        print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except UnicodeEncodeError as error:
+        character = ascii(error.object[error.start])
+        fix = "remove it, or set PYTHONIOENCODING=utf-8 if it is a character of your language"
+        _fail(f"the output or a name holds {character}, which {error.encoding} cannot write: {fix}")
     except RuntimeError as error:  # as JAX's own, which is not imported here
         if FULL_MEMORY not in str(error):
             raise
-        print(f"error: {_first_line(error)}: {ROOM}", file=sys.stderr)
-        sys.exit(2)
+        _fail(f"{_first_line(error)}: {ROOM}")
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -107,8 +110,22 @@ def run_command(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in FIXABLE:
             raise
-        print(f"error: {error.strerror}: {error.filename or 'output'}", file=sys.stderr)
-        sys.exit(2)
+        _fail(f"{error.strerror}: {error.filename or 'output'}")
+
+
+def _fail(message: str) -> NoReturn:
+    """Prints one line on stderr and exits with code 2.
+
+    Control characters, as in a name of a file, are escaped; a line that a long value makes long is
+    shortened in its middle.
+    """
+    text = " ".join(message.split("\n"))
+    if len(text) > LONGEST:
+        left_out = f" [... {len(text) - LONGEST:,} characters ...] "
+        text = f"{text[: LONGEST // 2]}{left_out}{text[-LONGEST // 2 :]}"
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    print("error:", line, file=sys.stderr)
+    sys.exit(2)
 
 
 def _silence_libtpu() -> None:

@@ -75,7 +75,8 @@ def build(module: ModuleType, scale: str, show_traceback: bool = False) -> Exper
 
 def claim_of(module: ModuleType) -> str:
     """Returns the docstring of an experiment file, which states its claim."""
-    return inspect.cleandoc(module.__doc__ or "") or "no description: the file has no docstring"
+    text = module.__doc__ if isinstance(module.__doc__, str) else ""
+    return inspect.cleandoc(text) or "no description: the file has no docstring"
 
 
 def _is_file(path: Path) -> bool:
@@ -93,7 +94,9 @@ def _guarded(path: Path, show_traceback: bool, function: Callable, *arguments: A
     """Calls code of an experiment file. Raises UserError with the file, the line and the error."""
     try:
         return function(*arguments)
-    except (FieldError, SystemExit, Exception) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit included
         if isinstance(error, UserError | Refused) and not isinstance(error, FieldError):
             raise  # such as an unknown scale: the message names its own fix
         if show_traceback:
@@ -122,7 +125,10 @@ def _said(error: BaseException) -> str:
         return str(error)
     if isinstance(error, SystemExit):
         return "the file calls exit()"
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    try:
+        text = error.msg if isinstance(error, SyntaxError) else str(error)
+    except Exception:  # an exception of the file's own may fail to describe itself
+        text = ""
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         text += f" ({error.filename}, line {error.lineno})"
     return " ".join(f"{type(error).__name__}: {text}".split()).rstrip(": ")[:500]

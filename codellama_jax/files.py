@@ -7,6 +7,7 @@ every JSON file that the project did not just write itself is read by `read_json
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import stat
@@ -18,11 +19,14 @@ from etils import epath
 from codellama_jax.errors import UserError
 
 GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+GZIP_MAGIC = b"\x1f\x8b"
 BYTE_ORDER_MARKS = {
     b"\xef\xbb\xbf": "utf-8-sig",
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
+BUCKET_PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
+MAX_PATH = 4095  # bytes, on Linux
 LIBRARY_ERRORS = (OSError, ImportError, ValueError)  # epath: ImportError without a cloud package
 
 
@@ -34,19 +38,41 @@ def is_bucket(path: str | os.PathLike) -> bool:
 def user_path(text: str | os.PathLike) -> epath.Path:
     """Returns a path that the user named: `~` expanded, absolute where it is local.
 
-    Raises UserError for an empty path, one with a NUL character, or an unknown scheme.
+    Raises UserError for an empty path, one that no file can have, an unknown scheme, or an object
+    store whose package is not installed.
     """
     path = os.fspath(text)
-    if not path or "\0" in path:
-        raise UserError(f"the path {path!r} is not valid: give the name of a file or folder")
+    if not path or "\0" in path or not _is_encodable(path):
+        raise UserError(f"the path {path!a} is not valid: give the name of a file or folder")
     if not is_bucket(path):
-        return epath.Path(os.path.abspath(os.path.expanduser(path)))
+        local = os.path.abspath(os.path.expanduser(path))
+        if len(os.fsencode(local)) > MAX_PATH:
+            length = f"{len(path):,} characters"
+            raise UserError(f"the path {path[:60]!r}... ({length}) is too long: shorten it")
+        return epath.Path(local)
+    _check_installed(path)
     try:
         return epath.Path(path)
     except (KeyError, *LIBRARY_ERRORS):
         scheme = path.partition("://")[0]
         message = f"the path {path!r} has the unknown scheme {scheme!r}: use a local path or gs://"
         raise UserError(message) from None
+
+
+def _is_encodable(path: str) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
+
+
+def _check_installed(path: str) -> None:
+    """Raises UserError if the package that reads the path's object store is not installed."""
+    package = BUCKET_PACKAGES.get(path.partition("://")[0], "")
+    names = (package, "tensorflow")  # either is enough for etils
+    if package and not any(importlib.util.find_spec(name) for name in names):
+        raise UserError(f"the path {path!r} needs the package {package}: pip install {package}")
 
 
 def reason(error: BaseException) -> str:
@@ -129,6 +155,8 @@ def decode_text(data: bytes, name: str) -> str:
 
     Raises UserError naming the first byte that is not valid.
     """
+    if data.startswith(GZIP_MAGIC):
+        raise UserError(f"{name} is a gzip file, not text: decompress it with gunzip")
     encoding = "utf-8"
     for mark, marked_encoding in BYTE_ORDER_MARKS.items():
         if data.startswith(mark):

@@ -15,9 +15,15 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from codellama_jax.errors import UserError
-from codellama_jax.files import GIT_LFS_POINTER, decode_text, parse_json, read_file, reason
+from codellama_jax.files import (
+    GIT_LFS_POINTER,
+    GZIP_MAGIC,
+    decode_text,
+    parse_json,
+    read_file,
+    reason,
+)
 
-GZIP_MAGIC = b"\x1f\x8b"
 LINES, ARRAY = "JSON lines", "a JSON array"
 
 

@@ -1,0 +1,38 @@
+"""The areas by name, and the share of all inputs that each gets."""
+
+from tools.fuzz import documents, evaluation, launching, processes, weights
+from tools.fuzz.harness import MakeInput
+
+AREAS: dict[str, MakeInput] = {
+    "overrides": launching.overrides,
+    "experiments": launching.experiments,
+    "configs": launching.configs,
+    "corpora": documents.corpora,
+    "tokenizers": documents.tokenizer_files,
+    "prompts": documents.prompts,
+    "weights": weights.weights_folders,
+    "runs": weights.run_folders,
+    "data": evaluation.data_files,
+    "apps": evaluation.apps_folders,
+    "samples": evaluation.samples_files,
+    "own": evaluation.own_files,
+    "requests": evaluation.requests,
+    "processes": processes.commands,
+}
+# Inputs that take long are fewer.
+SHARES = {
+    "overrides": 60,
+    "experiments": 80,
+    "configs": 150,
+    "corpora": 60,
+    "tokenizers": 100,
+    "prompts": 80,
+    "weights": 120,
+    "runs": 80,
+    "data": 150,
+    "apps": 60,
+    "samples": 120,
+    "own": 80,
+    "requests": 80,
+    "processes": 4,
+}

@@ -1,0 +1,148 @@
+"""Inputs of training: corpora, tokenizer files, files to infill."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import published
+from sentencepiece import sentencepiece_model_pb2
+
+from codellama_jax import __main__ as commands
+from codellama_jax import tokenizer as tokenizers
+from codellama_jax.config import CorpusConfig, DataConfig, MixtureConfig
+from codellama_jax.data import builders, pipeline, sources
+from codellama_jax.files import user_path
+from codellama_jax.generation.infill import split_fill
+from tools.fuzz import mutations
+
+LINES = ["import os", "def f(x):", "    return x + 1", "class A:", "# é 日本", "x = 'a ▁ b'", "", "\t"]
+LINES += ["x = [" + "1, " * 400 + "]", "# automatically generated", "\u2028", "\x0c", "😀", "<FILL_ME>"]
+ENDINGS = [".py", ".py", ".md", ".jsonl", ".parquet", ".ipynb", ".gz", ".json", ""]
+
+
+def text(rng: Random) -> str:
+    """Returns the lines of a source file."""
+    chosen = [rng.choice(LINES) + str(rng.choice(["", rng.randrange(99)])) for _ in range(rng.randrange(60))]
+    return "\n".join(chosen)
+
+
+def corpora(rng: Random, folder: Path) -> Callable[[], object]:
+    """A folder of documents, prepared, then encoded into a few batches."""
+    root = folder / rng.choice(["corpus", "é", "a b", "[x]"])
+    root.mkdir()
+    for number in range(rng.choice([0, 1, 2, 5, 9])):
+        name = rng.choice(mutations.NAMES) if rng.random() < 0.3 else f"{number}{rng.choice(ENDINGS)}"
+        path = root / rng.choice(["", "", "sub", ".hidden"]) / name
+        path.parent.mkdir(exist_ok=True)
+        data = text(rng).encode(errors="surrogatepass")
+        if not path.exists():
+            path.write_bytes(mutations.damaged(rng, data) if rng.random() < 0.3 else data)
+        if rng.random() < 0.1:
+            mutations.replace_file(rng, path)
+    place = str(root) if rng.random() < 0.9 else rng.choice([*mutations.TEXTS, str(root / "0.py")])
+    source = rng.choice(builders.CODE + ("discussions", "language"))
+    block_chars, max_files = rng.choice([0, 1, 50, 250]), rng.choice([0, 0, 1, 3])
+    fraction = rng.choice([0.0, 0.05, 0.5, 0.999])
+    complete = rng.random() < 0.1  # writing a dataset takes most of the time
+
+    def call() -> None:
+        corpus = CorpusConfig(**{source: place}, max_files=max_files, validation_fraction=fraction)
+        if complete:
+            prepared = builders.prepare(corpus, source, block_chars, folder / "cache")
+            batches(prepared.train, source)
+            return
+        items = sources.sample(sources.find(getattr(corpus, source)), max_files)
+        loaded = sources.load(items, source in builders.CODE)
+        splits = builders._splits(loaded, place, len(items), block_chars, fraction)
+        texts = [{"id": name, "text": document} for name, document in splits["train"]]
+        batches(texts, source)
+
+    return call
+
+
+def batches(documents: list, source: str) -> None:
+    """Packs and reads two batches of documents."""
+    data = DataConfig(32, 2, MixtureConfig(**{source: 1.0}))
+    with pipeline.Batches({source: documents}, data, published.trained(), 0, [0, 1]) as stream:
+        for _ in range(2):
+            stream.document_names(next(stream))
+
+
+@functools.cache
+def proto_bytes() -> bytes:
+    """Returns a small tokenizer.model."""
+    return published.trained().model
+
+
+def tokenizer_files(rng: Random, folder: Path) -> Callable[[], object]:
+    """A tokenizer.model that was changed or damaged, and text encoded with it."""
+    file = folder / "tokenizer.model"
+    data = changed_model(rng) if rng.random() < 0.6 else mutations.damaged(rng, proto_bytes())
+    file.write_bytes(data)
+    if rng.random() < 0.08:
+        mutations.replace_file(rng, file)
+    sample = text(rng) + rng.choice(mutations.TEXTS)
+    odd = [folder, folder / "none", *mutations.TEXTS]
+    name = file if rng.random() < 0.9 else rng.choice(odd)
+
+    def call() -> None:
+        tokenizer = tokenizers.load(name)
+        ids = tokenizer.encode(sample)
+        tokenizer.decode(ids)
+        tokenizer.decode(tokenizer.encode(sample, leading_space=False), leading_space=False)
+        tokenizer.decode([-1, 0, 1, tokenizer.vocab_size, 10**12, *tokenizer.text_ids[-5:]])
+
+    return call
+
+
+def changed_model(rng: Random) -> bytes:
+    """Returns a tokenizer.model with other pieces or properties."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(proto_bytes())
+    for _ in range(rng.randint(1, 3)):
+        kind = rng.randrange(8)
+        piece = proto.pieces[rng.randrange(len(proto.pieces))] if proto.pieces else proto.pieces.add()
+        if kind == 0:
+            piece.type = rng.choice([1, 2, 3, 4, 5, 6])
+        elif kind == 1:
+            piece.piece = rng.choice(["", "▁", "<s>", "<unk>", "<0x00>", "▁<PRE>", "a" * 5000, "日", "\0"])
+        elif kind == 2:
+            piece.score = rng.choice([float("nan"), float("inf"), -1e38, 0.0])
+        elif kind == 3:
+            del proto.pieces[rng.choice([0, 3, 300, len(proto.pieces) - 1]) :]
+        elif kind == 4:
+            spec = proto.normalizer_spec
+            name = rng.choice(["add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces"])
+            setattr(spec, name, rng.random() < 0.5)
+            if rng.random() < 0.3:
+                spec.precompiled_charsmap = rng.randbytes(rng.choice([1, 4, 50]))
+        elif kind == 5:
+            name = rng.choice(["unk_id", "bos_id", "eos_id", "pad_id", "model_type", "vocab_size"])
+            allowed = [1, 2, 3, 4] if name == "model_type" else [-1, 0, 1, 2, 3, 499, 500, 2**31 - 1]
+            setattr(proto.trainer_spec, name, rng.choice(allowed))
+        elif kind == 6:
+            proto.pieces.add(piece=rng.choice(["▁<PRE>", "▁<EOT>", "x", "a", "<s>"]), type=rng.choice([1, 3, 4]))
+        else:
+            proto.trainer_spec.byte_fallback = not proto.trainer_spec.byte_fallback
+            proto.trainer_spec.treat_whitespace_as_suffix = rng.random() < 0.2
+    return proto.SerializeToString()
+
+
+def prompts(rng: Random, folder: Path) -> Callable[[], object]:
+    """A file to infill, read and split as `infill` does before it loads a run."""
+    file = folder / rng.choice(mutations.NAMES)
+    data = (text(rng) + rng.choice(["", "<FILL_ME>", "<FILL_ME><FILL_ME>"]) + text(rng)).encode()
+    file.write_bytes(mutations.damaged(rng, data) if rng.random() < 0.5 else data)
+    if rng.random() < 0.2:
+        mutations.replace_file(rng, file)
+    name = str(file) if rng.random() < 0.8 else rng.choice(mutations.TEXTS)
+    tokenizer = published.trained()
+
+    def call() -> None:
+        user_path(name or "x")
+        for part in split_fill(commands.read(name)):
+            tokenizer.encode(part)
+
+    return call

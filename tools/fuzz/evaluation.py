@@ -1,0 +1,170 @@
+"""Inputs of `evaluate`: benchmark data, samples to score, its own files, its options."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import small_data
+from test_records import MORE, SUITES, use
+
+from codellama_jax.evaluation import evaluate
+from codellama_jax.evaluation.benchmarks import LOADERS
+from codellama_jax.evaluation.sample_forms import read_samples
+from codellama_jax.evaluation.samples import continue_file
+from codellama_jax.evaluation.scoring import FIELDS
+from codellama_jax.evaluation.settings import Checking, Options, Settings
+from tools.fuzz import mutations
+from tools.fuzz.harness import shared_folder
+
+ANSWERS = ["completion", "solution", "generation", "log_likelihoods"]
+OWN = {"task_id": "HumanEval/0", "sample": 0, "passed": True, "result": "passed", "completion": ""}
+REQUEST = {"benchmark": "humaneval", "model": None, "options": {}, "settings": {"samples": 1}}
+SCORED = ("humaneval", "mbpp", "truthfulqa", "humaneval_infilling")
+
+
+@functools.cache
+def originals() -> dict[str, str]:
+    """Returns files of good data by benchmark."""
+    files = {}
+    for suite, record in SUITES.items():
+        path = shared_folder() / "data" / f"{suite}.jsonl"
+        files[suite] = str(small_data.write_lines(path, [record]))
+    return files
+
+
+@functools.cache
+def benchmark(suite: str) -> Any:
+    """Returns a loaded benchmark of one task."""
+    return LOADERS[suite](Options(data=originals()[suite], all_tasks=True, shots=0))
+
+
+def changed(rng: Random, record: dict, names: list[str]) -> dict:
+    """Returns a record with other values in up to two of the named fields."""
+    chosen = rng.sample(names, rng.randrange(min(3, len(names) + 1)))
+    return {**record, **{name: mutations.value(rng) for name in chosen}}
+
+
+def write(rng: Random, path: Path, records: list) -> None:
+    """Writes records as JSON lines or an array, then maybe damages the file."""
+    texts = [json.dumps(record) for record in records]
+    text = f"[{','.join(texts)}]" if rng.random() < 0.2 else "".join(f"{line}\n" for line in texts)
+    data = text.encode()
+    path.write_bytes(mutations.damaged(rng, data) if rng.random() < 0.4 else data)
+    if rng.random() < 0.05:
+        mutations.replace_file(rng, path)
+
+
+def data_files(rng: Random, folder: Path) -> Callable[[], object]:
+    """Records of every benchmark with faults, loaded and made into programs."""
+    suite = rng.choice(list(SUITES))
+    record = rng.choice([SUITES[suite], MORE.get(suite, SUITES[suite])])
+    path = folder / rng.choice(["data.jsonl", "data.json", "data.jsonl.gz", "é.txt"])
+    if rng.random() < 0.5:
+        write(rng, path, [changed(rng, record, list(record))])
+    else:
+        write(rng, path, [mutations.mutate(rng, record) for _ in range(rng.choice([1, 1, 2]))])
+    return lambda: use(suite, path)
+
+
+def apps_folders(rng: Random, folder: Path) -> Callable[[], object]:
+    """The folder of APPS with faults in its files."""
+    root = folder / "apps"
+    small_data.write_apps(root)
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    for _ in range(rng.choice([1, 1, 3])):
+        path = rng.choice(files)
+        if rng.random() < 0.1:
+            mutations.replace_file(rng, path)
+        elif path.suffix == ".json" and path.is_file() and rng.random() < 0.7:
+            document = {"inputs": ["2\n"], "outputs": ["4\n"], "fn_name": "twice"}
+            path.write_bytes(mutations.json_bytes(rng, mutations.mutate(rng, document, least=1)))
+        elif path.is_file():
+            path.write_bytes(mutations.damaged(rng, path.read_bytes()))
+    shots = rng.choice([0, 0, 1, 2])
+
+    def call() -> None:
+        loaded = LOADERS["apps"](Options(data=str(root), shots=shots))
+        for task in loaded.tasks:
+            evaluate.checks_of(loaded, task, {"completion": "x"})
+
+    return call
+
+
+def samples_files(rng: Random, folder: Path) -> Callable[[], object]:
+    """A file of samples in a known or an unknown form."""
+    path, lines = folder / "samples.jsonl", []
+    for _ in range(rng.randrange(4)):
+        task_id = rng.choice(["HumanEval/0", 11, "Mbpp/11", "0", "SingleLineInfilling/HumanEval/0/L1"])
+        answer = rng.choice(ANSWERS)
+        sample = {"task_id": task_id, answer: [-1.0, -2.0] if answer == ANSWERS[-1] else "x"}
+        sample = changed(rng, sample, [*sample, "sample", "mean_logprob"])
+        lines.append(sample if rng.random() < 0.8 else mutations.value(rng))
+    if rng.random() < 0.1:
+        lines = [[mutations.value(rng)] for _ in range(2)]
+    write(rng, path, lines)
+    suite, partial = rng.choice(SCORED), rng.random() < 0.5
+    extract = rng.random() < 0.3
+
+    def call() -> None:
+        scored = benchmark(suite)
+        by_key = read_samples(path, scored, partial).by_key
+        tasks = {task.task_id: task for task in scored.tasks}
+        for (task_id, _), sample in by_key.items():
+            if scored.checks:
+                evaluate.checks_of(scored, tasks[task_id], sample, *([True] if extract else []))
+
+    return call
+
+
+def own_files(rng: Random, folder: Path) -> Callable[[], object]:
+    """The files of an evaluation's folder when it continues."""
+    path = folder / rng.choice(["results.jsonl", "samples.jsonl"])
+    write(rng, path, [rng.choice([OWN, mutations.mutate(rng, OWN)]) for _ in range(rng.randrange(4))])
+    document = mutations.mutate(rng, REQUEST)
+    settings = folder / "settings.json"
+    settings.write_bytes(mutations.json_bytes(rng, document))
+    if rng.random() < 0.1:
+        mutations.replace_file(rng, settings)
+
+    def call() -> None:
+        if path.name == "results.jsonl":
+            continue_file(path, FIELDS)
+            return
+        options = Options(data=originals()["humaneval"])
+        evaluate.prepare("humaneval", True, options, Settings(), Checking(), folder, "", False)
+
+    return call
+
+
+def requests(rng: Random, folder: Path) -> Callable[[], object]:
+    """Options of `evaluate` from the library or the command line."""
+    suite = rng.choice([*LOADERS, "perplexity", *mutations.TEXTS])
+    options: dict[str, Any] = {"data": originals().get(suite, str(folder))}
+    settings: dict[str, Any] = {}
+    for _ in range(rng.choice([1, 1, 2])):
+        name = rng.choice(["data", "shots", "source", "all_tasks", "lengths", "positions", "examples"])
+        options[name] = mutations.value(rng)
+        if name in ("lengths", "positions") and rng.random() < 0.8:
+            options[name] = tuple(mutations.value(rng) for _ in range(rng.randrange(3)))
+        if name in ("data", "source"):
+            options[name] = rng.choice([*mutations.TEXTS, str(folder), originals()["humaneval"]])
+        if name == "all_tasks":
+            options[name] = rng.random() < 0.5
+    names = ["samples", "temperature", "top_p", "seed", "max_new_tokens", "context_tokens", "batch_tokens"]
+    if rng.random() < 0.5:
+        settings[rng.choice(names)] = mutations.value(rng)
+    out = rng.choice([str(folder / "out"), *mutations.TEXTS])
+    samples = rng.choice(["", "", "", *mutations.TEXTS])
+    flags = [rng.random() < 0.5, rng.random() < 0.5]
+    checking = {} if rng.random() < 0.7 else {rng.choice(["mode", "workers"]): mutations.value(rng)}
+
+    def call() -> None:
+        chosen = Options(**options), Settings(**settings), Checking(**checking)
+        evaluate.prepare(suite, flags[0], *chosen, out, samples, flags[1])
+
+    return call

@@ -1,0 +1,116 @@
+"""Runs one input and judges the outcome.
+
+An input works or ends as a user's mistake does: exit code 2 after one line `error: ...` on stderr.
+A fault is any other exception or exit code, a traceback on stderr, a line that is empty or longer
+than LONGEST, and an input that takes longer than LIMIT seconds.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import functools
+import io
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from codellama_jax.command_line import run_command
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 60.0  # seconds of an input
+LONGEST = 2_000  # characters of an error line
+# Makes an input from random numbers, in an empty folder, and returns what a command does with it.
+MakeInput = Callable[[Random, Path], Callable[[], object]]
+
+for _folder in (ROOT, ROOT / "tests" / "evaluation_benchmarks", ROOT / "tests" / "weights", ROOT / "tests"):
+    if str(_folder) not in sys.path:
+        sys.path.append(str(_folder))  # small models and data that the tests have already
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an input."""
+
+    code: int  # the exit code; 0 for success
+    seconds: float
+    line: str  # the error line
+    fault: str  # "" for none
+
+
+class Hang(BaseException):
+    """Raised in an input that takes too long; no handler of Exception catches it."""
+
+
+@functools.cache
+def shared_folder() -> Path:
+    """Returns a folder of what several inputs start from, deleted at exit."""
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-shared-"))
+    atexit.register(shutil.rmtree, folder, True)
+    return folder
+
+
+def attempt(name: str, make: MakeInput, seed: int, number: int) -> Outcome:
+    """Makes an input of the area `name` and runs it. The same seed and number make the same input."""
+    rng = Random(f"{name} {seed} {number}")
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    try:
+        call = make(rng, folder)
+        return _watched(call)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _watched(call: Callable[[], object]) -> Outcome:
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "replace"))
+    begun, code, fault = time.monotonic(), 0, ""
+    before = signal.signal(signal.SIGALRM, _raise_hang)
+    faulthandler.dump_traceback_later(2 * LIMIT, exit=True)  # for a hang outside of Python
+    signal.setitimer(signal.ITIMER_REAL, LIMIT)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            run_command(lambda: call() and None)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Hang:
+        fault = f"took over {LIMIT:.0f} s"
+    except BaseException:
+        code, fault = 1, traceback.format_exc()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGALRM, before)
+    err.flush()
+    text = err.buffer.getvalue().decode(errors="replace")  # type: ignore[attr-defined]
+    line = text.rstrip("\n").rpartition("\n")[2]
+    return Outcome(code, time.monotonic() - begun, line, fault or wrong_ending(code, text))
+
+
+def _raise_hang(*_: object) -> None:
+    raise Hang
+
+
+def wrong_ending(code: int, stderr: str) -> str:
+    """Returns what is wrong with the end of a command, "" for nothing."""
+    if "Traceback (most recent call last)" in stderr:
+        return f"a traceback on stderr: {stderr[-1000:]}"
+    if code == 0:
+        return ""
+    if code != 2:
+        return f"exit code {code}: {stderr[-1000:]}"
+    *before, line = stderr.rstrip("\n").split("\n")
+    if not line.startswith("error: ") or any(other.startswith("error: ") for other in before):
+        return f"not one error line at the end: {stderr[-1000:]!r}"
+    if not line.isprintable():
+        return f"control characters in the error line: {line[:300]!r}"
+    if len(line) > LONGEST:
+        return f"an error line of {len(line)} characters: {line[:300]!r}"
+    return ""

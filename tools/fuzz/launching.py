@@ -1,0 +1,175 @@
+"""Inputs of launch.py: overrides, experiment files, configs of runs and stages."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import launch
+from codellama_jax import experiment_file, plan
+from codellama_jax.config import Experiment, Stage, from_dict, leaves, to_dict
+from codellama_jax.files import read_json
+from tools.fuzz import mutations
+
+EXPERIMENT = '''"""A small experiment."""
+from codellama_jax.config import *
+
+def experiment(scale: str = "toy") -> Experiment:
+    model = ModelConfig(64, 32, 2, 4, 2, 8, 64)
+    data = DataConfig(16, 8, MixtureConfig(code=1.0), InfillingConfig(0.5))
+    code = Stage(model, data, OptimizerConfig(1e-2, 2), steps=10, init="scratch")
+    return Experiment("small", scale, {"main": {"code": code}}, TokenizerConfig(pieces=300))
+'''
+LINES = [
+    "raise SystemExit(3)",
+    "raise SystemExit",
+    "raise BaseException('x')",
+    "raise Exception('a\\nb')",
+    "raise ValueError('\\ud800')",
+    "import nothing_of_this_name",
+    "from codellama_jax import nothing",
+    "def f(: pass",
+    "x = 1\n\ty = 2",
+    "1 / 0",
+    "def f(): f()\nf()",
+    "class E(Exception):\n    def __str__(self): raise ValueError\nraise E",
+    "experiment = None",
+    "experiment = 5",
+    "experiment = lambda: None",
+    "experiment = lambda scale='': None",
+    "experiment = lambda scale='': {'arms': 5}",
+    "experiment = lambda a, b: None",
+    "async def experiment(scale=''): pass",
+    "class experiment: pass",
+    "finding = 5",
+    "__doc__ = 5",
+    "__doc__ = None",
+    "__doc__ = ''",
+    "__doc__ = '\\ud800'",
+    "__file__ = None",
+    "del experiment",
+    "(" * 500 + ")" * 500,
+    "x = " + "-" * 5000 + "1",
+    "exec('1 +')",
+    "assert False",
+    "raise RecursionError",
+    "raise MemoryError",
+    "raise FileNotFoundError(2, 'No such file', 'x')",
+    "raise BrokenPipeError",
+    "raise StopIteration",
+    "raise GeneratorExit",
+    "raise __import__('codellama_jax.errors').errors.UserError('one\\ntwo lines')",
+    "import sys; sys.exit('text')",
+    "import codellama_jax.config as c; Stage = c.Model",
+]
+FLAGS = ["--scale", "--arm", "--out", "--reuse", "--cache", "--stage", "--target", "--slices"]
+FLAGS += ["--context", "--batch", "--fresh", "--traceback", "--no-fresh", "--search", "--help", "-h"]
+ODD = ["", "-", "--", "---", "=", "--=", "--code", "--code.", "--.steps", "--code.steps", "-1"]
+ODD += ["--mesh", "fsdp=2,tensor=2", "a,b", "\udcff", "é", "x" * 3000, "--code.nothing", "None"]
+
+
+@functools.cache
+def small() -> Experiment:
+    """Returns the experiment of EXPERIMENT."""
+    names: dict[str, Any] = {}
+    exec(EXPERIMENT, names)
+    return names["experiment"]()
+
+
+@functools.cache
+def options() -> list[str]:
+    """Returns the names of what can be overridden."""
+    code = leaves({"code": to_dict(small().arms["main"]["code"])})
+    rest = {name: value for name, value in to_dict(small()).items() if name not in ("arms", "name", "scale")}
+    return sorted({*code, *leaves(rest)})
+
+
+def text_of(rng: Random) -> str:
+    """Returns the text of a value on the command line; no argument of a process holds NUL."""
+    text = str(mutations.value(rng)) if rng.random() < 0.9 else str(rng.randint(-3, 3000))
+    return text.replace("\0", "").replace("\ud800", "\udcff")
+
+
+def argument(rng: Random) -> list[str]:
+    """Returns an option and its value, together or apart, or something odd."""
+    kind = rng.random()
+    if kind < 0.12:
+        return [rng.choice([*ODD, text_of(rng)])]
+    name = rng.choice(FLAGS) if kind < 0.3 else "--" + rng.choice(options()).replace("_", "-")
+    if rng.random() < 0.03:
+        name = name[:-1]
+    form = rng.random()
+    if form < 0.08:
+        return [name]
+    return [f"{name}={text_of(rng)}"] if form < 0.3 else [name, text_of(rng)]
+
+
+def overrides(rng: Random, folder: Path) -> Callable[[], object]:
+    """Overrides of a small experiment, for every verb; `plan` also prints its table."""
+    file = folder / "small.py"
+    file.write_text(EXPERIMENT)
+    verb = rng.choice(["plan", "plan", "plan", "run", "compile", "", "Plan", "plans"])
+    experiment = str(file) if rng.random() < 0.95 else text_of(rng)
+    given = [verb, experiment]
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        given += argument(rng)
+    if rng.random() < 0.03:
+        rng.shuffle(given)
+
+    def call() -> None:
+        choice, chosen, module = launch.parse(launch.spelled_out(given), "launch.py")
+        if type(choice) is launch.Plan:
+            launch.start(choice, chosen, experiment_file.claim_of(module), None)
+
+    return call
+
+
+def experiments(rng: Random, folder: Path) -> Callable[[], object]:
+    """Experiment files of the user's own, and the paths that name them."""
+    file = folder / (rng.choice(mutations.NAMES) if rng.random() < 0.2 else "own.py")
+    kind, text = rng.random(), EXPERIMENT
+    if kind < 0.5:
+        place = rng.choice(["\ndef experiment", "    model =", "    return", ""])
+        indent = " " * (len(place) - len(place.lstrip(" ")))
+        line = "\n".join(indent + part for part in rng.choice(LINES).split("\n"))
+        text = text.replace(place, f"\n{line}\n{place}", 1) if place else f"{text}\n{line}\n"
+    elif kind < 0.8:
+        old = rng.choice(["64", "32", "2,", "4,", '"small"', "scale,", '"main"', '"code"', "1.0", "300"])
+        new = repr(mutations.value(rng)).replace("inf", "float('inf')").replace("nan", "float('nan')")
+        text = text.replace(old, f"{new}{',' if ',' in old else ''}", 1)
+    data = text.encode(errors="surrogatepass")
+    file.write_bytes(mutations.damaged(rng, data) if kind > 0.8 else data)
+    if rng.random() < 0.1:
+        mutations.replace_file(rng, file)
+    name = str(file) if rng.random() < 0.9 else rng.choice([*mutations.TEXTS, str(folder), str(file)[:-3]])
+    scale = rng.choice(["", "", "toy", *mutations.TEXTS])
+
+    def call() -> None:
+        module = experiment_file.load_file(name)
+        experiment = experiment_file.build(module, scale)
+        plan.print_plan(experiment, experiment_file.claim_of(module))
+
+    return call
+
+
+def configs(rng: Random, folder: Path) -> Callable[[], object]:
+    """A config.json of a run or a stage that was changed or damaged."""
+    experiment = rng.random() < 0.6
+    original = small() if experiment else small().arms["main"]["code"]
+    document = mutations.mutate(rng, to_dict(original), most=2)
+    file = folder / "config.json"
+    file.write_bytes(mutations.json_bytes(rng, document))
+    if rng.random() < 0.03:
+        mutations.replace_file(rng, file)
+
+    def call() -> None:
+        config = from_dict(Experiment if experiment else Stage, read_json(file))
+        json.dumps(to_dict(config))
+        if experiment:
+            plan.print_plan(config, "a config")
+
+    return call

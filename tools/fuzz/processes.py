@@ -1,0 +1,98 @@
+"""Complete processes: every verb with arguments that no command takes; all must exit with 2."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+from codellama_jax.errors import UserError
+from tools.fuzz.harness import ROOT, wrong_ending
+
+LAUNCH = [sys.executable, str(ROOT / "launch.py")]
+MODULE = [sys.executable, "-m", "codellama_jax"]
+SECONDS = 60
+WRONG = [
+    [*LAUNCH],
+    [*LAUNCH, ""],
+    [*LAUNCH, "train", "quickstart"],
+    [*LAUNCH, "plan"],
+    [*LAUNCH, "plan", ""],
+    [*LAUNCH, "plan", "x" * 5000],
+    [*LAUNCH, "plan", "launch.py"],
+    [*LAUNCH, "plan", "quickstart", "--scale", "\udcff"],
+    [*LAUNCH, "plan", "quickstart", "--arm", "é\n"],
+    [*LAUNCH, "plan", "quickstart", "--code.steps", "1" + "0" * 5000],
+    [*LAUNCH, "plan", "quickstart", "--code.steps", "nan"],
+    [*LAUNCH, "plan", "quickstart", "--code.data.seq-len=-1"],
+    [*LAUNCH, "plan", "quickstart", ""],
+    [*LAUNCH, "run", "quickstart", "--out", ""],
+    [*LAUNCH, "run", "quickstart", "--out", "/dev/null/x"],
+    [*LAUNCH, "run", "quickstart", "--out", "ftp://host/x"],
+    [*LAUNCH, "run", "quickstart", "--cache", "/dev/null", "--out", "{folder}/out"],
+    [*LAUNCH, "run", "quickstart", "--corpus.code", "{folder}", "--out", "{folder}/out"],
+    [*LAUNCH, "run", "quickstart", "--tokenizer.path", "{folder}", "--out", "{folder}/out"],
+    [*LAUNCH, "run", "quickstart", "--code.init", "run:{folder}", "--out", "{folder}/out"],
+    [*LAUNCH, "run", "quickstart", "--code.init", "hf:/dev/null", "--out", "{folder}/out"],
+    [*LAUNCH, "run", "quickstart", "--mesh", "fsdp=0", "--out", "{folder}/out"],
+    [*LAUNCH, "compile", "quickstart", "--target", "v9:1x1"],
+    [*LAUNCH, "compile", "quickstart", "--stage", "nothing"],
+    [*LAUNCH, "compile", "quickstart", "--context", "-5"],
+    [*MODULE],
+    [*MODULE, ""],
+    [*MODULE, "complete"],
+    [*MODULE, "complete", "/dev/null", "x"],
+    [*MODULE, "complete", "{folder}", "\udcff"],
+    [*MODULE, "complete", "{folder}", "x", "--temperature", "nan"],
+    [*MODULE, "complete", "{folder}", "x", "--stop", ""],
+    [*MODULE, "complete", "{folder}", "x", "--max-new-tokens", "-1"],
+    [*MODULE, "complete", "{folder}", "x", "--mesh.fsdp", "0"],
+    [*MODULE, "infill", "{folder}", "{folder}"],
+    [*MODULE, "infill", "{folder}", "/dev/null"],
+    [*MODULE, "infill", "{folder}", "ftp://host/x"],
+    [*MODULE, "infill", "{folder}", "x" * 5000],
+    [*MODULE, "evaluate", "nothing", "--out", "{folder}/out", "--reference"],
+    [*MODULE, "evaluate", "humaneval", "--out", "{folder}/out"],
+    [*MODULE, "evaluate", "humaneval", "--data", "/dev/zero", "--out", "{folder}/o", "--reference"],
+    [*MODULE, "evaluate", "humaneval", "--shots", "1e9", "--out", "{folder}/o", "--reference"],
+    [*MODULE, "evaluate", "humaneval", "--out", "/dev/null/x", "--reference", "--data", "x"],
+    [*MODULE, "evaluate", "mbpp", "--data", "{folder}/fifo", "--out", "{folder}/o", "--reference"],
+    [*MODULE, "import", "{folder}", "{folder}/run"],
+    [*MODULE, "import", "/dev/zero", "{folder}/run"],
+    [*MODULE, "import", "{folder}", "{folder}/run", "--tokenizer", ""],
+    [*MODULE, "export", "{folder}", "{folder}/x", "--to", "hf"],
+    [*MODULE, "export", "{folder}", "{folder}/x", "--to", "gguf"],
+    [*MODULE, "export", "{folder}", "{folder}/x", "--to", "meta", "--ranks", "0"],
+    [*MODULE, "check", "{folder}"],
+    [*MODULE, "check", "{folder}", "--integrity"],
+    [*MODULE, "check", "{folder}", "--tokens", "-1"],
+    [*MODULE, "check", "{folder}/fifo", "--against", "\udcff"],
+]
+
+
+def commands(rng: Random, folder: Path) -> Callable[[], object]:
+    """The next of the wrong commands; its line and exit code become this process' own."""
+    (folder / "config.json").write_text(rng.choice(["", "{}", "[]", '{"model": 5}', "nul", "\0"]))
+    os.mkfifo(folder / "fifo")
+    command = [word.replace("{folder}", str(folder)) for word in rng.choice(WRONG)]
+    return lambda: run(command)
+
+
+def run(command: list[str]) -> None:
+    """Runs a command. Raises UserError if it ends as a mistake must, else AssertionError."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [os.fsencode(word) for word in command],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=SECONDS,
+    )
+    stderr = done.stderr.decode(errors="replace")
+    fault = wrong_ending(done.returncode, stderr)
+    assert done.returncode == 2 and not fault, f"{command!a:.300} -> {done.returncode}: {fault}"
+    raise UserError(stderr.splitlines()[-1].removeprefix("error: "))

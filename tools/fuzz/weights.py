@@ -1,0 +1,206 @@
+"""Inputs of import, check and export: folders of weights and of runs."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import damage
+import published
+from etils import epath
+
+from codellama_jax import report_reading, reuse, run_folder
+from codellama_jax.config import Experiment, from_dict
+from codellama_jax.files import read_json
+from codellama_jax.report import write_report
+from codellama_jax.training import checkpoint
+from codellama_jax.weights import commands, huggingface, integrity, load, meta, store
+from codellama_jax.weights.layout import is_stacked, join, one_layer, parameters
+from codellama_jax.weights.rows import added_tokens, trimmed
+from tools.fuzz import mutations
+from tools.fuzz.harness import shared_folder
+
+METRIC = {"step": 1, "loss": 5.0, "tokens": 128, "seconds": 1.0, "tokens_per_second": 5.0}
+VALIDATION = {"step": 1, "validation_loss": 5.0, "seconds": 1.0}
+PROBES = {
+    "perplexity": {"16": {"perplexity": 5.0, "tokens": 16, "rows": 1}},
+    "infilling": {"psm": {"exact": 0.5, "examples": 4, "loss": 1.0}},
+    "bigram": {"loss": 3.0},
+    "samples": [{"prompt": "a", "completion": "b"}],
+}
+
+
+@functools.cache
+def originals() -> Path:
+    """Returns a folder with the same small model as `hf`, `meta` and `run`."""
+    folder = epath.Path(shared_folder() / "weights")
+    folder.mkdir()
+    source = published.source_of(published.random_params(published.MODEL), published.MODEL)
+    huggingface.write(source, published.tokenizer(), folder / "hf", integrity=True)
+    meta.write(source, published.tokenizer(), folder / "meta", ranks=2, integrity=True)
+    commands.Import(str(folder / "hf"), str(folder / "run"), integrity=True)()
+    stage = folder / "run" / store.ARM / store.STAGE
+    lines = [METRIC, {**METRIC, "step": 2, "tokens": 256, "seconds": 2.0}, VALIDATION]
+    (stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (stage / "probes.json").write_text(json.dumps(PROBES))
+    (stage / "identity.txt").write_text("0" * 32)
+    (folder / "run" / "corpus.json").write_text(json.dumps({"code": {"files": 5, "train": 4}}))
+    return Path(folder)
+
+
+def weights_folders(rng: Random, folder: Path) -> Callable[[], object]:
+    """A folder of published weights with faults, read as `import` does."""
+    kind = rng.choice(["hf", "hf", "meta"])
+    root = folder / kind
+    shutil.copytree(originals() / kind, root)
+    for _ in range(rng.choice([1, 1, 1, 2])):
+        change_weights(rng, root)
+    path = str(root) if rng.random() < 0.97 else rng.choice(mutations.TEXTS)
+    named = "" if rng.random() < 0.9 else rng.choice([*mutations.TEXTS, str(root / "tokenizer.model")])
+    action = rng.random()
+
+    def call() -> None:
+        if action < 0.02:
+            commands.Import(path, str(folder / "run"), named)()
+        elif action < 0.08:
+            commands.Check(path, integrity=True)()
+        else:
+            read_weights(path, named)
+
+    return call
+
+
+def read_weights(path: str, named: str) -> None:
+    """Does what `import` does, without writing: opens, checks and reads every parameter."""
+    from codellama_jax.files import user_path
+
+    root = user_path(path)
+    _, source = load.open_published(root)
+    tokenizer = load.needed_tokenizer(root, named)
+    source = trimmed(source, tokenizer, added_tokens(root))
+    for param in parameters(source.model):
+        full = tuple(slice(0, n) for n in one_layer(source.model, param))
+        for layer in range(source.model.n_layers if is_stacked(param) else 1):
+            join(source, param, layer, full)
+
+
+def change_weights(rng: Random, root: Path) -> None:
+    """Damages one file of a folder of weights, or adds one that does not belong there."""
+    kind = rng.random()
+    files = sorted(path for path in root.iterdir() if path.is_file() and not path.is_symlink())
+    settings = root / ("config.json" if root.name == "hf" else "params.json")
+    if kind < 0.4 and settings.is_file():
+        damage_settings(rng, settings)
+    elif kind < 0.7 and files:
+        mutations.damage_file(rng, rng.choice(files))
+    elif kind < 0.8:
+        change_tensors(rng, root)
+    elif kind < 0.9:
+        other = rng.choice(["added_tokens.json", "model.safetensors.index.json", "tokenizer.json",
+                            "pytorch_model.bin", "consolidated.safetensors", "model-00001.safetensors",
+                            "consolidated.02.pth", "consolidated.xx.pth", "params.json", "config.json"])
+        content = rng.choice([b"", b"{}", b"[]", mutations.LFS_POINTER, json.dumps(
+            {"weight_map": mutations.value(rng), "a": mutations.value(rng)}).encode()])
+        (root / other).write_bytes(content)
+    elif files:
+        mutations.replace_file(rng, rng.choice(files))
+
+
+def damage_settings(rng: Random, file: Path) -> None:
+    """Changes values of config.json or params.json, or adds settings of other models."""
+    document = json.loads(file.read_bytes())
+    extra = ["rope_scaling", "rope_parameters", "head_dim", "attention_bias", "hidden_act", "mlp_bias",
+             "partial_rotary_factor", "quantization_config", "use_scaled_rope", "ffn_dim_multiplier",
+             "multiple_of", "model_type", "tie_word_embeddings", "max_position_embeddings", "rope_theta"]
+    for _ in range(rng.choice([0, 1, 2])):
+        document[rng.choice(extra)] = rng.choice([mutations.value(rng), {
+            "type": mutations.value(rng), "factor": mutations.value(rng)}, {
+            "rope_type": rng.choice(["linear", "default", "llama3", None]), "factor": mutations.value(rng)}])
+    document = mutations.mutate(rng, document, most=2)
+    file.write_bytes(mutations.json_bytes(rng, document))
+
+
+def change_tensors(rng: Random, root: Path) -> None:
+    """Changes tensors inside a file of safetensors or of torch.save."""
+    file = root / "model.safetensors"
+    if root.name == "meta":
+        content = rng.choice([b"", b"\x80\x02", pickle.dumps(mutations.value(rng)), pickle.dumps({"a": 1}),
+                              pickle.dumps({1: 2}), b"(" * 5000, b"c__builtin__\neval\n.", pickle.dumps([])])
+        with open(root / "consolidated.00.pth", "rb") as old:
+            whole = old.read()
+        try:
+            damage.repickled(root, content)
+        except (OSError, ValueError, KeyError):
+            (root / "consolidated.00.pth").write_bytes(whole)
+        return
+    if not file.is_file():
+        return
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    if size > len(data):
+        return
+    header = mutations.mutate(rng, json.loads(data[8 : 8 + size]), least=1)
+    text = mutations.json_bytes(rng, header)
+    stream = io.BytesIO()
+    length = rng.choice([len(text), len(text), len(text), 0, 2**63, len(text) + 5])
+    stream.write(length.to_bytes(8, "little") + text + data[8 + size :])
+    file.write_bytes(stream.getvalue())
+
+
+def run_folders(rng: Random, folder: Path) -> Callable[[], object]:
+    """The folder of a run with damaged state files, read as a resume, a report and export do."""
+    root = folder / "runs" / "run"
+    shutil.copytree(originals() / "run", root)
+    experiment = from_dict(Experiment, read_json(originals() / "run" / "config.json"))
+    names = ["config.json", "tokenizer.model", "corpus.json", "checksums.json"]
+    inner = ["config.json", "done.json", "probes.json", "metrics.jsonl", "identity.txt", "checkpoints"]
+    paths = [root / name for name in names] + [root / store.ARM / store.STAGE / name for name in inner]
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        damage_state(rng, rng.choice(paths))
+    if rng.random() < 0.1:
+        files = sorted(path for path in (paths[-1]).rglob("*") if path.is_file())
+        if files:
+            mutations.damage_file(rng, rng.choice(files))
+    action = rng.random()
+    out, arm = epath.Path(root), rng.choice(["", "", "imported", "imported@1", *mutations.TEXTS])
+    stage = rng.choice(["", "", "weights", *mutations.TEXTS])
+
+    def call() -> None:
+        if action < 0.15:
+            reuse.trained_under(out.parent)
+            with run_folder.opened_folder(experiment, out, fresh=False):
+                pass
+        elif action < 0.5:
+            found, _ = checkpoint.stage_folder(out, arm, stage)
+            checkpoint.run_tokenizer(found)
+        elif action < 0.8:
+            report_reading.read_run(out, experiment)
+        elif action < 0.87:
+            write_report(out, experiment, "a claim")
+        elif action < 0.92:
+            store.open_run(out, arm, stage).tensor("final_norm")
+        elif action < 0.94:
+            commands.Export(str(out), str(folder / "exported"), "hf")()
+        elif action < 0.96:
+            checkpoint.load_run(str(out), arm, stage)
+        else:
+            integrity.verify(out)
+
+    return call
+
+
+def damage_state(rng: Random, path: Path) -> None:
+    """Damages a state file; lines of JSON become other lines of JSON."""
+    if path.name == "metrics.jsonl" and path.is_file() and rng.random() < 0.7:
+        lines = [mutations.mutate(rng, line) for line in (METRIC, METRIC, VALIDATION)]
+        path.write_bytes(b"\n".join(mutations.json_bytes(rng, line) for line in lines) + b"\n")
+    elif path.name == "done.json" and rng.random() < 0.3:
+        path.write_text(json.dumps({"at": mutations.value(rng)})) if path.is_file() else None
+    else:
+        mutations.damage_file(rng, path)
