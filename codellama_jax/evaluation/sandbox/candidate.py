@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import io
 import operator
-import sys
 import time
 import types
 from collections.abc import Callable, Iterable, Sequence
@@ -28,9 +26,6 @@ class Candidate(Peer):
 
     def run(self) -> None:
         """Answers every request. What cannot be sent is refused by name."""
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="surrogatepass")  # a program may print half a character
         while True:
             message = self._receive()
             try:

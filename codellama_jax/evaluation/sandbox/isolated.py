@@ -6,7 +6,9 @@ two ends.
 
 from __future__ import annotations
 
+import _thread
 import builtins
+import contextlib
 import importlib
 import os
 import signal
@@ -19,11 +21,18 @@ from codellama_jax.evaluation.sandbox.candidate import Candidate
 from codellama_jax.evaluation.sandbox.programs import read_job, write_verdict
 from codellama_jax.evaluation.sandbox.trusted import TEST_MODULE, Tests
 from codellama_jax.evaluation.sandbox.values import NotComparable
+from codellama_jax.evaluation.sandbox.wire import WireError
 
 if TYPE_CHECKING:
     from codellama_jax.evaluation.sandbox.slot import Confinement
 
 MAX_TEXT = 2000
+_REHEARSAL = {
+    "candidate": "def f(a, b):\n    return a",
+    "test": "for i in range(20):\n    assert f([i, 'a'], (1.5, i)) == [i, 'a']",
+    "entry_point": "f",
+    "prompt": "",
+}
 
 
 def judge(box: Confinement, seconds: float, job_fd: int) -> None:
@@ -53,6 +62,28 @@ def judge(box: Confinement, seconds: float, job_fd: int) -> None:
     elif tests.verdict:
         status, detail = tests.verdict
     write_verdict(job_fd, status, detail, signal=number)
+
+
+def rehearse() -> None:
+    """Runs one test with both ends in this process.
+
+    What Python prepares for a first call is then in the memory that later tests are forked from.
+    """
+    ask, answer = os.pipe(), os.pipe()
+    _thread.start_new_thread(_answer_until_closed, (ask[0], answer[1]))
+    namespace = _Names({"f"})
+    tests = namespace.tests = Tests(answer[0], ask[1], namespace)
+    _run_test(tests, namespace, _REHEARSAL)
+    os.close(ask[1])
+    os.read(answer[0], 1)  # returns when the other end is closed
+    os.close(answer[0])
+
+
+def _answer_until_closed(read_fd: int, write_fd: int) -> None:
+    with contextlib.suppress(WireError):
+        Candidate(read_fd, write_fd, {}).run()
+    os.close(read_fd)
+    os.close(write_fd)
 
 
 def _cause_of_death(pid: int, out_of_memory: bool, seconds: float) -> tuple[str, str, int]:

@@ -96,11 +96,14 @@ class References:
 
     # Writing.
 
-    def pack_other(self, value: Any, packer: Packer) -> int:
-        """Adds the node of a value that is not on the closed list. Returns its index."""
+    def pack_other(self, value: Any, packer: Packer) -> Any:
+        """Adds the node of a value that is not on the closed list and returns its index.
+
+        An object of the other end takes no node: returns the pointer to it.
+        """
         kind = type(value)
         if isinstance(kind, remote.RemoteType) or kind is remote.RemoteType:
-            return packer.add(value, "home", [remote.number_of(value)])
+            return [0, remote.number_of(value)]
         if issubclass(kind, type | _TypeOf):
             return self._pack_class(value, packer)
         if issubclass(kind, BaseException):

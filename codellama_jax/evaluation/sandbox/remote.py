@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from codellama_jax.evaluation.sandbox.peer import Peer
 
 COMPARISONS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
-_ARITHMETIC = ["add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift"]
-BINARY = tuple(f"__{way}{name}__" for name in _ARITHMETIC for way in ("", "r", "i"))
+_ARITHMETIC = """
+    add sub mul truediv floordiv mod divmod pow matmul and or xor lshift rshift
+"""
+BINARY = tuple(f"__{way}{name}__" for name in _ARITHMETIC.split() for way in ("", "r", "i"))
 _OTHERS = """
     neg pos abs invert int float complex index round trunc floor ceil bool len hash str repr format
     iter next reversed contains getitem setitem delitem enter exit call

@@ -109,6 +109,9 @@ def _warden(sock: socket.socket, box: Confinement) -> None:
     kernel.hide_memory()
     sys.path[:] = [path for path in sys.path if path.startswith(sys.base_prefix)]
     sys.set_int_max_str_digits(0)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="surrogatepass")  # a program may print half a character
+    isolated.rehearse()
     gc.collect()
     gc.freeze()
     os.dup2(1, 2)  # /dev/null: from here on nobody writes to the user's terminal

@@ -9,9 +9,7 @@ The candidate uses what a test hands over through five verbs, and only what the 
 
 from __future__ import annotations
 
-import io
 import os
-import random
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -24,9 +22,9 @@ TEST_MODULE = "__test__"  # the module of what tests and prompts define
 _MAX_BATCH = 256
 _FUNCTION_ATTRIBUTES = ("__name__", "__qualname__", "__doc__")
 _IDENTITY = ("__eq__", "__ne__", "__hash__", "__str__", "__repr__", "__format__")
-_STREAM = ["read", "readline", "readlines", "write", "writelines", "getvalue", "seek", "tell", "close", "flush"]
-_RANDOM = ["random", "randint", "randrange", "choice", "choices", "sample", "shuffle", "uniform", "gauss", "seed"]
-_METHODS = {io.StringIO: _STREAM, io.BytesIO: _STREAM, random.Random: _RANDOM}
+_STREAM = "read readline readlines write writelines getvalue seek tell close flush"
+_RANDOM = "random randint randrange choice choices sample shuffle uniform gauss seed"
+_METHODS = {"_io:StringIO": _STREAM, "_io:BytesIO": _STREAM, "random:Random": _RANDOM}
 
 
 class Stopped(BaseException):
@@ -144,7 +142,8 @@ class Tests(Peer):
         return names.known_type(name)
 
     def check_lendable(self, value: Any) -> None:
-        if not (callable(value) or hasattr(type(value), "__next__") or _is_open(value)):
+        has_methods = names.name_of(type(value)) in _METHODS
+        if not (callable(value) or hasattr(type(value), "__next__") or has_methods or _is_open(value)):
             raise NotComparable(f"the test hands over a {type(value).__name__}")
 
     def operators_of(self, cls: type) -> Iterable[str]:
@@ -217,7 +216,7 @@ def _get(value: Any, name: str) -> Any:
         return found
     if isinstance(value, types.FunctionType) and name in _FUNCTION_ATTRIBUTES:
         return getattr(value, name)
-    if name in _METHODS.get(type(value), ()):
+    if name in _METHODS.get(names.name_of(type(value)), "").split():
         return getattr(value, name)
     raise NotComparable(f"the candidate reads the attribute {_short(name)[:100]} of a {type(value).__name__}")
 

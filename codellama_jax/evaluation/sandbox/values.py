@@ -1,8 +1,8 @@
 """The closed list of values that cross the pipe, and how each is written and rebuilt.
 
 A message holds a list of nodes [tag, children]. A child is a leaf (None, bool, str, float or int of
-64 bits), or a pointer [i] to node i of this message, or [-1 - i] to node i of the request that
-it answers. So shared and cyclic values keep their shape, and an argument that comes back is the
+62 bits), a pointer [i] to node i of this message, a pointer [-1 - i] to node i of the request that
+it answers, or [0, number] for an object of the receiver. So shared and cyclic values keep their shape, and an argument that comes back is the
 caller's own object.
 
 A node of an immutable value comes after its children. A node of a mutable value may come before
@@ -32,6 +32,7 @@ MAX_BITS = 1 << 22  # of an integer
 MAX_FRACTION_BITS = 1 << 17  # building a fraction reduces it, which takes quadratic time
 MAX_EXPONENT = 1_000_000  # of a decimal number: int(value) has as many digits
 _LEAVES = {type(None), bool, int, float, str}
+_FEW = 8
 _MAX_LEAF = 1 << 62
 _DIGITS = re.compile("[0-9]{1,1000000}")
 
@@ -343,6 +344,14 @@ def base_kind(cls: type) -> Kind | None:
     return None
 
 
+def _is_leaf(value: Any, kind: type) -> bool:
+    if kind is int:
+        return -_MAX_LEAF < value < _MAX_LEAF
+    if kind is str:
+        return value.isascii() or are_leaves((value,))
+    return kind is not float or value == value  # not NaN
+
+
 def are_leaves(items: Sequence[Any]) -> bool:
     """Returns whether JSON carries every item as it is, without a look at each in Python."""
     kinds = set(map(type, items))
@@ -366,11 +375,11 @@ def are_leaves(items: Sequence[Any]) -> bool:
 class Packer:
     """Writes the values of one message as nodes.
 
-    `pack_other(value, packer)` adds the node of a value that is not on the list, and returns its
-    index. `known` are the values of the request that this message answers.
+    `pack_other(value, packer)` adds the node of a value that is not on the list and returns its
+    index, or returns the pointer to an object of the receiver. `known` are the values of the request that this message answers.
     """
 
-    def __init__(self, pack_other: Callable[[Any, Packer], int], known: Sequence[Any] = ()):
+    def __init__(self, pack_other: Callable[[Any, Packer], Any], known: Sequence[Any] = ()):
         self.nodes: list[Any] = []
         self.values: list[Any] = []  # of the nodes; this also keeps their ids from being reused
         self._pack_other = pack_other
@@ -380,16 +389,17 @@ class Packer:
     def pack(self, value: Any) -> Any:
         """Returns a leaf, or a pointer to the node of the value."""
         kind = type(value)
-        if kind in _LEAVES and (kind is bool or value is None or are_leaves((value,))):
+        if kind in _LEAVES and _is_leaf(value, kind):
             return value
         index = self._index.get(id(value))
         if index is None:
-            index = self._add(value, BY_TYPE.get(kind))
+            added = self._add(value, BY_TYPE.get(kind))
+            return added if type(added) is list else [added]
         return [index]
 
     def pack_all(self, values: Sequence[Any]) -> list[Any]:
         """Packs every value of a list."""
-        if are_leaves(values):
+        if len(values) > _FEW and are_leaves(values):
             return list(values)
         return [self.pack(value) for value in values]
 
@@ -413,7 +423,7 @@ class Packer:
         """Packs the children that a mutable value has now."""
         return self.pack_all(BY_TYPE[type(value)].take(value))
 
-    def _add(self, value: Any, kind: Kind | None) -> int:
+    def _add(self, value: Any, kind: Kind | None) -> Any:
         return self._pack_other(value, self) if kind is None else self.add_as(value, kind)
 
     def add_as(self, value: Any, kind: Kind) -> int:
@@ -431,7 +441,8 @@ class Packer:
 class Unpacker:
     """Rebuilds the values of one message. Raises WireError for what Packer does not write.
 
-    `unpack_other(tag, children)` rebuilds the node of a value that is not on the list.
+    `unpack_other(tag, children)` rebuilds the node of a value that is not on the list, "home" the
+    one that this end has lent.
     """
 
     def __init__(
@@ -441,7 +452,7 @@ class Unpacker:
         known: Sequence[Any] = (),
     ):
         self.values: list[Any] = []
-        self._known = known
+        self._known, self._unpack_other = known, unpack_other
         unfilled = []
         for tag, children in nodes:
             kind = _BY_TAG.get(_text(tag))
@@ -462,6 +473,8 @@ class Unpacker:
         """Returns the value of a leaf or pointer."""
         if type(child) is not list:
             return self._leaf(child)
+        if len(child) == 2:
+            return self._unpack_other("home", child[1:])
         [index] = child
         if type(index) is not int:
             raise WireError("not a pointer")
