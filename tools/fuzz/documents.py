@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -44,7 +45,7 @@ def corpora(rng: Random, folder: Path) -> Callable[[], object]:
         path = root / rng.choice(["", "", "sub", ".hidden"]) / name
         path.parent.mkdir(exist_ok=True)
         data = text(rng).encode(errors="surrogatepass")
-        if not path.exists():
+        if not os.path.lexists(path):
             path.write_bytes(mutations.damaged(rng, data) if rng.random() < 0.3 else data)
         if rng.random() < 0.1:
             mutations.replace_file(rng, path)

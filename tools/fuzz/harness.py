@@ -72,10 +72,9 @@ def attempt(name: str, make: MakeInput, seed: int, number: int) -> Outcome:
         made.mkdir(parents=True)
     before = os.getcwd(), os.environ.get("HOME")
     try:
-        call = make(rng, folder)
         os.chdir(current)
         os.environ["HOME"] = str(home)
-        return _watched(call)
+        return _watched(lambda: make(rng, folder)())
     finally:
         os.chdir(before[0])
         os.environ["HOME"] = before[1] or str(home)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -112,7 +113,9 @@ def change_weights(rng: Random, root: Path) -> None:
     elif kind < 0.9:
         index = {"weight_map": mutations.value(rng), "a": mutations.value(rng)}
         content = [b"", b"{}", b"[]", mutations.LFS_POINTER, json.dumps(index).encode()]
-        (root / rng.choice(OTHER_FILES)).write_bytes(rng.choice(content))
+        other = root / rng.choice(OTHER_FILES)
+        if other.is_file() or not os.path.lexists(other):  # writing to a pipe would wait
+            other.write_bytes(rng.choice(content))
     elif files:
         mutations.replace_file(rng, rng.choice(files))
 
@@ -136,12 +139,14 @@ def change_tensors(rng: Random, root: Path) -> None:
         pickled = pickle.dumps(rng.choice([mutations.value(rng), {"a": 1}, {1: 2}, []]))
         odd = rng.choice([b"", b"\x80\x02", b"(" * 5000, b"c__builtin__\neval\n."])
         content = rng.choice([pickled, odd])
-        with open(root / "consolidated.00.pth", "rb") as old:
-            whole = old.read()
+        part = root / "consolidated.00.pth"
+        if not part.is_file():
+            return
+        whole = part.read_bytes()
         try:
             damage.repickled(root, content)
         except (OSError, ValueError, KeyError):
-            (root / "consolidated.00.pth").write_bytes(whole)
+            part.write_bytes(whole)
         return
     if not file.is_file():
         return
