@@ -83,7 +83,9 @@ def open_source(folder: epath.Path) -> Source:
     return Source(str(folder), model, context, dtypes, read)
 
 
-def write(source: Source, tokenizer: Tokenizer, folder: epath.Path, integrity: bool = False) -> None:
+def write(
+    source: Source, tokenizer: Tokenizer, folder: epath.Path, integrity: bool = False
+) -> None:
     """Writes a folder that transformers, vLLM and llama.cpp's converter load.
 
     Args:

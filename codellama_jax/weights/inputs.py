@@ -45,7 +45,9 @@ def check_file(path: epath.Path) -> None:
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        link = f"a link to {os.readlink(path)}, which does not exist" if os.path.islink(path) else ""
+        link = (
+            f"a link to {os.readlink(path)}, which does not exist" if os.path.islink(path) else ""
+        )
         raise UserError(f"{path} is {link or 'missing'}: is the download complete?") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error

@@ -91,7 +91,9 @@ def parameters(model: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str
         return Llama(model).init(jax.random.key(0), tokens_BT, tokens_BT)["params"]
 
     found = {}
-    boxed = jax.tree_util.tree_leaves_with_path(jax.eval_shape(initial), is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+    boxed = jax.tree_util.tree_leaves_with_path(
+        jax.eval_shape(initial), is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
+    )
     for path, leaf in boxed:
         found[dotted(path)] = (leaf.value.shape, leaf.names)
     return found

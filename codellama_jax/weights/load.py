@@ -134,7 +134,9 @@ def place_params(source: Source, stage: Stage, mesh: Mesh) -> dict:
     return checkpoint.with_rows(jax.tree.unflatten(tree, params), stage, mesh)
 
 
-def _placed(source: Source, param: str, leaf: jax.ShapeDtypeStruct, advance: Callable[[int], None]) -> jax.Array:
+def _placed(
+    source: Source, param: str, leaf: jax.ShapeDtypeStruct, advance: Callable[[int], None]
+) -> jax.Array:
     if not is_stacked(param):
         advance(leaf.size * 4)
         return jax.make_array_from_callback(
@@ -146,7 +148,9 @@ def _placed(source: Source, param: str, leaf: jax.ShapeDtypeStruct, advance: Cal
     stack = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
     for layer in range(leaf.shape[0]):
         read = functools.partial(join, source, param, layer)
-        stack = _with_layer(stack, jax.make_array_from_callback(leaf.shape[1:], inner, read), layer).block_until_ready()
+        stack = _with_layer(
+            stack, jax.make_array_from_callback(leaf.shape[1:], inner, read), layer
+        ).block_until_ready()
         advance(leaf.size // leaf.shape[0] * 4)
     return stack
 

@@ -198,7 +198,9 @@ def _check_supported(params: Settings) -> None:
         raise UserError(f"{params.file}: {some(unknown)}: not a setting of Llama 2; {fix}")
 
 
-def write(source: Source, tokenizer: Tokenizer, folder: epath.Path, ranks: int, integrity: bool = False) -> None:
+def write(
+    source: Source, tokenizer: Tokenizer, folder: epath.Path, ranks: int, integrity: bool = False
+) -> None:
     """Writes params.json, tokenizer.model and a file per model-parallel rank.
 
     Args:
@@ -255,7 +257,9 @@ def params_of(c: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _write_rank(source: Source, path: epath.Path, rank: int, ranks: int, advance: Callable[[int], None]) -> None:
+def _write_rank(
+    source: Source, path: epath.Path, rank: int, ranks: int, advance: Callable[[int], None]
+) -> None:
     tensors = []
     for name, layer in names(source.model):
         shape = list(shapes(source.model)[name])

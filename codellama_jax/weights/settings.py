@@ -65,7 +65,9 @@ class Settings:
     def error(self, name: str, requirement: str) -> UserError:
         """Returns the error of a field whose value is not what it must be."""
         if name not in self.values:
-            return UserError(f"{self.file}: {self.prefix}{name} is missing: it must be {requirement}")
+            return UserError(
+                f"{self.file}: {self.prefix}{name} is missing: it must be {requirement}"
+            )
         value = shown_value(self.values[name])
         return UserError(f"{self.file}: {self.prefix}{name} must be {requirement}, got {value}")
 

@@ -88,13 +88,17 @@ class StackHandler(ocp.type_handlers.NumpyHandler):
         self.turn = asyncio.Semaphore(1)
         self.error: BaseException | None = None
 
-    async def _open_and_write(self, value: Stack, tspec: dict, ts_context: tensorstore.Context) -> None:
+    async def _open_and_write(
+        self, value: Stack, tspec: dict, ts_context: tensorstore.Context
+    ) -> None:
         async with self.turn:
             if self.error:
                 return
             try:
                 tspec["metadata"]["chunks"] = value.chunks()
-                array = await tensorstore.open(tensorstore.Spec(tspec), create=True, open=True, context=ts_context)
+                array = await tensorstore.open(
+                    tensorstore.Spec(tspec), create=True, open=True, context=ts_context
+                )
                 for where, part in value.pieces():
                     await array[where].write(part)
                     if self.error:
@@ -103,7 +107,9 @@ class StackHandler(ocp.type_handlers.NumpyHandler):
                 self.error = error
 
 
-def write_run(source: Source, tokenizer: Tokenizer, kind: str, folder: epath.Path, integrity: bool = False) -> None:
+def write_run(
+    source: Source, tokenizer: Tokenizer, kind: str, folder: epath.Path, integrity: bool = False
+) -> None:
     """Writes a model, in its own dtypes, as the folder of a run that has trained 0 steps.
 
     Args:
@@ -146,7 +152,9 @@ def _save(tree: dict, checkpoint: epath.Path, folder: epath.Path) -> None:
     """Writes a checkpoint. Raises UserError naming the run's folder where that fails."""
     handler = StackHandler()
     registry = ocp.type_handlers.create_type_handler_registry((Stack, handler))
-    items = ocp.CompositeCheckpointHandler(params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
+    items = ocp.CompositeCheckpointHandler(
+        params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    )
     try:
         with _stopped_by_ctrl_c(handler), ocp.Checkpointer(items) as checkpointer:
             checkpointer.save(checkpoint, ocp.args.Composite(params=ocp.args.PyTreeSave(tree)))

@@ -90,7 +90,9 @@ def fast_tokenizer(tokenizer: Tokenizer, proto: Any, rows: int) -> dict[str, Any
     space = {"String": SPACE}
     return {
         "version": "1.0",
-        "added_tokens": [{"id": row, "content": proto.pieces[row].piece, **flags} for row in special],
+        "added_tokens": [
+            {"id": row, "content": proto.pieces[row].piece, **flags} for row in special
+        ],
         "normalizer": {
             "type": "Sequence",
             "normalizers": [

@@ -72,7 +72,9 @@ class SafeUnpickler(pickle.Unpickler):
         _, dtype, key, _, size = pid
         return dtype, key, size
 
-    def tensor(self, storage: tuple[str, str, int], start: int, shape: tuple, stride: tuple, *_: Any) -> Stored:
+    def tensor(
+        self, storage: tuple[str, str, int], start: int, shape: tuple, stride: tuple, *_: Any
+    ) -> Stored:
         """Returns where a tensor is stored. Raises UserError unless it is row-major."""
         dtype, key, _size = storage
         offset, size = self.offsets.get(key, (0, 0))
