@@ -154,6 +154,21 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
     return open(path, "rb", opener=_open_without_waiting)
 
 
+def check_no_pipes(folder: str | os.PathLike) -> None:
+    """Raises UserError for a pipe, socket or device under a local folder.
+
+    Libraries that open the files of the folder themselves would wait for it for ever.
+    """
+    for parent, _, names in [] if is_bucket(folder) else os.walk(folder):
+        for name in names:
+            path = os.path.join(parent, name)
+            # What is missing or cannot be read is reported by the library.
+            with contextlib.suppress(OSError):
+                mode = os.stat(path).st_mode
+                if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                    raise UserError(f"{path} is not a regular file: remove it")
+
+
 def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 

@@ -23,7 +23,7 @@ from codellama_jax.config import MeshConfig, ModelConfig, Stage, from_dict, to_d
 from codellama_jax.console import warn
 from codellama_jax.errors import UserError
 from codellama_jax.exits import exit_within
-from codellama_jax.files import is_bucket, read_json, user_path
+from codellama_jax.files import check_no_pipes, is_bucket, read_json, user_path
 from codellama_jax.stage_folder import run_tokenizer, stage_folder
 from codellama_jax.training import checksums
 from codellama_jax.training.hosts import gather
@@ -75,6 +75,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self.folder, self.stage, self.failed = folder, stage, False
+        check_no_pipes(folder)
         self.manager = ocp.CheckpointManager(folder, options=options)
 
     def last_good(self) -> str:
@@ -271,6 +272,7 @@ def checkpoint_steps(folder: epath.Path, step: int | None = None) -> list[int]:
 
 
 def _reading(folder: epath.Path) -> ocp.CheckpointManager:
+    check_no_pipes(folder / "checkpoints")
     options = ocp.CheckpointManagerOptions(read_only=True, step_prefix="step")
     return ocp.CheckpointManager(folder / "checkpoints", options=options)
 
