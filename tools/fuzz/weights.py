@@ -174,10 +174,10 @@ def run_folders(rng: Random, folder: Path) -> Callable[[], object]:
     paths += [stage_folder / name for name in (*inner, "checkpoints")]
     for _ in range(rng.choice([1, 1, 2, 4])):
         damage_state(rng, rng.choice(paths))
-    if rng.random() < 0.1:
-        files = sorted(path for path in (paths[-1]).rglob("*") if path.is_file())
-        if files:
-            mutations.damage_file(rng, rng.choice(files))
+    files = sorted(path for path in (paths[-1]).rglob("*") if path.is_file())
+    if files and rng.random() < 0.3:
+        change = rng.choice([mutations.damage_file, mutations.replace_file])
+        change(rng, rng.choice(files))
     action = rng.random()
     out, arm = epath.Path(root), ""
     stage = rng.choice(["", "weights"])
