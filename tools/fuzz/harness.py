@@ -74,22 +74,30 @@ def attempt(name: str, make: MakeInput, seed: int, number: int) -> Outcome:
     try:
         os.chdir(current)
         os.environ["HOME"] = str(home)
-        return _watched(lambda: make(rng, folder)())
+        return _watched(lambda: make(rng, folder))
     finally:
         os.chdir(before[0])
         os.environ["HOME"] = before[1] or str(home)
         shutil.rmtree(top, ignore_errors=True)
 
 
-def _watched(call: Callable[[], object]) -> Outcome:
+def _watched(make: Callable[[], Callable[[], object]]) -> Outcome:
+    """Returns the outcome of what `make` returns; its seconds leave out those of `make`."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "replace"))
     begun, code, fault = time.monotonic(), 0, ""
     before = signal.signal(signal.SIGALRM, _raise_hang)
     faulthandler.dump_traceback_later(2 * LIMIT, exit=True)  # for a hang outside of Python
     signal.setitimer(signal.ITIMER_REAL, LIMIT)
+
+    def command() -> None:
+        nonlocal begun
+        call = make()
+        begun = time.monotonic()
+        call()
+
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            run_command(lambda: call() and None)
+            run_command(command)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Hang:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import os
@@ -40,7 +41,8 @@ def value(rng: Random, depth: int = 0) -> Any:
     """Returns a JSON value that is hardly ever the right one."""
     kind = rng.random()
     if depth > 2 or kind < 0.9:
-        return rng.choice(rng.choice([NUMBERS, TEXTS, OTHERS]))
+        # A copy, since mutate() changes what it finds in a document.
+        return copy.deepcopy(rng.choice(rng.choice([NUMBERS, TEXTS, OTHERS])))
     items = [value(rng, depth + 1) for _ in range(rng.randrange(4))]
     return items if kind < 0.95 else {f"key{n}": item for n, item in enumerate(items)}
 

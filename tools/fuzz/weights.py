@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -145,7 +146,7 @@ def change_tensors(rng: Random, root: Path) -> None:
         whole = part.read_bytes()
         try:
             damage.repickled(root, content)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             part.write_bytes(whole)
         return
     if not file.is_file():
