@@ -121,6 +121,21 @@ def test_what_is_no_regular_file_is_one_line_and_never_waits(tmp_path):
             files.read_file(path)
 
 
+def test_a_pipe_or_device_in_a_folder_is_named(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").write_text("x")
+    (tmp_path / "link").symlink_to("inner")
+    (tmp_path / "gone").symlink_to("nowhere")
+    files.check_no_pipes(tmp_path)
+    files.check_no_pipes(tmp_path / "missing")
+    for name, target in (("a", None), ("b", "/dev/zero")):
+        path = tmp_path / "inner" / name
+        path.symlink_to(target) if target else os.mkfifo(path)
+        with pytest.raises(UserError, match=f"{path} is not a regular file: remove it"):
+            files.check_no_pipes(tmp_path)
+        path.unlink()
+
+
 @pytest.mark.parametrize(
     "data, message",
     [

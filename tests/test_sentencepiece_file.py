@@ -162,3 +162,14 @@ def test_folders_without_the_file(tmp_path):
     assert "has tokenizer.json and no tokenizer.model: only SentencePiece files" in message()
     (tmp_path / "tokenizer.model").write_bytes(b"")
     assert "it is a folder: name" in message()
+
+
+def test_a_piece_of_bad_utf8_that_occurs_twice_is_one_line(tmp_path):
+    """SentencePiece's message quotes the piece, and its binding fails to decode the message."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(make("bpe", {}))
+    for piece in proto.pieces[-2:]:
+        piece.piece = "zz"
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(proto.SerializeToString().replace(b"\n\x02zz", b"\n\x02z\xb0"))
+    with pytest.raises(UserError, match=r"is damaged \(SentencePiece refuses it\): download"):
+        tokenizers.load(path)

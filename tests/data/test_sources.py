@@ -92,11 +92,12 @@ def test_a_file_gone_while_listing(tmp_path, monkeypatch):
     assert [item.id for item in sources.find(str(tmp_path))] == [f"{tmp_path.name}/b.py"]
 
 
-@pytest.mark.parametrize("source", ["bogus://bucket/folder", "", "a\0b", "/dev/null", "pipe"])
+@pytest.mark.parametrize("source", ["bogus://bucket/folder", "", "a\0b", "/dev/null", "pipe", "/"])
 def test_one_line_for_a_corpus_that_is_no_folder(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
-    with pytest.raises(UserError, match=r"unknown scheme 'bogus'|not valid|not a folder") as error:
+    message = r"unknown scheme 'bogus'|not valid|not a folder|'/' is the whole file system: name"
+    with pytest.raises(UserError, match=message) as error:
         sources.find(source)
     assert "\n" not in str(error.value)
 

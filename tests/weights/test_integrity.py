@@ -85,3 +85,22 @@ def test_a_damaged_checkpoint_is_not_exported(folders, tmp_path):
         commands.Export(str(tmp_path / "run"), str(tmp_path / "out"), "hf")()
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_and_never_waited_for(checked, tmp_path):
+    folder = tmp_path / "hf"
+    shutil.copytree(checked / "hf", folder)
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(UserError, match=r"config\.json is not a regular file"):
+        commands.Check(str(folder), integrity=True)()
+
+
+def test_a_pipe_in_a_checkpoint_is_refused_and_never_waited_for(folders, tmp_path):
+    """Orbax opens every file that it finds, in threads that nothing can end."""
+    shutil.copytree(folders / "run", tmp_path / "run")
+    file = next((tmp_path / "run").rglob("_CHECKPOINT_METADATA"))
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match="_CHECKPOINT_METADATA is not a regular file: remove it"):
+        commands.Export(str(tmp_path / "run"), str(tmp_path / "out"), "hf")()
