@@ -10,7 +10,9 @@ from jax import lax
 from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
-MASKED = -1e30  # a score that counts nothing; finite, so that a masked score less a maximum is never NaN
+MASKED = (
+    -1e30
+)  # a score that counts nothing; finite, so that a masked score less a maximum is never NaN
 TRANSPOSED = (((1,), (1,)), ((), ()))
 CONTRACT_ROWS = (((0,), (0,)), ((), ()))
 
@@ -18,12 +20,16 @@ CONTRACT_ROWS = (((0,), (0,)), ((), ()))
 def matmul(x: jax.Array, y: jax.Array, dimensions=(((1,), (0,)), ((), ()))) -> jax.Array:
     """Returns x @ y in fp32 over the dimensions given; fp32 inputs keep their precision."""
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
-    return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
+    return lax.dot_general(
+        x, y, dimensions, precision=precision, preferred_element_type=jnp.float32
+    )
 
 
 def fold(x_RC: jax.Array) -> jax.Array:
     """Adds up groups of lanes: x_RL."""
-    return functools.reduce(jnp.add, [x_RC[:, i : i + LANES] for i in range(0, x_RC.shape[1], LANES)])
+    return functools.reduce(
+        jnp.add, [x_RC[:, i : i + LANES] for i in range(0, x_RC.shape[1], LANES)]
+    )
 
 
 def spread(x_RL: jax.Array, width: int) -> jax.Array:
@@ -56,5 +62,7 @@ def anywhere(function, *arrays: jax.Array, interpret):
     if interpret is not None:
         return function(*arrays, interpret=interpret)
     return lax.platform_dependent(
-        *arrays, tpu=functools.partial(function, interpret=False), default=functools.partial(function, interpret=True)
+        *arrays,
+        tpu=functools.partial(function, interpret=False),
+        default=functools.partial(function, interpret=True),
     )

@@ -33,7 +33,7 @@ from codellama_jax.config import (
     to_dict,
 )
 from codellama_jax.errors import UserError
-from codellama_jax.models.llama import REMAT_POLICIES
+from codellama_jax.models.llama.model import REMAT_POLICIES
 from kernels import flash_attention
 from launch import Plan, options_type
 
@@ -269,7 +269,9 @@ def test_from_dict_names_the_path(values, line):
 def test_from_dict_names_a_missing_field():
     values = to_dict(EXPERIMENT)
     del values["arms"]["main"]["code"]["data"]["seq_len"]
-    with pytest.raises(FieldError, match=r"arms\.main\.code\.data: DataConfig lacks the field seq_len"):
+    with pytest.raises(
+        FieldError, match=r"arms\.main\.code\.data: DataConfig lacks the field seq_len"
+    ):
         from_dict(Experiment, values)
 
 

@@ -41,12 +41,22 @@ def cross_entropy(
     Raises:
       ValueError: for an unknown implementation.
     """
-    return _cross_entropy(x_BTD, head_DV, targets_BT, weights_BT, _layout(x_BTD, head_DV, vocab, implementation, tokens, head))
+    return _cross_entropy(
+        x_BTD,
+        head_DV,
+        targets_BT,
+        weights_BT,
+        _layout(x_BTD, head_DV, vocab, implementation, tokens, head),
+    )
 
 
-def token_losses(x_BTD, head_DV, targets_BT, *, vocab=None, implementation="", tokens=WHOLE, head=WHOLE) -> jax.Array:
+def token_losses(
+    x_BTD, head_DV, targets_BT, *, vocab=None, implementation="", tokens=WHOLE, head=WHOLE
+) -> jax.Array:
     """Returns -log softmax(x @ head)[target]_BT of each token, to read: it has no gradient. Arguments: `cross_entropy`."""
-    return _losses(x_BTD, head_DV, targets_BT, _layout(x_BTD, head_DV, vocab, implementation, tokens, head))
+    return _losses(
+        x_BTD, head_DV, targets_BT, _layout(x_BTD, head_DV, vocab, implementation, tokens, head)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +77,33 @@ def default_implementation(x_BTD: jax.Array, head_DV: jax.Array) -> str:
     split = not jax.sharding.get_abstract_mesh().empty or jax.device_count() == 1
     if platform() != "tpu" or not split:
         return "xla"
-    return "pallas_tpu" if largest(x_BTD.shape[-1], x_BTD.dtype.itemsize, head_DV.dtype.itemsize, vmem_bytes()) else "xla"
+    return (
+        "pallas_tpu"
+        if largest(x_BTD.shape[-1], x_BTD.dtype.itemsize, head_DV.dtype.itemsize, vmem_bytes())
+        else "xla"
+    )
 
 
 def _layout(x_BTD, head_DV, vocab, implementation, tokens, head) -> _Layout:
     implementation = implementation or default_implementation(x_BTD, head_DV)
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"no cross-entropy implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")
+        raise ValueError(
+            f"no cross-entropy implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}"
+        )
     sizes = jax.sharding.get_abstract_mesh().shape
-    axes = lambda entry: tuple(a for a in ((entry,) if isinstance(entry, str) else entry or ()) if sizes.get(a, 1) > 1)
+    axes = lambda entry: tuple(
+        a for a in ((entry,) if isinstance(entry, str) else entry or ()) if sizes.get(a, 1) > 1
+    )
     vocab = None if vocab == head_DV.shape[1] else vocab
-    return _Layout(vocab, implementation, tokens, head, axes(tokens[0]) + axes(tokens[1]), axes(head[0]), axes(head[1]))
+    return _Layout(
+        vocab,
+        implementation,
+        tokens,
+        head,
+        axes(tokens[0]) + axes(tokens[1]),
+        axes(head[0]),
+        axes(head[1]),
+    )
 
 
 def _split(function, layout: _Layout, *out_specs: PartitionSpec):
@@ -91,7 +117,9 @@ def _split(function, layout: _Layout, *out_specs: PartitionSpec):
 def _part(x_BTD, head_DV, targets_BT, layout: _Layout):
     """Returns what an implementation works on: x_TD, the head whole in D, targets_T counted from its first column, and words."""
     if layout.embed_axes:
-        head_DV = jax.lax.all_gather(head_DV.astype(x_BTD.dtype), layout.embed_axes, axis=0, tiled=True)
+        head_DV = jax.lax.all_gather(
+            head_DV.astype(x_BTD.dtype), layout.embed_axes, axis=0, tiled=True
+        )
     first = jax.lax.axis_index(layout.vocab_axes) * head_DV.shape[1] if layout.vocab_axes else 0
     words = None if layout.vocab is None else jnp.clip(layout.vocab - first, 0, head_DV.shape[1])
     return x_BTD.reshape(-1, x_BTD.shape[-1]), head_DV, targets_BT.reshape(-1) - first, words
@@ -100,7 +128,9 @@ def _part(x_BTD, head_DV, targets_BT, layout: _Layout):
 def _losses(x_BTD, head_DV, targets_BT, layout: _Layout):
     def part(x_BTD, head_DV, targets_BT, _):
         x_TD, head_DV, targets_T, words = _part(x_BTD, head_DV, targets_BT, layout)
-        losses_T = IMPLEMENTATIONS[layout.implementation].losses(x_TD, head_DV, targets_T, words, layout.vocab_axes)
+        losses_T = IMPLEMENTATIONS[layout.implementation].losses(
+            x_TD, head_DV, targets_T, words, layout.vocab_axes
+        )
         return (losses_T.reshape(targets_BT.shape),)
 
     return _split(part, layout, layout.tokens)(x_BTD, head_DV, targets_BT, targets_BT)[0]
@@ -112,9 +142,13 @@ def _losses_and_gradients(x_BTD, head_DV, targets_BT, weights_BT, layout: _Layou
     def part(x_BTD, head_DV, targets_BT, weights_BT):
         x_TD, head_DV, targets_T, words = _part(x_BTD, head_DV, targets_BT, layout)
         gradients = IMPLEMENTATIONS[layout.implementation].losses_and_gradients
-        losses_T, dx_TD, dhead_DV = gradients(x_TD, head_DV, targets_T, weights_BT.reshape(-1), words, layout.vocab_axes)
+        losses_T, dx_TD, dhead_DV = gradients(
+            x_TD, head_DV, targets_T, weights_BT.reshape(-1), words, layout.vocab_axes
+        )
         if layout.embed_axes:
-            dhead_DV = jax.lax.psum_scatter(dhead_DV, layout.embed_axes, scatter_dimension=0, tiled=True)
+            dhead_DV = jax.lax.psum_scatter(
+                dhead_DV, layout.embed_axes, scatter_dimension=0, tiled=True
+            )
         if others := tuple(a for a in layout.token_axes if a not in layout.embed_axes):
             dhead_DV = jax.lax.psum(dhead_DV, others)
         return losses_T.reshape(targets_BT.shape), dx_TD.reshape(x_BTD.shape), dhead_DV
@@ -129,7 +163,9 @@ def _cross_entropy(x_BTD, head_DV, targets_BT, weights_BT, layout: _Layout):
 
 
 def _forward(x_BTD, head_DV, targets_BT, weights_BT, layout: _Layout):
-    losses_BT, dx_BTD, dhead_DV = _losses_and_gradients(x_BTD, head_DV, targets_BT, weights_BT, layout)
+    losses_BT, dx_BTD, dhead_DV = _losses_and_gradients(
+        x_BTD, head_DV, targets_BT, weights_BT, layout
+    )
     return jnp.sum(losses_BT * weights_BT), (losses_BT, dx_BTD, dhead_DV.astype(head_DV.dtype))
 
 

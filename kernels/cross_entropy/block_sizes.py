@@ -24,10 +24,24 @@ def needed_bytes(block: int, d_model: int, itemsize: int, head_itemsize: int) ->
 
 def largest(d_model: int, itemsize: int, head_itemsize: int, vmem: int) -> int:
     """Returns the tokens and words of the largest block that `vmem` bytes hold, 0 if they hold none."""
-    return next((b for b in (1024, 512, 256, 128) if needed_bytes(b, d_model, itemsize, head_itemsize) <= vmem - vmem // 16), 0)
+    return next(
+        (
+            b
+            for b in (1024, 512, 256, 128)
+            if needed_bytes(b, d_model, itemsize, head_itemsize) <= vmem - vmem // 16
+        ),
+        0,
+    )
 
 
-def choose(tokens: int, words: int, d_model: int, itemsize: int, head_itemsize: int, vmem: int | None = None) -> BlockSizes:
+def choose(
+    tokens: int,
+    words: int,
+    d_model: int,
+    itemsize: int,
+    head_itemsize: int,
+    vmem: int | None = None,
+) -> BlockSizes:
     """Returns the sizes for a chip with `vmem` bytes of vector memory (the chip at hand if None).
 
     Raises:
@@ -36,6 +50,12 @@ def choose(tokens: int, words: int, d_model: int, itemsize: int, head_itemsize: 
     vmem = vmem or vmem_bytes()
     block = largest(d_model, itemsize, head_itemsize, vmem)
     if not block:
-        raise Refused(f"cross-entropy of width {d_model} does not fit {vmem >> 20} MiB of vector memory: use implementation='xla'")
+        raise Refused(
+            f"cross-entropy of width {d_model} does not fit {vmem >> 20} MiB of vector memory: use implementation='xla'"
+        )
     whole = lambda n: -(-n // LANES) * LANES
-    return BlockSizes(min(block, whole(-(-tokens // -(-tokens // block)))), min(block, whole(words)), vmem - vmem // 16)
+    return BlockSizes(
+        min(block, whole(-(-tokens // -(-tokens // block)))),
+        min(block, whole(words)),
+        vmem - vmem // 16,
+    )

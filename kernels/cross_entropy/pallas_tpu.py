@@ -52,8 +52,13 @@ def _forward_kernel(words_ref, x_ref, head_ref, targets_ref, lse_ref, target_ref
     l_ref[...] = l_ref[...] * keep_RL + fold(e_RC)
     hit_ref[...] += fold(jnp.where(hit_RC, logits_RC, 0))
     if acc_ref is not None:
-        word_CD = block * head_CD.shape[0] + lax.broadcasted_iota(jnp.int32, head_CD.shape, 0) < words_ref[0]
-        head_CD = jnp.where(word_CD, head_CD, jnp.zeros((), head_CD.dtype))  # what lies behind its end may be NaN
+        word_CD = (
+            block * head_CD.shape[0] + lax.broadcasted_iota(jnp.int32, head_CD.shape, 0)
+            < words_ref[0]
+        )
+        head_CD = jnp.where(
+            word_CD, head_CD, jnp.zeros((), head_CD.dtype)
+        )  # what lies behind its end may be NaN
         others_RD = matmul(jnp.where(hit_RC, 0, e_RC).astype(head_CD.dtype), head_CD)
         acc_ref[...] = acc_ref[...] * spread(keep_RL, acc_ref.shape[1]) + others_RD
 
@@ -72,7 +77,9 @@ def _forward(x_TD, head_VD, targets_T1, words_1, sizes: BlockSizes, gradients: b
     x_spec = pl.BlockSpec((sizes.tokens, D), lambda t, v, _: (t, 0))
     column = pl.BlockSpec((sizes.tokens, 1), lambda t, v, _: (t, 0))
     state = [pltpu.VMEM((sizes.tokens, width), jnp.float32) for width in (LANES, LANES, LANES, D)]
-    outputs = [jax.ShapeDtypeStruct((T, 1), jnp.float32)] * 2 + [jax.ShapeDtypeStruct((T, D), x_TD.dtype)]
+    outputs = [jax.ShapeDtypeStruct((T, 1), jnp.float32)] * 2 + [
+        jax.ShapeDtypeStruct((T, D), x_TD.dtype)
+    ]
     return pl.pallas_call(
         _forward_kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -83,7 +90,9 @@ def _forward(x_TD, head_VD, targets_T1, words_1, sizes: BlockSizes, gradients: b
             scratch_shapes=state[: 3 + gradients],
         ),
         out_shape=outputs[: 2 + gradients],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=sizes.vmem_bytes),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=sizes.vmem_bytes
+        ),
         interpret=interpret,
         name="cross_entropy_forward",
     )(words_1, x_TD, head_VD, targets_T1)
@@ -91,7 +100,9 @@ def _forward(x_TD, head_VD, targets_T1, words_1, sizes: BlockSizes, gradients: b
 
 def _head_kernel(words_ref, x_ref, head_ref, targets_ref, lse_ref, weights_ref, dhead_ref):
     """One block of words and one of tokens."""
-    logits_RC, column_RC = _logits(x_ref[...], head_ref[...].astype(x_ref.dtype), words_ref[0], pl.program_id(0))
+    logits_RC, column_RC = _logits(
+        x_ref[...], head_ref[...].astype(x_ref.dtype), words_ref[0], pl.program_id(0)
+    )
     p_RC = jnp.exp(logits_RC - lse_ref[...])
     d_RC = (p_RC - (column_RC == targets_ref[...]).astype(jnp.float32)) * weights_ref[...]
 
@@ -102,7 +113,9 @@ def _head_kernel(words_ref, x_ref, head_ref, targets_ref, lse_ref, weights_ref, 
     dhead_ref[...] += matmul(d_RC.astype(x_ref.dtype), x_ref[...], CONTRACT_ROWS)
 
 
-def _head_gradient(x_TD, head_VD, targets_T1, lse_T1, weights_T1, words_1, sizes: BlockSizes, interpret):
+def _head_gradient(
+    x_TD, head_VD, targets_T1, lse_T1, weights_T1, words_1, sizes: BlockSizes, interpret
+):
     """Returns dhead_VD in fp32."""
     (T, D), V = x_TD.shape, len(head_VD)
     column = pl.BlockSpec((sizes.tokens, 1), lambda v, t, _: (t, 0))
@@ -112,11 +125,19 @@ def _head_gradient(x_TD, head_VD, targets_T1, lse_T1, weights_T1, words_1, sizes
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(pl.cdiv(V, sizes.words), T // sizes.tokens),
-            in_specs=[pl.BlockSpec((sizes.tokens, D), lambda v, t, _: (t, 0)), head_spec, column, column, column],
+            in_specs=[
+                pl.BlockSpec((sizes.tokens, D), lambda v, t, _: (t, 0)),
+                head_spec,
+                column,
+                column,
+                column,
+            ],
             out_specs=head_spec,
         ),
         out_shape=jax.ShapeDtypeStruct(head_VD.shape, jnp.float32),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=sizes.vmem_bytes),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=sizes.vmem_bytes
+        ),
         interpret=interpret,
         name="cross_entropy_head",
     )(words_1, x_TD, head_VD, targets_T1, lse_T1, weights_T1)
@@ -128,7 +149,9 @@ def _blocks(x_TD, head_DV, targets_T, words, sizes):
     sizes = sizes or choose(T, V, x_TD.shape[1], x_TD.dtype.itemsize, head_DV.dtype.itemsize)
     padding = (0, -T % sizes.tokens), (0, 0)
     words_1 = jnp.asarray(V if words is None else words, jnp.int32).reshape(1)
-    targets_T = jnp.where(targets_T < V, targets_T, -1)  # or the columns that fill the last block would be hit
+    targets_T = jnp.where(
+        targets_T < V, targets_T, -1
+    )  # or the columns that fill the last block would be hit
     targets_T1 = jnp.pad(targets_T[:, None], padding, constant_values=-1)
     return sizes, (jnp.pad(x_TD, padding), head_DV.T, targets_T1, words_1)
 
@@ -137,7 +160,9 @@ def losses(x_TD, head_DV, targets_T, words, axes, *, sizes=None, interpret=None)
     """See `xla.losses`. sizes, interpret: chosen from the shapes, and the platform that the program is lowered for, when None."""
     T = len(x_TD)
     sizes, arrays = _blocks(x_TD, head_DV, targets_T, words, sizes)
-    lse_T1, target_T1 = anywhere(functools.partial(_forward, sizes=sizes, gradients=False), *arrays, interpret=interpret)
+    lse_T1, target_T1 = anywhere(
+        functools.partial(_forward, sizes=sizes, gradients=False), *arrays, interpret=interpret
+    )
     lse_T, target_T = over_shards(lse_T1[:T, 0], target_T1[:T, 0], axes)
     return lse_T - target_T
 
@@ -146,7 +171,9 @@ def _activations(x_TD, head_DV, targets_T, weights_T, words, axes, sizes, interp
     """Returns lse_T, losses_T and dx_TD."""
     T = len(x_TD)
     sizes, arrays = _blocks(x_TD, head_DV, targets_T, words, sizes)
-    outputs = anywhere(functools.partial(_forward, sizes=sizes, gradients=True), *arrays, interpret=interpret)
+    outputs = anywhere(
+        functools.partial(_forward, sizes=sizes, gradients=True), *arrays, interpret=interpret
+    )
     here_T1, target_T1, others_TD = (a[:T] for a in outputs)
     lse_T, target_T = over_shards(here_T1[:, 0], target_T1[:, 0], axes)
     at_T = jnp.clip(targets_T, 0, head_DV.shape[1] - 1)
@@ -157,13 +184,19 @@ def _activations(x_TD, head_DV, targets_T, weights_T, words, axes, sizes, interp
     return lse_T, lse_T - target_T, dx_TD.astype(x_TD.dtype)
 
 
-def losses_and_gradients(x_TD, head_DV, targets_T, weights_T, words, axes, *, sizes=None, interpret=None):
+def losses_and_gradients(
+    x_TD, head_DV, targets_T, weights_T, words, axes, *, sizes=None, interpret=None
+):
     """See `xla.losses_and_gradients` and `losses`."""
     T = len(x_TD)
     parts = chunks(CHUNK, x_TD, targets_T, weights_T)
-    activations = lambda part: _activations(part[0], head_DV, *part[1:], words, axes, sizes, interpret)
+    activations = lambda part: _activations(
+        part[0], head_DV, *part[1:], words, axes, sizes, interpret
+    )
     lse_T, losses_T, dx_TD = (a.reshape(-1, *a.shape[2:])[:T] for a in lax.map(activations, parts))
-    sizes, (padded_TD, head_VD, targets_T1, words_1) = _blocks(x_TD, head_DV, targets_T, words, sizes)
+    sizes, (padded_TD, head_VD, targets_T1, words_1) = _blocks(
+        x_TD, head_DV, targets_T, words, sizes
+    )
     columns = [jnp.pad(a, (0, len(padded_TD) - T))[:, None] for a in (lse_T, weights_T)]
     run = functools.partial(_head_gradient, sizes=sizes)
     dhead_VD = anywhere(run, padded_TD, head_VD, targets_T1, *columns, words_1, interpret=interpret)

@@ -44,10 +44,14 @@ def decode_attention(
     Raises:
       ValueError: for an unknown implementation, or M that is no multiple of B.
     """
-    on_tpu = platform() == "tpu" and (head_axes or device_count() == 1)  # the compiler cannot split a Pallas kernel by itself
+    on_tpu = platform() == "tpu" and (
+        head_axes or device_count() == 1
+    )  # the compiler cannot split a Pallas kernel by itself
     implementation = implementation or ("pallas_tpu" if on_tpu else "xla")
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"no decode attention implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")
+        raise ValueError(
+            f"no decode attention implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}"
+        )
     M, B = len(k_MSH), len(lengths_B)
     if M % B:
         raise ValueError(f"{M} key heads of all rows are no multiple of {B} rows")
@@ -56,7 +60,9 @@ def decode_attention(
         return IMPLEMENTATIONS[implementation](*arguments)
     given = [x for x in arguments if x is not None]
     specs = tuple(PartitionSpec(head_axes) for _ in given)
-    return jax.shard_map(IMPLEMENTATIONS[implementation], in_specs=specs, out_specs=specs[0], check_vma=False)(*given)
+    return jax.shard_map(
+        IMPLEMENTATIONS[implementation], in_specs=specs, out_specs=specs[0], check_vma=False
+    )(*given)
 
 
 def quantize(x_MSH: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -22,7 +22,9 @@ SUBLANES = 16  # rows of a bf16 register
 
 def _kernel(lengths_ref, q_ref, k_ref, v_ref, *refs):
     """One head and one block of its slots. `refs` begins with the scales of keys and values where there are any."""
-    k_scale_ref, v_scale_ref, out_ref, m_ref, l_ref, acc_ref = refs if len(refs) == 6 else (None, None, *refs)
+    k_scale_ref, v_scale_ref, out_ref, m_ref, l_ref, acc_ref = (
+        refs if len(refs) == 6 else (None, None, *refs)
+    )
     head, block = pl.program_id(0), pl.program_id(1)
     left = lengths_ref[head] - block * k_ref.shape[0]
 
@@ -48,12 +50,18 @@ def _kernel(lengths_ref, q_ref, k_ref, v_ref, *refs):
         if v_scale_ref is not None:
             p_GC = jnp.where(visible_GC, p_GC * v_scale_ref[...], 0)
         visible_CH = lax.broadcasted_iota(jnp.int32, v_ref.shape, 0) < left
-        v_CH = jnp.where(visible_CH, v_ref[...].astype(q_GH.dtype), jnp.zeros((), q_GH.dtype))  # a free slot may hold NaN
-        acc_ref[...] = acc_ref[...] * spread(keep_GL, acc_ref.shape[1]) + matmul(p_GC.astype(q_GH.dtype), v_CH)
+        v_CH = jnp.where(
+            visible_CH, v_ref[...].astype(q_GH.dtype), jnp.zeros((), q_GH.dtype)
+        )  # a free slot may hold NaN
+        acc_ref[...] = acc_ref[...] * spread(keep_GL, acc_ref.shape[1]) + matmul(
+            p_GC.astype(q_GH.dtype), v_CH
+        )
 
     @pl.when(block == pl.num_programs(1) - 1)
     def _():
-        out_ref[...] = (acc_ref[...] / jnp.sum(l_ref[...], axis=1, keepdims=True)).astype(out_ref.dtype)
+        out_ref[...] = (acc_ref[...] / jnp.sum(l_ref[...], axis=1, keepdims=True)).astype(
+            out_ref.dtype
+        )
 
 
 def _attend(lengths_M, q_MGH, k_MSH, v_MSH, *scales, block: int, interpret):
@@ -79,10 +87,14 @@ def _attend(lengths_M, q_MGH, k_MSH, v_MSH, *scales, block: int, interpret):
     )(lengths_M, q_MGH, k_MSH, v_MSH, *scales)
 
 
-def decode_attention(q_MGH, k_MSH, v_MSH, lengths_M, k_scale_MS=None, v_scale_MS=None, *, block=BLOCK, interpret=None) -> jax.Array:
+def decode_attention(
+    q_MGH, k_MSH, v_MSH, lengths_M, k_scale_MS=None, v_scale_MS=None, *, block=BLOCK, interpret=None
+) -> jax.Array:
     """See `api.decode_attention`. block: slots at once, a multiple of 128. interpret: `pallas_call`'s; None compiles for TPU only."""
     G, S = q_MGH.shape[1], k_MSH.shape[1]
     scales = [scale_MS[:, None] for scale_MS in (k_scale_MS, v_scale_MS) if scale_MS is not None]
     padded_MGH = jnp.pad(q_MGH, ((0, 0), (0, -G % SUBLANES), (0, 0)))
     run = functools.partial(_attend, block=min(block, -(-S // LANES) * LANES))
-    return anywhere(run, lengths_M.astype(jnp.int32), padded_MGH, k_MSH, v_MSH, *scales, interpret=interpret)[:, :G]
+    return anywhere(
+        run, lengths_M.astype(jnp.int32), padded_MGH, k_MSH, v_MSH, *scales, interpret=interpret
+    )[:, :G]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from kernels.chips import placed
 from kernels.decode_attention import pallas_tpu
-from kernels.passes import Pass, grid_step, inside, products, total
-from kernels.schedule import Schedule, read
+from kernels.static.chips import placed
+from kernels.static.passes import Pass, grid_step, inside, products, total
+from kernels.static.schedule import Schedule, read
 
 HEADS, GROUP = 8, 8
 
@@ -28,7 +28,9 @@ def compile_for(chip: str, slots: int, head_dim: int, cache: jnp.dtype) -> None:
     shape = lambda *dims, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(dims, dtype)
     scales = [shape(HEADS, slots, dtype=jnp.float32)] * (2 if cache == jnp.int8 else 0)
     kv = [shape(HEADS, slots, head_dim, dtype=cache)] * 2
-    inputs = placed(chip, shape(HEADS, GROUP, head_dim), *kv, shape(HEADS, dtype=jnp.int32), *scales)
+    inputs = placed(
+        chip, shape(HEADS, GROUP, head_dim), *kv, shape(HEADS, dtype=jnp.int32), *scales
+    )
     jax.jit(lambda *a: pallas_tpu.decode_attention(*a, interpret=False)).lower(*inputs).compile()
 
 

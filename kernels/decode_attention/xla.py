@@ -11,7 +11,10 @@ MASKED = -1e30  # finite, so that a masked score less a maximum is never NaN
 def decode_attention(q_MGH, k_MSH, v_MSH, lengths_M, k_scale_MS=None, v_scale_MS=None) -> jax.Array:
     """See `api.decode_attention`. What stands in free slots must be finite."""
     dtype, scale = q_MGH.dtype, q_MGH.shape[-1] ** -0.5
-    logits_MGS = jnp.einsum("MGH,MSH->MGS", q_MGH, k_MSH.astype(dtype), preferred_element_type=jnp.float32) * scale
+    logits_MGS = (
+        jnp.einsum("MGH,MSH->MGS", q_MGH, k_MSH.astype(dtype), preferred_element_type=jnp.float32)
+        * scale
+    )
     if k_scale_MS is not None:
         logits_MGS *= k_scale_MS[:, None]
     visible_MS = jnp.arange(k_MSH.shape[1])[None] < lengths_M[:, None]

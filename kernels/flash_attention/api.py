@@ -11,7 +11,12 @@ from jax.sharding import PartitionSpec
 from kernels.flash_attention import cudnn, pallas_tpu, reference, xla
 from kernels.tpu import platform
 
-IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu.attention, "cudnn": cudnn.attention, "xla": xla.attention, "reference": reference.attention}
+IMPLEMENTATIONS = {
+    "pallas_tpu": pallas_tpu.attention,
+    "cudnn": cudnn.attention,
+    "xla": xla.attention,
+    "reference": reference.attention,
+}
 
 
 class Limits(NamedTuple):
@@ -22,7 +27,10 @@ class Limits(NamedTuple):
     segments: bool = True
 
 
-LIMITS = {"pallas_tpu": Limits(platforms=("cpu", "tpu")), "cudnn": Limits(platforms=("gpu",), dtypes=cudnn.DTYPES)}
+LIMITS = {
+    "pallas_tpu": Limits(platforms=("cpu", "tpu")),
+    "cudnn": Limits(platforms=("gpu",), dtypes=cudnn.DTYPES),
+}
 
 
 def refusal(implementation: str, platform: str, dtype) -> str:
@@ -73,13 +81,27 @@ def attention(
     split = bool(batch_axes or head_axes)
     implementation = implementation or default_implementation(split, q_BTNH.dtype)
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"no attention implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")
+        raise ValueError(
+            f"no attention implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}"
+        )
     if q_BTNH.shape[2] % k_BSKH.shape[2]:
-        raise ValueError(f"{q_BTNH.shape[2]} query heads do not divide over {k_BSKH.shape[2]} key heads")
-    arguments = (q_BTNH, k_BSKH, v_BSKH, q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)
+        raise ValueError(
+            f"{q_BTNH.shape[2]} query heads do not divide over {k_BSKH.shape[2]} key heads"
+        )
+    arguments = (
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        q_positions_BT,
+        kv_positions_BS,
+        q_segments_BT,
+        kv_segments_BS,
+    )
     if not split:
         return IMPLEMENTATIONS[implementation](*arguments)
     heads, rows = PartitionSpec(batch_axes, None, head_axes, None), PartitionSpec(batch_axes, None)
     given = [x for x in arguments if x is not None]
     specs = tuple(heads if x.ndim == 4 else rows for x in given)
-    return jax.shard_map(IMPLEMENTATIONS[implementation], in_specs=specs, out_specs=heads, check_vma=False)(*given)
+    return jax.shard_map(
+        IMPLEMENTATIONS[implementation], in_specs=specs, out_specs=heads, check_vma=False
+    )(*given)

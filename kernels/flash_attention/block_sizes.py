@@ -42,7 +42,9 @@ def choose(length: int, vmem: int | None = None) -> BlockSizes:
     resident = max(pair, min(16384 if roomy else 4096, length) // block)
     while blocks % resident or resident % pair:
         resident -= 1
-    return BlockSizes(block=block, queries=pair * block, keys=resident * block, vmem_bytes=vmem - vmem // 16)
+    return BlockSizes(
+        block=block, queries=pair * block, keys=resident * block, vmem_bytes=vmem - vmem // 16
+    )
 
 
 def backward_bytes(length: int, head_dim: int, block: int) -> int:

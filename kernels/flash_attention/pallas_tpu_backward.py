@@ -37,7 +37,11 @@ def _visible(keys, queries, first_1R, causal):
     shape = (keys.stop - keys.start, queries.stop - queries.start)
     key_CR = keys.start + lax.broadcasted_iota(jnp.int32, shape, 0)
     visible_CR = key_CR >= first_1R
-    return visible_CR & (key_CR <= queries.start + lax.broadcasted_iota(jnp.int32, shape, 1)) if causal else visible_CR
+    return (
+        visible_CR & (key_CR <= queries.start + lax.broadcasted_iota(jnp.int32, shape, 1))
+        if causal
+        else visible_CR
+    )
 
 
 def _block(refs, accumulators, i, j, *, masked, diagonal, sizes, scale):
@@ -49,9 +53,18 @@ def _block(refs, accumulators, i, j, *, masked, diagonal, sizes, scale):
         keys = slice(0, queries.stop) if diagonal else slice(0, block)
         at = pl.ds(pl.multiple_of(i * block, block) + queries.start, queries.stop - queries.start)
         into = pl.ds(pl.multiple_of(j * block, block), keys.stop)
-        visible_CR = _visible(keys, queries, first_ref[:, at] - j * block, diagonal) if masked else None
+        visible_CR = (
+            _visible(keys, queries, first_ref[:, at] - j * block, diagonal) if masked else None
+        )
         dq_RH, dk_CH, dv_CH = _gradients(
-            q_ref[at], do_ref[at], k_ref[keys], v_ref[keys], lse_ref[:, at], delta_ref[:, at], visible_CR, scale
+            q_ref[at],
+            do_ref[at],
+            k_ref[keys],
+            v_ref[keys],
+            lse_ref[:, at],
+            delta_ref[:, at],
+            visible_CR,
+            scale,
         )
         dq_ref[at] += dq_RH
         dk_ref[into] += dk_CH
@@ -80,8 +93,15 @@ def _kernel(whole_end_ref, end_ref, *refs, sizes, scale, score):
         dv_ref[here] = jnp.zeros_like(dv_out, jnp.float32)
 
     run(j, j, masked=True, diagonal=True)
-    lax.fori_loop(j + 1, whole_end_ref[b, j], lambda i, _: run(i, j, masked=False, diagonal=False), None)
-    lax.fori_loop(jnp.maximum(j + 1, whole_end_ref[b, j]), end_ref[b, j], lambda i, _: run(i, j, masked=True, diagonal=False), None)
+    lax.fori_loop(
+        j + 1, whole_end_ref[b, j], lambda i, _: run(i, j, masked=False, diagonal=False), None
+    )
+    lax.fori_loop(
+        jnp.maximum(j + 1, whole_end_ref[b, j]),
+        end_ref[b, j],
+        lambda i, _: run(i, j, masked=True, diagonal=False),
+        None,
+    )
     dq_out[...] = (dq_ref[here] * scale).astype(dq_out.dtype)
 
     @pl.when(g == pl.num_programs(2) - 1)
@@ -90,7 +110,18 @@ def _kernel(whole_end_ref, end_ref, *refs, sizes, scale, score):
         dv_out[...] = dv_ref[here].astype(dv_out.dtype)
 
 
-def backward(q_BNTH, k_BKTH, v_BKTH, first_BT, lse_BN1T, delta_BN1T, do_BNTH, *, sizes: BlockSizes, interpret=False):
+def backward(
+    q_BNTH,
+    k_BKTH,
+    v_BKTH,
+    first_BT,
+    lse_BN1T,
+    delta_BN1T,
+    do_BNTH,
+    *,
+    sizes: BlockSizes,
+    interpret=False,
+):
     """Returns dq_BNTH, dk_BKTH, dv_BKTH.
 
     Args:
@@ -124,7 +155,10 @@ def backward(q_BNTH, k_BKTH, v_BKTH, first_BT, lse_BN1T, delta_BN1T, do_BNTH, *,
     def last_keys(b, k, g, j, *_):
         return b, k, jnp.where(g == G - 1, j, 0), 0
 
-    q_spec, kv_spec = pl.BlockSpec((None, None, T, H), head), pl.BlockSpec((None, None, block, H), keys)
+    q_spec, kv_spec = (
+        pl.BlockSpec((None, None, T, H), head),
+        pl.BlockSpec((None, None, block, H), keys),
+    )
     row_spec = pl.BlockSpec((None, None, 1, T), head)
     first_spec = pl.BlockSpec((None, 1, T), lambda b, *_: (b, 0, 0))
     out_spec = pl.BlockSpec((None, None, block, H), last_keys)
@@ -140,7 +174,8 @@ def backward(q_BNTH, k_BKTH, v_BKTH, first_BT, lse_BN1T, delta_BN1T, do_BNTH, *,
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_BNTH, k_BKTH, v_BKTH)],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=sizes.vmem_bytes
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=sizes.vmem_bytes,
         ),
         interpret=interpret,
         name="flash_attention_backward",

@@ -35,14 +35,21 @@ def columns(x_RL, width: int):
 
 def as_column(x_1R):
     """Returns x_RL: a row turned into a column, the same in all lanes."""
-    return jnp.concatenate([jnp.broadcast_to(x_1R[:, p], (LANES, LANES)).T for p in pieces(x_1R.shape[1], LANES)])
+    return jnp.concatenate(
+        [jnp.broadcast_to(x_1R[:, p], (LANES, LANES)).T for p in pieces(x_1R.shape[1], LANES)]
+    )
 
 
 def as_row(x_RL):
     """Returns x_1R of a column that is the same in all lanes: the diagonal of each square, so that no transpose is needed."""
     square = (LANES, LANES)
-    diagonal = lax.broadcasted_iota(jnp.int32, square, 0) == lax.broadcasted_iota(jnp.int32, square, 1)
-    rows = [jnp.sum(jnp.where(diagonal, x_RL[p], 0.0), axis=0, keepdims=True) for p in pieces(x_RL.shape[0], LANES)]
+    diagonal = lax.broadcasted_iota(jnp.int32, square, 0) == lax.broadcasted_iota(
+        jnp.int32, square, 1
+    )
+    rows = [
+        jnp.sum(jnp.where(diagonal, x_RL[p], 0.0), axis=0, keepdims=True)
+        for p in pieces(x_RL.shape[0], LANES)
+    ]
     return jnp.concatenate(rows, axis=1)
 
 
@@ -54,7 +61,8 @@ def _update(scores, values, m_ref, l_ref, acc_ref, rows, first):
     """Adds key columns, a list of (R, C) scores with their values, to the running softmax of `rows`."""
     H = acc_ref.shape[1]
     m_RL = jnp.broadcast_to(
-        functools.reduce(jnp.maximum, [jnp.max(s_RC, axis=1, keepdims=True) for s_RC in scores]), (scores[0].shape[0], LANES)
+        functools.reduce(jnp.maximum, [jnp.max(s_RC, axis=1, keepdims=True) for s_RC in scores]),
+        (scores[0].shape[0], LANES),
     )
     if not first:
         m_RL = jnp.maximum(m_ref[rows], m_RL)
@@ -83,7 +91,11 @@ def _diagonal(q_ref, k_ref, v_ref, start, first_1Q, state, *, sizes, scale):
             s_RC = matmul(q_RH, k_ref[at], TRANSPOSED) * scale
             key_RC = keys.start + lax.broadcasted_iota(jnp.int32, s_RC.shape, 1)
             if keys is rows:
-                s_RC = jnp.where(key_RC <= rows.start + lax.broadcasted_iota(jnp.int32, s_RC.shape, 0), s_RC, MASKED)
+                s_RC = jnp.where(
+                    key_RC <= rows.start + lax.broadcasted_iota(jnp.int32, s_RC.shape, 0),
+                    s_RC,
+                    MASKED,
+                )
             if first_QL is not None:
                 s_RC = jnp.where(key_RC >= columns(first_QL[rows], s_RC.shape[1]), s_RC, MASKED)
             scores.append(s_RC)
@@ -118,7 +130,22 @@ def _finish(m_ref, l_ref, acc_ref, out_ref, lse_ref):
     lse_ref[...] = as_row(m_ref[...]) + jnp.log(as_row(l_QL)) * math.log2(math.e)
 
 
-def _kernel(first_key_ref, whole_key_ref, first_ref, q_ref, k_ref, v_ref, out_ref, lse_ref, m_ref, l_ref, acc_ref, *, sizes, scale):
+def _kernel(
+    first_key_ref,
+    whole_key_ref,
+    first_ref,
+    q_ref,
+    k_ref,
+    v_ref,
+    out_ref,
+    lse_ref,
+    m_ref,
+    l_ref,
+    acc_ref,
+    *,
+    sizes,
+    scale,
+):
     """One block of queries and one stretch of keys.
 
     first_key_ref, whole_key_ref: (B, T / Q) first key that any and that every query of a block may see.
@@ -132,7 +159,16 @@ def _kernel(first_key_ref, whole_key_ref, first_ref, q_ref, k_ref, v_ref, out_re
 
     def run(function, j, masked):
         first_1Q = first_ref[...] - j * C if masked else None
-        function(q_ref, k_ref, v_ref, pl.multiple_of((j - base) * C, C), first_1Q, state, sizes=sizes, scale=scale)
+        function(
+            q_ref,
+            k_ref,
+            v_ref,
+            pl.multiple_of((j - base) * C, C),
+            first_1Q,
+            state,
+            sizes=sizes,
+            scale=scale,
+        )
 
     diagonal = i * (Q // C)
     pl.when((stretch == 0) & crossed)(lambda: run(_diagonal, diagonal, True))
@@ -157,7 +193,9 @@ def forward(q_BNTH, k_BKTH, v_BKTH, first_BT, *, sizes: BlockSizes, interpret=Fa
     """
     B, N, T, H = q_BNTH.shape
     if H > LANES and H % LANES:
-        raise Refused(f"pallas_tpu attention needs a head dim up to {LANES} or a multiple of it, got {H}; use implementation='xla'")
+        raise Refused(
+            f"pallas_tpu attention needs a head dim up to {LANES} or a multiple of it, got {H}; use implementation='xla'"
+        )
     group = N // k_BKTH.shape[1]
     block, stretch = sizes.queries, sizes.keys
     first_key, whole_key = first_BT[:, ::block], first_BT[:, block - 1 :: block]
@@ -167,7 +205,12 @@ def forward(q_BNTH, k_BKTH, v_BKTH, first_BT, *, sizes: BlockSizes, interpret=Fa
 
     def keys(b, n, i, s, first_key_ref, _):
         nearest = lax.div(i, stretch // block)
-        return b, lax.div(n, group), jnp.maximum(nearest - s, lax.div(first_key_ref[b, i], stretch)), 0
+        return (
+            b,
+            lax.div(n, group),
+            jnp.maximum(nearest - s, lax.div(first_key_ref[b, i], stretch)),
+            0,
+        )
 
     def row(b, n, i, s, *_):
         return b, 0, i
@@ -180,12 +223,19 @@ def forward(q_BNTH, k_BKTH, v_BKTH, first_BT, *, sizes: BlockSizes, interpret=Fa
             num_scalar_prefetch=2,
             grid=(B, N, T // block, T // stretch),
             in_specs=[pl.BlockSpec((None, 1, block), row), q_spec, kv_spec, kv_spec],
-            out_specs=[q_spec, pl.BlockSpec((None, None, 1, block), lambda b, n, i, s, *_: (b, n, 0, i))],
+            out_specs=[
+                q_spec,
+                pl.BlockSpec((None, None, 1, block), lambda b, n, i, s, *_: (b, n, 0, i)),
+            ],
             scratch_shapes=[pltpu.VMEM((block, width), jnp.float32) for width in (LANES, LANES, H)],
         ),
-        out_shape=[jax.ShapeDtypeStruct(q_BNTH.shape, q_BNTH.dtype), jax.ShapeDtypeStruct((B, N, 1, T), jnp.float32)],
+        out_shape=[
+            jax.ShapeDtypeStruct(q_BNTH.shape, q_BNTH.dtype),
+            jax.ShapeDtypeStruct((B, N, 1, T), jnp.float32),
+        ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=sizes.vmem_bytes
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=sizes.vmem_bytes,
         ),
         interpret=interpret,
         name="flash_attention_forward",

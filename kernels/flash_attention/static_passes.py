@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from kernels.chips import VMEM_MIB, placed
 from kernels.flash_attention import block_sizes, pallas_tpu
-from kernels.passes import Pass, grid_step, inside, products, total
-from kernels.schedule import Region, Schedule, read
+from kernels.static.chips import VMEM_MIB, placed
+from kernels.static.passes import Pass, grid_step, inside, products, total
+from kernels.static.schedule import Region, Schedule, read
 
 SPLASH_BLOCKS = (  # block/compute block, forward and backward: what was best of fifteen sizes on some chip
     ((2048, 256), (1024, 1024)),
@@ -22,20 +22,26 @@ SPLASH_BLOCKS = (  # block/compute block, forward and backward: what was best of
 HEADS = 8
 
 
-def _busy(schedule: Schedule, step: Region, sizes: block_sizes.BlockSizes, per_row: int, *order: str) -> dict[str, Region]:
+def _busy(
+    schedule: Schedule, step: Region, sizes: block_sizes.BlockSizes, per_row: int, *order: str
+) -> dict[str, Region]:
     """Names the step's regions with matrix products, in their order; how many they compute proves that they are these.
 
     The block on the diagonal is `per_row` whole blocks wide and computes the triangle below it, in steps.
     """
     busy = [region for region in step.children if products(schedule, region)]
     if len(busy) != len(order):
-        raise ValueError(f"{len(busy)} regions with matrix products, not {len(order)}: the compiler merged or split some")
+        raise ValueError(
+            f"{len(busy)} regions with matrix products, not {len(order)}: the compiler merged or split some"
+        )
     named = dict(zip(order, busy))
     triangle = per_row * (1 + sizes.diagonal / (per_row * sizes.block)) / 2
     whole = products(schedule, named["whole"])
     for name, region in named.items():
         if products(schedule, region) != whole * (triangle if "diagonal" in name else 1):
-            raise ValueError(f"{products(schedule, region)} matrix products in the {name} block, {whole} in a whole one: misread regions")
+            raise ValueError(
+                f"{products(schedule, region)} matrix products in the {name} block, {whole} in a whole one: misread regions"
+            )
     return named
 
 
@@ -50,13 +56,18 @@ def count_forward(schedule: Schedule, seq: int, sizes: block_sizes.BlockSizes) -
     loop, step = grid_step(schedule)
     rows, per_row = seq // sizes.queries, sizes.queries // sizes.block
     steps = rows * (seq // sizes.keys)
-    named = _busy(schedule, step, sizes, per_row, "crossed diagonal", "diagonal", "crossed", "whole")
+    named = _busy(
+        schedule, step, sizes, per_row, "crossed diagonal", "diagonal", "crossed", "whole"
+    )
     body, runs = _whole_blocks(named["whole"], steps, per_row * rows * (rows - 1) // 2)
     runs += [(loop, steps), (step, steps), *inside(named["diagonal"], rows)]
     for region in step.children:
         if region not in named.values():  # the end of a row
             runs += inside(region, rows)
-    blocks = {f"interior block {sizes.queries}x{sizes.block}": body, f"diagonal block {sizes.queries}": named["diagonal"]}
+    blocks = {
+        f"interior block {sizes.queries}x{sizes.block}": body,
+        f"diagonal block {sizes.queries}": named["diagonal"],
+    }
     return total(f"{seq} forward", schedule, runs, blocks)
 
 
@@ -70,7 +81,10 @@ def count_backward(schedule: Schedule, seq: int, sizes: block_sizes.BlockSizes) 
     for region in step.children:
         if region not in named.values():  # before the loops: the start of a head
             runs += inside(region, 1 if region.start < named["whole"].start else rows)
-    blocks = {f"interior block {sizes.block}x{sizes.block}": body, f"diagonal block {sizes.block}": step}
+    blocks = {
+        f"interior block {sizes.block}x{sizes.block}": body,
+        f"diagonal block {sizes.block}": step,
+    }
     return total(f"{seq} backward", schedule, runs, blocks)
 
 
@@ -81,8 +95,14 @@ def count_splash(name: str, schedule: Schedule, seq: int, block: int, compute: i
     (body,) = [region for region in step.children if products(schedule, region)]
     runs = [(loop, rows * rows), (step, rows * rows)]
     for region in step.children:
-        runs += inside(region, rows * (rows + 1) // 2, block // compute) if region is body else inside(region, rows)
-    return total(f"{seq} {name} {block}/{compute}", schedule, runs, {f"any block {block}x{block}": body})
+        runs += (
+            inside(region, rows * (rows + 1) // 2, block // compute)
+            if region is body
+            else inside(region, rows)
+        )
+    return total(
+        f"{seq} {name} {block}/{compute}", schedule, runs, {f"any block {block}x{block}": body}
+    )
 
 
 def ours(chip: str, args, dump: str) -> list[Pass]:
@@ -91,8 +111,13 @@ def ours(chip: str, args, dump: str) -> list[Pass]:
     x = jax.ShapeDtypeStruct((1, HEADS, seq, args.head_dim), jnp.bfloat16)
     inputs = placed(chip, x, x, x, jax.ShapeDtypeStruct((1, seq), jnp.int32))
     sizes = block_sizes.choose(seq, VMEM_MIB[chip] << 20)
-    forward = lambda q, k, v, first_BT: pallas_tpu.attend(q, k, v, first_BT, sizes, False).astype(jnp.float32).sum()
-    counters = {"flash_attention_forward": count_forward, "flash_attention_backward": count_backward}
+    forward = lambda q, k, v, first_BT: (
+        pallas_tpu.attend(q, k, v, first_BT, sizes, False).astype(jnp.float32).sum()
+    )
+    counters = {
+        "flash_attention_forward": count_forward,
+        "flash_attention_backward": count_backward,
+    }
     try:
         jax.jit(jax.grad(forward, argnums=(0, 1, 2))).lower(*inputs).compile()
     except ValueError as refusal:
@@ -102,10 +127,24 @@ def ours(chip: str, args, dump: str) -> list[Pass]:
     return [count(read(dump, name), seq, sizes) for name, count in counters.items()]
 
 
-def _splash(chip: str, seq: int, head_dim: int, forward: tuple[int, int], backward: tuple[int, int], dump: str) -> list[Pass]:
+def _splash(
+    chip: str,
+    seq: int,
+    head_dim: int,
+    forward: tuple[int, int],
+    backward: tuple[int, int],
+    dump: str,
+) -> list[Pass]:
     """Compiles jax's splash attention, backward fused, with (block, compute block) of each pass; returns both."""
-    blocks = dict.fromkeys(("block_q", "block_kv"), forward[0]) | dict.fromkeys(("block_q_dkv", "block_kv_dkv"), backward[0])
-    sizes = splash.BlockSizes(**blocks, block_kv_compute=forward[1], block_kv_dkv_compute=backward[1], use_fused_bwd_kernel=True)
+    blocks = dict.fromkeys(("block_q", "block_kv"), forward[0]) | dict.fromkeys(
+        ("block_q_dkv", "block_kv_dkv"), backward[0]
+    )
+    sizes = splash.BlockSizes(
+        **blocks,
+        block_kv_compute=forward[1],
+        block_kv_dkv_compute=backward[1],
+        use_fused_bwd_kernel=True,
+    )
     mask = masks.MultiHeadMask([masks.CausalMask((seq, seq))] * HEADS)
     kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes)
     loss = lambda q, k, v: jax.vmap(kernel)(q, k, v).astype(jnp.float32).sum()
@@ -124,7 +163,10 @@ def best_splash(chip: str, args, dump: str) -> list[Pass]:
             found.append(_splash(chip, args.seq, args.head_dim, forward, backward, dump))
         except (ValueError, RuntimeError) as error:  # sizes that do not divide seq or do not fit
             message = str(error).splitlines()[0][:100]
-            print(f"splash {forward}, {backward} does not compile for {chip}: {message}", file=sys.stderr)
+            print(
+                f"splash {forward}, {backward} does not compile for {chip}: {message}",
+                file=sys.stderr,
+            )
     if not found:
         raise ValueError("no block sizes of splash compile")
     return [min(passes, key=lambda p: p.cycles) for passes in zip(*found)]

@@ -19,7 +19,10 @@ from kernels.ring_attention import pallas_tpu, xla
 from kernels.ring_attention.ring import ring
 from kernels.tpu import platform
 
-IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu.blocks, "xla": xla.blocks}  # of what a device computes on its own
+IMPLEMENTATIONS = {
+    "pallas_tpu": pallas_tpu.blocks,
+    "xla": xla.blocks,
+}  # of what a device computes on its own
 
 
 def stripe(x_BT: jax.Array, shards: int) -> jax.Array:
@@ -58,11 +61,18 @@ def attention(
     """
     implementation = implementation or ("pallas_tpu" if platform() == "tpu" else "xla")
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"no ring attention implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")
-    heads, rows = PartitionSpec(batch_axes, length_axes, head_axes, None), PartitionSpec(batch_axes, length_axes)
+        raise ValueError(
+            f"no ring attention implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}"
+        )
+    heads, rows = (
+        PartitionSpec(batch_axes, length_axes, head_axes, None),
+        PartitionSpec(batch_axes, length_axes),
+    )
     segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32) if segments_BT is None else segments_BT
     local = functools.partial(_local, axes=length_axes, make_blocks=IMPLEMENTATIONS[implementation])
-    return jax.shard_map(local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)(q_BTNH, k_BTKH, v_BTKH, segments_BT)
+    return jax.shard_map(
+        local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+    )(q_BTNH, k_BTKH, v_BTKH, segments_BT)
 
 
 def _starts(segments_BT: jax.Array, axes: tuple[str, ...]) -> jax.Array:
@@ -70,12 +80,17 @@ def _starts(segments_BT: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     B = segments_BT.shape[0]
     whole_BTP = jax.lax.all_gather(segments_BT, axes, axis=2)
     starts_BTP = first_keys(whole_BTP.reshape(B, -1)).reshape(whole_BTP.shape)
-    return jax.lax.dynamic_index_in_dim(starts_BTP, jax.lax.axis_index(axes), axis=2, keepdims=False)
+    return jax.lax.dynamic_index_in_dim(
+        starts_BTP, jax.lax.axis_index(axes), axis=2, keepdims=False
+    )
 
 
 def _local(q_BTNH, k_BTKH, v_BTKH, segments_BT, axes, make_blocks):
     T = q_BTNH.shape[1]
     blocks, padding = make_blocks(T)
     starts_BT = jnp.pad(_starts(segments_BT, axes), ((0, 0), (0, padding)), mode="edge")
-    heads_first = [jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, padding), (0, 0))) for x in (q_BTNH, k_BTKH, v_BTKH)]
+    heads_first = [
+        jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, padding), (0, 0)))
+        for x in (q_BTNH, k_BTKH, v_BTKH)
+    ]
     return ring(*heads_first, starts_BT, axes, blocks)[:, :, :T].swapaxes(1, 2)

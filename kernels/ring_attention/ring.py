@@ -62,7 +62,10 @@ def _ring_forward(q_BNTH, k_BKTH, v_BKTH, starts_BT, axes, blocks):
         following = _hop(kv, axes)
         return (following, add(total, kv, step)), None
 
-    nothing = jnp.zeros(q_BNTH.shape, jnp.float32), jnp.full((*q_BNTH.shape[:2], 1, q_BNTH.shape[2]), -jnp.inf)
+    nothing = (
+        jnp.zeros(q_BNTH.shape, jnp.float32),
+        jnp.full((*q_BNTH.shape[:2], 1, q_BNTH.shape[2]), -jnp.inf),
+    )
     steps = jax.lax.axis_size(axes) - 1
     (kv, total), _ = jax.lax.scan(body, ((k_BKTH, v_BKTH), nothing), jnp.arange(steps))
     out_BNTH, lse_BN1T = add(total, kv, steps)
@@ -73,10 +76,14 @@ def _ring_forward(q_BNTH, k_BKTH, v_BKTH, starts_BT, axes, blocks):
 def _ring_backward(axes, blocks, residuals, do_BNTH):
     """Keys and values go around again, and their gradients one step behind; all end where they began."""
     q_BNTH, k_BKTH, v_BKTH, starts_BT, out_BNTH, lse_BN1T = residuals
-    delta_BN1T = jnp.sum(out_BNTH.astype(jnp.float32) * do_BNTH.astype(jnp.float32), axis=-1)[:, :, None]
+    delta_BN1T = jnp.sum(out_BNTH.astype(jnp.float32) * do_BNTH.astype(jnp.float32), axis=-1)[
+        :, :, None
+    ]
 
     def part(kv, step):
-        dq, *dkv = blocks.backward(q_BNTH, *kv, _first(starts_BT, step, axes), lse_BN1T, delta_BN1T, do_BNTH)
+        dq, *dkv = blocks.backward(
+            q_BNTH, *kv, _first(starts_BT, step, axes), lse_BN1T, delta_BN1T, do_BNTH
+        )
         return dq.astype(jnp.float32), tuple(x.astype(jnp.float32) for x in dkv)
 
     def body(carry, step):
@@ -89,7 +96,9 @@ def _ring_backward(axes, blocks, residuals, do_BNTH):
     carry = _hop(kv, axes), *part(kv, 0)
     (_, dq_BNTH, gathered), _ = jax.lax.scan(body, carry, jnp.arange(1, jax.lax.axis_size(axes)))
     dk_BKTH, dv_BKTH = (jnp.roll(x, -1, axis=2) for x in _hop(gathered, axes))
-    gradients = (g.astype(x.dtype) for g, x in zip((dq_BNTH, dk_BKTH, dv_BKTH), (q_BNTH, k_BKTH, v_BKTH)))
+    gradients = (
+        g.astype(x.dtype) for g, x in zip((dq_BNTH, dk_BKTH, dv_BKTH), (q_BNTH, k_BKTH, v_BKTH))
+    )
     return *gradients, np.zeros(starts_BT.shape, jax.dtypes.float0)
 
 

@@ -41,7 +41,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=10_000, help="inputs of all areas together")
     parser.add_argument("--start", type=int, default=0, help="number of the first input of an area")
-    parser.add_argument("--area", action="append", choices=list(AREAS), help="only this; repeatable")
+    parser.add_argument(
+        "--area", action="append", choices=list(AREAS), help="only this; repeatable"
+    )
     parser.add_argument("--replay", metavar="AREA:SEED:NUMBER", help="one input")
     return parser.parse_args()
 

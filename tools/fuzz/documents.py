@@ -11,21 +11,40 @@ import published
 from sentencepiece import sentencepiece_model_pb2
 
 from codellama_jax import __main__ as commands
-from codellama_jax import tokenizer as tokenizers
 from codellama_jax.config import CorpusConfig, DataConfig, MixtureConfig
 from codellama_jax.data import builders, pipeline, sources
-from codellama_jax.files import user_path
 from codellama_jax.generation.infill import split_fill
+from codellama_jax.system.files import user_path
+from codellama_jax.tokenizers import sentencepiece as tokenizers
 from tools.fuzz import mutations
 
-LINES = ["import os", "def f(x):", "    return x + 1", "class A:", "# é 日本", "x = 'a ▁ b'", "", "\t"]
-LINES += ["x = [" + "1, " * 400 + "]", "# automatically generated", "\u2028", "\x0c", "😀", "<FILL_ME>"]
+LINES = [
+    "import os",
+    "def f(x):",
+    "    return x + 1",
+    "class A:",
+    "# é 日本",
+    "x = 'a ▁ b'",
+    "",
+    "\t",
+]
+LINES += [
+    "x = [" + "1, " * 400 + "]",
+    "# automatically generated",
+    "\u2028",
+    "\x0c",
+    "😀",
+    "<FILL_ME>",
+]
 ENDINGS = [".py", ".py", ".md", ".jsonl", ".parquet", ".ipynb", ".gz", ".json", ""]
 
 
 def text(rng: Random) -> str:
     """Returns the lines of a source file."""
-    chosen = [rng.choice(LINES) + str(rng.choice(["", rng.randrange(99)])) for _ in range(rng.randrange(60))]
+    chosen = [
+        rng.choice(LINES) + str(rng.choice(["", rng.randrange(99)]))
+        for _ in range(rng.randrange(60))
+    ]
     return "\n".join(chosen)
 
 
@@ -34,7 +53,9 @@ def corpora(rng: Random, folder: Path) -> Callable[[], object]:
     root = folder / rng.choice(["corpus", "é", "a b", "[x]"])
     root.mkdir()
     for number in range(rng.choice([0, 1, 2, 5, 9])):
-        name = rng.choice(mutations.NAMES) if rng.random() < 0.3 else f"{number}{rng.choice(ENDINGS)}"
+        name = (
+            rng.choice(mutations.NAMES) if rng.random() < 0.3 else f"{number}{rng.choice(ENDINGS)}"
+        )
         path = root / rng.choice(["", "", "sub", ".hidden"]) / name
         path.parent.mkdir(exist_ok=True)
         data = text(rng).encode(errors="surrogatepass")
@@ -103,27 +124,37 @@ def changed_model(rng: Random) -> bytes:
     proto = sentencepiece_model_pb2.ModelProto.FromString(proto_bytes())
     for _ in range(rng.randint(1, 3)):
         kind = rng.randrange(8)
-        piece = proto.pieces[rng.randrange(len(proto.pieces))] if proto.pieces else proto.pieces.add()
+        piece = (
+            proto.pieces[rng.randrange(len(proto.pieces))] if proto.pieces else proto.pieces.add()
+        )
         if kind == 0:
             piece.type = rng.choice([1, 2, 3, 4, 5, 6])
         elif kind == 1:
-            piece.piece = rng.choice(["", "▁", "<s>", "<unk>", "<0x00>", "▁<PRE>", "a" * 5000, "日", "\0"])
+            piece.piece = rng.choice(
+                ["", "▁", "<s>", "<unk>", "<0x00>", "▁<PRE>", "a" * 5000, "日", "\0"]
+            )
         elif kind == 2:
             piece.score = rng.choice([float("nan"), float("inf"), -1e38, 0.0])
         elif kind == 3:
             del proto.pieces[rng.choice([0, 3, 300, len(proto.pieces) - 1]) :]
         elif kind == 4:
             spec = proto.normalizer_spec
-            name = rng.choice(["add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces"])
+            name = rng.choice(
+                ["add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces"]
+            )
             setattr(spec, name, rng.random() < 0.5)
             if rng.random() < 0.3:
                 spec.precompiled_charsmap = rng.randbytes(rng.choice([1, 4, 50]))
         elif kind == 5:
             name = rng.choice(["unk_id", "bos_id", "eos_id", "pad_id", "model_type", "vocab_size"])
-            allowed = [1, 2, 3, 4] if name == "model_type" else [-1, 0, 1, 2, 3, 499, 500, 2**31 - 1]
+            allowed = (
+                [1, 2, 3, 4] if name == "model_type" else [-1, 0, 1, 2, 3, 499, 500, 2**31 - 1]
+            )
             setattr(proto.trainer_spec, name, rng.choice(allowed))
         elif kind == 6:
-            proto.pieces.add(piece=rng.choice(["▁<PRE>", "▁<EOT>", "x", "a", "<s>"]), type=rng.choice([1, 3, 4]))
+            proto.pieces.add(
+                piece=rng.choice(["▁<PRE>", "▁<EOT>", "x", "a", "<s>"]), type=rng.choice([1, 3, 4])
+            )
         else:
             proto.trainer_spec.byte_fallback = not proto.trainer_spec.byte_fallback
             proto.trainer_spec.treat_whitespace_as_suffix = rng.random() < 0.2

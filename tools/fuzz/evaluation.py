@@ -12,12 +12,12 @@ from typing import Any
 import small_data
 from test_records import MORE, SUITES, use
 
-from codellama_jax.evaluation import evaluate
-from codellama_jax.evaluation.benchmarks import LOADERS
-from codellama_jax.evaluation.sample_forms import read_samples
-from codellama_jax.evaluation.samples import continue_file
-from codellama_jax.evaluation.scoring import FIELDS
-from codellama_jax.evaluation.settings import Checking, Options, Settings
+from codellama_jax.benchmarks import evaluate
+from codellama_jax.benchmarks.sample_forms import read_samples
+from codellama_jax.benchmarks.samples import continue_file
+from codellama_jax.benchmarks.scoring import FIELDS
+from codellama_jax.benchmarks.settings import Checking, Options, Settings
+from codellama_jax.benchmarks.suites import LOADERS
 from tools.fuzz import mutations
 from tools.fuzz.harness import shared_folder
 
@@ -99,7 +99,9 @@ def samples_files(rng: Random, folder: Path) -> Callable[[], object]:
     """A file of samples in a known or an unknown form."""
     path, lines = folder / "samples.jsonl", []
     for _ in range(rng.randrange(4)):
-        task_id = rng.choice(["HumanEval/0", 11, "Mbpp/11", "0", "SingleLineInfilling/HumanEval/0/L1"])
+        task_id = rng.choice(
+            ["HumanEval/0", 11, "Mbpp/11", "0", "SingleLineInfilling/HumanEval/0/L1"]
+        )
         answer = rng.choice(ANSWERS)
         sample = {"task_id": task_id, answer: [-1.0, -2.0] if answer == ANSWERS[-1] else "x"}
         sample = changed(rng, sample, [*sample, "sample", "mean_logprob"])
@@ -124,7 +126,9 @@ def samples_files(rng: Random, folder: Path) -> Callable[[], object]:
 def own_files(rng: Random, folder: Path) -> Callable[[], object]:
     """The files of an evaluation's folder when it continues."""
     path = folder / rng.choice(["results.jsonl", "samples.jsonl"])
-    write(rng, path, [rng.choice([OWN, mutations.mutate(rng, OWN)]) for _ in range(rng.randrange(4))])
+    write(
+        rng, path, [rng.choice([OWN, mutations.mutate(rng, OWN)]) for _ in range(rng.randrange(4))]
+    )
     document = mutations.mutate(rng, REQUEST)
     settings = folder / "settings.json"
     settings.write_bytes(mutations.json_bytes(rng, document))
@@ -147,7 +151,9 @@ def requests(rng: Random, folder: Path) -> Callable[[], object]:
     options: dict[str, Any] = {"data": originals().get(suite, str(folder))}
     settings: dict[str, Any] = {}
     for _ in range(rng.choice([1, 1, 2])):
-        name = rng.choice(["data", "shots", "source", "all_tasks", "lengths", "positions", "examples"])
+        name = rng.choice(
+            ["data", "shots", "source", "all_tasks", "lengths", "positions", "examples"]
+        )
         options[name] = mutations.value(rng)
         if name in ("lengths", "positions") and rng.random() < 0.8:
             options[name] = tuple(mutations.value(rng) for _ in range(rng.randrange(3)))
@@ -155,7 +161,15 @@ def requests(rng: Random, folder: Path) -> Callable[[], object]:
             options[name] = rng.choice([*mutations.TEXTS, str(folder), originals()["humaneval"]])
         if name == "all_tasks":
             options[name] = rng.random() < 0.5
-    names = ["samples", "temperature", "top_p", "seed", "max_new_tokens", "context_tokens", "batch_tokens"]
+    names = [
+        "samples",
+        "temperature",
+        "top_p",
+        "seed",
+        "max_new_tokens",
+        "context_tokens",
+        "batch_tokens",
+    ]
     if rng.random() < 0.5:
         settings[rng.choice(names)] = mutations.value(rng)
     out = rng.choice([str(folder / "out"), *mutations.TEXTS])

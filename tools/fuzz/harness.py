@@ -31,7 +31,12 @@ LONGEST = 2_000  # characters of an error line
 # Makes an input from random numbers, in an empty folder, and returns what a command does with it.
 MakeInput = Callable[[Random, Path], Callable[[], object]]
 
-for _folder in (ROOT, ROOT / "tests" / "evaluation_benchmarks", ROOT / "tests" / "weights", ROOT / "tests"):
+for _folder in (
+    ROOT,
+    ROOT / "tests" / "evaluation_benchmarks",
+    ROOT / "tests" / "weights",
+    ROOT / "tests",
+):
     if str(_folder) not in sys.path:
         sys.path.append(str(_folder))  # small models and data that the tests have already
 

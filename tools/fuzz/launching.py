@@ -10,9 +10,10 @@ from random import Random
 from typing import Any
 
 import launch
-from codellama_jax import experiment_file, plan
 from codellama_jax.config import Experiment, Stage, from_dict, leaves, to_dict
-from codellama_jax.files import read_json
+from codellama_jax.report import plan
+from codellama_jax.runs import experiment_file
+from codellama_jax.system.files import read_json
 from tools.fuzz import mutations
 
 EXPERIMENT = '''"""A small experiment."""
@@ -67,7 +68,16 @@ LINES = [
     "import codellama_jax.config as c; Stage = c.Model",
 ]
 FLAGS = ["--scale", "--arm", "--out", "--reuse", "--cache", "--stage", "--target", "--slices"]
-FLAGS += ["--context", "--batch", "--fresh", "--traceback", "--no-fresh", "--search", "--help", "-h"]
+FLAGS += [
+    "--context",
+    "--batch",
+    "--fresh",
+    "--traceback",
+    "--no-fresh",
+    "--search",
+    "--help",
+    "-h",
+]
 ODD = ["", "-", "--", "---", "=", "--=", "--code", "--code.", "--.steps", "--code.steps", "-1"]
 ODD += ["--mesh", "fsdp=2,tensor=2", "a,b", "\udcff", "é", "x" * 3000, "--code.nothing", "None"]
 
@@ -84,7 +94,11 @@ def small() -> Experiment:
 def options() -> list[str]:
     """Returns the names of what can be overridden."""
     code = leaves({"code": to_dict(small().arms["main"]["code"])})
-    rest = {name: value for name, value in to_dict(small()).items() if name not in ("arms", "name", "scale")}
+    rest = {
+        name: value
+        for name, value in to_dict(small()).items()
+        if name not in ("arms", "name", "scale")
+    }
     return sorted({*code, *leaves(rest)})
 
 
@@ -138,14 +152,22 @@ def experiments(rng: Random, folder: Path) -> Callable[[], object]:
         line = "\n".join(indent + part for part in rng.choice(LINES).split("\n"))
         text = text.replace(place, f"\n{line}\n{place}", 1) if place else f"{text}\n{line}\n"
     elif kind < 0.8:
-        old = rng.choice(["64", "32", "2,", "4,", '"small"', "scale,", '"main"', '"code"', "1.0", "300"])
-        new = repr(mutations.value(rng)).replace("inf", "float('inf')").replace("nan", "float('nan')")
+        old = rng.choice(
+            ["64", "32", "2,", "4,", '"small"', "scale,", '"main"', '"code"', "1.0", "300"]
+        )
+        new = (
+            repr(mutations.value(rng)).replace("inf", "float('inf')").replace("nan", "float('nan')")
+        )
         text = text.replace(old, f"{new}{',' if ',' in old else ''}", 1)
     data = text.encode(errors="surrogatepass")
     file.write_bytes(mutations.damaged(rng, data) if kind > 0.8 else data)
     if rng.random() < 0.1:
         mutations.replace_file(rng, file)
-    name = str(file) if rng.random() < 0.9 else rng.choice([*mutations.TEXTS, str(folder), str(file)[:-3]])
+    name = (
+        str(file)
+        if rng.random() < 0.9
+        else rng.choice([*mutations.TEXTS, str(folder), str(file)[:-3]])
+    )
     scale = rng.choice(["", "", "toy", *mutations.TEXTS])
 
     def call() -> None:

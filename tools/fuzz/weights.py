@@ -15,11 +15,13 @@ import damage
 import published
 from etils import epath
 
-from codellama_jax import report_reading, reuse, run_folder
+from codellama_jax.checkpoints import checkpoint
+from codellama_jax.checkpoints import folder as reuse
 from codellama_jax.config import Experiment, from_dict
-from codellama_jax.files import read_json
-from codellama_jax.report import write_report
-from codellama_jax.training import checkpoint
+from codellama_jax.report import reading as report_reading
+from codellama_jax.report.report import write_report
+from codellama_jax.runs import folder as run_folder
+from codellama_jax.system.files import read_json
 from codellama_jax.weights import commands, huggingface, integrity, load, meta, store
 from codellama_jax.weights.layout import is_stacked, join, one_layer, parameters
 from codellama_jax.weights.rows import added_tokens, trimmed
@@ -62,7 +64,9 @@ def weights_folders(rng: Random, folder: Path) -> Callable[[], object]:
     for _ in range(rng.choice([1, 1, 1, 2])):
         change_weights(rng, root)
     path = str(root) if rng.random() < 0.97 else rng.choice(mutations.TEXTS)
-    named = "" if rng.random() < 0.9 else rng.choice([*mutations.TEXTS, str(root / "tokenizer.model")])
+    named = (
+        "" if rng.random() < 0.9 else rng.choice([*mutations.TEXTS, str(root / "tokenizer.model")])
+    )
     action = rng.random()
 
     def call() -> None:
@@ -78,7 +82,7 @@ def weights_folders(rng: Random, folder: Path) -> Callable[[], object]:
 
 def read_weights(path: str, named: str) -> None:
     """Does what `import` does, without writing: opens, checks and reads every parameter."""
-    from codellama_jax.files import user_path
+    from codellama_jax.system.files import user_path
 
     root = user_path(path)
     _, source = load.open_published(root)
@@ -102,11 +106,31 @@ def change_weights(rng: Random, root: Path) -> None:
     elif kind < 0.8:
         change_tensors(rng, root)
     elif kind < 0.9:
-        other = rng.choice(["added_tokens.json", "model.safetensors.index.json", "tokenizer.json",
-                            "pytorch_model.bin", "consolidated.safetensors", "model-00001.safetensors",
-                            "consolidated.02.pth", "consolidated.xx.pth", "params.json", "config.json"])
-        content = rng.choice([b"", b"{}", b"[]", mutations.LFS_POINTER, json.dumps(
-            {"weight_map": mutations.value(rng), "a": mutations.value(rng)}).encode()])
+        other = rng.choice(
+            [
+                "added_tokens.json",
+                "model.safetensors.index.json",
+                "tokenizer.json",
+                "pytorch_model.bin",
+                "consolidated.safetensors",
+                "model-00001.safetensors",
+                "consolidated.02.pth",
+                "consolidated.xx.pth",
+                "params.json",
+                "config.json",
+            ]
+        )
+        content = rng.choice(
+            [
+                b"",
+                b"{}",
+                b"[]",
+                mutations.LFS_POINTER,
+                json.dumps(
+                    {"weight_map": mutations.value(rng), "a": mutations.value(rng)}
+                ).encode(),
+            ]
+        )
         (root / other).write_bytes(content)
     elif files:
         mutations.replace_file(rng, rng.choice(files))
@@ -115,13 +139,34 @@ def change_weights(rng: Random, root: Path) -> None:
 def damage_settings(rng: Random, file: Path) -> None:
     """Changes values of config.json or params.json, or adds settings of other models."""
     document = json.loads(file.read_bytes())
-    extra = ["rope_scaling", "rope_parameters", "head_dim", "attention_bias", "hidden_act", "mlp_bias",
-             "partial_rotary_factor", "quantization_config", "use_scaled_rope", "ffn_dim_multiplier",
-             "multiple_of", "model_type", "tie_word_embeddings", "max_position_embeddings", "rope_theta"]
+    extra = [
+        "rope_scaling",
+        "rope_parameters",
+        "head_dim",
+        "attention_bias",
+        "hidden_act",
+        "mlp_bias",
+        "partial_rotary_factor",
+        "quantization_config",
+        "use_scaled_rope",
+        "ffn_dim_multiplier",
+        "multiple_of",
+        "model_type",
+        "tie_word_embeddings",
+        "max_position_embeddings",
+        "rope_theta",
+    ]
     for _ in range(rng.choice([0, 1, 2])):
-        document[rng.choice(extra)] = rng.choice([mutations.value(rng), {
-            "type": mutations.value(rng), "factor": mutations.value(rng)}, {
-            "rope_type": rng.choice(["linear", "default", "llama3", None]), "factor": mutations.value(rng)}])
+        document[rng.choice(extra)] = rng.choice(
+            [
+                mutations.value(rng),
+                {"type": mutations.value(rng), "factor": mutations.value(rng)},
+                {
+                    "rope_type": rng.choice(["linear", "default", "llama3", None]),
+                    "factor": mutations.value(rng),
+                },
+            ]
+        )
     document = mutations.mutate(rng, document, most=2)
     file.write_bytes(mutations.json_bytes(rng, document))
 
@@ -130,8 +175,18 @@ def change_tensors(rng: Random, root: Path) -> None:
     """Changes tensors inside a file of safetensors or of torch.save."""
     file = root / "model.safetensors"
     if root.name == "meta":
-        content = rng.choice([b"", b"\x80\x02", pickle.dumps(mutations.value(rng)), pickle.dumps({"a": 1}),
-                              pickle.dumps({1: 2}), b"(" * 5000, b"c__builtin__\neval\n.", pickle.dumps([])])
+        content = rng.choice(
+            [
+                b"",
+                b"\x80\x02",
+                pickle.dumps(mutations.value(rng)),
+                pickle.dumps({"a": 1}),
+                pickle.dumps({1: 2}),
+                b"(" * 5000,
+                b"c__builtin__\neval\n.",
+                pickle.dumps([]),
+            ]
+        )
         with open(root / "consolidated.00.pth", "rb") as old:
             whole = old.read()
         try:
@@ -159,8 +214,17 @@ def run_folders(rng: Random, folder: Path) -> Callable[[], object]:
     shutil.copytree(originals() / "run", root)
     experiment = from_dict(Experiment, read_json(originals() / "run" / "config.json"))
     names = ["config.json", "tokenizer.model", "corpus.json", "checksums.json"]
-    inner = ["config.json", "done.json", "probes.json", "metrics.jsonl", "identity.txt", "checkpoints"]
-    paths = [root / name for name in names] + [root / store.ARM / store.STAGE / name for name in inner]
+    inner = [
+        "config.json",
+        "done.json",
+        "probes.json",
+        "metrics.jsonl",
+        "identity.txt",
+        "checkpoints",
+    ]
+    paths = [root / name for name in names] + [
+        root / store.ARM / store.STAGE / name for name in inner
+    ]
     for _ in range(rng.choice([1, 1, 2, 4])):
         damage_state(rng, rng.choice(paths))
     if rng.random() < 0.1:
