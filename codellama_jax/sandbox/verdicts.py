@@ -38,8 +38,16 @@ class Program:
 
 @dataclass(frozen=True)
 class Verdict:
+    """How one program ended.
+
+    Isolated mode also knows not_comparable (the test cannot be decided without believing the
+    candidate) and too_large (a value exceeds the limit of one message). Neither is a failure of the
+    program, and neither is a pass.
+    """
+
     task_id: str
-    status: str  # passed | failed | error | timeout | crashed | out_of_memory
+    # passed | failed | error | timeout | crashed | out_of_memory | not_comparable | too_large
+    status: str
     detail: str = ""
     seconds: float = 0.0
     signal: int = 0

@@ -137,7 +137,7 @@ import jax.numpy as jnp
 import toy
 from etils import epath
 from codellama_jax.command_line import run_command
-from codellama_jax.training.checkpoint import Checkpoints
+from codellama_jax.checkpoints.checkpoint import Checkpoints
 from codellama_jax.training.step import TrainState
 
 def remove(folder):

@@ -16,7 +16,7 @@ EXPERIMENT = '''
 """Three arms of two seeds."""
 import dataclasses
 from codellama_jax.config import *
-from codellama_jax.findings import Difference, Finding, Panel, pairs
+from codellama_jax.report.findings import Difference, Finding, Panel, pairs
 
 def experiment(scale="toy"):
     model = ModelConfig(336, 32, 1, 4, 2, 8, 64, compute_dtype="float32", remat="none")

@@ -291,8 +291,8 @@ SCRIPT = """
 import sys; sys.path[:0] = [{root!r}, {tests!r}]
 import hostile, json
 from codellama_jax.errors import UserError
-from codellama_jax.evaluation.execute import Executor, Program
-from codellama_jax.evaluation.sandbox import kernel
+from codellama_jax.sandbox import Executor, Program
+from codellama_jax.sandbox.inside import linux as kernel
 def add(code):
     return Program("add", "python", code + hostile.TEST + "check(add)", 5.0, candidate=code, test=hostile.TEST, entry_point="add")
 """

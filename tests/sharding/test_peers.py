@@ -72,8 +72,8 @@ import os, sys
 import jax, jax.numpy as jnp
 from jax.experimental import multihost_utils
 from codellama_jax.command_line import run_command
-from codellama_jax.training import peers
-from codellama_jax.training.hosts import start_distributed
+from codellama_jax.sharding import peers
+from codellama_jax.sharding.hosts import start_distributed
 peers.BEAT_SECONDS, peers.SUSPECT_SECONDS, peers.SILENT_SECONDS = 0.2, 2.0, 30.0
 
 def main():

@@ -8,7 +8,7 @@ from paths import ROOT
 
 PROGRAM = """
 import sys, threading
-from codellama_jax.exits import exit_within
+from codellama_jax.system.exits import exit_within
 threading.Thread(target=threading.Event().wait).start()
 exit_within(0.2)
 print("last words")

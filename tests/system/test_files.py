@@ -74,7 +74,7 @@ def test_a_write_that_fails_names_the_path_and_keeps_the_old_file(tmp_path, monk
 
 WRITER = """
 import sys
-from codellama_jax.files import write_file
+from codellama_jax.system.files import write_file
 print("begun", flush=True)
 while True:
     for letter in "ab":

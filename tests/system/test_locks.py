@@ -18,7 +18,7 @@ HOLDER = """
 import sys, time
 from etils import epath
 from codellama_jax.errors import UserError
-from codellama_jax.locks import sole_writer
+from codellama_jax.system.locks import sole_writer
 try:
     with sole_writer(epath.Path(sys.argv[1])):
         print("held", flush=True)
@@ -62,7 +62,7 @@ TWENTY_TIMES = """
 import os, signal, sys, time
 from etils import epath
 from codellama_jax.errors import UserError
-from codellama_jax.locks import sole_writer
+from codellama_jax.system.locks import sole_writer
 folder = epath.Path(sys.argv[1])
 
 def start():

@@ -97,7 +97,7 @@ import dataclasses, sys, jax
 from jax.experimental import topologies
 from toy import MODEL, stage
 from codellama_jax.config import MeshConfig
-from codellama_jax.training.mesh import make_mesh, on_mesh
+from codellama_jax.sharding.mesh import make_mesh, on_mesh
 from codellama_jax.training.step import BATCH_KEYS, abstract_state, compile_train_step
 
 toy = stage(512, 16, dataclasses.replace(MODEL, d_model=256, n_kv_heads=4, head_dim=64, compute_dtype="bfloat16", remat="full"))

@@ -10,11 +10,9 @@ from random import Random
 import published
 from sentencepiece import sentencepiece_model_pb2
 
-from codellama_jax import __main__ as commands
 from codellama_jax.config import CorpusConfig, DataConfig, MixtureConfig
 from codellama_jax.data import builders, pipeline, sources
-from codellama_jax.generation.infill import split_fill
-from codellama_jax.system.files import user_path
+from codellama_jax.generation.source import read_source
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 from tools.fuzz import mutations
 
@@ -169,11 +167,13 @@ def prompts(rng: Random, folder: Path) -> Callable[[], object]:
     if rng.random() < 0.2:
         mutations.replace_file(rng, file)
     name = str(file) if rng.random() < 0.8 else rng.choice(mutations.TEXTS)
+    name = str(file) if name == "-" else name
     tokenizer = published.trained()
 
     def call() -> None:
-        user_path(name or "x")
-        for part in split_fill(commands.read(name)):
-            tokenizer.encode(part)
+        source = read_source(name)
+        for part in source.split():
+            tokenizer.encode(source.for_model(part))
+            source.from_model(part).encode()
 
     return call

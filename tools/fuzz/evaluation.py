@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 import small_data
-from test_records import MORE, SUITES, use
+from suite_records import MORE, SUITES, use
 
 from codellama_jax.benchmarks import evaluate
 from codellama_jax.benchmarks.sample_forms import read_samples
@@ -24,7 +24,12 @@ from tools.fuzz.harness import shared_folder
 ANSWERS = ["completion", "solution", "generation", "log_likelihoods"]
 OWN = {"task_id": "HumanEval/0", "sample": 0, "passed": True, "result": "passed", "completion": ""}
 REQUEST = {"benchmark": "humaneval", "model": None, "options": {}, "settings": {"samples": 1}}
-SCORED = ("humaneval", "mbpp", "truthfulqa", "humaneval_infilling")
+SCORED = {  # a task of each benchmark that samples are scored for
+    "humaneval": "HumanEval/0",
+    "mbpp": "Mbpp/11",
+    "truthfulqa": "0",
+    "humaneval_infilling": "SingleLineInfilling/HumanEval/0/L1",
+}
 
 
 @functools.cache
@@ -98,19 +103,16 @@ def apps_folders(rng: Random, folder: Path) -> Callable[[], object]:
 def samples_files(rng: Random, folder: Path) -> Callable[[], object]:
     """A file of samples in a known or an unknown form."""
     path, lines = folder / "samples.jsonl", []
-    for _ in range(rng.randrange(4)):
-        task_id = rng.choice(
-            ["HumanEval/0", 11, "Mbpp/11", "0", "SingleLineInfilling/HumanEval/0/L1"]
-        )
-        answer = rng.choice(ANSWERS)
+    suite, partial = rng.choice(list(SCORED)), rng.random() < 0.5
+    for _ in range(rng.choice([0, 1, 1, 2, 3])):
+        task_id = SCORED[suite] if rng.random() < 0.9 else rng.choice(list(SCORED.values()))
+        answer = rng.choice(ANSWERS[-1:] if suite == "truthfulqa" else ANSWERS)
         sample = {"task_id": task_id, answer: [-1.0, -2.0] if answer == ANSWERS[-1] else "x"}
         sample = changed(rng, sample, [*sample, "sample", "mean_logprob"])
         lines.append(sample if rng.random() < 0.8 else mutations.value(rng))
     if rng.random() < 0.1:
         lines = [[mutations.value(rng)] for _ in range(2)]
     write(rng, path, lines)
-    suite, partial = rng.choice(SCORED), rng.random() < 0.5
-    extract = rng.random() < 0.3
 
     def call() -> None:
         scored = benchmark(suite)
@@ -118,7 +120,7 @@ def samples_files(rng: Random, folder: Path) -> Callable[[], object]:
         tasks = {task.task_id: task for task in scored.tasks}
         for (task_id, _), sample in by_key.items():
             if scored.checks:
-                evaluate.checks_of(scored, tasks[task_id], sample, *([True] if extract else []))
+                evaluate.checks_of(scored, tasks[task_id], sample)
 
     return call
 

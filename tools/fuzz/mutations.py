@@ -203,6 +203,14 @@ def _socket(path: Path) -> None:
             path.mkdir()
 
 
+def document_of(data: bytes) -> Any:
+    """Returns the value of JSON, {} for JSON that was damaged before."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+
+
 def damage_file(rng: Random, path: Path) -> None:
     """Damages a file: its JSON values where it has any, its bytes, or the file as such."""
     kind = rng.random()
@@ -213,6 +221,6 @@ def damage_file(rng: Random, path: Path) -> None:
         return
     data = path.read_bytes()
     if kind < 0.75 and path.suffix == ".json":
-        path.write_bytes(json_bytes(rng, mutate(rng, json.loads(data), least=1)))
+        path.write_bytes(json_bytes(rng, mutate(rng, document_of(data), least=1)))
     else:
         path.write_bytes(damaged(rng, data))

@@ -18,6 +18,8 @@ from etils import epath
 from codellama_jax.checkpoints import checkpoint
 from codellama_jax.checkpoints import folder as reuse
 from codellama_jax.config import Experiment, from_dict
+from codellama_jax.generation import commands as commands_of_generation
+from codellama_jax.generation.settings import Sampling
 from codellama_jax.report import reading as report_reading
 from codellama_jax.report.report import write_report
 from codellama_jax.runs import folder as run_folder
@@ -138,7 +140,7 @@ def change_weights(rng: Random, root: Path) -> None:
 
 def damage_settings(rng: Random, file: Path) -> None:
     """Changes values of config.json or params.json, or adds settings of other models."""
-    document = json.loads(file.read_bytes())
+    document = mutations.document_of(file.read_bytes())
     extra = [
         "rope_scaling",
         "rope_parameters",
@@ -156,7 +158,7 @@ def damage_settings(rng: Random, file: Path) -> None:
         "max_position_embeddings",
         "rope_theta",
     ]
-    for _ in range(rng.choice([0, 1, 2])):
+    for _ in range(rng.choice([0, 1, 2]) if isinstance(document, dict) else 0):
         document[rng.choice(extra)] = rng.choice(
             [
                 mutations.value(rng),
@@ -200,7 +202,7 @@ def change_tensors(rng: Random, root: Path) -> None:
     size = int.from_bytes(data[:8], "little")
     if size > len(data):
         return
-    header = mutations.mutate(rng, json.loads(data[8 : 8 + size]), least=1)
+    header = mutations.mutate(rng, mutations.document_of(data[8 : 8 + size]), least=1)
     text = mutations.json_bytes(rng, header)
     stream = io.BytesIO()
     length = rng.choice([len(text), len(text), len(text), 0, 2**63, len(text) + 5])
@@ -232,8 +234,13 @@ def run_folders(rng: Random, folder: Path) -> Callable[[], object]:
         if files:
             mutations.damage_file(rng, rng.choice(files))
     action = rng.random()
-    out, arm = epath.Path(root), rng.choice(["", "", "imported", "imported@1", *mutations.TEXTS])
-    stage = rng.choice(["", "", "weights", *mutations.TEXTS])
+    out, arm = epath.Path(root), ""
+    stage = rng.choice(["", "weights"])
+    if rng.random() < 0.1:
+        arm, stage = (
+            rng.choice(["imported", "imported@1", *mutations.TEXTS]),
+            rng.choice(mutations.TEXTS),
+        )
 
     def call() -> None:
         if action < 0.15:
@@ -241,8 +248,8 @@ def run_folders(rng: Random, folder: Path) -> Callable[[], object]:
             with run_folder.opened_folder(experiment, out, fresh=False):
                 pass
         elif action < 0.5:
-            found, _ = checkpoint.stage_folder(out, arm, stage)
-            checkpoint.run_tokenizer(found)
+            infill = commands_of_generation.Infill(str(out), "x", Sampling(), arm, stage)
+            infill.order(infill.find())
         elif action < 0.8:
             report_reading.read_run(out, experiment)
         elif action < 0.87:

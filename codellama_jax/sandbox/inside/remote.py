@@ -192,6 +192,10 @@ def _next(self: Remote) -> Any:
     raise value
 
 
+def _doc(self: Remote) -> Any:
+    return _peer_of(self).get(self, "__doc__")
+
+
 def _iterate_self(self: Remote) -> Remote:
     return self
 
@@ -247,7 +251,12 @@ def make_class(
     chosen = set(operators)
     namespace: dict[str, Any] = {_CLASS: number, "__module__": "__candidate__", "__doc__": None}
     if kind == "object":
-        namespace |= {"__slots__": (), "_codellama_alias": None, "_codellama_base": base}
+        namespace |= {
+            "__slots__": (),
+            "__doc__": property(_doc),
+            "_codellama_alias": None,
+            "_codellama_base": base,
+        }
         namespace |= {op: _METHODS[op] for op in OPERATORS if op in chosen}
         if {"__iter__", "__next__"} <= chosen:
             namespace |= {"__iter__": _iterate_self, "__next__": _next}

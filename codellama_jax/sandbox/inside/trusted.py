@@ -20,7 +20,14 @@ from codellama_jax.sandbox.inside.values import BY_TYPE, NotComparable
 
 TEST_MODULE = "__test__"  # the module of what tests and prompts define
 _MAX_BATCH = 256
-_FUNCTION_ATTRIBUTES = ("__name__", "__qualname__", "__doc__")
+_FUNCTION_ATTRIBUTES = (
+    "__name__",
+    "__qualname__",
+    "__doc__",
+    "__module__",
+    "__annotations__",
+    "__dict__",
+)
 _IDENTITY = ("__eq__", "__ne__", "__hash__", "__str__", "__repr__", "__format__")
 _STREAM = "read readline readlines write writelines getvalue seek tell close flush"
 _RANDOM = "random randint randrange choice choices sample shuffle uniform gauss seed"
@@ -69,6 +76,8 @@ class Tests(Peer):
         """Applies an operator of the candidate's object."""
         if operator in remote.COMPARISONS:
             return self._compare(value, operator, arguments[0])
+        if operator == "__exit__":  # frames stay here
+            arguments = (*arguments[:2], None)
         base = _container(value)
         if operator == "__contains__":
             if base is None:
@@ -169,7 +178,7 @@ def _container(value: Any) -> type | None:
 
 
 def _is_among(item: Any, value: Any) -> bool:
-    if not hasattr(type(value), "__iter__"):
+    if not any("__iter__" in vars(base) for base in type(value).__mro__):
         raise NotComparable(f"`in` with {_name(value)}")
     return any(item is other or item == other for other in value)
 
@@ -220,6 +229,8 @@ def _get(value: Any, name: str) -> Any:
         return getattr(value, name)
     if name in _METHODS.get(names.name_of(type(value)), "").split():
         return getattr(value, name)
+    if type(name) is str and not hasattr(value, name):
+        raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
     raise NotComparable(
         f"the candidate reads the attribute {_short(name)[:100]} of a {type(value).__name__}"
     )
