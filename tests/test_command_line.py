@@ -13,7 +13,7 @@ import tyro
 from codellama_jax.checked import Checked, Range
 from codellama_jax.command_line import cli, run_command
 from codellama_jax.errors import UserError
-from kernels import Refused
+from kernels import UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def test_help_is_printed_whole(capsys):
     "error, code, line",
     [
         (UserError("no\nsuch run"), 2, "error: no such run\n"),
-        (Refused("no such head dim"), 2, "error: no such head dim\n"),
+        (UnsupportedError("no such head dim"), 2, "error: no such head dim\n"),
         (KeyboardInterrupt(), 130, "\nstopped\n"),
     ],
 )

@@ -16,7 +16,7 @@ from codellama_jax.models.llama import decoder
 from codellama_jax.models.llama.model import Llama
 from codellama_jax.sharding.mesh import check_mesh, on_mesh, shardings
 from codellama_jax.training.step import BATCH_KEYS, abstract_state, compile_train_step
-from kernels import Refused
+from kernels import UnsupportedError
 
 
 def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
@@ -29,7 +29,7 @@ def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
     with on_mesh(mesh):
         try:
             return compile_train_step(stage, mesh).lower(abstract_state(stage, mesh), batch)
-        except Refused as refusal:
+        except UnsupportedError as refusal:
             raise UserError(str(refusal)) from refusal
 
 

@@ -68,7 +68,7 @@ def test_blocks_tile_the_padded_row(length, vmem):
 
 
 def test_refuses_blocks_that_leave_a_rest():
-    with pytest.raises(ValueError, match=r"queries=256.* do not divide a row of 768 tokens"):
+    with pytest.raises(ValueError, match=r"queries=256.* do not divide a sequence of 768 tokens"):
         sizes = dataclasses.replace(SMALL, keys=512)
         pallas_tpu.attention(*problem(0, 1, 600, 1, 1, 64)[0], None, None, sizes=sizes)
 
@@ -76,7 +76,7 @@ def test_refuses_blocks_that_leave_a_rest():
 def test_refuses_gradients_that_fit_no_chip():
     x = jax.ShapeDtypeStruct((1, 1 << 17, 1, 128), jnp.bfloat16)
     loss = lambda x: pallas_tpu.attention(x, x, x, None, None, interpret=False).sum()
-    with pytest.raises(ValueError, match="split the row over more devices of the context axis"):
+    with pytest.raises(ValueError, match="shard the sequence over more devices of the context axis"):
         jax.eval_shape(jax.grad(loss), x)
 
 

@@ -70,7 +70,7 @@ def test_a_loop_counts_its_trips_and_all_inside_it(dump):
     (loop,) = toy.root.children
     times = [times for _, times in passes.inside(toy.root, 2, trips=5)]
     assert times == [2, 10, 10]
-    assert passes.products(toy, loop) == 8
+    assert passes.matrix_slots(toy, loop) == 8
     assert passes.grid_step(toy) == (loop, loop.children[0])
 
 

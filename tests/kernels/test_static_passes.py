@@ -63,7 +63,7 @@ def test_splash_counts_every_grid_step_and_the_trips_of_inner_loops():
 
 
 def test_misread_regions_are_refused():
-    with pytest.raises(ValueError, match="2000 matrix products in the diagonal block"):
+    with pytest.raises(ValueError, match="2000 matmuls in the diagonal block"):
         count_forward(kernel(block(3000), block(2000), loop(2000), loop(2000)), 512, SMALL)
-    with pytest.raises(ValueError, match="3 regions with matrix products, not 4"):
+    with pytest.raises(ValueError, match="3 regions with matmuls, not 4"):
         count_forward(kernel(block(3000), loop(2000), loop(2000)), 512, SMALL)
