@@ -21,6 +21,7 @@ import tyro
 from codellama_jax.checked import SHOWN, FieldError, check_all, choices_problem, unchecked
 from codellama_jax.errors import UserError
 from kernels import UnsupportedError
+from kernels.static.chips import ENVIRONMENT
 
 INTERRUPTED = 130  # exit codes as shells give them: 128 + signal
 BROKEN_PIPE = 141

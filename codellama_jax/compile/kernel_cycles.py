@@ -46,7 +46,7 @@ def cycles(chip: str, kernel: Kernel, cache: str) -> float | None:
         runs *= (T / args["seq"]) ** 2
     elif package == "cross_entropy":
         _, (_, (T, D)), (head, (V, _)), *_ = kernel.operands
-        args, runs = {"seq": TOKENS, "d_model": D, "words": V, "head": DTYPES[head]}, T / TOKENS
+        args, runs = {"seq": TOKENS, "d_model": D, "vocab": V, "head": DTYPES[head]}, T / TOKENS
     elif package == "decode_attention":  # over a full cache; a core without a head waits
         M, S, H = max((shape for _, shape in kernel.operands), key=math.prod)
         args, runs = (

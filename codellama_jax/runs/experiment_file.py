@@ -16,7 +16,7 @@ from codellama_jax.checked import FieldError, shown
 from codellama_jax.config import Experiment
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import user_path
-from kernels import Refused
+from kernels import UnsupportedError
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 MORE = "pass --traceback for the rest"
@@ -97,7 +97,7 @@ def _guarded(path: Path, show_traceback: bool, function: Callable, *arguments: A
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit included
-        if isinstance(error, UserError | Refused) and not isinstance(error, FieldError):
+        if isinstance(error, UserError | UnsupportedError) and not isinstance(error, FieldError):
             raise  # such as an unknown scale: the message names its own fix
         if show_traceback:
             traceback.print_exception(error)

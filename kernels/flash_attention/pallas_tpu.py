@@ -15,14 +15,6 @@ from kernels.flash_attention.pallas_tpu_forward import forward
 from kernels.tpu import run_kernel
 
 
-def first_keys(segments_BT: jax.Array) -> jax.Array:
-    """Returns int32 (B, T): where the run of equal segment ids that holds each token begins."""
-    T = segments_BT.shape[1]
-    changes_BT = segments_BT[:, 1:] != segments_BT[:, :-1]
-    begins_BT = jnp.pad(changes_BT, ((0, 0), (1, 0)), constant_values=True)
-    return jax.lax.cummax(jnp.where(begins_BT, jnp.arange(T, dtype=jnp.int32), 0), axis=1)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def attend(q_BNTH, k_BKTH, v_BKTH, first_BT, sizes, interpret):
     """Returns out_BNTH for sequences whose length is a multiple of `sizes.queries`.

@@ -15,13 +15,10 @@ import jax.numpy as jnp
 
 from kernels.flash_attention import blocked
 from kernels.flash_attention.reference import visible
+from kernels.tpu import MASKED
 
-BLOCK, BLOCKS = (
-    128,
-    16,
-)  # queries at once: at least this many, and no more blocks than this, for they are unrolled
-KEEP = 2048  # in rows up to this length the backward pass keeps the weights; in longer ones it computes them again
-MASKED = -1e30  # added to logits; finite, so that a row that sees nothing stays finite
+BLOCK = 128  # queries per unrolled block
+UNROLLED = 2048  # longest row whose blocks are unrolled: at most 16 blocks
 
 
 def _block(
@@ -32,26 +29,23 @@ def _block(
     logits_BKXS = jnp.einsum("BKXH,BKSH->BKXS", q_BKXH, k_BKSH, preferred_element_type=jnp.float32)
     bias_BTS = jnp.where(mask_BTS, 0.0, MASKED)[:, None, None]
     logits_BKXS = (logits_BKXS.reshape(B, K, G, T, -1) + bias_BTS).reshape(B, K, G * T, -1)
-    weights_BKXS = jnp.exp(
-        logits_BKXS - jax.lax.stop_gradient(logits_BKXS.max(axis=-1, keepdims=True))
-    )
+    highest_BKX1 = jax.lax.stop_gradient(logits_BKXS.max(axis=-1, keepdims=True))
+    weights_BKXS = jnp.exp(logits_BKXS - highest_BKX1)
     out_BKXH = jnp.einsum(
         "BKXS,BKSH->BKXH",
         weights_BKXS.astype(v_BKSH.dtype),
         v_BKSH,
         preferred_element_type=jnp.float32,
     )
-    return (
-        (out_BKXH / weights_BKXS.sum(axis=-1, keepdims=True))
-        .astype(q_BKGTH.dtype)
-        .reshape(B, K, G, T, H)
-    )
+    out_BKXH = out_BKXH / weights_BKXS.sum(axis=-1, keepdims=True)
+    return out_BKXH.astype(q_BKGTH.dtype).reshape(B, K, G, T, H)
 
 
 def attention(
     q_BTNH, k_BSKH, v_BSKH, q_positions_BT, kv_positions_BS, q_segments_BT=None, kv_segments_BS=None
 ) -> jax.Array:
-    """See `api.attention`."""
+    """See `api.attention`. In long rows of their own keys the order of the row decides, as
+    positions rise by one inside each run of equal segment ids."""
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     if T == S and T > UNROLLED:

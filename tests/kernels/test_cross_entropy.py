@@ -100,7 +100,9 @@ def test_split_equals_whole(implementation, shape):
     }
     with jax.set_mesh(jax.make_mesh(shape, axes, axis_types=(jax.sharding.AxisType.Auto,) * 4)):
         actual = run(inputs, implementation=implementation, **layout)
-        losses_BT = jax.jit(lambda *a: token_losses(*a, implementation=implementation, **layout))(*inputs[:3])
+        losses_BT = jax.jit(lambda *a: token_losses(*a, implementation=implementation, **layout))(
+            *inputs[:3]
+        )
     for a, b in zip(actual, oracle(inputs)):
         assert relative_error(a, b) < 1e-5
     np.testing.assert_allclose(losses_BT, reference.token_losses(*inputs[:3]), atol=1e-5)
@@ -108,12 +110,16 @@ def test_split_equals_whole(implementation, shape):
 
 def test_no_race_and_no_read_out_of_bounds():
     x_BTD, head_DV, targets_BT, weights_BT = inputs = problem(1, 256, 32, 300, "float32")
-    checked = pltpu.InterpretParams(detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan")
+    checked = pltpu.InterpretParams(
+        detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan"
+    )
     options = {"sizes": block_sizes.BlockSizes(128, 128), "interpret": checked}
     losses_T, *gradients = jax.jit(lambda *a: pallas_tpu.losses_and_gradients(*a, (), **options))(
         x_BTD[0], head_DV, targets_BT[0], weights_BT[0]
     )
-    np.testing.assert_allclose(losses_T, reference.token_losses(x_BTD, head_DV, targets_BT)[0], atol=2e-5)
+    np.testing.assert_allclose(
+        losses_T, reference.token_losses(x_BTD, head_DV, targets_BT)[0], atol=2e-5
+    )
     for actual, expected in zip(gradients, oracle(inputs)[1:]):
         assert relative_error(actual, 2 * expected) < 2e-5
     assert not interpret_pallas_call.races.races_found
@@ -145,7 +151,11 @@ def test_logits_are_never_whole():
 @pytest.mark.parametrize("d_model", [128, 4096])
 def test_blocks_fit_the_chip(d_model, vmem):
     sizes = block_sizes.choose(1000, 32_016, d_model, 2, 4, vmem)
-    assert block_sizes.needed_bytes(max(sizes.tokens, sizes.vocab), d_model, 2, 4) <= sizes.vmem_bytes < vmem
+    assert (
+        block_sizes.needed_bytes(max(sizes.tokens, sizes.vocab), d_model, 2, 4)
+        <= sizes.vmem_bytes
+        < vmem
+    )
     assert sizes.tokens % block_sizes.LANES == 0 == sizes.vocab % block_sizes.LANES
 
 

@@ -56,7 +56,11 @@ def test_equals_oracle(implementation, seed, dtype):
 def test_heads_split_over_devices_equal_whole():
     q_MGH, k_MSH, v_MSH, lengths_B = problem(0)
     q_MGH, k_MSH, v_MSH = (jnp.concatenate([x, 2 * x]) for x in (q_MGH, k_MSH, v_MSH))
-    with jax.set_mesh(jax.make_mesh((2,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])):
+    with jax.set_mesh(
+        jax.make_mesh(
+            (2,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2]
+        )
+    ):
         call = lambda *a: decode_attention(*a, implementation="pallas_tpu", head_axes=("tensor",))
         parts = jax.jit(call)(q_MGH, k_MSH, v_MSH, lengths_B)
     whole = decode_attention(q_MGH, k_MSH, v_MSH, lengths_B, implementation="reference")

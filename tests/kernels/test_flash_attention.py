@@ -76,7 +76,9 @@ def test_refuses_blocks_that_leave_a_rest():
 def test_refuses_gradients_that_fit_no_chip():
     x = jax.ShapeDtypeStruct((1, 1 << 17, 1, 128), jnp.bfloat16)
     loss = lambda x: pallas_tpu.attention(x, x, x, None, None, interpret=False).sum()
-    with pytest.raises(ValueError, match="shard the sequence over more devices of the context axis"):
+    with pytest.raises(
+        ValueError, match="shard the sequence over more devices of the context axis"
+    ):
         jax.eval_shape(jax.grad(loss), x)
 
 

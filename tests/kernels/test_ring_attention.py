@@ -114,7 +114,9 @@ def test_memory_of_a_device_falls_with_the_ring():
 
 def test_refuses_what_it_does_not_know():
     x = jnp.zeros((1, 8, 1, 8))
-    with pytest.raises(ValueError, match="no ring attention 'reference'; choose one of pallas_tpu, xla"):
+    with pytest.raises(
+        ValueError, match="no ring attention 'reference'; choose one of pallas_tpu, xla"
+    ):
         ring_attention.attention(x, x, x, length_axes=("context",), implementation="reference")
 
 
@@ -141,7 +143,11 @@ def of_a_tpu(length, head_dim):
 @pytest.mark.parametrize(
     ("length", "head_dim", "said"),
     [
-        (1 << 17, 128, "the gradients of 32768 tokens per head take .* shard the sequence over more devices of the context axis"),
+        (
+            1 << 17,
+            128,
+            "the gradients of 32768 tokens per head take .* shard the sequence over more devices of the context axis",
+        ),
         (1 << 12, 192, "a head dim up to 128 or a multiple of it, got 192"),
     ],
 )
