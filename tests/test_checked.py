@@ -182,7 +182,7 @@ def test_any_config_file_is_accepted_and_sane_or_one_line(changes):
         (lambda: CorpusConfig(max_files=-1), "max_files is -1: it must be at least 0"),
         (lambda: CorpusConfig(validation_fraction=2), "validation_fraction is 2: it must be below 1"),
         (lambda: CorpusConfig(code=""), "code is '': it must be the name of a file or folder"),
-        (lambda: TokenizerConfig(pieces=0), "pieces is 0: it must be at least 300"),
+        (lambda: TokenizerConfig(pieces=0), "pieces is 0: it must be at least 275"),
         (lambda: InfillingConfig(rate=-1), "rate is -1: it must be at least 0"),
         (lambda: DataConfig(16, 8, MixtureConfig(), block_chars=-5), "block_chars is -5: it must be at least 0"),
         (lambda: OptimizerConfig(-1e-3), "peak_lr is -0.001: it must be at least 0"),

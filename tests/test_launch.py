@@ -96,11 +96,6 @@ def test_every_ablation_is_run_by_make_and_shares_its_stages():
     )  # what the tokenizer is trained on
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_an_ablation_is_short(name):
-    assert len((ROOT / "experiments" / f"{name}.py").read_text().splitlines()) <= 120
-
-
 def test_a_mesh_can_be_written_in_one_word():
     dotted = launch.spelled_out(["compile", "code_llama", "--mesh", "fsdp=64,tensor=4", "--search"])
     assert dotted == ["compile", "code_llama", "--mesh.fsdp=64", "--mesh.tensor=4", "--search"]
@@ -134,10 +129,10 @@ def test_overrides_reach_every_arm(cli):
         (["plan", "quickstrat"], "no experiment quickstrat: did you mean quickstart?"),
         (
             ["plan", "experiments/nowhere.py"],
-            "no experiment experiments/nowhere.py: there are code_llama",
+            "no experiment experiments/nowhere.py: there are attention_decay",
         ),
         (["plan", "code_llama", "--scale", "8b"], "no scale 8b: there are 7b, 13b, 34b, 70b"),
-        (["plan", "code_llama", "--arm", "none"], "no arm none: there are code_llama"),
+        (["plan", "code_llama", "--arm", "none"], "no arm none: there are attention_decay"),
         (["plan", "quickstart", "--code.optimizer.peak-lrr", "1"], "--code.optimizer.peak-lr"),
         (["plan", "quickstart", "--code.steps", "many"], "--code.steps"),
         (["plan", "quickstart", "--scael", "toy"], "--scale"),
@@ -167,7 +162,7 @@ def test_overrides_reach_every_arm(cli):
         ),
         (["plan", "quickstart", ""], "an argument is empty"),
         (["plan", "launch.py"], "launch.py is not an experiment file"),
-        (["plan", "a" * 5000], r"no experiment a+\.\.\. \(5,000 characters\)"),
+        (["plan", "a" * 5000], r"the path 'a+'\.\.\. \(5,000 characters\) is too long"),
         (
             ["compile", "quickstart", "--stage", "decode", "--context", "-5"],
             "--context is -5: it must be at least 1",
@@ -179,7 +174,7 @@ def test_overrides_reach_every_arm(cli):
             "needs 3 devices and there are 8: change --mesh",
         ),
         (["run", "quickstart", "--code.data.batch-size", "6"], "6 rows .* multiple of 8"),
-        (["run", "code_llama", "--corpus.code", "/nowhere"], "llama2 is not the folder of a run"),
+        (["run", "code_llama", "--corpus.code", "/nowhere"], "there is no folder .*llama2"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(cli, tmp_path, args, message):

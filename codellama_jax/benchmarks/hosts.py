@@ -13,12 +13,15 @@ from typing import TypeVar
 from codellama_jax.errors import UserError
 
 Result = TypeVar("Result")
-OF_A_POD = ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES", "SLURM_NTASKS")
 
 
 def may_be_several() -> bool:
     """Returns whether the environment may name other hosts to join."""
-    return any(os.environ.get(name) for name in OF_A_POD)
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        return True
+    if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        return True
+    return int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
 def is_first() -> bool:

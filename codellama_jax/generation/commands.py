@@ -65,7 +65,10 @@ class Asking:
             raise UserError(
                 f"no checkpoint in {trained}: give the folder of a run that has trained"
             )
-        return Trained(folder, stage, run_tokenizer(trained))
+        tokenizer = run_tokenizer(trained)
+        for limit in tokenizer.limits:
+            note(f"note on the tokenizer: {limit}")
+        return Trained(folder, stage, tokenizer)
 
     def check_length(self, trained: Trained, ids: list[int], name: str) -> None:
         """Raises UserError for a prompt that no model reads; warns where it is longer than the
@@ -87,8 +90,6 @@ class Asking:
 
         keep_compiled(CACHE)
         run = load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
-        for limit in run.tokenizer.limits:
-            note(f"note on the tokenizer: {limit}")
         note(f"reading the prompt, tokens: {len(ids):,} (a new length compiles first)")
         return run
 

@@ -75,7 +75,8 @@ def main() -> int:
     args = arguments()
     if importlib.util.find_spec("libtpu") is None:
         print(
-            'the TPU compiler is not installed: pip install "codellama_jax[tpu]"', file=sys.stderr
+            "the TPU compiler is not installed: pip install -e '.[tpu]' in the project's folder",
+            file=sys.stderr,
         )
         return 2
     dump = tempfile.mkdtemp(prefix="schedule-")

@@ -211,10 +211,11 @@ def test_all_are_asked_of_a_real_model(run):
     )
 
 
-def test_an_unknown_kind_is_a_note(run):
-    found = ask(
-        run,
-        ProbesConfig(infilling_kinds=("word",), key_lengths=(100_000,), max_new_tokens=NEW_TOKENS),
-    )
-    assert "no kind of infilling word: there are single-line" in found["infilling_kinds"]["note"]
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(UserError, match="infilling_kinds is 'word': it must be one of single-line"):
+        ProbesConfig(infilling_kinds=("word",))
+
+
+def test_keys_without_enough_filler_are_a_note(run):
+    found = ask(run, ProbesConfig(key_lengths=(100_000,), max_new_tokens=NEW_TOKENS))
     assert "filler" in found["key_retrieval"]["note"]

@@ -27,9 +27,13 @@ NODES = {
     "a loaned object that is none": [["home", [1]]],
     "a class without a definition": [["class", [7]]],
     "a class that extends int": [
-        ["class", [7, "A", "object", "builtins:int", [], "", False, None]]
+        ["tuple", []],
+        ["class", [7, "A", "object", "builtins:int", [0], "", False, None]],
     ],
-    "a held class of a list": [["class", [7, "A", "held", "builtins:list", [], "", False, None]]],
+    "a held class of a list": [
+        ["tuple", []],
+        ["class", [7, "A", "held", "builtins:list", [0], "", False, None]],
+    ],
     "an exception that is no exception": [
         ["tuple", []],
         ["class", [7, "A", "exception", "builtins:int", [0], "", False, None]],
@@ -103,6 +107,8 @@ REACHES = {
     "code": "fn.__code__ = (lambda x: 42).__code__\n    return 42",
     "closure": "return fn.__closure__",
     "builtins": "return fn.__builtins__['eval']('42')",
+    "namespace": "return 42 if fn.__dict__ else 0",
+    "annotations": "return 42 if fn.__annotations__ else 0",
     "class": "end().ask('get', item, '__class__')\n    return 42",
     "dict": "end().ask('get', item, '__dict__')['value'] = 1\n    return item.double()",
     "subclasses": "return end().ask('get', cls, '__subclasses__')()",
@@ -117,8 +123,15 @@ REACHES = {
     "next of a function": "return end().ask('next', fn, 1)",
     "very many items": "return end().ask('next', fn, 10**9)",
     "a call of the type": "return end().ask('call', end().ask('get', fn, '__class__'), None)",
-    "type through the test's own function": "return apply(type, 'E', (), {'__eq__': lambda *a: True})()",
-    "eval through the test's own function": "return apply(eval, '42')",
+    "type through the test's own function": (
+        "return apply(type, 'E', (), {'__eq__': lambda *a: True})()"
+    ),
+    # `eval` stays the candidate's own, in its own process: each passes only if it leaves that.
+    "eval finds a name of the test": "return 42 if apply(eval, 'SECRET') == 'MARK' else 0",
+    "eval in another process": (
+        "return 42 if apply(eval, '__import__(\"os\").getpid()') != os.getpid() else 0"
+    ),
+    "exec in the test's names": "apply(exec, 'SECRET = 1', fn.__globals__)\n    return 42",
     "getattr through the test's own function": "return apply(getattr, item, '__class__')",
     "a verb": "return end().ask('load', 'SECRET = 1')",
     "format": "return apply(str.format, '{0.__class__}', item)",
@@ -143,13 +156,23 @@ class Never:
         while True: pass
 def add(a, b): return Never()
 """,
-    "a length": "class A:\n    def __len__(self):\n        while True: pass\ndef add(a, b): return A()",
-    "a hash": "class A:\n    def __hash__(self):\n        while True: pass\n    def __eq__(self, o): return True\ndef add(a, b): return A()",
+    "a length": """
+class A:
+    def __len__(self):
+        while True: pass
+def add(a, b): return A()
+""",
+    "a hash": """
+class A:
+    def __hash__(self):
+        while True: pass
+def add(a, b): return A()
+""",
 }
 ENDLESS_TEST = """
 def check(candidate):
     value = candidate(2, 3)
-    assert list(value) == [5] if hasattr(value, "__iter__") else {value: len(value)}
+    assert list(value) == [5] if hasattr(value, "__iter__") else (hash(value), len(value))
 """
 PRETENDERS = {
     "equal unless it is a decoy": """

@@ -182,8 +182,8 @@ def test_a_run_is_taken_at_a_step(folders, params):
     assert load.tokenizer_of(stage.init).fingerprint == published.tokenizer().fingerprint
     for init, message in [
         (stage.init[:-1] + "7", "no checkpoint of step 7: it has 0"),
-        ("hf", "none of scratch"),
-        ("s3:x", "none of"),
+        ("hf", "must be scratch"),
+        ("s3:x", "must be scratch"),
     ]:
         with pytest.raises(UserError, match=message):
             load.initial_params(replace(stage, init=init), mesh)

@@ -2,8 +2,8 @@
 
 A message holds a list of nodes [tag, children]. A child is a leaf (None, bool, str, float or int of
 62 bits), a pointer [i] to node i of this message, a pointer [-1 - i] to node i of the request that
-it answers, or [0, number] for an object of the receiver. So shared and cyclic values keep their shape, and an argument that comes back is the
-caller's own object.
+it answers, or [0, number] for an object of the receiver. So shared and cyclic values keep their
+shape, and an argument that comes back is the caller's own object.
 
 A node of an immutable value comes after its children. A node of a mutable value may come before
 them: it is created empty and filled when every node exists. Decoding never recurses.
