@@ -57,7 +57,10 @@ class Options:
         check_integer("--shots", self.shots, -1)
         check_integer("--examples", self.examples, 1)
         for name in ("lengths", "positions"):
-            if not getattr(self, name):
+            value = getattr(self, name)
+            if not isinstance(value, tuple | list):
+                raise UserError(f"--{name} must be a list of numbers, not {value!r}")
+            if not value:
                 raise UserError(f"--{name} needs at least one value")
         for length in self.lengths:
             check_integer("--lengths", length, 1, 1 << 24)

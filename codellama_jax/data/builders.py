@@ -21,7 +21,14 @@ from etils import epath
 from codellama_jax.config import CorpusConfig
 from codellama_jax.data import sources
 from codellama_jax.errors import UserError
-from codellama_jax.system.files import is_bucket, read_json, reason, user_path, write_json
+from codellama_jax.system.files import (
+    is_bucket,
+    open_file,
+    read_json,
+    reason,
+    user_path,
+    write_json,
+)
 from codellama_jax.system.progress import Say, announced, silent
 
 VERSION = "1.1.0"  # of what is kept and how it is split; part of the name of the cache folder
@@ -199,7 +206,7 @@ def _checksum(path: epath.Path) -> list[int]:
     if is_bucket(path):
         return [path.stat().length]
     size = crc = 0
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while part := file.read(1 << 20):
             size, crc = size + len(part), zlib.crc32(part, crc)
     return [size, crc]

@@ -259,7 +259,12 @@ def _folder(folder: str) -> Iterator[Item]:
         raise UserError(
             f"the corpus {folder!r} is not a folder: name a folder of text files, or stdlib, topics or descriptions"
         )
-    return _files(root, root.resolve().name)
+    top = root.resolve()
+    if top == top.parent:
+        raise UserError(
+            f"the corpus {folder!r} is the whole file system: name a folder of text files"
+        )
+    return _files(root, top.name)
 
 
 def _files(root: str | os.PathLike, prefix: str, skip: tuple[str, ...] = ()) -> Iterator[Item]:

@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import uuid
-from typing import Any
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -131,12 +131,7 @@ def read_file(path: str | os.PathLike) -> bytes:
     Raises UserError if it is missing, a folder, a pipe or device, or cannot be read.
     """
     try:
-        if is_bucket(path):
-            return epath.Path(path).read_bytes()
-        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
-            raise UserError(f"{path} is not a regular file: name a file")
-        # O_NONBLOCK: a file may become a FIFO after the check, and opening one waits for ever.
-        with open(path, "rb", opener=_open_without_waiting) as file:
+        with open_file(path) as file:
             return file.read() or b""
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
@@ -144,6 +139,19 @@ def read_file(path: str | os.PathLike) -> bytes:
         raise UserError(f"{path} is a folder: name a file") from None
     except LIBRARY_ERRORS as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
+
+
+def open_file(path: str | os.PathLike) -> BinaryIO:
+    """Opens a regular file to read its bytes; never waits for a pipe.
+
+    Raises UserError for a pipe or device, OSError for what is missing or cannot be opened.
+    """
+    if is_bucket(path):
+        return epath.Path(path).open("rb")
+    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+        raise UserError(f"{path} is not a regular file: name a file")
+    # O_NONBLOCK: a file may become a FIFO after the check, and opening one waits for ever.
+    return open(path, "rb", opener=_open_without_waiting)
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

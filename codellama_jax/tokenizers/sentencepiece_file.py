@@ -129,7 +129,8 @@ def processor(proto: Any, name: str, **normalizer: bool) -> sentencepiece.Senten
     model = changed.SerializeToString(deterministic=True)
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError as error:
-        detail = reason(error).removeprefix("INTERNAL: ").rpartition("] ")[2].strip(". ")
+    except (RuntimeError, UnicodeDecodeError) as error:  # its message may quote bytes of a piece
+        text = reason(error) if isinstance(error, RuntimeError) else ""
+        detail = text.removeprefix("INTERNAL: ").rpartition("] ")[2].strip(". ")
         cause = f"SentencePiece refuses it, {detail}" if detail else "SentencePiece refuses it"
         raise UserError(f"{name} is damaged ({cause}): download tokenizer.model again") from error

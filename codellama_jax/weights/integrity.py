@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from etils import epath
 
 from codellama_jax.errors import UserError
-from codellama_jax.system.files import LIBRARY_ERRORS, reason, write_json
+from codellama_jax.system.files import LIBRARY_ERRORS, open_file, reason, write_json
 from codellama_jax.weights.config_files import read_settings
 from codellama_jax.weights.folders import progress
 from codellama_jax.weights.layout import some
@@ -80,7 +80,7 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
 def _sha256(path: epath.Path, advance: Callable[[int], None]) -> str:
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
                 advance(len(chunk))

@@ -84,7 +84,11 @@ def test_the_model_can_be_asked(place, undisturbed):
             "has no main/later: it has main/code, main/long",
         ),
         (["complete", "RUN", "x", "--temprature", "1"], "", "did you mean --temperature?"),
-        (["complete", "RUN", "x", "--top-p", "2"], "", "--top-p is 2.0: it must be a number above 0 and at most 1"),
+        (
+            ["complete", "RUN", "x", "--top-p", "2"],
+            "",
+            "--top-p is 2.0: it must be a number above 0 and at most 1",
+        ),
         (["infill", "RUN", "/nowhere.py"], "", "no file /nowhere.py"),
         (["infill", "RUN", "/"], "", "/ is a folder"),
         (["infill", "RUN", "-"], "nothing to fill", "holds 0 marks <FILL_ME>"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -16,34 +17,21 @@ from codellama_jax.generation.source import read_source
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 from tools.fuzz import mutations
 
-LINES = [
-    "import os",
-    "def f(x):",
-    "    return x + 1",
-    "class A:",
-    "# é 日本",
-    "x = 'a ▁ b'",
-    "",
-    "\t",
-]
-LINES += [
-    "x = [" + "1, " * 400 + "]",
-    "# automatically generated",
-    "\u2028",
-    "\x0c",
-    "😀",
-    "<FILL_ME>",
-]
+MARK = "<FILL_ME>"
+LINES = ["import os", "def f(x):", "    return x + 1", "class A:", "# é 日本", "x = 'a ▁ b'"]
+LINES += ["", "\t", "x = [" + "1, " * 400 + "]", "# automatically generated", "\u2028", "\x0c"]
+LINES += ["😀", MARK]
+PIECES = ["", "▁", "<s>", "<unk>", "<0x00>", "▁<PRE>", "a" * 5000, "日", "\0"]
+WHITESPACE = ["add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces"]
 ENDINGS = [".py", ".py", ".md", ".jsonl", ".parquet", ".ipynb", ".gz", ".json", ""]
 
 
 def text(rng: Random) -> str:
     """Returns the lines of a source file."""
-    chosen = [
-        rng.choice(LINES) + str(rng.choice(["", rng.randrange(99)]))
-        for _ in range(rng.randrange(60))
-    ]
-    return "\n".join(chosen)
+    lines = []
+    for _ in range(rng.randrange(60)):
+        lines.append(rng.choice(LINES) + str(rng.choice(["", rng.randrange(99)])))
+    return "\n".join(lines)
 
 
 def corpora(rng: Random, folder: Path) -> Callable[[], object]:
@@ -51,13 +39,13 @@ def corpora(rng: Random, folder: Path) -> Callable[[], object]:
     root = folder / rng.choice(["corpus", "é", "a b", "[x]"])
     root.mkdir()
     for number in range(rng.choice([0, 1, 2, 5, 9])):
-        name = (
-            rng.choice(mutations.NAMES) if rng.random() < 0.3 else f"{number}{rng.choice(ENDINGS)}"
-        )
+        name = f"{number}{rng.choice(ENDINGS)}"
+        if rng.random() < 0.3:
+            name = rng.choice(mutations.NAMES)
         path = root / rng.choice(["", "", "sub", ".hidden"]) / name
         path.parent.mkdir(exist_ok=True)
         data = text(rng).encode(errors="surrogatepass")
-        if not path.exists():
+        if not os.path.lexists(path):
             path.write_bytes(mutations.damaged(rng, data) if rng.random() < 0.3 else data)
         if rng.random() < 0.1:
             mutations.replace_file(rng, path)
@@ -122,37 +110,31 @@ def changed_model(rng: Random) -> bytes:
     proto = sentencepiece_model_pb2.ModelProto.FromString(proto_bytes())
     for _ in range(rng.randint(1, 3)):
         kind = rng.randrange(8)
-        piece = (
-            proto.pieces[rng.randrange(len(proto.pieces))] if proto.pieces else proto.pieces.add()
-        )
+        if not proto.pieces:
+            proto.pieces.add()
+        piece = proto.pieces[rng.randrange(len(proto.pieces))]
         if kind == 0:
             piece.type = rng.choice([1, 2, 3, 4, 5, 6])
         elif kind == 1:
-            piece.piece = rng.choice(
-                ["", "▁", "<s>", "<unk>", "<0x00>", "▁<PRE>", "a" * 5000, "日", "\0"]
-            )
+            piece.piece = rng.choice(PIECES)
         elif kind == 2:
             piece.score = rng.choice([float("nan"), float("inf"), -1e38, 0.0])
         elif kind == 3:
             del proto.pieces[rng.choice([0, 3, 300, len(proto.pieces) - 1]) :]
         elif kind == 4:
             spec = proto.normalizer_spec
-            name = rng.choice(
-                ["add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces"]
-            )
-            setattr(spec, name, rng.random() < 0.5)
+            setattr(spec, rng.choice(WHITESPACE), rng.random() < 0.5)
             if rng.random() < 0.3:
                 spec.precompiled_charsmap = rng.randbytes(rng.choice([1, 4, 50]))
         elif kind == 5:
             name = rng.choice(["unk_id", "bos_id", "eos_id", "pad_id", "model_type", "vocab_size"])
-            allowed = (
-                [1, 2, 3, 4] if name == "model_type" else [-1, 0, 1, 2, 3, 499, 500, 2**31 - 1]
-            )
+            allowed = [-1, 0, 1, 2, 3, 499, 500, 2**31 - 1]
+            if name == "model_type":
+                allowed = [1, 2, 3, 4]
             setattr(proto.trainer_spec, name, rng.choice(allowed))
         elif kind == 6:
-            proto.pieces.add(
-                piece=rng.choice(["▁<PRE>", "▁<EOT>", "x", "a", "<s>"]), type=rng.choice([1, 3, 4])
-            )
+            more = ["▁<PRE>", "▁<EOT>", "x", "a", "<s>"]
+            proto.pieces.add(piece=rng.choice(more), type=rng.choice([1, 3, 4]))
         else:
             proto.trainer_spec.byte_fallback = not proto.trainer_spec.byte_fallback
             proto.trainer_spec.treat_whitespace_as_suffix = rng.random() < 0.2
@@ -162,7 +144,8 @@ def changed_model(rng: Random) -> bytes:
 def prompts(rng: Random, folder: Path) -> Callable[[], object]:
     """A file to infill, read and split as `infill` does before it loads a run."""
     file = folder / rng.choice(mutations.NAMES)
-    data = (text(rng) + rng.choice(["", "<FILL_ME>", "<FILL_ME><FILL_ME>"]) + text(rng)).encode()
+    mark = rng.choice(["", MARK, MARK, MARK, MARK, MARK * 2])
+    data = mark.join(text(rng).replace(MARK, "x") for _ in range(2)).encode()
     file.write_bytes(mutations.damaged(rng, data) if rng.random() < 0.5 else data)
     if rng.random() < 0.2:
         mutations.replace_file(rng, file)

@@ -24,6 +24,9 @@ from tools.fuzz.harness import shared_folder
 ANSWERS = ["completion", "solution", "generation", "log_likelihoods"]
 OWN = {"task_id": "HumanEval/0", "sample": 0, "passed": True, "result": "passed", "completion": ""}
 REQUEST = {"benchmark": "humaneval", "model": None, "options": {}, "settings": {"samples": 1}}
+OPTIONS = ["data", "shots", "source", "all_tasks", "lengths", "positions", "examples"]
+SETTINGS = ["samples", "temperature", "top_p", "seed", "max_new_tokens", "context_tokens"]
+SETTINGS += ["batch_tokens"]
 SCORED = {  # a task of each benchmark that samples are scored for
     "humaneval": "HumanEval/0",
     "mbpp": "Mbpp/11",
@@ -104,12 +107,13 @@ def samples_files(rng: Random, folder: Path) -> Callable[[], object]:
     """A file of samples in a known or an unknown form."""
     path, lines = folder / "samples.jsonl", []
     suite, partial = rng.choice(list(SCORED)), rng.random() < 0.5
-    for _ in range(rng.choice([0, 1, 1, 2, 3])):
+    for _ in range(rng.choice([0, 1, 1, 1, 1, 1, 2, 3])):
         task_id = SCORED[suite] if rng.random() < 0.9 else rng.choice(list(SCORED.values()))
         answer = rng.choice(ANSWERS[-1:] if suite == "truthfulqa" else ANSWERS)
         sample = {"task_id": task_id, answer: [-1.0, -2.0] if answer == ANSWERS[-1] else "x"}
-        sample = changed(rng, sample, [*sample, "sample", "mean_logprob"])
-        lines.append(sample if rng.random() < 0.8 else mutations.value(rng))
+        if rng.random() < 0.7:
+            sample = changed(rng, sample, [*sample, "sample", "mean_logprob"])
+        lines.append(sample if rng.random() < 0.9 else mutations.value(rng))
     if rng.random() < 0.1:
         lines = [[mutations.value(rng)] for _ in range(2)]
     write(rng, path, lines)
@@ -128,9 +132,8 @@ def samples_files(rng: Random, folder: Path) -> Callable[[], object]:
 def own_files(rng: Random, folder: Path) -> Callable[[], object]:
     """The files of an evaluation's folder when it continues."""
     path = folder / rng.choice(["results.jsonl", "samples.jsonl"])
-    write(
-        rng, path, [rng.choice([OWN, mutations.mutate(rng, OWN)]) for _ in range(rng.randrange(4))]
-    )
+    results = [rng.choice([OWN, mutations.mutate(rng, OWN)]) for _ in range(rng.randrange(4))]
+    write(rng, path, results)
     document = mutations.mutate(rng, REQUEST)
     settings = folder / "settings.json"
     settings.write_bytes(mutations.json_bytes(rng, document))
@@ -147,37 +150,31 @@ def own_files(rng: Random, folder: Path) -> Callable[[], object]:
     return call
 
 
+def odd_or_good(rng: Random) -> Any:
+    """Returns a JSON value or a number that many options allow."""
+    return mutations.value(rng) if rng.random() < 0.5 else rng.choice([0, 1, 1, 2, 0.5, 1.0])
+
+
 def requests(rng: Random, folder: Path) -> Callable[[], object]:
     """Options of `evaluate` from the library or the command line."""
-    suite = rng.choice([*LOADERS, "perplexity", *mutations.TEXTS])
+    suite = rng.choice([*originals(), *LOADERS, "perplexity", rng.choice(mutations.TEXTS)])
     options: dict[str, Any] = {"data": originals().get(suite, str(folder))}
     settings: dict[str, Any] = {}
-    for _ in range(rng.choice([1, 1, 2])):
-        name = rng.choice(
-            ["data", "shots", "source", "all_tasks", "lengths", "positions", "examples"]
-        )
-        options[name] = mutations.value(rng)
+    for _ in range(rng.choice([0, 1, 1, 2])):
+        name = rng.choice(OPTIONS)
+        options[name] = odd_or_good(rng)
         if name in ("lengths", "positions") and rng.random() < 0.8:
-            options[name] = tuple(mutations.value(rng) for _ in range(rng.randrange(3)))
+            options[name] = tuple(odd_or_good(rng) for _ in range(rng.choice([0, 1, 1, 2])))
         if name in ("data", "source"):
             options[name] = rng.choice([*mutations.TEXTS, str(folder), originals()["humaneval"]])
         if name == "all_tasks":
             options[name] = rng.random() < 0.5
-    names = [
-        "samples",
-        "temperature",
-        "top_p",
-        "seed",
-        "max_new_tokens",
-        "context_tokens",
-        "batch_tokens",
-    ]
     if rng.random() < 0.5:
-        settings[rng.choice(names)] = mutations.value(rng)
-    out = rng.choice([str(folder / "out"), *mutations.TEXTS])
-    samples = rng.choice(["", "", "", *mutations.TEXTS])
+        settings[rng.choice(SETTINGS)] = odd_or_good(rng)
+    out = str(folder / "out") if rng.random() < 0.8 else rng.choice(mutations.TEXTS)
+    samples = "" if rng.random() < 0.8 else rng.choice(mutations.TEXTS)
     flags = [rng.random() < 0.5, rng.random() < 0.5]
-    checking = {} if rng.random() < 0.7 else {rng.choice(["mode", "workers"]): mutations.value(rng)}
+    checking = {} if rng.random() < 0.7 else {rng.choice(["mode", "workers"]): odd_or_good(rng)}
 
     def call() -> None:
         chosen = Options(**options), Settings(**settings), Checking(**checking)

@@ -12,6 +12,7 @@ import contextlib
 import faulthandler
 import functools
 import io
+import os
 import shutil
 import signal
 import sys
@@ -31,14 +32,9 @@ LONGEST = 2_000  # characters of an error line
 # Makes an input from random numbers, in an empty folder, and returns what a command does with it.
 MakeInput = Callable[[Random, Path], Callable[[], object]]
 
-for _folder in (
-    ROOT,
-    ROOT / "tests" / "evaluation_benchmarks",
-    ROOT / "tests" / "weights",
-    ROOT / "tests",
-):
-    if str(_folder) not in sys.path:
-        sys.path.append(str(_folder))  # small models and data that the tests have already
+for _folder in ("", "tests/evaluation_benchmarks", "tests/weights", "tests"):
+    if str(ROOT / _folder) not in sys.path:
+        sys.path.append(str(ROOT / _folder))  # small models and data that the tests have already
 
 
 @dataclass(frozen=True)
@@ -64,14 +60,25 @@ def shared_folder() -> Path:
 
 
 def attempt(name: str, make: MakeInput, seed: int, number: int) -> Outcome:
-    """Makes an input of the area `name` and runs it. The same seed and number make the same input."""
+    """Makes an input of the area `name` and runs it. The same seed and number make the same input.
+
+    It runs in a folder of its own with another home, so that a relative path, `~` and `../..` name
+    nothing of this machine.
+    """
     rng = Random(f"{name} {seed} {number}")
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    top = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    folder, home, current = top / "input", top / "home", top / "here" / "inner"
+    for made in (folder, home, current):
+        made.mkdir(parents=True)
+    before = os.getcwd(), os.environ.get("HOME")
     try:
-        call = make(rng, folder)
-        return _watched(call)
+        os.chdir(current)
+        os.environ["HOME"] = str(home)
+        return _watched(lambda: make(rng, folder)())
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.chdir(before[0])
+        os.environ["HOME"] = before[1] or str(home)
+        shutil.rmtree(top, ignore_errors=True)
 
 
 def _watched(call: Callable[[], object]) -> Outcome:

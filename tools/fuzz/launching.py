@@ -67,17 +67,10 @@ LINES = [
     "import sys; sys.exit('text')",
     "import codellama_jax.config as c; Stage = c.Model",
 ]
+VALUES = ["64", "32", "2,", "4,", '"small"', "scale,", '"main"', '"code"', "1.0", "300"]
 FLAGS = ["--scale", "--arm", "--out", "--reuse", "--cache", "--stage", "--target", "--slices"]
-FLAGS += [
-    "--context",
-    "--batch",
-    "--fresh",
-    "--traceback",
-    "--no-fresh",
-    "--search",
-    "--help",
-    "-h",
-]
+FLAGS += ["--context", "--batch", "--fresh", "--traceback", "--no-fresh", "--search"]
+FLAGS += ["--help", "-h"]
 ODD = ["", "-", "--", "---", "=", "--=", "--code", "--code.", "--.steps", "--code.steps", "-1"]
 ODD += ["--mesh", "fsdp=2,tensor=2", "a,b", "\udcff", "é", "x" * 3000, "--code.nothing", "None"]
 
@@ -94,17 +87,16 @@ def small() -> Experiment:
 def options() -> list[str]:
     """Returns the names of what can be overridden."""
     code = leaves({"code": to_dict(small().arms["main"]["code"])})
-    rest = {
-        name: value
-        for name, value in to_dict(small()).items()
-        if name not in ("arms", "name", "scale")
-    }
+    rest = to_dict(small())
+    for name in ("arms", "name", "scale"):
+        del rest[name]
     return sorted({*code, *leaves(rest)})
 
 
 def text_of(rng: Random) -> str:
     """Returns the text of a value on the command line; no argument of a process holds NUL."""
-    text = str(mutations.value(rng)) if rng.random() < 0.9 else str(rng.randint(-3, 3000))
+    good = [0, 1, 2, 4, 8, 0.5, 0.01, rng.randint(1, 3000), True, "none", "scratch", "psm"]
+    text = str(mutations.value(rng) if rng.random() < 0.6 else rng.choice(good))
     return text.replace("\0", "").replace("\ud800", "\udcff")
 
 
@@ -126,7 +118,8 @@ def overrides(rng: Random, folder: Path) -> Callable[[], object]:
     """Overrides of a small experiment, for every verb; `plan` also prints its table."""
     file = folder / "small.py"
     file.write_text(EXPERIMENT)
-    verb = rng.choice(["plan", "plan", "plan", "run", "compile", "", "Plan", "plans"])
+    odd = rng.choice(["", "Plan", "plans", "run plan"])
+    verb = rng.choice(["plan", "plan", "plan", "run", "compile"]) if rng.random() < 0.95 else odd
     experiment = str(file) if rng.random() < 0.95 else text_of(rng)
     given = [verb, experiment]
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
@@ -152,22 +145,16 @@ def experiments(rng: Random, folder: Path) -> Callable[[], object]:
         line = "\n".join(indent + part for part in rng.choice(LINES).split("\n"))
         text = text.replace(place, f"\n{line}\n{place}", 1) if place else f"{text}\n{line}\n"
     elif kind < 0.8:
-        old = rng.choice(
-            ["64", "32", "2,", "4,", '"small"', "scale,", '"main"', '"code"', "1.0", "300"]
-        )
-        new = (
-            repr(mutations.value(rng)).replace("inf", "float('inf')").replace("nan", "float('nan')")
-        )
+        old = rng.choice(VALUES)
+        new = repr(mutations.value(rng))
+        new = new.replace("inf", "float('inf')").replace("nan", "float('nan')")
         text = text.replace(old, f"{new}{',' if ',' in old else ''}", 1)
     data = text.encode(errors="surrogatepass")
     file.write_bytes(mutations.damaged(rng, data) if kind > 0.8 else data)
     if rng.random() < 0.1:
         mutations.replace_file(rng, file)
-    name = (
-        str(file)
-        if rng.random() < 0.9
-        else rng.choice([*mutations.TEXTS, str(folder), str(file)[:-3]])
-    )
+    odd = rng.choice([*mutations.TEXTS, str(folder), str(file)[:-3]])
+    name = str(file) if rng.random() < 0.9 else odd
     scale = rng.choice(["", "", "toy", *mutations.TEXTS])
 
     def call() -> None:

@@ -19,20 +19,17 @@ HTML = b"<!DOCTYPE html>\n<html><body>404</body></html>\n"
 NUMBERS = [0, 1, -1, 2, 7, 0.5, 1.5, -0.0, 1e-320, 1e308, 10**12, -(10**12), 2**31, 2**63, 10**400]
 NUMBERS += [float("nan"), float("inf"), float("-inf")]
 TEXTS = ["", " ", "x", "0", "-1", "nan", "true", "null", "\0", "\n", "a\nb", "\ud800", "\ufeff"]
+TEXTS += ["é", "日本", "\u202e", "\x1b[31m", "../..", "/", "~", ".", "a" * 5000, "a/" * 3000]
 TEXTS += [
-    "é",
-    "日本",
-    "\u202e",
-    "\x1b[31m",
-    "../..",
-    "/",
-    "~",
-    ".",
-    "a" * 5000,
-    "a/" * 3000,
     "%s{}",
+    "gs://bucket/file",
+    "ftp://host/x",
+    "file:///etc",
+    "[bold]",
+    "1e400",
+    "0x10",
+    "1_000",
 ]
-TEXTS += ["gs://bucket/file", "ftp://host/x", "file:///etc", "[bold]", "1e400", "0x10", "1_000"]
 OTHERS = [None, True, False, [], {}, [[]], [None], {"a": None}, [1, "a", {}], {"": ""}]
 # Names that a file system allows and that programs trip over.
 NAMES = ["é.py", "日本.py", "a b.py", "-x.py", "[a].py", "%s.py", "a\nb.py", "\udcff.py", "~.py"]
@@ -50,10 +47,12 @@ def value(rng: Random, depth: int = 0) -> Any:
 
 def containers(document: Any) -> list[Any]:
     """Returns every dict and list in a JSON document that is not empty, itself included."""
-    found = [document] if isinstance(document, dict | list) and document else []
-    if found:
-        for item in document.values() if isinstance(document, dict) else document:
-            found += containers(item)
+    found, waiting = [], [document]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict | list) and item:
+            found.append(item)
+            waiting += item.values() if isinstance(item, dict) else item
     return found
 
 
@@ -117,10 +116,8 @@ def _truncated_to_zeros(rng: Random, data: bytes) -> bytes:
 
 def _inserted(rng: Random, data: bytes) -> bytes:
     place = rng.randrange(len(data) + 1)
-    new = rng.choice(
-        [rng.randbytes(3), b"\0", b"\xff\xfe", b"\xed\xa0\x80", b"\r", b'"', b"9" * 5000]
-    )
-    return data[:place] + new + data[place:]
+    new = [rng.randbytes(3), b"\0", b"\xff\xfe", b"\xed\xa0\x80", b"\r", b'"', b"9" * 5000]
+    return data[:place] + rng.choice(new) + data[place:]
 
 
 def _removed(rng: Random, data: bytes) -> bytes:
@@ -145,10 +142,8 @@ def _encoded(rng: Random, data: bytes) -> bytes:
 
 def _replaced(rng: Random, data: bytes) -> bytes:
     del data
-    deep = b"[" * DEEP
-    return rng.choice(
-        [b"", b"\0" * 500, b"\n", LFS_POINTER, HTML, b"5", b"{}", b"[]", b"null", deep]
-    )
+    others = [b"", b"\0" * 500, b"\n", LFS_POINTER, HTML, b"5", b"{}", b"[]", b"null"]
+    return rng.choice([*others, b"[" * DEEP])
 
 
 def _other_lines(rng: Random, data: bytes) -> bytes:

@@ -1,10 +1,15 @@
-"""Complete processes: every verb with arguments that no command takes; all must exit with 2."""
+"""Complete processes: every verb with arguments that no command takes; all must exit with 2.
+
+`JAX_PLATFORMS=cpu python -m tools.fuzz.processes` runs each once.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -74,15 +79,21 @@ WRONG = [
 
 
 def commands(rng: Random, folder: Path) -> Callable[[], object]:
-    """The next of the wrong commands; its line and exit code become this process' own."""
-    (folder / "config.json").write_text(rng.choice(["", "{}", "[]", '{"model": 5}', "nul", "\0"]))
+    """One of the wrong commands as a complete process; its line and exit code are the outcome."""
+    prepare(folder, rng.choice(["", "{}", "[]", '{"model": 5}', "nul", "\0"]))
+    words = rng.choice(WRONG)
+    return lambda: run(words, folder)
+
+
+def prepare(folder: Path, config: str) -> None:
+    """Writes the files that the commands name."""
+    (folder / "config.json").write_text(config)
     os.mkfifo(folder / "fifo")
-    command = [word.replace("{folder}", str(folder)) for word in rng.choice(WRONG)]
-    return lambda: run(command)
 
 
-def run(command: list[str]) -> None:
+def run(words: list[str], folder: Path) -> None:
     """Runs a command. Raises UserError if it ends as a mistake must, else AssertionError."""
+    command = [word.replace("{folder}", str(folder)) for word in words]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [os.fsencode(word) for word in command],
@@ -96,3 +107,28 @@ def run(command: list[str]) -> None:
     fault = wrong_ending(done.returncode, stderr)
     assert done.returncode == 2 and not fault, f"{command!a:.300} -> {done.returncode}: {fault}"
     raise UserError(stderr.splitlines()[-1].removeprefix("error: "))
+
+
+def main() -> int:
+    """Runs every wrong command once and prints its seconds and its line. Returns the exit code."""
+    faults = 0
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as top:
+        folder = Path(top)
+        prepare(folder, "{}")
+        for words in WRONG:
+            begun = time.monotonic()
+            try:
+                run(words, folder)
+            except UserError as error:
+                line = str(error)
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                faults += 1
+                line = f"FAULT {error}"
+            shown = " ".join([Path(words[0]).name, *words[1:]])
+            print(f"{time.monotonic() - begun:5.1f} s  {shown!a:.150}\n         {line}", flush=True)
+    print(f"{len(WRONG)} commands, {faults} faults")
+    return int(faults > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

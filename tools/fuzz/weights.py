@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from codellama_jax.generation.settings import Sampling
 from codellama_jax.report import reading as report_reading
 from codellama_jax.report.report import write_report
 from codellama_jax.runs import folder as run_folder
-from codellama_jax.system.files import read_json
+from codellama_jax.system.files import read_json, user_path
 from codellama_jax.weights import commands, huggingface, integrity, load, meta, store
 from codellama_jax.weights.layout import is_stacked, join, one_layer, parameters
 from codellama_jax.weights.rows import added_tokens, trimmed
@@ -38,6 +39,13 @@ PROBES = {
     "bigram": {"loss": 3.0},
     "samples": [{"prompt": "a", "completion": "b"}],
 }
+OTHER_FILES = ["added_tokens.json", "model.safetensors.index.json", "tokenizer.json"]
+OTHER_FILES += ["pytorch_model.bin", "consolidated.safetensors", "model-00001.safetensors"]
+OTHER_FILES += ["consolidated.02.pth", "consolidated.xx.pth", "params.json", "config.json"]
+EXTRA = ["rope_scaling", "rope_parameters", "head_dim", "attention_bias", "hidden_act", "mlp_bias"]
+EXTRA += ["partial_rotary_factor", "quantization_config", "use_scaled_rope", "multiple_of"]
+EXTRA += ["ffn_dim_multiplier", "model_type", "tie_word_embeddings", "max_position_embeddings"]
+EXTRA += ["rope_theta"]
 
 
 @functools.cache
@@ -66,9 +74,8 @@ def weights_folders(rng: Random, folder: Path) -> Callable[[], object]:
     for _ in range(rng.choice([1, 1, 1, 2])):
         change_weights(rng, root)
     path = str(root) if rng.random() < 0.97 else rng.choice(mutations.TEXTS)
-    named = (
-        "" if rng.random() < 0.9 else rng.choice([*mutations.TEXTS, str(root / "tokenizer.model")])
-    )
+    odd = rng.choice([*mutations.TEXTS, str(root / "tokenizer.model")])
+    named = "" if rng.random() < 0.9 else odd
     action = rng.random()
 
     def call() -> None:
@@ -84,8 +91,6 @@ def weights_folders(rng: Random, folder: Path) -> Callable[[], object]:
 
 def read_weights(path: str, named: str) -> None:
     """Does what `import` does, without writing: opens, checks and reads every parameter."""
-    from codellama_jax.system.files import user_path
-
     root = user_path(path)
     _, source = load.open_published(root)
     tokenizer = load.needed_tokenizer(root, named)
@@ -108,32 +113,11 @@ def change_weights(rng: Random, root: Path) -> None:
     elif kind < 0.8:
         change_tensors(rng, root)
     elif kind < 0.9:
-        other = rng.choice(
-            [
-                "added_tokens.json",
-                "model.safetensors.index.json",
-                "tokenizer.json",
-                "pytorch_model.bin",
-                "consolidated.safetensors",
-                "model-00001.safetensors",
-                "consolidated.02.pth",
-                "consolidated.xx.pth",
-                "params.json",
-                "config.json",
-            ]
-        )
-        content = rng.choice(
-            [
-                b"",
-                b"{}",
-                b"[]",
-                mutations.LFS_POINTER,
-                json.dumps(
-                    {"weight_map": mutations.value(rng), "a": mutations.value(rng)}
-                ).encode(),
-            ]
-        )
-        (root / other).write_bytes(content)
+        index = {"weight_map": mutations.value(rng), "a": mutations.value(rng)}
+        content = [b"", b"{}", b"[]", mutations.LFS_POINTER, json.dumps(index).encode()]
+        other = root / rng.choice(OTHER_FILES)
+        if other.is_file() or not os.path.lexists(other):  # writing to a pipe would wait
+            other.write_bytes(rng.choice(content))
     elif files:
         mutations.replace_file(rng, rng.choice(files))
 
@@ -141,34 +125,11 @@ def change_weights(rng: Random, root: Path) -> None:
 def damage_settings(rng: Random, file: Path) -> None:
     """Changes values of config.json or params.json, or adds settings of other models."""
     document = mutations.document_of(file.read_bytes())
-    extra = [
-        "rope_scaling",
-        "rope_parameters",
-        "head_dim",
-        "attention_bias",
-        "hidden_act",
-        "mlp_bias",
-        "partial_rotary_factor",
-        "quantization_config",
-        "use_scaled_rope",
-        "ffn_dim_multiplier",
-        "multiple_of",
-        "model_type",
-        "tie_word_embeddings",
-        "max_position_embeddings",
-        "rope_theta",
-    ]
     for _ in range(rng.choice([0, 1, 2]) if isinstance(document, dict) else 0):
-        document[rng.choice(extra)] = rng.choice(
-            [
-                mutations.value(rng),
-                {"type": mutations.value(rng), "factor": mutations.value(rng)},
-                {
-                    "rope_type": rng.choice(["linear", "default", "llama3", None]),
-                    "factor": mutations.value(rng),
-                },
-            ]
-        )
+        rope = {"type": mutations.value(rng), "factor": mutations.value(rng)}
+        kind = rng.choice(["linear", "default", "llama3", None])
+        newer = {"rope_type": kind, "factor": mutations.value(rng)}
+        document[rng.choice(EXTRA)] = rng.choice([mutations.value(rng), rope, newer])
     document = mutations.mutate(rng, document, most=2)
     file.write_bytes(mutations.json_bytes(rng, document))
 
@@ -177,24 +138,17 @@ def change_tensors(rng: Random, root: Path) -> None:
     """Changes tensors inside a file of safetensors or of torch.save."""
     file = root / "model.safetensors"
     if root.name == "meta":
-        content = rng.choice(
-            [
-                b"",
-                b"\x80\x02",
-                pickle.dumps(mutations.value(rng)),
-                pickle.dumps({"a": 1}),
-                pickle.dumps({1: 2}),
-                b"(" * 5000,
-                b"c__builtin__\neval\n.",
-                pickle.dumps([]),
-            ]
-        )
-        with open(root / "consolidated.00.pth", "rb") as old:
-            whole = old.read()
+        pickled = pickle.dumps(rng.choice([mutations.value(rng), {"a": 1}, {1: 2}, []]))
+        odd = rng.choice([b"", b"\x80\x02", b"(" * 5000, b"c__builtin__\neval\n."])
+        content = rng.choice([pickled, odd])
+        part = root / "consolidated.00.pth"
+        if not part.is_file():
+            return
+        whole = part.read_bytes()
         try:
             damage.repickled(root, content)
         except (OSError, ValueError, KeyError):
-            (root / "consolidated.00.pth").write_bytes(whole)
+            part.write_bytes(whole)
         return
     if not file.is_file():
         return
@@ -216,17 +170,10 @@ def run_folders(rng: Random, folder: Path) -> Callable[[], object]:
     shutil.copytree(originals() / "run", root)
     experiment = from_dict(Experiment, read_json(originals() / "run" / "config.json"))
     names = ["config.json", "tokenizer.model", "corpus.json", "checksums.json"]
-    inner = [
-        "config.json",
-        "done.json",
-        "probes.json",
-        "metrics.jsonl",
-        "identity.txt",
-        "checkpoints",
-    ]
-    paths = [root / name for name in names] + [
-        root / store.ARM / store.STAGE / name for name in inner
-    ]
+    inner = ["config.json", "done.json", "probes.json", "metrics.jsonl", "identity.txt"]
+    stage_folder = root / store.ARM / store.STAGE
+    paths = [root / name for name in names]
+    paths += [stage_folder / name for name in (*inner, "checkpoints")]
     for _ in range(rng.choice([1, 1, 2, 4])):
         damage_state(rng, rng.choice(paths))
     if rng.random() < 0.1:
@@ -237,10 +184,8 @@ def run_folders(rng: Random, folder: Path) -> Callable[[], object]:
     out, arm = epath.Path(root), ""
     stage = rng.choice(["", "weights"])
     if rng.random() < 0.1:
-        arm, stage = (
-            rng.choice(["imported", "imported@1", *mutations.TEXTS]),
-            rng.choice(mutations.TEXTS),
-        )
+        arm = rng.choice(["imported", "imported@1", *mutations.TEXTS])
+        stage = rng.choice(mutations.TEXTS)
 
     def call() -> None:
         if action < 0.15:
