@@ -132,7 +132,7 @@ def test_overrides_reach_every_arm(cli):
             "no experiment experiments/nowhere.py: there are attention_decay",
         ),
         (["plan", "code_llama", "--scale", "8b"], "no scale 8b: there are 7b, 13b, 34b, 70b"),
-        (["plan", "code_llama", "--arm", "none"], "no arm none: there are attention_decay"),
+        (["plan", "code_llama", "--arm", "none"], "no arm none: there are code_llama"),
         (["plan", "quickstart", "--code.optimizer.peak-lrr", "1"], "--code.optimizer.peak-lr"),
         (["plan", "quickstart", "--code.steps", "many"], "--code.steps"),
         (["plan", "quickstart", "--scael", "toy"], "--scale"),

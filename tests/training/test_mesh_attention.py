@@ -18,7 +18,6 @@ from codellama_jax.runs import experiment as run
 from codellama_jax.sharding.mesh import check_attention, make_mesh, on_mesh
 from codellama_jax.training.loop import place, stop_flags
 from codellama_jax.training.step import compile_train_step, init_state
-from kernels.flash_attention import api
 
 SMALL = dataclasses.replace(MODEL, n_heads=2, n_kv_heads=1, head_dim=64)
 
@@ -66,14 +65,6 @@ def test_attention_that_cannot_is_refused(mesh, changes, message):
         check_attention(make_mesh(mesh), dataclasses.replace(MODEL, **changes))
     check_attention(make_mesh(mesh), MODEL)
     check_attention(make_mesh(mesh), dataclasses.replace(MODEL, attention="pallas_tpu"))
-
-
-def test_attention_that_cannot_keep_documents_apart_is_refused(monkeypatch):
-    monkeypatch.setitem(api.LIMITS, "xla", api.Limits(segments=False))
-    with pytest.raises(
-        UserError, match="'xla': it does not keep the documents of a packed row apart"
-    ):
-        check_attention(make_mesh(MeshConfig()), dataclasses.replace(MODEL, attention="xla"))
 
 
 def test_refusal_comes_before_anything_is_written(tmp_path, monkeypatch):
