@@ -15,12 +15,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from codellama_jax import experiment_file, overrides
+from codellama_jax import overrides
 from codellama_jax.checked import Checked, FieldError, Range
 from codellama_jax.command_line import cli, run_command
 from codellama_jax.config import CACHE, INT32, Experiment
 from codellama_jax.errors import UserError
-from codellama_jax.files import user_path
+from codellama_jax.runs import experiment_file
+from codellama_jax.system.files import user_path
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def main(program: str = "launch.py") -> None:
 def start(choice: Any, experiment: Experiment, claim: str, finding: Any) -> None:
     """Runs, compiles or prints the plan of an experiment."""
     if isinstance(choice, Run):
-        from codellama_jax.run import run_experiment
+        from codellama_jax.runs.experiment import run_experiment
 
         run_experiment(experiment, claim, finding, choice)
     elif isinstance(choice, Compile):
@@ -162,7 +163,7 @@ def start(choice: Any, experiment: Experiment, claim: str, finding: Any) -> None
 
         compile_experiment(experiment, choice)
     else:
-        from codellama_jax.plan import print_plan
+        from codellama_jax.report.plan import print_plan
 
         print_plan(experiment, claim)
 

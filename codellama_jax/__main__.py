@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from codellama_jax.benchmarks.settings import Checking, Options, Settings
 from codellama_jax.command_line import cli, run_command
 from codellama_jax.config import CACHE, MeshConfig
 from codellama_jax.errors import UserError
-from codellama_jax.evaluation.settings import Checking, Options, Settings
-from codellama_jax.files import is_bucket, user_path
 from codellama_jax.generation import commands as generation
+from codellama_jax.system.files import is_bucket, user_path
 from codellama_jax.weights import commands as weights
 
 if TYPE_CHECKING:
-    from codellama_jax.training.checkpoint import Run
+    from codellama_jax.checkpoints.checkpoint import Run
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Evaluate:
     options: Annotated[Options, tyro.conf.arg(name="")]
     settings: Annotated[Settings, tyro.conf.arg(name="")]
     checking: Annotated[Checking, tyro.conf.arg(name="")]
-    run: str = ""  # The folder of a run or of one of its stages, local or gs://; not needed to score
+    run: str = (
+        ""  # The folder of a run or of one of its stages, local or gs://; not needed to score
+    )
     arm: str = ""
     stage: str = ""
     samples_file: str = ""
@@ -44,17 +46,19 @@ class Evaluate:
     """The devices of a model along each axis; -1 takes what is left. `tensor` cuts the KV cache by heads, `data` by rows."""
 
     def __call__(self) -> None:
-        from codellama_jax.evaluation.evaluate import evaluate
-        from codellama_jax.evaluation.hosts import may_be_several
+        from codellama_jax.benchmarks.evaluate import evaluate
+        from codellama_jax.benchmarks.hosts import may_be_several
 
         if not (self.run or self.samples_file or self.reference):
-            raise UserError("what is to be evaluated? Pass --run RUN, --samples-file FILE or --reference")
+            raise UserError(
+                "what is to be evaluated? Pass --run RUN, --samples-file FILE or --reference"
+            )
         if self.samples_file and self.reference:
             raise UserError("--samples-file and --reference exclude each other: pass one of them")
         if self.run and not is_bucket(self.run) and not user_path(self.run).exists():
             raise UserError(f"there is no run {self.run}: pass the folder of a run with --run")
         if may_be_several():
-            from codellama_jax.run import start_distributed
+            from codellama_jax.runs.experiment import start_distributed
 
             start_distributed()
         evaluate(
@@ -73,15 +77,17 @@ class Evaluate:
         print(f"starting JAX and loading {self.run}", file=sys.stderr, flush=True)
         import jax
 
-        from codellama_jax.training.checkpoint import keep_compiled, load_run
-        from codellama_jax.training.mesh import make_mesh
+        from codellama_jax.checkpoints.checkpoint import keep_compiled, load_run
+        from codellama_jax.sharding.mesh import make_mesh
 
         keep_compiled(CACHE)
         devices = jax.devices() if self.across_hosts else jax.local_devices()
         return load_run(self.run, self.arm, self.stage, make_mesh(self.mesh, devices))
 
 
-COMMANDS = generation.COMMANDS | Annotated[Evaluate, tyro.conf.subcommand("evaluate")] | weights.COMMANDS
+COMMANDS = (
+    generation.COMMANDS | Annotated[Evaluate, tyro.conf.subcommand("evaluate")] | weights.COMMANDS
+)
 
 
 if __name__ == "__main__":

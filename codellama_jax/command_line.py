@@ -20,8 +20,8 @@ import tyro
 
 from codellama_jax.checked import SHOWN, FieldError, check_all, choices_problem, unchecked
 from codellama_jax.errors import UserError
-from kernels import Refused
-from kernels.chips import ENVIRONMENT
+from kernels import UnsupportedError
+from kernels.static.chips import ENVIRONMENT
 
 INTERRUPTED = 130  # exit codes as shells give them: 128 + signal
 BROKEN_PIPE = 141
@@ -90,12 +90,9 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
         sys.stdout.flush()
-    except (UserError, Refused) as error:
-        _fail(str(error))
-    except UnicodeEncodeError as error:
-        character = ascii(error.object[error.start])
-        fix = "remove it, or set PYTHONIOENCODING=utf-8 if it is a character of your language"
-        _fail(f"the output or a name holds {character}, which {error.encoding} cannot write: {fix}")
+    except (UserError, UnsupportedError) as error:
+        print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
+        sys.exit(2)
     except RuntimeError as error:  # as JAX's own, which is not imported here
         if FULL_MEMORY not in str(error):
             raise

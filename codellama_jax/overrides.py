@@ -9,7 +9,7 @@ from typing import Any
 from codellama_jax.checked import FieldError
 from codellama_jax.config import Experiment, Stage, leaves, to_dict
 from codellama_jax.errors import UserError
-from codellama_jax.sizes import with_vocabulary_of
+from codellama_jax.models.llama.sizes import with_vocabulary_of
 
 # Fields of the experiment; every other first name is a stage.
 SHARED = ("tokenizer", "corpus", "mesh", "probes", "seed", "seeds")

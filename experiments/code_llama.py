@@ -13,15 +13,33 @@ and the default steps.
 
 import dataclasses
 
-from codellama_jax.config import DataConfig, Experiment, InfillingConfig, MixtureConfig, OptimizerConfig, Stage, TokenizerConfig
-from codellama_jax.sizes import CODE_LLAMA, choose
+from codellama_jax.config import (
+    DataConfig,
+    Experiment,
+    InfillingConfig,
+    MixtureConfig,
+    OptimizerConfig,
+    Stage,
+    TokenizerConfig,
+)
+from codellama_jax.models.llama.sizes import CODE_LLAMA, choose
 
 MIXTURE = MixtureConfig(code=0.85, discussions=0.08, language=0.07)
-CODE_STEPS = {"7b": 119_209, "13b": 119_209, "34b": 119_209, "70b": 238_419}  # 500B tokens; 1T for 70B
+CODE_STEPS = {
+    "7b": 119_209,
+    "13b": 119_209,
+    "34b": 119_209,
+    "70b": 238_419,
+}  # 500B tokens; 1T for 70B
 CODE_RATE = {"7b": 3e-4, "13b": 3e-4, "34b": 1.5e-4, "70b": 1.5e-4}
 INFILLING_RATE = {"7b": 0.9, "13b": 0.9, "34b": 0.0, "70b": 0.9}
 LONG_STEPS = {"7b": 3_000, "13b": 10_000, "34b": 11_000, "70b": 10_000}
-LONG_ROWS = {"7b": 128, "13b": 128, "34b": 64, "70b": 64}  # of 16,384: 2M tokens, 1M for the larger two
+LONG_ROWS = {
+    "7b": 128,
+    "13b": 128,
+    "34b": 64,
+    "70b": 64,
+}  # of 16,384: 2M tokens, 1M for the larger two
 
 
 def experiment(scale: str = "7b") -> Experiment:
@@ -36,8 +54,15 @@ def experiment(scale: str = "7b") -> Experiment:
     )
     long_context = Stage(
         model=dataclasses.replace(model, rope_theta=1e6),
-        data=DataConfig(seq_len=16_384, batch_size=LONG_ROWS[scale], mixture=MIXTURE, infilling=infilling),
+        data=DataConfig(
+            seq_len=16_384, batch_size=LONG_ROWS[scale], mixture=MIXTURE, infilling=infilling
+        ),
         optimizer=OptimizerConfig(peak_lr=2e-5, warmup_steps=100),
         steps=LONG_STEPS[scale],
     )
-    return Experiment("code_llama", scale, {"code_llama": {"code": code, "long_context": long_context}}, TokenizerConfig("tokenizer.model"))
+    return Experiment(
+        "code_llama",
+        scale,
+        {"code_llama": {"code": code, "long_context": long_context}},
+        TokenizerConfig("tokenizer.model"),
+    )

@@ -14,13 +14,26 @@ own, with infilling.
 
 import dataclasses
 
-from codellama_jax.config import DataConfig, Experiment, InfillingConfig, MixtureConfig, OptimizerConfig, Stage, TokenizerConfig
-from codellama_jax.sizes import CODE_LLAMA, choose
+from codellama_jax.config import (
+    DataConfig,
+    Experiment,
+    InfillingConfig,
+    MixtureConfig,
+    OptimizerConfig,
+    Stage,
+    TokenizerConfig,
+)
+from codellama_jax.models.llama.sizes import CODE_LLAMA, choose
 
 MIXTURE = MixtureConfig(code=0.85, discussions=0.08, language=0.07)
 PYTHON_MIXTURE = MixtureConfig(code=0.10, python=0.75, discussions=0.10, language=0.05)
 VOCABULARY = {"7b": 32_000, "13b": 32_000, "34b": 32_000, "70b": 32_016}
-CODE_STEPS = {"7b": 119_209, "13b": 119_209, "34b": 119_209, "70b": 238_419}  # 500B tokens; 1T for 70B
+CODE_STEPS = {
+    "7b": 119_209,
+    "13b": 119_209,
+    "34b": 119_209,
+    "70b": 238_419,
+}  # 500B tokens; 1T for 70B
 CODE_RATE = {"7b": 3e-4, "13b": 3e-4, "34b": 1.5e-4, "70b": 1.5e-4}
 INFILLING_RATE = {"7b": 0.0, "13b": 0.0, "34b": 0.0, "70b": 0.9}
 LONG_STEPS = {"7b": 10_000, "13b": 10_000, "34b": 11_000}
@@ -51,4 +64,9 @@ def experiment(scale: str = "7b") -> Experiment:
             optimizer=OptimizerConfig(peak_lr=2e-5, warmup_steps=100),
             steps=LONG_STEPS[scale],
         )
-    return Experiment("code_llama_python", scale, {"code_llama_python": stages}, TokenizerConfig("tokenizer.model"))
+    return Experiment(
+        "code_llama_python",
+        scale,
+        {"code_llama_python": stages},
+        TokenizerConfig("tokenizer.model"),
+    )

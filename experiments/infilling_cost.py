@@ -10,9 +10,9 @@ Command   python launch.py run experiments/infilling_cost.py
           python launch.py run experiments/infilling_cost.py --scale 7b --general.init run:LLAMA2_RUN (more: code_llama.py)
 """
 
-from codellama_jax import recipe
 from codellama_jax.config import Experiment
-from codellama_jax.findings import Difference, Finding, Panel, Results, spread
+from codellama_jax.report.findings import Difference, Finding, Panel, Results, spread
+from experiments import recipe
 
 PAPER = {"infilling": "0.407, 33.6 %, 44.2 %", "plain": "0.408, 33.2 %, 44.8 %"}
 
@@ -30,13 +30,32 @@ def finding(results: Results) -> Finding:
     losses = {arm: [chain[-1].loss for chain in seeds] for arm, seeds in results.items()}
     curves = {arm: [chain[-1].curve for chain in seeds] for arm, seeds in results.items()}
     costs = [a / b - 1 for a, b in zip(losses["infilling"], losses["plain"])]
-    caption = "Validation loss of documents read from left to right, over the tokens of code training."
+    caption = (
+        "Validation loss of documents read from left to right, over the tokens of code training."
+    )
     return Finding(
         question="What does infilling cost left-to-right prediction?",
-        headings=("code training", "validation loss (nats per token)", "paper, 7B: test loss, HumanEval, MBPP pass@1"),
+        headings=(
+            "code training",
+            "validation loss (nats per token)",
+            "paper, 7B: test loss, HumanEval, MBPP pass@1",
+        ),
         rows=[(arm, spread(losses[arm]), PAPER[arm]) for arm in results],
-        figures=[(caption, [Panel("tokens of code training", "validation loss (nats per token)", curves)])],
-        differences=[Difference("loss with infilling over loss without, minus 1", "share of the loss", costs, "below", bound=0.01)],
+        figures=[
+            (
+                caption,
+                [Panel("tokens of code training", "validation loss (nats per token)", curves)],
+            )
+        ],
+        differences=[
+            Difference(
+                "loss with infilling over loss without, minus 1",
+                "share of the loss",
+                costs,
+                "below",
+                bound=0.01,
+            )
+        ],
         reason="in its million tokens of code the toy sees few documents whole and in order, and still learns what the sentinels mean;"
         " after five million (--seeds 1 --code.steps 5000) infilling cost 0.9 % instead of 1.9 %.",
     )

@@ -10,9 +10,9 @@ Command   python launch.py run experiments/learning_rate.py
 
 import dataclasses
 
-from codellama_jax import recipe
 from codellama_jax.config import Experiment
-from codellama_jax.findings import Difference, Finding, Panel, Results, pairs, spread
+from codellama_jax.report.findings import Difference, Finding, Panel, Results, pairs, spread
+from experiments import recipe
 
 SHARES = {"same": 1.0, "third": 1 / 3, "tenth": 1 / 10}  # of the general model's rate
 PAPER = {"same": "best", "third": "worse", "tenth": "worse"}
@@ -20,8 +20,14 @@ PAPER = {"same": "best", "third": "worse", "tenth": "worse"}
 
 def experiment(scale: str = "toy") -> Experiment:
     general, code = recipe.general(scale), recipe.code(scale)
-    rates = {arm: dataclasses.replace(code.optimizer, peak_lr=code.optimizer.peak_lr * share) for arm, share in SHARES.items()}
-    arms = {arm: {"general": general, "code": dataclasses.replace(code, optimizer=rate)} for arm, rate in rates.items()}
+    rates = {
+        arm: dataclasses.replace(code.optimizer, peak_lr=code.optimizer.peak_lr * share)
+        for arm, share in SHARES.items()
+    }
+    arms = {
+        arm: {"general": general, "code": dataclasses.replace(code, optimizer=rate)}
+        for arm, rate in rates.items()
+    }
     return recipe.ablation("learning_rate", scale, arms)
 
 
@@ -32,16 +38,29 @@ def finding(results: Results) -> Finding:
     by_rate = {f"{arm} rate": [[(rates[arm], loss)] for loss in losses[arm]] for arm in results}
     caption = "Validation loss over the tokens of code training, and at its end by peak rate."
     panels = [
-        Panel("tokens of code training", "validation loss (nats per token)", {f"{arm} rate": seeds for arm, seeds in curves.items()}),
+        Panel(
+            "tokens of code training",
+            "validation loss (nats per token)",
+            {f"{arm} rate": seeds for arm, seeds in curves.items()},
+        ),
         Panel("peak learning rate", "final validation loss (nats per token)", by_rate, log_x=10),
     ]
     return Finding(
         question="Should code training keep the general model's learning rate?",
-        headings=("peak rate", "of the general model's", "validation loss (nats per token)", "paper, 7B"),
+        headings=(
+            "peak rate",
+            "of the general model's",
+            "validation loss (nats per token)",
+            "paper, 7B",
+        ),
         rows=[(f"{rates[arm]:.2g}", arm, spread(losses[arm]), PAPER[arm]) for arm in results],
         figures=[(caption, panels)],
         differences=[
-            Difference(f"final loss at a {arm} of the rate minus at the same", "nats per token", pairs(losses[arm], losses["same"]))
+            Difference(
+                f"final loss at a {arm} of the rate minus at the same",
+                "nats per token",
+                pairs(losses[arm], losses["same"]),
+            )
             for arm in ("third", "tenth")
         ],
         reason="the toy's rate was chosen for training from scratch and may be past the best one for a model that goes on.",

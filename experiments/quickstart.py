@@ -25,8 +25,8 @@ from codellama_jax.config import (
     Stage,
     TokenizerConfig,
 )
-from codellama_jax.findings import Expectation, Results
-from codellama_jax.sizes import TOY, choose
+from codellama_jax.models.llama.sizes import TOY, choose
+from codellama_jax.report.findings import Expectation, Results
 
 MIXTURE = MixtureConfig(code=0.85, discussions=0.08, language=0.07)
 RATIO = 0.6  # of the last validation loss to the first

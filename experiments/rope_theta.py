@@ -18,13 +18,18 @@ from statistics import fmean
 
 import numpy as np
 
-from codellama_jax import recipe
 from codellama_jax.config import Experiment, ProbesConfig
-from codellama_jax.evaluation.attention_decay import decay
-from codellama_jax.findings import Difference, Finding, Panel, Results, pairs, spread
+from codellama_jax.report.findings import Difference, Finding, Panel, Results, pairs, spread
+from experiments import recipe
+from experiments.attention_decay import decay
 
 BASE, LARGER, SCALING = 1e4, 1e6, 4.0
-TIMES = (1, 2, 4, 6)  # the paper's 4,000, 8,000, 16,000 and 24,000 tokens, in lengths of a row of code training
+TIMES = (
+    1,
+    2,
+    4,
+    6,
+)  # the paper's 4,000, 8,000, 16,000 and 24,000 tokens, in lengths of a row of code training
 PAPER = {  # keys found, % at positions 0, 0.2, 0.4 of each length
     "code": "95.3/100/100, 0/0/0, 0/0/0, 0/0",
     "inference_1e6": "95.3/100/100, 0/0/0, 0/0/0, 0/0",
@@ -38,7 +43,11 @@ def experiment(scale: str = "toy") -> Experiment:
     general, code = recipe.general(scale), recipe.code(scale)
     after = {
         "code": {},
-        "inference_1e6": {"theta": dataclasses.replace(code, model=dataclasses.replace(code.model, rope_theta=LARGER), steps=0)},
+        "inference_1e6": {
+            "theta": dataclasses.replace(
+                code, model=dataclasses.replace(code.model, rope_theta=LARGER), steps=0
+            )
+        },
         "long_1e4": {"long_context": recipe.long_context(scale, theta=BASE)},
         "long_scaled": {"long_context": recipe.long_context(scale, theta=BASE, scaling=SCALING)},
         "long_1e6": {"long_context": recipe.long_context(scale)},
@@ -50,31 +59,59 @@ def experiment(scale: str = "toy") -> Experiment:
         key_lengths=tuple(row * times for times in TIMES),
         key_examples=24 if scale == "toy" else 64,
     )
-    return recipe.ablation("rope_theta", scale, {arm: {"general": general, "code": code, **then} for arm, then in after.items()}, probes)
+    return recipe.ablation(
+        "rope_theta",
+        scale,
+        {arm: {"general": general, "code": code, **then} for arm, then in after.items()},
+        probes,
+    )
 
 
 def finding(results: Results) -> Finding:
     row = results["code"][0][1].stage.data.seq_len
-    keys = {arm: [chain[-1].probe("key_retrieval") for chain in seeds] for arm, seeds in results.items()}
-    perplexity = {arm: [chain[-1].probe("perplexity") for chain in seeds] for arm, seeds in results.items()}
+    keys = {
+        arm: [chain[-1].probe("key_retrieval") for chain in seeds] for arm, seeds in results.items()
+    }
+    perplexity = {
+        arm: [chain[-1].probe("perplexity") for chain in seeds] for arm, seeds in results.items()
+    }
     at = lambda by_position, measure: fmean(fmean(found[measure]) for found in by_position.values())
     gain = lambda arm, times: [at(answer[str(times * row)], "gain") for answer in keys[arm]]
-    loss = lambda arm, times: [math.log(answer[str(times * row)]["last_block"]) for answer in perplexity[arm]]
+    loss = lambda arm, times: [
+        math.log(answer[str(times * row)]["last_block"]) for answer in perplexity[arm]
+    ]
     gain_of = lambda times: f"gain of the key at {times * row:,} tokens"
     loss_of = lambda times: f"loss of the last quarter of {times * row:,} tokens"
-    found = lambda answer: ", ".join("/".join(f"{fmean(f['retrieved']):.0%}" for f in by.values()) for by in answer.values())
-    by_length = {arm: [[(int(n), m["last_block"]) for n, m in answer.items()] for answer in seeds] for arm, seeds in perplexity.items()}
-    gains = {arm: [[(int(n), at(by, "gain")) for n, by in answer.items()] for answer in seeds] for arm, seeds in keys.items()}
+    found = lambda answer: ", ".join(
+        "/".join(f"{fmean(f['retrieved']):.0%}" for f in by.values()) for by in answer.values()
+    )
+    by_length = {
+        arm: [[(int(n), m["last_block"]) for n, m in answer.items()] for answer in seeds]
+        for arm, seeds in perplexity.items()
+    }
+    gains = {
+        arm: [[(int(n), at(by, "gain")) for n, by in answer.items()] for answer in seeds]
+        for arm, seeds in keys.items()
+    }
     return Finding(
         question="Which RoPE base lets a model use longer contexts?",
         headings=(
-            *("arm", f"keys found, first seed (at 0, 0.2, 0.4 of {', '.join(keys['code'][0])} tokens)"),
+            *(
+                "arm",
+                f"keys found, first seed (at 0, 0.2, 0.4 of {', '.join(keys['code'][0])} tokens)",
+            ),
             "paper, 7B: keys found (%)",
             *(f"{loss_of(times)} (nats per token)" for times in (4, 8)),
             *(f"{gain_of(times)} (nats)" for times in TIMES),
         ),
         rows=[
-            (arm, found(keys[arm][0]), PAPER[arm], *(spread(loss(arm, t)) for t in (4, 8)), *(spread(gain(arm, t), "+.2f") for t in TIMES))
+            (
+                arm,
+                found(keys[arm][0]),
+                PAPER[arm],
+                *(spread(loss(arm, t)) for t in (4, 8)),
+                *(spread(gain(arm, t), "+.2f") for t in TIMES),
+            )
             for arm in results
         ],
         figures=[
@@ -82,20 +119,49 @@ def finding(results: Results) -> Finding:
                 "Perplexity of the last quarter of the first tokens of the same files; how much likelier a key is where it is hidden than"
                 " another in its place, mean of all positions.",
                 [
-                    Panel("context length (tokens)", "perplexity of the last quarter", by_length, log_x=2, log_y=True),
-                    Panel("length of the prompt (tokens)", "gain of the key (nats)", gains, log_x=2),
+                    Panel(
+                        "context length (tokens)",
+                        "perplexity of the last quarter",
+                        by_length,
+                        log_x=2,
+                        log_y=True,
+                    ),
+                    Panel(
+                        "length of the prompt (tokens)", "gain of the key (nats)", gains, log_x=2
+                    ),
                 ],
             ),
-            ("Expected attention by distance, exact, for a head of 1,024 as in the paper's figure 9a.", [_decay(8 * row)]),
+            (
+                "Expected attention by distance, exact, for a head of 1,024 as in the paper's figure 9a.",
+                [_decay(8 * row)],
+            ),
         ],
         differences=[
-            Difference(f"{gain_of(4)}, base 1e6 minus 1e4", "nats", pairs(gain("long_1e6", 4), gain("long_1e4", 4))),
             Difference(
-                f"{loss_of(4)}, 1e6 at inference only minus 1e4", "nats per token", pairs(loss("inference_1e6", 4), loss("code", 4))
+                f"{gain_of(4)}, base 1e6 minus 1e4",
+                "nats",
+                pairs(gain("long_1e6", 4), gain("long_1e4", 4)),
             ),
-            Difference(f"{loss_of(4)}, before minus after with base 1e6", "nats per token", pairs(loss("code", 4), loss("long_1e6", 4))),
-            Difference(f"{loss_of(4)}, base 1e4 minus 1e6", "nats per token", pairs(loss("long_1e4", 4), loss("long_1e6", 4))),
-            Difference(f"{loss_of(8)}, interpolation minus base 1e6", "nats per token", pairs(loss("long_scaled", 8), loss("long_1e6", 8))),
+            Difference(
+                f"{loss_of(4)}, 1e6 at inference only minus 1e4",
+                "nats per token",
+                pairs(loss("inference_1e6", 4), loss("code", 4)),
+            ),
+            Difference(
+                f"{loss_of(4)}, before minus after with base 1e6",
+                "nats per token",
+                pairs(loss("code", 4), loss("long_1e6", 4)),
+            ),
+            Difference(
+                f"{loss_of(4)}, base 1e4 minus 1e6",
+                "nats per token",
+                pairs(loss("long_1e4", 4), loss("long_1e6", 4)),
+            ),
+            Difference(
+                f"{loss_of(8)}, interpolation minus base 1e6",
+                "nats per token",
+                pairs(loss("long_scaled", 8), loss("long_1e6", 8)),
+            ),
         ],
         reason="the toy finds no key even at the length of its own rows, so that perplexity stands in; that gains from the larger base"
         " at inference alone, which turns distant positions by angles that training has seen.",
@@ -104,6 +170,13 @@ def finding(results: Results) -> Finding:
 
 def _decay(longest: int) -> Panel:
     distances = np.linspace(0, longest, 129)
-    kinds = {"base 1e4": (BASE, 1.0), f"base 1e4, positions / {SCALING:g}": (BASE, SCALING), "base 1e6": (LARGER, 1.0)}
-    lines = {name: [list(zip(distances.tolist(), decay(distances, *kind).tolist()))] for name, kind in kinds.items()}
+    kinds = {
+        "base 1e4": (BASE, 1.0),
+        f"base 1e4, positions / {SCALING:g}": (BASE, SCALING),
+        "base 1e6": (LARGER, 1.0),
+    }
+    lines = {
+        name: [list(zip(distances.tolist(), decay(distances, *kind).tolist()))]
+        for name, kind in kinds.items()
+    }
     return Panel("distance (tokens)", "expected attention (share of that at 0)", lines)

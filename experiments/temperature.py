@@ -10,9 +10,9 @@ Command   python launch.py run experiments/temperature.py
           python -m codellama_jax evaluate humaneval --run RUN --samples 200 --temperature 0.8 (the paper's own task)
 """
 
-from codellama_jax import recipe
 from codellama_jax.config import Experiment, ProbesConfig
-from codellama_jax.findings import Difference, Finding, Panel, Results, pairs, spread
+from codellama_jax.report.findings import Difference, Finding, Panel, Results, pairs, spread
+from experiments import recipe
 
 TEMPERATURES = (0.1, 0.4, 0.6, 0.8)
 KS = (1, 10, 100)
@@ -28,17 +28,44 @@ def experiment(scale: str = "toy") -> Experiment:
 
 def finding(results: Results) -> Finding:
     answers = [chain[-1].probe("line_ends") for chain in results["code"]]
-    passed = {k: {t: [answer[f"{t:g}"][f"pass@{k}"] for answer in answers] for t in TEMPERATURES} for k in KS}
-    curves = {f"pass@{k}": [[(t, passed[k][t][seed]) for t in TEMPERATURES] for seed in range(len(answers))] for k in KS}
+    passed = {
+        k: {t: [answer[f"{t:g}"][f"pass@{k}"] for answer in answers] for t in TEMPERATURES}
+        for k in KS
+    }
+    curves = {
+        f"pass@{k}": [
+            [(t, passed[k][t][seed]) for t in TEMPERATURES] for seed in range(len(answers))
+        ]
+        for k in KS
+    }
     low, high = TEMPERATURES[0], TEMPERATURES[-1]
     return Finding(
         question="Which temperature is best for one answer, and for many?",
         headings=("", *(f"temperature {t:g}" for t in TEMPERATURES), "paper"),
-        rows=[(f"pass@{k}", *(spread(passed[k][t], ".1%") for t in TEMPERATURES), PAPER[k]) for k in KS],
-        figures=[("Share of held-out lines of which one of k answers is exact.", [Panel("temperature", "pass@k", curves)])],
+        rows=[
+            (f"pass@{k}", *(spread(passed[k][t], ".1%") for t in TEMPERATURES), PAPER[k])
+            for k in KS
+        ],
+        figures=[
+            (
+                "Share of held-out lines of which one of k answers is exact.",
+                [Panel("temperature", "pass@k", curves)],
+            )
+        ],
         differences=[
-            Difference(f"pass@1 at {low} minus at {high}", "share of lines", pairs(passed[1][low], passed[1][high])),
-            *(Difference(f"pass@{k} at {high} minus at {low}", "share of lines", pairs(passed[k][high], passed[k][low])) for k in KS[1:]),
+            Difference(
+                f"pass@1 at {low} minus at {high}",
+                "share of lines",
+                pairs(passed[1][low], passed[1][high]),
+            ),
+            *(
+                Difference(
+                    f"pass@{k} at {high} minus at {low}",
+                    "share of lines",
+                    pairs(passed[k][high], passed[k][low]),
+                )
+                for k in KS[1:]
+            ),
         ],
         reason="a line has one right end here, where a task of the paper has many right programs.",
     )

@@ -14,22 +14,46 @@ from kernels.flash_attention.block_sizes import BlockSizes
 
 def around_a_ring(q, k, v, q_positions, kv_positions, segments=None, _=None, *, implementation):
     """Attention over two devices, on rows that they divide."""
-    mesh, T = jax.make_mesh((2,), ("context",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2]), q.shape[1]
+    mesh, T = (
+        jax.make_mesh(
+            (2,), ("context",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2]
+        ),
+        q.shape[1],
+    )
     pad = lambda x: jnp.pad(x, ((0, 0), (0, T % 2)) + ((0, 0),) * (x.ndim - 2))
-    on_both = lambda x: jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    dealt = [None if x is None else on_both(ring_attention.stripe(pad(x), 2)) for x in (q, k, v, segments)]
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # a test is traced already: too late for `set_mesh`
-        out = ring_attention.attention(*dealt[:3], segments_BT=dealt[3], length_axes=("context",), implementation=implementation)
+    on_both = lambda x: jax.lax.with_sharding_constraint(
+        x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    )
+    dealt = [
+        None if x is None else on_both(ring_attention.stripe(pad(x), 2))
+        for x in (q, k, v, segments)
+    ]
+    with jax.sharding.use_abstract_mesh(
+        mesh.abstract_mesh
+    ):  # a test is traced already: too late for `set_mesh`
+        out = ring_attention.attention(
+            *dealt[:3],
+            segments_BT=dealt[3],
+            length_axes=("context",),
+            implementation=implementation,
+        )
     return ring_attention.stripe(out, out.shape[1] // 2)[:, :T]
 
 
 SMALL = BlockSizes(block=128, queries=256, columns=128, diagonal=128, keys=256)
 EVERY = IMPLEMENTATIONS | {
-    "cudnn": functools.partial(cudnn.attention, implementation="xla"),  # its documents and its padding, without a GPU
+    "cudnn": functools.partial(
+        cudnn.attention, implementation="xla"
+    ),  # its documents and its padding, without a GPU
     "pallas_tpu": functools.partial(pallas_tpu.attention, sizes=SMALL),  # every path in a short row
 }
-WHOLE_ROWS = EVERY | {f"ring of {name}": functools.partial(around_a_ring, implementation=name) for name in ring_attention.IMPLEMENTATIONS}
-UNOPTIMISED = {"xla_backend_optimization_level": 0}  # compiling what the interpreter unrolls takes longer than running it
+WHOLE_ROWS = EVERY | {
+    f"ring of {name}": functools.partial(around_a_ring, implementation=name)
+    for name in ring_attention.IMPLEMENTATIONS
+}
+UNOPTIMISED = {
+    "xla_backend_optimization_level": 0
+}  # compiling what the interpreter unrolls takes longer than running it
 
 
 def compiled(function, *arguments):
@@ -71,8 +95,15 @@ def solve(function, qkv, do, rows):
 
 def oracle(qkv, do, rows):
     with jax.enable_x64(True):
-        return with_gradients(reference.attention, [jnp.asarray(np.float64(x)) for x in qkv], jnp.asarray(np.float64(do)), rows)
+        return with_gradients(
+            reference.attention,
+            [jnp.asarray(np.float64(x)) for x in qkv],
+            jnp.asarray(np.float64(do)),
+            rows,
+        )
 
 
 def relative_error(actual, expected):
-    return np.abs(np.float64(actual) - np.float64(expected)).max() / np.abs(np.float64(expected)).max()
+    return (
+        np.abs(np.float64(actual) - np.float64(expected)).max() / np.abs(np.float64(expected)).max()
+    )

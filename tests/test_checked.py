@@ -33,7 +33,7 @@ from codellama_jax.config import (
     to_dict,
 )
 from codellama_jax.errors import UserError
-from codellama_jax.models.llama import REMAT_POLICIES
+from codellama_jax.models.llama.model import REMAT_POLICIES
 from kernels import flash_attention
 from launch import Plan, options_type
 
@@ -182,7 +182,7 @@ def test_any_config_file_is_accepted_and_sane_or_one_line(changes):
         (lambda: CorpusConfig(max_files=-1), "max_files is -1: it must be at least 0"),
         (lambda: CorpusConfig(validation_fraction=2), "validation_fraction is 2: it must be below 1"),
         (lambda: CorpusConfig(code=""), "code is '': it must be the name of a file or folder"),
-        (lambda: TokenizerConfig(pieces=0), "pieces is 0: it must be at least 300"),
+        (lambda: TokenizerConfig(pieces=0), "pieces is 0: it must be at least 275"),
         (lambda: InfillingConfig(rate=-1), "rate is -1: it must be at least 0"),
         (lambda: DataConfig(16, 8, MixtureConfig(), block_chars=-5), "block_chars is -5: it must be at least 0"),
         (lambda: OptimizerConfig(-1e-3), "peak_lr is -0.001: it must be at least 0"),
@@ -269,7 +269,9 @@ def test_from_dict_names_the_path(values, line):
 def test_from_dict_names_a_missing_field():
     values = to_dict(EXPERIMENT)
     del values["arms"]["main"]["code"]["data"]["seq_len"]
-    with pytest.raises(FieldError, match=r"arms\.main\.code\.data: DataConfig lacks the field seq_len"):
+    with pytest.raises(
+        FieldError, match=r"arms\.main\.code\.data: DataConfig lacks the field seq_len"
+    ):
         from_dict(Experiment, values)
 
 

@@ -13,7 +13,7 @@ import tyro
 from codellama_jax.checked import Checked, Range
 from codellama_jax.command_line import cli, run_command
 from codellama_jax.errors import UserError
-from kernels import Refused
+from kernels import UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Run(Plan):
     """Train."""
 
 
-COMMANDS = Annotated[Run, tyro.conf.subcommand("run")] | Annotated[Plan, tyro.conf.subcommand("plan")]
+COMMANDS = (
+    Annotated[Run, tyro.conf.subcommand("run")] | Annotated[Plan, tyro.conf.subcommand("plan")]
+)
 
 
 def parse(*args: str):
@@ -84,7 +86,7 @@ def test_help_is_printed_whole(capsys):
     "error, code, line",
     [
         (UserError("no\nsuch run"), 2, "error: no such run\n"),
-        (Refused("no such head dim"), 2, "error: no such head dim\n"),
+        (UnsupportedError("no such head dim"), 2, "error: no such head dim\n"),
         (KeyboardInterrupt(), 130, "\nstopped\n"),
     ],
 )
@@ -115,9 +117,18 @@ def test_full_device_memory_is_one_line():
             jnp.zeros((1 << 22, 1 << 22)).block_until_ready()
         run_command(main)
     """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: Out of memory allocating 7") and "micro_batches" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("error: Out of memory allocating 7")
+        and "micro_batches" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_other_errors_are_not_hidden():

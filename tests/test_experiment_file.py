@@ -5,10 +5,13 @@ import re
 import pytest
 
 from codellama_jax.errors import UserError
-from codellama_jax.experiment_file import build, claim_of, load_file
+from codellama_jax.runs.experiment_file import build, claim_of, load_file
 
-HEAD = '"""Claim of mine."""\nfrom codellama_jax.recipe import *\n'
-GOOD = HEAD + "def experiment(scale='toy'):\n    return ablation('mine', scale, {'a': {'s': general(scale)}})\n"
+HEAD = '"""Claim of mine."""\nfrom experiments.recipe import *\n'
+GOOD = (
+    HEAD
+    + "def experiment(scale='toy'):\n    return ablation('mine', scale, {'a': {'s': general(scale)}})\n"
+)
 
 
 def load(name, text, folder, scale=""):

@@ -43,7 +43,11 @@ def test_every_arm_changes():
             " ends at 0.00833 and never reaches its peak, 0.01; give fewer warm-up steps, such as 5\n",
         ),
         (60, 60, ""),
-        (0, 60, "warning: --code.steps is 0: it trains nothing, and evaluates and saves the weights"),
+        (
+            0,
+            60,
+            "warning: --code.steps is 0: it trains nothing, and evaluates and saves the weights",
+        ),
     ],
 )
 def test_warnings(steps, warmup, line, capsys):

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 import launch
-from codellama_jax import plan
+from codellama_jax.report import plan
 
 CELLS = ("1,024 x 4,096", "119,209", "0.0003 -> 1e-05", "6.74B", "2.14e+22", "80.9GB", "500B")
 

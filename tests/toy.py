@@ -6,12 +6,25 @@ import numpy as np
 
 from codellama_jax.config import DataConfig, MixtureConfig, ModelConfig, OptimizerConfig, Stage
 
-MODEL = ModelConfig(64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64, compute_dtype="float32", remat="none")
+MODEL = ModelConfig(
+    64,
+    d_model=32,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    d_ff=64,
+    compute_dtype="float32",
+    remat="none",
+)
 
 
 def stage(seq_len: int = 16, batch_size: int = 8, model: ModelConfig = MODEL, **changes) -> Stage:
     data = DataConfig(seq_len, batch_size, MixtureConfig(code=1.0))
-    return dataclasses.replace(Stage(model, data, OptimizerConfig(1e-2, warmup_steps=2), steps=10, init="scratch"), **changes)
+    return dataclasses.replace(
+        Stage(model, data, OptimizerConfig(1e-2, warmup_steps=2), steps=10, init="scratch"),
+        **changes,
+    )
 
 
 def segments(rng: np.random.Generator, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -29,4 +42,9 @@ def batch(rows: int = 8, length: int = 16, vocab: int = 64, seed: int = 0) -> di
     rng = np.random.default_rng(seed)
     segment_ids, positions = segments(rng, rows, length)
     tokens, targets = (rng.integers(0, vocab, (rows, length)).astype(np.int32) for _ in range(2))
-    return {"tokens": tokens, "targets": targets, "segment_ids": segment_ids, "positions": positions}
+    return {
+        "tokens": tokens,
+        "targets": targets,
+        "segment_ids": segment_ids,
+        "positions": positions,
+    }

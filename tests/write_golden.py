@@ -2,7 +2,8 @@
 
 import json
 
-from test_launch import EXPERIMENTS, GOLDEN
+from golden_cases import EXPERIMENTS
+from paths import GOLDEN
 
 import launch
 from codellama_jax.config import to_dict

@@ -10,13 +10,13 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from codellama_jax.accounting import flops_per_token
 from codellama_jax.checked import FieldError
 from codellama_jax.compile import program, target
 from codellama_jax.compile.report import Report, TooLarge, examine, gib, lines
 from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage
 from codellama_jax.errors import UserError
-from codellama_jax.training.mesh import make_mesh
+from codellama_jax.models.accounting import flops_per_token
+from codellama_jax.sharding.mesh import make_mesh
 
 INFERENCE = ("prefill", "decode")
 TOO_LARGE = 3  # exit code
@@ -39,7 +39,9 @@ def choose_stage(experiment: Experiment, arm: str, name: str) -> Stage:
     chains = [chain for a, chain in experiment.arms.items() if arm in ("", a)]
     if name in INFERENCE:
         return list(chains[-1].values())[-1]
-    stages = {n: s for chain in reversed(chains) for n, s in chain.items()}  # of the first arm that has it
+    stages = {
+        n: s for chain in reversed(chains) for n, s in chain.items()
+    }  # of the first arm that has it
     if name not in stages:
         raise UserError(f"no stage {name!r}: there are {', '.join([*stages, *INFERENCE])}")
     return stages[name]
@@ -60,7 +62,10 @@ def compile_job(job: Job, chip: str, mesh: Mesh, cache: str) -> tuple[Report, in
         flops = [tokens * flops_per_token(model, data.seq_len, causal) for causal in (False, True)]
     else:
         lower = program.lower_prefill if job.kind == "prefill" else program.lower_decode
-        lowered, tokens = lower(model, job.batch, job.context, mesh), job.batch * (job.context if job.kind == "prefill" else 1)
+        lowered, tokens = (
+            lower(model, job.batch, job.context, mesh),
+            job.batch * (job.context if job.kind == "prefill" else 1),
+        )
         flops = [inference_flops(model, job, causal) for causal in (False, True)]
     full, causal = (f / mesh.size for f in flops)
     return examine(lowered, chip, (full, causal), cache), tokens
@@ -69,13 +74,28 @@ def compile_job(job: Job, chip: str, mesh: Mesh, cache: str) -> tuple[Report, in
 def candidates(job: Job, devices: int) -> list[Job]:
     """Returns what --search tries: tensor and context axes, rematerialisation, micro-batches; likely ones first."""
     found = []
-    for tensor, context, remat, micro in itertools.product((1, 2, 4, 8), (1, 2), ("dots", "full"), (1, 2, 4)):
+    for tensor, context, remat, micro in itertools.product(
+        (1, 2, 4, 8), (1, 2), ("dots", "full"), (1, 2, 4)
+    ):
         rows = devices // (tensor * context)
         model, batch = job.stage.model, job.stage.data.batch_size
-        if devices % (tensor * context) or batch % (rows * micro) or model.d_model % rows or model.n_kv_heads % tensor:
+        if (
+            devices % (tensor * context)
+            or batch % (rows * micro)
+            or model.d_model % rows
+            or model.n_kv_heads % tensor
+        ):
             continue
-        stage = dataclasses.replace(job.stage, model=dataclasses.replace(model, remat=remat), micro_batches=micro)
-        found.append(dataclasses.replace(job, stage=stage, mesh=MeshConfig(data=job.mesh.data, fsdp=-1, context=context, tensor=tensor)))
+        stage = dataclasses.replace(
+            job.stage, model=dataclasses.replace(model, remat=remat), micro_batches=micro
+        )
+        found.append(
+            dataclasses.replace(
+                job,
+                stage=stage,
+                mesh=MeshConfig(data=job.mesh.data, fsdp=-1, context=context, tensor=tensor),
+            )
+        )
     return sorted(found, key=lambda j: (j.mesh.context, j.stage.micro_batches))[:SEARCHED]
 
 
@@ -100,7 +120,9 @@ def search(job: Job, chip: str, devices: list, cache: str) -> tuple[Job, Report,
 
 def cost() -> str:
     """Returns what compiling took here, in this process and those that it started."""
-    own, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own, others = (
+        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     seconds = own.ru_utime + own.ru_stime + others.ru_utime + others.ru_stime
     return f"compiled in {seconds:.0f} s of CPU time and {gib(1024 * max(own.ru_maxrss, others.ru_maxrss))} of memory"
 
@@ -119,10 +141,23 @@ def compile_experiment(experiment: Experiment, choice: Any) -> None:
 
 def _compile_stage(experiment: Experiment, choice: Any, stage: Stage) -> None:
     devices, chip = target.devices(choice.target, choice.slices), choice.target.partition(":")[0]
-    mesh = experiment.mesh if experiment.mesh.data > 1 else dataclasses.replace(experiment.mesh, data=choice.slices)
-    job = Job(stage, choice.stage if choice.stage in INFERENCE else "train", mesh, choice.batch, choice.context)
+    mesh = (
+        experiment.mesh
+        if experiment.mesh.data > 1
+        else dataclasses.replace(experiment.mesh, data=choice.slices)
+    )
+    job = Job(
+        stage,
+        choice.stage if choice.stage in INFERENCE else "train",
+        mesh,
+        choice.batch,
+        choice.context,
+    )
     slices = f", {choice.slices} slices" if choice.slices > 1 else ""
-    print(f"{experiment.name} {experiment.scale} {choice.stage} on {choice.target}{slices}", flush=True)
+    print(
+        f"{experiment.name} {experiment.scale} {choice.stage} on {choice.target}{slices}",
+        flush=True,
+    )
     try:
         if choice.search and job.kind == "train":
             job, report, tokens = search(job, chip, devices, choice.cache)
@@ -131,4 +166,11 @@ def _compile_stage(experiment: Experiment, choice: Any, stage: Stage) -> None:
     except TooLarge as refusal:
         print(f"DOES NOT FIT {target.CHIPS[chip].hbm_gib} GiB of HBM: {refusal}\n{cost()}")
         sys.exit(TOO_LARGE)
-    print("\n".join([*lines(report, chip, make_mesh(job.mesh, devices), tokens, job.kind == "decode"), cost()]))
+    print(
+        "\n".join(
+            [
+                *lines(report, chip, make_mesh(job.mesh, devices), tokens, job.kind == "decode"),
+                cost(),
+            ]
+        )
+    )

@@ -11,9 +11,39 @@ import math
 import re
 from dataclasses import dataclass
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
-NO_BUFFER = ("parameter", "tuple", "get-tuple-element", "bitcast", "while", "constant", "copy-done", "optimization-barrier", "conditional")
+BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "f8e4m3fn": 1,
+    "f8e5m2": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+}
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+)
+NO_BUFFER = (
+    "parameter",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "constant",
+    "copy-done",
+    "optimization-barrier",
+    "conditional",
+)
 
 _OPERATION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
@@ -61,7 +91,10 @@ class Buffer:
 def arrays(type_text: str) -> list[tuple[str, tuple[int, ...], str]]:
     """Returns (dtype, shape, layout) of the arrays in a type, tuples taken apart."""
     found = _ARRAY.findall(re.sub(r"/\*.*?\*/", "", type_text))
-    return [(dtype, tuple(int(n) for n in shape.split(",") if n), layout) for dtype, shape, layout in found]
+    return [
+        (dtype, tuple(int(n) for n in shape.split(",") if n), layout)
+        for dtype, shape, layout in found
+    ]
 
 
 def nbytes(dtype: str, shape: tuple[int, ...], layout: str = "") -> int:
@@ -102,10 +135,15 @@ class Program:
             times[name] = times.get(name, 0) + n
             for operation in self.computations[name]:
                 if operation.kind == "while":
-                    condition, body = (re.search(rf"{part}=%([^\s,}}]+)", operation.rest)[1] for part in ("condition", "body"))
+                    condition, body = (
+                        re.search(rf"{part}=%([^\s,}}]+)", operation.rest)[1]
+                        for part in ("condition", "body")
+                    )
                     enter(body, n * self.trip_count(condition))
                 elif operation.kind in ("fusion", "call", "async-start", "conditional"):
-                    for called in re.findall(r"(?:calls|to_apply|(?:true|false)_computation)=%([^\s,}]+)", operation.rest):
+                    for called in re.findall(
+                        r"(?:calls|to_apply|(?:true|false)_computation)=%([^\s,}]+)", operation.rest
+                    ):
                         enter(called, n)
 
         enter(self.entry, 1)
@@ -119,7 +157,11 @@ class Program:
 
     def cycles(self) -> int:
         """Returns the estimated cycles of a step: those of fusions and other operations, kernels and exchanges left out."""
-        return sum(int(found[1]) * n for o, n in self.operations() if (found := re.search(r'estimated_cycles":"(\d+)"', o.rest)))
+        return sum(
+            int(found[1]) * n
+            for o, n in self.operations()
+            if (found := re.search(r'estimated_cycles":"(\d+)"', o.rest))
+        )
 
     def kernels(self) -> list[Kernel]:
         """Returns the Pallas kernels that a step runs."""
@@ -127,8 +169,14 @@ class Program:
         for o, n in self.operations():
             if o.kind == "custom-call" and 'custom_call_target="tpu_custom_call"' in o.rest:
                 given = re.search(r"operand_layout_constraints=\{(.*?\})\}, ", o.rest)
-                operands = tuple((dtype, shape) for dtype, shape, _ in arrays(given[1] if given else ""))
-                found.append(Kernel(re.sub(r"(\.\d+|\.clone)+$", "", o.name), arrays(o.type)[0][1], operands, n))
+                operands = tuple(
+                    (dtype, shape) for dtype, shape, _ in arrays(given[1] if given else "")
+                )
+                found.append(
+                    Kernel(
+                        re.sub(r"(\.\d+|\.clone)+$", "", o.name), arrays(o.type)[0][1], operands, n
+                    )
+                )
         return found
 
     def collectives(self) -> list[Collective]:
@@ -143,20 +191,32 @@ class Program:
                 if kind not in COLLECTIVES or key in seen:
                     continue
                 seen.add(key)
-                kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind  # a fusion that keeps a part of the sum
+                kind = (
+                    "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
+                )  # a fusion that keeps a part of the sum
                 sides = [nbytes(*array) for array in arrays(o.type)]
                 count, total = totals.get(kind, (0, 0))
-                totals[kind] = (count + n, total + n * (max(sides) if o.kind.endswith("-start") else sum(sides)))
+                totals[kind] = (
+                    count + n,
+                    total + n * (max(sides) if o.kind.endswith("-start") else sum(sides)),
+                )
         return [Collective(kind, *total) for kind, total in sorted(totals.items())]
 
     def largest(self, count: int) -> list[Buffer]:
         """Returns the largest results in HBM, one for each type and source line."""
         found: dict[tuple[str, str], Buffer] = {}
         for name in self.times:
-            if any(word in name for word in ("fused_computation", "bitcast_fusion", "all-reduce-scatter")):
+            if any(
+                word in name
+                for word in ("fused_computation", "bitcast_fusion", "all-reduce-scatter")
+            ):
                 continue
             for o in self.computations[name]:
-                if o.kind in NO_BUFFER or "dynamic-update-slice" in o.name or '"AllocateBuffer"' in o.rest:
+                if (
+                    o.kind in NO_BUFFER
+                    or "dynamic-update-slice" in o.name
+                    or '"AllocateBuffer"' in o.rest
+                ):
                     continue
                 for dtype, shape, layout in arrays(o.type):
                     if "S(" not in layout:
@@ -179,11 +239,15 @@ class Program:
 
     @functools.cached_property
     def _frames(self) -> dict[int, tuple[int, int]]:
-        rows = re.findall(r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?\}", self.text, re.MULTILINE)
+        rows = re.findall(
+            r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?\}", self.text, re.MULTILINE
+        )
         return {int(n): (int(location), int(parent or 0)) for n, location, parent in rows}
 
     @functools.cached_property
     def _locations(self) -> dict[int, tuple[str, int]]:
         files = dict(re.findall(r'^(\d+) "(/[^"]*)"$', self.text, re.MULTILINE))
-        rows = re.findall(r"^(\d+) \{file_name_id=(\d+) function_name_id=\d+ line=(\d+)", self.text, re.MULTILINE)
+        rows = re.findall(
+            r"^(\d+) \{file_name_id=(\d+) function_name_id=\d+ line=(\d+)", self.text, re.MULTILINE
+        )
         return {int(n): (files.get(file, ""), int(line)) for n, file, line in rows}

@@ -1,4 +1,4 @@
-"""Cycles of our Pallas kernels, which the HLO does not carry: read from their schedules by `kernels.static`'s counters."""
+"""Cycles of our Pallas kernels, which the HLO does not carry: read from their schedules by `kernels.static.command`'s counters."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pathlib import Path
 from codellama_jax.compile.hlo import Kernel
 from codellama_jax.compile.target import CHIPS
 from codellama_jax.errors import UserError
-from codellama_jax.files import read_json, user_path, write_file
-from kernels.chips import ENVIRONMENT
-from kernels.schedule import flags
+from codellama_jax.system.files import read_json, user_path, write_file
+from kernels.static.chips import ENVIRONMENT
+from kernels.static.schedule import flags
 
 FOLDER = Path(__file__).resolve().parent.parent.parent
 LONGEST = 16_384  # longer passes cost as the square of their length; beyond it the backward kernel does not fit every chip
@@ -46,10 +46,13 @@ def cycles(chip: str, kernel: Kernel, cache: str) -> float | None:
         runs *= (T / args["seq"]) ** 2
     elif package == "cross_entropy":
         _, (_, (T, D)), (head, (V, _)), *_ = kernel.operands
-        args, runs = {"seq": TOKENS, "d_model": D, "words": V, "head": DTYPES[head]}, T / TOKENS
+        args, runs = {"seq": TOKENS, "d_model": D, "vocab": V, "head": DTYPES[head]}, T / TOKENS
     elif package == "decode_attention":  # over a full cache; a core without a head waits
         M, S, H = max((shape for _, shape in kernel.operands), key=math.prod)
-        args, runs = {"seq": min(LONGEST, S), "head_dim": H}, -(-M // CHIPS[chip].cores) * CHIPS[chip].cores
+        args, runs = (
+            {"seq": min(LONGEST, S), "head_dim": H},
+            -(-M // CHIPS[chip].cores) * CHIPS[chip].cores,
+        )
         runs *= S / args["seq"]
     else:
         return None
@@ -73,7 +76,9 @@ def count(package: str, chip: str, args: str, cache: str) -> list[int]:
         with tempfile.TemporaryDirectory() as dump:
             settings = ENVIRONMENT | {"LIBTPU_INIT_ARGS": flags(dump), "PYTHONPATH": str(FOLDER)}
             command = [sys.executable, "-c", COUNT, package, chip, args, dump]
-            found = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+            found = subprocess.run(
+                command, env=os.environ | settings, capture_output=True, text=True
+            )
         if found.returncode:
             return []
         write_file(kept, found.stdout)

@@ -16,15 +16,27 @@ KEPT, PAGE = ROOT / "docs" / "tpu.json", ROOT / "docs" / "tpu.md"
 SCALES = ("7b", "13b", "34b", "70b")
 LARGE = ("34b", "70b")
 STAGES = {"code 4k": "code", "LCFT 16k": "long_context", "instruct": "code"}
-INSTRUCT = ("--code.data.batch-size", "128")  # 524,288 tokens a step (Code Llama, section 2.5), in rows of the code stage
+INSTRUCT = (
+    "--code.data.batch-size",
+    "128",
+)  # 524,288 tokens a step (Code Llama, section 2.5), in rows of the code stage
 INFERENCE = {"prefill 100k": "prefill", "decode at 100k": "decode"}
 TENSOR = {"code 4k": (1, 4), "LCFT 16k": (2, 8), "instruct": (2, 4)}  # as PODS
-MICRO_BATCHES = {"v5p": (2, 2), "v5e": (2, 16), "v6e": (1, 8), "tpu7x": (2, 2), "v4": (1, 4)}  # of the code stage, as PODS
-TIGHT = {("v5e", "70b"): ("--code.micro-batches", "2")}  # instruct, where its two rows a device are too many at once
+MICRO_BATCHES = {
+    "v5p": (2, 2),
+    "v5e": (2, 16),
+    "v6e": (1, 8),
+    "tpu7x": (2, 2),
+    "v4": (1, 4),
+}  # of the code stage, as PODS
+TIGHT = {
+    ("v5e", "70b"): ("--code.micro-batches", "2")
+}  # instruct, where its two rows a device are too many at once
 LONG = {  # of the long-context stage on chips with little memory: what each micro-batch leaves of a row on a device
     "v5e": ((), ("--mesh.context", "2", "--long-context.micro-batches", "4")),
     "v6e": ((), ("--mesh.context", "2", "--long-context.micro-batches", "4")),
-    "v4": (("--mesh.context", "4", "--long-context.micro-batches", "4"),) * 2,  # its vector memory holds 4,096 tokens' gradients
+    "v4": (("--mesh.context", "4", "--long-context.micro-batches", "4"),)
+    * 2,  # its vector memory holds 4,096 tokens' gradients
 }
 ROOMY = ("v5p", "tpu7x")  # keep the products of every layer
 PODS = {  # for the smaller two sizes, for the larger two
@@ -52,7 +64,17 @@ def training(title: str, chip: str, scale: str) -> tuple[str, list[str]]:
     """Returns a cell's name and its arguments."""
     large, stage = scale in LARGE, STAGES[title]
     pod, option = PODS[chip][large], f"--{stage.replace('_', '-')}"
-    args = ["code_llama", "--scale", scale, "--stage", stage, "--target", pod, "--mesh.tensor", str(TENSOR[title][large])]
+    args = [
+        "code_llama",
+        "--scale",
+        scale,
+        "--stage",
+        stage,
+        "--target",
+        pod,
+        "--mesh.tensor",
+        str(TENSOR[title][large]),
+    ]
     if title == "code 4k":
         args += ["--code.micro-batches", str(MICRO_BATCHES[chip][large])]
     if title == "LCFT 16k" and chip in LONG:
@@ -67,22 +89,44 @@ def training(title: str, chip: str, scale: str) -> tuple[str, list[str]]:
 def inference(title: str, scale: str) -> tuple[str, list[str]]:
     """Returns a cell's name and its arguments."""
     pod = ("v5p:2x2x2", "v5p:2x2x4")[scale in LARGE]
-    args = ["code_llama", "--scale", scale, "--stage", INFERENCE[title], "--target", pod, "--mesh.tensor", "8"]
+    args = [
+        "code_llama",
+        "--scale",
+        scale,
+        "--stage",
+        INFERENCE[title],
+        "--target",
+        pod,
+        "--mesh.tensor",
+        "8",
+    ]
     return f"{title} | {pod} | {scale}", args
 
 
 def cells() -> dict[str, list[str]]:
     """Returns the arguments of each cell by its name, in the order in which they are compiled."""
-    train = lambda titles: [training(t, chip, scale) for t in titles for chip in PODS for scale in SCALES]
+    train = lambda titles: [
+        training(t, chip, scale) for t in titles for chip in PODS for scale in SCALES
+    ]
     first, *others = STAGES
-    return dict([*train([first]), *(inference(t, scale) for t in INFERENCE for scale in SCALES), *train(others)])
+    return dict(
+        [
+            *train([first]),
+            *(inference(t, scale) for t in INFERENCE for scale in SCALES),
+            *train(others),
+        ]
+    )
 
 
 def fill(kept: dict[str, list[str]], name: str, args: list[str]) -> None:
     """Compiles a cell and keeps the lines that it printed."""
     command = [sys.executable, str(ROOT / "launch.py"), "compile", *args]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    kept[name] = done.stdout.splitlines()[1:] if done.returncode in (0, 3) else [done.stderr.strip().splitlines()[-1]]
+    kept[name] = (
+        done.stdout.splitlines()[1:]
+        if done.returncode in (0, 3)
+        else [done.stderr.strip().splitlines()[-1]]
+    )
     KEPT.write_text(json.dumps(kept, indent=1) + "\n")
 
 
@@ -94,12 +138,21 @@ def page(kept: dict[str, list[str]]) -> str:
     ]
     for name, args in cells().items():
         lines = kept.get(name, ["not compiled yet"])
-        estimates = [line.removeprefix("compiler estimate: ") for line in lines if line.startswith("compiler estimate")]
+        estimates = [
+            line.removeprefix("compiler estimate: ")
+            for line in lines
+            if line.startswith("compiler estimate")
+        ]
         memory = next((line for line in lines if "of HBM" in line), "")
-        taken = next((line.removeprefix("compiled in ") for line in lines if line.startswith("compiled in")), "")
+        taken = next(
+            (line.removeprefix("compiled in ") for line in lines if line.startswith("compiled in")),
+            "",
+        )
         options = " ".join(args[args.index("--target") + 2 :])
         mesh = lines[0].removeprefix("mesh ") if lines[0] != memory else ""
-        rows.append(f"| {name} | `{options}` | {mesh} | {memory} | {'; '.join(estimates)} | {taken} |")
+        rows.append(
+            f"| {name} | `{options}` | {mesh} | {memory} | {'; '.join(estimates)} | {taken} |"
+        )
     return HEAD + "\n" + "\n".join(rows) + "\n"
 
 

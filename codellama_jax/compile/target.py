@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from codellama_jax.accounting import PEAK_FLOPS
 from codellama_jax.errors import UserError
-from kernels.chips import ENVIRONMENT
+from codellama_jax.models.accounting import PEAK_FLOPS
+from kernels.static.chips import ENVIRONMENT
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,15 @@ from etils import epath
 from codellama_jax.config import CorpusConfig
 from codellama_jax.data import sources
 from codellama_jax.errors import UserError
-from codellama_jax.files import is_bucket, open_file, read_json, reason, user_path, write_json
-from codellama_jax.progress import Say, announced, silent
+from codellama_jax.system.files import (
+    is_bucket,
+    open_file,
+    read_json,
+    reason,
+    user_path,
+    write_json,
+)
+from codellama_jax.system.progress import Say, announced, silent
 
 VERSION = "1.1.0"  # of what is kept and how it is split; part of the name of the cache folder
 CODE = ("code", "python")
@@ -88,7 +95,9 @@ def _summary(source: str, loaded: sources.Loaded) -> str:
     return f"{kept}; left out: {loaded.reasons()}" if loaded.dropped else kept
 
 
-def _splits(loaded: sources.Loaded, place: str, listed: int, block_chars: int, fraction: float) -> dict[str, list[tuple[str, str]]]:
+def _splits(
+    loaded: sources.Loaded, place: str, listed: int, block_chars: int, fraction: float
+) -> dict[str, list[tuple[str, str]]]:
     """Returns the (id, text) of the documents of each split. All of a file are in one split."""
     files = loaded.documents
     if len(files) < 2:

@@ -24,15 +24,33 @@ def infill_ids(tokenizer: Any, prefix: str, middle: str, suffix: str, spm: bool)
     """Returns the ids of a training example: `prompt_ids`, then the middle and EOT; in SPM prefix and middle are encoded as one text."""
     if spm:
         return [*prompt_ids(tokenizer, prefix + middle, suffix, spm), tokenizer.eot_id]
-    return [*prompt_ids(tokenizer, prefix, suffix, spm), *tokenizer.encode(middle, leading_space=False), tokenizer.eot_id]
+    return [
+        *prompt_ids(tokenizer, prefix, suffix, spm),
+        *tokenizer.encode(middle, leading_space=False),
+        tokenizer.eot_id,
+    ]
 
 
 def prompt_ids(tokenizer: Any, prefix: str, suffix: str, spm: bool) -> list[int]:
     """Returns the ids to generate a middle from: BOS PRE prefix SUF suffix MID, or in SPM BOS PRE SUF suffix MID prefix."""
     suffix_ids = tokenizer.encode(suffix, leading_space=False)
     if spm:
-        return [tokenizer.bos_id, tokenizer.pre_id, tokenizer.suf_id, *suffix_ids, tokenizer.mid_id, *tokenizer.encode(prefix)]
-    return [tokenizer.bos_id, tokenizer.pre_id, *tokenizer.encode(prefix), tokenizer.suf_id, *suffix_ids, tokenizer.mid_id]
+        return [
+            tokenizer.bos_id,
+            tokenizer.pre_id,
+            tokenizer.suf_id,
+            *suffix_ids,
+            tokenizer.mid_id,
+            *tokenizer.encode(prefix),
+        ]
+    return [
+        tokenizer.bos_id,
+        tokenizer.pre_id,
+        *tokenizer.encode(prefix),
+        tokenizer.suf_id,
+        *suffix_ids,
+        tokenizer.mid_id,
+    ]
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
@@ -40,7 +58,9 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
     return [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
 
 
-def document_ids(tokenizer: Any, text: str, rng: Random, infilling: InfillingConfig, seq_len: int) -> list[int]:
+def document_ids(
+    tokenizer: Any, text: str, rng: Random, infilling: InfillingConfig, seq_len: int
+) -> list[int]:
     """Returns the ids of a training document, cut for infilling at the configured rate if it then fits one row of `seq_len` tokens.
 
     A row holds an id and its successor in each place, so `seq_len + 1` ids fit. A longer document stays plain.

@@ -49,7 +49,9 @@ def bins(seq_len: int) -> int:
     return min(max(16_384 // seq_len, 16), 64)
 
 
-def lane_documents(documents: Sequence, encode: Callable, seed: int, lane: int, lanes: int) -> grain.MapDataset:
+def lane_documents(
+    documents: Sequence, encode: Callable, seed: int, lane: int, lanes: int
+) -> grain.MapDataset:
     """Returns the endless documents of a lane; all lanes together read each document once an epoch, shuffled anew in every epoch.
 
     `encode(index, document)` is given `epoch * len(documents) + index of the document`.
@@ -65,10 +67,21 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
     done, or use it in a `with` block. Raises UserError if a source that has a share is missing or empty.
     """
 
-    def __init__(self, sources: dict[str, Sequence], data: DataConfig, tokenizer: Any, seed: int, lanes: Sequence[int]):
+    def __init__(
+        self,
+        sources: dict[str, Sequence],
+        data: DataConfig,
+        tokenizer: Any,
+        seed: int,
+        lanes: Sequence[int],
+    ):
         self._sources, self._lanes = sources, list(lanes)
-        self._batches = _Prefetch(Rows(sources, data, tokenizer, seed, self._lanes), bins(data.seq_len))
-        self.close = weakref.finalize(self, self._batches.close)  # at the latest when the interpreter exits
+        self._batches = _Prefetch(
+            Rows(sources, data, tokenizer, seed, self._lanes), bins(data.seq_len)
+        )
+        self.close = weakref.finalize(
+            self, self._batches.close
+        )  # at the latest when the interpreter exits
 
     def __next__(self) -> Batch:
         return next(self._batches)
@@ -87,20 +100,33 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
         """
         missing = [lane for lane in self._lanes if str(lane) not in state]
         if missing:
-            raise UserError(f"the checkpoint has no data cursor for row {missing[0]} of the batch: set batch_size to that of its run")
+            raise UserError(
+                f"the checkpoint has no data cursor for row {missing[0]} of the batch: set batch_size to that of its run"
+            )
         self._batches.set_state(state)
 
     def document_names(self, batch: Batch) -> list[str]:
         """Lists the ids of the documents in a batch, row by row."""
         rows = zip(batch["source"].tolist(), batch["documents"].tolist())
-        places = dict.fromkeys((source, i) for source, documents in rows for i in documents if i >= 0)
-        return list(dict.fromkeys(_str(self._sources[SOURCES[source]][i]["id"]) for source, i in places))
+        places = dict.fromkeys(
+            (source, i) for source, documents in rows for i in documents if i >= 0
+        )
+        return list(
+            dict.fromkeys(_str(self._sources[SOURCES[source]][i]["id"]) for source, i in places)
+        )
 
 
 class Rows:
     """What Batches prefetches: the same batches and states, made when they are asked for."""
 
-    def __init__(self, sources: dict[str, Sequence], data: DataConfig, tokenizer: Any, seed: int, lanes: Sequence[int]):
+    def __init__(
+        self,
+        sources: dict[str, Sequence],
+        data: DataConfig,
+        tokenizer: Any,
+        seed: int,
+        lanes: Sequence[int],
+    ):
         self._lanes, self._step, self._streams = lanes, 0, {}
         self._size, self._shares = data.batch_size, dataclasses.astuple(data.mixture)
         for name, documents in _with_share(sources, data).items():
@@ -112,12 +138,21 @@ class Rows:
                 self._streams[lane, source] = _packed(read, data.seq_len, own_seed + (lane << 32))
 
     def __next__(self) -> Batch:
-        sources = [source_of_row(self._step * self._size + lane, self._shares) for lane in self._lanes]
+        sources = [
+            source_of_row(self._step * self._size + lane, self._shares) for lane in self._lanes
+        ]
         self._step += 1
-        return _batch([(source, next(self._streams[lane, source])) for lane, source in zip(self._lanes, sources)])
+        return _batch(
+            [
+                (source, next(self._streams[lane, source]))
+                for lane, source in zip(self._lanes, sources)
+            ]
+        )
 
     def get_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {str(lane): {"step": self._step, "sources": {}} for lane in self._lanes}
+        state: dict[str, Any] = {
+            str(lane): {"step": self._step, "sources": {}} for lane in self._lanes
+        }
         for (lane, source), stream in self._streams.items():
             state[str(lane)]["sources"][SOURCES[source]] = stream.get_state()
         return state
@@ -128,7 +163,9 @@ class Rows:
             stream.set_state(state[str(lane)]["sources"][SOURCES[source]])
 
 
-def validation_batches(sources: dict[str, Sequence], data: DataConfig, tokenizer: Any, rows: int) -> list[Batch]:
+def validation_batches(
+    sources: dict[str, Sequence], data: DataConfig, tokenizer: Any, rows: int
+) -> list[Batch]:
     """Packs `rows` rows of validation documents in the shares of the mixture, plain, once through, the same on every host.
 
     Batches hold `data.batch_size` rows, the last one what is left. A source that has no more documents drops out, so that
@@ -136,7 +173,9 @@ def validation_batches(sources: dict[str, Sequence], data: DataConfig, tokenizer
     """
     plain, streams = dataclasses.replace(data, infilling=InfillingConfig(rate=0.0)), {}
     for name, documents in _with_share(sources, data).items():
-        encoded = grain.MapDataset.source(documents).map_with_index(encoder(tokenizer, plain, 0, len(documents)))
+        encoded = grain.MapDataset.source(documents).map_with_index(
+            encoder(tokenizer, plain, 0, len(documents))
+        )
         streams[SOURCES.index(name)] = _packed(encoded, data.seq_len, 0)
     packed = list(itertools.islice(_mixed(streams, data), rows))
     return [_batch(packed[i : i + data.batch_size]) for i in range(0, len(packed), data.batch_size)]
@@ -153,7 +192,9 @@ def _with_share(sources: dict[str, Sequence], data: DataConfig) -> dict[str, Seq
         raise UserError(f"the mixture is empty: give one of {', '.join(SOURCES)} a share")
     for name in names:
         if not len(sources.get(name, ())):
-            raise UserError(f"the mixture reads from {name!r}, which holds no documents: set its share to 0 or name it a folder of files")
+            raise UserError(
+                f"the mixture reads from {name!r}, which holds no documents: set its share to 0 or name it a folder of files"
+            )
     return {name: sources[name] for name in names}
 
 
@@ -162,8 +203,12 @@ def encoder(tokenizer: Any, data: DataConfig, seed: int, count: int) -> Callable
 
     def encode(index: int, document: dict) -> np.ndarray:
         epoch, i = divmod(index, count)
-        rng = random.Random(f"{seed} {epoch} {i}")  # whose numbers, unlike NumPy's, are the same in any version
-        ids = np.array(document_ids(tokenizer, text_of(document), rng, data.infilling, data.seq_len), np.int32)
+        rng = random.Random(
+            f"{seed} {epoch} {i}"
+        )  # whose numbers, unlike NumPy's, are the same in any version
+        ids = np.array(
+            document_ids(tokenizer, text_of(document), rng, data.infilling, data.seq_len), np.int32
+        )
         return np.stack([ids[:-1], ids[1:], np.full(len(ids) - 1, i, np.int32)], axis=1)
 
     return encode
@@ -172,7 +217,9 @@ def encoder(tokenizer: Any, data: DataConfig, seed: int, count: int) -> Callable
 def _packed(documents: grain.MapDataset, seq_len: int, seed: int) -> grain.DatasetIterator:
     direct = documents.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     chunks = grain.experimental.FlatMapIterDataset(direct, _Chunks(seq_len))
-    rows = grain.experimental.FirstFitPackIterDataset(chunks, length_struct={"ids": seq_len}, num_packing_bins=bins(seq_len), seed=seed)
+    rows = grain.experimental.FirstFitPackIterDataset(
+        chunks, length_struct={"ids": seq_len}, num_packing_bins=bins(seq_len), seed=seed
+    )
     rows.has_child = True  # else Grain wraps the iterator's class once more each time, and many lanes exceed the recursion limit
     return rows.__iter__()
 
@@ -197,10 +244,18 @@ def _mixed(streams: dict[int, Iterator], data: DataConfig) -> Iterator[tuple[int
 
 
 def _batch(rows: list[tuple[int, dict]]) -> Batch:
-    ids, segment_ids, positions = (np.stack([row[key] for _, row in rows]) for key in ("ids", "ids_segment_ids", "ids_positions"))
+    ids, segment_ids, positions = (
+        np.stack([row[key] for _, row in rows])
+        for key in ("ids", "ids_segment_ids", "ids_positions")
+    )
     tokens, targets, documents = (np.ascontiguousarray(ids[..., i]) for i in range(3))
     source = np.array([source for source, _ in rows], np.int32)
-    batch = {"tokens": tokens, "targets": targets, "segment_ids": segment_ids, "positions": positions}
+    batch = {
+        "tokens": tokens,
+        "targets": targets,
+        "segment_ids": segment_ids,
+        "positions": positions,
+    }
     return batch | {"documents": np.where(segment_ids > 0, documents, -1), "source": source}
 
 
@@ -210,5 +265,7 @@ def _str(text: bytes | str) -> str:
 
 class _Prefetch(grain.experimental.ThreadPrefetchDatasetIterator):
     def close(self) -> None:
-        if not self._closed:  # Grain's own closes again when the interpreter has taken its modules apart
+        if (
+            not self._closed
+        ):  # Grain's own closes again when the interpreter has taken its modules apart
             super().close()

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from etils import epath
 
 from codellama_jax.errors import UserError
-from codellama_jax.files import is_bucket, read_file, reason, user_path
+from codellama_jax.system.files import is_bucket, read_file, reason, user_path
 
 COUNTS = (
     "files",
@@ -256,10 +256,14 @@ def _folder(folder: str) -> Iterator[Item]:
     except (OSError, ImportError) as error:  # epath needs another package for gs://
         raise UserError(f"cannot read the corpus {folder!r}: {reason(error)}") from error
     if not found:
-        raise UserError(f"the corpus {folder!r} is not a folder: name a folder of text files, or stdlib, topics or descriptions")
+        raise UserError(
+            f"the corpus {folder!r} is not a folder: name a folder of text files, or stdlib, topics or descriptions"
+        )
     top = root.resolve()
     if top == top.parent:
-        raise UserError(f"the corpus {folder!r} is the whole file system: name a folder of text files")
+        raise UserError(
+            f"the corpus {folder!r} is the whole file system: name a folder of text files"
+        )
     return _files(root, top.name)
 
 
@@ -292,7 +296,9 @@ def _topics() -> Iterator[Item]:
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise UserError("this Python comes without its documentation topics: name a folder of text files instead of 'topics'") from None
+        raise UserError(
+            "this Python comes without its documentation topics: name a folder of text files instead of 'topics'"
+        ) from None
     return (_text("topics", name, text) for name, text in topics.items())
 
 

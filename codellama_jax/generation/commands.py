@@ -18,16 +18,16 @@ import tyro
 from codellama_jax.command_line import INTERRUPTED
 from codellama_jax.config import CACHE, MeshConfig, Stage
 from codellama_jax.errors import UserError
-from codellama_jax.files import user_path
 from codellama_jax.generation.middle import Order, better_order, without_infilling
 from codellama_jax.generation.settings import CAPACITY, Sampling, check_stop_strings
 from codellama_jax.generation.source import Source, decoded, read_source
+from codellama_jax.system.files import user_path
 
 if TYPE_CHECKING:
     from etils import epath
 
-    from codellama_jax.tokenizer import Tokenizer
-    from codellama_jax.training.checkpoint import Run
+    from codellama_jax.checkpoints.checkpoint import Run
+    from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Asking:
         """Finds the stage and its tokenizer. Raises UserError without starting JAX."""
         if sys.stdout is None:
             raise UserError("standard output is closed: redirect it to a file or a terminal")
-        from codellama_jax import reuse
-        from codellama_jax.stage_folder import named_stage, run_tokenizer
+        from codellama_jax.checkpoints import folder as reuse
+        from codellama_jax.checkpoints.stage_folder import named_stage, run_tokenizer
 
         folder, stage = named_stage(user_path(self.run), self.arm, self.stage)
         trained = reuse.followed(folder)
@@ -65,7 +65,10 @@ class Asking:
             raise UserError(
                 f"no checkpoint in {trained}: give the folder of a run that has trained"
             )
-        return Trained(folder, stage, run_tokenizer(trained))
+        tokenizer = run_tokenizer(trained)
+        for limit in tokenizer.limits:
+            note(f"note on the tokenizer: {limit}")
+        return Trained(folder, stage, tokenizer)
 
     def check_length(self, trained: Trained, ids: list[int], name: str) -> None:
         """Raises UserError for a prompt that no model reads; warns where it is longer than the
@@ -82,13 +85,11 @@ class Asking:
     def load(self, ids: list[int]) -> Run:
         """Starts JAX and loads the model, to read a prompt of `ids`."""
         note(f"starting JAX and loading {self.run}")
-        from codellama_jax.training.checkpoint import keep_compiled, load_run
-        from codellama_jax.training.mesh import make_mesh
+        from codellama_jax.checkpoints.checkpoint import keep_compiled, load_run
+        from codellama_jax.sharding.mesh import make_mesh
 
         keep_compiled(CACHE)
         run = load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
-        for limit in run.tokenizer.limits:
-            note(f"note on the tokenizer: {limit}")
         note(f"reading the prompt, tokens: {len(ids):,} (a new length compiles first)")
         return run
 
@@ -178,7 +179,7 @@ class Infill(Asking):
 
     def order(self, trained: Trained) -> Order:
         """Returns the order to fill in, and why."""
-        from codellama_jax.stage_folder import stage_probes
+        from codellama_jax.checkpoints.stage_folder import stage_probes
 
         if self.spm or self.psm:
             return Order(self.spm, "as given")

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.generation.forward import last_logits
-from codellama_jax.tokenizer import Tokenizer
-from codellama_jax.tokenizer_training import LONGEST_SPACES
-from codellama_jax.training.checkpoint import Run
+from codellama_jax.tokenizers.sentencepiece import Tokenizer
+from codellama_jax.tokenizers.training import LONGEST_SPACES
 
 MOST = LONGEST_SPACES - 1  # tokens backed up: a piece that extends them is longer by a character
 
@@ -40,14 +40,20 @@ class Pieces:
 
     def extending(self, text: str) -> np.ndarray:
         """Returns the ids whose text begins with this one and is longer."""
-        return self.order[bisect.bisect_right(self.sorted, text) : bisect.bisect_left(self.sorted, text + chr(0x10FFFF))]
+        return self.order[
+            bisect.bisect_right(self.sorted, text) : bisect.bisect_left(
+                self.sorted, text + chr(0x10FFFF)
+            )
+        ]
 
 
 def heal(run: Run, prompts: Sequence[Sequence[int]]) -> list[Healed]:
     """Backs up each prompt of ids, whose last tokens are text, as far as the model finds most likely."""
     pieces = Pieces(run.tokenizer)
     logits_BMV = last_logits(run, prompts, MOST + 1)
-    return [_most_likely(pieces, list(ids), logits_MV) for ids, logits_MV in zip(prompts, logits_BMV)]
+    return [
+        _most_likely(pieces, list(ids), logits_MV) for ids, logits_MV in zip(prompts, logits_BMV)
+    ]
 
 
 def _most_likely(pieces: Pieces, ids: list[int], logits_MV: np.ndarray) -> Healed:
@@ -60,6 +66,13 @@ def _most_likely(pieces: Pieces, ids: list[int], logits_MV: np.ndarray) -> Heale
         removed, taken = pieces.texts[ids[-m]] + removed, taken + float(log_p_MV[m, ids[-m]])
         first = pieces.extending(removed)
         if len(first):
-            found.append((float(np.logaddexp.reduce(log_p_MV[m, first])) - taken, m, removed, first))
+            found.append(
+                (float(np.logaddexp.reduce(log_p_MV[m, first])) - taken, m, removed, first)
+            )
     _, m, removed, first = max(found, key=lambda one: one[0])
-    return Healed(ids[: len(ids) - m], removed, first, float(np.logaddexp.reduce([odds for odds, *_ in found])))
+    return Healed(
+        ids[: len(ids) - m],
+        removed,
+        first,
+        float(np.logaddexp.reduce([odds for odds, *_ in found])),
+    )

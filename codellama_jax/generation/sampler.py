@@ -13,10 +13,10 @@ from flax import struct
 
 from codellama_jax.config import ModelConfig
 from codellama_jax.errors import UserError
-from codellama_jax.generation import decoder
 from codellama_jax.generation.memory import check_memory
 from codellama_jax.generation.settings import CAPACITY, Sampling
-from codellama_jax.training.mesh import on_mesh_of
+from codellama_jax.models.llama import decoder
+from codellama_jax.sharding.mesh import on_mesh_of
 
 CHUNK = 64  # tokens a row between two looks at what came out
 CHUNK_WITH_STOP = 16  # where text may end a row, and what is generated after its end is lost
@@ -79,7 +79,12 @@ def generate(
         numbers_B = np.resize(np.array(numbers or range(len(tokens_BT)), np.uint32), len(tokens_BT))
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(sampling.seed), numbers_B)
         stop_ids_4 = np.array([*stop_ids, *[-1] * (4 - len(stop_ids))], np.int32)
-        draws = Draws(keys_B, stop_ids_4, np.int32(vocab or config.vocab_size), _mask(first, len(tokens_BT), config.vocab_size))
+        draws = Draws(
+            keys_B,
+            stop_ids_4,
+            np.int32(vocab or config.vocab_size),
+            _mask(first, len(tokens_BT), config.vocab_size),
+        )
         static = config, dataclasses.replace(sampling, max_new_tokens=1, seed=0)
         start = (*static, bucket(sampling.max_new_tokens), params, tokens_BT, lengths_B, draws)
         prepared = jax.eval_shape(decoder.prepare, config, params)
@@ -118,7 +123,9 @@ def sample(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.A
     edges_BV = jnp.cumsum(jax.nn.softmax(logits_BV, axis=-1, where=kept_BV), axis=-1)
     height_B1 = jax.vmap(jax.random.uniform)(keys_B)[:, None] * edges_BV[:, -1:]
     inside_BV = kept_BV & (edges_BV > height_B1)
-    found_B1 = inside_BV.any(-1, keepdims=True)  # rounding may leave the last edge kept below the height
+    found_B1 = inside_BV.any(
+        -1, keepdims=True
+    )  # rounding may leave the last edge kept below the height
     return jnp.argmax(jnp.where(found_B1, inside_BV, kept_BV), axis=-1).astype(jnp.int32)
 
 
@@ -139,9 +146,13 @@ def keep(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
         """Keeps bit 29 - i if the tokens above still hold more than p. The bits of positive floats sort as the floats."""
         higher_B1 = floor_B1 | (jnp.uint32(1) << (29 - i).astype(jnp.uint32))
         above_BV = probs_BV > jax.lax.bitcast_convert_type(higher_B1, jnp.float32)
-        return jnp.where(jnp.sum(probs_BV, -1, keepdims=True, where=above_BV) > top_p, higher_B1, floor_B1)
+        return jnp.where(
+            jnp.sum(probs_BV, -1, keepdims=True, where=above_BV) > top_p, higher_B1, floor_B1
+        )
 
-    floor_B1 = jax.lax.fori_loop(0, 30, raise_bit, jnp.zeros((len(probs_BV), 1), jnp.uint32))  # 1.0 needs 30 bits
+    floor_B1 = jax.lax.fori_loop(
+        0, 30, raise_bit, jnp.zeros((len(probs_BV), 1), jnp.uint32)
+    )  # 1.0 needs 30 bits
     return probs_BV > jax.lax.bitcast_convert_type(floor_B1, jnp.float32)
 
 
@@ -162,18 +173,26 @@ def _decode(config, sampling, weights, state, draws, steps) -> tuple[State, jax.
 
     def draw(loop):
         i, state, new_BT = loop
-        logits_BV, cache = decoder.step(config, weights, state.cache, state.tokens_B, state.positions_B)
+        logits_BV, cache = decoder.step(
+            config, weights, state.cache, state.tokens_B, state.positions_B
+        )
         positions_B = state.positions_B + 1
         tokens_B = _draw(logits_BV, sampling, draws, positions_B)
         done_B = state.done_B | (tokens_B[:, None] == draws.stop_ids[None]).any(-1)
-        return i + 1, State(cache, tokens_B, positions_B, done_B), jax.lax.dynamic_update_slice(new_BT, tokens_B[:, None], (0, i))
+        return (
+            i + 1,
+            State(cache, tokens_B, positions_B, done_B),
+            jax.lax.dynamic_update_slice(new_BT, tokens_B[:, None], (0, i)),
+        )
 
     new_BT = decoder.place(jnp.zeros((len(state.tokens_B), CHUNK), jnp.int32), decoder.WHOLE)
     _, state, new_BT = jax.lax.while_loop(unfinished, draw, (0, state, new_BT))
     return state, new_BT
 
 
-def _draw(logits_BV: jax.Array, sampling: Sampling, draws: Draws, positions_B: jax.Array) -> jax.Array:
+def _draw(
+    logits_BV: jax.Array, sampling: Sampling, draws: Draws, positions_B: jax.Array
+) -> jax.Array:
     """Draws the tokens that will stand at these positions: chance depends on seed, row and position alone.
 
     Logits and tokens are whole on every device, for every host of a pod reads the tokens.
@@ -182,7 +201,10 @@ def _draw(logits_BV: jax.Array, sampling: Sampling, draws: Draws, positions_B: j
     logits_BV = jnp.where(jnp.arange(logits_BV.shape[-1])[None] < draws.vocab, logits_BV, -jnp.inf)
     if draws.first_BV is not None:
         logits_BV = jnp.where(draws.first_BV, logits_BV, -jnp.inf)
-    return decoder.place(sample(logits_BV, sampling, jax.vmap(jax.random.fold_in)(draws.keys_B, positions_B)), decoder.WHOLE)
+    return decoder.place(
+        sample(logits_BV, sampling, jax.vmap(jax.random.fold_in)(draws.keys_B, positions_B)),
+        decoder.WHOLE,
+    )
 
 
 def _mask(first: Sequence[np.ndarray | None] | None, rows: int, vocab: int) -> np.ndarray | None:
@@ -203,7 +225,12 @@ class _Rows:
         self.new: list[list[int]] = [[] for _ in range(rows)]
         self.done = np.zeros(rows, bool)
         self.count = 0  # tokens of every row that is not done
-        self.max_new_tokens, self.stop_ids, self.stop, self.on_tokens = max_new_tokens, frozenset(stop_ids), stop, on_tokens
+        self.max_new_tokens, self.stop_ids, self.stop, self.on_tokens = (
+            max_new_tokens,
+            frozenset(stop_ids),
+            stop,
+            on_tokens,
+        )
 
     def take(self, new_BT: np.ndarray) -> None:
         self.count += new_BT.shape[1]

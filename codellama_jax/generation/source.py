@@ -10,8 +10,8 @@ import sys
 from dataclasses import dataclass
 
 from codellama_jax.errors import UserError
-from codellama_jax.files import decode_text, is_bucket, read_file, user_path
 from codellama_jax.generation.settings import CAPACITY
+from codellama_jax.system.files import decode_text, is_bucket, read_file, user_path
 
 FILL_ME = "<FILL_ME>"
 UTF8_MARK = b"\xef\xbb\xbf"

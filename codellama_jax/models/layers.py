@@ -18,7 +18,13 @@ from codellama_jax.config import ModelConfig
 from kernels import flash_attention, ring_attention
 
 
-def parameter(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], variance: float) -> jax.Array:
+def parameter(
+    module: nn.Module,
+    name: str,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    variance: float,
+) -> jax.Array:
     """Declares an fp32 weight drawn from a normal of that variance (1 / inputs at most widths), with its logical axes."""
     init = nn.with_logical_partitioning(nn.initializers.normal(variance**0.5), axes)
     return module.param(name, init, shape, jnp.float32)
@@ -28,7 +34,9 @@ def mesh_axes(name: str, size: int = 0) -> tuple[str, ...]:
     """Returns the axes of the current mesh that cut a logical axis under the current rules; none where they do not divide `size`."""
     mesh = jax.sharding.get_abstract_mesh().shape
     (axes,) = nn.logical_to_mesh_axes((name,))
-    axes = tuple(a for a in ((axes,) if isinstance(axes, str) else axes or ()) if mesh.get(a, 1) > 1)
+    axes = tuple(
+        a for a in ((axes,) if isinstance(axes, str) else axes or ()) if mesh.get(a, 1) > 1
+    )
     return () if size % math.prod(mesh[a] for a in axes) else axes
 
 
@@ -55,11 +63,15 @@ def project(x_BTD: jax.Array, w_DX: jax.Array) -> jax.Array:
     """
     w_DX = w_DX.astype(x_BTD.dtype)
     rows = x_BTD if length_shards() > 1 else x_BTD.reshape(-1, x_BTD.shape[-1])
-    out = jnp.tensordot(rows, w_DX, 1) if mesh_axes("ffn") else rows @ w_DX.reshape(w_DX.shape[0], -1)
+    out = (
+        jnp.tensordot(rows, w_DX, 1) if mesh_axes("ffn") else rows @ w_DX.reshape(w_DX.shape[0], -1)
+    )
     return out.reshape(*x_BTD.shape[:-1], *w_DX.shape[1:])
 
 
-def rope_angles(positions_BT: jax.Array, head_dim: int, theta: float, scaling: float = 1.0) -> tuple[jax.Array, jax.Array]:
+def rope_angles(
+    positions_BT: jax.Array, head_dim: int, theta: float, scaling: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
     """Returns cos_BTH, sin_BTH over half the head, fp32: position / scaling x theta^(-2i / H) (Code Llama, section 2.4).
 
     A scaling above 1 is linear position interpolation (Chen et al. 2023).
@@ -89,7 +101,12 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        scale_D = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), x_BTD.shape[-1:], jnp.float32)
+        scale_D = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+            x_BTD.shape[-1:],
+            jnp.float32,
+        )
         return rms_norm(x_BTD, scale_D[None, None], self.epsilon)
 
 
@@ -100,15 +117,30 @@ class Inputs:
     positions_BT: jax.Array
     segment_ids_BT: jax.Array | None
     rope: tuple[jax.Array, jax.Array]  # cos and sin, BT1H
-    keep_kv: bool = struct.field(pytree_node=False, default=False)  # hand out every layer's keys and values, to go on from them
+    keep_kv: bool = struct.field(
+        pytree_node=False, default=False
+    )  # hand out every layer's keys and values, to go on from them
 
 
-def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, inputs: Inputs, implementation: str) -> jax.Array:
+def attend(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, inputs: Inputs, implementation: str
+) -> jax.Array:
     """Returns out_BTNH; a kernel runs on each device's part of the batch and heads, around a ring where the length is cut."""
     B, T, K, _ = k_BTKH.shape
-    split = {"batch_axes": mesh_axes("batch", B), "head_axes": mesh_axes("heads", K), "implementation": implementation}
+    split = {
+        "batch_axes": mesh_axes("batch", B),
+        "head_axes": mesh_axes("heads", K),
+        "implementation": implementation,
+    }
     if length_axes := mesh_axes("length", T):
-        return ring_attention.attention(q_BTNH, k_BTKH, v_BTKH, segments_BT=inputs.segment_ids_BT, length_axes=length_axes, **split)
+        return ring_attention.attention(
+            q_BTNH,
+            k_BTKH,
+            v_BTKH,
+            segments_BT=inputs.segment_ids_BT,
+            length_axes=length_axes,
+            **split,
+        )
     positions = {"q_positions_BT": inputs.positions_BT, "kv_positions_BS": inputs.positions_BT}
     segments = {"q_segments_BT": inputs.segment_ids_BT, "kv_segments_BS": inputs.segment_ids_BT}
     return flash_attention.attention(q_BTNH, k_BTKH, v_BTKH, **positions, **segments, **split)
@@ -120,13 +152,23 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, inputs: Inputs) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def __call__(
+        self, x_BTD: jax.Array, inputs: Inputs
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         c = self.config
         B, T, D = x_BTD.shape
         K, G, H = c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim
         w_qkv = parameter(self, "qkv", (D, K, G + 2, H), ("embed", "heads", None, None), 1 / D)
-        w_out = parameter(self, "out", (K, G, H, D), ("heads", None, None, "embed"), 1 / (K * G * H * 2 * c.n_layers))
-        qkv_BTKXH = nn.with_logical_constraint(project(x_BTD, w_qkv), ("batch", "length", "heads", None, None))
+        w_out = parameter(
+            self,
+            "out",
+            (K, G, H, D),
+            ("heads", None, None, "embed"),
+            1 / (K * G * H * 2 * c.n_layers),
+        )
+        qkv_BTKXH = nn.with_logical_constraint(
+            project(x_BTD, w_qkv), ("batch", "length", "heads", None, None)
+        )
         q_BTNH = rotate(qkv_BTKXH[:, :, :, :G].reshape(B, T, K * G, H), inputs.rope)
         k_BTKH, v_BTKH = rotate(qkv_BTKXH[:, :, :, G], inputs.rope), qkv_BTKXH[:, :, :, G + 1]
         out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, inputs, c.attention)
@@ -141,9 +183,15 @@ class SwiGLU(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         c = self.config
-        w_gate_up = parameter(self, "gate_up", (c.d_model, 2, c.d_ff), ("embed", None, "ffn"), 1 / c.d_model)
-        w_down = parameter(self, "down", (c.d_ff, c.d_model), ("ffn", "embed"), 1 / (c.d_ff * 2 * c.n_layers))
-        gate_up_BTXF = nn.with_logical_constraint(project(x_BTD, w_gate_up), ("batch", "length", None, "ffn"))
+        w_gate_up = parameter(
+            self, "gate_up", (c.d_model, 2, c.d_ff), ("embed", None, "ffn"), 1 / c.d_model
+        )
+        w_down = parameter(
+            self, "down", (c.d_ff, c.d_model), ("ffn", "embed"), 1 / (c.d_ff * 2 * c.n_layers)
+        )
+        gate_up_BTXF = nn.with_logical_constraint(
+            project(x_BTD, w_gate_up), ("batch", "length", None, "ffn")
+        )
         return project(nn.silu(gate_up_BTXF[:, :, 0]) * gate_up_BTXF[:, :, 1], w_down)
 
 
@@ -153,9 +201,15 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, inputs: Inputs) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    def __call__(
+        self, x_BTD: jax.Array, inputs: Inputs
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         norm = lambda name: RMSNorm(self.config.norm_eps, name=name)
-        out_BTD, kv = Attention(self.config, name="attention")(norm("attention_norm")(x_BTD), inputs)
+        out_BTD, kv = Attention(self.config, name="attention")(
+            norm("attention_norm")(x_BTD), inputs
+        )
         x_BTD = x_BTD + out_BTD
         x_BTD = x_BTD + SwiGLU(self.config, name="ffn")(norm("ffn_norm")(x_BTD))
-        return nn.with_logical_constraint(x_BTD, ("batch", "length", None)), kv if inputs.keep_kv else None
+        return nn.with_logical_constraint(
+            x_BTD, ("batch", "length", None)
+        ), kv if inputs.keep_kv else None

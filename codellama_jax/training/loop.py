@@ -14,14 +14,14 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from codellama_jax.checkpoints.checkpoint import Checkpoints
 from codellama_jax.config import Stage
 from codellama_jax.data.pipeline import Batches
 from codellama_jax.errors import UserError
-from codellama_jax.files import write_json
-from codellama_jax.training import peers
-from codellama_jax.training.checkpoint import Checkpoints
-from codellama_jax.training.hosts import Stopped, say
-from codellama_jax.training.mesh import ROWS, batch_sharding, check_attention, check_mesh, on_mesh
+from codellama_jax.sharding import peers
+from codellama_jax.sharding.hosts import Stopped, say
+from codellama_jax.sharding.mesh import ROWS, batch_sharding, check_attention, check_mesh, on_mesh
+from codellama_jax.system.files import write_json
 from codellama_jax.training.metrics import Metrics, Throughput
 from codellama_jax.training.step import (
     BATCH_KEYS,

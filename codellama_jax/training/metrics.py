@@ -10,11 +10,11 @@ from etils import epath
 from rich.console import Console
 from rich.progress import Progress
 
-from codellama_jax.accounting import PEAK_FLOPS, flops_per_token
 from codellama_jax.config import Stage
-from codellama_jax.console import warn
 from codellama_jax.errors import UserError
-from codellama_jax.files import is_bucket, read_file, write_file
+from codellama_jax.models.accounting import PEAK_FLOPS, flops_per_token
+from codellama_jax.system.console import warn
+from codellama_jax.system.files import is_bucket, read_file, write_file
 
 SHOWN = {
     "loss": "loss {:.4f}",

@@ -15,9 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from codellama_jax.checked import FieldError
 from codellama_jax.config import OptimizerConfig, Stage
-from codellama_jax.models.llama import Llama
-from codellama_jax.training.losses import summed_loss
-from codellama_jax.training.mesh import ROWS, batch_sharding, check_sharded, on_mesh, shardings
+from codellama_jax.models.llama.model import Llama
+from codellama_jax.sharding.mesh import ROWS, batch_sharding, check_sharded, on_mesh, shardings
+from codellama_jax.training.objectives import summed_loss
 
 BATCH_KEYS = ("tokens", "targets", "segment_ids", "positions")
 
@@ -32,33 +32,50 @@ class TrainState:
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Returns step -> rate: step 0 takes the first part of the warm-up, the last step ends at `final_fraction` of the peak."""
     cosine = optax.warmup_cosine_decay_schedule(
-        0.0, config.peak_lr, config.warmup_steps, max(steps, config.warmup_steps + 1), config.peak_lr * config.final_fraction
+        0.0,
+        config.peak_lr,
+        config.warmup_steps,
+        max(steps, config.warmup_steps + 1),
+        config.peak_lr * config.final_fraction,
     )
     return lambda step: cosine(step + 1)
 
 
 def decayed(params: dict) -> dict:
     """True for every parameter that weight decay applies to: all but the scales of the norms."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: "scale" not in jax.tree_util.keystr(path), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "scale" not in jax.tree_util.keystr(path), params
+    )
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """Clips by the global norm, then AdamW (Code Llama, section 2.2; what it leaves open is Llama 2's)."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(learning_rate(config, steps), config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decayed),
+        optax.adamw(
+            learning_rate(config, steps),
+            config.b1,
+            config.b2,
+            config.eps,
+            weight_decay=config.weight_decay,
+            mask=decayed,
+        ),
     )
 
 
 def with_fresh_optimizer(stage: Stage, params: dict) -> TrainState:
     """Adds the optimiser's first state to parameters."""
-    return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(stage.optimizer, stage.steps).init(params))
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, make_optimizer(stage.optimizer, stage.steps).init(params)
+    )
 
 
 def boxed_state(stage: Stage, seed: int) -> TrainState:
     """Returns a fresh state whose parameters still carry their logical axes."""
     tokens_BT = jnp.zeros((1, 2), jnp.int32)
-    return with_fresh_optimizer(stage, Llama(stage.model).init(jax.random.key(seed), tokens_BT, tokens_BT)["params"])
+    return with_fresh_optimizer(
+        stage, Llama(stage.model).init(jax.random.key(seed), tokens_BT, tokens_BT)["params"]
+    )
 
 
 def abstract_state(stage: Stage, mesh: Mesh) -> TrainState:
@@ -66,7 +83,9 @@ def abstract_state(stage: Stage, mesh: Mesh) -> TrainState:
     placed = shardings(jax.eval_shape(lambda: boxed_state(stage, 0)), mesh)
     plain = jax.eval_shape(lambda: nn.unbox(boxed_state(stage, 0)))
     check_sharded(plain.params, placed.params, mesh)
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), plain, placed)
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), plain, placed
+    )
 
 
 def check_memory(stage: Stage, mesh: Mesh) -> None:
@@ -124,13 +143,17 @@ def fresh_state(stage: Stage, mesh: Mesh, params: dict) -> TrainState:
     return jax.jit(lambda p: with_fresh_optimizer(stage, p), out_shardings=placed)(params)
 
 
-def train_step(stage: Stage, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+def train_step(
+    stage: Stage, state: TrainState, batch: dict[str, jax.Array]
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update. Gradients of the micro-batches are summed and divided by all their tokens, so each token weighs the same.
 
     Returns the new state and loss (nats a token), gradient norm before clipping, learning rate and tokens.
     """
     model, n = Llama(stage.model), stage.micro_batches
-    loss_and_gradient = jax.value_and_grad(lambda params, rows: summed_loss(model, params, rows), has_aux=True)
+    loss_and_gradient = jax.value_and_grad(
+        lambda params, rows: summed_loss(model, params, rows), has_aux=True
+    )
 
     def accumulate(total, rows):
         (loss, tokens), gradient = loss_and_gradient(state.params, rows)
@@ -141,11 +164,16 @@ def train_step(stage: Stage, state: TrainState, batch: dict[str, jax.Array]) -> 
         (loss, tokens), gradient = loss_and_gradient(state.params, rows)
     else:  # every n-th row, so that no row leaves its device
         split = lambda a: a.reshape(-1, n, a.shape[1]).swapaxes(0, 1)
-        rows = {k: nn.with_logical_constraint(split(v), (None, "batch", "length")) for k, v in rows.items()}
+        rows = {
+            k: nn.with_logical_constraint(split(v), (None, "batch", "length"))
+            for k, v in rows.items()
+        }
         zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
         (loss, tokens, gradient), _ = jax.lax.scan(accumulate, zeros, rows)
     gradient = jax.tree.map(lambda g: g / tokens, gradient)
-    updates, opt_state = make_optimizer(stage.optimizer, stage.steps).update(gradient, state.opt_state, state.params)
+    updates, opt_state = make_optimizer(stage.optimizer, stage.steps).update(
+        gradient, state.opt_state, state.params
+    )
     metrics = {
         "loss": loss / tokens,
         "gradient_norm": optax.global_norm(gradient),
@@ -153,15 +181,21 @@ def train_step(stage: Stage, state: TrainState, batch: dict[str, jax.Array]) -> 
         "tokens": tokens,
         "stop": jnp.max(batch["stop"]),
     }
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+    return TrainState(
+        state.step + 1, optax.apply_updates(state.params, updates), opt_state
+    ), metrics
 
 
 def compile_train_step(stage: Stage, mesh: Mesh) -> Callable:
     """Returns the jitted step `(state, batch) -> (state, metrics)`; the state given is used up."""
     placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
-    batch = {k: batch_sharding(mesh) for k in BATCH_KEYS} | {"stop": NamedSharding(mesh, PartitionSpec(ROWS))}
+    batch = {k: batch_sharding(mesh) for k in BATCH_KEYS} | {
+        "stop": NamedSharding(mesh, PartitionSpec(ROWS))
+    }
     step = lambda state, rows: train_step(stage, state, rows)
-    return jax.jit(step, in_shardings=(placed, batch), out_shardings=(placed, None), donate_argnums=0)
+    return jax.jit(
+        step, in_shardings=(placed, batch), out_shardings=(placed, None), donate_argnums=0
+    )
 
 
 def compile_eval_step(stage: Stage, mesh: Mesh) -> Callable:

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from codellama_jax.checkpoints.checkpoint import load_run
 from codellama_jax.config import DataConfig, MeshConfig, MixtureConfig, OptimizerConfig, Stage
 from codellama_jax.errors import UserError
-from codellama_jax.files import reason
-from codellama_jax.models.llama import Llama
-from codellama_jax.training.checkpoint import load_run
-from codellama_jax.training.mesh import make_mesh, on_mesh
+from codellama_jax.models.llama.model import Llama
+from codellama_jax.sharding.mesh import make_mesh, on_mesh
+from codellama_jax.system.files import reason
 from codellama_jax.weights import load
 from codellama_jax.weights.rows import added_tokens, check_rows
 

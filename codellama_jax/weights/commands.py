@@ -23,7 +23,7 @@ class Import:
     integrity: Annotated[bool, tyro.conf.arg(help=f"Write RUN/{INTEGRITY}.")] = False
 
     def __call__(self) -> None:
-        from codellama_jax.files import user_path
+        from codellama_jax.system.files import user_path
         from codellama_jax.weights import load, store
         from codellama_jax.weights.rows import added_tokens, trimmed
 
@@ -55,11 +55,11 @@ class Export:
     integrity: Annotated[bool, tyro.conf.arg(help=f"Write DIR/{INTEGRITY}.")] = False
 
     def __call__(self) -> None:
-        from codellama_jax.files import user_path
-        from codellama_jax.training.checkpoint import run_tokenizer
+        from codellama_jax.checkpoints.checkpoint import run_tokenizer
+        from codellama_jax.system.files import user_path
+        from codellama_jax.tokenizers.transformers_files import llama_cpp_options
         from codellama_jax.weights import huggingface, meta, store
         from codellama_jax.weights.layout import cast
-        from codellama_jax.weights.tokenizer_files import llama_cpp_options
 
         source = store.open_run(user_path(self.run), self.arm, self.stage)
         tokenizer, target = run_tokenizer(user_path(source.name)), user_path(self.target)
@@ -92,7 +92,7 @@ class Check:
 
     def __call__(self) -> None:
         from codellama_jax import config
-        from codellama_jax.files import decode_text, read_file, user_path
+        from codellama_jax.system.files import decode_text, read_file, user_path
         from codellama_jax.weights import check, integrity
 
         folder = user_path(self.folder)

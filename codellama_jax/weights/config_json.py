@@ -6,9 +6,9 @@ from typing import Any
 
 from codellama_jax.config import ModelConfig
 from codellama_jax.errors import UserError
-from codellama_jax.tokenizer import Tokenizer
+from codellama_jax.tokenizers.sentencepiece import Tokenizer
+from codellama_jax.weights.config_files import Settings
 from codellama_jax.weights.layout import Source
-from codellama_jax.weights.settings import Settings
 
 # Bounds that no model reaches: what is beyond them is damage, and would fill memory.
 MAX_ROWS = 10_000_000

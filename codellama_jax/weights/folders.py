@@ -18,9 +18,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from codellama_jax import locks
 from codellama_jax.errors import UserError
-from codellama_jax.files import is_bucket, reason
+from codellama_jax.system import locks
+from codellama_jax.system.files import is_bucket, reason
 
 
 @contextlib.contextmanager

@@ -11,8 +11,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from codellama_jax.errors import UserError
-from codellama_jax.files import is_bucket, reason, write_json
-from codellama_jax.tokenizer import Tokenizer
+from codellama_jax.system.files import is_bucket, reason, write_json
+from codellama_jax.tokenizers.sentencepiece import Tokenizer
+from codellama_jax.tokenizers.transformers_files import write_tokenizer
+from codellama_jax.weights.config_files import read_settings
 from codellama_jax.weights.config_json import config_of, context_length, model_config
 from codellama_jax.weights.folders import progress, whole_folder
 from codellama_jax.weights.integrity import write_checksums
@@ -27,8 +29,6 @@ from codellama_jax.weights.layout import (
     source_bytes,
 )
 from codellama_jax.weights.safetensors_files import INDEX, SINGLE, Tensors
-from codellama_jax.weights.settings import read_settings
-from codellama_jax.weights.tokenizer_files import write_tokenizer
 
 FILE_BYTES = 1_000_000_000  # of one file written, all of which is in memory at once
 NAMES = {

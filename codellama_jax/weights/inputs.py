@@ -8,7 +8,7 @@ import stat
 from etils import epath
 
 from codellama_jax.errors import UserError
-from codellama_jax.files import GIT_LFS_POINTER, LIBRARY_ERRORS, is_bucket, reason
+from codellama_jax.system.files import GIT_LFS_POINTER, LIBRARY_ERRORS, is_bucket, reason
 
 HTML_STARTS = (b"<!doctype", b"<html")  # as the first bytes of a saved web page
 WEIGHT_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".gguf", ".h5", ".msgpack", ".index.json")

@@ -20,7 +20,7 @@ from etils import epath
 
 from codellama_jax.config import ModelConfig
 from codellama_jax.errors import UserError
-from codellama_jax.models.llama import Llama
+from codellama_jax.models.llama.model import Llama
 
 # The dtypes of weights that can be read, by safetensors' names.
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -14,18 +14,18 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from codellama_jax.checkpoints import checkpoint
 from codellama_jax.config import Stage
 from codellama_jax.errors import UserError
-from codellama_jax.files import user_path
-from codellama_jax.tokenizer import Tokenizer, load
-from codellama_jax.training import checkpoint
-from codellama_jax.training.mesh import on_mesh
+from codellama_jax.sharding.mesh import on_mesh
+from codellama_jax.system.files import user_path
+from codellama_jax.tokenizers.sentencepiece import Tokenizer, load
 from codellama_jax.training.step import abstract_state
 from codellama_jax.weights import huggingface, meta
+from codellama_jax.weights.config_files import read_settings
 from codellama_jax.weights.folders import progress
 from codellama_jax.weights.inputs import check_file, file_names
 from codellama_jax.weights.layout import Source, dotted, is_stacked, join
-from codellama_jax.weights.settings import read_settings
 
 OPEN = {"hf": huggingface.open_source, "meta": meta.open_source}
 

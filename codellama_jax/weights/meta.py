@@ -14,12 +14,14 @@ import numpy as np
 from etils import epath
 
 from codellama_jax.config import ModelConfig
-from codellama_jax.console import warn
 from codellama_jax.errors import UserError
-from codellama_jax.files import write_file, write_json
-from codellama_jax.sizes import ffn_width
-from codellama_jax.tokenizer import Tokenizer
+from codellama_jax.models.llama.sizes import ffn_width
+from codellama_jax.system.console import warn
+from codellama_jax.system.files import write_file, write_json
+from codellama_jax.tokenizers.sentencepiece import Tokenizer
+from codellama_jax.tokenizers.transformers_files import with_sentinels
 from codellama_jax.weights import config_json as bounds
+from codellama_jax.weights.config_files import Settings, read_settings
 from codellama_jax.weights.config_json import even_width, key_heads
 from codellama_jax.weights.folders import progress, whole_folder
 from codellama_jax.weights.inputs import file_names, unused_weights
@@ -33,8 +35,6 @@ from codellama_jax.weights.layout import (
     some,
     source_bytes,
 )
-from codellama_jax.weights.settings import Settings, read_settings
-from codellama_jax.weights.tokenizer_files import with_sentinels
 from codellama_jax.weights.torch_file import Stored, read_pickled, write_pickled
 
 NAMES = {

@@ -8,13 +8,13 @@ from typing import Any
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
-from codellama_jax.console import warn
+from codellama_jax.checkpoints.vocabulary import most_rows
 from codellama_jax.errors import UserError
-from codellama_jax.tokenizer import Tokenizer
-from codellama_jax.training.vocabulary import most_rows
+from codellama_jax.system.console import warn
+from codellama_jax.tokenizers.sentencepiece import Tokenizer
+from codellama_jax.weights.config_files import read_settings, shown_value
 from codellama_jax.weights.inputs import file_names
 from codellama_jax.weights.layout import Source
-from codellama_jax.weights.settings import read_settings, shown_value
 
 MAX_DIGITS = 10  # of an id
 

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 
+from codellama_jax.checkpoints.checkpoint import checkpoint_steps, first_line, stage_folder
 from codellama_jax.config import (
     DataConfig,
     Experiment,
@@ -24,9 +25,8 @@ from codellama_jax.config import (
     to_dict,
 )
 from codellama_jax.errors import UserError
-from codellama_jax.files import is_bucket, write_json
-from codellama_jax.tokenizer import Tokenizer
-from codellama_jax.training.checkpoint import checkpoint_steps, first_line, stage_folder
+from codellama_jax.system.files import is_bucket, write_json
+from codellama_jax.tokenizers.sentencepiece import Tokenizer
 from codellama_jax.weights.folders import progress, whole_folder
 from codellama_jax.weights.integrity import write_checksums
 from codellama_jax.weights.layout import (

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from codellama_jax.errors import UserError
-from codellama_jax.files import LIBRARY_ERRORS, reason
+from codellama_jax.system.files import LIBRARY_ERRORS, reason
 from codellama_jax.weights.inputs import check_file
 from codellama_jax.weights.layout import Index
 

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 
 
-def token_losses(x_BTD, head_DV, targets_BT, vocab=None) -> jax.Array:
+def token_losses(x_BTD, head_DV, targets_BT) -> jax.Array:
     """See `api.token_losses`."""
     dtype = jnp.promote_types(x_BTD.dtype, jnp.float32)
-    logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD.astype(dtype), head_DV.astype(dtype))[..., :vocab]
+    logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD.astype(dtype), head_DV.astype(dtype))
     target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits_BTV, axis=-1) - target_BT
 
 
-def cross_entropy(x_BTD, head_DV, targets_BT, weights_BT, vocab=None) -> jax.Array:
+def cross_entropy(x_BTD, head_DV, targets_BT, weights_BT) -> jax.Array:
     """See `api.cross_entropy`."""
-    return jnp.sum(token_losses(x_BTD, head_DV, targets_BT, vocab) * weights_BT)
+    return jnp.sum(token_losses(x_BTD, head_DV, targets_BT) * weights_BT)

@@ -1,20 +1,24 @@
-"""Static cycles of the cross-entropy kernels: `--seq` tokens against Code Llama 7B's head, on one core."""
+"""Static cycles of the cross-entropy kernels: `--seq` tokens against Code Llama 7B's head."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from kernels.chips import VMEM_MIB, placed
 from kernels.cross_entropy import block_sizes, pallas_tpu
-from kernels.passes import Pass, grid_step, inside, total
-from kernels.schedule import Schedule, read
+from kernels.static.chips import VMEM_MIB, compile_inputs
+from kernels.static.passes import Pass, grid_step, inside, total
+from kernels.static.schedule import Schedule, read
+from kernels.tpu import ceil_div
 
-D_MODEL, WORDS = 4096, 32_016
+D_MODEL, VOCAB, HEAD_DTYPE = 4096, 32_016, "float32"  # of Code Llama 7B
 
 
 def count(name: str, schedule: Schedule, steps: int, rows: int) -> Pass:
-    """Every step has a block of logits; what begins and ends a row of blocks stands in regions of its own."""
+    """Counts a pass: every step computes a block of logits.
+
+    The start and end of each of the `rows` rows of blocks are regions inside the step.
+    """
     loop, step = grid_step(schedule)
     runs = [(loop, steps), (step, steps)]
     for region in step.children:
@@ -22,27 +26,48 @@ def count(name: str, schedule: Schedule, steps: int, rows: int) -> Pass:
     return total(name, schedule, runs, {"block": step})
 
 
-def compile_for(chip: str, tokens: int, d_model: int, words: int, head: str = "float32") -> block_sizes.BlockSizes:
-    """Compiles all kernels for `chip`; returns their block sizes."""
-    x_TD, head_DV = jax.ShapeDtypeStruct((tokens, d_model), jnp.bfloat16), jax.ShapeDtypeStruct((d_model, words), head)
-    columns = jax.ShapeDtypeStruct((tokens,), jnp.int32), jax.ShapeDtypeStruct((tokens,), jnp.float32)
-    sizes = block_sizes.choose(tokens, words, d_model, 2, jnp.dtype(head).itemsize, vmem=VMEM_MIB[chip] << 20)
-    loss = lambda *a: pallas_tpu.losses_and_gradients(*a, None, (), sizes=sizes, interpret=False)
-    jax.jit(loss).lower(*placed(chip, x_TD, head_DV, *columns)).compile()
+def compile_for(
+    chip: str, tokens: int, d_model: int, vocab: int, head_dtype: str = HEAD_DTYPE
+) -> block_sizes.BlockSizes:
+    """Compiles all kernels and returns their block sizes.
+
+    Args:
+      chip: a key of `chips.TOPOLOGIES`.
+      tokens, d_model, vocab: dimensions of the matmul.
+      head_dtype: dtype of the head; activations are bf16.
+    """
+    x_TD = jax.ShapeDtypeStruct((tokens, d_model), jnp.bfloat16)
+    head_DV = jax.ShapeDtypeStruct((d_model, vocab), head_dtype)
+    targets_T = jax.ShapeDtypeStruct((tokens,), jnp.int32)
+    weights_T = jax.ShapeDtypeStruct((tokens,), jnp.float32)
+    itemsizes = 2, jnp.dtype(head_dtype).itemsize
+    vmem = VMEM_MIB[chip] << 20
+    sizes = block_sizes.choose(tokens, vocab, d_model, *itemsizes, vmem=vmem)
+
+    def loss(*arrays):
+        return pallas_tpu.losses_and_gradients(*arrays, (), sizes=sizes, interpret=False)
+
+    jax.jit(loss).lower(*compile_inputs(chip, x_TD, head_DV, targets_T, weights_T)).compile()
     return sizes
 
 
 def ours(chip: str, args, dump: str) -> list[Pass]:
-    """Compiles our two kernels for `chip`; returns their passes, forward with dx then the head's gradient.
+    """Compiles both kernels for `chip`; returns the forward pass with dx, then the head's.
 
-    `args` may name another head by d_model, words and head, its dtype.
+    `args` may name another head by d_model, vocab and head, its dtype.
     """
-    d_model, n_words, head = (getattr(args, name, usual) for name, usual in (("d_model", D_MODEL), ("words", WORDS), ("head", "float32")))
-    sizes = compile_for(chip, args.seq, d_model, n_words, head)
-    tokens, words = -(-args.seq // sizes.tokens), -(-n_words // sizes.words)
-    kernels = {"cross_entropy_forward": tokens, "cross_entropy_head": words}
-    label = lambda name: f"{args.seq} {name} {sizes.tokens} x {sizes.words}"
-    return [count(label(name), read(dump, name), tokens * words, rows) for name, rows in kernels.items()]
+    d_model = getattr(args, "d_model", D_MODEL)
+    vocab = getattr(args, "vocab", VOCAB)
+    sizes = compile_for(chip, args.seq, d_model, vocab, getattr(args, "head", HEAD_DTYPE))
+    token_blocks = ceil_div(args.seq, sizes.tokens)
+    vocab_blocks = ceil_div(vocab, sizes.vocab)
+    rows = {"cross_entropy_forward": token_blocks, "cross_entropy_head": vocab_blocks}
+    passes = []
+    for name, count_of_rows in rows.items():
+        label = f"{args.seq} {name} {sizes.tokens} x {sizes.vocab}"
+        steps = token_blocks * vocab_blocks
+        passes.append(count(label, read(dump, name), steps, count_of_rows))
+    return passes
 
 
 BASELINES = {}

@@ -1,5 +1,5 @@
-"""Attention of one query a row to a ragged cache of keys and values."""
+"""Attention of one query per sequence to a cache of keys and values of different lengths."""
 
-from kernels.decode_attention.api import IMPLEMENTATIONS, decode_attention, quantize
+from kernels.decode_attention.api import IMPLEMENTATIONS, decode_attention
 
-__all__ = ["IMPLEMENTATIONS", "decode_attention", "quantize"]
+__all__ = ["IMPLEMENTATIONS", "decode_attention"]

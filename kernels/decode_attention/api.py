@@ -1,7 +1,8 @@
 """One function for attention in decoding; its implementations agree with `reference.py`.
 
-Dims: M = K B key heads of all rows, head by head, so that rows of one head are neighbours; G query heads share a key head;
-S slots of the cache, slot s of a row holds position s; H head dim.
+Dims: M = K B key heads of all sequences, head by head, so that the sequences of one head are
+neighbours; G query heads share a key head; S slots of the cache, where slot s of a sequence holds
+position s; H head dim.
 """
 
 from __future__ import annotations
@@ -20,46 +21,53 @@ IMPLEMENTATIONS = {
 }
 
 
+def default_implementation(split: bool) -> str:
+    """Returns the fastest implementation that works here.
+
+    The compiler cannot partition a Pallas kernel over devices by itself: on several devices it
+    needs `split`, the axes that shard the heads.
+    """
+    if platform() == "tpu" and (split or device_count() == 1):
+        return "pallas_tpu"
+    return "xla"
+
+
 def decode_attention(
     q_MGH: jax.Array,
     k_MSH: jax.Array,
     v_MSH: jax.Array,
     lengths_B: jax.Array,
     *,
-    k_scale_MS: jax.Array | None = None,
-    v_scale_MS: jax.Array | None = None,
     implementation: str = "",
     head_axes: tuple[str, ...] = (),
 ) -> jax.Array:
-    """Attends from one query a head to the first `lengths_B` (one at least) slots of its row. Softmax in fp32.
+    """Attends from one query per head to the first `lengths_B` slots of its sequence.
 
     Args:
-      k_scale_MS, v_scale_MS: with a cache in int8, what its keys and values are multiplied by (`quantize`), fp32.
-      head_axes: axes of the mesh in use (`jax.set_mesh`) that split the key heads. With them each device runs the
-        implementation on its own heads, as the Pallas kernel needs; without, the compiler splits the work.
+      q_MGH, k_MSH, v_MSH: queries, and the cache of keys and values, of one dtype.
+      lengths_B: int32, at least 1: filled slots of each sequence.
+      implementation: a key of `IMPLEMENTATIONS`; "" takes the fastest that works here.
+      head_axes: axes of the mesh in use (`jax.set_mesh`) that shard the key heads. With them each
+        device runs the implementation on its own heads, as the Pallas kernel needs; without them
+        the compiler partitions the work.
 
     Returns:
-      out_MGH in q's dtype.
+      out_MGH in q's dtype; the softmax is fp32.
 
     Raises:
-      ValueError: for an unknown implementation, or M that is no multiple of B.
+      ValueError: for an unknown implementation, or M that is not a multiple of B.
     """
-    on_tpu = platform() == "tpu" and (head_axes or device_count() == 1)  # the compiler cannot split a Pallas kernel by itself
-    implementation = implementation or ("pallas_tpu" if on_tpu else "xla")
+    implementation = implementation or default_implementation(bool(head_axes))
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"no decode attention implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")
+        names = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"no decode attention {implementation!r}; choose one of {names}")
     M, B = len(k_MSH), len(lengths_B)
     if M % B:
-        raise ValueError(f"{M} key heads of all rows are no multiple of {B} rows")
-    arguments = (q_MGH, k_MSH, v_MSH, jnp.tile(lengths_B, M // B), k_scale_MS, v_scale_MS)
+        raise ValueError(f"{M} key heads of all sequences are not a multiple of {B} sequences")
+    function = IMPLEMENTATIONS[implementation]
+    arrays = (q_MGH, k_MSH, v_MSH, jnp.tile(lengths_B, M // B))
     if not head_axes:
-        return IMPLEMENTATIONS[implementation](*arguments)
-    given = [x for x in arguments if x is not None]
-    specs = tuple(PartitionSpec(head_axes) for _ in given)
-    return jax.shard_map(IMPLEMENTATIONS[implementation], in_specs=specs, out_specs=specs[0], check_vma=False)(*given)
-
-
-def quantize(x_MSH: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns x in int8 and scale_MS, the largest magnitude of each slot and head over 127: x is about int8 times scale."""
-    scale_MS = jnp.maximum(jnp.abs(x_MSH.astype(jnp.float32)).max(axis=-1), 1e-30) / 127
-    return jnp.round(x_MSH.astype(jnp.float32) / scale_MS[..., None]).astype(jnp.int8), scale_MS
+        return function(*arrays)
+    spec = PartitionSpec(head_axes)
+    sharded = jax.shard_map(function, in_specs=(spec,) * 4, out_specs=spec, check_vma=False)
+    return sharded(*arrays)

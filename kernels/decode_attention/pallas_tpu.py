@@ -1,7 +1,8 @@
-"""Decoding attention for TPU in Pallas: what bounds it is reading the cache, so no slot past a row's length is read.
+"""Decoding attention for TPU in Pallas. Reading the cache bounds it, so free slots are not read.
 
-Heads of all rows and blocks of their slots form the grid. A block past the length of its row names the last block again,
-which is not fetched twice, and computes nothing. Blocks: C slots.
+The grid is (key heads of all sequences, blocks of slots). A block after the end of its sequence
+repeats the index of the last useful block, which Pallas does not fetch twice, and computes
+nothing. Blocks: C slots; G query heads; L the 128 lanes of a register.
 """
 
 from __future__ import annotations
@@ -14,17 +15,34 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.tpu import LANES, MASKED, TRANSPOSED, anywhere, fold, matmul, spread
+from kernels.tpu import (
+    LANES,
+    MASKED,
+    TRANSPOSED,
+    broadcast_lanes,
+    matmul,
+    round_up,
+    run_kernel,
+    sum_lane_groups,
+)
 
-BLOCK = 4096  # slots: enough bytes a step to hide what a step costs, two of keys and two of values within the smallest VMEM
+# Slots per block: enough bytes to hide the fixed cost of a grid step, while two blocks of keys and
+# two of values, for double buffering, fit the smallest VMEM.
+BLOCK = 4096
 SUBLANES = 16  # rows of a bf16 register
 
 
-def _kernel(lengths_ref, q_ref, k_ref, v_ref, *refs):
-    """One head and one block of its slots. `refs` begins with the scales of keys and values where there are any."""
-    k_scale_ref, v_scale_ref, out_ref, m_ref, l_ref, acc_ref = refs if len(refs) == 6 else (None, None, *refs)
+def _kernel(lengths_ref, q_ref, k_ref, v_ref, out_ref, m_ref, l_ref, acc_ref):
+    """Processes one key head and one block of its slots.
+
+    Args:
+      lengths_ref: (M,) filled slots, in SMEM.
+      q_ref, k_ref, v_ref: (G, H) queries, (C, H) keys and values.
+      out_ref: (G, H).
+      m_ref, l_ref, acc_ref: running maximum, sum and accumulator of the online softmax.
+    """
     head, block = pl.program_id(0), pl.program_id(1)
-    left = lengths_ref[head] - block * k_ref.shape[0]
+    filled = lengths_ref[head] - block * k_ref.shape[0]  # slots of this block that count
 
     @pl.when(block == 0)
     def _():
@@ -32,57 +50,75 @@ def _kernel(lengths_ref, q_ref, k_ref, v_ref, *refs):
         l_ref[...] = jnp.zeros_like(l_ref)
         acc_ref[...] = jnp.zeros_like(acc_ref)
 
-    @pl.when(left > 0)
+    @pl.when(filled > 0)
     def _():
+        # Step 1: scores of this block; slots after the end of the sequence are masked.
         q_GH = q_ref[...]
-        logits_GC = matmul(q_GH, k_ref[...].astype(q_GH.dtype), TRANSPOSED) * q_GH.shape[1] ** -0.5
-        if k_scale_ref is not None:
-            logits_GC *= k_scale_ref[...]
-        visible_GC = lax.broadcasted_iota(jnp.int32, logits_GC.shape, 1) < left
+        logits_GC = matmul(q_GH, k_ref[...], TRANSPOSED) * q_GH.shape[1] ** -0.5
+        visible_GC = lax.broadcasted_iota(jnp.int32, logits_GC.shape, 1) < filled
         logits_GC = jnp.where(visible_GC, logits_GC, MASKED)
+        # Step 2: the online softmax. Old sums are rescaled to the new maximum.
         m_GL = jnp.maximum(m_ref[...], jnp.max(logits_GC, axis=1, keepdims=True))
-        keep_GL = jnp.exp(m_ref[...] - m_GL)
-        p_GC = jnp.exp(logits_GC - spread(m_GL, logits_GC.shape[1]))
+        rescale_GL = jnp.exp(m_ref[...] - m_GL)
+        p_GC = jnp.exp(logits_GC - broadcast_lanes(m_GL, logits_GC.shape[1]))
         m_ref[...] = m_GL
-        l_ref[...] = l_ref[...] * keep_GL + fold(p_GC)
-        if v_scale_ref is not None:
-            p_GC = jnp.where(visible_GC, p_GC * v_scale_ref[...], 0)
-        visible_CH = lax.broadcasted_iota(jnp.int32, v_ref.shape, 0) < left
-        v_CH = jnp.where(visible_CH, v_ref[...].astype(q_GH.dtype), jnp.zeros((), q_GH.dtype))  # a free slot may hold NaN
-        acc_ref[...] = acc_ref[...] * spread(keep_GL, acc_ref.shape[1]) + matmul(p_GC.astype(q_GH.dtype), v_CH)
+        l_ref[...] = l_ref[...] * rescale_GL + sum_lane_groups(p_GC)
+        # Step 3: weighted values. A free slot may hold NaN, so it is zeroed and not just masked.
+        visible_CH = lax.broadcasted_iota(jnp.int32, v_ref.shape, 0) < filled
+        v_CH = jnp.where(visible_CH, v_ref[...], jnp.zeros((), v_ref.dtype))
+        weighted_GH = matmul(p_GC.astype(q_GH.dtype), v_CH)
+        acc_ref[...] = acc_ref[...] * broadcast_lanes(rescale_GL, acc_ref.shape[1]) + weighted_GH
 
     @pl.when(block == pl.num_programs(1) - 1)
     def _():
-        out_ref[...] = (acc_ref[...] / jnp.sum(l_ref[...], axis=1, keepdims=True)).astype(out_ref.dtype)
+        total_G1 = jnp.sum(l_ref[...], axis=1, keepdims=True)
+        out_ref[...] = (acc_ref[...] / total_G1).astype(out_ref.dtype)
 
 
-def _attend(lengths_M, q_MGH, k_MSH, v_MSH, *scales, block: int, interpret):
-    """Runs the kernel; `block` slots at once, scales_M1S as the keys and the values need them."""
+def _attend(lengths_M, q_MGH, k_MSH, v_MSH, *, block: int, interpret):
+    """Runs the kernel on `block` slots at once."""
     M, G, H = q_MGH.shape
-    slots = lambda m, s, lengths: jnp.minimum(s, lax.div(lengths[m] - 1, block))
-    q_spec = pl.BlockSpec((None, G, H), lambda m, s, _: (m, 0, 0))
-    kv_spec = pl.BlockSpec((None, block, H), lambda m, s, lengths: (m, slots(m, s, lengths), 0))
-    scale_spec = pl.BlockSpec((None, 1, block), lambda m, s, lengths: (m, 0, slots(m, s, lengths)))
+
+    def queries(m, s, lengths):
+        return m, 0, 0
+
+    def slots(m, s, lengths):
+        last_block = lax.div(lengths[m] - 1, block)
+        return m, jnp.minimum(s, last_block), 0
+
+    q_spec = pl.BlockSpec((None, G, H), queries)
+    kv_spec = pl.BlockSpec((None, block, H), slots)
     return pl.pallas_call(
         _kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(M, pl.cdiv(k_MSH.shape[1], block)),
-            in_specs=[q_spec, kv_spec, kv_spec, *[scale_spec] * len(scales)],
+            in_specs=[q_spec, kv_spec, kv_spec],
             out_specs=q_spec,
             scratch_shapes=[pltpu.VMEM((G, width), jnp.float32) for width in (LANES, LANES, H)],
         ),
         out_shape=jax.ShapeDtypeStruct(q_MGH.shape, q_MGH.dtype),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(
+            # The blocks of a head share the softmax state, so a core runs them in order.
+            dimension_semantics=("parallel", "arbitrary")
+        ),
         interpret=interpret,
         name="decode_attention",
-    )(lengths_M, q_MGH, k_MSH, v_MSH, *scales)
+    )(lengths_M, q_MGH, k_MSH, v_MSH)
 
 
-def decode_attention(q_MGH, k_MSH, v_MSH, lengths_M, k_scale_MS=None, v_scale_MS=None, *, block=BLOCK, interpret=None) -> jax.Array:
-    """See `api.decode_attention`. block: slots at once, a multiple of 128. interpret: `pallas_call`'s; None compiles for TPU only."""
+def decode_attention(q_MGH, k_MSH, v_MSH, lengths_M, *, block=BLOCK, interpret=None) -> jax.Array:
+    """See `api.decode_attention`.
+
+    Args:
+      q_MGH, k_MSH, v_MSH: as in `api.decode_attention`.
+      lengths_M: int32, filled slots of each key head's sequence.
+      block: slots at once, a multiple of 128.
+      interpret: as `tpu.run_kernel` takes it.
+    """
     G, S = q_MGH.shape[1], k_MSH.shape[1]
-    scales = [scale_MS[:, None] for scale_MS in (k_scale_MS, v_scale_MS) if scale_MS is not None]
+    # A register holds 16 bf16 rows: fewer query heads would leave the matrix units idle anyway.
     padded_MGH = jnp.pad(q_MGH, ((0, 0), (0, -G % SUBLANES), (0, 0)))
-    run = functools.partial(_attend, block=min(block, -(-S // LANES) * LANES))
-    return anywhere(run, lengths_M.astype(jnp.int32), padded_MGH, k_MSH, v_MSH, *scales, interpret=interpret)[:, :G]
+    kernel = functools.partial(_attend, block=min(block, round_up(S, LANES)))
+    arrays = (lengths_M.astype(jnp.int32), padded_MGH, k_MSH, v_MSH)
+    return run_kernel(kernel, *arrays, interpret=interpret)[:, :G]

@@ -1,7 +1,9 @@
 """The backward pass, all three gradients at once: one block of keys against the queries after it.
 
-Scores are recomputed transposed (keys down, queries across), so that what is known per query is a row and spreads over
-keys at no cost. The gradients of a whole head accumulate in vector memory in fp32. Shapes: as in `pallas_tpu_forward.py`.
+The grid is (batch, key head, query head of its group, key block). The scores are recomputed
+transposed, keys down and queries across: what is known per query (its log-sum-exp, its delta) is
+then a row, which broadcasts over the keys for free. The fp32 gradients of a whole head stay in VMEM
+until they are complete. Shapes: as in `pallas_tpu_forward.py`; G query heads share a key head.
 """
 
 from __future__ import annotations
@@ -14,133 +16,226 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels import Refused
+from kernels import UnsupportedError
 from kernels.flash_attention.block_sizes import BlockSizes, backward_bytes, pieces
 from kernels.flash_attention.pallas_tpu_forward import score_scale
 from kernels.tpu import CONTRACT_ROWS, MASKED, TRANSPOSED, matmul
 
 
 def _gradients(q_RH, do_RH, k_CH, v_CH, lse_1R, delta_1R, visible_CR, scale):
-    """Returns what R queries and C keys give to dq_RH, dk_CH, dv_CH; dq and dk still lack the score scale."""
+    """Returns dq_RH, dk_CH and dv_CH of R queries and C keys; dq and dk still lack the scale.
+
+    Args:
+      q_RH, do_RH: queries and the gradient of their outputs.
+      k_CH, v_CH: keys and values.
+      lse_1R, delta_1R: log-sum-exp (powers of two) and sum of out * do of each query.
+      visible_CR: the mask; None where every query sees every key.
+      scale: the score scale.
+    """
     s_CR = matmul(k_CH, q_RH, TRANSPOSED) * scale
     if visible_CR is not None:
         s_CR = jnp.where(visible_CR, s_CR, MASKED)
-    p_CR = jnp.exp2(s_CR - lse_1R)
+    p_CR = jnp.exp2(s_CR - lse_1R)  # the softmax, from the log-sum-exp of the forward pass
     dv_CH = matmul(p_CR.astype(do_RH.dtype), do_RH)
     dp_CR = matmul(v_CH, do_RH, TRANSPOSED)
-    ds_CR = (p_CR * (dp_CR - delta_1R)).astype(q_RH.dtype)
+    ds_CR = (p_CR * (dp_CR - delta_1R)).astype(q_RH.dtype)  # gradient of the softmax
     return matmul(ds_CR, k_CH, CONTRACT_ROWS), matmul(ds_CR, q_RH), dv_CH
 
 
 def _visible(keys, queries, first_1R, causal):
-    """Returns visible_CR for slices of one block pair, whose keys and queries count from the block's first key."""
+    """Returns visible_CR for slices of a block pair, counted from the key block's first key."""
     shape = (keys.stop - keys.start, queries.stop - queries.start)
     key_CR = keys.start + lax.broadcasted_iota(jnp.int32, shape, 0)
     visible_CR = key_CR >= first_1R
-    return visible_CR & (key_CR <= queries.start + lax.broadcasted_iota(jnp.int32, shape, 1)) if causal else visible_CR
+    if causal:
+        query_CR = queries.start + lax.broadcasted_iota(jnp.int32, shape, 1)
+        visible_CR &= key_CR <= query_CR
+    return visible_CR
 
 
 def _block(refs, accumulators, i, j, *, masked, diagonal, sizes, scale):
-    """Adds the block pair (queries i, keys j) to the accumulators."""
+    """Adds the gradients of query block i and key block j to the accumulators.
+
+    Args:
+      refs: the seven inputs of `_kernel`.
+      accumulators: fp32 dq, dk and dv of the whole head in VMEM.
+      i, j: numbers of the query block and the key block.
+      masked: whether a document boundary or the diagonal crosses the pair.
+      diagonal: whether i and j are the same block.
+      sizes, scale: block sizes and score scale.
+    """
     first_ref, q_ref, k_ref, v_ref, do_ref, lse_ref, delta_ref = refs
     dq_ref, dk_ref, dv_ref = accumulators
     block = k_ref.shape[0]
     for queries in pieces(block, sizes.diagonal if diagonal else sizes.columns):
+        # On the diagonal a strip of queries sees the keys up to its own end.
         keys = slice(0, queries.stop) if diagonal else slice(0, block)
-        at = pl.ds(pl.multiple_of(i * block, block) + queries.start, queries.stop - queries.start)
-        into = pl.ds(pl.multiple_of(j * block, block), keys.stop)
-        visible_CR = _visible(keys, queries, first_ref[:, at] - j * block, diagonal) if masked else None
-        dq_RH, dk_CH, dv_CH = _gradients(
-            q_ref[at], do_ref[at], k_ref[keys], v_ref[keys], lse_ref[:, at], delta_ref[:, at], visible_CR, scale
+        query_rows = pl.ds(
+            pl.multiple_of(i * block, block) + queries.start, queries.stop - queries.start
         )
-        dq_ref[at] += dq_RH
-        dk_ref[into] += dk_CH
-        dv_ref[into] += dv_CH
+        key_rows = pl.ds(pl.multiple_of(j * block, block), keys.stop)
+        visible_CR = None
+        if masked:
+            first_1R = first_ref[:, query_rows] - j * block
+            visible_CR = _visible(keys, queries, first_1R, diagonal)
+        dq_RH, dk_CH, dv_CH = _gradients(
+            q_ref[query_rows],
+            do_ref[query_rows],
+            k_ref[keys],
+            v_ref[keys],
+            lse_ref[:, query_rows],
+            delta_ref[:, query_rows],
+            visible_CR,
+            scale,
+        )
+        dq_ref[query_rows] += dq_RH
+        dk_ref[key_rows] += dk_CH
+        dv_ref[key_rows] += dv_CH
 
 
 def _kernel(whole_end_ref, end_ref, *refs, sizes, scale, score):
-    """One block of keys for one query head.
+    """Processes one key block for one query head.
 
-    whole_end_ref, end_ref: (B, blocks) the block of queries behind the last that sees all, any, of these keys.
+    Args:
+      whole_end_ref, end_ref: (B, blocks) int32 in SMEM: the query block after the last one that
+        sees all, and any, of these keys.
+      refs: seven inputs, three outputs, three accumulators (T, H) in VMEM.
+      sizes: block sizes.
+      scale: 1 / sqrt(head dim), which dq and dk still lack.
+      score: the score scale of the forward pass.
     """
     inputs, (dq_out, dk_out, dv_out), accumulators = refs[:7], refs[7:10], refs[10:]
     dq_ref, dk_ref, dv_ref = accumulators
     b, g, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     block = dk_out.shape[0]
-    here = pl.ds(pl.multiple_of(j * block, block), block)
+    key_rows = pl.ds(pl.multiple_of(j * block, block), block)
     run = functools.partial(_block, inputs, accumulators, sizes=sizes, scale=score)
 
+    # Step 1: clear the accumulators. dq belongs to one query head; dk and dv sum over the G query
+    # heads that share this key head.
     @pl.when(j == 0)
     def _():
         dq_ref[...] = jnp.zeros_like(dq_ref)
 
     @pl.when(g == 0)
     def _():
-        dk_ref[here] = jnp.zeros_like(dk_out, jnp.float32)
-        dv_ref[here] = jnp.zeros_like(dv_out, jnp.float32)
+        dk_ref[key_rows] = jnp.zeros_like(dk_out, jnp.float32)
+        dv_ref[key_rows] = jnp.zeros_like(dv_out, jnp.float32)
+
+    # Step 2: the diagonal, then the queries that see every key without a mask, then those for
+    # which a document boundary is inside the key block. Later queries see none of these keys.
+    def whole_block(i, _):
+        run(i, j, masked=False, diagonal=False)
+
+    def boundary_block(i, _):
+        run(i, j, masked=True, diagonal=False)
 
     run(j, j, masked=True, diagonal=True)
-    lax.fori_loop(j + 1, whole_end_ref[b, j], lambda i, _: run(i, j, masked=False, diagonal=False), None)
-    lax.fori_loop(jnp.maximum(j + 1, whole_end_ref[b, j]), end_ref[b, j], lambda i, _: run(i, j, masked=True, diagonal=False), None)
-    dq_out[...] = (dq_ref[here] * scale).astype(dq_out.dtype)
+    whole_end = whole_end_ref[b, j]
+    lax.fori_loop(j + 1, whole_end, whole_block, None)
+    lax.fori_loop(jnp.maximum(j + 1, whole_end), end_ref[b, j], boundary_block, None)
+
+    # Step 3: write. Query block j gets nothing from later key blocks, so its dq is complete.
+    dq_out[...] = (dq_ref[key_rows] * scale).astype(dq_out.dtype)
 
     @pl.when(g == pl.num_programs(2) - 1)
     def _():
-        dk_out[...] = (dk_ref[here] * scale).astype(dk_out.dtype)
-        dv_out[...] = dv_ref[here].astype(dv_out.dtype)
+        dk_out[...] = (dk_ref[key_rows] * scale).astype(dk_out.dtype)
+        dv_out[...] = dv_ref[key_rows].astype(dv_out.dtype)
 
 
-def backward(q_BNTH, k_BKTH, v_BKTH, first_BT, lse_BN1T, delta_BN1T, do_BNTH, *, sizes: BlockSizes, interpret=False):
-    """Returns dq_BNTH, dk_BKTH, dv_BKTH.
-
-    Args:
-      first_BT, lse_BN1T, sizes: as `pallas_tpu_forward.forward` takes and returns them.
-      delta_BN1T: the sum of out * do over the head dim, fp32.
-
-    Raises:
-      Refused: for more tokens than the vector memory holds the gradients of.
-    """
-    B, N, T, H = q_BNTH.shape
-    needed = backward_bytes(T, H, sizes.block)
-    if not interpret and needed > sizes.vmem_bytes:
-        raise Refused(
-            f"the gradients of {T} tokens a head take {needed >> 20} MiB of vector memory, the chip has {sizes.vmem_bytes >> 20}:"
-            " split the row over more devices of the context axis or use implementation='xla'"
+def _check_memory(length: int, head_dim: int, sizes: BlockSizes) -> None:
+    """Raises UnsupportedError if VMEM does not hold the gradients of `length` tokens."""
+    needed = backward_bytes(length, head_dim, sizes.block)
+    if needed > sizes.vmem_bytes:
+        raise UnsupportedError(
+            f"the gradients of {length} tokens per head take {needed >> 20} MiB of VMEM, the chip"
+            f" has {sizes.vmem_bytes >> 20}: shard the sequence over more devices of the context"
+            " axis or use implementation='xla'"
         )
-    K = k_BKTH.shape[1]
-    block = sizes.block
-    G, blocks = N // K, T // block
+
+
+def _visible_ends(first_BT, block: int):
+    """Returns `_kernel`'s whole_end and end, both int32 (B, blocks)."""
+    T = first_BT.shape[1]
     starts = jnp.arange(0, T, block)[None, :, None]
+    # first_BT never falls: a query block's first query has its smallest first key, its last query
+    # the largest. Counting the blocks below a bound gives the block after the last one.
     first_key, whole_key = first_BT[:, None, ::block], first_BT[:, None, block - 1 :: block]
     whole_end = jnp.sum(whole_key <= starts, axis=2, dtype=jnp.int32)
     end = jnp.sum(first_key < starts + block, axis=2, dtype=jnp.int32)
+    return whole_end, end
 
-    def head(b, k, g, j, *_):
+
+def backward(
+    q_BNTH,
+    k_BKTH,
+    v_BKTH,
+    first_BT,
+    lse_BN1T,
+    delta_BN1T,
+    do_BNTH,
+    *,
+    sizes: BlockSizes,
+    interpret=False,
+):
+    """Returns dq_BNTH, dk_BKTH and dv_BKTH.
+
+    Args:
+      q_BNTH, k_BKTH, v_BKTH, do_BNTH: heads before the length, all of one dtype.
+      first_BT, lse_BN1T, sizes: as `pallas_tpu_forward.forward` takes and returns them.
+      delta_BN1T: the sum of out * do over the head dim, fp32.
+      interpret: `pallas_call`'s.
+
+    Raises:
+      UnsupportedError: for more tokens than VMEM holds the gradients of.
+    """
+    B, N, T, H = q_BNTH.shape
+    if not interpret:
+        _check_memory(T, H, sizes)
+    K = k_BKTH.shape[1]
+    block = sizes.block
+    G, blocks = N // K, T // block
+    whole_end, end = _visible_ends(first_BT, block)
+
+    def whole_head(b, k, g, j, *_):
         return b, k * G + g, 0, 0
 
-    def keys(b, k, g, j, *_):
+    def query_block(b, k, g, j, *_):
+        return b, k * G + g, j, 0
+
+    def key_block(b, k, g, j, *_):
         return b, k, j, 0
 
-    def last_keys(b, k, g, j, *_):
+    def written_key_block(b, k, g, j, *_):
+        # dk and dv are complete with the last query head: until then the index stays, so that
+        # nothing is written back.
         return b, k, jnp.where(g == G - 1, j, 0), 0
 
-    q_spec, kv_spec = pl.BlockSpec((None, None, T, H), head), pl.BlockSpec((None, None, block, H), keys)
-    row_spec = pl.BlockSpec((None, None, 1, T), head)
-    first_spec = pl.BlockSpec((None, 1, T), lambda b, *_: (b, 0, 0))
-    out_spec = pl.BlockSpec((None, None, block, H), last_keys)
-    dq_spec = pl.BlockSpec((None, None, block, H), lambda b, k, g, j, *_: (b, k * G + g, j, 0))
+    def whole_row(b, k, g, j, *_):
+        return b, 0, 0
+
+    q_spec = pl.BlockSpec((None, None, T, H), whole_head)
+    kv_spec = pl.BlockSpec((None, None, block, H), key_block)
+    row_spec = pl.BlockSpec((None, None, 1, T), whole_head)
+    first_spec = pl.BlockSpec((None, 1, T), whole_row)
+    dq_spec = pl.BlockSpec((None, None, block, H), query_block)
+    dkv_spec = pl.BlockSpec((None, None, block, H), written_key_block)
+    out_shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_BNTH, k_BKTH, v_BKTH)]
     return pl.pallas_call(
         functools.partial(_kernel, sizes=sizes, scale=H**-0.5, score=score_scale(H)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(B, K, G, blocks),
             in_specs=[first_spec, q_spec, kv_spec, kv_spec, q_spec, row_spec, row_spec],
-            out_specs=[dq_spec, out_spec, out_spec],
+            out_specs=[dq_spec, dkv_spec, dkv_spec],
             scratch_shapes=[pltpu.VMEM((T, H), jnp.float32)] * 3,
         ),
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_BNTH, k_BKTH, v_BKTH)],
+        out_shape=out_shapes,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=sizes.vmem_bytes
+            # Query heads and key blocks share accumulators, so a core runs them in order.
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=sizes.vmem_bytes,
         ),
         interpret=interpret,
         name="flash_attention_backward",

@@ -14,7 +14,9 @@ def visible(q_positions_BT, kv_positions_BS, q_segments_BT=None, kv_segments_BS=
     return mask_BTS
 
 
-def attention(q_BTNH, k_BSKH, v_BSKH, q_positions_BT, kv_positions_BS, q_segments_BT=None, kv_segments_BS=None) -> jax.Array:
+def attention(
+    q_BTNH, k_BSKH, v_BSKH, q_positions_BT, kv_positions_BS, q_segments_BT=None, kv_segments_BS=None
+) -> jax.Array:
     """See `api.attention`."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]

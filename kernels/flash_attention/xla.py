@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 from kernels.flash_attention import blocked
 from kernels.flash_attention.reference import visible
+from kernels.tpu import MASKED
 
 BLOCK = 128  # queries per unrolled block
 UNROLLED = 2048  # longest row whose blocks are unrolled: at most 16 blocks
-MASKED = -1e30  # added to logits; finite, so that a row that sees nothing stays finite
 
 
 def _block(

@@ -1,4 +1,4 @@
-"""Causal grouped-query attention inside documents, for rows whose length is split over devices."""
+"""Causal grouped-query attention inside documents, for sequences sharded over devices."""
 
 from kernels.ring_attention.api import IMPLEMENTATIONS, attention, stripe
 

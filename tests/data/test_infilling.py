@@ -1,18 +1,29 @@
 """The infilling transform: layout, text that comes back, and what is left alone."""
 
-from pathlib import Path
 from random import Random
 
 import hypothesis
 import hypothesis.strategies as st
 import pytest
+from paths import TOKENIZER
 
-from codellama_jax import tokenizer as tokenizers
 from codellama_jax.config import InfillingConfig
 from codellama_jax.data import infilling
+from codellama_jax.tokenizers import sentencepiece as tokenizers
 
-LLAMA = Path(__file__).parents[2].parent / "shared" / "data" / "tokenizer_llama2" / "tokenizer.model"
-SNIPPETS = ["def f(x):\n    ", "\t", "\r\n", " " * 16, "▁", "<PRE>", " <EOT>", "给", "👩‍👩‍👧", "0x12", "return"]
+SNIPPETS = [
+    "def f(x):\n    ",
+    "\t",
+    "\r\n",
+    " " * 16,
+    "▁",
+    "<PRE>",
+    " <EOT>",
+    "给",
+    "👩‍👩‍👧",
+    "0x12",
+    "return",
+]
 
 any_text = st.one_of(st.text(), st.lists(st.sampled_from(SNIPPETS), max_size=40).map("".join))
 examples = hypothesis.settings(deadline=None, max_examples=150)
@@ -25,7 +36,13 @@ def test_any_text_is_rebuilt(tokenizer, text, seed, spm):
     assert prefix + middle + suffix == text
     ids = infilling.infill_ids(tokenizer, prefix, middle, suffix, spm)
     special = [i for i in ids if i >= tokenizer.pieces or i in (tokenizer.bos_id, tokenizer.eos_id)]
-    assert special == [tokenizer.bos_id, tokenizer.pre_id, tokenizer.suf_id, tokenizer.mid_id, tokenizer.eot_id]
+    assert special == [
+        tokenizer.bos_id,
+        tokenizer.pre_id,
+        tokenizer.suf_id,
+        tokenizer.mid_id,
+        tokenizer.eot_id,
+    ]
     suf, mid = ids.index(tokenizer.suf_id), ids.index(tokenizer.mid_id)
     assert tokenizer.decode(ids[suf:mid], leading_space=False) == suffix
     if spm:
@@ -41,8 +58,16 @@ def test_layouts_are_the_published_ones(tokenizer, prefix, middle, suffix):
     t, bare = tokenizer, lambda text: tokenizer.encode(text, leading_space=False)
     psm = [t.bos_id, t.pre_id, *t.encode(prefix), t.suf_id, *bare(suffix), t.mid_id]
     spm = [t.bos_id, t.pre_id, t.suf_id, *bare(suffix), t.mid_id]
-    assert infilling.infill_ids(t, prefix, middle, suffix, spm=False) == [*psm, *bare(middle), t.eot_id]
-    assert infilling.infill_ids(t, prefix, middle, suffix, spm=True) == [*spm, *t.encode(prefix + middle), t.eot_id]
+    assert infilling.infill_ids(t, prefix, middle, suffix, spm=False) == [
+        *psm,
+        *bare(middle),
+        t.eot_id,
+    ]
+    assert infilling.infill_ids(t, prefix, middle, suffix, spm=True) == [
+        *spm,
+        *t.encode(prefix + middle),
+        t.eot_id,
+    ]
     assert infilling.prompt_ids(t, prefix, suffix, spm=False) == psm
     assert infilling.prompt_ids(t, prefix, suffix, spm=True) == [*spm, *t.encode(prefix)]
     assert infilling.plain_ids(t, prefix) == [t.bos_id, *t.encode(prefix), t.eos_id]
@@ -50,16 +75,23 @@ def test_layouts_are_the_published_ones(tokenizer, prefix, middle, suffix):
 
 def test_published_prompt():
     """The ids that the published code makes of this prompt, as ggml-org/llama.cpp#3503 records them."""
-    if not LLAMA.exists():
-        pytest.skip("Llama 2's tokenizer.model is not there")
+    if not TOKENIZER.exists():
+        pytest.skip("needs the published files")
     prefix, suffix = 'def remove_non_ascii(s: str) -> str:\n    """ ', "\n    return result\n"
     wanted = "1 32007 822 3349 29918 5464 29918 294 18869 29898 29879 29901 851 29897 1599 851 29901 13 1678 9995 29871"
     wanted += " 32008 13 1678 736 1121 13 32009"
-    assert infilling.prompt_ids(tokenizers.load(LLAMA), prefix, suffix, spm=False) == [int(i) for i in wanted.split()]
+    assert infilling.prompt_ids(tokenizers.load(TOKENIZER), prefix, suffix, spm=False) == [
+        int(i) for i in wanted.split()
+    ]
 
 
 @examples
-@hypothesis.given(text=any_text, seed=st.integers(0, 999), seq_len=st.integers(4, 80), rate=st.sampled_from([0.0, 0.5, 1.0]))
+@hypothesis.given(
+    text=any_text,
+    seed=st.integers(0, 999),
+    seq_len=st.integers(4, 80),
+    rate=st.sampled_from([0.0, 0.5, 1.0]),
+)
 def test_what_fits_a_row_is_cut_and_nothing_else(tokenizer, text, seed, seq_len, rate):
     ids = infilling.document_ids(tokenizer, text, Random(seed), InfillingConfig(rate=rate), seq_len)
     rng, plain = Random(seed), infilling.plain_ids(tokenizer, text)
@@ -78,13 +110,23 @@ def test_what_fits_a_row_is_cut_and_nothing_else(tokenizer, text, seed, seq_len,
 def test_the_longest_document_that_is_cut(characters, spm, extra):
     seq_len, around = 500, 6  # BOS, PRE, the leading space, SUF, MID, EOT
     text = "x" * (seq_len + 1 - around + extra)
-    ids = infilling.document_ids(characters, text, Random(0), InfillingConfig(rate=1.0, spm=spm), seq_len)
-    assert ids == infilling.plain_ids(characters, text) if extra else len(ids) == seq_len + 1 and ids[-1] == characters.eot_id
+    ids = infilling.document_ids(
+        characters, text, Random(0), InfillingConfig(rate=1.0, spm=spm), seq_len
+    )
+    assert (
+        ids == infilling.plain_ids(characters, text)
+        if extra
+        else len(ids) == seq_len + 1 and ids[-1] == characters.eot_id
+    )
 
 
 def test_a_long_document_is_encoded_once(tokenizer, monkeypatch):
     calls, encode = [], type(tokenizer).encode
-    monkeypatch.setattr(type(tokenizer), "encode", lambda self, text, **flags: calls.append(text) or encode(self, text, **flags))
+    monkeypatch.setattr(
+        type(tokenizer),
+        "encode",
+        lambda self, text, **flags: calls.append(text) or encode(self, text, **flags),
+    )
     text = "for x in range(10):\n    print(x)\n" * 100
     ids = infilling.document_ids(tokenizer, text, Random(0), InfillingConfig(rate=1.0), 64)
     assert calls == [text] and ids == infilling.plain_ids(tokenizer, text)

@@ -9,13 +9,13 @@ import subprocess
 import sys
 import textwrap
 import threading
-from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import scipy.stats
+from paths import ROOT
 
 from codellama_jax.config import DataConfig, InfillingConfig, MixtureConfig
 from codellama_jax.data import pipeline
@@ -24,7 +24,9 @@ from codellama_jax.errors import UserError
 
 T, ROWS = 32, 4
 MIXTURE = MixtureConfig(code=0.6, discussions=0.3, language=0.1)
-few = hypothesis.settings(deadline=None, max_examples=8, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+few = hypothesis.settings(
+    deadline=None, max_examples=8, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,12 +38,22 @@ def small_groups():
 
 def make_documents(count, seed=0, lines=(2, 4, 20)):
     rng = random.Random(seed)
-    line = lambda: " ".join(rng.choices(["def", "x", "= 1", "return", "self", "for i in", "é"], k=rng.randint(1, 6)))
-    texts = ["\n".join(line() for _ in range(rng.randint(1, rng.choice(lines)))) for _ in range(count)]
-    return [{"id": f"{seed}/{i}.py".encode(), "text": text.encode()} for i, text in enumerate(texts)]
+    line = lambda: " ".join(
+        rng.choices(["def", "x", "= 1", "return", "self", "for i in", "é"], k=rng.randint(1, 6))
+    )
+    texts = [
+        "\n".join(line() for _ in range(rng.randint(1, rng.choice(lines)))) for _ in range(count)
+    ]
+    return [
+        {"id": f"{seed}/{i}.py".encode(), "text": text.encode()} for i, text in enumerate(texts)
+    ]
 
 
-SOURCES = {"code": make_documents(57), "discussions": make_documents(31, 1), "language": make_documents(3, 2)}
+SOURCES = {
+    "code": make_documents(57),
+    "discussions": make_documents(31, 1),
+    "language": make_documents(3, 2),
+}
 
 
 def config(rate=0.9, mixture=MIXTURE, rows=ROWS, seq_len=T):
@@ -64,7 +76,9 @@ def assert_equal(batches, others):
 
 def joined(hosts, order):
     """Puts hosts' batches together in the order of lanes."""
-    return [{k: np.concatenate([b[k] for b in step])[order] for k in step[0]} for step in zip(*hosts)]
+    return [
+        {k: np.concatenate([b[k] for b in step])[order] for k in step[0]} for step in zip(*hosts)
+    ]
 
 
 def segments(batches):
@@ -101,7 +115,12 @@ def test_the_stream_is_the_same_on_any_number_of_hosts(tokenizer, stream, hosts,
 
 
 @few
-@hypothesis.given(stop=st.integers(0, 30), more=st.integers(1, 10), hosts=st.sampled_from([1, 2, 4]), then=st.sampled_from([1, 2, 4]))
+@hypothesis.given(
+    stop=st.integers(0, 30),
+    more=st.integers(1, 10),
+    hosts=st.sampled_from([1, 2, 4]),
+    then=st.sampled_from([1, 2, 4]),
+)
 def test_a_resumed_stream_goes_on(tokenizer, stream, stop, more, hosts, then):
     saved = {}
     for lanes in lanes_of(hosts, True):
@@ -125,11 +144,18 @@ def test_restoring_an_iterator_in_use(tokenizer, stream):
         assert_equal(first, stream[:7])
 
 
-@hypothesis.settings(deadline=None, max_examples=20, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-@hypothesis.given(count=st.integers(1, 40), lanes=st.integers(1, 50), seed=st.integers(0, 2**32 - 1))
+@hypothesis.settings(
+    deadline=None, max_examples=20, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+@hypothesis.given(
+    count=st.integers(1, 40), lanes=st.integers(1, 50), seed=st.integers(0, 2**32 - 1)
+)
 def test_lanes_read_every_document_once_an_epoch(count, lanes, seed):
     documents = list(range(count))
-    streams = [pipeline.lane_documents(documents, lambda index, d: (index // count, d), seed, lane, lanes) for lane in range(lanes)]
+    streams = [
+        pipeline.lane_documents(documents, lambda index, d: (index // count, d), seed, lane, lanes)
+        for lane in range(lanes)
+    ]
     epochs = 3
     read = [streams[i % lanes][i // lanes] for i in range(count * epochs)]
     assert sorted(read) == list(itertools.product(range(epochs), documents))
@@ -148,11 +174,15 @@ def test_every_epoch_has_an_order_of_its_own():
 def test_rows_hold_whole_documents(tokenizer, count):
     """With more lanes than documents too: every segment is the next part of a document, and none is missing."""
     documents = make_documents(count, 5)
-    batches, _ = take(tokenizer, 60, data=config(0.0, MixtureConfig(python=1.0)), sources={"python": documents})
+    batches, _ = take(
+        tokenizer, 60, data=config(0.0, MixtureConfig(python=1.0)), sources={"python": documents}
+    )
     seen, starts = collections.Counter(), {}
     plain = [plain_ids(tokenizer, pipeline.text_of(d)) for d in documents]
     for source, i, ids, positions in segments(batches):
-        assert source == pipeline.SOURCES.index("python") and positions == list(range(len(positions)))
+        assert source == pipeline.SOURCES.index("python") and positions == list(
+            range(len(positions))
+        )
         parts = [plain[i][a : a + T + 1] for a in range(0, len(plain[i]) - 1, T)]
         assert ids in parts
         seen[i] += 1
@@ -162,7 +192,10 @@ def test_rows_hold_whole_documents(tokenizer, count):
 
 def test_more_lanes_than_python_nests_calls(characters):
     lanes = range(sys.getrecursionlimit() + 50)
-    sources, data = {"code": [{"id": b"a", "text": b"x = 1\n"}]}, config(0.0, MixtureConfig(code=1.0), len(lanes), seq_len=8)
+    sources, data = (
+        {"code": [{"id": b"a", "text": b"x = 1\n"}]},
+        config(0.0, MixtureConfig(code=1.0), len(lanes), seq_len=8),
+    )
     (batch,), _ = take(characters, 1, lanes, data=data, sources=sources)
     assert (batch["tokens"] == batch["tokens"][0]).all() and len(batch["tokens"]) == len(lanes)
 
@@ -171,12 +204,19 @@ def test_batches_are_well_formed(tokenizer):
     batches, _ = take(tokenizer, 60)
     for batch in batches:
         padding = batch["segment_ids"] == 0
-        assert all(batch[k].shape == (ROWS, T) for k in ("tokens", "targets", "segment_ids", "positions", "documents"))
-        assert all(array.dtype == np.int32 for array in batch.values()) and batch["source"].shape == (ROWS,)
+        assert all(
+            batch[k].shape == (ROWS, T)
+            for k in ("tokens", "targets", "segment_ids", "positions", "documents")
+        )
+        assert all(array.dtype == np.int32 for array in batch.values()) and batch[
+            "source"
+        ].shape == (ROWS,)
         assert all((batch[k][padding] == 0).all() for k in ("tokens", "targets", "positions"))
         assert ((batch["documents"] == -1) == padding).all()
         steps = np.diff(batch["segment_ids"], axis=1)
-        assert (np.isin(steps, (0, 1)) | (batch["segment_ids"][:, 1:] == 0)).all() and (batch["segment_ids"][:, 0] == 1).all()
+        assert (np.isin(steps, (0, 1)) | (batch["segment_ids"][:, 1:] == 0)).all() and (
+            batch["segment_ids"][:, 0] == 1
+        ).all()
     assert np.mean([batch["segment_ids"] > 0 for batch in batches]) > 0.85
 
 
@@ -186,11 +226,17 @@ def test_a_document_that_spans_rows_is_never_cut_for_infilling(tokenizer):
     for source, i, ids, _ in segments(take(tokenizer, 150, data=config(1.0))[0]):
         plain = plain_ids(tokenizer, pipeline.text_of(SOURCES[pipeline.SOURCES[source]][i]))
         if sentinels & set(ids):
-            assert ids[:2] == [tokenizer.bos_id, tokenizer.pre_id] and ids[-1] == tokenizer.eot_id and len(plain) <= T + 1
+            assert (
+                ids[:2] == [tokenizer.bos_id, tokenizer.pre_id]
+                and ids[-1] == tokenizer.eot_id
+                and len(plain) <= T + 1
+            )
             assert sorted(i for i in ids if i in sentinels) == sorted(sentinels)
             cut += 1
         elif len(plain) <= T + 1:
-            assert ids == plain and len(plain) > T - 20  # plain because the cut document would be too long
+            assert (
+                ids == plain and len(plain) > T - 20
+            )  # plain because the cut document would be too long
         else:
             whole += 1
     assert cut > 100 and whole > 100
@@ -201,24 +247,35 @@ def test_infilling_hangs_on_the_document_and_the_epoch_alone(tokenizer):
 
     def forms(rows, seed):
         """The ids that each short document had, in the order of reading."""
-        found, data = collections.defaultdict(list), config(0.9, MixtureConfig(code=1.0), rows, seq_len=80)
-        batches, _ = take(tokenizer, 120 // rows, range(rows), data=data, sources={"code": documents}, seed=seed)
+        found, data = (
+            collections.defaultdict(list),
+            config(0.9, MixtureConfig(code=1.0), rows, seq_len=80),
+        )
+        batches, _ = take(
+            tokenizer, 120 // rows, range(rows), data=data, sources={"code": documents}, seed=seed
+        )
         for _, i, ids, _ in segments(batches):
             found[i].append(tuple(ids))
         return found
 
     one, three, other = forms(1, 3), forms(3, 3), forms(1, 4)
     assert all(len(one[i]) >= 4 for i in range(40))
-    assert all(set(one[i][:2]) <= set(three[i]) for i in range(40))  # another number of lanes moves a document and cuts it alike
+    assert all(
+        set(one[i][:2]) <= set(three[i]) for i in range(40)
+    )  # another number of lanes moves a document and cuts it alike
     assert sum(len(set(one[i][:3])) == 3 for i in range(40)) > 25  # another epoch cuts it elsewhere
     assert sum(one[i][0] != other[i][0] for i in range(40)) > 25  # and so does another seed
 
 
 def test_shares_and_cuts_over_100_000_documents(characters):
     count, jitter = 100_000, np.random.default_rng(0)
-    encode = pipeline.encoder(characters, config(0.9, seq_len=64), 7, count // 2)  # two epochs of 50,000
+    encode = pipeline.encoder(
+        characters, config(0.9, seq_len=64), 7, count // 2
+    )  # two epochs of 50,000
     firsts, seconds, spm_seconds, spare = [], [], [], []
-    space = characters.encode(" ", leading_space=False)  # before SPM's prefix and middle, and before no PSM middle
+    space = characters.encode(
+        " ", leading_space=False
+    )  # before SPM's prefix and middle, and before no PSM middle
     for index in range(count):
         length = 40 + index % 16
         ids = encode(index, {"text": "x" * length})[:, 0].tolist()
@@ -237,9 +294,13 @@ def test_shares_and_cuts_over_100_000_documents(characters):
     cut = len(firsts) + len(spm_seconds)
     assert abs(cut / count - 0.9) < 0.005 and abs(len(spm_seconds) / cut - 0.5) < 0.005
     assert scipy.stats.kstest([*firsts, *seconds], "uniform").pvalue > 0.01
-    assert scipy.stats.kstest(np.square(spm_seconds), "uniform").pvalue > 0.01  # the later of two uniform cuts
+    assert (
+        scipy.stats.kstest(np.square(spm_seconds), "uniform").pvalue > 0.01
+    )  # the later of two uniform cuts
     assert abs(np.mean(spare) - 1) < 0.01  # the mean middle of two independent cuts
-    assert abs(np.corrcoef(seconds[1:], seconds[:-1])[0, 1]) < 0.03  # each document has cuts of its own
+    assert (
+        abs(np.corrcoef(seconds[1:], seconds[:-1])[0, 1]) < 0.03
+    )  # each document has cuts of its own
 
 
 def test_rows_come_in_the_shares_of_the_mixture(tokenizer):
@@ -252,12 +313,20 @@ def test_rows_come_in_the_shares_of_the_mixture(tokenizer):
             assert np.abs(mine[: 97 * size].reshape(97, size).sum(1) - share * size).max() < 3.5
     batches, _ = take(tokenizer, 125)
     sources = np.concatenate([b["source"] for b in batches])
-    assert [abs((sources == pipeline.SOURCES.index(s)).mean() - getattr(MIXTURE, s)) < 3e-3 for s in SOURCES] == [True] * 3
+    assert [
+        abs((sources == pipeline.SOURCES.index(s)).mean() - getattr(MIXTURE, s)) < 3e-3
+        for s in SOURCES
+    ] == [True] * 3
 
 
 def test_a_lane_reads_from_every_source():
     for rows in (1, 2, 8, 13, 16, 64, 1024):
-        drawn = np.array([[pipeline.source_of_row(s * rows + lane, (0.9, 0.1)) for s in range(2000)] for lane in range(min(rows, 16))])
+        drawn = np.array(
+            [
+                [pipeline.source_of_row(s * rows + lane, (0.9, 0.1)) for s in range(2000)]
+                for lane in range(min(rows, 16))
+            ]
+        )
         assert np.abs(drawn.mean(1) - 0.1).max() < 0.02
 
 
@@ -267,7 +336,9 @@ def test_sources_without_a_share_are_not_opened(tokenizer):
             pytest.fail(f"{name} of a source without a share")
 
     mixture = MixtureConfig(code=2.0)
-    batches, _ = take(tokenizer, 3, data=config(mixture=mixture), sources=SOURCES | {"language": Untouchable()})
+    batches, _ = take(
+        tokenizer, 3, data=config(mixture=mixture), sources=SOURCES | {"language": Untouchable()}
+    )
     assert all((b["source"] == 0).all() for b in batches)
 
 
@@ -288,7 +359,9 @@ def test_one_line_for_another_batch_size(tokenizer):
 def test_document_names(tokenizer):
     with pipeline.Batches(SOURCES, config(), tokenizer, 0, range(ROWS)) as batches:
         batch = next(batches)
-        wanted = {SOURCES[pipeline.SOURCES[s]][i]["id"].decode() for s, i, _, _ in segments([batch])}
+        wanted = {
+            SOURCES[pipeline.SOURCES[s]][i]["id"].decode() for s, i, _, _ in segments([batch])
+        }
         names = batches.document_names(batch)
     assert set(names) == wanted and len(names) == len(wanted) > 3
 
@@ -302,7 +375,9 @@ def test_validation_rows_are_plain_complete_and_fixed(tokenizer):
         plain = plain_ids(tokenizer, pipeline.text_of(document))
         wanted.update((i, tuple(plain[a : a + T + 1])) for a in range(0, len(plain) - 1, T))
     assert found == wanted
-    some = pipeline.validation_batches(SOURCES, config(0.0, MixtureConfig(code=1.0), rows=5), tokenizer, 12)
+    some = pipeline.validation_batches(
+        SOURCES, config(0.0, MixtureConfig(code=1.0), rows=5), tokenizer, 12
+    )
     assert [len(b["tokens"]) for b in some] == [5, 5, 2]
     flat = lambda batches: [{k: np.concatenate([b[k] for b in batches])[:12] for k in batches[0]}]
     assert_equal(flat(some), flat(everything))
@@ -313,7 +388,11 @@ def test_validation_rows_are_plain_complete_and_fixed(tokenizer):
 def test_an_error_in_the_thread_reaches_the_caller(tokenizer):
     with (
         pipeline.Batches(
-            {"code": [{"id": b"a", "text": "a\ud800"}]}, config(mixture=MixtureConfig(code=1.0)), tokenizer, 0, [0]
+            {"code": [{"id": b"a", "text": "a\ud800"}]},
+            config(mixture=MixtureConfig(code=1.0)),
+            tokenizer,
+            0,
+            [0],
         ) as batches,
         pytest.raises(UserError, match="lone surrogate"),
     ):
@@ -321,14 +400,18 @@ def test_an_error_in_the_thread_reaches_the_caller(tokenizer):
 
 
 def test_closing_ends_the_thread(tokenizer):
-    running = lambda: [t for t in threading.enumerate() if t.name.startswith("grain-thread-prefetch")]
+    running = lambda: [
+        t for t in threading.enumerate() if t.name.startswith("grain-thread-prefetch")
+    ]
     batches = pipeline.Batches(SOURCES, config(), tokenizer, 0, range(ROWS))
     next(batches)
     assert len(running()) == 1
     batches.close()
     batches.close()
     assert not running()
-    next(pipeline.Batches(SOURCES, config(), tokenizer, 0, range(ROWS)))  # forgotten rather than closed
+    next(
+        pipeline.Batches(SOURCES, config(), tokenizer, 0, range(ROWS))
+    )  # forgotten rather than closed
     assert not running()
 
 
@@ -336,7 +419,7 @@ def test_ctrl_c_ends_the_program(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "tokenizer.model")
     program = """
         import sys
-        from codellama_jax import tokenizer
+        from codellama_jax.tokenizers import sentencepiece as tokenizer
         from codellama_jax.config import DataConfig, MixtureConfig
         from codellama_jax.data import pipeline
         documents = [{"id": b"a", "text": b"def f(x):\\n    return x\\n" * 50}]
@@ -346,5 +429,7 @@ def test_ctrl_c_ends_the_program(tokenizer, tmp_path):
         raise KeyboardInterrupt
     """
     command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "tokenizer.model")]
-    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
-    assert ended.returncode in (-2, 130) and ended.stderr.splitlines()[-1] == "KeyboardInterrupt", ended.stderr
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode in (-2, 130) and ended.stderr.splitlines()[-1] == "KeyboardInterrupt", (
+        ended.stderr
+    )

@@ -17,7 +17,9 @@ def both(count, seed):
 
 
 @hypothesis.settings(deadline=None, max_examples=15)
-@hypothesis.given(count=st.integers(1, shuffle.MOST), seed=seeds, epoch=st.integers(0, 10**6), data=st.data())
+@hypothesis.given(
+    count=st.integers(1, shuffle.MOST), seed=seeds, epoch=st.integers(0, 10**6), data=st.data()
+)
 def test_the_order_is_grains(count, seed, epoch, data):
     ours, grains = both(count, seed)
     for place in data.draw(st.lists(st.integers(0, count - 1), min_size=3, max_size=3)):

@@ -9,7 +9,7 @@ import sys
 import pytest
 from toy import stage
 
-from codellama_jax import tokenizer as tokenizers
+from codellama_jax.checkpoints import checkpoint
 from codellama_jax.config import Experiment, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.generation import infill as infilling
@@ -17,7 +17,7 @@ from codellama_jax.generation import text as texts
 from codellama_jax.generation.commands import Complete, Infill
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.generation.text import Generated
-from codellama_jax.training import checkpoint
+from codellama_jax.tokenizers import sentencepiece as tokenizers
 
 PROBES = {"infilling": {"PSM": {"exact": 0.0}, "SPM": {"exact": 0.5}}}
 

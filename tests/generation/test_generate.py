@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import MODEL, stage
 
-from codellama_jax import tokenizer as tokenizers
+from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.config import MeshConfig
 from codellama_jax.data.infilling import infill_ids, prompt_ids
 from codellama_jax.errors import UserError
@@ -19,9 +19,9 @@ from codellama_jax.generation import memory
 from codellama_jax.generation import text as texts
 from codellama_jax.generation.sampler import generate, keep, sample
 from codellama_jax.generation.settings import CAPACITY, Sampling
-from codellama_jax.models.llama import Llama
-from codellama_jax.training.checkpoint import Run
-from codellama_jax.training.mesh import make_mesh, on_mesh
+from codellama_jax.models.llama.model import Llama
+from codellama_jax.sharding.mesh import make_mesh, on_mesh
+from codellama_jax.tokenizers import sentencepiece as tokenizers
 from codellama_jax.training.step import abstract_state
 
 GREEDY = Sampling(max_new_tokens=24)
@@ -41,7 +41,10 @@ def params():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A random model with a real tokenizer."""
-    words = [f"def name_{i}(x):\n    return x + {i}\n\n\nclass Thing{i}:\n    é = '日本'\n" for i in range(300)]
+    words = [
+        f"def name_{i}(x):\n    return x + {i}\n\n\nclass Thing{i}:\n    é = '日本'\n"
+        for i in range(300)
+    ]
     tokenizer = tokenizers.train(words, 360, tmp_path_factory.mktemp("tokenizer"))
     model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
     return Run(model, params_of(model), tokenizer, "toy")
@@ -69,7 +72,9 @@ def test_greedy_is_the_same_with_cache_and_without_ragged_or_alone(params):
     assert generate(MODEL, params, prompts, GREEDY) == expected
     assert [generate(MODEL, params, [prompt], GREEDY)[0] for prompt in prompts] == expected
     streamed: list[list[list[int]]] = [[], [], []]
-    generate(MODEL, params, prompts, GREEDY, on_tokens=lambda row, ids: streamed[row].append(list(ids)))
+    generate(
+        MODEL, params, prompts, GREEDY, on_tokens=lambda row, ids: streamed[row].append(list(ids))
+    )
     assert [row[-1] for row in streamed] == expected
     assert [[len(ids) for ids in row] for row in streamed] == [[1, 5, 9, 13, 17, 21, 24]] * 3
 
@@ -78,7 +83,9 @@ def test_parameters_on_a_mesh_give_the_same(params):
     """A batch that does not divide over it included."""
     prompts = [[1, 2, 3]]
     with on_mesh(make_mesh(MeshConfig(fsdp=2, context=2, tensor=2))) as mesh:
-        placed = jax.device_put(params, jax.tree.map(lambda a: a.sharding, abstract_state(stage(), mesh).params))
+        placed = jax.device_put(
+            params, jax.tree.map(lambda a: a.sharding, abstract_state(stage(), mesh).params)
+        )
         assert not placed["head"].sharding.is_fully_replicated
         on_devices = generate(MODEL, placed, prompts, GREEDY)
     assert on_devices == generate(MODEL, params, prompts, GREEDY)
@@ -99,18 +106,25 @@ def test_a_row_ends_with_the_token_that_is_enough(params):
     for enough in range(1, 25):
         for on_tokens in (None, lambda row, ids: None):
             stop = lambda row, ids, enough=enough: row == 0 and len(ids) >= enough
-            stopped = generate(MODEL, params, [[1, 2, 3], [4, 5]], GREEDY, stop=stop, on_tokens=on_tokens)
+            stopped = generate(
+                MODEL, params, [[1, 2, 3], [4, 5]], GREEDY, stop=stop, on_tokens=on_tokens
+            )
             assert stopped == [free[0][:enough], free[1]]
 
 
-@pytest.mark.parametrize("prompt, wrong", [([], "0 tokens"), ([1] * CAPACITY, f"{CAPACITY} tokens"), ([1, 64], "ids from 1 to 64")])
+@pytest.mark.parametrize(
+    "prompt, wrong",
+    [([], "0 tokens"), ([1] * CAPACITY, f"{CAPACITY} tokens"), ([1, 64], "ids from 1 to 64")],
+)
 def test_a_prompt_that_cannot_be_read_is_named(params, prompt, wrong):
     with pytest.raises(UserError, match=f"prompt 1 has {wrong}"):
         generate(MODEL, params, [[1], prompt], GREEDY)
 
 
 def test_ids_that_pad_the_vocabulary_are_never_drawn(params):
-    ids = generate(MODEL, params, [[1]], Sampling(temperature=50.0, max_new_tokens=200), vocab=10)[0]
+    ids = generate(MODEL, params, [[1]], Sampling(temperature=50.0, max_new_tokens=200), vocab=10)[
+        0
+    ]
     assert max(ids) == 9
 
 
@@ -121,11 +135,21 @@ def test_draws_follow_the_softmax():
     keys = jax.random.split(jax.random.key(0), 20_000)
     draws = sample(jnp.broadcast_to(logits, (20_000, 5)), Sampling(temperature=0.7), keys)
     weights = np.exp(np.asarray(logits, np.float64) / 0.7)
-    assert stats.chisquare(np.bincount(draws, minlength=5), 20_000 * weights / weights.sum()).pvalue > 0.01
+    assert (
+        stats.chisquare(np.bincount(draws, minlength=5), 20_000 * weights / weights.sum()).pvalue
+        > 0.01
+    )
 
 
 @pytest.mark.parametrize(
-    "top_k, top_p, kept", [(0, 1.0, {0, 1, 2, 3}), (2, 1.0, {1, 3}), (0, 0.5, {1}), (0, 0.55, {1, 3}), (3, 0.95, {0, 1, 3})]
+    "top_k, top_p, kept",
+    [
+        (0, 1.0, {0, 1, 2, 3}),
+        (2, 1.0, {1, 3}),
+        (0, 0.5, {1}),
+        (0, 0.55, {1, 3}),
+        (3, 0.95, {0, 1, 3}),
+    ],
 )
 def test_top_k_and_top_p_keep_exactly(top_k, top_p, kept):
     """Of probabilities .15 .51 .09 .25 a token stays while those before it hold at most top_p."""
@@ -146,7 +170,9 @@ def test_what_is_kept_is_what_sorting_keeps(top_k, top_p):
     p_BV /= p_BV.sum(-1, keepdims=True)
     before_BV = ((p_BV[:, None] > p_BV[..., None]) * p_BV[:, None]).sum(-1)
     kept_BV = np.asarray(keep(jnp.array(logits_BV, jnp.float32), top_k, top_p))
-    clear_BV = (np.abs(before_BV - top_p) > 1e-6) | (top_p == 1)  # nearer than that fp32 may decide either way
+    clear_BV = (np.abs(before_BV - top_p) > 1e-6) | (
+        top_p == 1
+    )  # nearer than that fp32 may decide either way
     assert clear_BV.mean() > 0.9
     assert (kept_BV == (left_BV & (before_BV < top_p + 1e-9)))[clear_BV].all()
 
@@ -172,7 +198,11 @@ def test_completion_stops_at_a_string_wherever_it_falls(run):
 PIECES = st.sampled_from("ab€😀\ufffd")
 
 
-@given(st.text(PIECES), st.lists(st.text(PIECES, min_size=1, max_size=4), max_size=2), st.lists(st.integers(0, 40)))
+@given(
+    st.text(PIECES),
+    st.lists(st.text(PIECES, min_size=1, max_size=4), max_size=2),
+    st.lists(st.integers(0, 40)),
+)
 def test_pieces_of_a_stream_join_to_the_text_before_a_stop_string(text, stop_strings, cuts):
     """The text grows up to the first look that finds a stop string in it, as a row ends with the token that completes one."""
     pieces: list[str] = []
@@ -221,10 +251,16 @@ def test_spm_goes_on_from_the_prefix(run, prefix):
     for spm in (False, True):
         ids = infill_ids(tokenizer, prefix, middle, suffix, spm)
         prompt = prompt_ids(tokenizer, prefix, suffix, spm)
-        if ids[: len(prompt)] != prompt:  # in SPM a token may join prefix and middle: then this split cannot be generated
+        if (
+            ids[: len(prompt)] != prompt
+        ):  # in SPM a token may join prefix and middle: then this split cannot be generated
             assert spm
             continue
-        decode = texts.continuation(run, [prefix]) if spm else lambda row, new: tokenizer.decode(new, leading_space=False)
+        decode = (
+            texts.continuation(run, [prefix])
+            if spm
+            else lambda row, new: tokenizer.decode(new, leading_space=False)
+        )
         assert decode(0, ids[len(prompt) : -1]) == middle
 
 
@@ -237,14 +273,18 @@ def test_infilling_generates_in_both_formats(run):
 
 
 def test_a_model_without_sentinels_cannot_infill(run):
-    plain = dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=run.tokenizer.pieces))
+    plain = dataclasses.replace(
+        run, model=dataclasses.replace(run.model, vocab_size=run.tokenizer.pieces)
+    )
     with pytest.raises(UserError, match="toy was trained without infilling"):
         infilling.infill(plain, [("a", "b")], GREEDY)
 
 
 def test_a_prompt_that_does_not_fit_in_memory_is_refused_with_the_numbers(run, monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda: 1_000_000)
-    with pytest.raises(UserError, match=r"1,000 tokens needs \d\.\d\d GB .* and 0\.00 GB are free: s"):
+    with pytest.raises(
+        UserError, match=r"1,000 tokens needs \d\.\d\d GB .* and 0\.00 GB are free: s"
+    ):
         generate(run.model, run.params, [[1] * 1000], GREEDY)
     with pytest.raises(UserError, match=r"2 prompts of up to 1,000 tokens need .* fewer at once"):
         generate(run.model, run.params, [[1] * 1000, [1]], GREEDY)

@@ -11,16 +11,16 @@ import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codellama_jax import tokenizer as tokenizers
+from codellama_jax.benchmarks.suites.perplexity import document_losses
+from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.data.infilling import prompt_ids
-from codellama_jax.evaluation.perplexity import document_losses
 from codellama_jax.generation import healing
 from codellama_jax.generation.forward import last_logits
 from codellama_jax.generation.healing import Pieces, heal
 from codellama_jax.generation.infill import infill
 from codellama_jax.generation.sampler import Sampling
-from codellama_jax.models.llama import Llama
-from codellama_jax.training.checkpoint import Run
+from codellama_jax.models.llama.model import Llama
+from codellama_jax.tokenizers import sentencepiece as tokenizers
 
 GREEDY = Sampling(max_new_tokens=6)
 TEXT = "for number, name in enumerate(names):\n    print(number, name)\n"
@@ -33,7 +33,12 @@ def run(tmp_path_factory) -> Run:
     model = dataclasses.replace(toy.MODEL, vocab_size=tokenizer.vocab_size)
     zeros, rng = jnp.zeros((1, 4), jnp.int32), np.random.default_rng(0)
     shapes = nn.unbox(jax.eval_shape(Llama(model).init, jax.random.key(0), zeros, zeros)["params"])
-    return Run(model, jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.5, a.shape), jnp.float32), shapes), tokenizer, "toy")
+    return Run(
+        model,
+        jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.5, a.shape), jnp.float32), shapes),
+        tokenizer,
+        "toy",
+    )
 
 
 def prompt(run: Run, text: str) -> list[int]:
@@ -52,7 +57,10 @@ def test_what_is_cut_off_is_what_comes_back(run):
     """Wherever a prompt ends, the prompt that is left and the characters removed are its text."""
     cuts = [TEXT[:i] for i in range(1, len(TEXT))]
     found = heal(run, [prompt(run, text) for text in cuts])
-    assert [run.tokenizer.decode(h.ids) + (h.removed if h.ids[1:] else h.removed.removeprefix(" ")) for h in found] == cuts
+    assert [
+        run.tokenizer.decode(h.ids) + (h.removed if h.ids[1:] else h.removed.removeprefix(" "))
+        for h in found
+    ] == cuts
     assert any(h.removed for h in found)
     for h in found:
         assert (h.first is None) == (h.removed == "") and h.log_odds >= 0
@@ -65,7 +73,11 @@ def test_odds_are_those_of_each_continuation_read_by_itself(run):
     for m in range(1, len(ids)):
         removed = pieces.texts[ids[-m]] + removed
         longer = pieces.extending(removed).tolist()
-        losses = [losses[-1] for losses in document_losses(run, [[*ids[:-m], i] for i in longer])] if longer else []
+        losses = (
+            [losses[-1] for losses in document_losses(run, [[*ids[:-m], i] for i in longer])]
+            if longer
+            else []
+        )
         odds += [before[-1] - before[-1 - m] - loss for loss in losses]
     assert heal(run, [ids])[0].log_odds == pytest.approx(np.logaddexp.reduce(odds), abs=1e-4)
 
@@ -88,14 +100,25 @@ def test_backs_up_to_the_word_that_the_model_is_sure_of(run, monkeypatch):
 
 def test_at_a_border_that_no_piece_crosses_healing_changes_nothing(run):
     pairs = [(TEXT, "\nnames"), (TEXT + "    print(\n", ")"), ("", "x")]
-    assert infill(run, pairs, GREEDY, spm=True, healing=True) == infill(run, pairs, GREEDY, spm=True)
-    assert [h.log_odds for h in heal(run, [prompt(run, prefix) for prefix, _ in pairs[:2]])] == [0.0, 0.0]
+    assert infill(run, pairs, GREEDY, spm=True, healing=True) == infill(
+        run, pairs, GREEDY, spm=True
+    )
+    assert [h.log_odds for h in heal(run, [prompt(run, prefix) for prefix, _ in pairs[:2]])] == [
+        0.0,
+        0.0,
+    ]
 
 
 def test_the_first_token_goes_on_with_what_was_removed(run):
     prefixes = [TEXT[:i] for i in range(14, 34)]
     healed = heal(run, [prompt_ids(run.tokenizer, prefix, "\n", spm=True) for prefix in prefixes])
-    texts = infill(run, [(prefix, "\n") for prefix in prefixes], Sampling(max_new_tokens=1), spm=True, healing=True)
+    texts = infill(
+        run,
+        [(prefix, "\n") for prefix in prefixes],
+        Sampling(max_new_tokens=1),
+        spm=True,
+        healing=True,
+    )
     pieces = Pieces(run.tokenizer).texts
     assert any(h.removed for h in healed)
     for text, h in zip(texts, healed, strict=True):
@@ -107,4 +130,6 @@ def test_last_logits_are_those_of_each_prompt_alone(run):
     together = last_logits(run, prompts, 3)
     for logits_MV, ids in zip(together, prompts, strict=True):
         for m in range(min(3, len(ids) - 1)):
-            np.testing.assert_allclose(logits_MV[m], last_logits(run, [ids[: len(ids) - m]], 1)[0, 0], atol=1e-4)
+            np.testing.assert_allclose(
+                logits_MV[m], last_logits(run, [ids[: len(ids) - m]], 1)[0, 0], atol=1e-4
+            )

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from attention_cases import compiled, oracle, problem, relative_error, visible, with_gradients
 
-from codellama_jax.generation import decoder
-from codellama_jax.models.llama import Llama
-from codellama_jax.sizes import TOY
+from codellama_jax.models.llama import decoder
+from codellama_jax.models.llama.model import Llama
+from codellama_jax.models.llama.sizes import TOY
 from kernels.flash_attention import blocked, xla
 
 

@@ -1,4 +1,4 @@
-"""Decoding attention against the float64 oracle: ragged rows, groups, blocks past a row's end, int8 caches."""
+"""Decoding attention against the float64 oracle: lengths, groups, blocks after a sequence's end."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # races_found has no public name
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.decode_attention import IMPLEMENTATIONS, decode_attention, pallas_tpu, quantize, reference
+from kernels.decode_attention import IMPLEMENTATIONS, decode_attention, pallas_tpu, reference
 
 TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-2}
 
@@ -21,69 +21,73 @@ def small_blocks(monkeypatch):
 def problem(seed, dtype="float32"):
     """Returns q_MGH, k_MSH, v_MSH and lengths_B of random sizes; a row of one slot and a full one among them."""
     rng = np.random.default_rng(seed)
-    B, K, G, H, S = (int(rng.choice(sizes)) for sizes in ((2, 3), (1, 2), (1, 3, 8), (32, 128), (100, 256, 300)))
+    B, K, G, H, S = (
+        int(rng.choice(sizes)) for sizes in ((2, 3), (1, 2), (1, 3, 8), (32, 128), (100, 256, 300))
+    )
     shapes = (K * B, G, H), (K * B, S, H), (K * B, S, H)
-    return *(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes), np.array([1, S, S // 2 + 1][:B])
+    return *(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes), np.array(
+        [1, S, S // 2 + 1][:B]
+    )
 
 
-def oracle(q_MGH, k_MSH, v_MSH, lengths_B, *scales):
+def oracle(q_MGH, k_MSH, v_MSH, lengths_B):
     with jax.enable_x64(True):
         exact = [jnp.asarray(np.float64(a)) for a in (q_MGH, k_MSH, v_MSH)]
-        return jax.device_get(reference.decode_attention(*exact, np.tile(lengths_B, len(k_MSH) // len(lengths_B)), *scales))
+        lengths_M = np.tile(lengths_B, len(k_MSH) // len(lengths_B))
+        return jax.device_get(reference.decode_attention(*exact, lengths_M))
 
 
 def relative_error(actual, expected):
-    return np.abs(np.float64(actual) - np.float64(expected)).max() / np.abs(np.float64(expected)).max()
+    return (
+        np.abs(np.float64(actual) - np.float64(expected)).max() / np.abs(np.float64(expected)).max()
+    )
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize(("seed", "dtype"), [(0, "float32"), (1, "float32"), (2, "float32"), (3, "bfloat16")])
+@pytest.mark.parametrize(
+    ("seed", "dtype"), [(0, "float32"), (1, "float32"), (2, "float32"), (3, "bfloat16")]
+)
 def test_equals_oracle(implementation, seed, dtype):
     inputs = problem(seed, dtype)
     actual = jax.jit(lambda *a: decode_attention(*a, implementation=implementation))(*inputs)
     assert actual.dtype == dtype and relative_error(actual, oracle(*inputs)) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_an_int8_cache_is_read_with_its_scales(implementation):
-    q_MGH, k_MSH, v_MSH, lengths_B = problem(4)
-    (k8_MSH, k_scale_MS), (v8_MSH, v_scale_MS) = quantize(k_MSH), quantize(v_MSH)
-    scales = {"k_scale_MS": k_scale_MS, "v_scale_MS": v_scale_MS}
-    actual = jax.jit(lambda *a, **s: decode_attention(*a, **s, implementation=implementation))(q_MGH, k8_MSH, v8_MSH, lengths_B, **scales)
-    assert relative_error(actual, oracle(q_MGH, k8_MSH, v8_MSH, lengths_B, k_scale_MS, v_scale_MS)) < 2e-5
-    assert relative_error(actual, oracle(q_MGH, k_MSH, v_MSH, lengths_B)) < 2e-2
-
-
 def test_heads_split_over_devices_equal_whole():
     q_MGH, k_MSH, v_MSH, lengths_B = problem(0)
     q_MGH, k_MSH, v_MSH = (jnp.concatenate([x, 2 * x]) for x in (q_MGH, k_MSH, v_MSH))
-    (k_MSH, k_scale_MS), (v_MSH, v_scale_MS) = quantize(k_MSH), quantize(v_MSH)
-    scales = {"k_scale_MS": k_scale_MS, "v_scale_MS": v_scale_MS}
-    with jax.set_mesh(jax.make_mesh((2,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])):
-        call = lambda *a, **s: decode_attention(*a, **s, implementation="pallas_tpu", head_axes=("tensor",))
-        parts = jax.jit(call)(q_MGH, k_MSH, v_MSH, lengths_B, **scales)
-    assert relative_error(parts, decode_attention(q_MGH, k_MSH, v_MSH, lengths_B, **scales, implementation="reference")) < 2e-5
+    with jax.set_mesh(
+        jax.make_mesh(
+            (2,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2]
+        )
+    ):
+        call = lambda *a: decode_attention(*a, implementation="pallas_tpu", head_axes=("tensor",))
+        parts = jax.jit(call)(q_MGH, k_MSH, v_MSH, lengths_B)
+    whole = decode_attention(q_MGH, k_MSH, v_MSH, lengths_B, implementation="reference")
+    assert relative_error(parts, whole) < 2e-5
 
 
 def test_no_race_no_read_out_of_bounds_and_nothing_behind_a_row():
-    """What stands behind the end of a row is NaN, in slots as in scales."""
+    """Slots after the end of a sequence hold NaN."""
     q_MGH, k_MSH, v_MSH, lengths_B = problem(5)
-    free_MS1 = (np.arange(k_MSH.shape[1]) >= np.tile(lengths_B, len(k_MSH) // len(lengths_B))[:, None])[..., None]
+    free_MS1 = (
+        np.arange(k_MSH.shape[1]) >= np.tile(lengths_B, len(k_MSH) // len(lengths_B))[:, None]
+    )[..., None]
     k_MSH, v_MSH = (jnp.where(free_MS1, jnp.nan, x) for x in (k_MSH, v_MSH))
-    checked = pltpu.InterpretParams(detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan")
+    checked = pltpu.InterpretParams(
+        detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan"
+    )
     lengths_M = jnp.tile(lengths_B, len(k_MSH) // len(lengths_B))
-    ones_MS = jnp.where(free_MS1[..., 0], jnp.nan, 1.0)
-    for scales in ((), (ones_MS, ones_MS)):
-        run = jax.jit(lambda *a: pallas_tpu.decode_attention(*a, block=128, interpret=checked))
-        actual = run(q_MGH, k_MSH, v_MSH, lengths_M, *scales)
-        expected = oracle(q_MGH, jnp.where(free_MS1, 0, k_MSH), v_MSH, lengths_B)
-        assert relative_error(actual, expected) < 2e-5
-        assert not interpret_pallas_call.races.races_found
+    run = jax.jit(lambda *a: pallas_tpu.decode_attention(*a, block=128, interpret=checked))
+    actual = run(q_MGH, k_MSH, v_MSH, lengths_M)
+    expected = oracle(q_MGH, jnp.where(free_MS1, 0, k_MSH), v_MSH, lengths_B)
+    assert relative_error(actual, expected) < 2e-5
+    assert not interpret_pallas_call.races.races_found
 
 
 def test_refuses_what_it_cannot_do():
     q_MGH, k_MSH, v_MSH, lengths_B = problem(0)
-    with pytest.raises(ValueError, match="no decode attention implementation 'fast'; there are"):
+    with pytest.raises(ValueError, match="no decode attention 'fast'; choose one of"):
         decode_attention(q_MGH, k_MSH, v_MSH, lengths_B, implementation="fast")
-    with pytest.raises(ValueError, match="no multiple of 5 rows"):
+    with pytest.raises(ValueError, match="not a multiple of 5 sequences"):
         decode_attention(q_MGH, k_MSH, v_MSH, np.ones(5, int))

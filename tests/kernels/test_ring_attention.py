@@ -18,7 +18,9 @@ AXES = ("fsdp", "context", "tensor")
 def on_mesh(sizes, function, *arguments):
     """Compiles for a mesh of these sizes along AXES; arguments may be shapes only."""
     devices = jax.devices()[: np.prod(sizes)]
-    with jax.set_mesh(jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)):
+    with jax.set_mesh(
+        jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
+    ):
         return jax.jit(function).lower(*arguments).compile(UNOPTIMISED)
 
 
@@ -27,9 +29,19 @@ def around(context, implementation="xla"):
 
     def attention(q, k, v, q_positions, kv_positions, segments, _):
         T = q.shape[1]
-        q, k, v, segments = (None if x is None else ring_attention.stripe(jnp.asarray(x), context) for x in (q, k, v, segments))
-        split = {"length_axes": ("context",), "batch_axes": ("fsdp",), "head_axes": ("tensor",), "implementation": implementation}
-        return ring_attention.stripe(ring_attention.attention(q, k, v, segments_BT=segments, **split), T // context)
+        q, k, v, segments = (
+            None if x is None else ring_attention.stripe(jnp.asarray(x), context)
+            for x in (q, k, v, segments)
+        )
+        split = {
+            "length_axes": ("context",),
+            "batch_axes": ("fsdp",),
+            "head_axes": ("tensor",),
+            "implementation": implementation,
+        }
+        return ring_attention.stripe(
+            ring_attention.attention(q, k, v, segments_BT=segments, **split), T // context
+        )
 
     return attention
 
@@ -37,17 +49,24 @@ def around(context, implementation="xla"):
 def check(sizes, given, implementation="xla"):
     qkv, do, rows = given
     solve = lambda qkv, do: with_gradients(around(sizes[1], implementation), qkv, do, rows)
-    for here, alone in zip(on_mesh(sizes, solve, qkv, do)(qkv, do), with_gradients(reference.attention, *given)):
+    for here, alone in zip(
+        on_mesh(sizes, solve, qkv, do)(qkv, do), with_gradients(reference.attention, *given)
+    ):
         np.testing.assert_allclose(here, alone, atol=1e-5)
 
 
-@pytest.mark.parametrize(("sizes", "documents"), [((2, 2, 2), True), ((1, 4, 2), True), ((1, 8, 1), True), ((2, 4, 1), False)])
+@pytest.mark.parametrize(
+    ("sizes", "documents"),
+    [((2, 2, 2), True), ((1, 4, 2), True), ((1, 8, 1), True), ((2, 4, 1), False)],
+)
 def test_ring_is_attention_on_one_device(sizes, documents):
     check(sizes, problem(0, 2, 72, 4, 2, 16, documents=documents))
 
 
 def test_ring_of_kernels_is_attention_on_one_device(monkeypatch):
-    small = block_sizes.BlockSizes(block=128, queries=128, columns=128, diagonal=128, keys=128)  # three blocks a device
+    small = block_sizes.BlockSizes(
+        block=128, queries=128, columns=128, diagonal=128, keys=128
+    )  # three blocks a device
     monkeypatch.setattr(block_sizes, "choose", lambda length: small)
     check((1, 2, 1), problem(1, 1, 600, 2, 1, 64), "pallas_tpu")
 
@@ -55,10 +74,14 @@ def test_ring_of_kernels_is_attention_on_one_device(monkeypatch):
 @pytest.mark.parametrize("implementation", ring_attention.IMPLEMENTATIONS)
 def test_bfloat16_keeps_its_precision_around_the_ring(implementation, monkeypatch):
     monkeypatch.setattr(block_sizes, "choose", lambda length: SMALL)
-    context = 8 if implementation == "xla" else 2  # what the interpreter unrolls takes long to compile
+    context = (
+        8 if implementation == "xla" else 2
+    )  # what the interpreter unrolls takes long to compile
     qkv, do, rows = problem(2, 1, 512, 2, 1, 64, "bfloat16")
     solve = lambda qkv, do: with_gradients(around(context, implementation), qkv, do, rows)
-    for here, alone in zip(on_mesh((1, context, 1), solve, qkv, do)(qkv, do), oracle(qkv, do, rows)):
+    for here, alone in zip(
+        on_mesh((1, context, 1), solve, qkv, do)(qkv, do), oracle(qkv, do, rows)
+    ):
         assert here.dtype == jnp.bfloat16 and relative_error(here, alone) <= 1e-2
 
 
@@ -74,8 +97,14 @@ def temporaries(context, length=8192):
     x = jax.ShapeDtypeStruct((1, length, 1, 64), jnp.float32)
     ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
     split = {"length_axes": ("context",), "implementation": "xla"}
-    loss = lambda q, k, v, ids: jnp.sum(ring_attention.attention(q, k, v, segments_BT=ids, **split) ** 2)
-    return on_mesh((1, context, 1), jax.grad(loss, argnums=(0, 1, 2)), x, x, x, ids).memory_analysis().temp_size_in_bytes
+    loss = lambda q, k, v, ids: jnp.sum(
+        ring_attention.attention(q, k, v, segments_BT=ids, **split) ** 2
+    )
+    return (
+        on_mesh((1, context, 1), jax.grad(loss, argnums=(0, 1, 2)), x, x, x, ids)
+        .memory_analysis()
+        .temp_size_in_bytes
+    )
 
 
 def test_memory_of_a_device_falls_with_the_ring():
@@ -85,7 +114,9 @@ def test_memory_of_a_device_falls_with_the_ring():
 
 def test_refuses_what_it_does_not_know():
     x = jnp.zeros((1, 8, 1, 8))
-    with pytest.raises(ValueError, match="no ring attention implementation 'reference'; there are pallas_tpu, xla"):
+    with pytest.raises(
+        ValueError, match="no ring attention 'reference'; choose one of pallas_tpu, xla"
+    ):
         ring_attention.attention(x, x, x, length_axes=("context",), implementation="reference")
 
 
@@ -93,17 +124,30 @@ def of_a_tpu(length, head_dim):
     """Traces the gradients of a device's part of a row, a quarter of `length`, as a TPU would run them."""
     blocks, _ = ring_attention.IMPLEMENTATIONS["pallas_tpu"](length // 4)
     mesh = jax.sharding.AbstractMesh((4,), ("context",), axis_types=(jax.sharding.AxisType.Auto,))
-    q, starts = jax.ShapeDtypeStruct((1, 1, length, head_dim), jnp.bfloat16), jax.ShapeDtypeStruct((1, length), jnp.int32)
+    q, starts = (
+        jax.ShapeDtypeStruct((1, 1, length, head_dim), jnp.bfloat16),
+        jax.ShapeDtypeStruct((1, length), jnp.int32),
+    )
     local = lambda q, starts: ring(q, q, q, starts, ("context",), blocks)
-    split = {"mesh": mesh, "in_specs": (P(None, None, "context"), P(None, "context")), "out_specs": P(None, None, "context")}
+    split = {
+        "mesh": mesh,
+        "in_specs": (P(None, None, "context"), P(None, "context")),
+        "out_specs": P(None, None, "context"),
+    }
     whole = jax.shard_map(local, check_vma=False, **split)
-    jax.eval_shape(jax.grad(lambda q, starts: whole(q, starts).astype(jnp.float32).sum()), q, starts)
+    jax.eval_shape(
+        jax.grad(lambda q, starts: whole(q, starts).astype(jnp.float32).sum()), q, starts
+    )
 
 
 @pytest.mark.parametrize(
     ("length", "head_dim", "said"),
     [
-        (1 << 17, 128, "the gradients of 32768 tokens a head take .* split the row over more devices of the context axis"),
+        (
+            1 << 17,
+            128,
+            "the gradients of 32768 tokens per head take .* shard the sequence over more devices of the context axis",
+        ),
         (1 << 12, 192, "a head dim up to 128 or a multiple of it, got 192"),
     ],
 )

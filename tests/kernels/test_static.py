@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from kernels import passes, schedule, static
+from kernels.static import command as static
+from kernels.static import passes, schedule
 
 LISTING = """\
 $region0: #{toy.1}
@@ -27,9 +28,20 @@ $region0: #{toy.1}
 
 @pytest.fixture
 def dump(tmp_path):
-    head = "== CAPACITY:\n" + ", ".join(schedule.UNITS) + "\n" + " ".join(["2"] * 10) + "\n== UTILIZATION:\n"
-    rows = "\n".join(" ".join(["1"] + ["0"] * 9) if 12 <= n < 20 else " ".join(["0"] * 9 + ["1"]) for n in range(40))
-    (tmp_path / "7-toy.1-60-pre-delay_hlo-static-per-bundle-utilization.txt").write_text(head + rows + "\n")
+    head = (
+        "== CAPACITY:\n"
+        + ", ".join(schedule.UNITS)
+        + "\n"
+        + " ".join(["2"] * 10)
+        + "\n== UTILIZATION:\n"
+    )
+    rows = "\n".join(
+        " ".join(["1"] + ["0"] * 9) if 12 <= n < 20 else " ".join(["0"] * 9 + ["1"])
+        for n in range(40)
+    )
+    (tmp_path / "7-toy.1-60-pre-delay_hlo-static-per-bundle-utilization.txt").write_text(
+        head + rows + "\n"
+    )
     (tmp_path / "7-toy.1-59-post-bundle-packing-post-ra.txt").write_text(LISTING)
     return str(tmp_path)
 
@@ -58,7 +70,7 @@ def test_a_loop_counts_its_trips_and_all_inside_it(dump):
     (loop,) = toy.root.children
     times = [times for _, times in passes.inside(toy.root, 2, trips=5)]
     assert times == [2, 10, 10]
-    assert passes.products(toy, loop) == 8
+    assert passes.matrix_slots(toy, loop) == 8
     assert passes.grid_step(toy) == (loop, loop.children[0])
 
 
@@ -77,7 +89,10 @@ def test_says_what_to_install(monkeypatch, capsys):
     assert "pip install -e '.[tpu]' in the project's folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("option", "message"), [("--chip=v5p,v9", "unknown chip v9"), ("--seq=1000", "multiple of 1024")])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("--chip=v5p,v9", "unknown chip v9"), ("--seq=1000", "multiple of 1024")],
+)
 def test_refuses_wrong_options(monkeypatch, capsys, option, message):
     monkeypatch.setattr(sys, "argv", ["static", "flash_attention", option])
     with pytest.raises(SystemExit, match="2"):

@@ -7,7 +7,7 @@ import pytest
 from attention_cases import SMALL
 
 from kernels.flash_attention.static_passes import count_backward, count_forward, count_splash
-from kernels.schedule import UNITS, Region, Schedule
+from kernels.static.schedule import UNITS, Region, Schedule
 
 
 def build(tree):
@@ -22,7 +22,9 @@ def build(tree):
         region.end = len(rows)
         return region
 
-    return Schedule(root=lay(tree, None), use=np.array(rows), slots=np.full(len(UNITS), 4), vmem_bytes=0)
+    return Schedule(
+        root=lay(tree, None), use=np.array(rows), slots=np.full(len(UNITS), 4), vmem_bytes=0
+    )
 
 
 def kernel(*children):
@@ -40,7 +42,9 @@ def loop(bundles):
 
 def test_forward_counts_what_runs():
     """512 tokens: 2 rows of 256 queries, 2 stretches each, so 4 steps; the second row has two whole blocks before it."""
-    p = count_forward(kernel(block(3000), block(3000), loop(2000), loop(2000), block(7, 0)), 512, SMALL)
+    p = count_forward(
+        kernel(block(3000), block(3000), loop(2000), loop(2000), block(7, 0)), 512, SMALL
+    )
     assert p.cycles == 4 * (10 + 100) + 4 * 1 + 2 * 2000 + 2 * 3000 + 2 * 7
     assert p.blocks == {"interior block 256x128": 2000, "diagonal block 256": 3000}
     assert p.units["MXU"] == pytest.approx((2 * 2000 + 2 * 3000) / (4 * p.cycles))
@@ -59,7 +63,7 @@ def test_splash_counts_every_grid_step_and_the_trips_of_inner_loops():
 
 
 def test_misread_regions_are_refused():
-    with pytest.raises(ValueError, match="2000 matrix products in the diagonal block"):
+    with pytest.raises(ValueError, match="2000 matmuls in the diagonal block"):
         count_forward(kernel(block(3000), block(2000), loop(2000), loop(2000)), 512, SMALL)
-    with pytest.raises(ValueError, match="3 regions with matrix products, not 4"):
+    with pytest.raises(ValueError, match="3 regions with matmuls, not 4"):
         count_forward(kernel(block(3000), loop(2000), loop(2000)), 512, SMALL)

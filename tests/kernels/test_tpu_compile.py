@@ -16,9 +16,13 @@ def no_tpu_at_hand(monkeypatch):
 
 def test_cross_entropy_compiles():
     """The last blocks of tokens and of words are not full."""
-    importlib.import_module("kernels.cross_entropy.static_passes").compile_for("v5p", 900, 256, 1100)
+    importlib.import_module("kernels.cross_entropy.static_passes").compile_for(
+        "v5p", 900, 256, 1100
+    )
 
 
 @pytest.mark.parametrize("cache", [jnp.bfloat16, jnp.int8])
 def test_decode_attention_compiles(cache):
-    importlib.import_module("kernels.decode_attention.static_passes").compile_for("v5p", 5000, 128, cache)
+    importlib.import_module("kernels.decode_attention.static_passes").compile_for(
+        "v5p", 5000, 128, cache
+    )

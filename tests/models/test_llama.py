@@ -9,14 +9,16 @@ import pytest
 from toy import MODEL, batch
 
 from codellama_jax.models.layers import rope_angles, rotate
-from codellama_jax.models.llama import Llama
-from codellama_jax.training.losses import summed_loss
+from codellama_jax.models.llama.model import Llama
+from codellama_jax.training.objectives import summed_loss
 
 
 @pytest.fixture(scope="module")
 def params():
     tokens = jnp.zeros((1, 2), jnp.int32)
-    return jax.jit(lambda: nn.unbox(Llama(MODEL).init(jax.random.key(0), tokens, tokens))["params"])()
+    return jax.jit(
+        lambda: nn.unbox(Llama(MODEL).init(jax.random.key(0), tokens, tokens))["params"]
+    )()
 
 
 @jax.jit
@@ -48,20 +50,29 @@ def test_gradients_reach_only_earlier_tokens_of_the_document(params):
 
     def logit_of(x_TD, column):
         """The logit at a column when row t's embedding is x_TD[t]: every token has a row of its own in the table."""
-        own = params | {"embedding": jnp.concatenate([x_TD, table]), "head": jnp.tile(params["head"], (1, 2))[:, : MODEL.vocab_size + 32]}
+        own = params | {
+            "embedding": jnp.concatenate([x_TD, table]),
+            "head": jnp.tile(params["head"], (1, 2))[:, : MODEL.vocab_size + 32],
+        }
         tokens = jnp.arange(32)[None]
-        return model.apply({"params": own}, tokens, rows["positions"], rows["segment_ids"])[0, column, 0]
+        return model.apply({"params": own}, tokens, rows["positions"], rows["segment_ids"])[
+            0, column, 0
+        ]
 
     gradient = jax.jit(jax.grad(logit_of))
     for column in np.flatnonzero(rows["segment_ids"][0])[[3, 7, -1]]:
         reached = np.abs(gradient(table[rows["tokens"][0]], column)).max(axis=-1) > 0
-        visible = (rows["segment_ids"][0] == rows["segment_ids"][0, column]) & (np.arange(32) <= column)
+        visible = (rows["segment_ids"][0] == rows["segment_ids"][0, column]) & (
+            np.arange(32) <= column
+        )
         assert (reached == visible).all()
 
 
 def test_packed_documents_lose_what_they_lose_alone(params):
     rows = batch(4, 32)
-    losses = lambda rows: optax.softmax_cross_entropy_with_integer_labels(logits(params, *inputs(rows)), rows["targets"])
+    losses = lambda rows: optax.softmax_cross_entropy_with_integer_labels(
+        logits(params, *inputs(rows)), rows["targets"]
+    )
     packed = losses(rows)
     for row in range(4):
         for segment in range(1, rows["segment_ids"][row].max() + 1):
@@ -76,7 +87,9 @@ def test_packed_documents_lose_what_they_lose_alone(params):
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_no_gradient(params, remat):
     rows = batch(2, 16)
-    gradient = lambda model: jax.jit(jax.grad(lambda p: summed_loss(Llama(model), p, rows)[0]))(params)
+    gradient = lambda model: jax.jit(jax.grad(lambda p: summed_loss(Llama(model), p, rows)[0]))(
+        params
+    )
     same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     jax.tree.map(same, gradient(MODEL), gradient(dataclasses.replace(MODEL, remat=remat)))
 
@@ -93,12 +106,16 @@ def test_rope_angles_are_exact_at_far_positions(theta):
 def test_rope_scores_depend_on_distance_only():
     rng = np.random.default_rng(0)
     q, k = rng.normal(size=(2, 1, 1, 1, 64)).astype(np.float32)
-    at = lambda x, position: rotate(x, [a[:, :, None] for a in rope_angles(jnp.array([[position]]), 64, 1e4)])
+    at = lambda x, position: rotate(
+        x, [a[:, :, None] for a in rope_angles(jnp.array([[position]]), 64, 1e4)]
+    )
     score = lambda i, j: float((at(q, i) * at(k, j)).sum())
     assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
     assert abs(score(7, 3) - score(8, 3)) > 1e-3
 
 
 def test_interpolation_divides_positions():
-    stretched, plain = (rope_angles(jnp.array([[p]]), 64, 1e4, s) for p, s in ((400, 4.0), (100, 1.0)))
+    stretched, plain = (
+        rope_angles(jnp.array([[p]]), 64, 1e4, s) for p, s in ((400, 4.0), (100, 1.0))
+    )
     np.testing.assert_array_equal(stretched, plain)

@@ -12,13 +12,12 @@ import pytest
 from toy import MODEL, batch, stage
 
 import launch
-from codellama_jax import run
 from codellama_jax.config import Experiment, MeshConfig
 from codellama_jax.errors import UserError
+from codellama_jax.runs import experiment as run
+from codellama_jax.sharding.mesh import check_attention, make_mesh, on_mesh
 from codellama_jax.training.loop import place, stop_flags
-from codellama_jax.training.mesh import check_attention, make_mesh, on_mesh
 from codellama_jax.training.step import compile_train_step, init_state
-from kernels.flash_attention import api
 
 SMALL = dataclasses.replace(MODEL, n_heads=2, n_kv_heads=1, head_dim=64)
 
@@ -28,7 +27,11 @@ def trained(attention, steps=20, length=100, rows=2):
     toy = stage(length, rows, dataclasses.replace(SMALL, attention=attention))
     mesh, history = make_mesh(MeshConfig(), jax.devices()[:1]), []
     with on_mesh(mesh):
-        state, step, flags = init_state(toy, mesh, 0), compile_train_step(toy, mesh), stop_flags(0, [0, 1], rows, mesh)
+        state, step, flags = (
+            init_state(toy, mesh, 0),
+            compile_train_step(toy, mesh),
+            stop_flags(0, [0, 1], rows, mesh),
+        )
         for i in range(steps):
             placed = place(batch(rows, length, seed=i), [0, 1], rows, mesh)
             state, metrics = step(state, placed | {"stop": flags})
@@ -45,8 +48,16 @@ def test_the_kernels_in_the_interpreter_train_like_xla():
 @pytest.mark.parametrize(
     ("mesh", "changes", "message"),
     [
-        (MeshConfig(context=2), {"attention": "reference"}, "'reference': it cannot split rows over context; use one of pallas_tpu, xla,"),
-        (MeshConfig(), {"attention": "cudnn", "compute_dtype": "bfloat16"}, "'cudnn': it does not run on cpu"),
+        (
+            MeshConfig(context=2),
+            {"attention": "reference"},
+            "'reference': it cannot split rows over context; use one of pallas_tpu, xla,",
+        ),
+        (
+            MeshConfig(),
+            {"attention": "cudnn", "compute_dtype": "bfloat16"},
+            "'cudnn': it does not run on cpu",
+        ),
     ],
 )
 def test_attention_that_cannot_is_refused(mesh, changes, message):
@@ -56,18 +67,19 @@ def test_attention_that_cannot_is_refused(mesh, changes, message):
     check_attention(make_mesh(mesh), dataclasses.replace(MODEL, attention="pallas_tpu"))
 
 
-def test_attention_that_cannot_keep_documents_apart_is_refused(monkeypatch):
-    monkeypatch.setitem(api.LIMITS, "xla", api.Limits(segments=False))
-    with pytest.raises(UserError, match="'xla': it does not keep the documents of a packed row apart"):
-        check_attention(make_mesh(MeshConfig()), dataclasses.replace(MODEL, attention="xla"))
-
-
 def test_refusal_comes_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(run.checkpoint, "keep_compiled", lambda cache: None)
     bad = stage(model=dataclasses.replace(MODEL, attention="reference"))
-    experiment = Experiment("bad", "toy", {"main": {"code": bad}}, mesh=MeshConfig(fsdp=4, context=2))
+    experiment = Experiment(
+        "bad", "toy", {"main": {"code": bad}}, mesh=MeshConfig(fsdp=4, context=2)
+    )
     with pytest.raises(UserError, match="it cannot split rows over context"):
-        run.run_experiment(experiment, "", None, launch.Run("bad", out=str(tmp_path / "run"), cache=str(tmp_path / "cache")))
+        run.run_experiment(
+            experiment,
+            "",
+            None,
+            launch.Run("bad", out=str(tmp_path / "run"), cache=str(tmp_path / "cache")),
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -76,7 +88,7 @@ import dataclasses, sys, jax
 from jax.experimental import topologies
 from toy import MODEL, stage
 from codellama_jax.config import MeshConfig
-from codellama_jax.training.mesh import make_mesh, on_mesh
+from codellama_jax.sharding.mesh import make_mesh, on_mesh
 from codellama_jax.training.step import BATCH_KEYS, abstract_state, compile_train_step
 
 toy = stage(512, 16, dataclasses.replace(MODEL, d_model=256, n_kv_heads=4, head_dim=64, compute_dtype="bfloat16", remat="full"))
@@ -88,7 +100,9 @@ print(text.count("custom_call_target=\\"tpu_custom_call\\""), text.count("collec
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler (libtpu) is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler (libtpu) is not installed"
+)
 @pytest.mark.parametrize("mesh", [(1, 4, 1, 4), (1, 2, 4, 2)])
 def test_a_train_step_with_the_kernels_compiles_for_a_pod(mesh):
     settings = {
@@ -98,7 +112,9 @@ def test_a_train_step_with_the_kernels_compiles_for_a_pod(mesh):
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     command = [sys.executable, "-c", COMPILE, *map(str, mesh)]
-    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, env=os.environ | settings, capture_output=True, text=True, check=True
+    )
     kernels, hops = map(int, done.stdout.split())
     assert kernels >= 3  # forward, forward again for the backward pass, backward
     assert mesh[2] == 1 or hops >= 6  # keys and values go around in each of them

@@ -9,8 +9,8 @@ from toy import MODEL, batch, stage
 
 from codellama_jax.config import MeshConfig, OptimizerConfig
 from codellama_jax.errors import UserError
+from codellama_jax.sharding.mesh import check_mesh, check_sharded, make_mesh, on_mesh
 from codellama_jax.training.loop import owned_rows, place, stop_flags
-from codellama_jax.training.mesh import check_mesh, check_sharded, make_mesh, on_mesh
 from codellama_jax.training.step import (
     abstract_state,
     check_memory,
@@ -37,7 +37,9 @@ def train(stage, mesh_config, devices, steps=1):
         state, step = init_state(stage, mesh, 0), compile_train_step(stage, mesh)
         rows = owned_rows(mesh, size)
         for i in range(steps):
-            placed = place(batch(size, stage.data.seq_len, seed=i), rows, size, mesh) | {"stop": stop_flags(0, rows, size, mesh)}
+            placed = place(batch(size, stage.data.seq_len, seed=i), rows, size, mesh) | {
+                "stop": stop_flags(0, rows, size, mesh)
+            }
             state, metrics = step(state, placed)
             history.append({k: float(v) for k, v in metrics.items()})
     return history, jax.device_get(state.params)
@@ -71,7 +73,9 @@ def test_micro_batches_on_a_mesh(alone):
 
 
 def test_loss_falls_and_evaluation_agrees():
-    history, _ = train(stage(optimizer=OptimizerConfig(1e-2, warmup_steps=1)), *MESHES["1"], steps=1)
+    history, _ = train(
+        stage(optimizer=OptimizerConfig(1e-2, warmup_steps=1)), *MESHES["1"], steps=1
+    )
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with on_mesh(mesh):
         state = init_state(stage(), mesh, 0)
@@ -109,7 +113,11 @@ def test_weight_decay_spares_the_norms():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with on_mesh(mesh):
         params = abstract_state(stage(), mesh).params
-    spared = [jax.tree_util.keystr(path) for path, yes in jax.tree_util.tree_leaves_with_path(decayed(params)) if not yes]
+    spared = [
+        jax.tree_util.keystr(path)
+        for path, yes in jax.tree_util.tree_leaves_with_path(decayed(params))
+        if not yes
+    ]
     assert len(spared) == 3
     assert all("norm" in name for name in spared)
 
@@ -142,7 +150,11 @@ def test_a_mesh_that_does_not_divide(config, message):
         (MeshConfig(fsdp=8), {"batch_size": 12}, "12 rows .* multiple of 8"),
         (MeshConfig(fsdp=8), {"micro_batches": 2}, "8 rows in 2 micro-batches .* multiple of 16"),
         (MeshConfig(fsdp=2, tensor=4), {}, "n_kv_heads 2 does not divide over tensor=4"),
-        (MeshConfig(fsdp=1, context=8), {"seq_len": 20}, "seq_len 20 does not divide over context=8"),
+        (
+            MeshConfig(fsdp=1, context=8),
+            {"seq_len": 20},
+            "seq_len 20 does not divide over context=8",
+        ),
     ],
 )
 def test_what_a_mesh_cannot_cut(config, changes, message):
@@ -174,12 +186,16 @@ def test_parameters_that_stay_whole_are_refused():
     with on_mesh(mesh):
         params = abstract_state(stage(), mesh).params
         placed = jax.tree.map(lambda a: a.sharding, params)
-        whole = jax.tree.map(lambda s: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()), placed)
+        whole = jax.tree.map(
+            lambda s: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()), placed
+        )
         check_sharded(params, placed, mesh)
         with pytest.raises(UserError, match="100% of the parameters are not sharded"):
             check_sharded(params, whole, mesh)
 
 
 def test_bf16_trains_near_fp32(alone):
-    history, _ = train(stage(model=dataclasses.replace(MODEL, compute_dtype="bfloat16")), *MESHES["1"], steps=2)
+    history, _ = train(
+        stage(model=dataclasses.replace(MODEL, compute_dtype="bfloat16")), *MESHES["1"], steps=2
+    )
     assert history[1]["loss"] == pytest.approx(alone[0][1]["loss"], abs=2e-2)

@@ -12,17 +12,17 @@ import pytest
 import toy
 from etils import epath
 
+from codellama_jax.checkpoints.checkpoint import load_run
 from codellama_jax.config import MeshConfig
 from codellama_jax.errors import UserError
 from codellama_jax.generation.sampler import Sampling, generate
-from codellama_jax.models.llama import Llama
-from codellama_jax.sentencepiece_file import SENTINELS
-from codellama_jax.training.checkpoint import load_run
+from codellama_jax.models.llama.model import Llama
+from codellama_jax.sharding.mesh import make_mesh, on_mesh
+from codellama_jax.tokenizers.sentencepiece_file import SENTINELS
+from codellama_jax.tokenizers.transformers_files import write_tokenizer
 from codellama_jax.training.loop import place, stop_flags
-from codellama_jax.training.mesh import make_mesh, on_mesh
 from codellama_jax.training.step import compile_eval_step, compile_train_step, fresh_state
 from codellama_jax.weights import check, commands, load, torch_file
-from codellama_jax.weights.tokenizer_files import write_tokenizer
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -9,16 +9,16 @@ import pytest
 import toy
 from etils import epath
 
-from codellama_jax import tokenizer as tokenizers
+from codellama_jax.checkpoints.checkpoint import load_run
+from codellama_jax.checkpoints.vocabulary import check_vocabulary, most_rows
 from codellama_jax.config import Experiment, MeshConfig, TokenizerConfig
 from codellama_jax.errors import UserError
-from codellama_jax.run import check_same_tokenizer
-from codellama_jax.training.checkpoint import load_run
-from codellama_jax.training.mesh import make_mesh
-from codellama_jax.training.vocabulary import check_vocabulary, most_rows
+from codellama_jax.runs.experiment import check_same_tokenizer
+from codellama_jax.sharding.mesh import make_mesh
+from codellama_jax.tokenizers import sentencepiece as tokenizers
+from codellama_jax.tokenizers.transformers_files import llama_cpp_options, with_sentinels
 from codellama_jax.weights import commands, load
 from codellama_jax.weights.rows import added_tokens, trimmed
-from codellama_jax.weights.tokenizer_files import llama_cpp_options, with_sentinels
 
 PIECES = published.PIECES
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +16,19 @@ import published
 import pytest
 import toy
 from etils import epath
+from paths import ROOT
 
-from codellama_jax import tokenizer as tokenizers
+from codellama_jax.checkpoints import vocabulary
+from codellama_jax.checkpoints.checkpoint import load_run
 from codellama_jax.config import MeshConfig
 from codellama_jax.errors import UserError
 from codellama_jax.generation.infill import infill
 from codellama_jax.generation.sampler import Sampling
 from codellama_jax.generation.text import complete
-from codellama_jax.training import vocabulary
-from codellama_jax.training.checkpoint import load_run
-from codellama_jax.training.mesh import make_mesh
+from codellama_jax.sharding.mesh import make_mesh
+from codellama_jax.tokenizers import sentencepiece as tokenizers
 from codellama_jax.weights import check, commands, huggingface, layout, load, meta, store
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {"hf": huggingface.open_source, "meta": meta.open_source}
 
 
@@ -183,8 +182,8 @@ def test_a_run_is_taken_at_a_step(folders, params):
     assert load.tokenizer_of(stage.init).fingerprint == published.tokenizer().fingerprint
     for init, message in [
         (stage.init[:-1] + "7", "no checkpoint of step 7: it has 0"),
-        ("hf", "none of scratch"),
-        ("s3:x", "none of"),
+        ("hf", "must be scratch"),
+        ("s3:x", "must be scratch"),
     ]:
         with pytest.raises(UserError, match=message):
             load.initial_params(replace(stage, init=init), mesh)

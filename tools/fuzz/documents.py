@@ -11,10 +11,10 @@ from random import Random
 import published
 from sentencepiece import sentencepiece_model_pb2
 
-from codellama_jax import tokenizer as tokenizers
 from codellama_jax.config import CorpusConfig, DataConfig, MixtureConfig
 from codellama_jax.data import builders, pipeline, sources
 from codellama_jax.generation.source import read_source
+from codellama_jax.tokenizers import sentencepiece as tokenizers
 from tools.fuzz import mutations
 
 MARK = "<FILL_ME>"

@@ -10,14 +10,14 @@ from random import Random
 from typing import Any
 
 import small_data
-from test_records import MORE, SUITES, use
+from suite_records import MORE, SUITES, use
 
-from codellama_jax.evaluation import evaluate
-from codellama_jax.evaluation.benchmarks import LOADERS
-from codellama_jax.evaluation.sample_forms import read_samples
-from codellama_jax.evaluation.samples import continue_file
-from codellama_jax.evaluation.scoring import FIELDS
-from codellama_jax.evaluation.settings import Checking, Options, Settings
+from codellama_jax.benchmarks import evaluate
+from codellama_jax.benchmarks.sample_forms import read_samples
+from codellama_jax.benchmarks.samples import continue_file
+from codellama_jax.benchmarks.scoring import FIELDS
+from codellama_jax.benchmarks.settings import Checking, Options, Settings
+from codellama_jax.benchmarks.suites import LOADERS
 from tools.fuzz import mutations
 from tools.fuzz.harness import shared_folder
 

@@ -10,9 +10,10 @@ from random import Random
 from typing import Any
 
 import launch
-from codellama_jax import experiment_file, plan
 from codellama_jax.config import Experiment, Stage, from_dict, leaves, to_dict
-from codellama_jax.files import read_json
+from codellama_jax.report import plan
+from codellama_jax.runs import experiment_file
+from codellama_jax.system.files import read_json
 from tools.fuzz import mutations
 
 EXPERIMENT = '''"""A small experiment."""

@@ -17,13 +17,15 @@ import damage
 import published
 from etils import epath
 
-from codellama_jax import report_reading, reuse, run_folder
+from codellama_jax.checkpoints import checkpoint
+from codellama_jax.checkpoints import folder as reuse
 from codellama_jax.config import Experiment, from_dict
-from codellama_jax.files import read_json, user_path
 from codellama_jax.generation import commands as commands_of_generation
 from codellama_jax.generation.settings import Sampling
-from codellama_jax.report import write_report
-from codellama_jax.training import checkpoint
+from codellama_jax.report import reading as report_reading
+from codellama_jax.report.report import write_report
+from codellama_jax.runs import folder as run_folder
+from codellama_jax.system.files import read_json, user_path
 from codellama_jax.weights import commands, huggingface, integrity, load, meta, store
 from codellama_jax.weights.layout import is_stacked, join, one_layer, parameters
 from codellama_jax.weights.rows import added_tokens, trimmed

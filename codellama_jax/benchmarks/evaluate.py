@@ -1,0 +1,256 @@
+"""One benchmark from samples to a table: generate or read them, score them, print the result.
+
+Arguments, data and samples are checked before JAX is imported, so that a mistake is reported at
+once; scoring alone never imports it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
+from rich.console import Console
+
+from codellama_jax.benchmarks import comparable
+from codellama_jax.benchmarks.benchmark import Benchmark, Sample, files_of, temperature_of
+from codellama_jax.benchmarks.hosts import is_first, on_all_hosts, wait_for_all
+from codellama_jax.benchmarks.out_folder import check_same, local_folder
+from codellama_jax.benchmarks.progress import note
+from codellama_jax.benchmarks.sample_forms import Samples, read_samples
+from codellama_jax.benchmarks.samples import Key, make_folder
+from codellama_jax.benchmarks.scoring import Result, checks_of, score
+from codellama_jax.benchmarks.settings import Checking, Options, Settings
+from codellama_jax.benchmarks.suites import LOADERS, long_files
+from codellama_jax.benchmarks.suites.key_retrieval import KINDS as FILLER
+from codellama_jax.benchmarks.summary import show, summarise
+from codellama_jax.errors import UserError
+from codellama_jax.sandbox import Executor, languages
+from codellama_jax.system import locks
+from codellama_jax.system.files import user_path, write_json
+
+if TYPE_CHECKING:
+    from codellama_jax.checkpoints.checkpoint import Run
+
+LoadModel = Callable[[], "Run"]
+PERPLEXITY = "perplexity"  # a measure of text files, without tasks
+NEEDS_TOKENIZER = "key_retrieval"  # its prompts have a given number of tokens
+CANONICAL = "canonical solutions"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known and checked before a model is loaded."""
+
+    out: Path
+    settings: Settings
+    benchmark: Benchmark | None = None  # None where loading it needs the model or it has no tasks
+    samples: Samples | None = None  # None where the model is to draw them
+
+
+def evaluate(
+    name: str,
+    load_model: LoadModel | None,
+    options: Options,
+    settings: Settings,
+    checking: Checking,
+    out: str | Path,
+    samples_file: str = "",
+    reference: bool = False,
+) -> None:
+    """Generates or reads samples, scores them and prints one benchmark's result.
+
+    The same call continues where a kill left it. All hosts call it; the first one writes.
+
+    Args:
+        name: a benchmark of LOADERS, or "perplexity".
+        load_model: returns the model; None to score a file of samples or canonical solutions.
+        options: what the benchmark loads.
+        settings: how samples are drawn.
+        checking: how samples are scored.
+        out: the folder to write to.
+        samples_file: samples to score instead of generating any.
+        reference: scores the canonical solutions instead.
+    """
+    scores_only = bool(samples_file or reference)
+    prepared = on_all_hosts(
+        lambda: prepare(
+            name, load_model is not None, options, settings, checking, out, samples_file, reference
+        )
+    )
+    model = samples_file or CANONICAL
+    with contextlib.ExitStack() as held:
+        on_all_hosts(lambda: held.enter_context(only_writer(prepared.out)))
+        executor = held.enter_context(on_all_hosts(lambda: start_executor(prepared, checking)))
+        run = None
+        if load_model and (not scores_only or name == NEEDS_TOKENIZER):
+            run = load_model()
+            model = model if scores_only else run.name
+        if name == PERPLEXITY:
+            assert run is not None
+            summary = long_files.measure(run, options)
+        else:
+            summary = _measure(prepared, run, name, options, checking, executor)
+    if is_first():
+        _report(summary, model, name, options, prepared.out)
+    wait_for_all("evaluated")
+
+
+def prepare(
+    name: str,
+    has_model: bool,
+    options: Options,
+    settings: Settings,
+    checking: Checking,
+    out: str | Path,
+    samples_file: str,
+    reference: bool,
+) -> Prepared:
+    """Checks what `evaluate` was given, reads data and samples; imports no JAX.
+
+    Raises UserError for a mistake in any of them.
+    """
+    folder = local_folder(out)
+    if name not in (*LOADERS, PERPLEXITY):
+        raise UserError(f"no benchmark {name}: there are {', '.join(LOADERS)} and {PERPLEXITY}")
+    if name in (PERPLEXITY, NEEDS_TOKENIZER):
+        if not has_model:
+            raise UserError(f"{name} needs a model and its tokenizer: pass --run")
+        files_of(options.data, long_files.KINDS if name == PERPLEXITY else FILLER)
+        return Prepared(folder, settings)
+    benchmark = LOADERS[name](options, None)
+    settings = replace(settings, temperature=temperature_of(benchmark, settings))
+    prepared = Prepared(folder, settings, benchmark)
+    samples = None
+    if samples_file:
+        samples = read_samples(Path(user_path(samples_file)), benchmark, checking.partial)
+        note(f"{samples_file}: {len(samples.by_key)} samples, read as {samples.form}")
+    elif reference:
+        samples = reference_samples(benchmark)
+    else:
+        check_same(folder, request_of(prepared, benchmark, options), model_known=False)
+    return replace(prepared, samples=samples)
+
+
+def only_writer(out: Path) -> contextlib.AbstractContextManager[None]:
+    """Locks the folder on the host that writes to it. Raises UserError if another process does."""
+    return locks.sole_writer(epath.Path(out)) if is_first() else contextlib.nullcontext()
+
+
+def request_of(prepared: Prepared, benchmark: Benchmark, options: Options) -> dict[str, Any]:
+    """Returns what decides the samples of a folder, but for the model."""
+    return {
+        "benchmark": benchmark.name,
+        "model": None,
+        "options": asdict(options),
+        "settings": asdict(prepared.settings),
+    }
+
+
+def start_executor(
+    prepared: Prepared, checking: Checking
+) -> contextlib.AbstractContextManager[Executor | None]:
+    """Starts what runs programs, before a model is loaded: what is missing is reported at once."""
+    benchmark = prepared.benchmark
+    if benchmark is None or benchmark.checks is None or not is_first():
+        return contextlib.nullcontext()
+    needed = set()
+    for task in benchmark.tasks:
+        for check in checks_of(benchmark, task, {"completion": ""})[:1]:
+            needed.add(check.program.language)
+    for language in sorted(needed):
+        languages.require(language)
+    return Executor(checking.workers, checking.mode, checking.allow_unsafe, jars=checking.jars)
+
+
+def _measure(
+    prepared: Prepared,
+    run: Run | None,
+    name: str,
+    options: Options,
+    checking: Checking,
+    executor: Executor | None,
+) -> dict[str, Any]:
+    """Generates samples where none were read, and scores them on the first host."""
+    benchmark, settings = prepared.benchmark, prepared.settings
+    if benchmark is None:
+        assert run is not None
+        benchmark = on_all_hosts(lambda: LOADERS[name](options, run.tokenizer))
+        settings = replace(settings, temperature=temperature_of(benchmark, settings))
+    if prepared.samples is None:
+        from codellama_jax.benchmarks.generate import generate_samples
+
+        assert run is not None
+        request = request_of(replace(prepared, settings=settings), benchmark, options)
+        samples = generate_samples(run, benchmark, request, settings, prepared.out)
+    else:
+        samples = prepared.samples.by_key
+    if not is_first():
+        return {}
+    make_folder(prepared.out)
+    results = score(benchmark, samples, executor, prepared.out, checking.extract_code)
+    summary = summarise(benchmark, results)
+    if prepared.samples is not None and prepared.samples.form != CANONICAL:
+        summary["samples form"] = prepared.samples.form
+    return {**summary, **_conditions(executor, checking, results)}
+
+
+def _conditions(
+    executor: Executor | None, checking: Checking, results: Sequence[Result]
+) -> dict[str, Any]:
+    """Returns how programs were run, for results.json."""
+    if executor is None:
+        return {}
+    conditions: dict[str, Any] = {"mode": executor.mode, "layers": executor.layers}
+    conditions["timeouts"] = sum(result["result"].startswith("timeout") for result in results)
+    conditions["machine"] = executor.machine()
+    return {**conditions, "extract_code": True} if checking.extract_code else conditions
+
+
+def reference_samples(benchmark: Benchmark) -> Samples:
+    """Returns what a model would be credited with that writes each canonical solution."""
+    samples: dict[Key, Sample] = {}
+    for task in benchmark.tasks:
+        if task.reference is not None:
+            completion = benchmark.finish(task, benchmark.cut(task, task.reference))
+            sample = {"task_id": task.task_id, "sample": 0, "completion": completion}
+            samples[task.task_id, 0] = sample
+    if not samples:
+        raise UserError(f"the data of {benchmark.name} holds no canonical solutions")
+    lacking = [task.task_id for task in benchmark.tasks if task.reference is None]
+    return Samples(samples, CANONICAL, lacking)
+
+
+def _report(summary: Mapping[str, Any], model: str, name: str, options: Options, out: Path) -> None:
+    """Writes results.json and prints the table, beside the papers' numbers where these apply."""
+    reason = comparable.why_not(name, summary["benchmark"], options, "partial" in summary)
+    file = out / "results.json"
+    result = {"model": model, **summary, "compared with the papers": not reason}
+    make_folder(out)
+    write_json(file, result)
+    console = Console()
+    console.print(show(summary, model, with_paper=not reason))
+    for line in (*_remarks(summary), f"not compared with the papers: {reason}" if reason else ""):
+        if line:
+            console.print(line, soft_wrap=True, highlight=False)
+    console.print(f"results: {file}", soft_wrap=True, highlight=False)
+
+
+def _remarks(summary: Mapping[str, Any]) -> list[str]:
+    remarks = []
+    if "partial" in summary:
+        remarks.append(
+            f"partial: {summary['tasks']} of {summary['partial']['of']} tasks have samples; "
+            "the measures are means over these"
+        )
+    if "machine" in summary:
+        machine = summary["machine"]
+        remarks.append(
+            f"{summary['timeouts']} of {summary['samples']} verdicts are timeouts "
+            f"({machine['retried']} retried alone, {machine['retried and finished']} finished "
+            f"then); machine speed {machine['speed']:.2f} (1: an idle server processor)"
+        )
+    return remarks

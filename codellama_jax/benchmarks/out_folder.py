@@ -1,0 +1,55 @@
+"""The folder that an evaluation writes to, and the settings that its samples were drawn with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from codellama_jax.benchmarks.samples import make_folder
+from codellama_jax.config import differences
+from codellama_jax.errors import UserError
+from codellama_jax.system.files import is_bucket, read_json, user_path, write_json
+
+FREE = ("settings.samples", "settings.batch_tokens")  # may change when an evaluation continues
+UNKNOWN = "model: "  # the line of `differences` about the model, which is not loaded yet
+
+
+def local_folder(name: str | Path) -> Path:
+    """Returns the path of --out. Raises UserError for a file, and for an object store."""
+    if is_bucket(name):
+        raise UserError(f"--out {name} must be a local folder: results are added line by line")
+    path = Path(user_path(name))
+    try:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--out {path} is a file: name a folder with --out")
+    except OSError as error:
+        raise UserError(f"--out {str(path)[:200]}: {error.strerror}") from None
+    return path
+
+
+def check_same(out: Path, request: Mapping[str, Any], model_known: bool = True) -> None:
+    """Raises UserError if the folder holds samples that were drawn in another way."""
+    file = out / "settings.json"
+    if not file.exists():
+        return
+    stored = read_json(file)
+    if not isinstance(stored, dict):
+        raise UserError(f"{file} must hold an object: remove it or choose another --out")
+    changed = []
+    for line in differences(stored, json.loads(json.dumps(request))):
+        if not line.startswith(FREE) and (model_known or not line.startswith(UNKNOWN)):
+            changed.append(line)
+    if changed:
+        reasons = "; ".join(changed)
+        raise UserError(
+            f"{out} holds samples drawn in another way ({reasons}): choose another --out"
+        )
+
+
+def open_folder(out: Path, request: Mapping[str, Any]) -> None:
+    """Makes the folder and writes its settings, or checks that they are the same."""
+    check_same(out, request)
+    make_folder(out)
+    write_json(out / "settings.json", request)

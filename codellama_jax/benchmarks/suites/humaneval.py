@@ -1,0 +1,143 @@
+"""HumanEval (Codex, section 2) and HumanEval+ (EvalPlus).
+
+A function from its signature and docstring, zero-shot.
+
+The stop strings are those of BigCode's harness, which Meta names for Code Llama.
+"""
+
+from __future__ import annotations
+
+import json
+
+from codellama_jax.benchmarks.benchmark import (
+    Benchmark,
+    Check,
+    Record,
+    Task,
+    after_space,
+    read_records,
+    stripped,
+    until,
+)
+from codellama_jax.benchmarks.fields import IDENTIFIER, LIST, NUMBER, TEXT, list_of, or_null
+from codellama_jax.benchmarks.settings import Options
+from codellama_jax.sandbox import Program
+
+STOPS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "<file_sep>")
+FIELDS = {
+    "task_id": TEXT,
+    "prompt": TEXT,
+    "entry_point": IDENTIFIER,
+    "canonical_solution": TEXT,
+}
+INPUTS = list_of(LIST)  # the arguments of each call
+PLUS_FIELDS = {**FIELDS, "base_input": INPUTS, "plus_input": INPUTS, "atol": or_null(NUMBER)}
+TIMEOUT = 3.0
+PLUS_TIMEOUT = 60.0  # for hundreds of inputs
+ZEROS = "HumanEval/32"  # asks for any zero of a polynomial
+
+
+def load(options: Options, tokenizer: object = None) -> Benchmark:
+    tasks = [_task(record) for record in read_records(options.data, {**FIELDS, "test": TEXT})]
+    return Benchmark(
+        "humaneval",
+        tasks,
+        cut=until(STOPS),
+        finish=_finish,
+        checks=_checks,
+        program_checks=lambda task, program: _test(task, program, task.record["test"], TIMEOUT),
+    )
+
+
+def load_plus(options: Options, tokenizer: object = None) -> Benchmark:
+    """HumanEval+: what the canonical solution returns for the file's inputs decides, up to the
+    task's tolerance.
+    """
+    tasks = [_task(record) for record in read_records(options.data, PLUS_FIELDS)]
+    return Benchmark(
+        "humaneval_plus",
+        tasks,
+        cut=until(STOPS),
+        finish=_finish,
+        checks=_plus_checks,
+        program_checks=lambda task, program: _test(
+            task, program, _plus_test(task.record), PLUS_TIMEOUT
+        ),
+    )
+
+
+def python_check(
+    record: Record, prompt: str, candidate: str, test: str, timeout: float = TIMEOUT
+) -> list[Check]:
+    """Returns the check of a Python function by a published `check(candidate)`.
+
+    Args:
+        record: gives the task's id and the function's name.
+        prompt: its helper functions are those that the test uses, whatever the candidate says.
+        candidate: the program that defines the function.
+        test: defines `check`.
+        timeout: of the program, in seconds.
+    """
+    name = record["entry_point"]
+    program = Program(
+        record["task_id"],
+        "python",
+        f"{candidate}\n{test}\ncheck({name})",
+        timeout,
+        candidate=candidate,
+        test=test,
+        entry_point=name,
+        prompt=prompt,
+    )
+    return [Check(program)]
+
+
+def _test(task: Task, candidate: str, test: str, timeout: float) -> list[Check]:
+    return python_check(task.record, task.record["prompt"], candidate, test, timeout)
+
+
+def _task(record: Record) -> Task:
+    prompt, space = stripped(record["prompt"])
+    return Task(
+        record["task_id"],
+        prompt,
+        reference=space + record["canonical_solution"],
+        record={**record, "space": space},
+    )
+
+
+def _finish(task: Task, text: str) -> str:
+    return after_space(task.record["space"], text)
+
+
+def _checks(task: Task, completion: str) -> list[Check]:
+    return _test(task, task.record["prompt"] + completion, task.record["test"], TIMEOUT)
+
+
+def _plus_checks(task: Task, completion: str) -> list[Check]:
+    candidate = task.record["prompt"] + completion
+    return _test(task, candidate, _plus_test(task.record), PLUS_TIMEOUT)
+
+
+def _plus_test(record: Record) -> str:
+    """Writes a `check(candidate)` that compares with the canonical solution on every input."""
+    inputs = json.dumps([*record["base_input"], *record["plus_input"]])
+    zero = f"abs(known['poly'](arguments[0], value)) <= {record['atol'] or 1e-6}"
+    same = (
+        zero
+        if record["task_id"] == ZEROS
+        else "same(value, known[name](*copy.deepcopy(arguments)))"
+    )
+    return f"""
+import copy, json, math
+known, name, atol = {{}}, {record["entry_point"]!r}, {record["atol"]} or 1e-6
+exec({record["prompt"] + record["canonical_solution"]!r}, known)
+def same(a, b):
+    if a == b: return True
+    if isinstance(b, (list, tuple)): return type(a) == type(b) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) == type(b) == float and (math.isclose(a, b, rel_tol=1e-7, abs_tol=atol) or a != a and b != b)
+def check(candidate):
+    for arguments in json.loads({inputs!r}):
+        value = candidate(*copy.deepcopy(arguments))
+        assert {same}, arguments
+"""

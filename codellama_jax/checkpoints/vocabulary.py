@@ -1,0 +1,51 @@
+"""More rows, or fewer, for a vocabulary that grows by the infilling sentinels or sheds padding."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from codellama_jax.errors import UserError
+from codellama_jax.models.llama.sizes import SENTINEL_ROWS
+
+PADDING = 256  # published vocabularies are padded to a multiple of at most this
+
+
+def most_rows(vocab_size: int) -> int:
+    """Returns how many rows an embedding for that many ids may have: padded, or with sentinels."""
+    return max(PADDING * -(-vocab_size // PADDING), vocab_size + SENTINEL_ROWS)
+
+
+def check_vocabulary(folder: object, saved: int, wanted: int) -> None:
+    """Raises UserError unless the rows stay, grow by the sentinels, or lose these or padding."""
+    if wanted > saved and wanted != saved + SENTINEL_ROWS:
+        sizes = f"by the {SENTINEL_ROWS} sentinels to {saved + SENTINEL_ROWS}, not to {wanted}"
+        raise UserError(f"{folder} has vocab_size {saved}: it can grow {sizes}")
+    if saved > most_rows(wanted):
+        sizes = f"vocab_size is {saved:,} there and {wanted:,} here"
+        fix = "use its own tokenizer and vocab_size"
+        raise UserError(f"{folder}: {sizes}: {saved - wanted:,} trained rows would be lost; {fix}")
+
+
+def resized(params: dict, rows: int) -> dict:
+    """Returns parameters with that many rows of embedding_VD and columns of head_DV.
+
+    A new embedding is drawn from a normal with the mean and deviation of the existing ones, per
+    component: it is as long as they are, and no two are equal. A new column of the head is the mean
+    of the existing ones: its logit is the average one, which takes next to no probability from the
+    tokens that the model knows (Hewitt 2021, "Initializing New Word Embeddings").
+    """
+    embedding_VD, head_DV = params["embedding"], params["head"]
+    V, D = embedding_VD.shape
+    if rows > V:
+        mean_D, deviation_D = embedding_VD.mean(0), embedding_VD.std(0)
+        new_VD = mean_D[None] + deviation_D[None] * jax.random.normal(
+            jax.random.key(0), (rows - V, D)
+        )
+        new_DV = jnp.broadcast_to(head_DV.mean(1, keepdims=True), (D, rows - V))
+        return {
+            **params,
+            "embedding": jnp.concatenate([embedding_VD, new_VD]),
+            "head": jnp.concatenate([head_DV, new_DV], 1),
+        }
+    return {**params, "embedding": embedding_VD[:rows], "head": head_DV[:, :rows]}

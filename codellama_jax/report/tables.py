@@ -1,0 +1,189 @@
+"""The tables of a report: stages, model, corpus."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from etils import epath
+
+from codellama_jax.config import ModelConfig, TokenizerConfig
+from codellama_jax.models.accounting import parameter_count, stage_tokens
+from codellama_jax.report.page import Page
+from codellama_jax.report.plan import short
+from codellama_jax.report.reading import is_number, read_object
+from codellama_jax.report.results import StageResult
+
+SPLITS = ("train", "validation")
+NAMED = 3  # stages of one model that its column names
+
+
+def stages_section(page: Page, stages: Sequence[StageResult]) -> None:
+    """Adds one row per stage: plan, speed, losses."""
+    page.heading("Stages")
+    has_mfu = any("mfu" in line for result in stages for line in result.training)
+    has_bigram = any("bigram" in result.probes for result in stages)
+    plan = ("stage", "parameters", "tokens", "steps", "batch", "learning rate", "time")
+    rates = ("tokens / s", "FLOP / s", *(["MFU (causal)"] if has_mfu else []))
+    losses = ("validation loss", *(["bigram"] if has_bigram else []))
+    rows = []
+    for result in stages:
+        speed = _speed_cells(result)[: len(rates)]
+        rows.append([*_plan_cells(result), *speed, *_loss_cells(result)[: len(losses)]])
+    page.table((*plan, *rates, *losses), rows)
+    page.note(
+        "Tokens: those trained on, of all positions in the packed sequences; the others are"
+        " padding. The command plan prints positions. Batch: sequences × positions. Losses in"
+        " nats per token, at the first and the last validation, and their ratio. Time: training"
+        " and validation. Rates: medians over the logged steps, padding included."
+    )
+    if has_bigram:
+        page.note(
+            "The bigram model (interpolated modified Kneser-Ney) is fitted to all tokens that the"
+            " stage and those before it trained on, and evaluated on the stage's validation"
+            " sequences."
+        )
+
+
+def _plan_cells(result: StageResult) -> list[str]:
+    stage, rate = result.stage, result.stage.optimizer
+    last = result.training[-1] if result.training else {"step": 0, "tokens": 0}
+    steps = f"{stage.steps:,}"
+    if last["step"] != stage.steps:
+        step = f"{last['step']:,.0f}"
+        steps = f"{step} of {steps}" if result.measured else f"{steps}, not run"
+    tokens = f"{short(stage_tokens(stage))} planned"
+    if result.training:
+        positions = last["step"] * stage.data.batch_size * stage.data.seq_len
+        tokens = f"{short(last['tokens'])} of {short(positions)}"
+    elif not stage.steps:
+        tokens = "0"
+    return [
+        result.name,
+        short(parameter_count(stage.model)),
+        tokens,
+        steps,
+        f"{stage.data.batch_size:,} × {stage.data.seq_len:,}",
+        f"{rate.peak_lr:.3g} → {rate.peak_lr * rate.final_fraction:.2g}",
+        duration(result.seconds) if result.measured else "",
+    ]
+
+
+def _speed_cells(result: StageResult) -> list[str]:
+    flops = _median(result, "flops_per_second")
+    mfu, causal = _median(result, "mfu"), _median(result, "mfu_causal")
+    return [
+        number(_median(result, "tokens_per_second"), ",.0f"),
+        "" if flops is None else short(flops).replace("B", "G"),
+        number(mfu, ".1%") + ("" if causal is None else f" ({causal:.1%})"),
+    ]
+
+
+def _median(result: StageResult, key: str) -> float | None:
+    values = [line[key] for line in result.training if key in line]
+    return statistics.median(values) if values else None
+
+
+def _loss_cells(result: StageResult) -> list[str]:
+    losses = [line["validation_loss"] for line in result.validation]
+    change = ""
+    if losses:
+        ratio = f" ({losses[-1] / losses[0]:.2f} ×)" if losses[0] else ""
+        change = f"{losses[0]:.3f} → {losses[-1]:.3f}{ratio}"
+    return [change, number(bigram_loss(result), ".3f")]
+
+
+def bigram_loss(result: StageResult) -> float | None:
+    """Returns the validation loss of the bigram model, None without or from a damaged file."""
+    bigram = result.probes.get("bigram")
+    if not isinstance(bigram, dict) or not is_number(bigram.get("loss")):
+        return None
+    return float(bigram["loss"])
+
+
+def cost_note(page: Page, out: epath.Path, seeds: int, results: Sequence[StageResult]) -> None:
+    """Adds how long the stages of all seeds took, each counted once wherever it was trained."""
+    seconds = {result.trained_at: result.seconds for result in results if result.measured}
+    here = [time for at, time in seconds.items() if epath.Path(at).is_relative_to(out)]
+    page.note(
+        f"These are the stages of the first seed. All {seeds} seeds together are {len(seconds)}"
+        f" different ones, which took {duration(sum(seconds.values()))} without probes; this run"
+        f" trained {len(here)} of them in {duration(sum(here))} and read the others from earlier"
+        " runs."
+    )
+
+
+def model_section(page: Page, stages: Sequence[StageResult], tokenizer: TokenizerConfig) -> None:
+    """Adds one column per distinct model config, and the tokenizer."""
+    stages_of: dict[ModelConfig, list[str]] = {}
+    for result in stages:
+        stages_of.setdefault(result.stage.model, []).append(result.name)
+    page.heading("Model")
+    columns = [_model_cells(model) for model in stages_of]
+    rows = [(name, *(cells[name] for cells in columns)) for name in columns[0]]
+    page.table(("", *map(_label, stages_of.values())), rows)
+    vocabulary = f"{tokenizer.pieces:,} pieces trained on the corpus"
+    if tokenizer.path:
+        vocabulary = f"the pieces of {tokenizer.path}"
+    page.note(f"Tokenizer: SentencePiece, {vocabulary}, then the infilling sentinels.")
+    page.note("config.json in the run's folder holds the full config.")
+
+
+def _label(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _model_cells(model: ModelConfig) -> dict[str, str]:
+    scaling = f", positions / {model.rope_scaling:g}" if model.rope_scaling != 1 else ""
+    return {
+        "parameters": f"{parameter_count(model):,}",
+        "layers": f"{model.n_layers}",
+        "width": f"{model.d_model:,}",
+        "query heads × dimension": f"{model.n_heads} × {model.head_dim}",
+        "key/value heads": f"{model.n_kv_heads}",
+        "feed-forward width": f"{model.d_ff:,}",
+        "vocabulary": f"{model.vocab_size:,}",
+        "RoPE base": f"{model.rope_theta:,.0f}{scaling}",
+        "compute dtype": model.compute_dtype,
+    }
+
+
+def corpus_section(page: Page, path: epath.Path) -> None:
+    """Adds one column per source: its files, and its documents at each maximal length."""
+    counts_of, damage = read_object(path)
+    for line in damage:
+        page.note(f"Damaged file: {line}")
+    sources: dict[str, dict[str, int]] = {}
+    for name, counts in counts_of.items():
+        source, _, blocks = name.partition(", ")
+        column = sources.setdefault(source, {})
+        for key, count in counts.items():
+            if key in SPLITS:
+                column[f"{key} documents, {blocks or 'whole files'}"] = count
+            else:
+                column[key.replace("_", " ")] = count
+    if not sources:
+        return
+    page.heading("Corpus")
+    keys = dict.fromkeys(key for column in sources.values() for key in column)
+    rows = []
+    for key in keys:
+        rows.append((key, *(number(column.get(key), ",") for column in sources.values())))
+    page.table(("", *sources), rows)
+    page.note("Files and characters used, then files dropped by reason, then documents.")
+    page.note("All documents of one file are in the same split.")
+
+
+def number(value: float | None, form: str) -> str:
+    """Returns a formatted number, "" for None."""
+    return "" if value is None else format(value, form)
+
+
+def duration(seconds: float) -> str:
+    """Returns a time such as "1 h 5 min", "5 min 3 s" or "4 s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

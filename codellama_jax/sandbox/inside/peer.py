@@ -1,0 +1,126 @@
+"""One end of the pipe between the tests and the candidate: asks the other end, and serves it.
+
+Both ends take turns. While an end waits for an answer it serves what the other end asks: a test
+may hand a function over, and the candidate calls it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from codellama_jax.sandbox.inside import wire
+from codellama_jax.sandbox.inside.references import References
+from codellama_jax.sandbox.inside.values import NotComparable, Packer, Unpacker, changed, snapshot
+
+PASSED_ON = (NotComparable, wire.WireError, wire.TooLargeError)  # these end the test
+_MALFORMED = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    StopIteration,
+)
+MAX_NESTED = 100  # requests within requests
+
+
+class Peer(References):
+    """One end. `names` is the program's namespace at this end."""
+
+    def __init__(self, read_fd: int, write_fd: int, names: dict[str, Any]):
+        super().__init__(names)
+        self._read_fd, self._write_fd = read_fd, write_fd
+        self._nested = 0
+
+    def ask(self, verb: str, *arguments: Any) -> Any:
+        """Sends a request and returns its answer, or raises the exception that it met there.
+
+        Lists and other mutable arguments get the content that they have at the other end.
+        """
+        packer = Packer(self.pack_other)
+        pointers = packer.pack_all(arguments)
+        self._send(["ask", verb, pointers, packer.nodes, self.take_forgotten()])
+        while True:
+            message = self._receive()
+            if message[0] != "ask":
+                return self._answer(message, packer.values)
+            self.serve(message)
+
+    def serve(self, message: list[Any]) -> None:
+        """Does what the other end asks for and answers."""
+        try:
+            _, verb, pointers, nodes, forgotten = message
+            self.release(forgotten)
+            request = Unpacker(nodes, self.unpack_other)
+            arguments = request.get_all(pointers)
+            before = snapshot(request.values)
+        except _MALFORMED:
+            raise wire.WireError("not a request") from None
+        self._nested += 1
+        try:
+            if self._nested > MAX_NESTED:
+                raise RecursionError(f"more than {MAX_NESTED} calls within calls")
+            head, result = "answer", self.act(verb, arguments)
+        except PASSED_ON:
+            raise
+        except BaseException as error:
+            head, result = "raise", error
+        finally:
+            self._nested -= 1
+        packer = Packer(self.pack_other, request.values)
+        pointer = packer.pack(result)
+        changes = [
+            [index, packer.state(request.values[index])]
+            for index, children in before
+            if changed(request.values[index], children)
+        ]
+        self._send([head, pointer, changes, packer.nodes])
+
+    def act(self, verb: str, arguments: Sequence[Any]) -> Any:
+        """Does what the other end asks for."""
+        raise NotImplementedError
+
+    # What an operator of a stand-in does.
+
+    def operate(self, value: Any, operator: str, arguments: Sequence[Any]) -> Any:
+        return self.ask("op", operator, value, *arguments)
+
+    def call(self, value: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        return self.ask("call", value, kwargs or None, *args)
+
+    def get(self, value: Any, name: str) -> Any:
+        return self.ask("get", value, name)
+
+    # Messages.
+
+    def _send(self, message: list[Any]) -> None:
+        wire.send(self._write_fd, message)
+
+    def _receive(self) -> list[Any]:
+        message = wire.receive(self._read_fd)
+        if type(message) is not list or not message:
+            raise wire.WireError("not a message")
+        return message
+
+    def _answer(self, message: list[Any], sent: Sequence[Any]) -> Any:
+        if message[0] == "refuse":
+            self.refused(*message[1:])
+        try:
+            head, pointer, changes, nodes = message
+            answer = Unpacker(nodes, self.unpack_other, sent)
+            for index, children in changes:
+                answer.mutate(sent[index], children)
+            result = answer.get(pointer)
+        except _MALFORMED:
+            raise wire.WireError("not a value") from None
+        if head == "answer":
+            return result
+        if head != "raise" or not isinstance(result, BaseException):
+            raise wire.WireError("not an answer")
+        raise result
+
+    def refused(self, kind: str, text: str) -> None:
+        """Ends the test: the other end cannot send what it is asked for."""
+        raise wire.WireError("not an answer")

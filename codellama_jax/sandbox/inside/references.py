@@ -1,0 +1,265 @@
+"""Values that are not on the closed list: what an end lends to the other, and its stand-ins."""
+
+from __future__ import annotations
+
+import enum
+import types
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from codellama_jax.sandbox.inside import names, remote
+from codellama_jax.sandbox.inside.values import BY_TYPE, HELD, Kind, Packer, base_kind
+from codellama_jax.sandbox.inside.wire import WireError
+
+MAX_TEXT = 2000
+MAX_NAME = 200
+
+
+class _TypeOf:
+    """Names the class of stand-ins for objects of a type that itself crosses by name."""
+
+    def __init__(self, type_: type):
+        self.type = type_
+
+
+class References:
+    """The objects that this end lent, and the stand-ins that it has for those of the other end."""
+
+    is_trusted = False
+
+    def __init__(self, program_names: dict[str, Any]):
+        self.names = program_names
+        self._lent: dict[int, Any] = {}
+        self._numbers: dict[int, int] = {}  # id of a lent object -> its number
+        self._count = 0
+        self._definitions: dict[type, _TypeOf] = {}
+        self._sent_classes: set[int] = set()
+        self._classes: dict[int, type] = {}
+        self._members: dict[int, Any] = {}  # of enumerations that are plain data as well
+        self._remotes: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._forgotten: list[int] = []
+
+    # What the two ends decide differently.
+
+    def is_named(self, value: Any) -> bool:
+        """Returns whether a class or function crosses by its name in the standard library."""
+        raise NotImplementedError
+
+    def has_name(self, cls: type) -> bool:
+        """Returns whether the other end knows a class by name, if only as the type of an object."""
+        return self.is_named(cls) or names.ALIASES.get(names.name_of(cls)) is cls
+
+    def resolve(self, name: str) -> Any:
+        """Returns the class or function of this name."""
+        raise NotImplementedError
+
+    def resolve_type(self, name: str) -> Any:
+        """Returns the class that stands for the type of an object, or that its class extends."""
+        raise NotImplementedError
+
+    def operators_of(self, cls: type) -> Iterable[str]:
+        """Returns the operators that the other end may use on objects of a class."""
+        raise NotImplementedError
+
+    def check_lendable(self, value: Any) -> None:
+        """Raises NotComparable for an object that the other end may not use."""
+
+    # Lending.
+
+    def lend(self, value: Any) -> int:
+        """Returns the number of an object, which stays alive until the other end forgets it."""
+        if id(value) not in self._numbers:
+            self._count += 1
+            self._numbers[id(value)] = self._count
+            self._lent[self._count] = value
+        return self._numbers[id(value)]
+
+    def is_lent(self, value: Any) -> bool:
+        """Returns whether the other end knows an object of this end."""
+        return self._lent.get(self._numbers.get(id(value), 0)) is value
+
+    def release(self, numbers: Iterable[int]) -> None:
+        """Drops objects that the other end does not use any more."""
+        for number in numbers:
+            if number in self._lent:
+                del self._numbers[id(self._lent.pop(number))]
+
+    def forget(self, number: int) -> None:
+        """Notes that the stand-in for an object of the other end is gone."""
+        self._forgotten.append(number)
+
+    def take_forgotten(self) -> list[int]:
+        """Returns the numbers to release, once."""
+        taken, self._forgotten = self._forgotten, []
+        return [number for number in taken if number not in self._remotes]
+
+    # Writing.
+
+    def pack_other(self, value: Any, packer: Packer) -> Any:
+        """Adds the node of a value that is not on the closed list and returns its index.
+
+        An object of the other end takes no node: returns the pointer to it.
+        """
+        kind = type(value)
+        if isinstance(kind, remote.RemoteType) or kind is remote.RemoteType:
+            return [0, remote.number_of(value)]
+        if issubclass(kind, type | _TypeOf):
+            return self._pack_class(value, packer)
+        if issubclass(kind, BaseException):
+            return packer.add(value, "exception", self._exception_parts(value))
+        if self.is_named(value):
+            return packer.add(value, "name", [names.name_of(value)])
+        if kind is types.CoroutineType and not self.is_trusted:
+            return packer.add(value, "coroutine", [self._definition(kind), self.lend(value)])
+        base = base_kind(kind)
+        if issubclass(kind, enum.Enum):
+            plain = _plain(value, base) if base else None
+            return packer.add(value, "member", [kind, value.name, plain, self.lend(value)])
+        if base and base.type in HELD:
+            return packer.add(value, "held", [kind, _plain(value, base), self.lend(value)])
+        if base and (base.fill is None or self.is_trusted):
+            return packer.add_as(value, base)
+        self.check_lendable(value)
+        return packer.add(value, "object", [self._definition(kind), self.lend(value)])
+
+    def _definition(self, cls: type) -> Any:
+        """Returns the value that is packed as the class of stand-ins for objects of `cls`."""
+        if not self.has_name(cls):
+            return cls
+        return self._definitions.setdefault(cls, _TypeOf(cls))
+
+    def _pack_class(self, value: Any, packer: Packer) -> int:
+        if type(value) is not _TypeOf and self.is_named(value):
+            return packer.add(value, "name", [names.name_of(value)])
+        cls = value.type if type(value) is _TypeOf else value
+        number = self.lend(cls)
+        if number in self._sent_classes:
+            return packer.add(value, "class", [number])
+        self._sent_classes.add(number)
+        base = base_kind(cls)
+        known = [names.name_of(parent) for parent in cls.__mro__[:-1] if self.has_name(parent)]
+        kind, extended = "object", names.name_of(base.type) if base else None
+        if issubclass(cls, BaseException):
+            kind, extended = "exception", known[0]
+        elif base and base.type in HELD:
+            kind = "held"
+        parents = tuple(parent for parent in cls.__bases__ if not self.is_named(parent))
+        in_program = dict.get(self.names, cls.__name__) is cls
+        operators = " ".join(self.operators_of(cls))
+        parts = [cls.__name__[:MAX_NAME], kind, extended, parents, operators]
+        return packer.add(value, "class", [number, *parts, in_program, known[0] if known else None])
+
+    def _exception_parts(self, error: BaseException) -> list[Any]:
+        text = _text_of(error)
+        args = BaseException.args.__get__(error)  # type: ignore[attr-defined]
+        if sum(len(part) for part in args if type(part) in (str, bytes, list)) > MAX_TEXT:
+            args = (text,)
+        kind = type(error)
+        is_builtin = names.name_of(kind).startswith("builtins:") and self.is_named(kind)
+        cls = kind if is_builtin else self._definition(kind)
+        return [cls, args, text, self.lend(error), error.__cause__]
+
+    # Reading.
+
+    def unpack_other(self, tag: str, children: list[Any]) -> Any:
+        """Rebuilds the value of a node that is not on the closed list."""
+        reader = getattr(self, f"_unpack_{tag}", None) if tag in _TAGS else None
+        if reader is None:
+            raise WireError(f"no values of the kind {tag[:MAX_NAME]}")
+        return reader(*children)
+
+    def _unpack_home(self, number: int) -> Any:
+        return self._lent[number]
+
+    def _unpack_name(self, name: str) -> Any:
+        return self.resolve(name)
+
+    def _unpack_class(self, number: int, *definition: Any) -> type:
+        if number in self._classes:
+            return self._classes[number]
+        name, kind, extended, parents, operators, in_program, alias = definition
+        _check(type(number) is int and type(name) is str and kind in _CLASS_KINDS)
+        _check(all(isinstance(parent, remote.RemoteType) for parent in parents))
+        extended, alias = (given and self.resolve_type(given) for given in (extended, alias))
+        _check(kind != "held" or extended in HELD)
+        _check(kind != "exception" or issubclass(extended, BaseException))
+        _check(kind != "object" or extended is None or extended in BY_TYPE)
+        cls = remote.make_class(self, name, kind, extended, parents, operators.split(), number)
+        if kind == "object":
+            own = dict.get(self.names, name) if in_program else None
+            is_own = isinstance(own, type) and type(own) is not remote.RemoteType
+            type.__setattr__(cls, "_codellama_alias", own if is_own else alias)
+        self._classes[number] = cls
+        return cls
+
+    def _unpack_object(self, cls: type, number: int) -> Any:
+        found = self._remotes.get(number)
+        if found is None:
+            _check(type(cls) is remote.RemoteType and issubclass(cls, remote.Remote))
+            _check(type(number) is int)
+            found = self._remotes[number] = remote.new_remote(cls, number)
+        return found
+
+    def _unpack_held(self, cls: type, value: Any, number: int) -> Any:
+        base = type(value)
+        _check(base in HELD and type(cls) is remote.RemoteType and issubclass(cls, base))
+        return remote.new_held(cls, base, value, number)
+
+    def _unpack_member(self, cls: type, name: str, value: Any, number: int) -> Any:
+        own = dict.get(self.names, cls.__name__)
+        if isinstance(own, enum.EnumMeta) and name in own.__members__:
+            return own.__members__[name]
+        if value is None:
+            return self._unpack_object(cls, number)
+        if number not in self._members:
+            self._members[number] = self._unpack_held(cls, value, number)
+        return self._members[number]
+
+    def _unpack_coroutine(self, cls: type, number: int) -> Any:
+        return self._run_coroutine(self._unpack_object(cls, number))
+
+    async def _run_coroutine(self, coroutine: Any) -> Any:
+        return self.ask("await", coroutine)  # type: ignore[attr-defined]
+
+    def _unpack_exception(
+        self, cls: type, args: tuple, text: str, number: int, cause: BaseException | None
+    ) -> BaseException:
+        _check(type(args) is tuple and type(text) is str and type(number) is int)
+        _check(isinstance(cls, type) and issubclass(cls, BaseException))
+        if type(cls) is remote.RemoteType:
+            error = remote.new_exception(cls, args, text, number)
+        else:
+            _check(cls.__module__ == "builtins")
+            error = _builtin_exception(cls, args, text)
+        if isinstance(cause, BaseException):
+            error.__cause__ = cause
+        return error
+
+
+_CLASS_KINDS = ("object", "held", "exception")
+_TAGS = ("home", "name", "class", "object", "held", "member", "coroutine", "exception")
+
+
+def _check(good: bool) -> None:
+    if not good:
+        raise WireError("not a value")
+
+
+def _plain(value: Any, base: Kind) -> Any:
+    """Returns an instance of a subclass as the immutable base type itself."""
+    return base.make(base.take(value))
+
+
+def _builtin_exception(cls: type, args: tuple, text: str) -> BaseException:
+    try:
+        return cls(*args)
+    except Exception:
+        return cls.__new__(cls, text) if issubclass(cls, UnicodeError) else Exception(text)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)[:MAX_TEXT]
+    except BaseException:
+        return ""

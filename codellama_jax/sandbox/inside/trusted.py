@@ -1,0 +1,284 @@
+"""The tests' end of the pipe. What the candidate sends is a claim: data, or a stand-in.
+
+An operator of the candidate's object never decides about a value of the test: it would be handed
+the expected value. Such a test is not comparable. What the object says without seeing that value
+(its length, truth, items, attributes) is a claim like any returned value.
+
+The candidate uses what a test hands over through five verbs, and only what the test defined.
+"""
+
+from __future__ import annotations
+
+import os
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from codellama_jax.sandbox.inside import names, remote, wire
+from codellama_jax.sandbox.inside.peer import PASSED_ON, Peer
+from codellama_jax.sandbox.inside.values import BY_TYPE, NotComparable
+
+TEST_MODULE = "__test__"  # the module of what tests and prompts define
+_MAX_BATCH = 256
+_FUNCTION_ATTRIBUTES = (
+    "__name__",
+    "__qualname__",
+    "__doc__",
+    "__module__",
+    "__annotations__",
+    "__dict__",
+)
+_IDENTITY = ("__eq__", "__ne__", "__hash__", "__str__", "__repr__", "__format__")
+_STREAM = "read readline readlines write writelines getvalue seek tell close flush"
+_RANDOM = "random randint randrange choice choices sample shuffle uniform gauss seed"
+_METHODS = {"_io:StringIO": _STREAM, "_io:BytesIO": _STREAM, "random:Random": _RANDOM}
+
+
+class Stopped(BaseException):
+    """The candidate can be asked no more; no `except Exception` of a test may hide it."""
+
+
+class Tests(Peer):
+    """The trusted end. `verdict` is (status, detail) once the test has ended early."""
+
+    is_trusted = True
+
+    def __init__(self, read_fd: int, write_fd: int, program_names: dict[str, Any]):
+        super().__init__(read_fd, write_fd, program_names)
+        self.verdict: tuple[str, str] | None = None
+
+    def ask(self, verb: str, *arguments: Any) -> Any:
+        """Asks the candidate. Raises Stopped when it can be asked no more."""
+        if self.verdict:
+            raise Stopped(self.verdict[1])
+        try:
+            return super().ask(verb, *arguments)
+        except wire.WireError as error:
+            self._stop("error", str(error))
+        except wire.TooLargeError as error:
+            self._stop("too_large", str(error))
+        raise Stopped(self.verdict[1] if self.verdict else "")
+
+    def refused(self, kind: str, text: str) -> None:
+        if kind == "not_comparable":
+            raise NotComparable(_short(text))
+        if kind not in ("too_large", "out_of_memory"):
+            raise wire.WireError("not an answer")
+        self._stop(kind, _short(text))
+        raise Stopped(text)
+
+    def _stop(self, status: str, detail: str) -> None:
+        self.verdict = self.verdict or (status, detail)
+
+    # The candidate's objects.
+
+    def operate(self, value: Any, operator: str, arguments: Sequence[Any]) -> Any:
+        """Applies an operator of the candidate's object."""
+        if operator in remote.COMPARISONS:
+            return self._compare(value, operator, arguments[0])
+        if operator == "__exit__":  # frames stay here
+            arguments = (*arguments[:2], None)
+        base = _container(value)
+        if operator == "__contains__":
+            if base is None:
+                return _is_among(arguments[0], value)
+            return base.__contains__(self._plain(value), arguments[0])
+        if operator in remote.BINARY and not remote.is_remote(arguments[0]):
+            if base is not None:
+                return getattr(base, operator)(self._plain(value), arguments[0])
+            return self._seen(super().operate(value, operator, arguments))
+        return self._result(value, super().operate(value, operator, arguments))
+
+    def call(self, value: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        return self._result(value, super().call(value, args, kwargs))
+
+    def get(self, value: Any, name: str) -> Any:
+        return self._result(value, super().get(value, name))
+
+    def _compare(self, value: Any, operator: str, other: Any) -> Any:
+        if remote.is_remote(other):
+            return self.ask("op", operator, value, other)
+        base = _container(value)
+        if base is not None:
+            return getattr(base, operator)(self._plain(value), other)
+        if _defined_by_test(type(other)):
+            return NotImplemented  # Python then asks the test's object
+        if operator not in ("__eq__", "__ne__"):
+            raise NotComparable(f"{_name(value)} is ordered beside a {type(other).__name__}")
+        # An object that equals what nobody knows would equal everything.
+        answer = self.ask("op", "__eq__", value, _decoy(other))
+        if answer is NotImplemented:
+            return NotImplemented
+        if answer is False:
+            raise NotComparable(f"{_name(value)} is compared with a {type(other).__name__}")
+        return operator == "__ne__"
+
+    def _plain(self, value: Any) -> Any:
+        """Returns the plain list, dict or set that the candidate's object extends."""
+        plain = self.ask("plain", value)
+        if type(plain) is not _container(value):
+            raise wire.WireError("not the plain value")
+        return plain
+
+    def _result(self, value: Any, result: Any) -> Any:
+        """Returns what an object gave, unless an operator had shown it a value of the test."""
+        return self._seen(result) if remote.has_seen(value) else result
+
+    def _seen(self, result: Any) -> Any:
+        if result is NotImplemented:
+            return result
+        if not remote.isinstance_of(result, remote.Remote):
+            raise NotComparable("an operator of the candidate's class is given a value of the test")
+        remote.mark_seen(result)
+        return result
+
+    # What the candidate may do with the test's objects.
+
+    def act(self, verb: str, arguments: Sequence[Any]) -> Any:
+        """Does what the candidate asks of an object that the test handed over."""
+        action, target = _ACTIONS.get(verb), arguments[1 if verb == "op" else 0]
+        if action is None or not self.is_lent(target):
+            raise wire.WireError("not a request for an object of the test")
+        return action(*arguments)
+
+    def is_named(self, value: Any) -> bool:
+        return names.is_library(value)
+
+    def resolve(self, name: str) -> Any:
+        return names.known(name)
+
+    def resolve_type(self, name: str) -> Any:
+        return names.known_type(name)
+
+    def check_lendable(self, value: Any) -> None:
+        has_methods = names.name_of(type(value)) in _METHODS
+        if not (
+            callable(value) or hasattr(type(value), "__next__") or has_methods or _is_open(value)
+        ):
+            raise NotComparable(f"the test hands over a {type(value).__name__}")
+
+    def operators_of(self, cls: type) -> Iterable[str]:
+        if not _defined_by_test(cls):
+            served = ("__call__", "__iter__", "__next__")
+            return [name for name in served if hasattr(cls, name)]
+        return [name for name in remote.OPERATORS if _operator(cls, name) is not None]
+
+
+def _short(text: Any) -> str:
+    return str(text)[:2000]
+
+
+def _name(value: Any) -> str:
+    return f"an object of the candidate's class {type(value).__name__}"
+
+
+def _container(value: Any) -> type | None:
+    """Returns the plain mutable type that the class of a stand-in extends."""
+    return type.__getattribute__(type(value), "_codellama_base")
+
+
+def _is_among(item: Any, value: Any) -> bool:
+    if not any("__iter__" in vars(base) for base in type(value).__mro__):
+        raise NotComparable(f"`in` with {_name(value)}")
+    return any(item is other or item == other for other in value)
+
+
+def _decoy(other: Any) -> Any:
+    """Returns a value like `other` that nothing can know."""
+    chance = int.from_bytes(os.urandom(7), "little")
+    if type(other) in (float, complex):
+        return type(other)(chance)
+    if type(other) in (list, tuple, set, frozenset):
+        return type(other)([chance])
+    if type(other) is dict:
+        return {chance: chance}
+    return str(chance) if type(other) is str else chance
+
+
+def _defined_by_test(cls: type) -> bool:
+    return cls.__module__ == TEST_MODULE and not isinstance(cls, remote.RemoteType)
+
+
+def _operator(cls: type, name: str) -> Callable[..., Any] | None:
+    """Returns an operator that the test defined in a class, or a harmless one of `object`."""
+    for base in cls.__mro__:
+        if name in vars(base):
+            if _defined_by_test(base):
+                return vars(base)[name]
+            return vars(base)[name] if base is object and name in _IDENTITY else None
+    return None
+
+
+def _is_open(value: Any) -> bool:
+    """Returns whether the candidate may use the attributes of an object or a class."""
+    return _defined_by_test(value if isinstance(value, type) else type(value))
+
+
+def _is_of_test(value: Any) -> bool:
+    function = value.__func__ if isinstance(value, types.MethodType) else value
+    return getattr(function, "__module__", None) in (TEST_MODULE, "builtins") or _is_open(value)
+
+
+def _get(value: Any, name: str) -> Any:
+    if type(name) is str and not name.startswith("__") and _is_open(value):
+        found = getattr(value, name)
+        if callable(found) and not remote.is_remote(found) and not _is_of_test(found):
+            raise NotComparable(f"the candidate uses {name[:100]} of a {type(value).__name__}")
+        return found
+    if isinstance(value, types.FunctionType) and name in _FUNCTION_ATTRIBUTES:
+        return getattr(value, name)
+    if name in _METHODS.get(names.name_of(type(value)), "").split():
+        return getattr(value, name)
+    if type(name) is str and not hasattr(value, name):
+        raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
+    raise NotComparable(
+        f"the candidate reads the attribute {_short(name)[:100]} of a {type(value).__name__}"
+    )
+
+
+def _set(value: Any, name: str, new: Any) -> None:
+    own_data = not hasattr(type(value), name) or not callable(getattr(type(value), name))
+    if name.startswith("__") or isinstance(value, type) or not _is_open(value) or not own_data:
+        raise NotComparable(
+            f"the candidate sets the attribute {name[:100]} of a {type(value).__name__}"
+        )
+    setattr(value, name, new)
+
+
+def _call(value: Any, kwargs: dict[str, Any] | None, *args: Any) -> Any:
+    if isinstance(value, type) and not _is_open(value):
+        raise wire.WireError("not a class of the test")
+    return value(*args, **(kwargs or {}))
+
+
+def _apply(operator: str, value: Any, *arguments: Any) -> Any:
+    if type(value) in BY_TYPE or isinstance(value, type):
+        raise wire.WireError("not an object of the test")
+    if operator == "__iter__" and hasattr(type(value), "__next__"):
+        return value
+    function = _operator(type(value), operator) if operator in remote.OPERATORS else None
+    if function is None:
+        raise NotComparable(
+            f"the candidate uses {_short(operator)[:100]} of a {type(value).__name__}"
+        )
+    return function(value, *arguments)
+
+
+def _next(value: Any, count: int) -> tuple[list[Any], BaseException | None]:
+    if not isinstance(value, Iterator) or type(count) is not int or count > _MAX_BATCH:
+        raise wire.WireError("not an iterator of the test")
+    try:
+        return [next(value)], None  # one at a time: the test may see how many were taken
+    except PASSED_ON:
+        raise
+    except Exception as error:
+        return [], error
+
+
+_ACTIONS: dict[str, Callable[..., Any]] = {
+    "get": _get,
+    "set": _set,
+    "call": _call,
+    "op": _apply,
+    "next": _next,
+}

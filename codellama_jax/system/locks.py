@@ -1,0 +1,129 @@
+"""One writer per folder: a lock that names its holder and is released with its process."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+
+from etils import epath
+
+from codellama_jax.errors import UserError
+from codellama_jax.system.console import warn
+from codellama_jax.system.files import LIBRARY_ERRORS, is_bucket, reason
+
+NAME = ".lock"  # of the lock file in a folder
+READ_SECONDS = 1.0  # a holder writes its name within this time after it has taken the lock
+# Errors of a file system that has no locks, as some network file systems.
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def sole_writer(folder: epath.Path, lock_file: epath.Path | None = None) -> Iterator[None]:
+    """Holds the lock of a folder, which is made if it does not exist, as long as the block runs.
+
+    The kernel releases the lock when the process ends, however it ends, so that none is left over.
+    An object store and some network file systems have no locks: there a warning says so.
+
+    Args:
+      folder: the folder that only this process writes to, local or gs://.
+      lock_file: the file to lock, for a folder that must not exist yet; `folder/.lock` by default.
+
+    Raises UserError naming host, process and start time of the holder if the lock is held.
+    """
+    if is_bucket(folder):
+        _warn_unlocked(folder, "an object store has no locks")
+        yield
+        return
+    path = lock_file or folder / NAME
+    descriptor = _acquire(folder, path)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            _release(path, descriptor)
+
+
+def check_free(folder: epath.Path) -> None:
+    """Raises UserError if another process writes to the folder now. Makes nothing.
+
+    For a command that prepares for long before it takes the lock.
+    """
+    if not is_bucket(folder) and (folder / NAME).exists():
+        with sole_writer(folder):
+            pass
+
+
+def _acquire(folder: epath.Path, path: epath.Path) -> int | None:
+    """Returns the descriptor that holds the lock, None where the file system has no locks."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            # Not inherited by programs that this process starts: they would hold the lock too.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _holder(descriptor)
+                os.close(descriptor)
+                raise UserError(
+                    f"{folder} is being written by {holder}: wait until it has ended,"
+                    " stop it, or choose another folder"
+                ) from None
+            except OSError:
+                os.close(descriptor)
+                raise
+            if _is_at(path, descriptor):
+                break
+            os.close(descriptor)  # its holder has deleted the file between the two calls
+    except LIBRARY_ERRORS as error:
+        if getattr(error, "errno", None) in WITHOUT_LOCKS:
+            _warn_unlocked(folder, reason(error))
+            return None
+        raise UserError(f"cannot lock {folder}: {path}: {reason(error)}") from error
+    _write_holder(descriptor)
+    return descriptor
+
+
+def _release(path: epath.Path, descriptor: int) -> None:
+    # Deleted before it is released: another process that has opened it sees that it is gone.
+    if _is_at(path, descriptor):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    os.close(descriptor)
+
+
+def _is_at(path: epath.Path, descriptor: int) -> bool:
+    """Whether the open file is the one at `path`, which may have been deleted or renamed."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def _write_holder(descriptor: int) -> None:
+    started = datetime.datetime.now().isoformat(" ", "seconds")
+    text = f"process {os.getpid()} on {socket.gethostname()} since {started}"
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
+
+
+def _holder(descriptor: int) -> str:
+    """Returns who holds the lock; waits a moment for a holder that has just taken it."""
+    deadline = time.monotonic() + READ_SECONDS
+    while time.monotonic() < deadline:
+        if text := os.pread(descriptor, 300, 0).decode(errors="replace").strip("\0\n "):
+            return text
+        time.sleep(0.02)
+    return "another process"
+
+
+def _warn_unlocked(folder: epath.Path, why: str) -> None:
+    advice = "make sure that no other process writes there"
+    warn(f"warning: {folder} cannot be locked ({why}): {advice}")

@@ -1,0 +1,59 @@
+"""A mistake that needs no model is reported before JAX is imported; scoring never imports it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small_data as data
+from paths import ROOT
+
+PROGRAM = """
+import atexit, sys
+atexit.register(lambda: print("JAX" if "jax" in sys.modules else "no JAX", flush=True))
+from codellama_jax import __main__ as commands
+commands.run_command(lambda: commands.cli(commands.COMMANDS, args=sys.argv[1:])())
+"""
+
+
+def evaluate(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", PROGRAM, "evaluate", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("humaneval --run RUN --temperature nan", "--temperature must be a number from 0 to 1000"),
+        ("humaneval --run RUN", "pass --data"),
+        ("humaneval --run RUN --data {folder}/missing", "no file or folder"),
+        ("humaneval --run RUN --data {mbpp}", "has no prompt, entry_point"),
+        ("human_eval --run RUN", "no benchmark human_eval"),
+        ("humaneval --run {folder}/missing --data {humaneval}", "there is no run"),
+        ("humaneval --run RUN --data {humaneval} --mode fast", "fast"),
+        ("humaneval --samples-file {mbpp} --data {humaneval}", "which is no task of humaneval"),
+        ("humaneval --reference --samples-file x", "exclude each other"),
+        ("key_retrieval --run RUN --data {folder}/missing", "no file or folder"),
+        ("perplexity --run RUN --data {folder}/missing", "no file or folder"),
+    ],
+)
+def test_a_mistake_is_reported_before_jax_starts(arguments, message, files, tmp_path):
+    out = str(tmp_path / "out")
+    words = arguments.replace("RUN", str(tmp_path)).format(folder=tmp_path, **files).split()
+    done = evaluate(*words, "--out", out)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert message in done.stderr
+    assert done.stdout == "no JAX\n"
+    assert not Path(out).exists()
+
+
+def test_scoring_never_imports_jax_and_shows_progress(files, executor, tmp_path):
+    lines = [{"task_id": r["task_id"], "completion": "    return 1\n"} for r in data.HUMANEVAL]
+    path = data.write_lines(tmp_path / "s.jsonl", lines)
+    options = ["--data", files["humaneval"], "--samples-file", str(path), "--workers", "1"]
+    done = evaluate("humaneval", *options, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("no JAX\n")
+    assert "2 samples, read as JSON lines: task_id and completion" in done.stderr
+    assert "scored: 0 of 2" in done.stderr and "scored: 2 of 2" in done.stderr

@@ -1,0 +1,377 @@
+"""From a model to a table: runs that are killed go on, mistakes are one line, measures are those of the model."""
+
+import dataclasses
+import functools
+import hashlib
+import http.server
+import json
+import re
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_data as data
+
+from codellama_jax.benchmarks import answers as ask
+from codellama_jax.benchmarks import evaluate, generate, paper, published
+from codellama_jax.benchmarks.bleu import smoothed_bleu
+from codellama_jax.benchmarks.sample_forms import read_samples
+from codellama_jax.benchmarks.samples import append, continue_file
+from codellama_jax.benchmarks.scoring import score
+from codellama_jax.benchmarks.settings import Checking, Options, Settings
+from codellama_jax.benchmarks.suites import LOADERS
+from codellama_jax.benchmarks.suites.long_files import measure
+from codellama_jax.benchmarks.summary import summarise
+from codellama_jax.errors import UserError
+from codellama_jax.generation.text import whole_characters
+from codellama_jax.models.llama.model import Llama
+
+HOT = Settings(samples=5, temperature=50.0, max_new_tokens=8, batch_tokens=500)
+ONE = Checking(workers=1)
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def by_key(path) -> dict:
+    return {(line["task_id"], line["sample"]): line for line in lines(path)}
+
+
+def test_a_killed_run_goes_on_and_draws_what_it_would_have_drawn(run, files, tmp_path, monkeypatch):
+    benchmark = LOADERS["lcc"](Options(data=files["lcc"]))
+
+    def drawn(settings, folder):
+        request = {"settings": dataclasses.asdict(settings)}
+        return generate.generate_samples(run, benchmark, request, settings, tmp_path / folder)
+
+    whole = drawn(HOT, "whole")
+    assert len(whole) == 15 == len(lines(tmp_path / "whole" / "samples.jsonl"))
+    assert (
+        len({sample["completion"] for sample in whole.values()}) > 10
+    )  # every sample has a chance of its own
+
+    def killed(path, batch):
+        append(path, batch)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "append", killed)
+    with pytest.raises(KeyboardInterrupt):
+        drawn(HOT, "killed")
+    monkeypatch.undo()
+    path = tmp_path / "killed" / "samples.jsonl"
+    written = len(lines(path))
+    assert 0 < written < 15
+    path.write_text(path.read_text() + '{"task_id": "lcc/0", "sam')
+    fewer_rows = dataclasses.replace(HOT, batch_tokens=150)
+    assert drawn(fewer_rows, "killed") == whole
+    assert len(lines(path)) == 15 and by_key(path) == by_key(tmp_path / "whole" / "samples.jsonl")
+    more = dataclasses.replace(HOT, samples=6)
+    assert len(drawn(more, "killed")) == 18
+    with pytest.raises(
+        UserError, match=r"drawn in another way \(settings.temperature: 50.0 -> 0.5\)"
+    ):
+        drawn(dataclasses.replace(HOT, temperature=0.5), "killed")
+
+
+def test_scores_are_added_once(files, executor, tmp_path, monkeypatch):
+    benchmark = LOADERS["humaneval"](Options(data=files["humaneval"]))
+    samples = evaluate.reference_samples(benchmark).by_key
+    first = dict([next(iter(samples.items()))])
+    score(benchmark, first, executor, tmp_path)
+    assert [r["passed"] for r in score(benchmark, samples, executor, tmp_path)] == [True, True]
+    assert len(lines(tmp_path / "results.jsonl")) == 2
+    monkeypatch.setattr(
+        type(executor),
+        "run",
+        lambda self, programs: pytest.fail("ran again") if list(programs) else (),
+    )
+    assert len(score(benchmark, samples, executor, tmp_path)) == 2
+
+
+@pytest.mark.parametrize("name", ["humaneval", "RandomSpan", "truthfulqa", "key_retrieval"])
+def test_a_model_runs_from_end_to_end(name, run, files, executor, tmp_path, capsys):
+    """A random one; twice, as the second time finds all done."""
+    options = Options(
+        data=files.get(name, files["filler"]),
+        lengths=(200,),
+        positions=(0.0, 0.4),
+        examples=2,
+        shots=2,
+    )
+    settings = Settings(max_new_tokens=8, samples=2 if name == "RandomSpan" else 1)
+    for _ in range(2):
+        suite = "humaneval_infilling" if name == "RandomSpan" else name
+        evaluate.evaluate(suite, lambda: run, options, settings, ONE, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["model"] == "toy" and results["samples"] == len(
+        lines(tmp_path / "out" / "samples.jsonl")
+    )
+    assert results["samples"] == settings.samples * results["tasks"]
+    assert ("pass@1 ranked" in results["measures"]) == (name == "RandomSpan")
+    assert len(lines(tmp_path / "out" / "results.jsonl")) == results["samples"]
+    assert "toy" in capsys.readouterr().out
+
+
+def test_samples_of_the_public_harness_are_scored(files, executor, tmp_path, capsys):
+    """With their names, no numbers, and no newline behind the last."""
+    good = [
+        {"task_id": r["task_id"], "completion": r["canonical_solution"]} for r in data.HUMANEVAL
+    ]
+    wrong = [{"task_id": r["task_id"], "completion": "    return 1\n"} for r in data.HUMANEVAL]
+    path = data.write_lines(tmp_path / "samples.jsonl", [*wrong, *good])
+    path.write_text(path.read_text().rstrip("\n"))
+    evaluate.evaluate(
+        "humaneval",
+        None,
+        Options(data=files["humaneval"]),
+        Settings(),
+        ONE,
+        tmp_path / "out",
+        str(path),
+    )
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["measures"]["pass@1"] == 50
+    assert [r["passed"] for r in by_key(tmp_path / "out" / "results.jsonl").values()].count(
+        True
+    ) == 2
+
+
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        (
+            {"task_id": "HumanEval/9", "completion": ""},
+            r"line 3 of .*: task_id is the string 'HumanEval/9', which is no task of humaneval",
+        ),
+        (
+            {"completion": ""},
+            "line 3 of .* must be an object with task_id, not an object with completion; known",
+        ),
+        (
+            {"task_id": "HumanEval/0"},
+            "line 3 of .* has no completion, solution or generation; known forms",
+        ),
+        (
+            {"task_id": "HumanEval/0", "completion": None},
+            "line 3 of .*: completion must be a string, not null",
+        ),
+        (
+            {"task_id": "HumanEval/0", "completion": "", "sample": 0},
+            "line 3 of .* is sample 0 of HumanEval/0 again",
+        ),
+        (["HumanEval/0"], "line 3 of .* must be an object with task_id, not the list"),
+    ],
+)
+def test_a_faulty_sample_is_named(added, said, files, tmp_path):
+    good = [{"task_id": r["task_id"], "completion": "", "sample": 0} for r in data.HUMANEVAL]
+    benchmark = LOADERS["humaneval"](Options(data=files["humaneval"]))
+    with pytest.raises(UserError, match=said):
+        read_samples(data.write_lines(tmp_path / "samples.jsonl", [*good, added]), benchmark)
+
+
+def test_every_task_needs_a_sample(files, tmp_path):
+    benchmark = LOADERS["humaneval"](Options(data=files["humaneval"]))
+    path = data.write_lines(
+        tmp_path / "samples.jsonl", [{"task_id": "HumanEval/0", "completion": ""}]
+    )
+    with pytest.raises(UserError, match=r"no sample of 1 of 2 tasks: HumanEval/1"):
+        read_samples(path, benchmark)
+
+
+def test_a_half_written_last_line_is_ignored_with_a_warning_and_another_is_an_error(
+    files, tmp_path, capsys
+):
+    benchmark = LOADERS["humaneval"](Options(data=files["humaneval"]))
+    path = data.write_lines(
+        tmp_path / "samples.jsonl",
+        [{"task_id": r["task_id"], "completion": ""} for r in data.HUMANEVAL],
+    )
+    whole = path.read_text()
+    path.write_text(whole + '{"task_id": "Hum')
+    samples = read_samples(path, benchmark)
+    assert len(samples.by_key) == 2 and "its last line is not complete" in samples.form
+    path.write_text("".join(json.dumps(sample) + "\n" for sample in samples.by_key.values()))
+    whole = path.read_text()
+    path.write_text(whole + '{"task_id": "Hum')
+    assert len(continue_file(path, {})) == 2 and path.read_text() == whole
+    assert "is not complete and is ignored" in capsys.readouterr().err
+    path.write_text('{"task_id": "Hum\n' + whole)
+    with pytest.raises(UserError, match=r"line 1 of .* is not valid JSON"):
+        read_samples(path, benchmark)
+
+
+def test_a_task_that_is_there_twice_is_named(tmp_path):
+    with pytest.raises(UserError, match="HumanEval/0 more than once"):
+        LOADERS["humaneval"](
+            Options(data=str(data.write_lines(tmp_path / "h.jsonl", [data.DOUBLE, data.DOUBLE])))
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("human_eval", {}, "no benchmark human_eval: there are humaneval, "),
+        ("humaneval", {}, "pass --data"),
+        ("humaneval", {"data": "tfds:mbpp"}, "no published file mbpp is known"),
+        ("key_retrieval", {"data": "x"}, "pass --run"),
+        ("perplexity", {"data": "x"}, "pass --run"),
+    ],
+)
+def test_what_is_missing_is_named(name, options, said, tmp_path):
+    with pytest.raises(UserError, match=re.escape(said)):
+        evaluate.evaluate(name, None, Options(**options), Settings(), ONE, tmp_path, reference=True)
+
+
+def test_a_file_in_the_place_of_the_folder_and_no_workers_are_refused(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="out is a file: name a folder with --out"):
+        evaluate.evaluate(
+            "humaneval", None, Options(), Settings(), ONE, tmp_path / "out", reference=True
+        )
+    with pytest.raises(UserError, match="--workers must be an integer from 1 to 256, not 0"):
+        Checking(workers=0)
+
+
+def forward(run):
+    """Log-probabilities of whole rows, read anew, nothing cached."""
+    read = jax.jit(
+        lambda ids_T: Llama(run.model).apply(
+            {"params": run.params}, ids_T[None], jnp.arange(len(ids_T))[None]
+        )[0]
+    )
+    return lambda ids: jax.nn.log_softmax(read(jnp.array(ids)))
+
+
+def test_a_key_is_asked_for_at_its_place_and_answered_as_without_a_cache(run, files):
+    options = Options(data=files["filler"], lengths=(200, 400), positions=(0.0, 0.5), examples=2)
+    benchmark = LOADERS["key_retrieval"](options, run.tokenizer)
+    assert len(benchmark.tasks) == len({task.prompt for task in benchmark.tasks}) == 8
+    log_p = forward(run)
+    [batch] = ask.answers(run, benchmark, Settings(max_new_tokens=3), set())
+    written = {sample["task_id"]: sample["completion"] for sample in batch}
+    for task in benchmark.tasks:
+        length, position = task.group.split("@")
+        ids = [run.tokenizer.bos_id, *run.tokenizer.encode(task.prompt)]
+        assert int(length) - 30 < len(ids) <= int(length)
+        before, after = (
+            len(run.tokenizer.encode(part))
+            for part in re.split(r"\ndef my_function.*?\n\n", task.prompt, flags=re.S)
+        )
+        assert abs(before / (before + after) - float(position)) < 0.15
+        assert f"    return {task.record['value']}\n" in task.prompt and task.prompt.endswith(
+            "\nassert my_function() == "
+        )
+        prompt, padded = len(ids), int(length) + 8
+        for _ in range(3):
+            ids.append(
+                int(
+                    log_p(ids + [0] * (padded - len(ids)))[
+                        len(ids) - 1, : run.tokenizer.vocab_size
+                    ].argmax()
+                )
+            )
+        new = ids[prompt:]
+        new = new[: new.index(run.tokenizer.eos_id)] if run.tokenizer.eos_id in new else new
+        expected = whole_characters(lambda ids: run.tokenizer.decode(ids, leading_space=False), new)
+        assert written[task.task_id] == benchmark.cut(task, expected)
+
+
+def test_likelihoods_and_perplexity_are_those_of_a_direct_computation(run, files):
+    prompt, choices = "def name_1(x):\n", (" return", "    return x + 12", "é")
+    encode = lambda text: [run.tokenizer.bos_id, *run.tokenizer.encode(text)]
+    log_p, start = forward(run), len(encode(prompt))
+    for choice, found in zip(choices, ask.log_likelihoods(run, prompt, choices)):
+        ids = encode(prompt + choice)
+        rows = log_p(ids)
+        assert found == pytest.approx(
+            sum(float(rows[i - 1, ids[i]]) for i in range(start, len(ids))), rel=1e-5
+        )
+    measures = measure(run, Options(data=files["filler"], lengths=(32, 64), examples=1))["measures"]
+    text = next(iter(evaluate.long_files.files_of(files["filler"], (".py",)))).read_text()
+    ids = encode(text)[:65]
+    losses = np.array([-float(log_p(ids)[i, ids[i + 1]]) for i in range(64)])
+    assert np.log(measures["32 perplexity"]) == pytest.approx(losses[:32].mean(), rel=1e-5)
+    assert np.log(measures["64 last_block"]) == pytest.approx(losses[48:].mean(), rel=1e-5)
+
+
+def test_samples_are_ranked_by_the_mean_log_probability_of_their_tokens(run, files):
+    benchmark = LOADERS["humaneval"](Options(data=files["humaneval"]))
+    texts, log_p = ("\n    return x\n", ""), forward(run)
+    written, empty = ask.mean_logprobs(run, benchmark, benchmark.tasks, texts, False)
+    before = [run.tokenizer.bos_id, *run.tokenizer.encode(benchmark.tasks[0].prompt)]
+    new = run.tokenizer.encode(texts[0], leading_space=False)
+    rows = log_p(before + new)
+    assert written == pytest.approx(
+        np.mean([rows[len(before) + i - 1, token] for i, token in enumerate(new)]), rel=1e-5
+    )
+    assert empty == pytest.approx(-np.log(run.tokenizer.vocab_size))
+    passed = {"HumanEval/0": (False, True, True), "HumanEval/1": (True, False, True)}
+    results = [
+        {"task_id": task_id, "sample": i, "passed": some[i], "mean_logprob": -1.0 - i}
+        for task_id, some in passed.items()
+        for i in range(3)
+    ]
+    assert summarise(benchmark, results)["measures"]["pass@1 ranked"] == 50
+    del results[0]["mean_logprob"]
+    assert "pass@1 ranked" not in summarise(benchmark, results)["measures"]
+
+
+def test_choices_are_weighed(files):
+    benchmark = LOADERS["truthfulqa"](Options(data=files["truthfulqa"]))
+    task = benchmark.tasks[3]
+    assert (
+        task.prompt.count("Q: ") == 7
+        and task.prompt.endswith("Q: What is 3?\nA:")
+        and task.prompt.count("What is 3?") == 1
+    )
+    even = {"log_likelihoods": [-1.0, -2.0, np.log(0.2), np.log(0.2), np.log(0.6)]}
+    assert benchmark.judge(task, even) == {"mc1": 1.0, "mc2": pytest.approx(0.4)}
+
+
+def test_bleu_is_smoothed_as_published():
+    assert smoothed_bleu("Return the sum.", "return the sum .") == 1
+    assert smoothed_bleu("", "a b") == smoothed_bleu("c", "a b") == 0
+    # Of 3 words against 4: 2/3, then (1+1)/(2+1), (0+1)/(1+1), (0+1)/(0+1), and the penalty for 4 counted against 5
+    expected = (2 / 3 * 2 / 3 * 1 / 2 * 1) ** 0.25 * np.exp(1 - 5 / 4)
+    assert smoothed_bleu("a b x", "a b c d") == pytest.approx(expected)
+
+
+def test_the_papers_numbers_stand_under_their_measures():
+    for name, columns in paper.COLUMNS.items():
+        rows = paper.numbers(name)
+        assert rows and all(
+            list(row) == list(columns) and all(0 <= value <= 100 for value in row.values())
+            for row in rows.values()
+        )
+    assert paper.numbers("humaneval")["Code Llama Python 34B"] == {
+        "pass@1": 53.7,
+        "pass@10": 82.8,
+        "pass@100": 94.7,
+    }
+    assert paper.numbers("multipl_e")["Code Llama 34B"]["sh pass@1"] == 17.1
+    assert paper.numbers("key_retrieval")["Code Llama 7B"]["16000@0 retrieved"] == 54.7
+
+
+def test_published_files_are_downloaded_once_and_checked(tmp_path, monkeypatch):
+    served = data.write_lines(tmp_path / "served" / "two.jsonl", data.HUMANEVAL)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=served.parent)
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    sha256 = hashlib.sha256(served.read_bytes()).hexdigest()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/two.jsonl"
+        right = published.File(url, served.stat().st_size, sha256)
+        monkeypatch.setattr(
+            published,
+            "FILES",
+            {"right": right, "wrong": right._replace(url=f"{url}?", sha256="0" * 64)},
+        )
+        published._builder_class.cache_clear()
+        assert published.records("right", tmp_path / "cache") == data.HUMANEVAL
+        with pytest.raises(UserError, match=r"cannot download .* has wrong checksum"):
+            published.records("wrong", tmp_path / "cache")
+        server.shutdown()
+    assert published.records("right", tmp_path / "cache") == data.HUMANEVAL
+    published._builder_class.cache_clear()

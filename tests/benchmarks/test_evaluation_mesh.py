@@ -1,0 +1,178 @@
+"""One model over a mesh, and over two hosts: the same samples as of one device, and every device holds its part alone."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from paths import ROOT
+from toy import stage
+
+from codellama_jax.benchmarks import answers as ask
+from codellama_jax.benchmarks import evaluate
+from codellama_jax.benchmarks.settings import Checking, Options, Settings
+from codellama_jax.benchmarks.suites import LOADERS
+from codellama_jax.checkpoints.checkpoint import Checkpoints, load_run
+from codellama_jax.config import MeshConfig, to_dict
+from codellama_jax.errors import UserError
+from codellama_jax.models.llama import decoder
+from codellama_jax.sharding.mesh import make_mesh, on_mesh_of
+from codellama_jax.training.step import abstract_state, with_fresh_optimizer
+
+DRAWN = Settings(samples=2, temperature=0.5, max_new_tokens=6)
+MESHES = [{"fsdp": 8}, {"fsdp": 2, "tensor": 2, "data": 2}, {"fsdp": 1, "tensor": 2, "context": 4}]
+# Joins the other host once, then runs the commands one after the other up to the first mistake.
+PROGRAM = """
+import shlex, sys
+from codellama_jax import __main__ as commands
+from codellama_jax.runs import experiment as run
+run.start_distributed()
+run.start_distributed = lambda: None
+commands.run_command(lambda: [commands.cli(commands.COMMANDS, args=shlex.split(line))() for line in sys.argv[1:]])
+"""
+
+
+def placed(run, mesh: dict):
+    on = make_mesh(MeshConfig(**mesh))
+    shardings = jax.tree.map(
+        lambda a: a.sharding, abstract_state(stage(model=run.model), on).params
+    )
+    return dataclasses.replace(run, params=jax.device_put(run.params, shardings))
+
+
+@pytest.fixture(scope="module")
+def benchmark(files):
+    return LOADERS["humaneval"](Options(data=files["humaneval"]))
+
+
+@pytest.fixture(scope="module")
+def expected(run, benchmark):
+    return answered(run, benchmark)
+
+
+def answered(run, benchmark) -> tuple[list[str], list[float]]:
+    """What a model writes greedily, and the mean log-probability of other texts."""
+    [batch] = ask.answers(run, benchmark, Settings(max_new_tokens=24), set())
+    return [s["completion"] for s in batch], ask.mean_logprobs(
+        run, benchmark, benchmark.tasks, ("\n    return x\n", " 1"), False
+    )
+
+
+@pytest.mark.parametrize("mesh", MESHES[:2])
+def test_a_mesh_answers_as_one_device_does(run, benchmark, expected, mesh):
+    texts, means = answered(placed(run, mesh), benchmark)
+    assert texts == expected[0] and all(texts)
+    assert means == pytest.approx(expected[1], rel=1e-5)
+
+
+def most_bytes(tree: object) -> int:
+    """What the fullest device holds."""
+    held = dict.fromkeys(jax.devices(), 0)
+    for array in jax.tree.leaves(tree):
+        for shard in array.addressable_shards:
+            held[shard.device] += shard.data.nbytes
+    return max(held.values())
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_device_holds_its_part_of_weights_and_cache(run, mesh):
+    parts, sizes = mesh["fsdp"] * mesh.get("tensor", 1), {True: 0, False: 0}
+    params = placed(run, mesh).params
+    with on_mesh_of(params, decoder.LOGICAL_AXES):
+        weights = decoder.prepare(run.model, params)
+        start = jax.jit(
+            lambda p, tokens, lengths: decoder.prefill(run.model, p, tokens, lengths, 32)[1]
+        )
+        cache = start(params, np.zeros((2, 64), np.int32), np.full(2, 64, np.int32))
+    for tree in (params, weights):
+        for array in jax.tree.leaves(tree):
+            sizes[array.sharding.is_fully_replicated] += array.nbytes
+        assert most_bytes(tree) == sizes[False] / parts + sizes[True]
+        assert sizes[True] < 0.02 * sizes[False]
+        sizes = {True: 0, False: 0}
+    whole = sum(array.nbytes for array in jax.tree.leaves(cache))
+    assert most_bytes(cache) == whole / (8 / mesh["fsdp"])
+
+
+@pytest.fixture(scope="module")
+def folder(run, tmp_path_factory) -> Path:
+    """The model as a run that has trained 0 steps."""
+    root = tmp_path_factory.mktemp("run")
+    trained = stage(model=run.model)
+    checkpoints = Checkpoints(root / "checkpoints", trained)
+    checkpoints.save(0, with_fresh_optimizer(trained, run.params), {}, 0)
+    checkpoints.wait()
+    checkpoints.close()
+    (root / "config.json").write_text(json.dumps(to_dict(trained)))
+    run.tokenizer.save(root / "tokenizer.model")
+    return root
+
+
+def test_a_mesh_that_does_not_divide_the_model_is_refused(folder):
+    with pytest.raises(
+        UserError, match=r"n_kv_heads 2 does not divide over tensor=4: change --mesh\.tensor"
+    ):
+        load_run(str(folder), mesh=make_mesh(MeshConfig(tensor=4)))
+
+
+def by_key(path: Path) -> dict:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    found = {(line["task_id"], line["sample"]): line for line in lines}
+    assert len(found) == len(lines) == 4
+    return found
+
+
+def test_two_hosts_draw_what_one_draws_apart_and_together(run, folder, files, executor, tmp_path):
+    """Each with its share of the samples, ranked as well; then with one model cut over both. What one host refuses ends both."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    asking = f"--run {folder} --samples 2 --temperature 0.5 --max-new-tokens 6 --workers 1"
+    lines = [
+        f"evaluate humaneval --data {files['humaneval']} --out {tmp_path}/{out} {asking} {mesh}"
+        for out, mesh in (
+            ("apart", ""),
+            ("together", "--across-hosts --mesh.tensor 2"),
+            ("apart", "--seed 1"),
+        )
+    ]
+    jax_says = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "4",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    join = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *lines],
+            env={**os.environ, **jax_says, **join, "JAX_PROCESS_ID": str(i)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    said = [host.communicate(timeout=300)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [2, 2], said
+    assert all(
+        "drawn in another way (settings.seed: 0 -> 1): choose another --out" in text
+        for text in said
+    )
+    options, checking = Options(data=files["humaneval"]), Checking(workers=1)
+    evaluate.evaluate("humaneval", lambda: run, options, DRAWN, checking, tmp_path / "alone")
+    measures = lambda out: json.loads((tmp_path / out / "results.json").read_text())["measures"]
+    alone = by_key(tmp_path / "alone" / "samples.jsonl")
+    for out in ("apart", "together"):
+        found = by_key(tmp_path / out / "samples.jsonl")
+        assert found == {
+            name: {**s, "mean_logprob": pytest.approx(s["mean_logprob"], rel=1e-5)}
+            for name, s in alone.items()
+        }
+        assert measures(out) == measures("alone") and "pass@1 ranked" in measures(out)

@@ -1,0 +1,12 @@
+"""Folders that several tests read."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Published benchmarks and Llama 2's tokenizer, which the repository does not hold. Tests that need
+# them are skipped where the folder does not exist; the summary prints how many.
+DATA = Path(os.environ.get("CODELLAMA_JAX_DATA", ROOT.parent / "shared" / "data"))
+TOKENIZER = DATA / "tokenizer_llama2" / "tokenizer.model"
+EXPERIMENTS = ROOT / "experiments"
+GOLDEN = ROOT / "tests" / "golden"

@@ -1,0 +1,224 @@
+"""Hostile candidates for each way across the pipe. The right answer is that of hostile.TEST."""
+
+# The candidate's own end of the pipe, as it finds it in its memory.
+END = """
+import gc, os, stat, struct, json
+def end():
+    return next(o for o in gc.get_objects() if type(o).__name__ == "Candidate")
+def raw(message):
+    data = json.dumps(message).encode()
+    for fd in range(3, 100):
+        try:
+            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                os.write(fd, struct.pack("<Q", len(data)) + data)
+        except OSError:
+            pass
+"""
+
+# Raw answers to the call of add(2, 3), each of which must not pass.
+NODES = {
+    "a type that runs": [["eval", ["1"]]],
+    "a method as a kind": [["other", []]],
+    "a name that runs": [["name", ["builtins:eval"]]],
+    "a name that makes classes": [["name", ["builtins:type"]]],
+    "a name of a module": [["name", ["os:system"]]],
+    "a name with a path": [["name", ["builtins:str.format"]]],
+    "an exception of a module that is not loaded": [["name", ["antigravity:Error"]]],
+    "a loaned object that is none": [["home", [1]]],
+    "a class without a definition": [["class", [7]]],
+    "a class that extends int": [
+        ["tuple", []],
+        ["class", [7, "A", "object", "builtins:int", [0], "", False, None]],
+    ],
+    "a held class of a list": [
+        ["tuple", []],
+        ["class", [7, "A", "held", "builtins:list", [0], "", False, None]],
+    ],
+    "an exception that is no exception": [
+        ["tuple", []],
+        ["class", [7, "A", "exception", "builtins:int", [0], "", False, None]],
+    ],
+    "parents that are no classes": [
+        ["tuple", [1]],
+        ["class", [7, "A", "object", None, [0], "", False, None]],
+    ],
+    "operators that are none": [
+        ["tuple", []],
+        ["class", [7, "A", "object", None, [0], "__class__ __getattribute__ __eq__", False, None]],
+        ["object", [[1], 8]],
+    ],
+    "an object of a plain class": [["name", ["builtins:int"]], ["object", [[0], 8]]],
+    "an exception with other arguments": [
+        ["name", ["builtins:ValueError"]],
+        ["exception", [[0], "x", "x", 8, None]],
+    ],
+    "an exception class that is none": [
+        ["name", ["builtins:int"]],
+        ["tuple", []],
+        ["exception", [[0], [1], "x", 8, None]],
+    ],
+    "a member of nothing": [["member", [None, "x", None, 3]]],
+    "a billion laughs": [["tuple", [1]]] + [["tuple", [[i], [i]]] for i in range(60)],
+}
+
+
+def answering(nodes: list) -> str:
+    """Returns a candidate that answers the call itself, with these nodes and the last as value."""
+    message = ["answer", [len(nodes) - 1], [], nodes]
+    return END + f"def add(a, b):\n    raw({message!r})\n    return 0\n"
+
+
+MESSAGES = {
+    "changes of what is not there": ["answer", 5, [[0, [1]], [99, [1]]], []],
+    "changes of what cannot change": ["answer", 5, [[-1, [1]]], []],
+    "a refusal of no kind": ["refuse", "passed", "x"],
+    "a verdict": ["passed"],
+    "a verb that is none": ["ask", "load", ["1"], [], []],
+    "a request for nothing": ["ask", "call", [], [], []],
+    "a request of the judge's own": ["ask", "get", [1, "verdict"], [], []],
+    "released objects that are none": ["ask", "get", [1], [], [[1]]],
+    "an exception that is a value": ["raise", 5, [], []],
+    "not a list": {"answer": 5},
+    "empty": [],
+}
+
+
+def sending(message: object) -> str:
+    """Returns a candidate that sends this message instead of its answer."""
+    return END + f"def add(a, b):\n    raw({message!r})\n    return 0\n"
+
+
+# Candidates that are handed functions and objects of the test, and reach for more.
+CALLBACK_TEST = """
+SECRET = "MARK"
+class Item:
+    limit = 3
+    def __init__(self): self.value = 5
+    def double(self): return self.value * 2
+    def __eq__(self, other): return isinstance(other, Item) and other.value == self.value
+def check(candidate):
+    item = Item()
+    apply = lambda f, *args: f(*args)
+    result = candidate(lambda x: x + 1, item, apply, Item)
+    assert result == 42 and item.double() == 10 and Item.limit == 3 and SECRET == "MARK"
+"""
+REACHES = {
+    "globals": "return fn.__globals__['SECRET']",
+    "code": "fn.__code__ = (lambda x: 42).__code__\n    return 42",
+    "closure": "return fn.__closure__",
+    "builtins": "return fn.__builtins__['eval']('42')",
+    "namespace": "return 42 if fn.__dict__ else 0",
+    "annotations": "return 42 if fn.__annotations__ else 0",
+    "class": "end().ask('get', item, '__class__')\n    return 42",
+    "dict": "end().ask('get', item, '__dict__')['value'] = 1\n    return item.double()",
+    "subclasses": "return end().ask('get', cls, '__subclasses__')()",
+    "init globals": "return end().ask('get', end().ask('get', cls, '__init__'), '__globals__')",
+    "bases": "return cls.__bases__",
+    "a method is replaced": "item.double = lambda: 10\n    item.value = 0\n    return 42",
+    "a class attribute is replaced": "cls.limit = 9\n    return 42",
+    "a class method is replaced": "cls.double = lambda self: 10\n    item.value = 0\n    return 42",
+    "an operator by name": "return end().ask('op', '__reduce_ex__', item, 2)",
+    "an operator of object": "return end().ask('op', '__getattribute__', item, '__class__')",
+    "an operator that sets": "return end().ask('op', '__setattr__', item, 'value', 1)",
+    "next of a function": "return end().ask('next', fn, 1)",
+    "very many items": "return end().ask('next', fn, 10**9)",
+    "a call of the type": "return end().ask('call', end().ask('get', fn, '__class__'), None)",
+    "type through the test's own function": (
+        "return apply(type, 'E', (), {'__eq__': lambda *a: True})()"
+    ),
+    # `eval` stays the candidate's own, in its own process: each passes only if it leaves that.
+    "eval finds a name of the test": "return 42 if apply(eval, 'SECRET') == 'MARK' else 0",
+    "eval in another process": (
+        "return 42 if apply(eval, '__import__(\"os\").getpid()') != os.getpid() else 0"
+    ),
+    "exec in the test's names": "apply(exec, 'SECRET = 1', fn.__globals__)\n    return 42",
+    "getattr through the test's own function": "return apply(getattr, item, '__class__')",
+    "a verb": "return end().ask('load', 'SECRET = 1')",
+    "format": "return apply(str.format, '{0.__class__}', item)",
+    "a loan that is none": "return end()._answer(['answer', [0, 1], [], []], [])",
+    "endless calls": "while True: fn(1)",
+    "calls within calls": "return apply(lambda: add(fn, item, apply, cls))",
+}
+
+
+def reaching(body: str) -> str:
+    """Returns a candidate that reaches for more than it was handed."""
+    return END + f"def add(fn, item, apply, cls):\n    {body}\n"
+
+
+# Values that take for ever, or pretend.
+ENDLESS = {
+    "a generator": "def add(a, b):\n    while True: yield 5",
+    "an iterator that never returns": """
+class Never:
+    def __iter__(self): return self
+    def __next__(self):
+        while True: pass
+def add(a, b): return Never()
+""",
+    "a length": """
+class A:
+    def __len__(self):
+        while True: pass
+def add(a, b): return A()
+""",
+    "a hash": """
+class A:
+    def __hash__(self):
+        while True: pass
+def add(a, b): return A()
+""",
+}
+ENDLESS_TEST = """
+def check(candidate):
+    value = candidate(2, 3)
+    assert list(value) == [5] if hasattr(value, "__iter__") else (hash(value), len(value))
+"""
+PRETENDERS = {
+    "equal unless it is a decoy": """
+class Equal:
+    def __eq__(self, other): return other in (5, 4.0, [1, 2])
+def add(a, b): return Equal()
+""",
+    "arithmetic": """
+class Zero:
+    def __sub__(self, other): return 0.0
+    def __rsub__(self, other): return 0.0
+    def __abs__(self): return 0.0
+    def __eq__(self, other): return NotImplemented
+def add(a, b): return 5 if (a, b) == (2, 3) else Zero()
+""",
+    "a list that says what it is asked": """
+class Said(list):
+    def __eq__(self, other): return True
+    def __contains__(self, other): return True
+    __ne__ = __lt__ = lambda self, other: False
+def add(a, b): return a + b if type(a) in (int, float) and (a, b) != (2, 3) else Said()
+""",
+    "a text that says what it is asked": """
+class Said(str):
+    def __eq__(self, other): return True
+    __hash__ = str.__hash__
+def add(a, b): return Said("x")
+""",
+    "a set with one hash": """
+class One:
+    def __hash__(self): return 0
+    def __eq__(self, other): return True
+def add(a, b): return {One()}
+""",
+    "an enumeration": """
+import enum
+class E(enum.IntEnum):
+    A = 1
+    def __eq__(self, other): return True
+    __hash__ = int.__hash__
+def add(a, b): return E.A
+""",
+    "a class of the test's name": """
+class check:
+    def __init__(self, candidate): pass
+candidate = check
+def add(a, b): return check
+""",
+}
