@@ -91,8 +91,11 @@ def run_command(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()
     except (UserError, UnsupportedError) as error:
-        print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except UnicodeEncodeError as error:
+        character = ascii(error.object[error.start])
+        fix = "remove it, or set PYTHONIOENCODING=utf-8 if it is a character of your language"
+        _fail(f"the output or a name holds {character}, which {error.encoding} cannot write: {fix}")
     except RuntimeError as error:  # as JAX's own, which is not imported here
         if FULL_MEMORY not in str(error):
             raise

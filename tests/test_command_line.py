@@ -67,6 +67,7 @@ def test_good_line_parses():
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])  # tyro draws its boxes by it
 def test_mistake_is_one_line_that_names_it(args, named, encoding, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    sys.set_int_max_str_digits(sys.int_info.default_max_str_digits)  # loading APPS lifts it
     with pytest.raises(UserError) as raised:
         parse(*args)
     line = str(raised.value)
@@ -87,6 +88,7 @@ def test_help_is_printed_whole(capsys):
     [
         (UserError("no\nsuch run"), 2, "error: no such run\n"),
         (UnsupportedError("no such head dim"), 2, "error: no such head dim\n"),
+        (UserError("no \x1b[31m\udcff"), 2, "error: no \\x1b[31m\\udcff\n"),
         (KeyboardInterrupt(), 130, "\nstopped\n"),
     ],
 )
@@ -98,6 +100,24 @@ def test_exit_codes(error, code, line, capsys):
         run_command(main)
     assert raised.value.code == code
     assert capsys.readouterr().err == line
+
+
+def test_a_long_value_does_not_make_a_long_line(capsys):
+    def main():
+        raise UserError("value " + "x" * 10**6)
+
+    with pytest.raises(SystemExit):
+        run_command(main)
+    line = capsys.readouterr().err
+    assert len(line) < 2_000 and "characters ...]" in line
+
+
+def test_text_that_the_output_cannot_write_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    with pytest.raises(SystemExit, match="2"):
+        run_command(lambda: print("é"))
+    line = capsys.readouterr().err
+    assert line.startswith("error: the output or a name holds '\\xe9', which ascii cannot write")
 
 
 def test_nothing_is_said_where_the_reader_of_a_pipe_has_left():

@@ -16,7 +16,7 @@ from codellama_jax.benchmarks.settings import Settings
 from codellama_jax.errors import UserError
 from codellama_jax.generation.stop import until as cut_before
 from codellama_jax.sandbox import Program, Verdict
-from codellama_jax.system.files import is_bucket, read_file, user_path
+from codellama_jax.system.files import check_not_root, is_bucket, read_file, user_path
 
 Record = Mapping[str, Any]  # one record of a published file
 Sample = dict[str, Any]  # one answer of a model: task_id, sample, and completion or log_likelihoods
@@ -132,6 +132,7 @@ def files_of(path: str, kinds: Sequence[str]) -> list[Path]:
         raise UserError(f"no file or folder {path[:200]}: pass --data")
     if not place.is_dir():
         return [place]
+    check_not_root(place, f"--data {path[:200]}")
     files = [file for file in place.rglob("*") if file.name.endswith(tuple(kinds))]
     files = sorted(file for file in files if file.is_file())
     if not files:

@@ -5,7 +5,6 @@ Imports neither JAX nor Flax.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -28,7 +27,7 @@ def check_real(option: str, value: Any, low: float, high: float, above: bool = F
     `high`.
     """
     allowed = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
-    number = type(value) in (int, float) and math.isfinite(value)
+    number = type(value) in (int, float)
     if not number or not low <= value <= high or (above and value == low):
         raise UserError(f"{option} must be a number {allowed}, not {value!r}")
 

@@ -18,9 +18,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from codellama_jax.checkpoints import checksums
-from codellama_jax.checkpoints.stage_folder import run_tokenizer, stage_folder
+from codellama_jax.checkpoints.stage_folder import config_from, run_tokenizer, stage_folder
 from codellama_jax.checkpoints.vocabulary import check_vocabulary, resized
-from codellama_jax.config import MeshConfig, ModelConfig, Stage, from_dict, to_dict
+from codellama_jax.config import MeshConfig, ModelConfig, Stage, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.models.accounting import checkpoint_bytes
 from codellama_jax.sharding.hosts import gather
@@ -252,7 +252,7 @@ def stage_config(folder: epath.Path) -> Stage:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.json'} is not the config of a stage")
-    return from_dict(Stage, config)
+    return config_from(Stage, folder / "config.json", config)
 
 
 def checkpoint_steps(folder: epath.Path, step: int | None = None) -> list[int]:

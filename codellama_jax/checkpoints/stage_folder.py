@@ -6,11 +6,23 @@ from typing import Any
 
 from etils import epath
 
+from codellama_jax.checked import FieldError
 from codellama_jax.checkpoints import folder as reuse
 from codellama_jax.config import Experiment, Stage, from_dict
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import read_json
 from codellama_jax.tokenizers import sentencepiece as tokenizers
+
+
+def config_from(cls: Any, path: epath.Path, values: Any) -> Any:
+    """Returns a config of the type `cls` from the JSON values of the file `path`.
+
+    Raises UserError that names the file.
+    """
+    try:
+        return from_dict(cls, values)
+    except FieldError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def named_stage(run: epath.Path, arm: str = "", stage: str = "") -> tuple[epath.Path, Stage]:
@@ -29,8 +41,8 @@ def named_stage(run: epath.Path, arm: str = "", stage: str = "") -> tuple[epath.
     if not isinstance(config, dict):
         raise UserError(f"{run / 'config.json'} is not the config of a run or of a stage")
     if "arms" not in config:  # the folder of a stage itself
-        return run, from_dict(Stage, config)
-    arms = from_dict(Experiment, config).arms
+        return run, config_from(Stage, run / "config.json", config)
+    arms = config_from(Experiment, run / "config.json", config).arms
     arm = arm or next(iter(arms))
     chain = arms.get(arm.partition("@")[0], {})  # an arm's further seeds are named arm@1, arm@2 ...
     if not chain or (stage and stage not in chain):

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from etils import epath
 
 from codellama_jax.errors import UserError
-from codellama_jax.system.files import is_bucket, read_file, reason, user_path
+from codellama_jax.system.files import check_not_root, is_bucket, read_file, reason, user_path
 
 COUNTS = (
     "files",
@@ -259,12 +259,8 @@ def _folder(folder: str) -> Iterator[Item]:
         raise UserError(
             f"the corpus {folder!r} is not a folder: name a folder of text files, or stdlib, topics or descriptions"
         )
-    top = root.resolve()
-    if top == top.parent:
-        raise UserError(
-            f"the corpus {folder!r} is the whole file system: name a folder of text files"
-        )
-    return _files(root, top.name)
+    check_not_root(root, f"the corpus {folder!r}")
+    return _files(root, root.resolve().name)
 
 
 def _files(root: str | os.PathLike, prefix: str, skip: tuple[str, ...] = ()) -> Iterator[Item]:

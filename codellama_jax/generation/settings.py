@@ -51,7 +51,7 @@ def check_stop_strings(stop_strings: Sequence[str]) -> None:
 
 def _is_real(value: Any) -> bool:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+    return is_number and -math.inf < value < math.inf  # isfinite fails for integers of 400 digits
 
 
 def _check_integer(name: str, value: Any, least: int, most: int) -> None:

@@ -154,6 +154,15 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
     return open(path, "rb", opener=_open_without_waiting)
 
 
+def check_not_root(folder: str | os.PathLike, name: str) -> None:
+    """Raises UserError for a folder, called `name`, that is the complete local file system.
+
+    Listing it takes minutes and reads files of the system that never end.
+    """
+    if not is_bucket(folder) and os.path.realpath(folder) == os.path.abspath(os.sep):
+        raise UserError(f"{name} is the complete file system: name a folder inside it")
+
+
 def check_no_pipes(folder: str | os.PathLike) -> None:
     """Raises UserError for a pipe, socket or device under a local folder.
 

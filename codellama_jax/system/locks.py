@@ -50,11 +50,20 @@ def sole_writer(folder: epath.Path, lock_file: epath.Path | None = None) -> Iter
 
 
 def check_free(folder: epath.Path) -> None:
-    """Raises UserError if another process writes to the folder now. Makes nothing.
+    """Raises UserError if another process writes to the folder now, or if it cannot be one.
+
+    Makes nothing.
 
     For a command that prepares for long before it takes the lock.
     """
-    if not is_bucket(folder) and (folder / NAME).exists():
+    if is_bucket(folder):
+        return
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"cannot make the folder {folder}: {existing} is not a folder")
+    if (folder / NAME).exists():
         with sole_writer(folder):
             pass
 

@@ -35,6 +35,7 @@ BAD = [
     (Options, "lengths", "200", "--lengths must be a list of numbers, not '200'"),
     (Options, "positions", (0.2, math.nan), "--positions must be a number from 0 to 1, not nan"),
     (Options, "positions", (1.1,), "--positions"),
+    (Options, "positions", (10**400,), "--positions must be a number from 0 to 1, not 1000"),
     (Checking, "workers", -1, "--workers must be an integer from 1 to 256, not -1"),
     (Checking, "workers", 100_000, "--workers"),
     (Checking, "mode", "fast", "--mode must be one of isolated, compatible, not 'fast'"),

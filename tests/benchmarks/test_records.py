@@ -117,6 +117,14 @@ def test_a_pipe_is_refused_and_never_waited_for(tmp_path):
         use("humaneval", tmp_path / "pipe.jsonl")
 
 
+@pytest.mark.parametrize("suite", ["humaneval", "lcc", "truthfulqa"])
+def test_the_complete_file_system_is_not_searched_for_data(suite, tmp_path):
+    (tmp_path / "link").symlink_to("/")
+    for path in ("/", str(tmp_path / "link")):
+        with pytest.raises(UserError, match=f"--data {path} is the complete file system"):
+            LOADERS[suite](Options(data=path))
+
+
 @pytest.mark.parametrize("suite", ["humaneval", "gsm8k", "gsm8k_programs", "apps"])
 def test_a_name_that_no_file_can_have(suite):
     for name in ("a" * 5000, "a/" * 3000, "nul\0character", "ftp://host/file", "gs://bucket/file"):

@@ -136,7 +136,7 @@ def test_a_file_gone_while_listing(tmp_path, monkeypatch):
 def test_one_line_for_a_corpus_that_is_no_folder(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
-    message = r"unknown scheme 'bogus'|not valid|not a folder|'/' is the whole file system: name"
+    message = r"unknown scheme 'bogus'|not valid|not a folder|'/' is the complete file system"
     with pytest.raises(UserError, match=message) as error:
         sources.find(source)
     assert "\n" not in str(error.value)

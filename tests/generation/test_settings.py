@@ -14,6 +14,7 @@ from codellama_jax.generation.settings import CAPACITY, MAX_SEED, Sampling
         ("temperature", math.nan, "0, or a number from 0.0001 to 10000"),
         ("temperature", math.inf, "0, or a number from"),
         ("temperature", -1, "0, or a number from"),
+        ("temperature", 10**400, "0, or a number from"),
         ("temperature", 1e-30, "0, or a number from"),
         ("temperature", "1", "0, or a number from"),
         ("top_p", math.nan, "a number above 0 and at most 1"),

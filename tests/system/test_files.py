@@ -123,6 +123,15 @@ def test_what_is_no_regular_file_is_one_line_and_never_waits(tmp_path):
             files.read_file(path)
 
 
+def test_the_complete_file_system_is_no_folder_of_data(tmp_path):
+    (tmp_path / "link").symlink_to("/")
+    for path in ("/", "/tmp/..", tmp_path / "link"):
+        with pytest.raises(UserError, match="the corpus is the complete file system: name a"):
+            files.check_not_root(path, "the corpus")
+    files.check_not_root(tmp_path, "the corpus")
+    files.check_not_root("gs://bucket", "the corpus")
+
+
 def test_a_pipe_or_device_in_a_folder_is_named(tmp_path):
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "file").write_text("x")

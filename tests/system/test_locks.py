@@ -154,6 +154,15 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
         pass
 
 
+def test_a_folder_below_a_file_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
+        with pytest.raises(UserError, match=f"{path}: {tmp_path / 'file'} is not a folder"):
+            locks.check_free(epath.Path(path))
+    locks.check_free(epath.Path(tmp_path / "a" / "b"))
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_bucket_is_said_to_have_no_locks(capsys):
     with locks.sole_writer(epath.Path("gs://bucket/run")):
         pass

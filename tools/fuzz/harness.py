@@ -32,7 +32,7 @@ LONGEST = 2_000  # characters of an error line
 # Makes an input from random numbers, in an empty folder, and returns what a command does with it.
 MakeInput = Callable[[Random, Path], Callable[[], object]]
 
-for _folder in ("", "tests/evaluation_benchmarks", "tests/weights", "tests"):
+for _folder in ("", "tests/benchmarks", "tests/weights", "tests"):
     if str(ROOT / _folder) not in sys.path:
         sys.path.append(str(ROOT / _folder))  # small models and data that the tests have already
 
@@ -71,6 +71,7 @@ def attempt(name: str, make: MakeInput, seed: int, number: int) -> Outcome:
     for made in (folder, home, current):
         made.mkdir(parents=True)
     before = os.getcwd(), os.environ.get("HOME")
+    digits = sys.get_int_max_str_digits()
     try:
         os.chdir(current)
         os.environ["HOME"] = str(home)
@@ -78,6 +79,7 @@ def attempt(name: str, make: MakeInput, seed: int, number: int) -> Outcome:
     finally:
         os.chdir(before[0])
         os.environ["HOME"] = before[1] or str(home)
+        sys.set_int_max_str_digits(digits)  # loading APPS lifts it
         shutil.rmtree(top, ignore_errors=True)
 
 

@@ -34,7 +34,7 @@ WRONG = [
     [*LAUNCH, "plan", "quickstart", "--code.steps", "nan"],
     [*LAUNCH, "plan", "quickstart", "--code.data.seq-len=-1"],
     [*LAUNCH, "plan", "quickstart", ""],
-    [*LAUNCH, "run", "quickstart", "--out", ""],
+    [*LAUNCH, "run", "quickstart", "--out", "launch.py"],
     [*LAUNCH, "run", "quickstart", "--out", "/dev/null/x"],
     [*LAUNCH, "run", "quickstart", "--out", "ftp://host/x"],
     [*LAUNCH, "run", "quickstart", "--cache", "/dev/null", "--out", "{folder}/out"],
