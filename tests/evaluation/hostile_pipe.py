@@ -26,8 +26,14 @@ NODES = {
     "an exception of a module that is not loaded": [["name", ["antigravity:Error"]]],
     "a loaned object that is none": [["home", [1]]],
     "a class without a definition": [["class", [7]]],
-    "a class that extends int": [["class", [7, "A", "object", "builtins:int", [], "", False, None]]],
-    "a held class of a list": [["class", [7, "A", "held", "builtins:list", [], "", False, None]]],
+    "a class that extends int": [
+        ["tuple", []],
+        ["class", [7, "A", "object", "builtins:int", [0], "", False, None]],
+    ],
+    "a held class of a list": [
+        ["tuple", []],
+        ["class", [7, "A", "held", "builtins:list", [0], "", False, None]],
+    ],
     "an exception that is no exception": [
         ["tuple", []],
         ["class", [7, "A", "exception", "builtins:int", [0], "", False, None]],
@@ -93,7 +99,9 @@ class Item:
 def check(candidate):
     item = Item()
     apply = lambda f, *args: f(*args)
-    result = candidate(lambda x: x + 1, item, apply, Item)
+    def plus(x: 42 = 42): return x + 1
+    plus.expected = 42
+    result = candidate(plus, item, apply, Item)
     assert result == 42 and item.double() == 10 and Item.limit == 3 and SECRET == "MARK"
 """
 REACHES = {
@@ -101,6 +109,9 @@ REACHES = {
     "code": "fn.__code__ = (lambda x: 42).__code__\n    return 42",
     "closure": "return fn.__closure__",
     "builtins": "return fn.__builtins__['eval']('42')",
+    "namespace": "return fn.__dict__['expected']",
+    "annotations": "return fn.__annotations__['x']",
+    "defaults": "return fn.__defaults__[0]",
     "class": "end().ask('get', item, '__class__')\n    return 42",
     "dict": "end().ask('get', item, '__dict__')['value'] = 1\n    return item.double()",
     "subclasses": "return end().ask('get', cls, '__subclasses__')()",
@@ -115,8 +126,15 @@ REACHES = {
     "next of a function": "return end().ask('next', fn, 1)",
     "very many items": "return end().ask('next', fn, 10**9)",
     "a call of the type": "return end().ask('call', end().ask('get', fn, '__class__'), None)",
-    "type through the test's own function": "return apply(type, 'E', (), {'__eq__': lambda *a: True})()",
-    "eval through the test's own function": "return apply(eval, '42')",
+    "type through the test's own function": (
+        "return apply(type, 'E', (), {'__eq__': lambda *a: True})()"
+    ),
+    # `eval` stays the candidate's own, in its own process: each passes only if it leaves that.
+    "eval finds a name of the test": "return 42 if apply(eval, 'SECRET') == 'MARK' else 0",
+    "eval in another process": (
+        "return 42 if apply(eval, '__import__(\"os\").getpid()') != os.getpid() else 0"
+    ),
+    "exec in the test's names": "apply(exec, 'SECRET = 1', fn.__globals__)\n    return 42",
     "getattr through the test's own function": "return apply(getattr, item, '__class__')",
     "a verb": "return end().ask('load', 'SECRET = 1')",
     "format": "return apply(str.format, '{0.__class__}', item)",
@@ -141,13 +159,23 @@ class Never:
         while True: pass
 def add(a, b): return Never()
 """,
-    "a length": "class A:\n    def __len__(self):\n        while True: pass\ndef add(a, b): return A()",
-    "a hash": "class A:\n    def __hash__(self):\n        while True: pass\n    def __eq__(self, o): return True\ndef add(a, b): return A()",
+    "a length": """
+class A:
+    def __len__(self):
+        while True: pass
+def add(a, b): return A()
+""",
+    "a hash": """
+class A:
+    def __hash__(self):
+        while True: pass
+def add(a, b): return A()
+""",
 }
 ENDLESS_TEST = """
 def check(candidate):
     value = candidate(2, 3)
-    assert list(value) == [5] if hasattr(value, "__iter__") else {value: len(value)}
+    assert list(value) == [5] if hasattr(value, "__iter__") else (hash(value), len(value))
 """
 PRETENDERS = {
     "equal unless it is a decoy": """

@@ -20,14 +20,9 @@ from codellama_jax.evaluation.sandbox.values import BY_TYPE, NotComparable
 
 TEST_MODULE = "__test__"  # the module of what tests and prompts define
 _MAX_BATCH = 256
-_FUNCTION_ATTRIBUTES = (
-    "__name__",
-    "__qualname__",
-    "__doc__",
-    "__module__",
-    "__annotations__",
-    "__dict__",
-)
+# What functools.wraps copies. The last two may hold any value of the test: see _attribute.
+_FUNCTION_ATTRIBUTES = ("__name__", "__qualname__", "__doc__", "__module__")
+_WRAPPED = ("__annotations__", "__dict__")
 _IDENTITY = ("__eq__", "__ne__", "__hash__", "__str__", "__repr__", "__format__")
 _STREAM = "read readline readlines write writelines getvalue seek tell close flush"
 _RANDOM = "random randint randrange choice choices sample shuffle uniform gauss seed"
@@ -223,13 +218,22 @@ def _get(value: Any, name: str) -> Any:
         if callable(found) and not remote.is_remote(found) and not _is_of_test(found):
             raise NotComparable(f"the candidate uses {name[:100]} of a {type(value).__name__}")
         return found
-    if isinstance(value, types.FunctionType) and name in _FUNCTION_ATTRIBUTES:
+    if type(value) is types.FunctionType and name in _FUNCTION_ATTRIBUTES:
         return getattr(value, name)
+    if type(value) is types.FunctionType and name in _WRAPPED:
+        return _harmless(getattr(value, name), name)
     if name in _METHODS.get(names.name_of(type(value)), "").split():
         return getattr(value, name)
     if type(name) is str and not hasattr(value, name):
         raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
     raise NotComparable(f"the candidate reads the attribute {_short(name)[:100]} of a {type(value).__name__}")
+
+
+def _harmless(found: dict[str, Any], name: str) -> dict[str, Any]:
+    """Returns a function's attributes or annotations if they hold nothing but known classes."""
+    if not all(isinstance(item, type) and names.is_known(item) for item in found.values()):
+        raise NotComparable(f"the candidate reads {name} of a function of the test")
+    return dict(found)
 
 
 def _set(value: Any, name: str, new: Any) -> None:
