@@ -15,7 +15,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from codellama_jax.evaluation.sandbox import values, wire
+from codellama_jax.evaluation.sandbox import packing, values, wire
 
 
 def no_other(*_):
@@ -24,10 +24,10 @@ def no_other(*_):
 
 def across(value, known=()):
     """Returns the value as the other end gets it."""
-    packer = values.Packer(no_other, known)
+    packer = packing.Packer(no_other, known)
     pointer = packer.pack(value)
     nodes, pointer = json.loads(json.dumps([packer.nodes, pointer]))
-    return values.Unpacker(nodes, no_other, known).get(pointer)
+    return packing.Unpacker(nodes, no_other, known).get(pointer)
 
 
 def unfold(value):
@@ -102,7 +102,9 @@ EXAMPLES = [
     decimal.Decimal("-0E+3"),
     decimal.Decimal("-Infinity"),
     fractions.Fraction(-1, 3),
-    datetime.datetime(2024, 1, 1, 2, fold=1, tzinfo=datetime.timezone(datetime.timedelta(hours=1), "x")),
+    datetime.datetime(
+        2024, 1, 1, 2, fold=1, tzinfo=datetime.timezone(datetime.timedelta(hours=1), "x")
+    ),
     uuid.UUID(int=7),
     range(5, 1, -2),
     slice(1, None, 2),
@@ -193,7 +195,7 @@ MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError
 @pytest.mark.parametrize("name", FORGED)
 def test_forged_nodes_are_refused(name):
     with pytest.raises(MALFORMED):
-        values.Unpacker(FORGED[name], no_other)
+        packing.Unpacker(FORGED[name], no_other)
 
 
 def pipe_with(data):

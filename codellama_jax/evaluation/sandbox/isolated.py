@@ -16,7 +16,7 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from codellama_jax.evaluation.sandbox import kernel
+from codellama_jax.evaluation.sandbox import kernel, names
 from codellama_jax.evaluation.sandbox.candidate import Candidate
 from codellama_jax.evaluation.sandbox.programs import read_job, write_verdict
 from codellama_jax.evaluation.sandbox.trusted import TEST_MODULE, Tests
@@ -123,7 +123,10 @@ def _text(error: BaseException) -> str:
 
 
 def _helpers(prompt: str) -> types.CodeType:
-    """Compiles the longest run of leading lines of a prompt that is a program: its imports and the functions a test may use."""
+    """Compiles the longest run of leading lines of a prompt that is a program.
+
+    These are its imports and the functions that a test may use.
+    """
     lines = prompt.splitlines()
     for end in range(len(lines), -1, -1):
         try:
@@ -150,11 +153,11 @@ class _Names(dict):
     def __missing__(self, name: str) -> Any:
         if hasattr(builtins, name) and name not in self._entry_points:
             raise KeyError(name)
-        kind, value = self.tests.ask("name", name)
+        kind, value = self.tests.ask_name(name)
         if kind == "missing":
             raise KeyError(name)
         if kind == "module":
-            if value.partition(".")[0] not in sys.stdlib_module_names:
+            if not names.is_importable(value):
                 raise NotComparable(f"{name} is a module outside the standard library")
             return importlib.import_module(value)
         return value
