@@ -58,6 +58,19 @@ def test_pretenders_do_not_pass(executor):
     check_none_passes(executor, hostile_pipe.PRETENDERS)
 
 
+@pytest.mark.parametrize("name", hostile_pipe.AIMED)
+def test_an_attack_on_one_test_does_not_pass(executor, name):
+    candidate, test, expected = hostile_pipe.AIMED[name]
+    [verdict] = judged(executor, [candidate], test=test)
+    assert verdict.status in expected, verdict.detail
+
+
+def test_functions_that_a_test_prepares_still_work(executor):
+    candidate = "def add(function, *args): return function(*args)\n"
+    [verdict] = judged(executor, [candidate], test=hostile_pipe.HANDED)
+    assert (verdict.status, verdict.detail) == ("passed", "")
+
+
 def test_endless_values_end_on_time(executor):
     bodies = list(hostile_pipe.ENDLESS.values())
     for verdict in judged(executor, bodies, test=hostile_pipe.ENDLESS_TEST, timeout=0.5):
