@@ -31,7 +31,7 @@ def across(value, known=()):
 
 
 def unfold(value):
-    """Returns types, order and content of a nested value, so that True is not 1 and -0.0 not 0.0."""
+    """Returns types, order and content of a nested value: True is not 1, -0.0 is not 0.0."""
     kind = type(value)
     if kind in (list, tuple, collections.deque):
         return kind, [unfold(item) for item in value]

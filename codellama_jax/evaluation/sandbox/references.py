@@ -10,7 +10,7 @@ from typing import Any
 
 from codellama_jax.evaluation.sandbox import names, remote
 from codellama_jax.evaluation.sandbox.packing import Packer
-from codellama_jax.evaluation.sandbox.values import BY_TYPE, HELD, Kind, base_kind, text
+from codellama_jax.evaluation.sandbox.values import BY_TYPE, HELD, Kind, base_kind
 from codellama_jax.evaluation.sandbox.wire import WireError
 
 MAX_TEXT = 2000
@@ -187,7 +187,8 @@ class References:
         _check(type(name) is type(kind) is type(operators) is str)
         _check(len(name) <= MAX_NAME and kind in _CLASS_KINDS)
         _check(type(parents) is tuple and set(map(type, parents)) <= {remote.RemoteType})
-        extended, alias = (given and self.resolve_type(text(given)) for given in (extended, alias))
+        extended = None if extended is None else self.resolve_type(extended)
+        alias = None if alias is None else self.resolve_type(alias)
         _check(kind != "held" or extended in HELD)
         _check(kind != "exception" or issubclass(extended, BaseException))
         _check(kind != "object" or extended is None or extended in BY_TYPE)
