@@ -158,6 +158,8 @@ class _Names(dict):
             raise KeyError(name)
         if kind == "module":
             if not names.is_importable(value):
-                raise NotComparable(f"{name} is the module {value[:100]}, which the tests do not import")
+                raise NotComparable(
+                    f"{name} is the module {value[:100]}, which the tests do not import"
+                )
             return importlib.import_module(value)
         return value
