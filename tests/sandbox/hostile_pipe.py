@@ -58,8 +58,59 @@ NODES = {
         ["exception", [[0], [1], "x", 8, None]],
     ],
     "a member of nothing": [["member", [None, "x", None, 3]]],
+    "a released name": [["home", ["x"]]],
+    "a class with a long name": [
+        ["tuple", []],
+        ["class", [7, "A" * 1000, "object", None, [0], "", False, None]],
+    ],
+    "a class with more operators than text": [
+        ["tuple", []],
+        ["class", [7, "A", "object", None, [0], ["__eq__"], False, None]],
+    ],
+    "a tuple nested a thousand deep": [["tuple", []]] + [["tuple", [[i]]] for i in range(1_000)],
+    "a slice nested a thousand deep": [["slice", [1, 2, 3]]]
+    + [["slice", [None, [i], None]] for i in range(1_000)],
+    "causes without end": [["name", ["builtins:ValueError"]], ["tuple", []]]
+    + [["exception", [[0], [1], "x", i, [i + 1] if i else None]] for i in range(1_000)],
+    "a key that takes for ever to hash": [["tuple", [1]]]
+    + [["tuple", [[i], [i]]] for i in range(60)]
+    + [["frozenset", [[60]]]],
+    "a batch that is none": [["tuple", [1, 2, 3]]],
     "a billion laughs": [["tuple", [1]]] + [["tuple", [[i], [i]]] for i in range(60)],
 }
+
+
+# A stand-in of an object that answers every operator, as a part of a plain value.
+_OPERATORS = "__eq__ __hash__ __index__ __float__ __int__ __len__ __getitem__ __iter__ __next__"
+_STAND_IN = [
+    ["tuple", []],
+    ["class", [7, "A", "object", None, [0], _OPERATORS, False, None]],
+    ["object", [[1], 8]],
+]
+for _tag, _parts in {
+    "int": [[2]],
+    "complex": [[2], 1.0],
+    "nan": [[2]],
+    "Decimal": [[2], "1", 0],
+    "Decimal ": [0, [2], 0],
+    "Fraction": [[2], 1],
+    "range": [[2], 5, 1],
+    "date": [[2], 1, 1],
+    "timedelta": [[2], 0, 0],
+    "UUID": [[2]],
+    "bytes": [[2]],
+    "path": [[2]],
+    "memoryview": [[2]],
+    "name": [[2]],
+    "home": [[2]],
+    "member": [[1], [2], None, 8],
+    "held": [[1], 5, [2]],
+    "class": [[2]],
+    "class ": [9, "B", "object", None, [2], "", False, None],
+    "class  ": [9, "B", "object", None, [0], [2], False, None],
+    "class   ": [9, "B", "object", [2], [0], "", False, [2]],
+}.items():
+    NODES[f"a stand-in as a part of {_tag}"] = [*_STAND_IN, [_tag.strip(), _parts]]
 
 
 def answering(nodes: list) -> str:
@@ -74,6 +125,8 @@ MESSAGES = {
     "a refusal of no kind": ["refuse", "passed", "x"],
     "a verdict": ["passed"],
     "a verb that is none": ["ask", "load", ["1"], [], []],
+    "a refusal that is no text": ["refuse", 5, ["x"]],
+    "a refusal cut short": ["refuse", "too_large"],
     "a request for nothing": ["ask", "call", [], [], []],
     "a request of the judge's own": ["ask", "get", [1, "verdict"], [], []],
     "released objects that are none": ["ask", "get", [1], [], [[1]]],
@@ -99,7 +152,9 @@ class Item:
 def check(candidate):
     item = Item()
     apply = lambda f, *args: f(*args)
-    result = candidate(lambda x: x + 1, item, apply, Item)
+    def plus(x: 42 = 42): return x + 1
+    plus.expected = 42
+    result = candidate(plus, item, apply, Item)
     assert result == 42 and item.double() == 10 and Item.limit == 3 and SECRET == "MARK"
 """
 REACHES = {
@@ -107,8 +162,9 @@ REACHES = {
     "code": "fn.__code__ = (lambda x: 42).__code__\n    return 42",
     "closure": "return fn.__closure__",
     "builtins": "return fn.__builtins__['eval']('42')",
-    "namespace": "return 42 if fn.__dict__ else 0",
-    "annotations": "return 42 if fn.__annotations__ else 0",
+    "namespace": "return fn.__dict__['expected']",
+    "annotations": "return fn.__annotations__['x']",
+    "defaults": "return fn.__defaults__[0]",
     "class": "end().ask('get', item, '__class__')\n    return 42",
     "dict": "end().ask('get', item, '__dict__')['value'] = 1\n    return item.double()",
     "subclasses": "return end().ask('get', cls, '__subclasses__')()",
@@ -222,3 +278,117 @@ candidate = check
 def add(a, b): return check
 """,
 }
+
+# Each with the test that it answers: (candidate, test, statuses that are right).
+AIMED = {
+    "arithmetic in two steps": (
+        """
+class Zero:
+    def __sub__(self, other): return 0.0 if isinstance(other, Zero) else Zero()
+def add(a, b): return Zero()
+""",
+        "assert add(2, 3) - (add(2, 3) - 4.0) == 0.0",
+        ("not_comparable",),
+    ),
+    "a list that takes what it is added": (
+        """
+class Said(list):
+    def __iadd__(self, other): return self
+def add(a, b): return Said()
+""",
+        "x = add(2, 3)\nx += [5]\nassert x == [5]",
+        ("not_comparable",),
+    ),
+    "a batch of items without end": (
+        END
+        + """
+class Items:
+    def __iter__(self): return self
+    def __next__(self): return 5
+import sys
+sys.modules[type(end()).__module__]._ACTIONS["next"] = lambda iterator, count: (iterator, None)
+def add(a, b): return Items()
+""",
+        "try:\n    list(add(2, 3))\nexcept Exception:\n    pass",
+        ("error",),
+    ),
+    "a batch that is too long": (
+        END
+        + """
+class Items:
+    def __iter__(self): return self
+    def __next__(self): return 5
+import sys
+sys.modules[type(end()).__module__]._ACTIONS["next"] = lambda iterator, count: ([5] * 999, None)
+def add(a, b): return Items()
+""",
+        "try:\n    next(add(2, 3))\nexcept Exception:\n    pass",
+        ("error",),
+    ),
+    "a plain value of another type": (
+        END
+        + """
+class Said(list): pass
+import sys
+sys.modules[type(end()).__module__]._ACTIONS["plain"] = lambda value: 5
+def add(a, b): return Said()
+""",
+        "try:\n    add(2, 3) == [5]\nexcept Exception:\n    pass",
+        ("error",),
+    ),
+    "a name that is no pair": (
+        END + "type(end())._global = lambda self, name: 5\n",
+        "try:\n    add\nexcept Exception:\n    pass",
+        ("error",),
+    ),
+    "a test's function on the candidate's file": (
+        "def add(read): return list(read('/proc/self/maps'))",
+        "from functools import partial\nassert add(partial(open, mode='r'))",
+        ("not_comparable",),
+    ),
+    "the judge's own output": (
+        "def add(write): return write('x')",
+        "import sys\nassert add(sys.stdout.write)",
+        ("not_comparable",),
+    ),
+    "a call with a stand-in for keywords": (
+        END
+        + """
+class Keys:
+    def keys(self): return ["x"]
+    def __getitem__(self, key): return 5
+def add(fn): return end().ask("call", fn, Keys())
+""",
+        "assert add(lambda x=5: x) == 5",
+        ("error",),
+    ),
+    "an attribute named by a stand-in": (
+        END
+        + """
+class Name:
+    def startswith(self, text): return False
+def add(item): return end().ask("get", item, Name())
+""",
+        "class Item: pass\nassert add(Item()) is None",
+        ("error",),
+    ),
+}
+for _module in ("antigravity", "unittest.__main__", "idlelib.idle", "turtle", "numpy", "posix.x"):
+    AIMED[f"the module {_module}"] = (
+        f"import types\nhelper = types.ModuleType({_module!r})\nhelper.x = 1\n",
+        "assert helper.x == 1",
+        ("not_comparable", "error"),
+    )
+HANDED = """
+import functools, io, operator, random, re
+seen = []
+assert add(seen.append, 3) is None and seen == [3]
+assert add(functools.partial(lambda a, b: a + b, 1), 2) == 3
+assert add(functools.partial(pow, 2), 3) == 8
+assert add(re.compile("a").match, "b") is None and add("{}!".format, 1) == "1!"
+assert add(random.Random(1).randint, 5, 5) == 5 and add(operator.itemgetter(1), [1, 2]) == 2
+assert add(io.StringIO().write, "abc") == 3
+@functools.lru_cache
+def twice(x): return x * 2
+assert add(twice, 4) == 8
+"""

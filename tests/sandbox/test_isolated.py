@@ -1,4 +1,4 @@
-"""Isolated mode gives the verdicts of one process, except where it would have to believe a claim."""
+"""Isolated mode gives the verdicts of one process, except where it would believe a claim."""
 
 import programs
 import pytest

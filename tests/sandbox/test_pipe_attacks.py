@@ -38,7 +38,7 @@ def check_none_passes(executor, named, **options):
 
 def test_forged_values_end_the_test(executor):
     made = {name: hostile_pipe.answering(nodes) for name, nodes in hostile_pipe.NODES.items()}
-    check_none_passes(executor, made)
+    check_none_passes(executor, made, timeout=1.0)
 
 
 def test_forged_messages_end_the_test(executor):
@@ -56,6 +56,19 @@ def test_a_callback_reaches_nothing_of_the_test(executor):
 
 def test_pretenders_do_not_pass(executor):
     check_none_passes(executor, hostile_pipe.PRETENDERS)
+
+
+@pytest.mark.parametrize("name", hostile_pipe.AIMED)
+def test_an_attack_on_one_test_does_not_pass(executor, name):
+    candidate, test, expected = hostile_pipe.AIMED[name]
+    [verdict] = judged(executor, [candidate], test=test)
+    assert verdict.status in expected, verdict.detail
+
+
+def test_functions_that_a_test_prepares_still_work(executor):
+    candidate = "def add(function, *args): return function(*args)\n"
+    [verdict] = judged(executor, [candidate], test=hostile_pipe.HANDED)
+    assert (verdict.status, verdict.detail) == ("passed", "")
 
 
 def test_endless_values_end_on_time(executor):

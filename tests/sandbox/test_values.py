@@ -15,7 +15,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from codellama_jax.sandbox.inside import values, wire
+from codellama_jax.sandbox.inside import packing, values, wire
 
 
 def no_other(*_):
@@ -24,14 +24,14 @@ def no_other(*_):
 
 def across(value, known=()):
     """Returns the value as the other end gets it."""
-    packer = values.Packer(no_other, known)
+    packer = packing.Packer(no_other, known)
     pointer = packer.pack(value)
     nodes, pointer = json.loads(json.dumps([packer.nodes, pointer]))
-    return values.Unpacker(nodes, no_other, known).get(pointer)
+    return packing.Unpacker(nodes, no_other, known).get(pointer)
 
 
 def unfold(value):
-    """Returns types, order and content of a nested value, so that True is not 1 and -0.0 not 0.0."""
+    """Returns types, order and content of a nested value: True is not 1, -0.0 is not 0.0."""
     kind = type(value)
     if kind in (list, tuple, collections.deque):
         return kind, [unfold(item) for item in value]
@@ -195,7 +195,7 @@ MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError
 @pytest.mark.parametrize("name", FORGED)
 def test_forged_nodes_are_refused(name):
     with pytest.raises(MALFORMED):
-        values.Unpacker(FORGED[name], no_other)
+        packing.Unpacker(FORGED[name], no_other)
 
 
 def pipe_with(data):

@@ -1,1 +1,4 @@
-"""What runs inside the sandbox: standard library only, few imports, for each process is a copy of the interpreter that holds them."""
+"""Runs inside the sandbox: standard library only, with few imports.
+
+Each process there is a copy of the interpreter that holds them.
+"""

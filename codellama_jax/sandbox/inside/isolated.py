@@ -17,6 +17,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from codellama_jax.sandbox.inside import linux as kernel
+from codellama_jax.sandbox.inside import names
 from codellama_jax.sandbox.inside.candidate import Candidate
 from codellama_jax.sandbox.inside.programs import read_job, write_verdict
 from codellama_jax.sandbox.inside.trusted import TEST_MODULE, Tests
@@ -123,7 +124,10 @@ def _text(error: BaseException) -> str:
 
 
 def _helpers(prompt: str) -> types.CodeType:
-    """Compiles the longest run of leading lines of a prompt that is a program: its imports and the functions a test may use."""
+    """Compiles the longest run of leading lines of a prompt that is a program.
+
+    These are its imports and the functions that a test may use.
+    """
     lines = prompt.splitlines()
     for end in range(len(lines), -1, -1):
         try:
@@ -150,11 +154,13 @@ class _Names(dict):
     def __missing__(self, name: str) -> Any:
         if hasattr(builtins, name) and name not in self._entry_points:
             raise KeyError(name)
-        kind, value = self.tests.ask("name", name)
+        kind, value = self.tests.ask_name(name)
         if kind == "missing":
             raise KeyError(name)
         if kind == "module":
-            if value.partition(".")[0] not in sys.stdlib_module_names:
-                raise NotComparable(f"{name} is a module outside the standard library")
+            if not names.is_importable(value):
+                raise NotComparable(
+                    f"{name} is the module {value[:100]}, which the tests do not import"
+                )
             return importlib.import_module(value)
         return value

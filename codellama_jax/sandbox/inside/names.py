@@ -18,6 +18,7 @@ from codellama_jax.sandbox.inside.wire import WireError
 _PURE = """
     abs all any ascii bin chr divmod hash hex id len max min oct ord pow repr round sorted sum
 """
+_RUNS = {"antigravity", "idlelib", "lib2to3", "this", "tkinter", "turtle", "turtledemo"}
 _RUNNING = (  # types of objects that stay where they are
     type,
     types.FunctionType,
@@ -33,9 +34,8 @@ def _known() -> dict[str, Any]:
     """Returns what the trusted end believes by name: nothing that runs, opens or imports."""
     named = [value for value in vars(builtins).values() if isinstance(value, type)]
     named += [getattr(builtins, name) for name in _PURE.split()]
-    named += [
-        value for module in (math, cmath) for value in vars(module).values() if callable(value)
-    ]
+    for module in (math, cmath):
+        named += [value for value in vars(module).values() if callable(value)]
     named += [getattr(abc, name) for name in abc.__all__]
     named += [*BY_TYPE, type(None)]
     return {name_of(value): value for value in named if value is not type}  # which makes classes
@@ -59,6 +59,8 @@ def known(name: str) -> Any:
 
     Besides the list these are exception classes of the standard library's loaded modules.
     """
+    if type(name) is not str:  # a stand-in would answer for itself
+        raise WireError("not a name")
     if name in KNOWN:
         return KNOWN[name]
     module, _, path = name.partition(":")
@@ -71,7 +73,7 @@ def known(name: str) -> Any:
 
 def known_type(name: str) -> Any:
     """Resolves the name of the type of an object, for `isinstance` and as a base class."""
-    return ALIASES[name] if name in ALIASES else known(name)
+    return ALIASES[name] if type(name) is str and name in ALIASES else known(name)
 
 
 def is_known(value: Any) -> bool:
@@ -103,6 +105,15 @@ def is_library(value: Any) -> bool:
     for part in value.__qualname__.split("."):
         found = getattr(found, part, None)
     return found is value or is_known(value)
+
+
+def is_importable(module: str) -> bool:
+    """Returns whether the trusted end may import a module that the candidate names.
+
+    Importing a program (`__main__`) or a joke runs it.
+    """
+    is_program = any(part.startswith("__") for part in module.split("."))
+    return _is_library(module) and not is_program and module.partition(".")[0] not in _RUNS
 
 
 def _is_library(module: str) -> bool:

@@ -7,13 +7,19 @@ may hand a function over, and the candidate calls it back.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from codellama_jax.sandbox.inside import wire
+from codellama_jax.sandbox.inside.packing import Packer, Unpacker, changed, snapshot
 from codellama_jax.sandbox.inside.references import References
-from codellama_jax.sandbox.inside.values import NotComparable, Packer, Unpacker, changed, snapshot
+from codellama_jax.sandbox.inside.values import NotComparable
 
-PASSED_ON = (NotComparable, wire.WireError, wire.TooLargeError)  # these end the test
+
+class Stopped(BaseException):
+    """The candidate can be asked no more; no `except Exception` of a test may hide it."""
+
+
+PASSED_ON = (NotComparable, Stopped, wire.WireError, wire.TooLargeError)  # these end the test
 _MALFORMED = (
     TypeError,
     ValueError,
@@ -93,6 +99,17 @@ class Peer(References):
     def get(self, value: Any, name: str) -> Any:
         return self.ask("get", value, name)
 
+    def ask_next(self, iterator: Any, count: int) -> tuple[list[Any], BaseException | None]:
+        """Returns up to `count` items, and what ended the iterator."""
+        answer = self.ask("next", iterator, count)
+        if not _is_batch(answer, count):
+            self.reject("not a batch of items")
+        return answer
+
+    def reject(self, reason: str) -> NoReturn:
+        """Ends the test: the other end does not keep to the protocol."""
+        raise wire.WireError(reason)
+
     # Messages.
 
     def _send(self, message: list[Any]) -> None:
@@ -106,6 +123,8 @@ class Peer(References):
 
     def _answer(self, message: list[Any], sent: Sequence[Any]) -> Any:
         if message[0] == "refuse":
+            if list(map(type, message)) != [str, str, str]:
+                raise wire.WireError("not an answer")
             self.refused(*message[1:])
         try:
             head, pointer, changes, nodes = message
@@ -124,3 +143,10 @@ class Peer(References):
     def refused(self, kind: str, text: str) -> None:
         """Ends the test: the other end cannot send what it is asked for."""
         raise wire.WireError("not an answer")
+
+
+def _is_batch(answer: Any, count: int) -> bool:
+    if type(answer) is not tuple or len(answer) != 2 or type(answer[0]) is not list:
+        return False
+    items, error = answer
+    return len(items) <= count and (error is None or isinstance(error, BaseException))

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from codellama_jax.sandbox.inside import names, remote
-from codellama_jax.sandbox.inside.values import BY_TYPE, HELD, Kind, Packer, base_kind
+from codellama_jax.sandbox.inside.packing import Packer
+from codellama_jax.sandbox.inside.values import BY_TYPE, HELD, Kind, base_kind
 from codellama_jax.sandbox.inside.wire import WireError
 
 MAX_TEXT = 2000
@@ -169,19 +170,25 @@ class References:
             raise WireError(f"no values of the kind {tag[:MAX_NAME]}")
         return reader(*children)
 
+    # Every part is checked before it is used: a stand-in would answer for itself.
+
     def _unpack_home(self, number: int) -> Any:
+        _check(type(number) is int)
         return self._lent[number]
 
     def _unpack_name(self, name: str) -> Any:
         return self.resolve(name)
 
     def _unpack_class(self, number: int, *definition: Any) -> type:
+        _check(type(number) is int)
         if number in self._classes:
             return self._classes[number]
         name, kind, extended, parents, operators, in_program, alias = definition
-        _check(type(number) is int and type(name) is str and kind in _CLASS_KINDS)
-        _check(all(isinstance(parent, remote.RemoteType) for parent in parents))
-        extended, alias = (given and self.resolve_type(given) for given in (extended, alias))
+        _check(type(name) is type(kind) is type(operators) is str)
+        _check(len(name) <= MAX_NAME and kind in _CLASS_KINDS)
+        _check(type(parents) is tuple and set(map(type, parents)) <= {remote.RemoteType})
+        extended = None if extended is None else self.resolve_type(extended)
+        alias = None if alias is None else self.resolve_type(alias)
         _check(kind != "held" or extended in HELD)
         _check(kind != "exception" or issubclass(extended, BaseException))
         _check(kind != "object" or extended is None or extended in BY_TYPE)
@@ -194,19 +201,21 @@ class References:
         return cls
 
     def _unpack_object(self, cls: type, number: int) -> Any:
+        _check(type(number) is int)
         found = self._remotes.get(number)
         if found is None:
             _check(type(cls) is remote.RemoteType and issubclass(cls, remote.Remote))
-            _check(type(number) is int)
             found = self._remotes[number] = remote.new_remote(cls, number)
         return found
 
     def _unpack_held(self, cls: type, value: Any, number: int) -> Any:
         base = type(value)
+        _check(type(number) is int)
         _check(base in HELD and type(cls) is remote.RemoteType and issubclass(cls, base))
         return remote.new_held(cls, base, value, number)
 
     def _unpack_member(self, cls: type, name: str, value: Any, number: int) -> Any:
+        _check(type(cls) is remote.RemoteType and type(name) is str and type(number) is int)
         own = dict.get(self.names, cls.__name__)
         if isinstance(own, enum.EnumMeta) and name in own.__members__:
             return own.__members__[name]

@@ -53,17 +53,13 @@ def _peer_of(value: Any) -> Peer:
 class RemoteType(type):
     """The class of the classes here. What they do not have is looked up at the other end."""
 
-    def __new__(
-        mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], peer: Any = None
-    ):
+    def __new__(mcs, name: str, bases: Any, namespace: dict[str, Any], peer: Any = None):
         """Makes a class of stand-ins; without `peer` this is a test that derives a class."""
         if peer is None:
             raise NotComparable(f"a class that is derived from the candidate's {bases[0].__name__}")
         return super().__new__(mcs, name, bases, {**namespace, _PEER: peer})
 
-    def __init__(
-        cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], peer: Any = None
-    ):
+    def __init__(cls, name: str, bases: Any, namespace: dict[str, Any], peer: Any = None):
         super().__init__(name, bases, namespace)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -145,11 +141,8 @@ def new_remote(cls: type, number: int) -> Remote:
 
 def has_seen(value: Any) -> bool:
     """Returns whether the object was computed from a value of the test by an operator."""
-    return (
-        isinstance(type(value), RemoteType)
-        and isinstance_of(value, Remote)
-        and _own(value, "_codellama_seen")
-    )
+    is_object = isinstance(type(value), RemoteType) and isinstance_of(value, Remote)
+    return is_object and _own(value, "_codellama_seen")
 
 
 def mark_seen(value: Remote) -> None:
@@ -181,7 +174,7 @@ def _next(self: Remote) -> Any:
     """Takes an item; after the first ones it asks for several, which the other end has at once."""
     count, waiting = _own(self, "_codellama_batch")
     if not waiting:
-        items, error = _peer_of(self).ask("next", self, 1 if count < _BATCH_FROM else _BATCH)
+        items, error = _peer_of(self).ask_next(self, 1 if count < _BATCH_FROM else _BATCH)
         waiting.extend((True, item) for item in items)
         if error is not None:
             waiting.append((False, error))
@@ -251,12 +244,8 @@ def make_class(
     chosen = set(operators)
     namespace: dict[str, Any] = {_CLASS: number, "__module__": "__candidate__", "__doc__": None}
     if kind == "object":
-        namespace |= {
-            "__slots__": (),
-            "__doc__": property(_doc),
-            "_codellama_alias": None,
-            "_codellama_base": base,
-        }
+        namespace |= {"__slots__": (), "__doc__": property(_doc)}
+        namespace |= {"_codellama_alias": None, "_codellama_base": base}
         namespace |= {op: _METHODS[op] for op in OPERATORS if op in chosen}
         if {"__iter__", "__next__"} <= chosen:
             namespace |= {"__iter__": _iterate_self, "__next__": _next}

@@ -9,33 +9,27 @@ The candidate uses what a test hands over through five verbs, and only what the 
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from codellama_jax.sandbox.inside import names, remote, wire
-from codellama_jax.sandbox.inside.peer import PASSED_ON, Peer
+from codellama_jax.sandbox.inside.peer import PASSED_ON, Peer, Stopped
 from codellama_jax.sandbox.inside.values import BY_TYPE, NotComparable
 
 TEST_MODULE = "__test__"  # the module of what tests and prompts define
 _MAX_BATCH = 256
-_FUNCTION_ATTRIBUTES = (
-    "__name__",
-    "__qualname__",
-    "__doc__",
-    "__module__",
-    "__annotations__",
-    "__dict__",
-)
+# What functools.wraps copies. The last two may hold any value of the test: see _attribute.
+_FUNCTION_ATTRIBUTES = ("__name__", "__qualname__", "__doc__", "__module__")
+_WRAPPED = ("__annotations__", "__dict__")
+_IN_PLACE = {name for name in remote.BINARY if name.startswith("__i")}
 _IDENTITY = ("__eq__", "__ne__", "__hash__", "__str__", "__repr__", "__format__")
 _STREAM = "read readline readlines write writelines getvalue seek tell close flush"
 _RANDOM = "random randint randrange choice choices sample shuffle uniform gauss seed"
 _METHODS = {"_io:StringIO": _STREAM, "_io:BytesIO": _STREAM, "random:Random": _RANDOM}
-
-
-class Stopped(BaseException):
-    """The candidate can be asked no more; no `except Exception` of a test may hide it."""
 
 
 class Tests(Peer):
@@ -58,6 +52,19 @@ class Tests(Peer):
         except wire.TooLargeError as error:
             self._stop("too_large", str(error))
         raise Stopped(self.verdict[1] if self.verdict else "")
+
+    def ask_name(self, name: str) -> tuple[str, Any]:
+        """Returns what a name of the candidate is (missing, module, value) and its value."""
+        answer = self.ask("name", name)
+        if type(answer) is not tuple or len(answer) != 2 or type(answer[0]) is not str:
+            self.reject("not the value of a name")
+        if answer[0] == "module" and type(answer[1]) is not str:
+            self.reject("not a module")
+        return answer
+
+    def reject(self, reason: str) -> NoReturn:
+        self._stop("error", reason)
+        raise Stopped(reason)
 
     def refused(self, kind: str, text: str) -> None:
         if kind == "not_comparable":
@@ -85,15 +92,23 @@ class Tests(Peer):
             return base.__contains__(self._plain(value), arguments[0])
         if operator in remote.BINARY and not remote.is_remote(arguments[0]):
             if base is not None:
-                return getattr(base, operator)(self._plain(value), arguments[0])
+                return self._combine(base, value, operator, arguments[0])
             return self._seen(super().operate(value, operator, arguments))
-        return self._result(value, super().operate(value, operator, arguments))
+        shown = (value, *arguments) if operator in remote.BINARY else (value,)
+        return self._result(shown, super().operate(value, operator, arguments))
 
     def call(self, value: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        return self._result(value, super().call(value, args, kwargs))
+        return self._result((value,), super().call(value, args, kwargs))
 
     def get(self, value: Any, name: str) -> Any:
-        return self._result(value, super().get(value, name))
+        return self._result((value,), super().get(value, name))
+
+    def _combine(self, base: type, value: Any, operator: str, other: Any) -> Any:
+        """Applies an operator of the plain type that the candidate's object extends."""
+        if operator in _IN_PLACE:
+            raise NotComparable(f"{operator} changes {_name(value)}")
+        function = getattr(base, operator, None)
+        return NotImplemented if function is None else function(self._plain(value), other)
 
     def _compare(self, value: Any, operator: str, other: Any) -> Any:
         if remote.is_remote(other):
@@ -117,12 +132,12 @@ class Tests(Peer):
         """Returns the plain list, dict or set that the candidate's object extends."""
         plain = self.ask("plain", value)
         if type(plain) is not _container(value):
-            raise wire.WireError("not the plain value")
+            self.reject("not the plain value")
         return plain
 
-    def _result(self, value: Any, result: Any) -> Any:
-        """Returns what an object gave, unless an operator had shown it a value of the test."""
-        return self._seen(result) if remote.has_seen(value) else result
+    def _result(self, shown: Sequence[Any], result: Any) -> Any:
+        """Returns what objects gave, unless an operator had shown one a value of the test."""
+        return self._seen(result) if any(map(remote.has_seen, shown)) else result
 
     def _seen(self, result: Any) -> Any:
         if result is NotImplemented:
@@ -152,9 +167,8 @@ class Tests(Peer):
 
     def check_lendable(self, value: Any) -> None:
         has_methods = names.name_of(type(value)) in _METHODS
-        if not (
-            callable(value) or hasattr(type(value), "__next__") or has_methods or _is_open(value)
-        ):
+        is_iterator = hasattr(type(value), "__next__") and not hasattr(value, "fileno")
+        if not (_may_be_called(value) or is_iterator or has_methods or _is_open(value)):
             raise NotComparable(f"the test hands over a {type(value).__name__}")
 
     def operators_of(self, cls: type) -> Iterable[str]:
@@ -214,53 +228,86 @@ def _is_open(value: Any) -> bool:
     return _defined_by_test(value if isinstance(value, type) else type(value))
 
 
+def _may_be_called(value: Any) -> bool:
+    """Returns whether the candidate may call this with arguments that it chooses.
+
+    A function of the library that a test prepares would run here on any file or name.
+    """
+    if isinstance(value, functools.partial):
+        return names.is_known(value.func) or _may_be_called(value.func)
+    if isinstance(value, types.FunctionType):
+        return value.__module__ in (TEST_MODULE, "builtins", None)  # the last two: from `exec`
+    if isinstance(value, types.MethodType) and not _is_of_test(value):
+        return value.__func__.__name__ in _methods_of(value.__self__)
+    if isinstance(value, types.BuiltinFunctionType):
+        owner = type(value.__self__)
+        is_pure = owner in BY_TYPE or owner is re.Pattern
+        return is_pure or value.__name__ in _methods_of(value.__self__)
+    return callable(value)
+
+
+def _methods_of(value: Any) -> list[str]:
+    return _METHODS.get(names.name_of(type(value)), "").split()
+
+
 def _is_of_test(value: Any) -> bool:
     function = value.__func__ if isinstance(value, types.MethodType) else value
     return getattr(function, "__module__", None) in (TEST_MODULE, "builtins") or _is_open(value)
 
 
 def _get(value: Any, name: str) -> Any:
-    if type(name) is str and not name.startswith("__") and _is_open(value):
+    if type(name) is not str:  # a stand-in would answer for itself
+        raise wire.WireError("not an attribute's name")
+    if not name.startswith("__") and _is_open(value):
         found = getattr(value, name)
         if callable(found) and not remote.is_remote(found) and not _is_of_test(found):
             raise NotComparable(f"the candidate uses {name[:100]} of a {type(value).__name__}")
         return found
-    if isinstance(value, types.FunctionType) and name in _FUNCTION_ATTRIBUTES:
+    if type(value) is types.FunctionType and name in _FUNCTION_ATTRIBUTES:
         return getattr(value, name)
-    if name in _METHODS.get(names.name_of(type(value)), "").split():
+    if type(value) is types.FunctionType and name in _WRAPPED:
+        return _harmless(getattr(value, name), name)
+    if name in _methods_of(value):
         return getattr(value, name)
-    if type(name) is str and not hasattr(value, name):
+    if not hasattr(value, name):
         raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
-    raise NotComparable(
-        f"the candidate reads the attribute {_short(name)[:100]} of a {type(value).__name__}"
-    )
+    raise NotComparable(f"the candidate reads {name[:100]} of a {type(value).__name__}")
+
+
+def _harmless(found: dict[str, Any], name: str) -> dict[str, Any]:
+    """Returns a function's attributes or annotations if they hold nothing but known classes."""
+    if not all(isinstance(item, type) and names.is_known(item) for item in found.values()):
+        raise NotComparable(f"the candidate reads {name} of a function of the test")
+    return dict(found)
 
 
 def _set(value: Any, name: str, new: Any) -> None:
+    if type(name) is not str:
+        raise wire.WireError("not an attribute's name")
     own_data = not hasattr(type(value), name) or not callable(getattr(type(value), name))
     if name.startswith("__") or isinstance(value, type) or not _is_open(value) or not own_data:
-        raise NotComparable(
-            f"the candidate sets the attribute {name[:100]} of a {type(value).__name__}"
-        )
+        raise NotComparable(f"the candidate sets {name[:100]} of a {type(value).__name__}")
     setattr(value, name, new)
 
 
 def _call(value: Any, kwargs: dict[str, Any] | None, *args: Any) -> Any:
     if isinstance(value, type) and not _is_open(value):
         raise wire.WireError("not a class of the test")
+    if kwargs is not None and (type(kwargs) is not dict or set(map(type, kwargs)) - {str}):
+        raise wire.WireError("not keyword arguments")
+    if not isinstance(value, type) and not _is_open(value) and not _may_be_called(value):
+        raise NotComparable(f"the candidate calls a {type(value).__name__}")
     return value(*args, **(kwargs or {}))
 
 
 def _apply(operator: str, value: Any, *arguments: Any) -> Any:
-    if type(value) in BY_TYPE or isinstance(value, type):
+    if type(value) in BY_TYPE or isinstance(value, type) or type(operator) is not str:
         raise wire.WireError("not an object of the test")
     if operator == "__iter__" and hasattr(type(value), "__next__"):
         return value
     function = _operator(type(value), operator) if operator in remote.OPERATORS else None
     if function is None:
-        raise NotComparable(
-            f"the candidate uses {_short(operator)[:100]} of a {type(value).__name__}"
-        )
+        raise NotComparable(f"the candidate uses {operator[:100]} of a {type(value).__name__}")
     return function(value, *arguments)
 
 
