@@ -21,6 +21,7 @@ from codellama_jax.training.checkpoint import Run
 from codellama_jax.training.losses import losses_of_tokens
 from codellama_jax.training.mesh import on_mesh_of
 
+LARGEST_LOSS = 100.0  # nats per token: of no model that has not diverged
 TOKENS = 16_384  # read at once: what bounds the memory of a forward pass
 
 
@@ -37,6 +38,9 @@ def perplexity_by_length(run: Run, texts: Iterable[str], lengths: tuple[int, ...
 
 def _measures(losses_RT: np.ndarray) -> dict[str, float]:
     rows, length = losses_RT.shape
+    if not losses_RT.mean() < LARGEST_LOSS:
+        loss = f"{losses_RT.mean():.3g} nats per token"
+        raise UserError(f"the loss is {loss}, so that perplexity is no number: the model has diverged")
     last_block = losses_RT[:, -max(1, length // 4) :]
     return {
         "perplexity": math.exp(losses_RT.mean()),
