@@ -30,6 +30,7 @@ Width = Annotated[int, Range(1, 2**20)]
 Share = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0, 1_000_000)]
 Decay = Annotated[float, Range(0, 1, open_most=True)]
+Epsilon = Annotated[float, Range(1e-30, 1)]  # a smaller one is 0 in float32
 Rate = Annotated[float, Range(0, 10)]
 Devices = Annotated[int, Range(-1, 2**20)]
 HeadCount = Annotated[int, Range(1, 2**14)]
@@ -56,7 +57,7 @@ class ModelConfig(Checked):
     n_kv_heads: HeadCount  # K: key and value heads; N / K query heads share one
     head_dim: Annotated[int, Range(2, 2**12)]  # H
     d_ff: Annotated[int, Range(1, 2**24)]  # F
-    norm_eps: Annotated[float, Range(0, 1, open_least=True)] = 1e-5
+    norm_eps: Epsilon = 1e-5
     rope_theta: Annotated[float, Range(1, 1e15)] = 1e4
     # Linear position interpolation: positions are divided by this.
     rope_scaling: Annotated[float, Range(0, 1e6, open_least=True)] = 1.0
@@ -151,9 +152,9 @@ class OptimizerConfig(Checked):
     final_fraction: Share = 1 / 30
     b1: Decay = 0.9
     b2: Decay = 0.95
-    eps: Annotated[float, Range(0, 1, open_least=True)] = 1e-5
+    eps: Epsilon = 1e-5
     weight_decay: Annotated[float, Range(0, 100)] = 0.1
-    clip_norm: Annotated[float, Range(0, 1e9, open_least=True)] = 1.0  # of the complete gradient
+    clip_norm: Annotated[float, Range(1e-30, 1e9)] = 1.0  # of the complete gradient
 
 
 @dataclass(frozen=True)

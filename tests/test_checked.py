@@ -187,6 +187,8 @@ def test_any_config_file_is_accepted_and_sane_or_one_line(changes):
         (lambda: DataConfig(16, 8, MixtureConfig(), block_chars=-5), "block_chars is -5: it must be at least 0"),
         (lambda: OptimizerConfig(-1e-3), "peak_lr is -0.001: it must be at least 0"),
         (lambda: OptimizerConfig(1e-3, b1=math.nan), "b1 is nan: it must be a finite number"),
+        (lambda: OptimizerConfig(1e-3, eps=1e-300), "eps is 1e-300: it must be at least 1e-30"),
+        (lambda: OptimizerConfig(1e-3, clip_norm=0), "clip_norm is 0: it must be at least 1e-30"),
         (lambda: MeshConfig(tensor=0), "tensor is 0: every axis is a positive number"),
         (lambda: MeshConfig(data=-1), "data is -1, and so is fsdp: at most one is -1"),
         (lambda: toy.stage(steps=-5), "steps is -5: it must be at least 0"),

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from codellama_jax.errors import UserError
+
 Batch = dict[str, np.ndarray]  # `tokens`, `targets`, `segment_ids`, int [rows, T]
 SMALLEST_DISCOUNT = 0.01  # keeps every probability positive where a tiny corpus has no rare pairs
 
@@ -44,9 +46,14 @@ class Bigram:
 
 
 def fit(batches: Iterable[Batch], vocab_size: int) -> Bigram:
-    """Counts the pairs (token, target) of packed rows, padding left out; no pair spans two documents. At least one token."""
+    """Counts the pairs (token, target) of packed rows, padding left out.
+
+    No pair spans two documents. Raises UserError if there is no pair, as after 0 steps.
+    """
     V = vocab_size
     pairs = [history.astype(np.int64) * V + token for history, token in map(_pairs, batches)]
+    if not sum(map(len, pairs)):
+        raise UserError("the model was trained on no token that a bigram model could count")
     keys, counts = np.unique(np.concatenate(pairs), return_counts=True)
     histories, tokens = np.divmod(keys, V)
     counts_V = np.bincount(histories, counts, V)

@@ -81,7 +81,7 @@ def run_probes(
             {"prompt": p, "completion": text} for p, text in zip(probes.completions, texts)
         ]
     if probes.bigram:
-        found["bigram"] = _bigram(run, training_rows, validation_rows)
+        found["bigram"] = _answer(_bigram, run, training_rows, validation_rows)
     return found
 
 

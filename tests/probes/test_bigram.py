@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import toy
 
+from codellama_jax.errors import UserError
 from codellama_jax.probes import bigram
 
 V = 12
@@ -16,6 +17,13 @@ def packed(tokens: list[int]) -> dict[str, np.ndarray]:
     """One row that holds one document."""
     ids = np.array([tokens], np.int32)
     return {"tokens": ids[:, :-1], "targets": ids[:, 1:], "segment_ids": np.ones_like(ids[:, 1:])}
+
+
+@pytest.mark.parametrize("batches", [[], [packed([3])]])
+def test_nothing_to_count_is_one_line(batches):
+    """As after a stage of 0 steps."""
+    with pytest.raises(UserError, match="trained on no token"):
+        bigram.fit(batches, V)
 
 
 @few

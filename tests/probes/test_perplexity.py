@@ -112,3 +112,11 @@ def test_stops_reading_when_it_has_enough(run):
             yield from texts(40)
 
     assert len(perplexity.long_documents(run.tokenizer, endless(), 32, 5)) == 5
+
+
+def test_a_diverged_model_has_no_perplexity():
+    """exp() of its loss is no number."""
+    with pytest.raises(UserError, match="the loss is 1e\\+03 nats per token"):
+        perplexity._measures(np.full((2, 8), 1000.0))
+    with pytest.raises(UserError, match="the model has diverged"):
+        perplexity._measures(np.full((2, 8), np.nan))

