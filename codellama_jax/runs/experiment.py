@@ -85,11 +85,16 @@ class Corpus:
             if share
         }
 
-    def counts(self) -> dict[str, dict]:
-        return {
-            f"{name}, blocks of {block} characters" if block else name: p.counts
-            for (name, block), p in self.prepared.items()
-        }
+    def save_counts(self, path: epath.Path) -> None:
+        """Writes how many files and documents each source has, to a file for the report.
+
+        A run that goes on may prepare fewer sources than the one before: those in the file stay.
+        """
+        counts = read_state(path) or {}
+        for (name, block), prepared in self.prepared.items():
+            key = f"{name}, blocks of {block} characters" if block else name
+            counts[key] = prepared.counts
+        write_json(path, counts)
 
     def _tokenizer(self) -> tokenizers.Tokenizer:
         config = self.experiment.tokenizer
@@ -326,7 +331,7 @@ def run_experiment(
             print(text, file=sys.stderr)
             sys.exit(128 + stop.args[0])
         if jax.process_index() == 0:
-            write_json(folder / "corpus.json", corpus.counts())
+            corpus.save_counts(folder / "corpus.json")
             say("writing the report")
             write_report(folder, experiment, claim, finding, time.monotonic() - started)
             say(f"report: {folder / 'report.html'}")

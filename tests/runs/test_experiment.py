@@ -104,10 +104,12 @@ def test_a_mistaken_question_is_one_line(place, undisturbed, args, text, message
 
 
 def test_a_second_start_skips_what_is_done(place, undisturbed):
+    counts = (place / "undisturbed/corpus.json").read_bytes()
     code, output, _ = launch(place, "undisturbed")
     assert code == 0
     assert "main/code: done before, skipped" in output
     assert "main/long: done before, skipped" in output
+    assert (place / "undisturbed/corpus.json").read_bytes() == counts
 
 
 def test_killed_twice_ends_bit_for_bit_the_same(place, undisturbed):

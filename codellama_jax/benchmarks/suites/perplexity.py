@@ -42,7 +42,9 @@ def _measures(losses_RT: np.ndarray) -> dict[str, float]:
     rows, length = losses_RT.shape
     if not losses_RT.mean() < LARGEST_LOSS:
         loss = f"{losses_RT.mean():.3g} nats per token"
-        raise UserError(f"the loss is {loss}, so that perplexity is no number: the model has diverged")
+        raise UserError(
+            f"the loss is {loss}, so that perplexity is no number: the model has diverged"
+        )
     last_block = losses_RT[:, -max(1, length // 4) :]
     return {
         "perplexity": math.exp(losses_RT.mean()),
