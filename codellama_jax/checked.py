@@ -139,11 +139,14 @@ def check_all(config: Any) -> None:
 def from_dict(cls: Any, values: Any) -> Any:
     """Builds a dataclass from nested dicts, lists and numbers, as JSON gives them.
 
-    Raises FieldError with the dotted path of a field that is unknown or missing, or that holds a
-    wrong type or value.
+    A class with a classmethod `class_for(values)` is the base of several: it returns which of them
+    to build, and its fields. Raises FieldError with the dotted path of a field that is unknown or
+    missing, or that holds a wrong type or value.
     """
     if not isinstance(values, dict):
         raise FieldError((), f" is {shown(values)}: it must be a group of fields ({cls.__name__})")
+    if hasattr(cls, "class_for"):
+        cls, values = cls.class_for(values)
     hints = _hints(cls)
     unknown = sorted(str(name) for name in set(values) - set(hints))
     if unknown:

@@ -8,15 +8,17 @@ so that `launch.py plan` answers at once.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import keyword
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from codellama_jax.checked import Checked, FieldError, Pattern, Range
+from codellama_jax.checked import Checked, FieldError, Pattern, Range, choices_problem
 from codellama_jax.checked import from_dict as from_dict
 
+DEFAULT_FAMILY = "llama"  # of a model whose dict has no tag
 CACHE = "~/.cache/codellama_jax"  # prepared documents, tokenizers and compiled programs
 RESERVED = ("choice", "tokenizer", "corpus", "mesh", "probes", "seed", "seeds")  # no stage's name
 LEAST_SHARE = 1e-4  # of the mixture; the wait for a row of a rarer source could take hours
@@ -48,31 +50,56 @@ Init = Annotated[
 
 @dataclass(frozen=True)
 class ModelConfig(Checked):
-    """A Llama transformer. Letters are those of the tensor names, `x_BTD` and so on."""
+    """What every decoder-only transformer has. Letters are those of the tensor names, `x_BTD`.
+
+    A model family has a subclass with its own fields, and `family`, the tag by which `from_dict`
+    finds it: `to_dict` writes the tag, and leaves out that of DEFAULT_FAMILY, as older runs do.
+    """
+
+    family: ClassVar[str] = ""
+    families: ClassVar[dict[str, type[ModelConfig]]] = {}  # by tag
+    # Fields in which two stages may differ though one starts from the weights of the other.
+    adjustable: ClassVar[frozenset[str]] = frozenset(
+        ("vocab_size", "compute_dtype", "remat", "attention")
+    )
 
     vocab_size: Annotated[int, Range(1, 2**24)]  # V: rows of the embedding, sentinels included
     d_model: Width  # D
     n_layers: Annotated[int, Range(1, 10_000)]  # L
     n_heads: HeadCount  # N: query heads
     n_kv_heads: HeadCount  # K: key and value heads; N / K query heads share one
-    head_dim: Annotated[int, Range(2, 2**12)]  # H
+    head_dim: Annotated[int, Range(1, 2**12)]  # H
     d_ff: Annotated[int, Range(1, 2**24)]  # F
     norm_eps: Epsilon = 1e-5
-    rope_theta: Annotated[float, Range(1, 1e15)] = 1e4
-    # Linear position interpolation: positions are divided by this.
-    rope_scaling: Annotated[float, Range(0, 1e6, open_least=True)] = 1.0
     compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     remat: Literal["none", "dots", "full"] = "full"  # what the backward pass computes again
     # An implementation of kernels.attention; '' takes the fastest.
     attention: Literal["", "pallas_tpu", "cudnn", "xla", "reference"] = ""
+    tied_embeddings: bool = False  # the output head is the transposed embedding
+
+    def __init_subclass__(cls) -> None:
+        ModelConfig.families[cls.family] = cls
 
     def check_relations(self) -> None:
         if self.n_heads % self.n_kv_heads:
             problem = f" is {self.n_kv_heads}: it must divide n_heads, which is {self.n_heads}"
             raise FieldError(("n_kv_heads",), problem)
-        if self.head_dim % 2:
-            problem = f" is {self.head_dim}: it must be even, since RoPE rotates pairs"
-            raise FieldError(("head_dim",), problem)
+
+    @classmethod
+    def class_for(cls, values: dict) -> tuple[type[ModelConfig], dict]:
+        """Returns the class that a dict of `to_dict` describes, and the fields in it.
+
+        Raises FieldError for a tag that no family has.
+        """
+        if cls is not ModelConfig:
+            return cls, values
+        importlib.import_module("codellama_jax.models")  # defines the families of this library
+        fields = dict(values)
+        tag = fields.pop("family", DEFAULT_FAMILY)
+        if not isinstance(tag, str) or tag not in cls.families:
+            problem = choices_problem(tag, sorted(cls.families))
+            raise FieldError(("family",), f"{problem}; import the module that defines another one")
+        return cls.families[tag], fields
 
 
 @dataclass(frozen=True)
@@ -274,7 +301,21 @@ def seeded(arm: str, number: int) -> str:
 
 def to_dict(config: Any) -> dict:
     """Returns nested plain dicts, lists and numbers: what is written beside a run."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return json.loads(json.dumps(_plain(config)))
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value of JSON, a dict for a dataclass, with the tag of a model's family."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, ModelConfig) and value.family != DEFAULT_FAMILY:
+        return {"family": value.family, **fields}
+    return fields
 
 
 def leaves(values: dict, prefix: str = "") -> dict[str, Any]:

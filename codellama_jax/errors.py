@@ -7,3 +7,8 @@ class UserError(Exception):
     The command line prints it as one line on stderr and exits with code 2. The message names the
     field or file, its value, the values that are allowed, and the fix.
     """
+
+
+def some(names: list[str]) -> str:
+    """Returns a list of names for a message of one line."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -9,7 +9,7 @@ from typing import Any
 from codellama_jax.checked import FieldError
 from codellama_jax.config import Experiment, Stage, leaves, to_dict
 from codellama_jax.errors import UserError
-from codellama_jax.models.llama.sizes import with_vocabulary_of
+from codellama_jax.tokenizers.sentinels import SENTINEL_ROWS
 
 # Fields of the experiment; every other first name is a stage.
 SHARED = ("tokenizer", "corpus", "mesh", "probes", "seed", "seeds")
@@ -119,3 +119,24 @@ def _changed(value: Any, before: Any, after: Any) -> Any:
         except FieldError as error:
             raise error.under(field.name) from None
     return dataclasses.replace(value, **changes)
+
+
+def with_vocabulary_of(experiment: Experiment, pieces: int) -> Experiment:
+    """Returns the experiment with vocabularies that follow its `tokenizer.pieces`.
+
+    `pieces` is the number that the experiment had before an override. A stage whose vocab_size was
+    that of the tokenizer, with the infilling sentinels or without, gets that of the new tokenizer.
+    """
+    added = experiment.tokenizer.pieces - pieces
+    sizes = (pieces, pieces + SENTINEL_ROWS)
+    if not added or experiment.tokenizer.path:
+        return experiment
+    arms = {}
+    for arm, stages in experiment.arms.items():
+        arms[arm] = dict(stages)
+        for name, stage in stages.items():
+            if stage.model.vocab_size in sizes:
+                size = stage.model.vocab_size + added
+                model = dataclasses.replace(stage.model, vocab_size=size)
+                arms[arm][name] = dataclasses.replace(stage, model=model)
+    return dataclasses.replace(experiment, arms=arms)

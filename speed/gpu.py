@@ -26,17 +26,18 @@ from codellama_jax.command_line import cli, run_command
 from codellama_jax.config import DataConfig, MixtureConfig, ModelConfig, OptimizerConfig, Stage
 from codellama_jax.errors import UserError
 from codellama_jax.models.accounting import PEAK_FLOPS, flops_per_token
+from codellama_jax.models.llama.config import LlamaConfig
 
 SHAPES = {
-    "1b": ModelConfig(
+    "1b": LlamaConfig(
         32_016, d_model=2048, n_layers=20, n_heads=16, n_kv_heads=16, head_dim=128, d_ff=5632
     ),
-    "3b": ModelConfig(
+    "3b": LlamaConfig(
         32_016, d_model=3072, n_layers=28, n_heads=24, n_kv_heads=8, head_dim=128, d_ff=8192
     ),
 }
 TINY = {
-    "tiny": ModelConfig(512, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=128)
+    "tiny": LlamaConfig(512, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=128)
 }
 LENGTHS, STEP_TOKENS = (4096, 16_384), 16_384
 TINY_LENGTHS, TINY_STEP_TOKENS = (64, 128), 256

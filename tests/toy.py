@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 
 from codellama_jax.config import DataConfig, MixtureConfig, ModelConfig, OptimizerConfig, Stage
+from codellama_jax.models.llama.config import LlamaConfig
 
-MODEL = ModelConfig(
+MODEL = LlamaConfig(
     64,
     d_model=32,
     n_layers=2,

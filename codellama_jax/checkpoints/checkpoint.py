@@ -292,11 +292,15 @@ def check_shapes(folder: epath.Path | str, saved: ModelConfig, wanted: ModelConf
 
     Sentinels and padding of the vocabulary may differ.
     """
-    for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "norm_eps"):
-        if getattr(saved, name) != getattr(wanted, name):
-            there, here = getattr(saved, name), getattr(wanted, name)
+    if type(saved) is not type(wanted):
+        raise UserError(
+            f"{folder} holds a model of another family: {saved.family} there and {wanted.family} here"
+        )
+    for field in dataclasses.fields(saved):
+        there, here = getattr(saved, field.name), getattr(wanted, field.name)
+        if there != here and field.name not in saved.adjustable:
             raise UserError(
-                f"{folder} holds another model: {name} is {there} there and {here} here"
+                f"{folder} holds another model: {field.name} is {there} there and {here} here"
             )
     check_vocabulary(folder, saved.vocab_size, wanted.vocab_size)
 

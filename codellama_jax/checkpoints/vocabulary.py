@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from codellama_jax.errors import UserError
-from codellama_jax.models.llama.sizes import SENTINEL_ROWS
+from codellama_jax.tokenizers.sentinels import SENTINEL_ROWS
 
 PADDING = 256  # published vocabularies are padded to a multiple of at most this
 
@@ -33,19 +33,27 @@ def resized(params: dict, rows: int) -> dict:
     A new embedding is drawn from a normal with the mean and deviation of the existing ones, per
     component: it is as long as they are, and no two are equal. A new column of the head is the mean
     of the existing ones: its logit is the average one, which takes next to no probability from the
-    tokens that the model knows (Hewitt 2021, "Initializing New Word Embeddings").
+    tokens that the model knows (Hewitt 2021, "Initializing New Word Embeddings"). A model with tied
+    embeddings has no head.
     """
-    embedding_VD, head_DV = params["embedding"], params["head"]
+    changed = {**params, "embedding": _resized_embedding(params["embedding"], rows)}
+    if "head" in params:
+        changed["head"] = _resized_head(params["head"], rows)
+    return changed
+
+
+def _resized_embedding(embedding_VD: jax.Array, rows: int) -> jax.Array:
     V, D = embedding_VD.shape
-    if rows > V:
-        mean_D, deviation_D = embedding_VD.mean(0), embedding_VD.std(0)
-        new_VD = mean_D[None] + deviation_D[None] * jax.random.normal(
-            jax.random.key(0), (rows - V, D)
-        )
-        new_DV = jnp.broadcast_to(head_DV.mean(1, keepdims=True), (D, rows - V))
-        return {
-            **params,
-            "embedding": jnp.concatenate([embedding_VD, new_VD]),
-            "head": jnp.concatenate([head_DV, new_DV], 1),
-        }
-    return {**params, "embedding": embedding_VD[:rows], "head": head_DV[:, :rows]}
+    if rows <= V:
+        return embedding_VD[:rows]
+    mean_D, deviation_D = embedding_VD.mean(0), embedding_VD.std(0)
+    drawn_VD = jax.random.normal(jax.random.key(0), (rows - V, D))
+    return jnp.concatenate([embedding_VD, mean_D[None] + deviation_D[None] * drawn_VD])
+
+
+def _resized_head(head_DV: jax.Array, rows: int) -> jax.Array:
+    D, V = head_DV.shape
+    if rows <= V:
+        return head_DV[:, :rows]
+    new_DV = jnp.broadcast_to(head_DV.mean(1, keepdims=True), (D, rows - V))
+    return jnp.concatenate([head_DV, new_DV], 1)

@@ -1,19 +1,19 @@
-"""The programs to compile: the train step that `run` would start, and prefill and decoding, as shapes on a mesh."""
+"""The programs to compile: the train step of `run`, prefill and decoding, as shapes on a mesh."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from codellama_jax.config import ModelConfig, Stage
 from codellama_jax.errors import UserError
-from codellama_jax.models.llama import decoder
-from codellama_jax.models.llama.model import Llama
+from codellama_jax.models import decoding
+from codellama_jax.models.family import boxed_params, family_of
 from codellama_jax.sharding.mesh import check_mesh, on_mesh, shardings
 from codellama_jax.training.step import BATCH_KEYS, abstract_state, compile_train_step
 from kernels import UnsupportedError
@@ -35,48 +35,49 @@ def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
 
 def abstract_params(model: ModelConfig, mesh: Mesh) -> dict:
     """Returns the parameters as shapes in the compute dtype, sharded as for training."""
-    tokens_BT = jax.ShapeDtypeStruct((1, 2), jnp.int32)  # no array: there is no device to hold it
-    init = lambda tokens_BT: Llama(model).init(jax.random.key(0), tokens_BT, tokens_BT)["params"]
-    plain, placed = (
-        jax.eval_shape(lambda t: nn.unbox(init(t)), tokens_BT),
-        shardings(jax.eval_shape(init, tokens_BT), mesh),
-    )
-    return jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, model.compute_dtype, sharding=s), plain, placed
-    )
+
+    def boxed() -> dict:
+        return boxed_params(model, jax.random.key(0))
+
+    plain = jax.eval_shape(lambda: nn.unbox(boxed()))
+    placed = shardings(jax.eval_shape(boxed), mesh)
+
+    def in_compute_dtype(a: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(a.shape, model.compute_dtype, sharding=sharding)
+
+    return jax.tree.map(in_compute_dtype, plain, placed)
 
 
 def lower_prefill(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> jax.stages.Lowered:
     """Lowers the reading of `batch` prompts of `context` tokens into a cache."""
     model = dataclasses.replace(model, remat="none")
+    tokens_BT = jax.ShapeDtypeStruct((batch, context), jnp.int32)
+    lengths_B = jax.ShapeDtypeStruct((batch,), jnp.int32)
+
+    def prefill(params: dict, tokens_BT: jax.Array, lengths_B: jax.Array) -> tuple:
+        return decoding.prefill(model, params, tokens_BT, lengths_B, 0)
+
     with on_mesh(mesh):
-        params = abstract_params(model, mesh)
-        tokens_BT, lengths_B = (
-            jax.ShapeDtypeStruct((batch, context), jnp.int32),
-            jax.ShapeDtypeStruct((batch,), jnp.int32),
-        )
-        return jax.jit(
-            lambda p, tokens, lengths: decoder.prefill(model, p, tokens, lengths, 0)
-        ).lower(params, tokens_BT, lengths_B)
+        return jax.jit(prefill).lower(abstract_params(model, mesh), tokens_BT, lengths_B)
 
 
 def lower_decode(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> jax.stages.Lowered:
-    """Lowers one step of decoding after `context` tokens, the cache cut by heads as prefill leaves it."""
+    """Lowers one decoding step after `context` tokens, its cache sharded as prefill leaves it."""
     model = dataclasses.replace(model, remat="none")
-    shape = lambda dims, dtype, spec: jax.ShapeDtypeStruct(
-        dims, dtype, sharding=NamedSharding(mesh, spec)
-    )
-    with on_mesh(mesh, decoder.LOGICAL_AXES):
-        weights = jax.eval_shape(lambda p: decoder.prepare(model, p), abstract_params(model, mesh))
-        weights = jax.tree.map(
-            lambda a, spec: shape(a.shape, a.dtype, spec), weights, decoder.layout(model)
-        )
-        slots = shape(
-            (model.n_kv_heads * batch, context, model.head_dim), model.compute_dtype, decoder.CACHE
-        )
-        cache = decoder.Cache(*((slots,) * model.n_layers,) * 2)
-        rows = shape((batch,), jnp.int32, decoder.WHOLE)
-        step: Callable = lambda w, c, tokens, positions: decoder.step(
-            model, w, c, tokens, positions
-        )
+    family = family_of(model)
+
+    def placed(a: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, spec))
+
+    def step(weights: Any, cache: decoding.Cache, tokens_B: jax.Array, positions_B: jax.Array):
+        return family.step(model, weights, cache, tokens_B, positions_B)
+
+    with on_mesh(mesh, decoding.LOGICAL_AXES):
+        params = abstract_params(model, mesh)
+        weights = jax.eval_shape(lambda p: family.prepare(model, p), params)
+        weights = jax.tree.map(placed, weights, family.weight_specs(model))
+        shape = (model.n_kv_heads * batch, context, model.head_dim)
+        slots = placed(jax.ShapeDtypeStruct(shape, model.compute_dtype), decoding.cache_spec(model))
+        cache = decoding.Cache((slots,) * model.n_layers, (slots,) * model.n_layers)
+        rows = placed(jax.ShapeDtypeStruct((batch,), jnp.int32), decoding.REPLICATED)
         return jax.jit(step, donate_argnums=1).lower(weights, cache, rows, rows)

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.config import ModelConfig
 from codellama_jax.generation.sampler import bucket
-from codellama_jax.models.llama.model import Llama
+from codellama_jax.models.family import family_of
 
 TOKENS = 16_384  # read at once, in at most
 ROWS = 64  # rows: what bounds the memory
@@ -44,7 +44,7 @@ def _last_logits(
     config: ModelConfig, count: int, params: dict, tokens_BT: jax.Array, ends_B: jax.Array
 ) -> jax.Array:
     model, positions_BT = (
-        Llama(config),
+        family_of(config).module(config),
         jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape),
     )
     x_BTD, _ = model.apply({"params": params}, tokens_BT, positions_BT, method="hidden")

@@ -15,7 +15,8 @@ from codellama_jax.config import ModelConfig
 from codellama_jax.errors import UserError
 from codellama_jax.generation.memory import check_memory
 from codellama_jax.generation.settings import CAPACITY, Sampling
-from codellama_jax.models.llama import decoder
+from codellama_jax.models import decoding
+from codellama_jax.models.family import family_of
 from codellama_jax.sharding.mesh import on_mesh_of
 
 CHUNK = 64  # tokens a row between two looks at what came out
@@ -27,7 +28,7 @@ CHUNK_STREAMED = 4
 class State:
     """What goes from step to step. A row that is done is still computed, and ignored."""
 
-    cache: decoder.Cache
+    cache: decoding.Cache
     tokens_B: jax.Array  # the last of each row, not yet in the cache
     positions_B: jax.Array  # theirs
     done_B: jax.Array
@@ -71,10 +72,10 @@ def generate(
     if not prompts:
         return []
     _check(config, prompts, sampling.max_new_tokens)
-    config = decoder.for_decoding(config)
+    config = decoding.for_decoding(config)
     rows = _Rows(len(prompts), sampling.max_new_tokens, stop_ids, stop, on_tokens)
     chunk = CHUNK_STREAMED if on_tokens else CHUNK_WITH_STOP if stop else CHUNK
-    with on_mesh_of(params, decoder.LOGICAL_AXES):
+    with on_mesh_of(params, decoding.LOGICAL_AXES):
         tokens_BT, lengths_B = _pad(prompts, jax.sharding.get_abstract_mesh().shape.get("data", 1))
         numbers_B = np.resize(np.array(numbers or range(len(tokens_BT)), np.uint32), len(tokens_BT))
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(sampling.seed), numbers_B)
@@ -87,14 +88,14 @@ def generate(
         )
         static = config, dataclasses.replace(sampling, max_new_tokens=1, seed=0)
         start = (*static, bucket(sampling.max_new_tokens), params, tokens_BT, lengths_B, draws)
-        prepared = jax.eval_shape(decoder.prepare, config, params)
+        prepared = jax.eval_shape(decoding.prepare, config, params)
         # Compiled here and found again by the call: neither happens twice.
         compiled = _start.lower(*start).compile()
         check_memory(compiled, _bytes_per_device(prepared), len(prompts), max(map(len, prompts)))
         state = _start(*start)
         rows.take(_fetched(state.tokens_B)[:, None])
         draws = draws.replace(first_BV=None)
-        weights = decoder.prepare(config, params)
+        weights = decoding.prepare(config, params)
         while not rows.done.all():
             steps = min(chunk, sampling.max_new_tokens - rows.count)
             done_B = np.pad(rows.done, (0, len(tokens_BT) - len(prompts)), constant_values=True)
@@ -158,7 +159,7 @@ def keep(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _start(config, sampling, new_slots, params, tokens_BT, lengths_B, draws) -> State:
-    logits_BV, cache = decoder.prefill(config, params, tokens_BT, lengths_B, new_slots)
+    logits_BV, cache = decoding.prefill(config, params, tokens_BT, lengths_B, new_slots)
     tokens_B = _draw(logits_BV, sampling, draws, lengths_B)
     return State(cache, tokens_B, lengths_B, jnp.zeros(tokens_B.shape, bool))
 
@@ -173,7 +174,7 @@ def _decode(config, sampling, weights, state, draws, steps) -> tuple[State, jax.
 
     def draw(loop):
         i, state, new_BT = loop
-        logits_BV, cache = decoder.step(
+        logits_BV, cache = family_of(config).step(
             config, weights, state.cache, state.tokens_B, state.positions_B
         )
         positions_B = state.positions_B + 1
@@ -185,7 +186,9 @@ def _decode(config, sampling, weights, state, draws, steps) -> tuple[State, jax.
             jax.lax.dynamic_update_slice(new_BT, tokens_B[:, None], (0, i)),
         )
 
-    new_BT = decoder.place(jnp.zeros((len(state.tokens_B), CHUNK), jnp.int32), decoder.WHOLE)
+    new_BT = decoding.constrain(
+        jnp.zeros((len(state.tokens_B), CHUNK), jnp.int32), decoding.REPLICATED
+    )
     _, state, new_BT = jax.lax.while_loop(unfinished, draw, (0, state, new_BT))
     return state, new_BT
 
@@ -197,13 +200,13 @@ def _draw(
 
     Logits and tokens are whole on every device, for every host of a pod reads the tokens.
     """
-    logits_BV = decoder.place(logits_BV, decoder.WHOLE)
+    logits_BV = decoding.constrain(logits_BV, decoding.REPLICATED)
     logits_BV = jnp.where(jnp.arange(logits_BV.shape[-1])[None] < draws.vocab, logits_BV, -jnp.inf)
     if draws.first_BV is not None:
         logits_BV = jnp.where(draws.first_BV, logits_BV, -jnp.inf)
-    return decoder.place(
+    return decoding.constrain(
         sample(logits_BV, sampling, jax.vmap(jax.random.fold_in)(draws.keys_B, positions_B)),
-        decoder.WHOLE,
+        decoding.REPLICATED,
     )
 
 

@@ -1,12 +1,17 @@
-"""What a stage costs, computed from its config alone: parameters, FLOPs, bytes. XLA's own count misses what a scan repeats."""
+"""What a stage costs, computed from its config alone: parameters, FLOPs, bytes.
+
+XLA's own count of FLOPs misses what a scan repeats.
+"""
 
 from __future__ import annotations
 
 from codellama_jax.config import ModelConfig, Stage
+from codellama_jax.models.family import family_of
 
 STATE_BYTES = 12  # a parameter in a checkpoint: fp32 weight and AdamW's two fp32 moments
 
-# Dense bf16 FLOP/s of a device as JAX names its kind (the makers' data sheets); without one, no MFU is reported.
+# Dense bf16 FLOP/s of a device as JAX names its kind (the makers' data sheets). No MFU is reported
+# for a device that is not listed.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -21,24 +26,19 @@ PEAK_FLOPS = {
 
 
 def parameter_count(model: ModelConfig) -> int:
-    """Parameters, embedding and head included."""
-    c = model
-    attention = (
-        c.d_model * (c.n_heads + 2 * c.n_kv_heads) * c.head_dim + c.n_heads * c.head_dim * c.d_model
-    )
-    layer = attention + 3 * c.d_model * c.d_ff + 2 * c.d_model
-    return 2 * c.vocab_size * c.d_model + c.n_layers * layer + c.d_model
+    """Returns the number of parameters, embedding and head included."""
+    return family_of(model).parameter_count(model)
 
 
 def flops_per_token(model: ModelConfig, seq_len: int, causal: bool) -> float:
-    """FLOPs of forward and backward for one token of a row of `seq_len`, recomputation left out.
+    """Returns the FLOPs of forward and backward pass per token, rematerialization left out.
 
-    Six for each weight that is multiplied (the embedding is looked up, not multiplied), and attention's two products over
-    the row. `causal` counts only the half that the mask leaves; without it the whole square, as the PaLM paper does.
+    Six for each weight that is multiplied, and attention's two matmuls over the sequence of
+    `seq_len` tokens. `causal` counts only the half that the mask leaves; without it the full
+    square counts, as in the PaLM paper (Chowdhery et al. 2022, appendix B).
     """
-    c = model
-    weights = parameter_count(c) - c.vocab_size * c.d_model - (2 * c.n_layers + 1) * c.d_model
-    attention = 12 * c.n_layers * c.n_heads * c.head_dim * seq_len
+    attention = 12 * model.n_layers * model.n_heads * model.head_dim * seq_len
+    weights = family_of(model).multiplied_parameters(model)
     return 6 * weights + attention / (2 if causal else 1)
 
 

@@ -17,6 +17,7 @@ from codellama_jax.models.accounting import (
     stage_flops,
     stage_tokens,
 )
+from codellama_jax.models.family import family_of
 
 FILE_WIDTH = 190  # columns where the output is a file or pipe
 HEADINGS = (
@@ -27,7 +28,7 @@ HEADINGS = (
     "steps",
     "batch",
     "learning rate",
-    "RoPE base",
+    "positions",
     "infilling",
     "mixture",
     "FLOPs",
@@ -53,7 +54,6 @@ def stage_row(stage: Stage) -> tuple[str, ...]:
     data, rate = stage.data, stage.optimizer
     shares = to_dict(data.mixture)
     mixture = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share)
-    scaling = f" / {stage.model.rope_scaling:g}" if stage.model.rope_scaling != 1 else ""
     return (
         stage.init,
         short(parameter_count(stage.model)),
@@ -61,7 +61,7 @@ def stage_row(stage: Stage) -> tuple[str, ...]:
         f"{stage.steps:,}",
         f"{data.batch_size:,} x {data.seq_len:,}",
         f"{rate.peak_lr:.3g} -> {rate.peak_lr * rate.final_fraction:.2g}",
-        f"{stage.model.rope_theta:.0e}{scaling}",
+        family_of(stage.model).positions(stage.model),
         _infilling(stage),
         mixture,
         f"{stage_flops(stage):.3g}",

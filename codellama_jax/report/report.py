@@ -14,6 +14,7 @@ import jax
 from etils import epath
 
 from codellama_jax.config import Experiment
+from codellama_jax.models.family import family_of
 from codellama_jax.report import figures
 from codellama_jax.report.findings import DAMAGED, FindingOf, Panel, write_finding
 from codellama_jax.report.page import Code, Page
@@ -204,7 +205,7 @@ def _curves(page: Page, arms: dict[str, list[StageResult]]) -> None:
 def _curve(result: StageResult) -> figures.Curves:
     stage = result.stage
     sequences = f"{stage.data.seq_len:,} tokens per sequence"
-    title = f"{result.name}\n{sequences}, RoPE base {stage.model.rope_theta:,.0f}"
+    title = f"{result.name}\n{sequences}, {family_of(stage.model).positions(stage.model)}"
     return figures.Curves(title, result.training, result.curve, bigram_loss(result))
 
 

@@ -9,6 +9,7 @@ from etils import epath
 
 from codellama_jax.config import ModelConfig, TokenizerConfig
 from codellama_jax.models.accounting import parameter_count, stage_tokens
+from codellama_jax.models.family import family_of
 from codellama_jax.report.page import Page
 from codellama_jax.report.plan import short
 from codellama_jax.report.reading import is_number, read_object
@@ -135,7 +136,6 @@ def _label(names: Sequence[str]) -> str:
 
 
 def _model_cells(model: ModelConfig) -> dict[str, str]:
-    scaling = f", positions / {model.rope_scaling:g}" if model.rope_scaling != 1 else ""
     return {
         "parameters": f"{parameter_count(model):,}",
         "layers": f"{model.n_layers}",
@@ -144,7 +144,7 @@ def _model_cells(model: ModelConfig) -> dict[str, str]:
         "key/value heads": f"{model.n_kv_heads}",
         "feed-forward width": f"{model.d_ff:,}",
         "vocabulary": f"{model.vocab_size:,}",
-        "RoPE base": f"{model.rope_theta:,.0f}{scaling}",
+        "positions": family_of(model).positions(model),
         "compute dtype": model.compute_dtype,
     }
 

@@ -102,7 +102,6 @@ def check_cuts(mesh: Mesh, model: ModelConfig, row: str, length: int) -> None:
     """Raises UserError where an axis does not divide the model or `length`, named `row`."""
     cuts = (
         ("fsdp", "d_model", model.d_model),
-        ("tensor", "n_kv_heads", model.n_kv_heads),
         ("tensor", "d_ff", model.d_ff),
         ("tensor", "vocab_size", model.vocab_size),
         ("context", row, length),
@@ -147,8 +146,21 @@ def on_mesh_of(
 
 
 def shardings(boxed: object, mesh: Mesh) -> object:
-    """Returns a NamedSharding for every leaf of a tree whose parameters carry logical axes."""
-    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, LOGICAL_AXES)
+    """Returns a NamedSharding for every leaf of a tree whose parameters carry logical axes.
+
+    A dimension that its mesh axes do not divide is replicated, such as one key head.
+    """
+    placed = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, LOGICAL_AXES)
+
+    def divided(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> NamedSharding:
+        spec = list(sharding.spec)
+        for axis, names in enumerate(spec):
+            group = (names,) if isinstance(names, str) else names or ()
+            if leaf.shape[axis] % math.prod(mesh.shape[name] for name in group):
+                spec[axis] = None
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(divided, nn.unbox(boxed), placed)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -157,8 +169,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def check_sharded(params: object, params_shardings: object, mesh: Mesh) -> None:
-    """Raises UserError if the mesh could shard the parameters and leaves over 2 % replicated."""
-    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+    """Raises UserError if `fsdp`, which shards every matrix, leaves over 2 % replicated."""
+    if mesh.shape["fsdp"] == 1:
         return
     pairs = list(zip(jax.tree.leaves(params), jax.tree.leaves(params_shardings)))
     total = sum(p.size for p, _ in pairs)

@@ -19,10 +19,10 @@ import sentencepiece
 from etils import epath
 
 from codellama_jax.errors import UserError
-from codellama_jax.models.llama.sizes import SENTINEL_ROWS
 from codellama_jax.system.files import read_file, user_path, write_file
 from codellama_jax.system.progress import Say, announced, silent
 from codellama_jax.tokenizers import sentencepiece_file
+from codellama_jax.tokenizers.sentinels import SENTINEL_ROWS
 from codellama_jax.tokenizers.training import (
     MAX_TRAINING_CHARS,
     TRAINING_OPTIONS,

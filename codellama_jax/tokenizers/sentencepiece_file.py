@@ -10,8 +10,8 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
 from codellama_jax.errors import UserError
-from codellama_jax.models.llama.sizes import SENTINEL_ROWS
 from codellama_jax.system.files import GIT_LFS_POINTER, reason
+from codellama_jax.tokenizers.sentinels import SENTINEL_ROWS
 
 # Rows above the pieces. Code Llama's files list the sentinels as pieces, Llama 2's file ends before.
 SENTINELS = {"▁<PRE>": 7, "▁<SUF>": 8, "▁<MID>": 9, "▁<EOT>": 10}

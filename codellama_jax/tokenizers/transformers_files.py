@@ -13,10 +13,10 @@ from typing import Any
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
-from codellama_jax.models.llama.sizes import SENTINEL_ROWS
 from codellama_jax.system.files import write_file, write_json
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
 from codellama_jax.tokenizers.sentencepiece_file import SENTINELS, is_llama
+from codellama_jax.tokenizers.sentinels import SENTINEL_ROWS
 
 NORMAL, CONTROL = 1, 3  # types of SentencePiece pieces; text never becomes a control piece
 SPACE = "▁"

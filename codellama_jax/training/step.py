@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from codellama_jax.checked import FieldError
 from codellama_jax.config import OptimizerConfig, Stage
-from codellama_jax.models.llama.model import Llama
+from codellama_jax.models.family import boxed_params, family_of
 from codellama_jax.sharding.mesh import ROWS, batch_sharding, check_sharded, on_mesh, shardings
 from codellama_jax.training.objectives import summed_loss
 
@@ -41,41 +41,39 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return lambda step: cosine(step + 1)
 
 
-def decayed(params: dict) -> dict:
-    """True for every parameter that weight decay applies to: all but the scales of the norms."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "scale" not in jax.tree_util.keystr(path), params
-    )
+def make_optimizer(stage: Stage) -> optax.GradientTransformation:
+    """Clips by the global norm, then AdamW.
 
+    See Code Llama, section 2.2; what it leaves open is Llama 2's. The model's family says which
+    parameters decay.
+    """
+    config, family = stage.optimizer, family_of(stage.model)
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clips by the global norm, then AdamW (Code Llama, section 2.2; what it leaves open is Llama 2's)."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config, steps),
-            config.b1,
-            config.b2,
-            config.eps,
-            weight_decay=config.weight_decay,
-            mask=decayed,
-        ),
+    def decayed(params: dict) -> dict:
+        def applies(path: tuple, _: jax.Array) -> bool:
+            return family.decays(jax.tree_util.keystr(path, simple=True, separator="."))
+
+        return jax.tree_util.tree_map_with_path(applies, params)
+
+    adamw = optax.adamw(
+        learning_rate(config, stage.steps),
+        config.b1,
+        config.b2,
+        config.eps,
+        weight_decay=config.weight_decay,
+        mask=decayed,
     )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
 def with_fresh_optimizer(stage: Stage, params: dict) -> TrainState:
     """Adds the optimiser's first state to parameters."""
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, make_optimizer(stage.optimizer, stage.steps).init(params)
-    )
+    return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(stage).init(params))
 
 
 def boxed_state(stage: Stage, seed: int) -> TrainState:
     """Returns a fresh state whose parameters still carry their logical axes."""
-    tokens_BT = jnp.zeros((1, 2), jnp.int32)
-    return with_fresh_optimizer(
-        stage, Llama(stage.model).init(jax.random.key(seed), tokens_BT, tokens_BT)["params"]
-    )
+    return with_fresh_optimizer(stage, boxed_params(stage.model, jax.random.key(seed)))
 
 
 def abstract_state(stage: Stage, mesh: Mesh) -> TrainState:
@@ -150,7 +148,7 @@ def train_step(
 
     Returns the new state and loss (nats a token), gradient norm before clipping, learning rate and tokens.
     """
-    model, n = Llama(stage.model), stage.micro_batches
+    model, n = family_of(stage.model).module(stage.model), stage.micro_batches
     loss_and_gradient = jax.value_and_grad(
         lambda params, rows: summed_loss(model, params, rows), has_aux=True
     )
@@ -171,9 +169,7 @@ def train_step(
         zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
         (loss, tokens, gradient), _ = jax.lax.scan(accumulate, zeros, rows)
     gradient = jax.tree.map(lambda g: g / tokens, gradient)
-    updates, opt_state = make_optimizer(stage.optimizer, stage.steps).update(
-        gradient, state.opt_state, state.params
-    )
+    updates, opt_state = make_optimizer(stage).update(gradient, state.opt_state, state.params)
     metrics = {
         "loss": loss / tokens,
         "gradient_norm": optax.global_norm(gradient),
@@ -201,5 +197,6 @@ def compile_train_step(stage: Stage, mesh: Mesh) -> Callable:
 def compile_eval_step(stage: Stage, mesh: Mesh) -> Callable:
     """Returns the jitted `(params, batch) -> (sum of losses, tokens)`."""
     placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh)).params
-    step = lambda params, rows: summed_loss(Llama(stage.model), params, rows)
+    model = family_of(stage.model).module(stage.model)
+    step = lambda params, rows: summed_loss(model, params, rows)
     return jax.jit(step, in_shardings=(placed, batch_sharding(mesh)))

@@ -15,7 +15,7 @@ from etils import epath
 from codellama_jax.checkpoints.checkpoint import load_run
 from codellama_jax.config import DataConfig, MeshConfig, MixtureConfig, OptimizerConfig, Stage
 from codellama_jax.errors import UserError
-from codellama_jax.models.llama.model import Llama
+from codellama_jax.models.family import family_of
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
 from codellama_jax.system.files import reason
 from codellama_jax.weights import load
@@ -43,7 +43,8 @@ def ours(folder: epath.Path, named_tokenizer: str = "") -> Reader:
         check_rows(source, tokenizer, added_tokens(folder))
         data = DataConfig(source.context, 1, MixtureConfig())
         params = load.place_params(source, Stage(model, data, OptimizerConfig(0.0), steps=0), mesh)
-    exact = Llama(replace(model, compute_dtype="float32", remat="none"))
+    config = replace(model, compute_dtype="float32", remat="none")
+    exact = family_of(config).module(config)
 
     def logits_TV(ids: list[int]) -> np.ndarray:
         tokens_BT, positions_BT = jnp.array([ids]), jnp.arange(len(ids))[None]

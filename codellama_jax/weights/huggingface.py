@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from etils import epath
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from codellama_jax.errors import UserError
+from codellama_jax.config import ModelConfig
+from codellama_jax.errors import UserError, some
+from codellama_jax.models.family import family_of, family_of_model_type
 from codellama_jax.system.files import is_bucket, reason, write_json
+from codellama_jax.system.settings import Settings, read_settings
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
 from codellama_jax.tokenizers.transformers_files import write_tokenizer
-from codellama_jax.weights.config_files import read_settings
-from codellama_jax.weights.config_json import config_of, context_length, model_config
 from codellama_jax.weights.folders import progress, whole_folder
 from codellama_jax.weights.integrity import write_checksums
 from codellama_jax.weights.layout import (
@@ -25,32 +28,31 @@ from codellama_jax.weights.layout import (
     check_tensors,
     names,
     shapes,
-    some,
     source_bytes,
 )
 from codellama_jax.weights.safetensors_files import INDEX, SINGLE, Tensors
 
+MAX_CONTEXT = 1_000_000_000  # a bound that no model reaches: what is beyond it is damage
 FILE_BYTES = 1_000_000_000  # of one file written, all of which is in memory at once
-NAMES = {
-    "embedding": "model.embed_tokens.weight",
-    "attention_norm": "model.layers.{}.input_layernorm.weight",
-    "q": "model.layers.{}.self_attn.q_proj.weight",
-    "k": "model.layers.{}.self_attn.k_proj.weight",
-    "v": "model.layers.{}.self_attn.v_proj.weight",
-    "o": "model.layers.{}.self_attn.o_proj.weight",
-    "ffn_norm": "model.layers.{}.post_attention_layernorm.weight",
-    "gate": "model.layers.{}.mlp.gate_proj.weight",
-    "up": "model.layers.{}.mlp.up_proj.weight",
-    "down": "model.layers.{}.mlp.down_proj.weight",
-    "final_norm": "model.norm.weight",
-    "head": "lm_head.weight",
-}
 COMPUTED = "rotary_emb.inv_freq"  # some older files store it, though config.json determines it
 
 
-def file_name(name: str, layer: int) -> str:
-    """Returns the name of a tensor in the files."""
-    return NAMES[name].format(layer)
+def model_config(config: Settings) -> ModelConfig:
+    """Returns the model that a config.json describes.
+
+    Raises UserError naming the field for a value out of its range and for what is not implemented.
+    """
+    return family_of_model_type(config).config_from_transformers(config)
+
+
+def file_names_of(model: ModelConfig) -> Callable[[str, int], str]:
+    """Returns a function from (tensor, layer) to the tensor's name in the files."""
+    templates = family_of(model).transformers_names(model)
+
+    def file_name(name: str, layer: int) -> str:
+        return templates[name].format(layer)
+
+    return file_name
 
 
 def open_source(folder: epath.Path) -> Source:
@@ -59,26 +61,25 @@ def open_source(folder: epath.Path) -> Source:
     Raises UserError for what is missing, damaged, ambiguous, or another architecture.
     """
     config = read_settings(folder / "config.json")
-    model, context = model_config(config), context_length(config)
-    tied = config.flag("tie_word_embeddings")
+    model = model_config(config)
+    context = config.integer("max_position_embeddings", MAX_CONTEXT, default=2048)
+    file_name = file_names_of(model)
     tensors = Tensors(folder)
-
-    def stored_name(name: str, layer: int) -> str:
-        return file_name("embedding" if name == "head" and tied else name, layer)
-
     found = {}
     for key in names(model):
-        if stored_name(*key) in tensors.files:
-            shape, dtype = tensors.header(stored_name(*key))
+        if file_name(*key) in tensors.files:
+            shape, dtype = tensors.header(file_name(*key))
             found[key] = (shape, DTYPES.get(dtype, dtype))
     known = {file_name(*key) for key in names(model)}
+    if model.tied_embeddings:  # some files hold the embedding a second time, as the head
+        known.add(file_name("head", 0))
     extra = [n for n in sorted(tensors.files) if n not in known and not n.endswith(COMPUTED)]
     if extra:
         raise UserError(f"{folder} holds tensors that this model has no place for: {some(extra)}")
-    dtypes = check_tensors(folder / "config.json", model, found, stored_name)
+    dtypes = check_tensors(folder / "config.json", model, found, file_name)
 
     def read(name: str, layer: int, index: Index) -> np.ndarray:
-        return tensors.read(stored_name(name, layer), index)
+        return tensors.read(file_name(name, layer), index)
 
     return Source(str(folder), model, context, dtypes, read)
 
@@ -104,7 +105,7 @@ def write(
             sizes = {"total_size": source_bytes(source)}
             write_json(part / INDEX, {"metadata": sizes, "weight_map": index})
         write_tokenizer(tokenizer, source.model.vocab_size, source.context, part)
-        write_json(part / "config.json", config_of(source, tokenizer))
+        write_json(part / "config.json", _config_of(source, tokenizer))
         ends = [tokenizer.eos_id, tokenizer.eot_id]  # an infilled middle ends with EOT
         ends = [end for end in ends if end < source.model.vocab_size]
         generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends}
@@ -113,9 +114,20 @@ def write(
             write_checksums(part)
 
 
+def _config_of(source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
+    model = source.model
+    return {
+        **family_of(model).config_to_transformers(model),
+        "max_position_embeddings": source.context,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "torch_dtype": source.dtypes["embedding"].name,
+    }
+
+
 def _write_tensors(source: Source, part: epath.Path, folder: epath.Path) -> dict[str, str]:
     """Writes the files of weights. Returns the file of each tensor."""
-    files = _files(source)
+    files, file_name = _files(source), file_names_of(source.model)
     index: dict[str, str] = {}
     with progress("exporting", source_bytes(source)) as advance:
         for number, keys in enumerate(files, 1):

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 
 from etils import epath
 
-from codellama_jax.errors import UserError
+from codellama_jax.errors import UserError, some
 from codellama_jax.system.files import LIBRARY_ERRORS, open_file, reason, write_json
-from codellama_jax.weights.config_files import read_settings
+from codellama_jax.system.settings import read_settings
 from codellama_jax.weights.folders import progress
-from codellama_jax.weights.layout import some
 
 NAME = "checksums.json"  # {"algorithm": "sha256", "files": {name in the folder: checksum}}
 CHUNK = 2**22  # bytes read at once

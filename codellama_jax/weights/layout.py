@@ -1,4 +1,4 @@
-"""The tensors of published Llama weights, and where each of them is stored in our parameters.
+"""The tensors of published weights, and where each of them is stored in our parameters.
 
 Theirs are (outputs, inputs) matrices, one per layer; ours are input-major, stacked over the layers,
 and fuse matrices that share an input. A `Source` is a model on disk that any part of any tensor can
@@ -19,26 +19,14 @@ import numpy as np
 from etils import epath
 
 from codellama_jax.config import ModelConfig
-from codellama_jax.errors import UserError
-from codellama_jax.models.llama.model import Llama
+from codellama_jax.errors import UserError, some
+from codellama_jax.models.family import boxed_params, family_of
+from codellama_jax.models.published import Place
 
 # The dtypes of weights that can be read, by safetensors' names.
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-OUTSIDE = ("embedding", "final_norm", "head")  # tensors that are not in a layer
 
 Index = tuple[slice, ...]
-
-
-@dataclass(frozen=True)
-class Place:
-    """A published tensor is a section of a parameter along one axis, with its axes reordered."""
-
-    param: str
-    order: tuple[int, ...]  # the parameter's axes without L: those of the rows, then the columns
-    rows: int = 1  # how many of them make the rows
-    axis: int = 0
-    start: int = 0
-    size: int = 0  # along `axis`; 0 takes all of it
 
 
 @dataclass(frozen=True)
@@ -57,42 +45,17 @@ class Source:
 
 
 def places(model: ModelConfig) -> dict[str, Place]:
-    """Returns where every tensor is stored: per key head G query heads, a key and a value."""
-    G = model.n_heads // model.n_kv_heads
-
-    def qkv(start: int, size: int) -> Place:
-        return Place("layers.attention.qkv", (1, 2, 3, 0), 3, 2, start, size)
-
-    def gate_up(start: int) -> Place:
-        return Place("layers.ffn.gate_up", (1, 2, 0), 2, 1, start, 1)
-
-    return {
-        "embedding": Place("embedding", (0, 1)),
-        "attention_norm": Place("layers.attention_norm.scale", (0,)),
-        "q": qkv(0, G),
-        "k": qkv(G, 1),
-        "v": qkv(G + 1, 1),
-        "o": Place("layers.attention.out", (3, 0, 1, 2)),
-        "ffn_norm": Place("layers.ffn_norm.scale", (0,)),
-        "gate": gate_up(0),
-        "up": gate_up(1),
-        "down": Place("layers.ffn.down", (1, 0)),
-        "final_norm": Place("final_norm.scale", (0,)),
-        "head": Place("head", (1, 0)),
-    }
+    """Returns where every published tensor is in our parameters."""
+    return family_of(model).places(model)
 
 
 @functools.cache
 def parameters(model: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]:
     """Returns shape and logical axes of every parameter by dotted name; L is the first axis."""
-    tokens_BT = jnp.zeros((1, 2), jnp.int32)
-
-    def initial() -> dict:
-        return Llama(model).init(jax.random.key(0), tokens_BT, tokens_BT)["params"]
-
     found = {}
+    shapes = jax.eval_shape(lambda: boxed_params(model, jax.random.key(0)))
     boxed = jax.tree_util.tree_leaves_with_path(
-        jax.eval_shape(initial), is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
+        shapes, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
     )
     for path, leaf in boxed:
         found[dotted(path)] = (leaf.value.shape, leaf.names)
@@ -124,31 +87,25 @@ def _section(place: Place, shape: tuple[int, ...]) -> Index:
 
 def shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every published tensor: (outputs, inputs), or (width,) of a norm."""
-    V, D, F = model.vocab_size, model.d_model, model.d_ff
-    queries, keys = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
-    return {
-        "embedding": (V, D),
-        "attention_norm": (D,),
-        "q": (queries, D),
-        "k": (keys, D),
-        "v": (keys, D),
-        "o": (D, queries),
-        "ffn_norm": (D,),
-        "gate": (F, D),
-        "up": (F, D),
-        "down": (D, F),
-        "final_norm": (D,),
-        "head": (V, D),
-    }
+    found = {}
+    for name, place in places(model).items():
+        lengths = [
+            part.stop - part.start for part in _section(place, one_layer(model, place.param))
+        ]
+        groups = (place.order[: place.rows], place.order[place.rows :])
+        found[name] = tuple(math.prod(lengths[axis] for axis in g) for g in groups if g)
+    return found
 
 
 def names(model: ModelConfig) -> Iterator[tuple[str, int]]:
-    """Yields every (tensor, layer) from the embedding to the head."""
-    layered = [name for name in places(model) if name not in OUTSIDE]
-    yield "embedding", 0
-    for layer in range(model.n_layers):
-        yield from ((name, layer) for name in layered)
-    yield from (("final_norm", 0), ("head", 0))
+    """Yields every (tensor, layer) in the order of `places`, each layer's tensors together."""
+    stacked = [name for name, place in places(model).items() if is_stacked(place.param)]
+    for name in places(model):
+        if name not in stacked:
+            yield name, 0
+        elif name == stacked[0]:
+            for layer in range(model.n_layers):
+                yield from ((stacked_name, layer) for stacked_name in stacked)
 
 
 def join(source: Source, param: str, layer: int, index: Index) -> np.ndarray:
@@ -234,11 +191,6 @@ def check_tensors(
     return widest
 
 
-def some(names: list[str]) -> str:
-    """Returns a list of names for a message of one line."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def cast(source: Source, dtype: str) -> Source:
     """Returns the source with every tensor rounded to a dtype."""
     kind = jnp.dtype(dtype)
@@ -252,7 +204,8 @@ def cast(source: Source, dtype: str) -> Source:
 def source_bytes(source: Source) -> int:
     """Returns the bytes of all tensors."""
     total = 0
+    where = places(source.model)
     for name, shape in shapes(source.model).items():
-        layers = 1 if name in OUTSIDE else source.model.n_layers
+        layers = source.model.n_layers if is_stacked(where[name].param) else 1
         total += layers * math.prod(shape) * source.dtypes[name].itemsize
     return total

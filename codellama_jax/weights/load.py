@@ -19,10 +19,10 @@ from codellama_jax.config import Stage
 from codellama_jax.errors import UserError
 from codellama_jax.sharding.mesh import on_mesh
 from codellama_jax.system.files import user_path
+from codellama_jax.system.settings import read_settings
 from codellama_jax.tokenizers.sentencepiece import Tokenizer, load
 from codellama_jax.training.step import abstract_state
 from codellama_jax.weights import huggingface, meta
-from codellama_jax.weights.config_files import read_settings
 from codellama_jax.weights.folders import progress
 from codellama_jax.weights.inputs import check_file, file_names
 from codellama_jax.weights.layout import Source, dotted, is_stacked, join

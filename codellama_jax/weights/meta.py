@@ -8,21 +8,17 @@ pairs (0, 1), (2, 3), ..., where ours pairs i with i + H/2.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 from etils import epath
 
-from codellama_jax.config import ModelConfig
-from codellama_jax.errors import UserError
-from codellama_jax.models.llama.sizes import ffn_width
+from codellama_jax.errors import UserError, some
+from codellama_jax.models.llama.params_json import model_config, params_of
 from codellama_jax.system.console import warn
 from codellama_jax.system.files import write_file, write_json
+from codellama_jax.system.settings import read_settings
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
 from codellama_jax.tokenizers.transformers_files import with_sentinels
-from codellama_jax.weights import config_json as bounds
-from codellama_jax.weights.config_files import Settings, read_settings
-from codellama_jax.weights.config_json import even_width, key_heads
 from codellama_jax.weights.folders import progress, whole_folder
 from codellama_jax.weights.inputs import file_names, unused_weights
 from codellama_jax.weights.integrity import write_checksums
@@ -32,7 +28,6 @@ from codellama_jax.weights.layout import (
     check_tensors,
     names,
     shapes,
-    some,
     source_bytes,
 )
 from codellama_jax.weights.torch_file import Stored, read_pickled, write_pickled
@@ -65,14 +60,6 @@ SPLIT = {
     "head": 0,
 }
 CONTEXT = 4096  # Llama 2's; params.json has no such field
-MAX_MULTIPLIER = 1000
-# What published files hold beside the model's sizes, for the code that serves them.
-SERVING = {"max_seq_len", "max_batch_size", "model_parallel_size"}
-KNOWN = {
-    *("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of"),
-    *("ffn_dim_multiplier", "norm_eps", "rope_theta", "use_scaled_rope"),
-    *SERVING,
-}
 
 
 def file_name(name: str, layer: int) -> str:
@@ -87,7 +74,7 @@ def open_source(folder: epath.Path) -> Source:
     """
     params = read_settings(folder / "params.json")
     ranks = [read_pickled(folder / name) for name in _rank_files(folder)]
-    model = model_config(params, ranks)
+    model = model_config(params, _head_rows(folder, ranks))
     known = {COMPUTED} | {file_name(*key) for key in names(model)}
     extra = {name for rank in ranks for name in rank} - known
     if extra:
@@ -127,6 +114,15 @@ def _rank_files(folder: epath.Path) -> list[str]:
     return files
 
 
+def _head_rows(folder: epath.Path, ranks: list[dict[str, Stored]]) -> int:
+    """Returns the rows of the output head over all ranks. Raises UserError if no file has it."""
+    heads = [rank[NAMES["head"]].shape for rank in ranks if NAMES["head"] in rank]
+    rows = sum(shape[0] for shape in heads if len(shape) == 2)
+    if not rows:
+        raise UserError(f"{folder}: no file has {NAMES['head']}: is the download complete?")
+    return rows
+
+
 def _full_shape(name: str, parts: list[Stored]) -> tuple[int, ...]:
     sizes = list(parts[0].shape)
     axis = SPLIT.get(name)
@@ -162,42 +158,6 @@ def interleaved(matrix: np.ndarray, head_dim: int) -> np.ndarray:
     return matrix.reshape(-1, 2, head_dim // 2, columns).swapaxes(1, 2).reshape(matrix.shape)
 
 
-def model_config(params: Settings, ranks: list[dict[str, Stored]]) -> ModelConfig:
-    """Returns the model of a params.json. Its vocab_size may be -1: the head has as many rows."""
-    heads = [rank[NAMES["head"]].shape for rank in ranks if NAMES["head"] in rank]
-    rows = sum(shape[0] for shape in heads if len(shape) == 2)
-    if not rows:
-        raise UserError(f"{params.file}: no file has {NAMES['head']}: is the download complete?")
-    _check_supported(params)
-    if params.values.get("vocab_size", -1) not in (-1, rows):
-        raise params.error("vocab_size", f"-1 or the {rows:,} rows of {NAMES['head']}")
-    width = params.integer("dim", bounds.MAX_WIDTH)
-    count = params.integer("n_heads", bounds.MAX_HEADS)
-    multiple = params.integer("multiple_of", bounds.MAX_WIDTH)
-    multiplier = params.real("ffn_dim_multiplier", MAX_MULTIPLIER, default=1.0)
-    return ModelConfig(
-        vocab_size=rows,
-        d_model=width,
-        n_layers=params.integer("n_layers", bounds.MAX_LAYERS),
-        n_heads=count,
-        n_kv_heads=key_heads(params, "n_kv_heads", count),
-        head_dim=even_width(params, "dim / n_heads", width // count),
-        d_ff=ffn_width(width, multiple, multiplier),
-        norm_eps=params.real("norm_eps", 1),
-        rope_theta=params.real("rope_theta", bounds.MAX_THETA, default=1e4),
-    )
-
-
-def _check_supported(params: Settings) -> None:
-    """Raises UserError for a setting that is not implemented and changes the model's results."""
-    if params.flag("use_scaled_rope"):
-        raise params.error("use_scaled_rope", "false: Llama 3.1's scaling is not implemented")
-    unknown = sorted(name for name in set(params.values) - KNOWN if params.values[name])
-    if unknown:
-        fix = "remove it if it does not change what the model computes"
-        raise UserError(f"{params.file}: {some(unknown)}: not a setting of Llama 2; {fix}")
-
-
 def write(
     source: Source, tokenizer: Tokenizer, folder: epath.Path, ranks: int, integrity: bool = False
 ) -> None:
@@ -214,6 +174,9 @@ def write(
     """
     c = source.model
     fix = "export it --to hf"
+    if c.family != "llama" or c.tied_embeddings:
+        kind = "ties its embeddings" if c.tied_embeddings else f"is of the family {c.family}"
+        raise UserError(f"{source.name} {kind}, which Meta's layout cannot hold: {fix}")
     if c.rope_scaling != 1:
         scaled = f"scales its positions by {c.rope_scaling:g}"
         raise UserError(f"{source.name} {scaled}, which params.json has no field for: {fix}")
@@ -236,25 +199,6 @@ def write(
         write_file(part / "tokenizer.model", proto.SerializeToString(deterministic=True))
         if integrity:
             write_checksums(part)
-
-
-def params_of(c: ModelConfig) -> dict[str, Any]:
-    """Returns a params.json from which Meta's rule gives this width of the feed-forward layer."""
-    multiple, multiplier = 1, (c.d_ff + 0.5) / int(8 * c.d_model / 3)
-    for published in ((4096, 1.3), (256, 1.0)):
-        if ffn_width(c.d_model, *published) == c.d_ff:
-            multiple, multiplier = published
-    return {
-        "dim": c.d_model,
-        "n_layers": c.n_layers,
-        "n_heads": c.n_heads,
-        "n_kv_heads": c.n_kv_heads,
-        "multiple_of": multiple,
-        "ffn_dim_multiplier": multiplier,
-        "norm_eps": c.norm_eps,
-        "rope_theta": c.rope_theta,
-        "vocab_size": -1,
-    }
 
 
 def _write_rank(

@@ -11,8 +11,8 @@ from sentencepiece import sentencepiece_model_pb2
 from codellama_jax.checkpoints.vocabulary import most_rows
 from codellama_jax.errors import UserError
 from codellama_jax.system.console import warn
+from codellama_jax.system.settings import read_settings, shown_value
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
-from codellama_jax.weights.config_files import read_settings, shown_value
 from codellama_jax.weights.inputs import file_names
 from codellama_jax.weights.layout import Source
 

@@ -9,12 +9,12 @@ import numpy as np
 from etils import epath
 from safetensors import SafetensorError, safe_open
 
-from codellama_jax.errors import UserError
+from codellama_jax.errors import UserError, some
 from codellama_jax.system.console import warn
 from codellama_jax.system.files import is_bucket, reason
-from codellama_jax.weights.config_files import read_settings, shown_value
+from codellama_jax.system.settings import read_settings, shown_value
 from codellama_jax.weights.inputs import check_file, file_names, unused_weights
-from codellama_jax.weights.layout import Index, some
+from codellama_jax.weights.layout import Index
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")

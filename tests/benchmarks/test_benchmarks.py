@@ -14,10 +14,10 @@ from codellama_jax.benchmarks.suites.apps import same_output
 from codellama_jax.benchmarks.suites.gsm8k import last_number
 from codellama_jax.benchmarks.summary import summarise
 from codellama_jax.checkpoints.checkpoint import Run
-from codellama_jax.config import ModelConfig
 from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.errors import UserError
 from codellama_jax.generation import sampler, text
+from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.sandbox import languages
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 
@@ -312,7 +312,7 @@ def test_published_solutions_come_through_llama_2s_tokens(name, file, babble, op
     One ends elsewhere than the published rule says, with the brace that closes the function.
     """
     tokenizer = tokenizers.load(DATA / "tokenizer_llama2" / "tokenizer.model")
-    run = Run(ModelConfig(tokenizer.vocab_size, 8, 1, 1, 1, 8, 8), {}, tokenizer, "knowing")
+    run = Run(LlamaConfig(tokenizer.vocab_size, 8, 1, 1, 1, 8, 8), {}, tokenizer, "knowing")
     benchmark = LOADERS[name](Options(data=str(DATA / file), **options))
     tasks = [task for task in benchmark.tasks if task.task_id != "CPP/94"]
     benchmark = dataclasses.replace(benchmark, tasks=tasks[:: max(1, len(tasks) // 40)])

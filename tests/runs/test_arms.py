@@ -15,11 +15,12 @@ from codellama_jax.training.metrics import read_metrics
 EXPERIMENT = '''
 """Three arms of two seeds."""
 import dataclasses
+from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.config import *
 from codellama_jax.report.findings import Difference, Finding, Panel, pairs
 
 def experiment(scale="toy"):
-    model = ModelConfig(336, 32, 1, 4, 2, 8, 64, compute_dtype="float32", remat="none")
+    model = LlamaConfig(336, 32, 1, 4, 2, 8, 64, compute_dtype="float32", remat="none")
     data = DataConfig(64, 8, MixtureConfig(code=1.0), InfillingConfig(0.9), block_chars=150)
     code = Stage(model, data, OptimizerConfig(1e-2, 2), 6, "scratch", eval_rows=8, eval_every=3, checkpoint_every=3, log_every=1)
     theta = dataclasses.replace(code, init="previous", steps=0, model=dataclasses.replace(model, rope_theta=5.0))

@@ -14,10 +14,11 @@ from codellama_jax.training.metrics import read_metrics
 EXPERIMENT = '''
 """Two tiny stages."""
 import dataclasses
+from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.config import *
 
 def experiment(scale="toy"):
-    model = ModelConfig(336, 32, 2, 4, 2, 8, 64, compute_dtype="float32", remat="none")
+    model = LlamaConfig(336, 32, 2, 4, 2, 8, 64, compute_dtype="float32", remat="none")
     data = DataConfig(64, 8, MixtureConfig(code=1.0), InfillingConfig(0.9), block_chars=150)
     code = Stage(model, data, OptimizerConfig(1e-2, 2), 8, "scratch", eval_rows=8, eval_every=4, checkpoint_every=3, log_every=1)
     long = dataclasses.replace(code, init="previous", steps=4, data=dataclasses.replace(code.data, seq_len=128))

@@ -20,7 +20,7 @@ EXPERIMENT = '''"""A small experiment."""
 from codellama_jax.config import *
 
 def experiment(scale: str = "toy") -> Experiment:
-    model = ModelConfig(64, 32, 2, 4, 2, 8, 64)
+    model = LlamaConfig(64, 32, 2, 4, 2, 8, 64)
     data = DataConfig(16, 8, MixtureConfig(code=1.0), InfillingConfig(0.5))
     code = Stage(model, data, OptimizerConfig(1e-2, 2), steps=10, init="scratch")
     return Experiment("small", scale, {"main": {"code": code}}, TokenizerConfig(pieces=300))

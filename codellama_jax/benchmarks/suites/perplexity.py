@@ -15,8 +15,8 @@ from codellama_jax.config import ModelConfig
 from codellama_jax.data.infilling import plain_ids
 from codellama_jax.errors import UserError
 from codellama_jax.generation.sampler import bucket
+from codellama_jax.models.family import family_of
 from codellama_jax.models.layers import length_shards
-from codellama_jax.models.llama.model import Llama
 from codellama_jax.sharding.mesh import on_mesh_of
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
 from codellama_jax.training.objectives import losses_of_tokens
@@ -111,7 +111,7 @@ def _document_losses(run: Run, documents: Sequence[Sequence[int]]) -> list[np.nd
 def _losses(
     config: ModelConfig, params: dict, tokens_BT: jax.Array, targets_BT: jax.Array
 ) -> jax.Array:
-    return losses_of_tokens(Llama(config), params, tokens_BT, targets_BT)
+    return losses_of_tokens(family_of(config).module(config), params, tokens_BT, targets_BT)
 
 
 def _round_up(number: int, multiple: int) -> int:

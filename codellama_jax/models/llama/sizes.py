@@ -1,11 +1,7 @@
 """Dimensions of the published models, and toy ones of the same shape."""
 
-import dataclasses
-
-from codellama_jax.config import Experiment, ModelConfig
 from codellama_jax.errors import UserError
-
-SENTINEL_ROWS = 16  # Code Llama's vocabulary with infilling is Llama 2's 32,000 pieces and 16 more
+from codellama_jax.models.llama.config import LlamaConfig
 
 
 def ffn_width(d_model: int, multiple_of: int = 256, multiplier: float = 1.0) -> int:
@@ -16,7 +12,7 @@ def ffn_width(d_model: int, multiple_of: int = 256, multiplier: float = 1.0) -> 
 
 # Rozière et al. 2023 and the released params.json; vocabularies are those of the base models.
 CODE_LLAMA = {
-    "7b": ModelConfig(
+    "7b": LlamaConfig(
         32_016,
         d_model=4096,
         n_layers=32,
@@ -25,7 +21,7 @@ CODE_LLAMA = {
         head_dim=128,
         d_ff=ffn_width(4096),
     ),
-    "13b": ModelConfig(
+    "13b": LlamaConfig(
         32_016,
         d_model=5120,
         n_layers=40,
@@ -34,7 +30,7 @@ CODE_LLAMA = {
         head_dim=128,
         d_ff=ffn_width(5120),
     ),
-    "34b": ModelConfig(
+    "34b": LlamaConfig(
         32_000,
         d_model=8192,
         n_layers=48,
@@ -43,7 +39,7 @@ CODE_LLAMA = {
         head_dim=128,
         d_ff=ffn_width(8192),
     ),
-    "70b": ModelConfig(
+    "70b": LlamaConfig(
         32_016,
         d_model=8192,
         n_layers=80,
@@ -56,7 +52,7 @@ CODE_LLAMA = {
 
 
 TOY = {
-    "toy": ModelConfig(
+    "toy": LlamaConfig(
         1024,
         d_model=128,
         n_layers=4,
@@ -70,29 +66,8 @@ TOY = {
 }
 
 
-def choose(sizes: dict[str, ModelConfig], scale: str) -> ModelConfig:
+def choose(sizes: dict[str, LlamaConfig], scale: str) -> LlamaConfig:
     """Returns the size of that name. Raises UserError listing the names there are."""
     if scale not in sizes:
         raise UserError(f"no scale {scale}: there are {', '.join(sizes)}")
     return sizes[scale]
-
-
-def with_vocabulary_of(experiment: Experiment, pieces: int) -> Experiment:
-    """Returns the experiment with vocabularies that follow its `tokenizer.pieces`.
-
-    `pieces` is the number that the experiment had before an override. A stage whose vocab_size was
-    that of the tokenizer, with the infilling sentinels or without, gets that of the new tokenizer.
-    """
-    added = experiment.tokenizer.pieces - pieces
-    sizes = (pieces, pieces + SENTINEL_ROWS)
-    if not added or experiment.tokenizer.path:
-        return experiment
-    arms = {}
-    for arm, stages in experiment.arms.items():
-        arms[arm] = dict(stages)
-        for name, stage in stages.items():
-            if stage.model.vocab_size in sizes:
-                size = stage.model.vocab_size + added
-                model = dataclasses.replace(stage.model, vocab_size=size)
-                arms[arm][name] = dataclasses.replace(stage, model=model)
-    return dataclasses.replace(experiment, arms=arms)

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from codellama_jax.config import ModelConfig
 from codellama_jax.errors import UserError
-from codellama_jax.tokenizers.sentencepiece import Tokenizer
-from codellama_jax.weights.config_files import Settings
-from codellama_jax.weights.layout import Source
+from codellama_jax.models.llama.config import LlamaConfig
+from codellama_jax.system.settings import Settings
 
 # Bounds that no model reaches: what is beyond them is damage, and would fill memory.
 MAX_ROWS = 10_000_000
 MAX_WIDTH = 1_000_000
 MAX_LAYERS = 10_000
 MAX_HEADS = 100_000
-MAX_CONTEXT = 1_000_000_000
 MAX_THETA = 1e12
 MAX_FACTOR = 10_000
 ROPE_SETTINGS = {"rope_type", "type", "factor", "rope_theta", "original_max_position_embeddings"}
 
 
-def model_config(config: Settings) -> ModelConfig:
+def model_config(config: Settings) -> LlamaConfig:
     """Returns the model that a config.json describes.
 
     Raises UserError naming the field for a value out of its range and for what a Llama cannot be.
@@ -29,7 +26,7 @@ def model_config(config: Settings) -> ModelConfig:
     _check_supported(config)
     width = config.integer("hidden_size", MAX_WIDTH)
     heads = config.integer("num_attention_heads", MAX_HEADS)
-    return ModelConfig(
+    return LlamaConfig(
         vocab_size=config.integer("vocab_size", MAX_ROWS),
         d_model=width,
         n_layers=config.integer("num_hidden_layers", MAX_LAYERS),
@@ -40,12 +37,8 @@ def model_config(config: Settings) -> ModelConfig:
         norm_eps=config.real("rms_norm_eps", 1, default=1e-6),
         rope_theta=_rope_theta(config),
         rope_scaling=_rope_scaling(config),
+        tied_embeddings=config.flag("tie_word_embeddings"),
     )
-
-
-def context_length(config: Settings) -> int:
-    """Returns how many positions the model was trained for."""
-    return config.integer("max_position_embeddings", MAX_CONTEXT, default=2048)
 
 
 def key_heads(config: Settings, name: str, heads: int) -> int:
@@ -71,8 +64,6 @@ def _head_dim(config: Settings, width: int, heads: int) -> int:
 
 def _check_supported(config: Settings) -> None:
     """Raises UserError for a setting that is not implemented and changes the model's results."""
-    if config.values.get("model_type") != "llama":
-        raise config.error("model_type", "'llama'")
     if config.has("hidden_act") and config.values["hidden_act"] not in ("silu", "swish"):
         raise config.error("hidden_act", "'silu'")
     for name in ("attention_bias", "mlp_bias"):
@@ -130,9 +121,8 @@ def _linear_factor(scaling: Settings) -> float:
     return 1.0
 
 
-def config_of(source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
+def config_of(c: LlamaConfig) -> dict[str, Any]:
     """Returns the config.json of a model, in the names that every version of transformers reads."""
-    c = source.model
     linear = {"type": "linear", "rope_type": "linear", "factor": c.rope_scaling}
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -148,11 +138,7 @@ def config_of(source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
         "rms_norm_eps": c.norm_eps,
         "rope_theta": c.rope_theta,
         "rope_scaling": linear if c.rope_scaling != 1 else None,
-        "max_position_embeddings": source.context,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": c.tied_embeddings,
         "attention_bias": False,
         "mlp_bias": False,
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
-        "torch_dtype": source.dtypes["embedding"].name,
     }

@@ -1,0 +1,100 @@
+"""What decoding shares between model families: the KV cache, its sharding, and prefill.
+
+Dims: those of `models/layers.py`, and S slots of the cache, M = K B key heads of all sequences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import PartitionSpec
+
+from codellama_jax.config import ModelConfig
+from codellama_jax.models.family import family_of
+from codellama_jax.models.layers import mesh_axes
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values, one array per layer.
+
+    Slot s of a sequence holds position s; slots after the sequence's last token are undefined. Key
+    heads and sequences are one dim M: with two dims XLA's CPU backend would copy the caches of a
+    single sequence at every step.
+    """
+
+    k_MSH: tuple[jax.Array, ...]
+    v_MSH: tuple[jax.Array, ...]
+
+
+# How decoding shards over the mesh axes of `sharding/mesh.py`. Sequences are sharded over `data`
+# alone: along fsdp and tensor every device multiplies its shard of the weights with every sequence,
+# so that no device ever gathers weights.
+LOGICAL_AXES = (("batch", "data"), ("heads", "tensor"), ("ffn", "tensor"), ("vocab", "tensor"))
+REPLICATED = PartitionSpec()
+BY_OUTPUTS, BY_INPUTS = PartitionSpec("tensor", "fsdp"), PartitionSpec("fsdp", "tensor")
+
+
+def cache_spec(config: ModelConfig) -> PartitionSpec:
+    """Returns how a cache is sharded: by key heads over `tensor` where it divides them."""
+    heads = mesh_axes("heads", config.n_kv_heads)
+    return PartitionSpec((*heads, "data"), "context")
+
+
+def constrain(tree: object, specs: object) -> object:
+    """Shards arrays over the mesh in use; without a mesh of several devices it does nothing."""
+    if jax.sharding.get_abstract_mesh().size > 1:
+        return jax.lax.with_sharding_constraint(tree, specs)
+    return tree
+
+
+def for_decoding(config: ModelConfig) -> ModelConfig:
+    """Returns the config to generate with.
+
+    Nothing is rematerialised, and a CPU computes in fp32, its fastest dtype.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    compute_dtype = "float32" if on_cpu else config.compute_dtype
+    return dataclasses.replace(config, remat="none", compute_dtype=compute_dtype)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def prepare(config: ModelConfig, params: dict) -> Any:
+    """Returns the weights that the family's `step` reads, sharded over the mesh in use."""
+    family = family_of(config)
+    return constrain(family.prepare(config, params), family.weight_specs(config))
+
+
+def prefill(
+    config: ModelConfig, params: dict, tokens_BT: jax.Array, lengths_B: jax.Array, new_slots: int
+) -> tuple[jax.Array, Cache]:
+    """Reads prompts; returns fp32 logits_BV after each, and a cache.
+
+    Args:
+      config: the model.
+      params: its parameters.
+      tokens_BT: the prompts, padded on the right to T.
+      lengths_B: their lengths in tokens, at least 1.
+      new_slots: room in the cache for this many more tokens.
+    """
+    B, T = tokens_BT.shape
+    model = family_of(config).module(config)
+    positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+    variables = {"params": params}
+    x_BTD, (k_LBTKH, v_LBTKH) = model.apply(
+        variables, tokens_BT, positions_BT, keep_kv=True, method="hidden"
+    )
+    last_B1D = jnp.take_along_axis(x_BTD, lengths_B[:, None, None] - 1, axis=1)
+    logits_BV = model.apply(variables, last_B1D, method="unembed")[:, 0]
+
+    def to_slots(a_BTKH: jax.Array) -> jax.Array:
+        a_MSH = jnp.einsum("BTKH->KBTH", a_BTKH).reshape(-1, T, a_BTKH.shape[-1])
+        return jnp.pad(a_MSH, ((0, 0), (0, new_slots), (0, 0)))
+
+    cache = Cache(tuple(map(to_slots, k_LBTKH)), tuple(map(to_slots, v_LBTKH)))
+    return logits_BV, constrain(cache, cache_spec(config))

@@ -1,0 +1,150 @@
+"""The seam between a model family and the rest of the code.
+
+Training, generation, weights, plans and the pod compiler ask a `Family` for everything that depends
+on the architecture; nothing outside `models/` names one. To add a family:
+
+1. Write a config: a subclass of `config.ModelConfig` with its own `family` tag.
+2. Write a Linen module, a decoder and the table of published tensors, as `models/llama` does.
+3. Subclass `Family` and call `register(MyConfig, MyFamily())`.
+
+This module imports no JAX, so that `launch.py plan` starts at once; a family's methods import what
+they need.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING, Any
+
+from codellama_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import flax.linen as nn
+    import jax
+
+    from codellama_jax.config import ModelConfig
+    from codellama_jax.models.decoding import Cache
+    from codellama_jax.models.published import Place
+    from codellama_jax.system.settings import Settings
+
+
+class Family(abc.ABC):
+    """Everything that the rest of the code may ask of a model family.
+
+    Parameters are a nested dict. By convention `embedding` is (V, D), `head` is (D, V) and absent
+    where the embeddings are tied, and everything under `layers` is stacked along a leading L.
+    """
+
+    model_type = ""  # of transformers' config.json; "" if transformers has no such family
+
+    @abc.abstractmethod
+    def module(self, config: ModelConfig) -> nn.Module:
+        """Returns the Linen module that trains.
+
+        It is called with (tokens_BT, positions_BT, segment_ids_BT=None) and returns fp32
+        logits_BTV. Its method `hidden(tokens_BT, positions_BT, segment_ids_BT=None, keep_kv=False)`
+        returns the normalised last activations x_BTD and, with `keep_kv`, the keys and values of
+        all layers, both _LBTKH; `unembed(x_BTD)` returns fp32 logits_BTV. Parameters carry logical
+        axes, which `sharding/mesh.py` maps to mesh axes.
+        """
+
+    @abc.abstractmethod
+    def positions(self, config: ModelConfig) -> str:
+        """Returns how the model encodes positions, in a few words for plans and reports."""
+
+    @abc.abstractmethod
+    def parameter_count(self, config: ModelConfig) -> int:
+        """Returns the number of parameters, embedding and head included."""
+
+    @abc.abstractmethod
+    def multiplied_parameters(self, config: ModelConfig) -> int:
+        """Returns the number of parameters that take part in a matmul for every token.
+
+        The output head counts; an embedding lookup, norms and biases do not.
+        """
+
+    @abc.abstractmethod
+    def decays(self, path: str) -> bool:
+        """Returns whether weight decay applies to the parameter of this dotted path."""
+
+    @abc.abstractmethod
+    def prepare(self, config: ModelConfig, params: dict) -> Any:
+        """Returns the parameters in the compute dtype and the layout that `step` reads."""
+
+    @abc.abstractmethod
+    def weight_specs(self, config: ModelConfig) -> Any:
+        """Returns the PartitionSpec of each array that `prepare` returns."""
+
+    @abc.abstractmethod
+    def step(
+        self,
+        config: ModelConfig,
+        weights: Any,
+        cache: Cache,
+        tokens_B: jax.Array,
+        positions_B: jax.Array,
+    ) -> tuple[jax.Array, Cache]:
+        """Returns fp32 logits_BV after one more token per sequence, and the cache with it.
+
+        Args:
+          config: the model.
+          weights: as `prepare` returned them.
+          cache: keys and values of the earlier tokens.
+          tokens_B, positions_B: the tokens and their positions, int32.
+        """
+
+    @abc.abstractmethod
+    def places(self, config: ModelConfig) -> dict[str, Place]:
+        """Returns where each published tensor is in our parameters."""
+
+    def transformers_names(self, config: ModelConfig) -> dict[str, str]:
+        """Returns transformers' name of each published tensor, `{}` in place of the layer."""
+        raise UserError(f"models of the family {config.family} have no layout of transformers")
+
+    def config_from_transformers(self, settings: Settings) -> ModelConfig:
+        """Returns the model that a config.json of `model_type` describes.
+
+        Raises UserError naming the field for a value out of range and for what is not implemented.
+        """
+        raise UserError(f"{settings.file}: models of the type {self.model_type} are not read")
+
+    def config_to_transformers(self, config: ModelConfig) -> dict[str, Any]:
+        """Returns the fields of config.json that describe the model."""
+        raise UserError(f"models of the family {config.family} have no layout of transformers")
+
+
+_FAMILIES: dict[type, Family] = {}
+
+
+def register(config_class: type, family: Family) -> None:
+    """Makes `family_of` return `family` for configs of a class."""
+    _FAMILIES[config_class] = family
+
+
+def family_of(config: ModelConfig) -> Family:
+    """Returns the family of a model. Raises TypeError for a config that none is registered for."""
+    if type(config) not in _FAMILIES:
+        raise TypeError(f"no model family is registered for {type(config).__name__}")
+    return _FAMILIES[type(config)]
+
+
+def family_of_model_type(settings: Settings) -> Family:
+    """Returns the family of transformers' config.json. Raises UserError naming those there are."""
+    known = {family.model_type: family for family in _FAMILIES.values() if family.model_type}
+    model_type = settings.values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in known:
+        raise settings.error("model_type", " or ".join(repr(name) for name in known))
+    return known[model_type]
+
+
+def boxed_params(config: ModelConfig, key: jax.Array) -> dict:
+    """Returns freshly drawn parameters that still carry their logical axes."""
+    import jax.numpy as jnp
+
+    tokens_BT = jnp.zeros((1, 2), jnp.int32)
+    return family_of(config).module(config).init(key, tokens_BT, tokens_BT)["params"]
+
+
+def output_head(params: dict) -> jax.Array:
+    """Returns head_DV: the transposed embedding where the embeddings are tied."""
+    return params["head"] if "head" in params else params["embedding"].T

@@ -1,0 +1,92 @@
+"""The block of Llama: grouped-query attention with RoPE, SwiGLU, RMSNorm before each.
+
+Dims: those of `models/layers.py`, and X = G + 2.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from codellama_jax.models.layers import (
+    Inputs,
+    RMSNorm,
+    attend,
+    mesh_axes,
+    parameter,
+    project,
+    rotate,
+)
+from codellama_jax.models.llama.config import LlamaConfig
+
+
+class Attention(nn.Module):
+    """Grouped-query attention.
+
+    One weight holds, for each key head, its G query heads, its key and its value.
+    """
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, inputs: Inputs
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        c = self.config
+        B, T, D = x_BTD.shape
+        K, G, H = c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim
+        w_qkv = parameter(self, "qkv", (D, K, G + 2, H), ("embed", "heads", None, None), 1 / D)
+        w_out = parameter(
+            self,
+            "out",
+            (K, G, H, D),
+            ("heads", None, None, "embed"),
+            1 / (K * G * H * 2 * c.n_layers),
+        )
+        heads = "heads" if mesh_axes("heads", K) else None
+        qkv_BTKXH = nn.with_logical_constraint(
+            project(x_BTD, w_qkv), ("batch", "length", heads, None, None)
+        )
+        q_BTNH = rotate(qkv_BTKXH[:, :, :, :G].reshape(B, T, K * G, H), inputs.rope)
+        k_BTKH, v_BTKH = rotate(qkv_BTKXH[:, :, :, G], inputs.rope), qkv_BTKXH[:, :, :, G + 1]
+        out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, inputs, c.attention)
+        return project(out_BTNH.reshape(B, T, -1), w_out.reshape(-1, D)), (k_BTKH, v_BTKH)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), gate and up in one weight."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        c = self.config
+        w_gate_up = parameter(
+            self, "gate_up", (c.d_model, 2, c.d_ff), ("embed", None, "ffn"), 1 / c.d_model
+        )
+        w_down = parameter(
+            self, "down", (c.d_ff, c.d_model), ("ffn", "embed"), 1 / (c.d_ff * 2 * c.n_layers)
+        )
+        gate_up_BTXF = nn.with_logical_constraint(
+            project(x_BTD, w_gate_up), ("batch", "length", None, "ffn")
+        )
+        return project(nn.silu(gate_up_BTXF[:, :, 0]) * gate_up_BTXF[:, :, 1], w_down)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, the unit that the scan over layers repeats."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, inputs: Inputs
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        c = self.config
+        normed_BTD = RMSNorm(c.norm_eps, name="attention_norm")(x_BTD)
+        out_BTD, kv = Attention(c, name="attention")(normed_BTD, inputs)
+        x_BTD = x_BTD + out_BTD
+        normed_BTD = RMSNorm(c.norm_eps, name="ffn_norm")(x_BTD)
+        x_BTD = x_BTD + SwiGLU(c, name="ffn")(normed_BTD)
+        x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
+        return x_BTD, kv if inputs.keep_kv else None

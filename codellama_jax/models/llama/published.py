@@ -1,0 +1,53 @@
+"""The tensors of published Llama weights, and where each is in our parameters."""
+
+from __future__ import annotations
+
+from codellama_jax.models.llama.config import LlamaConfig
+from codellama_jax.models.published import Place
+
+# Names of transformers' tensors.
+TRANSFORMERS_NAMES = {
+    "embedding": "model.embed_tokens.weight",
+    "attention_norm": "model.layers.{}.input_layernorm.weight",
+    "q": "model.layers.{}.self_attn.q_proj.weight",
+    "k": "model.layers.{}.self_attn.k_proj.weight",
+    "v": "model.layers.{}.self_attn.v_proj.weight",
+    "o": "model.layers.{}.self_attn.o_proj.weight",
+    "ffn_norm": "model.layers.{}.post_attention_layernorm.weight",
+    "gate": "model.layers.{}.mlp.gate_proj.weight",
+    "up": "model.layers.{}.mlp.up_proj.weight",
+    "down": "model.layers.{}.mlp.down_proj.weight",
+    "final_norm": "model.norm.weight",
+    "head": "lm_head.weight",
+}
+
+
+def places(model: LlamaConfig) -> dict[str, Place]:
+    """Returns the place of every published tensor.
+
+    In our fused weight each key head has its G query heads, its key and its value, in that order.
+    """
+    G = model.n_heads // model.n_kv_heads
+
+    def qkv(start: int, size: int) -> Place:
+        return Place("layers.attention.qkv", (1, 2, 3, 0), 3, 2, start, size)
+
+    def gate_up(start: int) -> Place:
+        return Place("layers.ffn.gate_up", (1, 2, 0), 2, 1, start, 1)
+
+    places = {
+        "embedding": Place("embedding", (0, 1)),
+        "attention_norm": Place("layers.attention_norm.scale", (0,)),
+        "q": qkv(0, G),
+        "k": qkv(G, 1),
+        "v": qkv(G + 1, 1),
+        "o": Place("layers.attention.out", (3, 0, 1, 2)),
+        "ffn_norm": Place("layers.ffn_norm.scale", (0,)),
+        "gate": gate_up(0),
+        "up": gate_up(1),
+        "down": Place("layers.ffn.down", (1, 0)),
+        "final_norm": Place("final_norm.scale", (0,)),
+    }
+    if not model.tied_embeddings:
+        places["head"] = Place("head", (1, 0))
+    return places

@@ -1,0 +1,27 @@
+"""Where a published tensor is in a parameter of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Place:
+    """A published tensor is a section of a parameter along one axis, its axes permuted.
+
+    Published tensors are (outputs, inputs) matrices, one per layer; ours are input-major, stacked
+    over the layers, and fuse weights that are multiplied together.
+
+    Args:
+      param: dotted path of our parameter.
+      order: the parameter's axes, L left out, that make the rows and then the columns.
+      rows: how many of them make the rows.
+      axis, start, size: the section along `axis`; size 0 takes all of it.
+    """
+
+    param: str
+    order: tuple[int, ...]
+    rows: int = 1
+    axis: int = 0
+    start: int = 0
+    size: int = 0
