@@ -33,7 +33,7 @@ from codellama_jax.config import (
     to_dict,
 )
 from codellama_jax.errors import UserError
-from codellama_jax.models.llama.model import REMAT_POLICIES
+from codellama_jax.models.layers import REMAT_POLICIES
 from kernels import flash_attention
 from launch import Plan, options_type
 

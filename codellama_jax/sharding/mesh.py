@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -160,7 +161,13 @@ def shardings(boxed: object, mesh: Mesh) -> object:
                 spec[axis] = None
         return NamedSharding(mesh, PartitionSpec(*spec))
 
-    return jax.tree.map(divided, nn.unbox(boxed), placed)
+    def is_boxed(leaf: object) -> bool:
+        return isinstance(leaf, nn.Partitioned)
+
+    def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+        return leaf.value if is_boxed(leaf) else leaf
+
+    return jax.tree.map(divided, jax.tree.map(shape_of, boxed, is_leaf=is_boxed), placed)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
