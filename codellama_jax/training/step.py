@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from codellama_jax.checked import FieldError
-from codellama_jax.config import OptimizerConfig, Stage
+from codellama_jax.config import ModelConfig, OptimizerConfig, Stage
 from codellama_jax.models.family import boxed_params, family_of
 from codellama_jax.sharding.mesh import ROWS, batch_sharding, check_sharded, on_mesh, shardings
 from codellama_jax.training.objectives import summed_loss
@@ -41,27 +42,29 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return lambda step: cosine(step + 1)
 
 
+def decayed(model: ModelConfig, params: dict) -> dict:
+    """Returns True for each parameter that weight decay applies to, as the model's family says."""
+    family = family_of(model)
+
+    def applies(path: tuple, _: jax.Array) -> bool:
+        return family.decays(jax.tree_util.keystr(path, simple=True, separator="."))
+
+    return jax.tree_util.tree_map_with_path(applies, params)
+
+
 def make_optimizer(stage: Stage) -> optax.GradientTransformation:
     """Clips by the global norm, then AdamW.
 
-    See Code Llama, section 2.2; what it leaves open is Llama 2's. The model's family says which
-    parameters decay.
+    See Code Llama, section 2.2; what it leaves open is Llama 2's.
     """
-    config, family = stage.optimizer, family_of(stage.model)
-
-    def decayed(params: dict) -> dict:
-        def applies(path: tuple, _: jax.Array) -> bool:
-            return family.decays(jax.tree_util.keystr(path, simple=True, separator="."))
-
-        return jax.tree_util.tree_map_with_path(applies, params)
-
+    config = stage.optimizer
     adamw = optax.adamw(
         learning_rate(config, stage.steps),
         config.b1,
         config.b2,
         config.eps,
         weight_decay=config.weight_decay,
-        mask=decayed,
+        mask=functools.partial(decayed, stage.model),
     )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 

@@ -115,7 +115,7 @@ def test_weight_decay_spares_the_norms():
         params = abstract_state(stage(), mesh).params
     spared = [
         jax.tree_util.keystr(path)
-        for path, yes in jax.tree_util.tree_leaves_with_path(decayed(params))
+        for path, yes in jax.tree_util.tree_leaves_with_path(decayed(stage().model, params))
         if not yes
     ]
     assert len(spared) == 3

@@ -12,6 +12,7 @@ from etils import epath
 from hypothesis import HealthCheck, given, settings
 
 from codellama_jax.errors import UserError
+from codellama_jax.models.llama import params_json
 from codellama_jax.weights import huggingface, layout, load, meta
 
 HUGE = 10**30
@@ -176,7 +177,7 @@ JUNK = st.one_of(
 )
 FIELDS = {
     "config.json": [*RANGES, "weight_map", "architectures", "bos_token_id"],
-    "params.json": sorted(meta.KNOWN) + ["moe", "head_dim"],
+    "params.json": sorted(params_json.KNOWN) + ["moe", "head_dim"],
     INDEX: ["weight_map", "metadata"],
 }
 

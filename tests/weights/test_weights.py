@@ -25,6 +25,7 @@ from codellama_jax.errors import UserError
 from codellama_jax.generation.infill import infill
 from codellama_jax.generation.sampler import Sampling
 from codellama_jax.generation.text import complete
+from codellama_jax.models.llama import params_json
 from codellama_jax.sharding.mesh import make_mesh
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 from codellama_jax.weights import check, commands, huggingface, layout, load, meta, store
@@ -125,8 +126,8 @@ def test_width_of_the_feed_forward_layer_survives_params_json():
         (32, 87),
         (4096, 14_336),
     ]:
-        params = meta.params_of(replace(published.MODEL, d_model=d_model, d_ff=d_ff))
-        width = meta.ffn_width(d_model, params["multiple_of"], params["ffn_dim_multiplier"])
+        params = params_json.params_of(replace(published.MODEL, d_model=d_model, d_ff=d_ff))
+        width = params_json.ffn_width(d_model, params["multiple_of"], params["ffn_dim_multiplier"])
         assert width == d_ff
 
 
