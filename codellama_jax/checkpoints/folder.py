@@ -5,48 +5,17 @@ Starts no JAX.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from typing import Any
 
-from codellama_jax.config import Stage, leaves, to_dict
+from codellama_jax.config import Stage, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import is_bucket, read_file, read_state, write_json
 
-# Fields that do not affect the trained parameters: they are ignored when a run is resumed and when
-# stages are compared.
-FREE = (
-    "mesh.",
-    "probes.",
-    "seeds",
-    ".remat",
-    ".attention",
-    ".micro_batches",
-    ".log_every",
-    ".checkpoint_every",
-    ".keep_checkpoints",
-)
 IDENTITY, DONE = "identity.txt", "done.json"
 IDENTITY_FORM = re.compile("[0-9a-f]{32}")
 ASIDE = "set_aside"  # a file in a run's folder: nobody asks for its stages any more
-
-
-def free(name: str) -> bool:
-    """Tells whether the field of this dotted name may change."""
-    return any(part in name for part in FREE)
-
-
-def identity(stage: Stage, before: str, seed: int, shared: Any = None) -> str:
-    """Returns a hash of all that decides what a stage becomes.
-
-    before: the identity of the stage before it, which counts where it starts from that.
-    shared: what else decides, ready for JSON: the documents and the tokenizer.
-    """
-    own = {name: value for name, value in leaves({"": to_dict(stage)}).items() if not free(name)}
-    own[".init"] = before if stage.init == "previous" else stage.init
-    return hashlib.sha256(json.dumps([own, seed, shared], sort_keys=True).encode()).hexdigest()[:32]
 
 
 def followed(folder: Any) -> Any:

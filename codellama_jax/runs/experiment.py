@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from codellama_jax.checked import FieldError
 from codellama_jax.checkpoints import checkpoint
 from codellama_jax.checkpoints import folder as reuse
+from codellama_jax.checkpoints.identity import identity as identity_of
 from codellama_jax.config import Experiment, Stage, seeded, to_dict
 from codellama_jax.data import builders, pipeline
 from codellama_jax.errors import UserError
@@ -178,7 +179,7 @@ def stage_identity(experiment: Experiment, corpus: Corpus, place: Place, before:
     shared: list[Any] = [documents, corpus.tokenizer.fingerprint]
     if origin := stage.init.partition(":")[2]:
         shared.append(str(user_path(origin)))  # a relative name means another place elsewhere
-    return reuse.identity(stage, before, place.seed(experiment), shared)
+    return identity_of(stage, before, place.seed(experiment), shared)
 
 
 def run_stage(

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from etils import epath
 
 from codellama_jax.checkpoints import folder as reuse
-from codellama_jax.config import Experiment, differences, to_dict
+from codellama_jax.checkpoints.identity import changes
+from codellama_jax.config import Experiment, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.sharding.hosts import on_first_host, say
 from codellama_jax.system import locks
@@ -23,10 +24,9 @@ def check_folder(experiment: Experiment, out: epath.Path) -> None:
         return
     old = read_state(config)
     if old is None:  # damaged: what is left to compare are the configs of the stages
-        differing = stage_differences(experiment, out)
+        changed = stage_changes(experiment, out)
     else:
-        differing = differences(old, to_dict(experiment))
-    changed = [d for d in differing if not reuse.free(d.split(":")[0])]
+        changed = changes(old, experiment)
     if changed:
         raise UserError(
             f"{out} holds a run with another config ({'; '.join(changed)}):"
@@ -34,15 +34,15 @@ def check_folder(experiment: Experiment, out: epath.Path) -> None:
         )
 
 
-def stage_differences(experiment: Experiment, out: epath.Path) -> list[str]:
-    """Lists the differences from the configs that the stages' own folders hold."""
-    differing = []
+def stage_changes(experiment: Experiment, out: epath.Path) -> list[str]:
+    """Lists what differs from the configs that the stages' own folders hold."""
+    changed = []
     for arm, chain in experiment.arms.items():
         for name, stage in chain.items():
             old = read_state(out / arm / name / "config.json")
             if old is not None:
-                differing += differences(old, to_dict(stage), f"arms.{arm}.{name}.")
-    return differing
+                changed += changes(old, stage, f"arms.{arm}.{name}.")
+    return changed
 
 
 @contextlib.contextmanager

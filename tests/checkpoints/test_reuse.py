@@ -1,70 +1,12 @@
-"""What makes two stages equal, and folders that name another one."""
+"""Folders of stages that were trained elsewhere."""
 
-import dataclasses
-
-import hypothesis.strategies as st
 import pytest
 import toy
 from etils import epath
-from hypothesis import given
 
-from codellama_jax.checked import unchecked
 from codellama_jax.checkpoints import folder as reuse
-from codellama_jax.config import InfillingConfig, leaves, to_dict
 
-FREE = {
-    ".model.remat": "full",
-    ".model.attention": "xla",
-    ".micro_batches": 2,
-    ".log_every": 7,
-    ".checkpoint_every": 9,
-    ".keep_checkpoints": 1,
-}
 X, Y = "0" * 32, "1" * 32  # identities
-
-
-def changed(stage, name: str, value):
-    """Returns the stage with the field of this dotted name changed."""
-    first, _, rest = name.lstrip(".").partition(".")
-    return dataclasses.replace(
-        stage, **{first: changed(getattr(stage, first), rest, value) if rest else value}
-    )
-
-
-def other(value):
-    return f"{value}x" if isinstance(value, str) else value + 1
-
-
-@pytest.mark.parametrize("name", leaves(to_dict(toy.stage()), "."))
-def test_every_field_but_the_free_ones_decides(name):
-    stage = toy.stage()
-    value = FREE.get(name, other(leaves(to_dict(stage), ".")[name]))
-    with unchecked():  # "float32x" stands for any other value
-        different = changed(stage, name, value)
-    same = reuse.identity(stage, "before", 0) == reuse.identity(different, "before", 0)
-    assert same == (name in FREE)
-
-
-def test_seed_documents_and_the_stage_before_decide():
-    follows, scratch = toy.stage(init="previous"), toy.stage()
-    assert reuse.identity(follows, "a", 0) != reuse.identity(follows, "b", 0)
-    assert reuse.identity(scratch, "a", 0) == reuse.identity(scratch, "b", 0)
-    assert reuse.identity(scratch, "", 0) != reuse.identity(scratch, "", 1)
-    assert reuse.identity(scratch, "", 0, ["documents"]) != reuse.identity(
-        scratch, "", 0, ["others"]
-    )
-
-
-@given(st.floats(0, 1), st.floats(0, 1))
-def test_equal_configs_have_one_identity(a, b):
-    of = lambda rate: reuse.identity(
-        dataclasses.replace(
-            toy.stage(), data=changed(toy.stage().data, "infilling", InfillingConfig(rate))
-        ),
-        "",
-        0,
-    )
-    assert (of(a) == of(b)) == (a == b)
 
 
 def finished(folder: epath.Path, identity: str) -> epath.Path:
