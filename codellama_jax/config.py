@@ -203,6 +203,8 @@ class Stage(Checked):
     checkpoint_every: Positive = field(default=1000, metadata=FREE)
     keep_checkpoints: Positive = field(default=3, metadata=FREE)
     log_every: Positive = field(default=10, metadata=FREE)
+    # What the loss rewards: next_token is the cross-entropy of every token.
+    objective: Literal["next_token"] = "next_token"
 
     def check_relations(self) -> None:
         if self.data.batch_size % self.micro_batches:

@@ -15,7 +15,7 @@ from codellama_jax.errors import UserError
 from codellama_jax.models.llama import decoder
 from codellama_jax.models.llama.model import Llama
 from codellama_jax.sharding.mesh import check_mesh, on_mesh, shardings
-from codellama_jax.training.step import BATCH_KEYS, abstract_state, compile_train_step
+from codellama_jax.training.step import BATCH_DTYPES, abstract_state, compile_train_step
 from kernels import UnsupportedError
 
 
@@ -23,9 +23,8 @@ def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
     """Lowers the step of a stage. Raises UserError where the mesh does not divide it, or a kernel cannot run on the chip."""
     B, T = stage.data.batch_size, stage.data.seq_len
     check_mesh(mesh, stage.model, B, stage.micro_batches, T)
-    batch = {key: jax.ShapeDtypeStruct((B, T), jnp.int32) for key in BATCH_KEYS} | {
-        "stop": jax.ShapeDtypeStruct((B,), jnp.int32)
-    }
+    batch = {key: jax.ShapeDtypeStruct((B, T), dtype) for key, dtype in BATCH_DTYPES.items()}
+    batch["stop"] = jax.ShapeDtypeStruct((B,), jnp.int32)
     with on_mesh(mesh):
         try:
             return compile_train_step(stage, mesh).lower(abstract_state(stage, mesh), batch)

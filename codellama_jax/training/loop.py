@@ -24,7 +24,7 @@ from codellama_jax.sharding.mesh import ROWS, batch_sharding, check_attention, c
 from codellama_jax.system.files import write_json
 from codellama_jax.training.metrics import Metrics, Throughput
 from codellama_jax.training.step import (
-    BATCH_KEYS,
+    BATCH_DTYPES,
     abstract_state,
     compile_eval_step,
     compile_train_step,
@@ -55,7 +55,7 @@ def place(
             (batch_size, *local.shape[1:]), batch_sharding(mesh), part
         )
 
-    return {key: globally(batch[key]) for key in BATCH_KEYS}
+    return {key: globally(batch[key]) for key in BATCH_DTYPES}
 
 
 def stop_flags(stop: int, rows: list[int], batch_size: int, mesh: Mesh) -> jax.Array:
@@ -227,7 +227,7 @@ def place_validation(batches: list[dict], stage: Stage, mesh: Mesh) -> list[dict
     """
     size = mesh.shape["data"] * mesh.shape["fsdp"]
     size *= max(1, stage.data.batch_size // stage.micro_batches // size)
-    rows = {k: np.concatenate([b[k] for b in batches]) for k in BATCH_KEYS}
+    rows = {k: np.concatenate([b[k] for b in batches]) for k in BATCH_DTYPES}
     rows = {k: np.pad(v, ((0, -len(v) % size), (0, 0))) for k, v in rows.items()}
     whole = list(range(size))
     return [

@@ -17,9 +17,15 @@ from codellama_jax.checked import FieldError
 from codellama_jax.config import OptimizerConfig, Stage
 from codellama_jax.models.llama.model import Llama
 from codellama_jax.sharding.mesh import ROWS, batch_sharding, check_sharded, on_mesh, shardings
-from codellama_jax.training.objectives import summed_loss
+from codellama_jax.training.objectives import OBJECTIVES
 
-BATCH_KEYS = ("tokens", "targets", "segment_ids", "positions")
+BATCH_DTYPES = {  # of the arrays [B, T] of a batch
+    "tokens": jnp.int32,
+    "targets": jnp.int32,
+    "segment_ids": jnp.int32,
+    "positions": jnp.int32,
+    "weights": jnp.float32,
+}
 
 
 @struct.dataclass
@@ -146,20 +152,23 @@ def fresh_state(stage: Stage, mesh: Mesh, params: dict) -> TrainState:
 def train_step(
     stage: Stage, state: TrainState, batch: dict[str, jax.Array]
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update. Gradients of the micro-batches are summed and divided by all their tokens, so each token weighs the same.
+    """Returns the state after one update, and the numbers of the step.
 
-    Returns the new state and loss (nats a token), gradient norm before clipping, learning rate and tokens.
+    Gradients of the micro-batches are summed and divided by the weights of all their tokens, so
+    that tokens of equal weight count the same. The numbers are the loss (nats per token), the
+    gradient norm before clipping, the learning rate, and `tokens`, the sum of the weights.
     """
     model, n = Llama(stage.model), stage.micro_batches
+    objective = OBJECTIVES[stage.objective]
     loss_and_gradient = jax.value_and_grad(
-        lambda params, rows: summed_loss(model, params, rows), has_aux=True
+        lambda params, rows: objective(model, params, rows), has_aux=True
     )
 
     def accumulate(total, rows):
         (loss, tokens), gradient = loss_and_gradient(state.params, rows)
         return jax.tree.map(jnp.add, total, (loss, tokens, gradient)), None
 
-    rows = {k: batch[k] for k in BATCH_KEYS}
+    rows = {k: batch[k] for k in BATCH_DTYPES}
     if n == 1:
         (loss, tokens), gradient = loss_and_gradient(state.params, rows)
     else:  # every n-th row, so that no row leaves its device
@@ -189,7 +198,7 @@ def train_step(
 def compile_train_step(stage: Stage, mesh: Mesh) -> Callable:
     """Returns the jitted step `(state, batch) -> (state, metrics)`; the state given is used up."""
     placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
-    batch = {k: batch_sharding(mesh) for k in BATCH_KEYS} | {
+    batch = {k: batch_sharding(mesh) for k in BATCH_DTYPES} | {
         "stop": NamedSharding(mesh, PartitionSpec(ROWS))
     }
     step = lambda state, rows: train_step(stage, state, rows)
@@ -199,7 +208,8 @@ def compile_train_step(stage: Stage, mesh: Mesh) -> Callable:
 
 
 def compile_eval_step(stage: Stage, mesh: Mesh) -> Callable:
-    """Returns the jitted `(params, batch) -> (sum of losses, tokens)`."""
+    """Returns the jitted `(params, batch) -> (weighted sum of losses, sum of weights)`."""
     placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh)).params
-    step = lambda params, rows: summed_loss(Llama(stage.model), params, rows)
+    objective = OBJECTIVES[stage.objective]
+    step = lambda params, rows: objective(Llama(stage.model), params, rows)
     return jax.jit(step, in_shardings=(placed, batch_sharding(mesh)))
