@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from codellama_jax.checked import FieldError
 from codellama_jax.config import OptimizerConfig, Stage
 from codellama_jax.models.llama.model import Llama
-from codellama_jax.sharding.mesh import ROWS, batch_sharding, check_sharded, on_mesh, shardings
+from codellama_jax.models.trained import placed_shapes
+from codellama_jax.sharding.mesh import ROWS, batch_sharding, check_sharded, on_mesh
 from codellama_jax.training.objectives import OBJECTIVES
 
 BATCH_DTYPES = {  # of the arrays [B, T] of a batch
@@ -84,14 +86,15 @@ def boxed_state(stage: Stage, seed: int) -> TrainState:
     )
 
 
+@functools.lru_cache(maxsize=16)
 def abstract_state(stage: Stage, mesh: Mesh) -> TrainState:
-    """Returns shapes, dtypes and shardings of the state, without allocating it."""
-    placed = shardings(jax.eval_shape(lambda: boxed_state(stage, 0)), mesh)
-    plain = jax.eval_shape(lambda: nn.unbox(boxed_state(stage, 0)))
-    check_sharded(plain.params, placed.params, mesh)
-    return jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), plain, placed
-    )
+    """Returns shapes, dtypes and shardings of the state, without allocating it.
+
+    A stage is traced once: equal stages, such as those of another seed, share the result.
+    """
+    state = placed_shapes(jax.eval_shape(lambda: boxed_state(stage, 0)), mesh)
+    check_sharded(state.params, jax.tree.map(lambda a: a.sharding, state.params), mesh)
+    return state
 
 
 def check_memory(stage: Stage, mesh: Mesh) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from paths import GOLDEN
 
 from codellama_jax.checked import unchecked
+from codellama_jax.checkpoints.folder import RunFolder
 from codellama_jax.checkpoints.identity import ALWAYS_HASHED, changes, identity
 from codellama_jax.config import (
     FREE,
@@ -135,30 +136,29 @@ def test_a_tag_among_the_values_decides(monkeypatch):
 @pytest.mark.parametrize("is_damaged", [False, True])
 def test_a_run_of_today_resumes_after_the_config_has_grown(tmp_path, is_damaged):
     """Compared are the config of the run or, where that is damaged, those of its stages."""
-    out = epath.Path(tmp_path) / "run"
-    with opened_folder(experiment_of(toy.stage()), out, fresh=False):
-        (out / "main" / "code").mkdir(parents=True)
-        (out / "main" / "code" / "config.json").write_text(json.dumps(to_dict(toy.stage())))
+    run = RunFolder(epath.Path(tmp_path) / "run")
+    with opened_folder(experiment_of(toy.stage()), run, fresh=False):
+        run.stage("main", "code").begin(toy.stage(), identity="")
     if is_damaged:
-        (out / "config.json").write_bytes(b"")
+        run.config.write_bytes(b"")
     stage = later(toy.stage())
-    check_folder(experiment_of(stage, LaterExperiment), out)
-    check_folder(experiment_of(changed(stage, "verbose", True), LaterExperiment), out)
+    check_folder(experiment_of(stage, LaterExperiment), run)
+    check_folder(experiment_of(changed(stage, "verbose", True), LaterExperiment), run)
     refused = experiment_of(changed(stage, "averaged_steps", 3), LaterExperiment)
     with pytest.raises(UserError) as error:
-        check_folder(refused, out)
+        check_folder(refused, run)
     problem = "holds a run with another config (arms.main.code.averaged_steps: 0 -> 3): choose"
     assert problem in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_run_of_a_later_version_is_refused_by_the_name_of_its_field(tmp_path):
-    out = epath.Path(tmp_path) / "run"
+    run = RunFolder(epath.Path(tmp_path) / "run")
     stage = changed(later(toy.stage()), "averaged_steps", 3)
-    with opened_folder(experiment_of(stage, LaterExperiment), out, fresh=False):
+    with opened_folder(experiment_of(stage, LaterExperiment), run, fresh=False):
         pass
     with pytest.raises(UserError, match=r"arms\.main\.code\.averaged_steps: 3 -> None"):
-        check_folder(experiment_of(toy.stage()), out)
+        check_folder(experiment_of(toy.stage()), run)
 
 
 def test_seed_documents_and_the_stage_before_decide():

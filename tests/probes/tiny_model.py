@@ -7,9 +7,9 @@ import string
 
 import numpy as np
 
-from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.config import ProbesConfig
 from codellama_jax.data.infilling import plain_ids
+from codellama_jax.models.trained import Run
 from codellama_jax.probes.run import run_probes
 
 SOURCES = [inspect.getsource(module) for module in (random, string)]

@@ -12,7 +12,7 @@ import pytest
 import toy
 from etils import epath
 
-from codellama_jax.checkpoints.checkpoint import load_run
+from codellama_jax.checkpoints.loading import load_run
 from codellama_jax.config import MeshConfig
 from codellama_jax.errors import UserError
 from codellama_jax.generation.sampler import Sampling, generate
