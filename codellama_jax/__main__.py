@@ -20,7 +20,7 @@ from codellama_jax.system.files import is_bucket, user_path
 from codellama_jax.weights import commands as weights
 
 if TYPE_CHECKING:
-    from codellama_jax.checkpoints.checkpoint import Run
+    from codellama_jax.models.trained import Run
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Evaluate:
         print(f"starting JAX and loading {self.run}", file=sys.stderr, flush=True)
         import jax
 
-        from codellama_jax.checkpoints.checkpoint import keep_compiled, load_run
+        from codellama_jax.checkpoints.loading import keep_compiled, load_run
         from codellama_jax.sharding.mesh import make_mesh
 
         keep_compiled(CACHE)

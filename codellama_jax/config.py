@@ -3,6 +3,9 @@
 An experiment is a few arms; an arm is a chain of stages; a stage is (where its weights come from,
 model, data, optimizer, steps). This module imports neither JAX nor anything of ours but the checks,
 so that `launch.py plan` answers at once.
+
+A new field has a default, with which everything is as it was without the field: then older runs
+resume, and stages keep their identities (checkpoints/identity.py). Such a default never changes.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ from codellama_jax.checked import from_dict as from_dict
 DEFAULT_FAMILY = "llama"  # of a model whose dict has no tag
 CACHE = "~/.cache/codellama_jax"  # prepared documents, tokenizers and compiled programs
 RESERVED = ("choice", "tokenizer", "corpus", "mesh", "probes", "seed", "seeds")  # no stage's name
+# Metadata of a field that never changes the trained parameters, such as how often to log: it may
+# change when a run resumes, and stages that differ in nothing else are trained once.
+FREE = {"free": True}
 LEAST_SHARE = 1e-4  # of the mixture; the wait for a row of a rarer source could take hours
 
 INT32 = 2**31 - 1  # steps are counted in int32
@@ -72,9 +78,12 @@ class ModelConfig(Checked):
     d_ff: Annotated[int, Range(1, 2**24)]  # F
     norm_eps: Epsilon = 1e-5
     compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    remat: Literal["none", "dots", "full"] = "full"  # what the backward pass computes again
+    # The activations that the backward pass computes again.
+    remat: Literal["none", "dots", "full"] = field(default="full", metadata=FREE)
     # An implementation of kernels.attention; '' takes the fastest.
-    attention: Literal["", "pallas_tpu", "cudnn", "xla", "reference"] = ""
+    attention: Literal["", "pallas_tpu", "cudnn", "xla", "reference"] = field(
+        default="", metadata=FREE
+    )
     tied_embeddings: bool = False  # the output head is the transposed embedding
 
     def __init_subclass__(cls) -> None:
@@ -214,12 +223,15 @@ class Stage(Checked):
     optimizer: OptimizerConfig
     steps: Count  # 0 evaluates, probes and saves the weights of `init` as they are
     init: Init = "previous"  # scratch | previous | run:DIR | run:DIR@STEP | hf:DIR | meta:DIR
-    micro_batches: Width = 1  # a batch is split into this many, gradients weighted by tokens
+    # A batch is split into this many, gradients weighted by tokens.
+    micro_batches: Width = field(default=1, metadata=FREE)
     eval_rows: Examples = 32  # validation rows of seq_len tokens
     eval_every: Positive = 1000
-    checkpoint_every: Positive = 1000
-    keep_checkpoints: Positive = 3
-    log_every: Positive = 10
+    checkpoint_every: Positive = field(default=1000, metadata=FREE)
+    keep_checkpoints: Positive = field(default=3, metadata=FREE)
+    log_every: Positive = field(default=10, metadata=FREE)
+    # What the loss rewards: next_token is the cross-entropy of every token.
+    objective: Literal["next_token"] = "next_token"
 
     def check_relations(self) -> None:
         if self.data.batch_size % self.micro_batches:
@@ -266,10 +278,11 @@ class Experiment(Checked):
     arms: dict[str, dict[str, Stage]]  # arm -> stage name -> stage, in order
     tokenizer: TokenizerConfig = TokenizerConfig()
     corpus: CorpusConfig = CorpusConfig()
-    mesh: MeshConfig = MeshConfig()
-    probes: ProbesConfig = field(default_factory=ProbesConfig)
+    mesh: MeshConfig = field(default=MeshConfig(), metadata=FREE)
+    probes: ProbesConfig = field(default_factory=ProbesConfig, metadata=FREE)
     seed: Count = 0
-    seeds: Annotated[int, Range(1, 1000)] = 1  # every arm is trained with as many
+    # Every arm is trained with as many.
+    seeds: Annotated[int, Range(1, 1000)] = field(default=1, metadata=FREE)
 
     def check_relations(self) -> None:
         if not self.arms:
@@ -327,13 +340,13 @@ def leaves(values: dict, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Lists the leaves in which two `to_dict` results differ, as `dotted.name: old -> new`."""
-    rows = []
+def differences(old: dict, new: dict, prefix: str = "") -> dict[str, str]:
+    """Returns the leaves in which two `to_dict` results differ: dotted name -> `old -> new`."""
+    changes: dict[str, str] = {}
     for key in sorted(set(old) | set(new)):
         a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
         if isinstance(a, dict) and isinstance(b, dict):
-            rows += differences(a, b, name + ".")
+            changes |= differences(a, b, name + ".")
         elif a != b:
-            rows.append(f"{name}: {a} -> {b}")
-    return rows
+            changes[name] = f"{a} -> {b}"
+    return changes

@@ -92,6 +92,7 @@ def ours(model: ModelConfig, rows: int, length: int, recompute: str) -> dict:
         "tokens": tokens[:, :-1],
         "targets": tokens[:, 1:],
         "segment_ids": np.ones((rows, length), np.int32),
+        "weights": np.ones((rows, length), np.float32),
     }
     batch["positions"] = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])

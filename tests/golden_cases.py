@@ -1,5 +1,8 @@
 """Every experiment and scale whose resolved config is checked in."""
 
+import launch
+from codellama_jax.checkpoints.identity import identity
+
 ABLATIONS = (
     "scratch_vs_llama2",
     "infilling_cost",
@@ -18,3 +21,15 @@ EXPERIMENTS = [
         for scale in ("7b", "13b", "34b", "70b")
     ),
 ]
+
+
+def identities(name: str, scale: str) -> dict[str, str]:
+    """Returns the identity of each stage of an experiment, by `arm/stage`, without documents."""
+    experiment, _ = launch.load_experiment(launch.Plan(name, scale))
+    by_stage = {}
+    for arm, chain in experiment.arms.items():
+        before = ""
+        for index, (stage_name, stage) in enumerate(chain.items()):
+            before = identity(stage, before, experiment.seed + index)
+            by_stage[f"{arm}/{stage_name}"] = before
+    return by_stage

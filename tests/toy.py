@@ -48,4 +48,5 @@ def batch(rows: int = 8, length: int = 16, vocab: int = 64, seed: int = 0) -> di
         "targets": targets,
         "segment_ids": segment_ids,
         "positions": positions,
+        "weights": (segment_ids > 0).astype(np.float32),
     }

@@ -1,13 +1,20 @@
-"""Writes the resolved config of every experiment and scale to tests/golden, so that a change of what is trained shows in review."""
+"""Writes the resolved config of every experiment and scale, and the identities of their stages.
+
+They are in tests/golden, so that a change of what is trained shows in review. An identity that
+changes makes finished stages train again.
+"""
 
 import json
 
-from golden_cases import EXPERIMENTS
+from golden_cases import EXPERIMENTS, identities
 from paths import GOLDEN
 
 import launch
 from codellama_jax.config import to_dict
 
+by_experiment = {}
 for name, scale in EXPERIMENTS:
     experiment, _ = launch.load_experiment(launch.Plan(name, scale))
     (GOLDEN / f"{name}-{scale}.json").write_text(json.dumps(to_dict(experiment), indent=1) + "\n")
+    by_experiment[f"{name}-{scale}"] = identities(name, scale)
+(GOLDEN / "identities.json").write_text(json.dumps(by_experiment, indent=1) + "\n")

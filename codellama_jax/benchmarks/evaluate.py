@@ -33,7 +33,7 @@ from codellama_jax.system import locks
 from codellama_jax.system.files import user_path, write_json
 
 if TYPE_CHECKING:
-    from codellama_jax.checkpoints.checkpoint import Run
+    from codellama_jax.models.trained import Run
 
 LoadModel = Callable[[], "Run"]
 PERPLEXITY = "perplexity"  # a measure of text files, without tasks

@@ -14,7 +14,8 @@ from codellama_jax.benchmarks.progress import counted, note
 from codellama_jax.benchmarks.sample_forms import check_own
 from codellama_jax.benchmarks.samples import Key, append, continue_file, key, name_of
 from codellama_jax.benchmarks.settings import Settings
-from codellama_jax.checkpoints.checkpoint import Run, gather
+from codellama_jax.models.trained import Run
+from codellama_jax.sharding.hosts import gather
 
 
 def generate_samples(

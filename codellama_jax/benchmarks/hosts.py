@@ -38,7 +38,7 @@ def on_all_hosts(action: Callable[[], Result]) -> Result:
     jax = sys.modules.get("jax")
     if jax is None or jax.process_count() == 1:
         return action()
-    from codellama_jax.checkpoints.checkpoint import gather
+    from codellama_jax.sharding.hosts import gather
 
     result, message = None, ""
     try:

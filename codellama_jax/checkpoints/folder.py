@@ -1,104 +1,303 @@
-"""Equal stages are trained once: when two are equal, and the folder of the one that was trained.
+"""What the folder of a run holds: the only module that spells a path in one.
 
-Starts no JAX.
+    config.json  tokenizer.model  corpus.json  report.md  report.html  figures/NAME.png
+    ARM/STAGE/   or ARM@1/STAGE/ of a further seed
+        config.json  identity.txt  metrics.jsonl  tensorboard/  probes.json  done.json
+        checkpoints/step_N/
+
+A stage that equals one that was trained elsewhere has no checkpoints: its done.json names the
+folder of the other. Starts no JAX.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
+from dataclasses import dataclass
 from typing import Any
 
-from codellama_jax.config import Stage, leaves, to_dict
+from etils import epath
+
+from codellama_jax.checked import FieldError
+from codellama_jax.config import Experiment, Stage, from_dict, to_dict
 from codellama_jax.errors import UserError
-from codellama_jax.system.files import is_bucket, read_file, read_state, write_json
-
-# Fields that do not affect the trained parameters: they are ignored when a run is resumed and when
-# stages are compared.
-FREE = (
-    "mesh.",
-    "probes.",
-    "seeds",
-    ".remat",
-    ".attention",
-    ".micro_batches",
-    ".log_every",
-    ".checkpoint_every",
-    ".keep_checkpoints",
+from codellama_jax.system.files import (
+    check_no_pipes,
+    delete_file,
+    is_bucket,
+    read_file,
+    read_json,
+    read_state,
+    reason,
+    write_file,
+    write_json,
 )
-IDENTITY, DONE = "identity.txt", "done.json"
+from codellama_jax.tokenizers import sentencepiece as tokenizers
+
+CONFIG = "config.json"
+IDENTITY = "identity.txt"
 IDENTITY_FORM = re.compile("[0-9a-f]{32}")
-ASIDE = "set_aside"  # a file in a run's folder: nobody asks for its stages any more
+STEP_FORM = re.compile(r"step_(\d+)")
+COMMITTED = "commit_success.txt"  # in a checkpoint on a bucket that is completely written
 
 
-def free(name: str) -> bool:
-    """Tells whether the field of this dotted name may change."""
-    return any(part in name for part in FREE)
+@dataclass(frozen=True)
+class StageFolder:
+    """The folder of one stage of a run."""
+
+    path: epath.Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def config(self) -> epath.Path:
+        return self.path / CONFIG
+
+    @property
+    def identity_file(self) -> epath.Path:
+        return self.path / IDENTITY
+
+    @property
+    def metrics(self) -> epath.Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> epath.Path:
+        return self.path / "tensorboard"
+
+    @property
+    def probes(self) -> epath.Path:
+        return self.path / "probes.json"
+
+    @property
+    def done(self) -> epath.Path:
+        return self.path / "done.json"
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> epath.Path:
+        """Returns the folder of the checkpoint of a step."""
+        return self.checkpoints / f"step_{step}"
+
+    def steps(self, step: int | None = None) -> list[int]:
+        """Returns the steps of the finished checkpoints, the newest first, or only `step`.
+
+        Raises UserError if there is none.
+        """
+        steps = sorted(self._all_steps(), reverse=True)
+        if not steps:
+            raise UserError(f"no checkpoint in {self}: give the folder of a run that has trained")
+        if step is not None and step not in steps:
+            existing = ", ".join(map(str, reversed(steps)))
+            raise UserError(f"{self} has no checkpoint of step {step}: it has {existing}")
+        return steps if step is None else [step]
+
+    def _all_steps(self) -> list[int]:
+        if not self.checkpoints.exists():
+            return []
+        check_no_pipes(self.checkpoints)
+        steps = []
+        try:
+            for path in self.checkpoints.iterdir():
+                name = STEP_FORM.fullmatch(path.name)
+                if name and path.is_dir() and self._is_committed(path):
+                    steps.append(int(name[1]))
+        except OSError as error:
+            raise UserError(f"cannot read {self.checkpoints}: {reason(error)}") from error
+        return steps
+
+    def _is_committed(self, checkpoint: epath.Path) -> bool:
+        """Locally a checkpoint has another name until it is complete; a bucket cannot rename."""
+        return not is_bucket(checkpoint) or (checkpoint / COMMITTED).exists()
+
+    def trained(self) -> StageFolder:
+        """Returns the folder where the stage was trained: this one, or the one done.json names.
+
+        A damaged done.json counts as absent: the stage is then resumed from its last checkpoint.
+        """
+        at = (read_state(self.done) or {}).get("at")
+        if not isinstance(at, str):
+            return self
+        return StageFolder(epath.Path(at if is_bucket(at) else os.path.normpath(self.path / at)))
+
+    def is_trained(self) -> bool:
+        """Tells whether the stage has finished, here or where the folder points."""
+        return read_state(self.trained().done) is not None
+
+    def identity(self) -> str:
+        """Returns the identity that the stage had when it was begun.
+
+        It is "" where the file is missing, as in a run of an old version, or damaged.
+        """
+        try:
+            text = read_file(self.identity_file).decode("ascii", "replace")
+        except UserError:
+            return ""
+        return text if IDENTITY_FORM.fullmatch(text) else ""
+
+    def begin(self, stage: Stage, identity: str) -> None:
+        """Makes the folder of a stage to train. One that was begun before keeps its identity."""
+        delete_file(self.done)  # it named a stage that is gone, or it is damaged
+        write_json(self.config, to_dict(stage))
+        if not self.identity():
+            write_file(self.identity_file, identity)
+
+    def repair_config(self, stage: Stage) -> None:
+        """Writes the config again if it is damaged or missing."""
+        if read_state(self.config) is None:
+            write_json(self.config, to_dict(stage))
+
+    def point_to(self, trained: StageFolder, stage: Stage) -> None:
+        """Makes the folder of a stage that was trained elsewhere.
+
+        The path is relative where both folders are local, so that they can move together.
+        """
+        remote = is_bucket(self.path) or is_bucket(trained.path)
+        at = str(trained) if remote else os.path.relpath(trained.path, self.path)
+        write_json(self.config, to_dict(stage))
+        write_json(self.done, {"at": at})
+
+    def mark_done(self, step: int, tokens: int) -> None:
+        """Marks the stage as trained to its last step."""
+        write_json(self.done, {"step": step, "tokens": tokens})
+
+    def read_config(self) -> Stage:
+        """Returns the config of the stage. Raises UserError if it is damaged."""
+        config = read_json(self.config)
+        if not isinstance(config, dict):
+            raise UserError(f"{self.config} is not the config of a stage")
+        return _built(Stage, self.config, config)
+
+    def read_probes(self) -> dict[str, Any]:
+        """Returns the measures of the probes; {} if none ran or their file is damaged."""
+        for path in (self.probes, self.trained().probes):
+            probes = read_state(path)
+            if probes is not None:
+                return probes
+        return {}
+
+    def load_tokenizer(self) -> tokenizers.Tokenizer:
+        """Loads the tokenizer of the run that holds this folder. Raises UserError if none is."""
+        for parent in (self.path, *self.path.parents):
+            if RunFolder(parent).tokenizer.exists():
+                return tokenizers.load(RunFolder(parent).tokenizer)
+        raise UserError(f"{self} has no {tokenizers.FILE}")
 
 
-def identity(stage: Stage, before: str, seed: int, shared: Any = None) -> str:
-    """Returns a hash of all that decides what a stage becomes.
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run."""
 
-    before: the identity of the stage before it, which counts where it starts from that.
-    shared: what else decides, ready for JSON: the documents and the tokenizer.
+    path: epath.Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def config(self) -> epath.Path:
+        return self.path / CONFIG
+
+    @property
+    def tokenizer(self) -> epath.Path:
+        return self.path / tokenizers.FILE
+
+    @property
+    def corpus(self) -> epath.Path:
+        return self.path / "corpus.json"
+
+    @property
+    def report_markdown(self) -> epath.Path:
+        return self.path / "report.md"
+
+    @property
+    def report_html(self) -> epath.Path:
+        return self.path / "report.html"
+
+    @property
+    def set_aside(self) -> epath.Path:
+        """A file in a run whose stages no other run reads any more."""
+        return self.path / "set_aside"
+
+    def figure(self, name: str) -> epath.Path:
+        """Returns the file of a figure of the report."""
+        return self.path / "figures" / f"{name}.png"
+
+    def stage(self, arm: str, stage: str) -> StageFolder:
+        """Returns the folder of a stage; `arm` may name a further seed, as arm@1."""
+        return StageFolder(self.path / arm / stage)
+
+    def stages(self) -> list[StageFolder]:
+        """Returns the folders of the stages that were begun here."""
+        return [StageFolder(path.parent) for path in sorted(self.path.glob(f"*/*/{IDENTITY}"))]
+
+    def find_stage(self, arm: str = "", stage: str = "") -> tuple[StageFolder, Stage]:
+        """Returns the folder and config of a stage.
+
+        By default it is the last trained stage of the first arm. This may be the folder of a stage
+        itself. The folder returned may only point to the one where an equal stage was trained
+        (`StageFolder.trained`). Raises UserError if there is no such stage.
+        """
+        if not self.path.exists():
+            raise UserError(
+                f"there is no folder {self}: name the folder of a run or of one of its stages"
+            )
+        if not self.config.exists():
+            raise UserError(f"{self} is not the folder of a run: it has no {CONFIG}")
+        config = read_json(self.config)
+        if not isinstance(config, dict):
+            raise UserError(f"{self.config} is not the config of a run or of a stage")
+        if "arms" not in config:
+            return StageFolder(self.path), _built(Stage, self.config, config)
+        # Probes are not needed here, and other versions may write them in another form.
+        others = {name: value for name, value in config.items() if name != "probes"}
+        arms = _built(Experiment, self.config, others).arms
+        arm = arm or next(iter(arms))
+        chain = arms.get(arm.partition("@")[0], {})
+        if not chain or (stage and stage not in chain):
+            existing = ", ".join(f"{a}/{s}" for a in arms for s in arms[a])
+            raise UserError(f"{self} has no {arm}/{stage}: it has {existing}")
+        trained = [name for name in chain if self.stage(arm, name).is_trained()]
+        if not stage and not trained:
+            raise UserError(
+                f"no stage of {self}/{arm} has finished yet: start the same command again to"
+                " resume it"
+            )
+        stage = stage or trained[-1]
+        return self.stage(arm, stage), chain[stage]
+
+
+def find_trained(run: epath.Path, arm: str = "", stage: str = "") -> tuple[StageFolder, Stage]:
+    """Returns the folder in which a stage of a run was trained, and its config.
+
+    Raises UserError like `RunFolder.find_stage`.
     """
-    own = {name: value for name, value in leaves({"": to_dict(stage)}).items() if not free(name)}
-    own[".init"] = before if stage.init == "previous" else stage.init
-    return hashlib.sha256(json.dumps([own, seed, shared], sort_keys=True).encode()).hexdigest()[:32]
+    folder, config = RunFolder(run).find_stage(arm, stage)
+    return folder.trained(), config
 
 
-def followed(folder: Any) -> Any:
-    """Returns the folder where a stage was trained: this one, or the one that its done.json names.
-
-    A damaged done.json counts as absent: the stage is then resumed from its last checkpoint.
-    """
-    at = (read_state(folder / DONE) or {}).get("at")
-    if not isinstance(at, str):
-        return folder
-    return type(folder)(at if is_bucket(at) else os.path.normpath(folder / at))
-
-
-def point(folder: Any, stage: Stage, trained: Any) -> None:
-    """Makes the folder of a stage that was trained elsewhere.
-
-    The path is relative where both folders are local, so that they can move together.
-    """
-    remote = is_bucket(folder) or is_bucket(trained)
-    at = str(trained) if remote else os.path.relpath(trained, folder)
-    write_json(folder / "config.json", to_dict(stage))
-    write_json(folder / DONE, {"at": at})
-
-
-def trained_under(runs: Any) -> dict[str, Any]:
+def trained_under(runs: epath.Path) -> dict[str, StageFolder]:
     """Returns the finished stages of the runs in a folder, by identity.
 
     Leaves out runs that were set aside, and stages whose identity file is damaged.
     """
-    found = {}
-    for run in sorted(runs.glob("*")):
-        if (run / ASIDE).exists():
+    trained = {}
+    for path in sorted(runs.glob("*")):
+        run = RunFolder(path)
+        if run.set_aside.exists():
             continue
-        for path in sorted(run.glob(f"*/*/{IDENTITY}")):
-            identity = identity_of(path.parent)
-            if identity and is_trained(path.parent):
-                found[identity] = path.parent
-    return found
+        for stage in run.stages():
+            identity = stage.identity()
+            if identity and stage.is_trained():
+                trained[identity] = stage
+    return trained
 
 
-def is_trained(folder: Any) -> bool:
-    """Tells whether the stage of this folder has finished, here or where the folder points."""
-    return read_state(followed(folder) / DONE) is not None
-
-
-def identity_of(folder: Any) -> str:
-    """Returns the identity that a stage had when it was begun.
-
-    It is "" where the file is missing, as in a run of an old version, or damaged.
-    """
+def _built(cls: Any, path: epath.Path, values: Any) -> Any:
+    """Returns a config from the JSON values of a file. Raises UserError that names the file."""
     try:
-        text = read_file(folder / IDENTITY).decode("ascii", "replace")
-    except UserError:
-        return ""
-    return text if IDENTITY_FORM.fullmatch(text) else ""
+        return from_dict(cls, values)
+    except FieldError as error:
+        raise UserError(f"{path}: {error}") from None

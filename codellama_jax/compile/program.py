@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -13,9 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from codellama_jax.config import ModelConfig, Stage
 from codellama_jax.errors import UserError
 from codellama_jax.models import decoding
-from codellama_jax.models.family import boxed_params, family_of
-from codellama_jax.sharding.mesh import check_mesh, on_mesh, shardings
-from codellama_jax.training.step import BATCH_KEYS, abstract_state, compile_train_step
+from codellama_jax.models.family import family_of
+from codellama_jax.models.trained import abstract_params
+from codellama_jax.sharding.mesh import check_mesh, on_mesh
+from codellama_jax.training.step import BATCH_DTYPES, abstract_state, compile_train_step
 from kernels import UnsupportedError
 
 
@@ -23,9 +23,8 @@ def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
     """Lowers the step of a stage. Raises UserError where the mesh does not divide it, or a kernel cannot run on the chip."""
     B, T = stage.data.batch_size, stage.data.seq_len
     check_mesh(mesh, stage.model, B, stage.micro_batches, T)
-    batch = {key: jax.ShapeDtypeStruct((B, T), jnp.int32) for key in BATCH_KEYS} | {
-        "stop": jax.ShapeDtypeStruct((B,), jnp.int32)
-    }
+    batch = {key: jax.ShapeDtypeStruct((B, T), dtype) for key, dtype in BATCH_DTYPES.items()}
+    batch["stop"] = jax.ShapeDtypeStruct((B,), jnp.int32)
     with on_mesh(mesh):
         try:
             return compile_train_step(stage, mesh).lower(abstract_state(stage, mesh), batch)
@@ -33,19 +32,13 @@ def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
             raise UserError(str(refusal)) from refusal
 
 
-def abstract_params(model: ModelConfig, mesh: Mesh) -> dict:
+def params_in_compute_dtype(model: ModelConfig, mesh: Mesh) -> dict:
     """Returns the parameters as shapes in the compute dtype, sharded as for training."""
 
-    def boxed() -> dict:
-        return boxed_params(model, jax.random.key(0))
+    def cast(a: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(a.shape, model.compute_dtype, sharding=a.sharding)
 
-    plain = jax.eval_shape(lambda: nn.unbox(boxed()))
-    placed = shardings(jax.eval_shape(boxed), mesh)
-
-    def in_compute_dtype(a: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(a.shape, model.compute_dtype, sharding=sharding)
-
-    return jax.tree.map(in_compute_dtype, plain, placed)
+    return jax.tree.map(cast, abstract_params(model, mesh))
 
 
 def lower_prefill(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> jax.stages.Lowered:
@@ -58,7 +51,7 @@ def lower_prefill(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> j
         return decoding.prefill(model, params, tokens_BT, lengths_B, 0)
 
     with on_mesh(mesh):
-        return jax.jit(prefill).lower(abstract_params(model, mesh), tokens_BT, lengths_B)
+        return jax.jit(prefill).lower(params_in_compute_dtype(model, mesh), tokens_BT, lengths_B)
 
 
 def lower_decode(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> jax.stages.Lowered:
@@ -73,7 +66,7 @@ def lower_decode(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> ja
         return family.step(model, weights, cache, tokens_B, positions_B)
 
     with on_mesh(mesh, decoding.LOGICAL_AXES):
-        params = abstract_params(model, mesh)
+        params = params_in_compute_dtype(model, mesh)
         weights = jax.eval_shape(lambda p: family.prepare(model, p), params)
         weights = jax.tree.map(placed, weights, family.weight_specs(model))
         shape = (model.n_kv_heads * batch, context, model.head_dim)

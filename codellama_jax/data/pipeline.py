@@ -5,7 +5,8 @@ epochs, packs them, and keeps cursors of its own. A host computes the rows it ow
 
 A batch holds int32 arrays [rows, T]: `tokens`, `targets` (the next token), `segment_ids` (1, 2, ...; 0 is padding),
 `positions` (from 0 in each segment), `documents` (index in the source; -1 in padding), and `source` [rows], an index in
-SOURCES. A document longer than a row goes on in other rows, as segments of their own.
+SOURCES; and float32 `weights` [rows, T], how much the loss of each target counts: 1, in padding 0.
+A document longer than a row goes on in other rows, as segments of their own.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from codellama_jax.errors import UserError
 
 SOURCES = tuple(field.name for field in dataclasses.fields(MixtureConfig))
 Batch = dict[str, np.ndarray]
+Encoded = dict[str, np.ndarray]  # a document: see `encoder`
 
 
 def source_of_row(row: int, shares: Sequence[float]) -> int:
@@ -199,9 +201,13 @@ def _with_share(sources: dict[str, Sequence], data: DataConfig) -> dict[str, Seq
 
 
 def encoder(tokenizer: Any, data: DataConfig, seed: int, count: int) -> Callable:
-    """Returns the function from a document to its int32 [length, 3]: token, next token, document."""
+    """Returns the function from a document to its `ids` and `weights`.
 
-    def encode(index: int, document: dict) -> np.ndarray:
+    `ids` is int32 [length, 3]: token, next token, document. `weights` is float32 [length]: how much
+    the loss of the next token counts.
+    """
+
+    def encode(index: int, document: dict) -> Encoded:
         epoch, i = divmod(index, count)
         rng = random.Random(
             f"{seed} {epoch} {i}"
@@ -209,7 +215,9 @@ def encoder(tokenizer: Any, data: DataConfig, seed: int, count: int) -> Callable
         ids = np.array(
             document_ids(tokenizer, text_of(document), rng, data.infilling, data.seq_len), np.int32
         )
-        return np.stack([ids[:-1], ids[1:], np.full(len(ids) - 1, i, np.int32)], axis=1)
+        length = len(ids) - 1
+        columns = np.stack([ids[:-1], ids[1:], np.full(length, i, np.int32)], axis=1)
+        return {"ids": columns, "weights": np.ones(length, np.float32)}
 
     return encode
 
@@ -218,7 +226,10 @@ def _packed(documents: grain.MapDataset, seq_len: int, seed: int) -> grain.Datas
     direct = documents.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     chunks = grain.experimental.FlatMapIterDataset(direct, _Chunks(seq_len))
     rows = grain.experimental.FirstFitPackIterDataset(
-        chunks, length_struct={"ids": seq_len}, num_packing_bins=bins(seq_len), seed=seed
+        chunks,
+        length_struct={"ids": seq_len, "weights": seq_len},
+        num_packing_bins=bins(seq_len),
+        seed=seed,
     )
     rows.has_child = True  # else Grain wraps the iterator's class once more each time, and many lanes exceed the recursion limit
     return rows.__iter__()
@@ -228,8 +239,10 @@ def _packed(documents: grain.MapDataset, seq_len: int, seed: int) -> grain.Datas
 class _Chunks(grain.experimental.FlatMapTransform):
     seq_len: int
 
-    def flat_map(self, ids: np.ndarray) -> list[dict[str, np.ndarray]]:
-        return [{"ids": ids[i : i + self.seq_len]} for i in range(0, len(ids), self.seq_len)]
+    def flat_map(self, document: Encoded) -> list[Encoded]:
+        starts = range(0, len(document["ids"]), self.seq_len)
+        chunks = [slice(start, start + self.seq_len) for start in starts]
+        return [{key: array[chunk] for key, array in document.items()} for chunk in chunks]
 
 
 def _mixed(streams: dict[int, Iterator], data: DataConfig) -> Iterator[tuple[int, dict]]:
@@ -255,6 +268,7 @@ def _batch(rows: list[tuple[int, dict]]) -> Batch:
         "targets": targets,
         "segment_ids": segment_ids,
         "positions": positions,
+        "weights": np.stack([row["weights"] for _, row in rows]),
     }
     return batch | {"documents": np.where(segment_ids > 0, documents, -1), "source": source}
 

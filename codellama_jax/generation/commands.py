@@ -24,9 +24,8 @@ from codellama_jax.generation.source import Source, decoded, read_source
 from codellama_jax.system.files import user_path
 
 if TYPE_CHECKING:
-    from etils import epath
-
-    from codellama_jax.checkpoints.checkpoint import Run
+    from codellama_jax.checkpoints.folder import StageFolder
+    from codellama_jax.models.trained import Run
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 
@@ -56,16 +55,15 @@ class Asking:
         """Finds the stage and its tokenizer. Raises UserError without starting JAX."""
         if sys.stdout is None:
             raise UserError("standard output is closed: redirect it to a file or a terminal")
-        from codellama_jax.checkpoints import folder as reuse
-        from codellama_jax.checkpoints.stage_folder import named_stage, run_tokenizer
+        from codellama_jax.checkpoints.folder import RunFolder
 
-        folder, stage = named_stage(user_path(self.run), self.arm, self.stage)
-        trained = reuse.followed(folder)
-        if not (trained / "checkpoints").exists():
+        folder, stage = RunFolder(user_path(self.run)).find_stage(self.arm, self.stage)
+        trained = folder.trained()
+        if not trained.checkpoints.exists():
             raise UserError(
                 f"no checkpoint in {trained}: give the folder of a run that has trained"
             )
-        tokenizer = run_tokenizer(trained)
+        tokenizer = trained.load_tokenizer()
         for limit in tokenizer.limits:
             note(f"note on the tokenizer: {limit}")
         return Trained(folder, stage, tokenizer)
@@ -85,7 +83,7 @@ class Asking:
     def load(self, ids: list[int]) -> Run:
         """Starts JAX and loads the model, to read a prompt of `ids`."""
         note(f"starting JAX and loading {self.run}")
-        from codellama_jax.checkpoints.checkpoint import keep_compiled, load_run
+        from codellama_jax.checkpoints.loading import keep_compiled, load_run
         from codellama_jax.sharding.mesh import make_mesh
 
         keep_compiled(CACHE)
@@ -98,7 +96,7 @@ class Asking:
 class Trained:
     """A trained stage, before its parameters are loaded."""
 
-    folder: epath.Path
+    folder: StageFolder
     stage: Stage
     tokenizer: Tokenizer
 
@@ -179,13 +177,11 @@ class Infill(Asking):
 
     def order(self, trained: Trained) -> Order:
         """Returns the order to fill in, and why."""
-        from codellama_jax.checkpoints.stage_folder import stage_probes
-
         if self.spm or self.psm:
             return Order(self.spm, "as given")
         if self.healing:
             return Order(True, "--healing works in no other")
-        return better_order(stage_probes(trained.folder))
+        return better_order(trained.folder.read_probes())
 
 
 class Output:

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.config import ModelConfig
 from codellama_jax.generation.sampler import bucket
 from codellama_jax.models.family import family_of
+from codellama_jax.models.trained import Run
 
 TOKENS = 16_384  # read at once, in at most
 ROWS = 64  # rows: what bounds the memory

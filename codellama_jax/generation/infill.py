@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.errors import UserError
 from codellama_jax.generation.middle import without_infilling, without_ramble
@@ -19,6 +18,7 @@ from codellama_jax.generation.text import (
     generate_text,
     healed_prompts,
 )
+from codellama_jax.models.trained import Run
 
 
 def infill(

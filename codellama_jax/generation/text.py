@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.generation.healing import heal
 from codellama_jax.generation.sampler import Sampling, generate
 from codellama_jax.generation.settings import check_stop_strings
 from codellama_jax.generation.stop import until
+from codellama_jax.models.trained import Run
 
 Decode = Callable[[int, list[int]], str]  # (row, new ids) -> text
 Cut = Callable[[int, str], str]  # (row, text) -> the text up to where it ends

@@ -13,7 +13,7 @@ import numpy as np
 
 from codellama_jax.errors import UserError
 
-Batch = dict[str, np.ndarray]  # `tokens`, `targets`, `segment_ids`, int [rows, T]
+Batch = dict[str, np.ndarray]  # int `tokens`, `targets` and float `weights`, [rows, T]
 SMALLEST_DISCOUNT = 0.01  # keeps every probability positive where a tiny corpus has no rare pairs
 
 
@@ -79,5 +79,5 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
 
 
 def _pairs(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    real = np.asarray(batch["segment_ids"]) > 0
+    real = np.asarray(batch["weights"]) > 0
     return np.asarray(batch["tokens"])[real], np.asarray(batch["targets"])[real]

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from codellama_jax.benchmarks.pass_at_k import pass_at_k
-from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.errors import UserError
 from codellama_jax.generation.sampler import Sampling, generate
+from codellama_jax.models.trained import Run
 from codellama_jax.probes.infilling import held_out_examples, single_lines
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
 

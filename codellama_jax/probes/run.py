@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from codellama_jax.benchmarks.suites.perplexity import perplexity_by_length
-from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.config import ProbesConfig
 from codellama_jax.errors import UserError
 from codellama_jax.generation.infill import infill
 from codellama_jax.generation.sampler import Sampling
 from codellama_jax.generation.text import complete
+from codellama_jax.models.trained import Run
 from codellama_jax.probes import bigram
 from codellama_jax.probes.infilling import (
     Example,

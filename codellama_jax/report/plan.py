@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from codellama_jax.checkpoints import folder as reuse
+from codellama_jax.checkpoints.identity import identity as identity_of
 from codellama_jax.config import Experiment, Stage, to_dict
 from codellama_jax.models.accounting import (
     checkpoint_bytes,
@@ -89,7 +89,7 @@ def print_plan(experiment: Experiment, claim: str) -> None:
         identity = ""
         rows: list[tuple[str, ...]] = []
         for index, (name, stage) in enumerate(stages.items()):
-            identity = reuse.identity(stage, identity, index)
+            identity = identity_of(stage, identity, index)
             starts_from, *cells = stage_row(stage)
             equal = f"equal to {first[identity]}'s" if identity in first else starts_from
             rows.append((name, equal, *cells))

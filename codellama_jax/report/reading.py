@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from codellama_jax.checkpoints import folder as reuse
+from codellama_jax.checkpoints.folder import RunFolder, StageFolder
 from codellama_jax.config import Experiment, Stage, seeded
 from codellama_jax.errors import UserError
 from codellama_jax.report.findings import DAMAGED
@@ -25,34 +25,34 @@ TRAINING = ("step", "loss", "tokens", "seconds")  # keys of every line of a trai
 VALIDATION = ("step", "validation_loss", "seconds")
 
 
-def read_run(out: epath.Path, experiment: Experiment) -> Results:
+def read_run(run: RunFolder, experiment: Experiment) -> Results:
     """Returns the results of each arm's seeds and stages, in order."""
     results: Results = {}
     for arm, chain in experiment.arms.items():
         prefix = f"{arm}/" if len(experiment.arms) > 1 else ""
         results[arm] = []
         for number in range(experiment.seeds):
-            folder = out / seeded(arm, number)
             results[arm].append([])
             for name, stage in chain.items():
-                results[arm][-1].append(read_stage(folder / name, prefix + name, stage))
+                folder = run.stage(seeded(arm, number), name)
+                results[arm][-1].append(read_stage(folder, prefix + name, stage))
     return results
 
 
-def read_stage(folder: epath.Path, name: str, stage: Stage) -> StageResult:
+def read_stage(folder: StageFolder, name: str, stage: Stage) -> StageResult:
     """Reads a stage's metrics and probes.
 
     A resumed run writes some steps again; of the lines of one step the last one counts.
     """
     damage: list[str] = []
     trained_at = _trained_at(folder, damage)
-    lines = _metric_lines(trained_at / "metrics.jsonl", damage)
+    lines = _metric_lines(trained_at.metrics, damage)
     training, validation = _by_step(lines, TRAINING), _by_step(lines, VALIDATION)
     steps = [0, *(line["step"] for line in training)]
     tokens = [0, *(line["tokens"] for line in training)]
     for line in validation:
         line["tokens"] = float(np.interp(line["step"], steps, tokens))
-    probes, damaged = read_object(folder / "probes.json")
+    probes, damaged = read_object(folder.probes)
     damage += damaged
     return StageResult(name, stage, training, validation, probes, str(trained_at), tuple(damage))
 
@@ -68,11 +68,11 @@ def read_object(path: epath.Path) -> tuple[dict[str, Any], list[str]]:
     return value, []
 
 
-def _trained_at(folder: epath.Path, damage: list[str]) -> epath.Path:
+def _trained_at(folder: StageFolder, damage: list[str]) -> StageFolder:
     try:
-        return reuse.followed(folder)
+        return folder.trained()
     except (*DAMAGED, OSError) as error:
-        damage.append(f"{folder / reuse.DONE} cannot be read: {reason(error)}")
+        damage.append(f"{folder.done} cannot be read: {reason(error)}")
         return folder
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 import jax
 from etils import epath
 
+from codellama_jax.checkpoints.folder import RunFolder
 from codellama_jax.config import Experiment
 from codellama_jax.models.family import family_of
 from codellama_jax.report import figures
 from codellama_jax.report.findings import DAMAGED, FindingOf, Panel, write_finding
 from codellama_jax.report.page import Code, Page
 from codellama_jax.report.probes import infilling_section, perplexity_section, samples_section
-from codellama_jax.report.reading import read_run, read_stage
+from codellama_jax.report.reading import read_run
 from codellama_jax.report.results import Results, StageResult, complete
 from codellama_jax.report.tables import (
     bigram_loss,
@@ -30,8 +31,6 @@ from codellama_jax.report.tables import (
     stages_section,
 )
 from codellama_jax.system.files import is_bucket, write_file
-
-__all__ = ["read_stage", "write_report"]
 
 FIELD = re.compile(r"([A-Z]\w*)\s{2,}(.*)")  # "Cost      5 minutes" in a file's docstring
 COMMAND = re.compile(r"(python|make|launch\.py|codellama-jax)\b")
@@ -60,7 +59,8 @@ def write_report(
       seconds: how long this start of the command has taken.
     """
     out = epath.Path(out)
-    results = read_run(out, experiment)
+    folder = RunFolder(out)
+    results = read_run(folder, experiment)
     arms = {arm: seeds[0] for arm, seeds in results.items()}
     stages = [result for chain in arms.values() for result in chain]
     everything = [stage for seeds in results.values() for chain in seeds for stage in chain]
@@ -74,7 +74,7 @@ def write_report(
     if experiment.seeds > 1:
         cost_note(page, out, experiment.seeds, everything)
     model_section(page, stages, experiment.tokenizer)
-    _guarded(page, "corpus", lambda: corpus_section(page, out / "corpus.json"))
+    _guarded(page, "corpus", lambda: corpus_section(page, folder.corpus))
     if experiment.seeds > 1:
         _validation(page, experiment.name, results)
     else:
@@ -84,9 +84,9 @@ def write_report(
         _guarded(page, "samples", lambda: samples_section(page, stages))
     _next_commands(page, out, experiment, everything)
     for name, png in page.images.items():
-        write_file(out / "figures" / f"{name}.png", png)
-    write_file(out / "report.md", page.markdown())
-    write_file(out / "report.html", page.html())
+        write_file(folder.figure(name), png)
+    write_file(folder.report_markdown, page.markdown())
+    write_file(folder.report_html, page.html())
 
 
 def _guarded(page: Page, name: str, section: Callable[[], None]) -> None:

@@ -9,56 +9,38 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 from etils import epath
-from jax.sharding import Mesh
 
-from codellama_jax.checked import FieldError
-from codellama_jax.checkpoints import checkpoint
-from codellama_jax.checkpoints import folder as reuse
-from codellama_jax.config import Experiment, Stage, seeded, to_dict
+from codellama_jax.checkpoints.folder import RunFolder, StageFolder, trained_under
+from codellama_jax.checkpoints.identity import identity as identity_of
+from codellama_jax.checkpoints.loading import keep_compiled, load_params
+from codellama_jax.config import Experiment, Stage, to_dict
 from codellama_jax.data import builders, pipeline
 from codellama_jax.errors import UserError
+from codellama_jax.models.trained import Run
 from codellama_jax.probes.run import run_probes
 from codellama_jax.report.findings import FindingOf
 from codellama_jax.report.report import write_report
 from codellama_jax.runs.folder import check_folder, opened_folder
+from codellama_jax.runs.stages import ResolvedStage, resolve
 from codellama_jax.sharding import peers
 from codellama_jax.sharding.hosts import on_first_host, say, start_distributed
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
 from codellama_jax.system import locks
-from codellama_jax.system.files import delete_file, read_state, user_path, write_file, write_json
+from codellama_jax.system.files import read_state, user_path, write_json
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 from codellama_jax.training.loop import (
     StageRun,
     Stopped,
-    check_stage,
     owned_rows,
     place_validation,
     train_stage,
 )
-from codellama_jax.training.step import check_memory
 from codellama_jax.weights import load
-
-SEEDS_APART = 1_000_003  # far more than an arm has stages, each of which takes the next number
-
-
-class Place(NamedTuple):
-    """A stage of one seed of an arm."""
-
-    arm: str
-    number: int  # of the seed
-    name: str
-    index: int  # in the arm
-
-    def __str__(self) -> str:
-        return f"{seeded(self.arm, self.number)}/{self.name}"
-
-    def seed(self, experiment: Experiment) -> int:
-        return experiment.seed + self.number * SEEDS_APART + self.index
 
 
 class Corpus:
@@ -128,37 +110,21 @@ def check_tokenizer(experiment: Experiment, tokenizer: tokenizers.Tokenizer) -> 
         )
 
 
-def check_same_tokenizer(experiment: Experiment, tokenizer: tokenizers.Tokenizer) -> None:
+def check_same_tokenizer(
+    experiment: Experiment, tokenizer: tokenizers.Tokenizer, stages: Sequence[ResolvedStage]
+) -> None:
     """Raises UserError where a stage starts from weights that were trained with other ids."""
-    for stages in experiment.arms.values():
-        for stage in stages.values():
-            theirs = load.tokenizer_of(stage.init)
-            if theirs is None and stage.init.startswith(("hf:", "meta:")):
-                if not experiment.tokenizer.path:
-                    message = "has no tokenizer.model: pass --tokenizer.path with the model's own"
-                    raise UserError(f"{stage.init} {message}")
-            elif theirs and theirs.fingerprint != tokenizer.fingerprint:
-                raise UserError(
-                    f"{stage.init} was trained with another tokenizer:"
-                    " pass --tokenizer.path with its tokenizer.model"
-                )
-
-
-def initial_params(
-    stage: Stage, before: tuple[epath.Path, Stage] | None, mesh: Mesh
-) -> Callable[[], Any] | None:
-    """Returns what loads the parameters that a stage starts from; None for random ones."""
-    if stage.init == "scratch":
-        return None
-    if stage.init == "previous":
-        if before is None:
+    for init in dict.fromkeys(stage.stage.init for stage in stages):
+        theirs = load.tokenizer_of(init)
+        if theirs is None and init.startswith(("hf:", "meta:")):
+            if not experiment.tokenizer.path:
+                message = f"has no {tokenizers.FILE}: pass --tokenizer.path with the model's own"
+                raise UserError(f"{init} {message}")
+        elif theirs and theirs.fingerprint != tokenizer.fingerprint:
             raise UserError(
-                "the first stage of an arm has none before it:"
-                " its init is scratch, run:DIR, hf:DIR or meta:DIR"
+                f"{init} was trained with another tokenizer:"
+                f" pass --tokenizer.path with its {tokenizers.FILE}"
             )
-        checkpoint.check_shapes(before[0], before[1].model, stage.model)
-        return lambda: checkpoint.load_params(before[0], stage, mesh)
-    return load.initial_params(stage, mesh)
 
 
 def batches_of(corpus: Corpus, stage: Stage, seed: int, rows: Sequence[int]) -> pipeline.Batches:
@@ -171,67 +137,42 @@ def held_out(corpus: Corpus, stage: Stage) -> list[pipeline.Batch]:
     return pipeline.validation_batches(validation, stage.data, corpus.tokenizer, stage.eval_rows)
 
 
-def stage_identity(experiment: Experiment, corpus: Corpus, place: Place, before: str) -> str:
-    """Returns the identity of a stage that follows the one of identity `before`."""
-    stage = experiment.arms[place.arm][place.name]
-    documents = {name: prepared.fingerprint for name, prepared in corpus.sources(stage).items()}
+def stage_identity(corpus: Corpus, stage: ResolvedStage, before: str) -> str:
+    """Returns the identity of a stage that follows the one of identity `before`.
+
+    That of a finished stage is on record, so that its documents need not be read.
+    """
+    recorded = stage.folder.trained().identity() if stage.folder.is_trained() else ""
+    if recorded:
+        return recorded
+    sources = corpus.sources(stage.stage)
+    documents = {name: prepared.fingerprint for name, prepared in sources.items()}
     shared: list[Any] = [documents, corpus.tokenizer.fingerprint]
-    if origin := stage.init.partition(":")[2]:
+    if origin := stage.stage.init.partition(":")[2]:
         shared.append(str(user_path(origin)))  # a relative name means another place elsewhere
-    return reuse.identity(stage, before, place.seed(experiment), shared)
+    return identity_of(stage.stage, before, stage.seed, shared)
 
 
-def run_stage(
-    experiment: Experiment, corpus: Corpus, folder: epath.Path, place: Place, initial, mesh: Mesh
-) -> None:
+def train(corpus: Corpus, resolved: ResolvedStage) -> None:
     """Trains one stage."""
-    stage = experiment.arms[place.arm][place.name]
+    stage, mesh = resolved.stage, resolved.mesh
     rows = owned_rows(mesh, stage.data.batch_size)
     validation = place_validation(held_out(corpus, stage), stage, mesh)
-    seed = place.seed(experiment)
-    batches = batches_of(corpus, stage, seed, rows)
-    train_stage(StageRun(str(place), stage, folder, mesh, batches, rows, validation), initial, seed)
+    batches = batches_of(corpus, stage, resolved.seed, rows)
+    run = StageRun(str(resolved), stage, resolved.folder, mesh, batches, rows, validation)
+    train_stage(run, resolved.initial, resolved.seed)
 
 
-def begin_stage(folder: epath.Path, stage: Stage, identity: str) -> None:
-    """Makes the folder of a stage to train. One that was begun before keeps its identity."""
-    if jax.process_index():
-        return
-    delete_file(folder / reuse.DONE)  # it named a stage that is gone, or it is damaged
-    write_json(folder / "config.json", to_dict(stage))
-    if not reuse.identity_of(folder):
-        write_file(folder / reuse.IDENTITY, identity)
-
-
-def repair_config(folder: epath.Path, stage: Stage) -> None:
-    """Writes the config of a stage that is done again if it is damaged or missing."""
-    if jax.process_index() == 0 and read_state(folder / "config.json") is None:
-        write_json(folder / "config.json", to_dict(stage))
-
-
-def point_to(trained: epath.Path, folder: epath.Path, stage: Stage) -> None:
-    if jax.process_index() == 0:
-        reuse.point(folder, stage, trained)
-
-
-def rows_trained_on(
-    experiment: Experiment, corpus: Corpus, last: Place
-) -> Iterator[pipeline.Batch]:
+def rows_trained_on(corpus: Corpus, last: ResolvedStage) -> Iterator[pipeline.Batch]:
     """Yields the batches of an arm's stages up to `last`, as they were trained on."""
-    for index, stage in enumerate(list(experiment.arms[last.arm].values())[: last.index + 1]):
-        with batches_of(
-            corpus, stage, last._replace(index=index).seed(experiment), range(stage.data.batch_size)
-        ) as batches:
-            yield from itertools.islice(batches, stage.steps)
+    for part in last.chain:
+        lanes = range(part.stage.data.batch_size)
+        with batches_of(corpus, part.stage, part.seed, lanes) as batches:
+            yield from itertools.islice(batches, part.stage.steps)
 
 
 def probe_stage(
-    experiment: Experiment,
-    corpus: Corpus,
-    folder: epath.Path,
-    trained: epath.Path,
-    place: Place,
-    mesh: Mesh,
+    experiment: Experiment, corpus: Corpus, stage: ResolvedStage, trained: StageFolder
 ) -> None:
     """Runs the experiment's probes on a trained stage and writes their answers.
 
@@ -240,49 +181,45 @@ def probe_stage(
     Args:
       experiment: the experiment.
       corpus: its documents and tokenizer.
-      folder: the folder of this stage, for probes.json.
-      trained: the folder where the stage was trained: the same one, or that of an equal stage.
-      place: the stage's arm, seed and name.
-      mesh: the devices.
+      stage: the stage.
+      trained: the folder where it was trained: its own, or that of an equal stage.
     """
-    chain = experiment.arms[place.arm]
+    chain = experiment.arms[stage.arm]
     first = next(iter(chain.values()))  # the documents of all stages are this one's
-    if experiment.probes.last_stage_only and place.index < len(chain) - 1:
+    if experiment.probes.last_stage_only and stage.index < len(chain) - 1:
         return
     documents = [first.data.block_chars, first.data.seq_len, experiment.seed]
     config = to_dict(experiment.probes) | {"documents": documents}
     answers = None
-    for path in (folder / "probes.json", trained / "probes.json"):
+    for path in (stage.folder.probes, trained.probes):
         written = read_state(path)
         if answers is None and written and written.get("config") == config:
             answers = written
     if answers is None:
-        answers = {"config": config, **ask(experiment, corpus, trained, place, mesh, first)}
+        answers = {"config": config, **ask(experiment, corpus, stage, trained, first)}
     if jax.process_index() == 0:
-        write_json(folder / "probes.json", answers)
+        write_json(stage.folder.probes, answers)
 
 
 def ask(
     experiment: Experiment,
     corpus: Corpus,
-    folder: epath.Path,
-    place: Place,
-    mesh: Mesh,
+    resolved: ResolvedStage,
+    trained: StageFolder,
     first: Stage,
 ) -> dict[str, Any]:
     """Returns what the probes find in a trained stage."""
-    say(f"{place}: probes")
-    stage = experiment.arms[place.arm][place.name]
-    run = checkpoint.Run(
-        stage.model, checkpoint.load_params(folder, stage, mesh), corpus.tokenizer, str(place)
-    )
+    say(f"{resolved}: probes")
+    stage = resolved.stage
+    params = load_params(trained, stage.model, resolved.mesh)
+    run = Run(stage.model, params, corpus.tokenizer, str(resolved))
     main_source = max(corpus.sources(stage), key=lambda source: getattr(stage.data.mixture, source))
     kinds = {"files": 0, "documents": first.data.block_chars}
     texts = {
         kind: [pipeline.text_of(d) for d in corpus.source(main_source, block).validation]
         for kind, block in kinds.items()
     }
-    trained_on = rows_trained_on(experiment, corpus, place)
+    trained_on = rows_trained_on(corpus, resolved)
     return run_probes(
         experiment.probes,
         run,
@@ -310,89 +247,77 @@ def run_experiment(
     """
     started = time.monotonic()
     start_distributed()
-    checkpoint.keep_compiled(choice.cache)
-    folder = user_path(choice.out or f"runs/{experiment.name}-{experiment.scale}")
-    on_first_host(lambda: locks.check_free(folder))
+    keep_compiled(choice.cache)
+    folder = RunFolder(user_path(choice.out or f"runs/{experiment.name}-{experiment.scale}"))
+    on_first_host(lambda: locks.check_free(folder.path))
     mesh = make_mesh(experiment.mesh)
     arms = {choice.arm: experiment.arms[choice.arm]} if choice.arm else experiment.arms
-    check_stages(arms, folder, mesh)
+    stages = resolve(experiment, arms, folder, mesh)
+    to_train = [s for s in stages if choice.fresh or not s.folder.is_trained()]
+    for stage in to_train:
+        stage.check()
     if not choice.fresh:
         check_folder(experiment, folder)
     corpus = Corpus(experiment, choice.cache)
     check_tokenizer(experiment, corpus.tokenizer)
-    check_same_tokenizer(experiment, corpus.tokenizer)
+    check_same_tokenizer(experiment, corpus.tokenizer, to_train)
     with opened_folder(experiment, folder, choice.fresh):
         try:
             with on_mesh(mesh), peers.ending_with_peers():
-                run_arms(experiment, corpus, folder, arms, mesh, choice.reuse)
+                run_stages(experiment, corpus, folder, stages, choice.reuse)
         except Stopped as stop:
             name = signal.Signals(stop.args[0]).name
             text = f"stopped by {name} and saved: the same command goes on from here"
             print(text, file=sys.stderr)
             sys.exit(128 + stop.args[0])
         if jax.process_index() == 0:
-            corpus.save_counts(folder / "corpus.json")
+            corpus.save_counts(folder.corpus)
             say("writing the report")
-            write_report(folder, experiment, claim, finding, time.monotonic() - started)
-            say(f"report: {folder / 'report.html'}")
+            write_report(folder.path, experiment, claim, finding, time.monotonic() - started)
+            say(f"report: {folder.report_html}")
 
 
-def check_stages(arms: dict[str, dict[str, Stage]], folder: epath.Path, mesh: Mesh) -> None:
-    """Raises UserError for a stage that cannot be on this mesh or after the one before it."""
-    for chain in arms.values():
-        before = None
-        for name, stage in chain.items():
-            try:
-                check_stage(stage, mesh)
-                initial_params(stage, before, mesh)
-                check_memory(stage, mesh)
-            except FieldError as error:
-                raise error.under(name) from None
-            before = (folder / name, stage)
-
-
-def run_arms(
+def run_stages(
     experiment: Experiment,
     corpus: Corpus,
-    folder: epath.Path,
-    arms: dict[str, dict[str, Stage]],
-    mesh: Mesh,
+    folder: RunFolder,
+    stages: Sequence[ResolvedStage],
     under: str,
 ) -> None:
-    """Runs every seed of the arms.
+    """Trains and probes the stages that have not finished.
 
-    A stage that equals one of an earlier arm, or of the runs in the folder `under`, is read there.
+    A stage that equals an earlier one, or one of the runs in the folder `under`, is read there.
 
     Args:
       experiment: the experiment.
       corpus: its documents and tokenizer.
       folder: the run's folder.
-      arms: the arms to run.
-      mesh: the devices.
+      stages: in the order in which they run.
       under: a folder of other runs; "" for none.
     """
-    if jax.process_index() == 0:
-        corpus.tokenizer.save(folder / "tokenizer.model")
-    trained = reuse.trained_under(user_path(under)) if under else {}
-    for number, (arm, chain) in itertools.product(range(experiment.seeds), arms.items()):
-        before, identity = None, ""
-        for index, (name, stage) in enumerate(chain.items()):
-            place = Place(arm, number, name, index)
-            initial, here = initial_params(stage, before, mesh), folder / str(place)
-            identity = stage_identity(experiment, corpus, place, identity)
-            if reuse.is_trained(here):
-                at = reuse.followed(here)
-                repair_config(here, stage)
-                say(f"{place}: done before, skipped")
-            elif identity in trained:
-                at = trained[identity]
-                say(f"{place}: equal to {at}, read from there")
-                point_to(at, here, stage)
-            else:
-                at = here
-                begin_stage(here, stage, identity)
-                run_stage(experiment, corpus, here, place, initial, mesh)
-            if reuse.identity_of(at) == identity:
-                trained[identity] = at
-            probe_stage(experiment, corpus, here, at, place, mesh)
-            before = (at, stage)
+    is_first = jax.process_index() == 0
+    if is_first:
+        corpus.tokenizer.save(folder.tokenizer)
+    trained = trained_under(user_path(under)) if under else {}
+    identity = ""
+    for stage in stages:
+        here = stage.folder
+        identity = stage_identity(corpus, stage, identity if stage.before else "")
+        if here.is_trained():
+            at = here.trained()
+            if is_first:
+                here.repair_config(stage.stage)
+            say(f"{stage}: done before, skipped")
+        elif identity in trained:
+            at = trained[identity]
+            say(f"{stage}: equal to {at}, read from there")
+            if is_first:
+                here.point_to(at, stage.stage)
+        else:
+            at = here
+            if is_first:
+                here.begin(stage.stage, identity)
+            train(corpus, stage)
+        if at.identity() == identity:
+            trained[identity] = at
+        probe_stage(experiment, corpus, stage, at)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from etils import epath
-
-from codellama_jax.checkpoints import folder as reuse
-from codellama_jax.config import Experiment, differences, to_dict
+from codellama_jax.checkpoints.folder import RunFolder
+from codellama_jax.checkpoints.identity import changes
+from codellama_jax.config import Experiment, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.sharding.hosts import on_first_host, say
 from codellama_jax.system import locks
@@ -16,37 +15,35 @@ from codellama_jax.system.console import warn
 from codellama_jax.system.files import delete_file, read_state, write_file, write_json
 
 
-def check_folder(experiment: Experiment, out: epath.Path) -> None:
+def check_folder(experiment: Experiment, run: RunFolder) -> None:
     """Raises UserError with the difference if the folder holds a run of another config."""
-    config = out / "config.json"
-    if not config.exists():
+    if not run.config.exists():
         return
-    old = read_state(config)
+    old = read_state(run.config)
     if old is None:  # damaged: what is left to compare are the configs of the stages
-        differing = stage_differences(experiment, out)
+        changed = stage_changes(experiment, run)
     else:
-        differing = differences(old, to_dict(experiment))
-    changed = [d for d in differing if not reuse.free(d.split(":")[0])]
+        changed = changes(old, experiment)
     if changed:
         raise UserError(
-            f"{out} holds a run with another config ({'; '.join(changed)}):"
+            f"{run} holds a run with another config ({'; '.join(changed)}):"
             " choose another --out, or --fresh to set it aside"
         )
 
 
-def stage_differences(experiment: Experiment, out: epath.Path) -> list[str]:
-    """Lists the differences from the configs that the stages' own folders hold."""
-    differing = []
+def stage_changes(experiment: Experiment, run: RunFolder) -> list[str]:
+    """Lists what differs from the configs that the stages' own folders hold."""
+    changed = []
     for arm, chain in experiment.arms.items():
         for name, stage in chain.items():
-            old = read_state(out / arm / name / "config.json")
+            old = read_state(run.stage(arm, name).config)
             if old is not None:
-                differing += differences(old, to_dict(stage), f"arms.{arm}.{name}.")
-    return differing
+                changed += changes(old, stage, f"arms.{arm}.{name}.")
+    return changed
 
 
 @contextlib.contextmanager
-def opened_folder(experiment: Experiment, out: epath.Path, fresh: bool) -> Iterator[None]:
+def opened_folder(experiment: Experiment, run: RunFolder, fresh: bool) -> Iterator[None]:
     """Makes the run's folder and keeps other processes from writing to it within the block.
 
     A fresh run renames the folder that exists. Raises UserError if another process writes to it,
@@ -55,25 +52,25 @@ def opened_folder(experiment: Experiment, out: epath.Path, fresh: bool) -> Itera
     with contextlib.ExitStack() as held:
 
         def open_here() -> None:
-            if fresh and out.exists():
-                set_aside(out)
-            held.enter_context(locks.sole_writer(out))
-            check_folder(experiment, out)  # again: another process may have written it meanwhile
-            if (out / "config.json").exists() and read_state(out / "config.json") is None:
-                warn(f"warning: {out / 'config.json'} is damaged and is written again")
-            write_json(out / "config.json", to_dict(experiment))
+            if fresh and run.path.exists():
+                set_aside(run)
+            held.enter_context(locks.sole_writer(run.path))
+            check_folder(experiment, run)  # again: another process may have written it meanwhile
+            if run.config.exists() and read_state(run.config) is None:
+                warn(f"warning: {run.config} is damaged and is written again")
+            write_json(run.config, to_dict(experiment))
 
         on_first_host(open_here)
         yield
 
 
-def set_aside(out: epath.Path) -> None:
+def set_aside(run: RunFolder) -> None:
     """Renames the folder of a run to the first free name, unless it is being written."""
-    with locks.sole_writer(out):
+    with locks.sole_writer(run.path):
         number = 1
-        while (kept := out.with_name(f"{out.name}.{number}")).exists():
+        while (kept := run.path.with_name(f"{run.path.name}.{number}")).exists():
             number += 1
-        out.rename(kept)
-        write_file(kept / reuse.ASIDE, b"")
+        run.path.rename(kept)
+        write_file(RunFolder(kept).set_aside, b"")
     delete_file(kept / locks.NAME)
     say(f"the run that was here is now {kept}")

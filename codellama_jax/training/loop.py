@@ -11,20 +11,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from codellama_jax.checkpoints.checkpoint import Checkpoints
+from codellama_jax.checkpoints.folder import StageFolder
 from codellama_jax.config import Stage
 from codellama_jax.data.pipeline import Batches
 from codellama_jax.errors import UserError
 from codellama_jax.sharding import peers
 from codellama_jax.sharding.hosts import Stopped, say
 from codellama_jax.sharding.mesh import ROWS, batch_sharding, check_attention, check_mesh, on_mesh
-from codellama_jax.system.files import write_json
 from codellama_jax.training.metrics import Metrics, Throughput
 from codellama_jax.training.step import (
-    BATCH_KEYS,
+    BATCH_DTYPES,
     abstract_state,
     compile_eval_step,
     compile_train_step,
@@ -55,7 +54,7 @@ def place(
             (batch_size, *local.shape[1:]), batch_sharding(mesh), part
         )
 
-    return {key: globally(batch[key]) for key in BATCH_KEYS}
+    return {key: globally(batch[key]) for key in BATCH_DTYPES}
 
 
 def stop_flags(stop: int, rows: list[int], batch_size: int, mesh: Mesh) -> jax.Array:
@@ -94,7 +93,7 @@ class StageRun:
         self,
         name: str,
         stage: Stage,
-        folder: epath.Path,
+        folder: StageFolder,
         mesh: Mesh,
         batches: Batches,
         rows: list[int],
@@ -102,7 +101,7 @@ class StageRun:
     ):
         self.name, self.stage, self.folder, self.mesh = name, stage, folder, mesh
         self.batches, self.rows, self.validation = batches, rows, validation
-        self.checkpoints = Checkpoints(folder / "checkpoints", stage)
+        self.checkpoints = Checkpoints(folder.checkpoints, stage)
         self.train_step = compile_train_step(stage, mesh)
         self.eval_step = compile_eval_step(stage, mesh)
         self.pending: collections.deque = collections.deque()
@@ -211,7 +210,7 @@ def train_stage(run: StageRun, initial: Callable[[], Any] | None, seed: int) -> 
                     raise Stopped(run.stop)
             run.checkpoints.wait()
             if jax.process_index() == 0:
-                write_json(run.folder / "done.json", {"step": stage.steps, "tokens": run.tokens})
+                run.folder.mark_done(stage.steps, run.tokens)
             if signalled():
                 raise Stopped(signalled())
     finally:
@@ -227,7 +226,7 @@ def place_validation(batches: list[dict], stage: Stage, mesh: Mesh) -> list[dict
     """
     size = mesh.shape["data"] * mesh.shape["fsdp"]
     size *= max(1, stage.data.batch_size // stage.micro_batches // size)
-    rows = {k: np.concatenate([b[k] for b in batches]) for k in BATCH_KEYS}
+    rows = {k: np.concatenate([b[k] for b in batches]) for k in BATCH_DTYPES}
     rows = {k: np.pad(v, ((0, -len(v) % size), (0, 0))) for k, v in rows.items()}
     whole = list(range(size))
     return [

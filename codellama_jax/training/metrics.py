@@ -10,6 +10,7 @@ from etils import epath
 from rich.console import Console
 from rich.progress import Progress
 
+from codellama_jax.checkpoints.folder import StageFolder
 from codellama_jax.config import Stage
 from codellama_jax.errors import UserError
 from codellama_jax.models.accounting import PEAK_FLOPS, flops_per_token
@@ -93,8 +94,8 @@ class Metrics:
     Lines past the step `start`, from which the run resumes, are dropped.
     """
 
-    def __init__(self, folder: epath.Path, name: str, stage: Stage, start: int):
-        self.path, self.name, self.stage = folder / "metrics.jsonl", name, stage
+    def __init__(self, folder: StageFolder, name: str, stage: Stage, start: int):
+        self.path, self.name, self.stage = folder.metrics, name, stage
         self.first_host = jax.process_index() == 0
         if not self.first_host:
             return
@@ -106,7 +107,7 @@ class Metrics:
         self.began = time.perf_counter()
         self.first: tuple[int, float] | None = None  # step and time of the first number of training
         self._rewrite()
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start if start else None)
+        self.board = SummaryWriter(str(folder.tensorboard), purge_step=start if start else None)
         self.console = Console()
         self.progress = Progress(console=self.console, disable=not self.console.is_terminal)
         self.bar = self.progress.add_task(name, total=stage.steps, completed=start)

@@ -1,6 +1,13 @@
-"""The loss of a batch: cross-entropy in fp32, summed over its tokens."""
+"""The objectives that a stage can train on.
+
+To add one, write a function with the signature of `next_token`, register it in OBJECTIVES, and add
+its name to `Stage.objective`. The loss weights come from the encoder of the documents
+(data/pipeline.py): an objective that learns from some of the tokens only gives the others weight 0.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -18,10 +25,17 @@ def layout() -> dict[str, jax.sharding.PartitionSpec]:
     }
 
 
-def summed_loss(
+def next_token(
     model: nn.Module, params: dict, batch: dict[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the sum of the losses of a batch's tokens, padding left out, and how many tokens that is."""
+    """Returns the weighted sum of the cross-entropies of a batch's tokens, and that of the weights.
+
+    Args:
+      model: the module.
+      params: its parameters.
+      batch: arrays [B, T]: int32 `tokens`, `targets`, `segment_ids` and `positions`, and float32
+        `weights`, which are 0 in padding.
+    """
     x_BTD, _ = model.apply(
         {"params": params},
         batch["tokens"],
@@ -29,10 +43,12 @@ def summed_loss(
         batch["segment_ids"],
         method="hidden",
     )
-    weights_BT = (batch["segment_ids"] > 0).astype(jnp.float32)
-    return cross_entropy(
-        x_BTD, output_head(params), batch["targets"], weights_BT, **layout()
-    ), jnp.sum(weights_BT)
+    weights_BT, head_DV = batch["weights"], output_head(params)
+    loss = cross_entropy(x_BTD, head_DV, batch["targets"], weights_BT, **layout())
+    return loss, jnp.sum(weights_BT)
+
+
+OBJECTIVES: dict[str, Callable] = {"next_token": next_token}  # by Stage.objective
 
 
 def losses_of_tokens(

@@ -17,10 +17,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from codellama_jax.checked import FieldError
 from codellama_jax.config import ModelConfig, OptimizerConfig, Stage
 from codellama_jax.models.family import boxed_params, family_of
-from codellama_jax.sharding.mesh import ROWS, batch_sharding, check_sharded, on_mesh, shardings
-from codellama_jax.training.objectives import summed_loss
+from codellama_jax.models.trained import placed_shapes
+from codellama_jax.sharding.mesh import ROWS, batch_sharding, check_sharded, on_mesh
+from codellama_jax.training.objectives import OBJECTIVES
 
-BATCH_KEYS = ("tokens", "targets", "segment_ids", "positions")
+BATCH_DTYPES = {  # of the arrays [B, T] of a batch
+    "tokens": jnp.int32,
+    "targets": jnp.int32,
+    "segment_ids": jnp.int32,
+    "positions": jnp.int32,
+    "weights": jnp.float32,
+}
 
 
 @struct.dataclass
@@ -79,14 +86,15 @@ def boxed_state(stage: Stage, seed: int) -> TrainState:
     return with_fresh_optimizer(stage, boxed_params(stage.model, jax.random.key(seed)))
 
 
+@functools.lru_cache(maxsize=16)
 def abstract_state(stage: Stage, mesh: Mesh) -> TrainState:
-    """Returns shapes, dtypes and shardings of the state, without allocating it."""
-    placed = shardings(jax.eval_shape(lambda: boxed_state(stage, 0)), mesh)
-    plain = jax.eval_shape(lambda: nn.unbox(boxed_state(stage, 0)))
-    check_sharded(plain.params, placed.params, mesh)
-    return jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), plain, placed
-    )
+    """Returns shapes, dtypes and shardings of the state, without allocating it.
+
+    A stage is traced once: equal stages, such as those of another seed, share the result.
+    """
+    state = placed_shapes(jax.eval_shape(lambda: boxed_state(stage, 0)), mesh)
+    check_sharded(state.params, jax.tree.map(lambda a: a.sharding, state.params), mesh)
+    return state
 
 
 def check_memory(stage: Stage, mesh: Mesh) -> None:
@@ -147,20 +155,23 @@ def fresh_state(stage: Stage, mesh: Mesh, params: dict) -> TrainState:
 def train_step(
     stage: Stage, state: TrainState, batch: dict[str, jax.Array]
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update. Gradients of the micro-batches are summed and divided by all their tokens, so each token weighs the same.
+    """Returns the state after one update, and the numbers of the step.
 
-    Returns the new state and loss (nats a token), gradient norm before clipping, learning rate and tokens.
+    Gradients of the micro-batches are summed and divided by the weights of all their tokens, so
+    that tokens of equal weight count the same. The numbers are the loss (nats per token), the
+    gradient norm before clipping, the learning rate, and `tokens`, the sum of the weights.
     """
     model, n = family_of(stage.model).module(stage.model), stage.micro_batches
+    objective = OBJECTIVES[stage.objective]
     loss_and_gradient = jax.value_and_grad(
-        lambda params, rows: summed_loss(model, params, rows), has_aux=True
+        lambda params, rows: objective(model, params, rows), has_aux=True
     )
 
     def accumulate(total, rows):
         (loss, tokens), gradient = loss_and_gradient(state.params, rows)
         return jax.tree.map(jnp.add, total, (loss, tokens, gradient)), None
 
-    rows = {k: batch[k] for k in BATCH_KEYS}
+    rows = {k: batch[k] for k in BATCH_DTYPES}
     if n == 1:
         (loss, tokens), gradient = loss_and_gradient(state.params, rows)
     else:  # every n-th row, so that no row leaves its device
@@ -188,7 +199,7 @@ def train_step(
 def compile_train_step(stage: Stage, mesh: Mesh) -> Callable:
     """Returns the jitted step `(state, batch) -> (state, metrics)`; the state given is used up."""
     placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
-    batch = {k: batch_sharding(mesh) for k in BATCH_KEYS} | {
+    batch = {k: batch_sharding(mesh) for k in BATCH_DTYPES} | {
         "stop": NamedSharding(mesh, PartitionSpec(ROWS))
     }
     step = lambda state, rows: train_step(stage, state, rows)
@@ -198,8 +209,8 @@ def compile_train_step(stage: Stage, mesh: Mesh) -> Callable:
 
 
 def compile_eval_step(stage: Stage, mesh: Mesh) -> Callable:
-    """Returns the jitted `(params, batch) -> (sum of losses, tokens)`."""
+    """Returns the jitted `(params, batch) -> (weighted sum of losses, sum of weights)`."""
     placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh)).params
-    model = family_of(stage.model).module(stage.model)
-    step = lambda params, rows: summed_loss(model, params, rows)
+    model, objective = family_of(stage.model).module(stage.model), OBJECTIVES[stage.objective]
+    step = lambda params, rows: objective(model, params, rows)
     return jax.jit(step, in_shardings=(placed, batch_sharding(mesh)))

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from codellama_jax.checkpoints.checkpoint import load_run
-from codellama_jax.config import DataConfig, MeshConfig, MixtureConfig, OptimizerConfig, Stage
+from codellama_jax.checkpoints.loading import load_run
+from codellama_jax.config import MeshConfig
 from codellama_jax.errors import UserError
 from codellama_jax.models.family import family_of
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
@@ -41,8 +41,7 @@ def ours(folder: epath.Path, named_tokenizer: str = "") -> Reader:
         _, source = load.open_published(folder)
         model, tokenizer = source.model, load.needed_tokenizer(folder, named_tokenizer)
         check_rows(source, tokenizer, added_tokens(folder))
-        data = DataConfig(source.context, 1, MixtureConfig())
-        params = load.place_params(source, Stage(model, data, OptimizerConfig(0.0), steps=0), mesh)
+        params = load.place_params(source, model, mesh)
     config = replace(model, compute_dtype="float32", remat="none")
     exact = family_of(config).module(config)
 

@@ -55,14 +55,15 @@ class Export:
     integrity: Annotated[bool, tyro.conf.arg(help=f"Write DIR/{INTEGRITY}.")] = False
 
     def __call__(self) -> None:
-        from codellama_jax.checkpoints.checkpoint import run_tokenizer
+        from codellama_jax.checkpoints.folder import StageFolder
         from codellama_jax.system.files import user_path
         from codellama_jax.tokenizers.transformers_files import llama_cpp_options
         from codellama_jax.weights import huggingface, meta, store
         from codellama_jax.weights.layout import cast
 
         source = store.open_run(user_path(self.run), self.arm, self.stage)
-        tokenizer, target = run_tokenizer(user_path(source.name)), user_path(self.target)
+        tokenizer = StageFolder(user_path(source.name)).load_tokenizer()
+        target = user_path(self.target)
         source = cast(source, self.dtype) if self.dtype else source
         if self.to == "meta":
             meta.write(source, tokenizer, target, self.ranks, self.integrity)

@@ -14,14 +14,15 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from codellama_jax.checkpoints import checkpoint
-from codellama_jax.config import Stage
+from codellama_jax.checkpoints import loading
+from codellama_jax.checkpoints.folder import find_trained
+from codellama_jax.config import ModelConfig, Stage
 from codellama_jax.errors import UserError
+from codellama_jax.models.trained import abstract_params
 from codellama_jax.sharding.mesh import on_mesh
 from codellama_jax.system.files import user_path
 from codellama_jax.system.settings import read_settings
 from codellama_jax.tokenizers.sentencepiece import Tokenizer, load
-from codellama_jax.training.step import abstract_state
 from codellama_jax.weights import huggingface, meta
 from codellama_jax.weights.folders import progress
 from codellama_jax.weights.inputs import check_file, file_names
@@ -68,13 +69,13 @@ def initial_params(stage: Stage, mesh: Mesh) -> Callable[[], dict]:
         raise UserError(f"init {stage.init!r} is none of {allowed}")
     if kind == "run":
         place, step = _at_step(place)
-        folder, saved = checkpoint.stage_folder(user_path(place))
-        checkpoint.check_shapes(folder, saved.model, stage.model)
-        checkpoint.checkpoint_steps(folder, step)
-        return lambda: checkpoint.load_params(folder, stage, mesh, step)
+        folder, saved = find_trained(user_path(place))
+        loading.check_shapes(folder, saved.model, stage.model)
+        folder.steps(step)
+        return lambda: loading.load_params(folder, stage.model, mesh, step)
     source = OPEN[kind](user_path(place))
-    checkpoint.check_shapes(source.name, source.model, stage.model)
-    return lambda: place_params(source, stage, mesh)
+    loading.check_shapes(source.name, source.model, stage.model)
+    return lambda: place_params(source, stage.model, mesh)
 
 
 def _at_step(place: str) -> tuple[str, int | None]:
@@ -86,8 +87,8 @@ def tokenizer_of(init: str) -> Tokenizer | None:
     """Returns the tokenizer in the folder of an init's weights; None if it has none."""
     kind, _, place = init.partition(":")
     if kind == "run":
-        stage, _ = checkpoint.stage_folder(user_path(_at_step(place)[0]))
-        return checkpoint.run_tokenizer(stage)
+        stage, _ = find_trained(user_path(_at_step(place)[0]))
+        return stage.load_tokenizer()
     return published_tokenizer(user_path(place)) if place else None
 
 
@@ -119,19 +120,19 @@ def needed_tokenizer(folder: epath.Path, named: str = "") -> Tokenizer:
     raise UserError(f"{folder} has no tokenizer.model: {fix}")
 
 
-def place_params(source: Source, stage: Stage, mesh: Mesh) -> dict:
-    """Returns the parameters for `stage` on the mesh.
+def place_params(source: Source, model: ModelConfig, mesh: Mesh) -> dict:
+    """Returns the parameters for `model` on the mesh.
 
     A host holds no more than a layer of one parameter beside them.
     """
-    model = replace(stage.model, vocab_size=min(stage.model.vocab_size, source.model.vocab_size))
-    source = replace(source, model=model)
+    as_stored = replace(model, vocab_size=min(model.vocab_size, source.model.vocab_size))
+    source = replace(source, model=as_stored)
+    abstract = abstract_params(as_stored, mesh)
     with on_mesh(mesh):
-        abstract = abstract_state(replace(stage, model=model), mesh).params
         leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
         with progress("reading", sum(leaf.size for _, leaf in leaves) * 4) as advance:
             params = [_placed(source, dotted(path), leaf, advance) for path, leaf in leaves]
-    return checkpoint.with_rows(jax.tree.unflatten(tree, params), stage, mesh)
+    return loading.with_rows(jax.tree.unflatten(tree, params), model, mesh)
 
 
 def _placed(

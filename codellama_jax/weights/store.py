@@ -14,7 +14,8 @@ import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 
-from codellama_jax.checkpoints.checkpoint import checkpoint_steps, first_line, stage_folder
+from codellama_jax.checkpoints.folder import RunFolder, find_trained
+from codellama_jax.checkpoints.loading import first_line, stored_parameter
 from codellama_jax.config import (
     DataConfig,
     Experiment,
@@ -25,7 +26,7 @@ from codellama_jax.config import (
     to_dict,
 )
 from codellama_jax.errors import UserError
-from codellama_jax.system.files import is_bucket, write_json
+from codellama_jax.system.files import write_json
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
 from codellama_jax.weights.folders import progress, whole_folder
 from codellama_jax.weights.integrity import write_checksums
@@ -125,13 +126,14 @@ def write_run(
     arms = {ARM: {STAGE: stage}}
     experiment = Experiment(folder.name, kind, arms, TokenizerConfig("tokenizer.model"))
     with whole_folder(folder) as part:
-        inner = part / ARM / STAGE
+        run = RunFolder(part)
+        inner = run.stage(ARM, STAGE)
         with progress("importing", source_bytes(source)) as advance:
-            _save(_tree(source, advance), inner / "checkpoints" / "step_0", folder)
-        write_json(inner / "config.json", to_dict(stage))
-        write_json(inner / "done.json", {"step": 0, "tokens": 0})
-        tokenizer.save(part / "tokenizer.model")
-        write_json(part / "config.json", to_dict(experiment))
+            _save(_tree(source, advance), inner.checkpoint(0), folder)
+        write_json(inner.config, to_dict(stage))
+        inner.mark_done(step=0, tokens=0)
+        tokenizer.save(run.tokenizer)
+        write_json(run.config, to_dict(experiment))
         if integrity:
             write_checksums(part)
 
@@ -186,15 +188,13 @@ def _stopped_by_ctrl_c(handler: StackHandler) -> Iterator[None]:
 
 def open_run(run: epath.Path, arm: str, stage: str) -> Source:
     """Opens the newest checkpoint of a run's stage. Raises UserError if none can be read."""
-    folder, config = stage_folder(run, arm, stage)
-    step = max(checkpoint_steps(folder))
-    base = (folder / "checkpoints" / f"step_{step}" / "params").as_posix()
+    folder, config = find_trained(run, arm, stage)
+    checkpoint = folder.checkpoint(max(folder.steps()))
+    base = str(checkpoint)
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 2**29}})
-    url = base if is_bucket(base) else f"file://{base}"
     stores, dtypes = {}, {}
     for name, place in places(config.model).items():
-        kvstore = {"driver": "ocdbt", "base": f"{url}/", "path": f"{place.param}/"}
-        spec = {"driver": "zarr", "kvstore": kvstore}
+        spec = stored_parameter(checkpoint, place.param)
         stores[name] = _result(base, tensorstore.open(spec, context=context))
         dtypes[name] = stores[name].dtype.numpy_dtype
 

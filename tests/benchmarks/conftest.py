@@ -8,9 +8,9 @@ import pytest
 import small_data as data
 from toy import MODEL
 
-from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.errors import UserError
 from codellama_jax.models.llama.model import Llama
+from codellama_jax.models.trained import Run
 from codellama_jax.sandbox import Executor
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 

@@ -13,11 +13,11 @@ from codellama_jax.benchmarks.suites import LOADERS
 from codellama_jax.benchmarks.suites.apps import same_output
 from codellama_jax.benchmarks.suites.gsm8k import last_number
 from codellama_jax.benchmarks.summary import summarise
-from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.errors import UserError
 from codellama_jax.generation import sampler, text
 from codellama_jax.models.llama.config import LlamaConfig
+from codellama_jax.models.trained import Run
 from codellama_jax.sandbox import languages
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 

@@ -18,7 +18,8 @@ from codellama_jax.benchmarks import answers as ask
 from codellama_jax.benchmarks import evaluate
 from codellama_jax.benchmarks.settings import Checking, Options, Settings
 from codellama_jax.benchmarks.suites import LOADERS
-from codellama_jax.checkpoints.checkpoint import Checkpoints, load_run
+from codellama_jax.checkpoints.checkpoint import Checkpoints
+from codellama_jax.checkpoints.loading import load_run
 from codellama_jax.config import MeshConfig, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.models.llama import decoder

@@ -15,7 +15,9 @@ import toy
 from etils import epath
 from paths import ROOT
 
-from codellama_jax.checkpoints.checkpoint import Checkpoints, load_params, read_checksums
+from codellama_jax.checkpoints.checkpoint import Checkpoints
+from codellama_jax.checkpoints.folder import StageFolder
+from codellama_jax.checkpoints.loading import load_params, read_checksums
 from codellama_jax.config import MeshConfig, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
@@ -103,7 +105,7 @@ def test_other_parameters_of_the_right_form_are_noticed(folder, states, mesh, ca
     checkpoints = folder / "checkpoints"
     shutil.rmtree(checkpoints / "step_2" / "params")
     shutil.copytree(checkpoints / "step_1" / "params", checkpoints / "step_2" / "params")
-    params = load_params(folder, STAGE, mesh)
+    params = load_params(StageFolder(folder), STAGE.model, mesh)
     chex.assert_trees_all_equal(jax.device_get(params), jax.device_get(states[1].params))
     assert "does not match its checksum" in capsys.readouterr().err
     assert restore(folder, mesh)[0] == 1
@@ -126,7 +128,7 @@ def test_damaged_checksums_or_config_are_one_line(folder, mesh, data):
     if data != b"{}":
         (folder / "config.json").write_bytes(data)
         with pytest.raises(UserError, match=r"config\.json"):
-            load_params(folder, STAGE, mesh)
+            load_params(StageFolder(folder), STAGE.model, mesh)
 
 
 # Takes each temporary folder away while it is written, in a thread that never ends.

@@ -206,8 +206,11 @@ def test_batches_are_well_formed(tokenizer):
         padding = batch["segment_ids"] == 0
         assert all(
             batch[k].shape == (ROWS, T)
-            for k in ("tokens", "targets", "segment_ids", "positions", "documents")
+            for k in ("tokens", "targets", "segment_ids", "positions", "documents", "weights")
         )
+        weights = batch.pop("weights")
+        assert weights.dtype == np.float32
+        np.testing.assert_array_equal(weights, ~padding)
         assert all(array.dtype == np.int32 for array in batch.values()) and batch[
             "source"
         ].shape == (ROWS,)
@@ -278,7 +281,7 @@ def test_shares_and_cuts_over_100_000_documents(characters):
     )  # before SPM's prefix and middle, and before no PSM middle
     for index in range(count):
         length = 40 + index % 16
-        ids = encode(index, {"text": "x" * length})[:, 0].tolist()
+        ids = encode(index, {"text": "x" * length})["ids"][:, 0].tolist()
         if characters.pre_id not in ids:
             continue
         suffix, middle = ids.index(characters.suf_id), ids.index(characters.mid_id)
@@ -433,3 +436,22 @@ def test_ctrl_c_ends_the_program(tokenizer, tmp_path):
     assert ended.returncode in (-2, 130) and ended.stderr.splitlines()[-1] == "KeyboardInterrupt", (
         ended.stderr
     )
+
+
+def test_weights_stay_with_their_tokens_when_documents_are_packed(tokenizer, monkeypatch):
+    """Weights of the encoder, here one that hangs on the token, through chunks and packing."""
+    encoder = pipeline.encoder
+
+    def weighted(*arguments):
+        encode = encoder(*arguments)
+
+        def with_weights(index, document):
+            encoded = encode(index, document)
+            return encoded | {"weights": 1 + encoded["ids"][:, 1].astype(np.float32)}
+
+        return with_weights
+
+    monkeypatch.setattr(pipeline, "encoder", weighted)
+    for batch in take(tokenizer, 20)[0]:
+        real = batch["segment_ids"] > 0
+        np.testing.assert_array_equal(batch["weights"], np.where(real, 1 + batch["targets"], 0))

@@ -9,7 +9,7 @@ import sys
 import pytest
 from toy import stage
 
-from codellama_jax.checkpoints import checkpoint
+from codellama_jax.checkpoints import loading
 from codellama_jax.config import Experiment, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.generation import infill as infilling
@@ -57,8 +57,8 @@ def asked(monkeypatch):
         stream("1\n")
         stream("2")
 
-    monkeypatch.setattr(checkpoint, "load_run", lambda *_: None)
-    monkeypatch.setattr(checkpoint, "keep_compiled", lambda _: None)
+    monkeypatch.setattr(loading, "load_run", lambda *_: None)
+    monkeypatch.setattr(loading, "keep_compiled", lambda _: None)
     monkeypatch.setattr(infilling, "infill_one", infill_one)
     monkeypatch.setattr(texts, "complete", complete)
     return calls

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import MODEL, stage
 
-from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.config import MeshConfig
 from codellama_jax.data.infilling import infill_ids, prompt_ids
 from codellama_jax.errors import UserError
@@ -20,6 +19,7 @@ from codellama_jax.generation import text as texts
 from codellama_jax.generation.sampler import generate, keep, sample
 from codellama_jax.generation.settings import CAPACITY, Sampling
 from codellama_jax.models.llama.model import Llama
+from codellama_jax.models.trained import Run
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 from codellama_jax.training.step import abstract_state

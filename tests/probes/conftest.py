@@ -10,8 +10,8 @@ import pytest
 import toy
 from tiny_model import SOURCES
 
-from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.models.llama.model import Llama
+from codellama_jax.models.trained import Run
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 
 

@@ -16,7 +16,7 @@ few = hypothesis.settings(deadline=None, max_examples=40)
 def packed(tokens: list[int]) -> dict[str, np.ndarray]:
     """One row that holds one document."""
     ids = np.array([tokens], np.int32)
-    return {"tokens": ids[:, :-1], "targets": ids[:, 1:], "segment_ids": np.ones_like(ids[:, 1:])}
+    return {"tokens": ids[:, :-1], "targets": ids[:, 1:], "weights": np.ones(ids[:, 1:].shape)}
 
 
 @pytest.mark.parametrize("batches", [[], [packed([3])]])

@@ -8,11 +8,11 @@ import pytest
 import toy
 
 from codellama_jax.benchmarks.suites import perplexity
-from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.config import MeshConfig
 from codellama_jax.data.infilling import plain_ids
 from codellama_jax.errors import UserError
 from codellama_jax.models.llama.model import Llama
+from codellama_jax.models.trained import Run
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tiny_model import DOCUMENTS, NEW_TOKENS, SEQ_LEN, ask
 
-from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.config import ProbesConfig
 from codellama_jax.data.infilling import infill_ids
 from codellama_jax.models.llama.model import Llama
+from codellama_jax.models.trained import Run
 from codellama_jax.probes import infilling
 from codellama_jax.probes.infilling import (
     held_out_examples,

@@ -7,9 +7,9 @@ import string
 
 import numpy as np
 
-from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.config import ProbesConfig
 from codellama_jax.data.infilling import plain_ids
+from codellama_jax.models.trained import Run
 from codellama_jax.probes.run import run_probes
 
 SOURCES = [inspect.getsource(module) for module in (random, string)]
@@ -24,12 +24,12 @@ SEQ_LEN, NEW_TOKENS = 256, 24
 def packed(run: Run, texts: list[str]) -> dict[str, np.ndarray]:
     """A document a row."""
     ids_BT = np.zeros((len(texts), SEQ_LEN + 1), np.int32)
-    segment_ids_BT = np.zeros((len(texts), SEQ_LEN), np.int32)
+    weights_BT = np.zeros((len(texts), SEQ_LEN), np.float32)
     for row, text in enumerate(texts):
         ids = plain_ids(run.tokenizer, text)[: SEQ_LEN + 1]
         ids_BT[row, : len(ids)] = ids
-        segment_ids_BT[row, : len(ids) - 1] = 1
-    return {"tokens": ids_BT[:, :-1], "targets": ids_BT[:, 1:], "segment_ids": segment_ids_BT}
+        weights_BT[row, : len(ids) - 1] = 1
+    return {"tokens": ids_BT[:, :-1], "targets": ids_BT[:, 1:], "weights": weights_BT}
 
 
 def ask(run: Run, probes: ProbesConfig, documents: list[str] = DOCUMENTS) -> dict:

@@ -12,9 +12,11 @@ import pytest
 import toy
 from etils import epath
 
+from codellama_jax.checkpoints.folder import StageFolder
 from codellama_jax.config import Experiment, to_dict
 from codellama_jax.report.page import Code, Page
-from codellama_jax.report.report import read_stage, write_report
+from codellama_jax.report.reading import read_stage
+from codellama_jax.report.report import write_report
 
 CLAIM = """A toy Code Llama learns to fill in code.
 
@@ -242,7 +244,7 @@ def test_last_line_of_a_repeated_step_counts(tmp_path):
     (folder / "metrics.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "lo'
     )
-    result = read_stage(folder, "a/b", toy.stage())
+    result = read_stage(StageFolder(folder), "a/b", toy.stage())
     assert [line["loss"] for line in result.training] == [8.0, 7.5]
     assert [(line["tokens"], line["validation_loss"]) for line in result.validation] == [
         (0.0, 9.0),
@@ -311,7 +313,7 @@ def test_a_damaged_file_of_a_stage_is_a_line_that_names_it(tmp_path, content):
     write_metrics(folder)
     for file in ("probes.json", "done.json"):
         (folder / file).write_bytes(content)
-    result = read_stage(folder, "code", toy.stage())
+    result = read_stage(StageFolder(folder), "code", toy.stage())
     assert "probes.json" in "".join(result.damage)
     assert result.loss == 4.0 and result.probes == {}
 
@@ -323,7 +325,7 @@ def test_damaged_metrics_are_no_traceback(tmp_path, line):
     folder = epath.Path(tmp_path) / "code"
     write_metrics(folder)
     (folder / "metrics.jsonl").write_bytes(line + b"\n" + (folder / "metrics.jsonl").read_bytes())
-    result = read_stage(folder, "code", toy.stage())
+    result = read_stage(StageFolder(folder), "code", toy.stage())
     assert "metrics.jsonl" in "".join(result.damage) or result.loss == 4.0
 
 

@@ -8,8 +8,7 @@ import pytest
 from etils import epath
 from tiny_run import launch, same_bits
 
-from codellama_jax.checkpoints import folder as reuse
-from codellama_jax.checkpoints.stage_folder import stage_folder
+from codellama_jax.checkpoints.folder import StageFolder, find_trained
 from codellama_jax.training.metrics import read_metrics
 
 EXPERIMENT = '''
@@ -62,7 +61,7 @@ def first(folder):
 
 
 def arm_metrics(folder, stage: str) -> list[dict]:
-    return read_metrics(reuse.followed(folder / "runs/first" / stage) / "metrics.jsonl")
+    return read_metrics(StageFolder(epath.Path(folder) / "runs/first" / stage).trained().metrics)
 
 
 def test_equal_stages_are_trained_once_and_seeds_apart(folder, first):
@@ -139,9 +138,12 @@ def test_other_runs_are_read_where_stages_are_equal(folder, first):
         json.loads((folder / "runs/second/one/code/done.json").read_text())["at"]
         == "../../../first/one/code"
     )
-    found, _ = stage_folder(epath.Path(runs) / "second", "one")
-    assert found == epath.Path(runs) / "first/one/code"
-    assert stage_folder(epath.Path(runs) / "first", "more@1")[0].parts[-2:] == ("more@1", "more")
+    found, _ = find_trained(epath.Path(runs) / "second", "one")
+    assert found.path == epath.Path(runs) / "first/one/code"
+    assert find_trained(epath.Path(runs) / "first", "more@1")[0].path.parts[-2:] == (
+        "more@1",
+        "more",
+    )
     (folder / "runs/first").rename(folder / "elsewhere")
     code, output, errors = launch(
         folder, "runs/second", "--arm", "one", "--more.steps", "2", "--seeds", "1"

@@ -7,7 +7,7 @@ import pytest
 import toy
 from etils import epath
 
-from codellama_jax.checkpoints import folder as reuse
+from codellama_jax.checkpoints.folder import RunFolder
 from codellama_jax.config import Experiment, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.runs.folder import check_folder, opened_folder
@@ -28,12 +28,10 @@ def experiment(rate: float = 1e-2) -> Experiment:
 @pytest.fixture
 def folder(tmp_path):
     """The folder of a run that was begun."""
-    out = epath.Path(tmp_path) / "run"
-    with opened_folder(experiment(), out, fresh=False):
-        write_json(
-            out / "main" / "code" / "config.json", to_dict(experiment().arms["main"]["code"])
-        )
-    return out
+    run = RunFolder(epath.Path(tmp_path) / "run")
+    with opened_folder(experiment(), run, fresh=False):
+        write_json(run.stage("main", "code").config, to_dict(experiment().arms["main"]["code"]))
+    return run
 
 
 def test_a_run_is_written_by_one_process(folder):
@@ -42,22 +40,22 @@ def test_a_run_is_written_by_one_process(folder):
             second = opened_folder(experiment(), folder, fresh)
             with pytest.raises(UserError, match="is being written by process"), second:
                 pass
-    assert [p.name for p in folder.parent.iterdir()] == ["run"]
-    assert not (folder / locks.NAME).exists()
+    assert [p.name for p in folder.path.parent.iterdir()] == ["run"]
+    assert not (folder.path / locks.NAME).exists()
 
 
 def test_a_fresh_run_sets_the_old_one_aside(folder):
     for number in (1, 2):
         with opened_folder(experiment(rate=number), folder, fresh=True):
-            kept = folder.with_name(f"run.{number}")
-            assert (kept / reuse.ASIDE).exists()
-            assert not (kept / locks.NAME).exists()
-            assert (folder / locks.NAME).exists()
+            kept = RunFolder(folder.path.with_name(f"run.{number}"))
+            assert kept.set_aside.exists()
+            assert not (kept.path / locks.NAME).exists()
+            assert (folder.path / locks.NAME).exists()
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_config_is_written_again_if_the_stages_agree(folder, damage, capsys):
-    config = folder / "config.json"
+    config = folder.config
     config.write_bytes(DAMAGE[damage])
     with pytest.raises(UserError, match=r"main\.code\.optimizer\.peak_lr: 0\.01 -> 0\.5"):
         check_folder(experiment(rate=0.5), folder)
@@ -68,8 +66,8 @@ def test_a_damaged_config_is_written_again_if_the_stages_agree(folder, damage, c
 
 
 def test_a_folder_in_the_place_of_the_config_is_one_line(folder):
-    (folder / "config.json").unlink()
-    (folder / "config.json").mkdir()
+    folder.config.unlink()
+    folder.config.mkdir()
     opened = opened_folder(experiment(), folder, fresh=False)
     with pytest.raises(UserError, match=r"cannot write .*config\.json: Is a directory"), opened:
         pass

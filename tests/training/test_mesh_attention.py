@@ -89,12 +89,12 @@ from jax.experimental import topologies
 from toy import MODEL, stage
 from codellama_jax.config import MeshConfig
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
-from codellama_jax.training.step import BATCH_KEYS, abstract_state, compile_train_step
+from codellama_jax.training.step import BATCH_DTYPES, abstract_state, compile_train_step
 
 toy = stage(512, 16, dataclasses.replace(MODEL, d_model=256, n_kv_heads=4, head_dim=64, compute_dtype="bfloat16", remat="full"))
 mesh = make_mesh(MeshConfig(*map(int, sys.argv[1:])), list(topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4").devices))
 with on_mesh(mesh):
-    rows = {k: jax.ShapeDtypeStruct((16, 512), "int32") for k in BATCH_KEYS} | {"stop": jax.ShapeDtypeStruct((16,), "int32")}
+    rows = {k: jax.ShapeDtypeStruct((16, 512), t) for k, t in BATCH_DTYPES.items()} | {"stop": jax.ShapeDtypeStruct((16,), "int32")}
     text = compile_train_step(toy, mesh).lower(abstract_state(toy, mesh), rows).compile().as_text()
 print(text.count("custom_call_target=\\"tpu_custom_call\\""), text.count("collective-permute-start("))
 """

@@ -82,7 +82,7 @@ def test_loss_falls_and_evaluation_agrees():
         rows = place(batch(8, 16), list(range(8)), 8, mesh)
         loss, tokens = compile_eval_step(stage(), mesh)(state.params, rows)
         assert float(loss / tokens) == pytest.approx(history[0]["loss"], abs=1e-6)
-        assert int(tokens) == int((np.asarray(rows["segment_ids"]) > 0).sum())
+        assert int(tokens) == int(np.asarray(rows["weights"]).sum())
         step = compile_train_step(stage(), mesh)
         flags = stop_flags(0, list(range(8)), 8, mesh)
         losses = []
@@ -90,6 +90,27 @@ def test_loss_falls_and_evaluation_agrees():
             state, metrics = step(state, rows | {"stop": flags})
             losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0] - 0.3
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_the_loss_is_the_weighted_mean_of_the_tokens(micro_batches):
+    """Twice the weight counts a token as often as two of it; weight 0 leaves it out."""
+    toy_stage, mesh = stage(micro_batches=micro_batches), make_mesh(MeshConfig(), jax.devices()[:1])
+    rows, rng = batch(), np.random.default_rng(1)
+    real = rows["weights"]
+    weights = real * rng.integers(0, 3, real.shape)
+    with on_mesh(mesh):
+        state = init_state(toy_stage, mesh, 0)
+        sums = []
+        for part in (real * (weights > 0), real * (weights > 1)):
+            placed = place(rows | {"weights": part}, list(range(8)), 8, mesh)
+            sums.append(compile_eval_step(toy_stage, mesh)(state.params, placed))
+        loss, tokens = (float(once + twice) for once, twice in zip(*sums))
+        placed = place(rows | {"weights": weights}, list(range(8)), 8, mesh)
+        placed["stop"] = stop_flags(0, list(range(8)), 8, mesh)
+        _, metrics = compile_train_step(toy_stage, mesh)(state, placed)
+    assert tokens == weights.sum() == float(metrics["tokens"])
+    assert float(metrics["loss"]) == pytest.approx(loss / tokens, abs=1e-6)
 
 
 def test_a_stop_flag_reaches_the_metrics():

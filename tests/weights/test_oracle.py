@@ -12,7 +12,7 @@ import pytest
 import toy
 from etils import epath
 
-from codellama_jax.checkpoints.checkpoint import load_run
+from codellama_jax.checkpoints.loading import load_run
 from codellama_jax.config import MeshConfig
 from codellama_jax.errors import UserError
 from codellama_jax.generation.sampler import Sampling, generate
@@ -345,7 +345,9 @@ def test_training_starts_at_the_loss_of_the_source(tmp_path):
         "segment_ids": np.ones((8, 32)),
         "positions": np.tile(np.arange(32), (8, 1)),
     }
-    placed = place({k: v.astype(np.int32) for k, v in batch.items()}, list(range(8)), 8, mesh)
+    batch = {k: v.astype(np.int32) for k, v in batch.items()}
+    batch["weights"] = np.ones((8, 32), np.float32)
+    placed = place(batch, list(range(8)), 8, mesh)
     with torch.inference_mode():
         wanted = model(torch.tensor(rows), labels=torch.tensor(rows)).loss.item()
     with on_mesh(mesh):

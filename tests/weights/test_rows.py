@@ -9,7 +9,7 @@ import pytest
 import toy
 from etils import epath
 
-from codellama_jax.checkpoints.checkpoint import load_run
+from codellama_jax.checkpoints.loading import load_run
 from codellama_jax.checkpoints.vocabulary import check_vocabulary, most_rows
 from codellama_jax.config import Experiment, MeshConfig, TokenizerConfig
 from codellama_jax.errors import UserError

@@ -19,7 +19,7 @@ from etils import epath
 from paths import ROOT
 
 from codellama_jax.checkpoints import vocabulary
-from codellama_jax.checkpoints.checkpoint import load_run
+from codellama_jax.checkpoints.loading import load_run
 from codellama_jax.config import MeshConfig
 from codellama_jax.errors import UserError
 from codellama_jax.generation.infill import infill
@@ -35,7 +35,7 @@ SOURCES = {"hf": huggingface.open_source, "meta": meta.open_source}
 
 def placed(source, **mesh):
     stage = toy.stage(model=replace(source.model, compute_dtype="float32", remat="none"))
-    return load.place_params(source, stage, make_mesh(MeshConfig(**mesh)))
+    return load.place_params(source, stage.model, make_mesh(MeshConfig(**mesh)))
 
 
 @pytest.mark.parametrize(

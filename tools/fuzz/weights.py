@@ -17,8 +17,8 @@ import damage
 import published
 from etils import epath
 
-from codellama_jax.checkpoints import checkpoint
-from codellama_jax.checkpoints import folder as reuse
+from codellama_jax.checkpoints.folder import RunFolder, trained_under
+from codellama_jax.checkpoints.loading import load_run
 from codellama_jax.config import Experiment, from_dict
 from codellama_jax.generation import commands as commands_of_generation
 from codellama_jax.generation.settings import Sampling
@@ -190,14 +190,14 @@ def run_folders(rng: Random, folder: Path) -> Callable[[], object]:
 
     def call() -> None:
         if action < 0.15:
-            reuse.trained_under(out.parent)
-            with run_folder.opened_folder(experiment, out, fresh=False):
+            trained_under(out.parent)
+            with run_folder.opened_folder(experiment, RunFolder(out), fresh=False):
                 pass
         elif action < 0.5:
             infill = commands_of_generation.Infill(str(out), "x", Sampling(), arm, stage)
             infill.order(infill.find())
         elif action < 0.8:
-            report_reading.read_run(out, experiment)
+            report_reading.read_run(RunFolder(out), experiment)
         elif action < 0.87:
             write_report(out, experiment, "a claim")
         elif action < 0.92:
@@ -205,7 +205,7 @@ def run_folders(rng: Random, folder: Path) -> Callable[[], object]:
         elif action < 0.94:
             commands.Export(str(out), str(folder / "exported"), "hf")()
         elif action < 0.96:
-            checkpoint.load_run(str(out), arm, stage)
+            load_run(str(out), arm, stage)
         else:
             integrity.verify(out)
 

@@ -9,7 +9,7 @@ from codellama_jax.benchmarks.settings import Options
 from codellama_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from codellama_jax.checkpoints.checkpoint import Run
+    from codellama_jax.models.trained import Run
 
 KINDS = (
     ".py",

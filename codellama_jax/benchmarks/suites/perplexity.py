@@ -10,13 +10,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.config import ModelConfig
 from codellama_jax.data.infilling import plain_ids
 from codellama_jax.errors import UserError
 from codellama_jax.generation.sampler import bucket
 from codellama_jax.models.family import family_of
 from codellama_jax.models.layers import length_shards
+from codellama_jax.models.trained import Run
 from codellama_jax.sharding.mesh import on_mesh_of
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
 from codellama_jax.training.objectives import losses_of_tokens

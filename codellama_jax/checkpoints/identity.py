@@ -1,0 +1,153 @@
+"""The fields of a config that decide what a stage becomes, and the hash of them.
+
+A config can grow: a field added with a default changes no identity and refuses no resume, as long
+as it holds that default. A field that never changes the trained parameters is declared with
+`metadata=config.FREE`. Starts no JAX.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from codellama_jax.checked import FieldError, from_dict
+from codellama_jax.config import Stage, differences, to_dict
+
+# Fields of the first versions, whose identities hash them whatever they hold. It never grows: any
+# other field is hashed only where it differs from its default.
+ALWAYS_HASHED = frozenset(
+    (
+        "model.vocab_size",
+        "model.d_model",
+        "model.n_layers",
+        "model.n_heads",
+        "model.n_kv_heads",
+        "model.head_dim",
+        "model.d_ff",
+        "model.norm_eps",
+        "model.rope_theta",
+        "model.rope_scaling",
+        "model.compute_dtype",
+        "data.seq_len",
+        "data.batch_size",
+        "data.mixture.code",
+        "data.mixture.python",
+        "data.mixture.discussions",
+        "data.mixture.language",
+        "data.infilling.rate",
+        "data.infilling.spm",
+        "data.block_chars",
+        "optimizer.peak_lr",
+        "optimizer.warmup_steps",
+        "optimizer.final_fraction",
+        "optimizer.b1",
+        "optimizer.b2",
+        "optimizer.eps",
+        "optimizer.weight_decay",
+        "optimizer.clip_norm",
+        "steps",
+        "init",
+        "eval_rows",
+        "eval_every",
+    )
+)
+NO_DEFAULT = object()  # differs from every value
+
+
+def identity(stage: Stage, before: str, seed: int, shared: Any = None) -> str:
+    """Returns a hash of all that decides what a stage becomes.
+
+    before: the identity of the stage before it, which counts where it starts from that.
+    shared: what else decides, ready for JSON: the documents and the tokenizer.
+    """
+    values = {f".{name}": value for name, value in deciding(stage, to_dict(stage)).items()}
+    values[".init"] = before if stage.init == "previous" else stage.init
+    text = json.dumps([values, seed, shared], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def deciding(
+    config: Any, values: dict, default: Any = NO_DEFAULT, prefix: str = ""
+) -> dict[str, Any]:
+    """Returns the hashed leaves of a config by dotted name.
+
+    Args:
+      config: a dataclass.
+      values: `to_dict(config)`; a key in it that is no field, such as a tag, is always hashed.
+      default: what `config` is unless it is given, as a dataclass; NO_DEFAULT if there is none.
+      prefix: of the dotted names.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    leaves: dict[str, Any] = {}
+    for name, value in values.items():
+        dotted = f"{prefix}{name}"
+        if name not in fields:
+            leaves[dotted] = value
+            continue
+        if is_free(fields[name]):
+            continue
+        usual = _default(fields[name]) if default is NO_DEFAULT else getattr(default, name)
+        part = getattr(config, name)
+        if not dataclasses.is_dataclass(part):
+            if dotted in ALWAYS_HASHED or value != _plain(usual):
+                leaves[dotted] = value
+        elif usual is NO_DEFAULT or type(part) is type(usual):
+            leaves |= deciding(part, value, usual, f"{dotted}.")
+        else:  # None or another class by default: the class itself is a choice
+            leaves[dotted] = value
+    return leaves
+
+
+def is_free(field: dataclasses.Field) -> bool:
+    """Tells whether a field never changes the trained parameters."""
+    return bool(field.metadata.get("free"))
+
+
+def without_free(config: Any, values: dict) -> dict:
+    """Returns a `to_dict` result of the class of `config` without its free fields.
+
+    Dicts, such as the arms of an experiment, are followed where `config` has the same keys.
+    """
+    is_group = dataclasses.is_dataclass(config)
+    free = (
+        {field.name for field in dataclasses.fields(config) if is_free(field)} if is_group else ()
+    )
+    kept = {}
+    for name, value in values.items():
+        if name in free:
+            continue
+        part = getattr(config, name, None) if is_group else config.get(name)
+        follow = isinstance(value, dict) and (dataclasses.is_dataclass(part) or type(part) is dict)
+        kept[name] = without_free(part, value) if follow else value
+    return kept
+
+
+def changes(old: dict, config: Any, prefix: str = "") -> list[str]:
+    """Lists what decides and differs between a saved config and this one: `name: old -> new`.
+
+    Fields that the saved config lacks, being older than they are, hold their defaults there.
+    """
+    saved = without_free(config, old)
+    # A config that this version cannot build is compared as it was written.
+    with contextlib.suppress(FieldError):
+        saved = without_free(config, to_dict(from_dict(type(config), saved)))
+    differing = differences(saved, without_free(config, to_dict(config)), prefix)
+    return [f"{name}: {change}" for name, change in differing.items()]
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return NO_DEFAULT
+
+
+def _plain(value: Any) -> Any:
+    """Returns a default in the form in which `to_dict` writes it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    return value if value is NO_DEFAULT else json.loads(json.dumps(value))

@@ -1,0 +1,52 @@
+"""A trained model in memory, and the shapes of a model's parameters on a mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+from flax.core import meta
+from jax.sharding import Mesh
+
+from codellama_jax.config import ModelConfig
+from codellama_jax.models.family import boxed_params
+from codellama_jax.sharding.mesh import check_sharded, on_mesh, shardings
+
+if TYPE_CHECKING:
+    from codellama_jax.tokenizers.sentencepiece import Tokenizer
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model as probes, generation and benchmarks use it."""
+
+    model: ModelConfig
+    params: dict
+    tokenizer: Tokenizer
+    name: str
+
+
+def placed_shapes(boxed: Any, mesh: Mesh) -> Any:
+    """Returns shapes, dtypes and shardings of a tree.
+
+    boxed: the result of `jax.eval_shape`, in which parameters carry their logical axes.
+    """
+    is_box = lambda leaf: isinstance(leaf, meta.AxisMetadata)
+    plain = jax.tree.map(lambda leaf: leaf.value if is_box(leaf) else leaf, boxed, is_leaf=is_box)
+    placed = shardings(boxed, mesh)
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), plain, placed
+    )
+
+
+def abstract_params(model: ModelConfig, mesh: Mesh) -> dict:
+    """Returns shapes, dtypes and shardings of a model's parameters, without allocating them.
+
+    Raises UserError if the mesh leaves too many of them replicated.
+    """
+    with on_mesh(mesh):
+        boxed = jax.eval_shape(lambda: boxed_params(model, jax.random.key(0)))
+        params = placed_shapes(boxed, mesh)
+    check_sharded(params, jax.tree.map(lambda a: a.sharding, params), mesh)
+    return params

@@ -1,0 +1,88 @@
+"""The stages of a run, each resolved once: its seed, folder, mesh and first parameters."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jax.sharding import Mesh
+
+from codellama_jax.checked import FieldError
+from codellama_jax.checkpoints.folder import RunFolder, StageFolder
+from codellama_jax.checkpoints.loading import check_shapes, load_params
+from codellama_jax.config import Experiment, Stage, seeded
+from codellama_jax.errors import UserError
+from codellama_jax.training.loop import check_stage
+from codellama_jax.training.step import check_memory
+from codellama_jax.weights import load
+
+SEEDS_APART = 1_000_003  # far more than an arm has stages, each of which takes the next number
+
+
+@dataclass(frozen=True, eq=False)
+class ResolvedStage:
+    """A stage of one seed of an arm, ready to check, train and probe."""
+
+    arm: str
+    name: str
+    number: int  # of the arm's seed
+    index: int  # in the arm
+    seed: int
+    stage: Stage
+    folder: StageFolder
+    mesh: Mesh
+    before: ResolvedStage | None
+
+    def __str__(self) -> str:
+        return f"{seeded(self.arm, self.number)}/{self.name}"
+
+    @property
+    def chain(self) -> list[ResolvedStage]:
+        """The stages of the arm up to this one."""
+        return [*(self.before.chain if self.before else []), self]
+
+    @functools.cached_property
+    def initial(self) -> Callable[[], Any] | None:
+        """What loads the first parameters, or None to draw them; their files are opened once.
+
+        Raises UserError if the files do not exist or hold another model.
+        """
+        stage, before = self.stage, self.before
+        if stage.init == "scratch":
+            return None
+        if stage.init != "previous":
+            return load.initial_params(stage, self.mesh)
+        if before is None:
+            raise UserError(
+                "the first stage of an arm has none before it:"
+                " its init is scratch, run:DIR, hf:DIR or meta:DIR"
+            )
+        check_shapes(before.folder, before.stage.model, stage.model)
+        return lambda: load_params(before.folder.trained(), stage.model, self.mesh)
+
+    def check(self) -> None:
+        """Raises UserError for a stage that cannot run on this mesh or after the one before it."""
+        try:
+            check_stage(self.stage, self.mesh)
+            _ = self.initial
+            check_memory(self.stage, self.mesh)
+        except FieldError as error:
+            raise error.under(self.name) from None
+
+
+def resolve(
+    experiment: Experiment, arms: dict[str, dict[str, Stage]], folder: RunFolder, mesh: Mesh
+) -> list[ResolvedStage]:
+    """Returns the stages of each seed of the arms, in the order in which they run."""
+    resolved = []
+    for number in range(experiment.seeds):
+        for arm, chain in arms.items():
+            before: ResolvedStage | None = None
+            for index, (name, stage) in enumerate(chain.items()):
+                seed = experiment.seed + number * SEEDS_APART + index
+                where = folder.stage(seeded(arm, number), name)
+                before = ResolvedStage(arm, name, number, index, seed, stage, where, mesh, before)
+                resolved.append(before)
+    return resolved

@@ -1,0 +1,104 @@
+"""Stages resolved once: a finished one needs neither its first weights nor its documents."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import jax
+import pytest
+import toy
+from etils import epath
+
+from codellama_jax.checkpoints.folder import RunFolder
+from codellama_jax.config import CorpusConfig, Experiment, MeshConfig, TokenizerConfig, to_dict
+from codellama_jax.errors import UserError
+from codellama_jax.runs import experiment as runs
+from codellama_jax.runs.stages import resolve
+from codellama_jax.sharding.mesh import make_mesh
+from codellama_jax.tokenizers import sentencepiece as tokenizers
+from codellama_jax.training.step import abstract_state
+
+IDENTITY = "0" * 32
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    lines = [f"def name_{i}(x):\n    return x + {i}\n" for i in range(300)]
+    return tokenizers.train(lines, 320, tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def finished(tmp_path, tokenizer):
+    """The experiment of a run whose stage has finished, its first weights and documents gone."""
+    gone = tmp_path / "gone"
+    tokenizer.save(tmp_path / tokenizers.FILE)
+    model = dataclasses.replace(toy.MODEL, vocab_size=tokenizer.vocab_size)
+    stage = toy.stage(model=model, init=f"hf:{gone}")
+    experiment = Experiment(
+        "x",
+        "toy",
+        {"main": {"code": stage}},
+        TokenizerConfig(str(tmp_path / tokenizers.FILE)),
+        CorpusConfig(code=str(gone)),
+    )
+    folder = RunFolder(epath.Path(tmp_path) / "run").stage("main", "code")
+    folder.begin(stage, IDENTITY)
+    folder.mark_done(step=10, tokens=100)
+    documents = [stage.data.block_chars, stage.data.seq_len, experiment.seed]
+    config = to_dict(experiment.probes) | {"documents": documents}
+    folder.probes.write_text(json.dumps({"config": config}))
+    return experiment
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Runs an experiment in this process."""
+    monkeypatch.setattr(runs, "keep_compiled", lambda cache: None)
+    monkeypatch.setattr(runs, "write_report", lambda *arguments: None)
+
+    def started(experiment: Experiment, fresh: bool = False) -> None:
+        out, cache = str(tmp_path / "run"), str(tmp_path / "cache")
+        choice = SimpleNamespace(out=out, cache=cache, arm="", fresh=fresh, reuse="")
+        runs.run_experiment(experiment, "a claim", None, choice)
+
+    return started
+
+
+def test_a_finished_stage_needs_neither_weights_nor_documents(finished, start, capsys):
+    start(finished)
+    assert "main/code: done before, skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_an_unfinished_stage_needs_its_weights(finished, start, tmp_path, fresh):
+    if not fresh:
+        RunFolder(epath.Path(tmp_path) / "run").stage("main", "code").done.unlink()
+    with pytest.raises(UserError, match="gone"):
+        start(finished, fresh)
+
+
+def test_stages_run_seed_by_seed_and_follow_each_other(tmp_path):
+    chain = {"code": toy.stage(), "long": toy.stage(init="previous")}
+    experiment = Experiment("x", "toy", {"a": chain, "b": chain}, seed=5, seeds=2)
+    folder, mesh = RunFolder(epath.Path(tmp_path)), make_mesh(MeshConfig())
+    stages = resolve(experiment, experiment.arms, folder, mesh)
+    assert [str(stage) for stage in stages] == [
+        f"{arm}/{name}" for arm in ("a", "b", "a@1", "b@1") for name in ("code", "long")
+    ]
+    assert [stage.seed for stage in stages[:6]] == [5, 6, 5, 6, 1_000_008, 1_000_009]
+    assert stages[5].chain == stages[4:6]
+    assert stages[0].initial is None
+    assert stages[1].initial is stages[1].initial
+    first = dataclasses.replace(stages[0], stage=chain["long"])
+    with pytest.raises(UserError, match="the first stage of an arm has none before it"):
+        first.check()
+    other = dataclasses.replace(toy.MODEL, d_model=64)
+    grown = dataclasses.replace(stages[1], stage=toy.stage(model=other, init="previous"))
+    with pytest.raises(UserError, match=r"a/code holds another model: d_model is 32 there and 64"):
+        grown.check()
+
+
+def test_equal_stages_are_traced_once():
+    mesh = make_mesh(MeshConfig(), jax.devices()[:2])
+    assert abstract_state(toy.stage(), mesh) is abstract_state(toy.stage(), mesh)
+    assert abstract_state(toy.stage(), mesh) is not abstract_state(toy.stage(steps=11), mesh)
