@@ -14,12 +14,12 @@ from codellama_jax.config import (
     Experiment,
     InfillingConfig,
     MixtureConfig,
-    ModelConfig,
     OptimizerConfig,
     ProbesConfig,
     Stage,
     TokenizerConfig,
 )
+from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.sizes import CODE_LLAMA, TOY, choose
 
 GENERAL = MixtureConfig(
@@ -29,7 +29,7 @@ CODE = MixtureConfig(code=0.85, discussions=0.08, language=0.07)
 PLAIN, INFILLING = InfillingConfig(rate=0.0), InfillingConfig(rate=0.9)
 
 
-def model(scale: str) -> ModelConfig:
+def model(scale: str) -> LlamaConfig:
     """Returns the model of `toy` or `7b`. Raises UserError listing them for another name."""
     return choose(TOY | {"7b": CODE_LLAMA["7b"]}, scale)
 
