@@ -4,14 +4,19 @@ An operator of the candidate's object never decides about a value of the test: i
 the expected value. Such a test is not comparable. What the object says without seeing that value
 (its length, truth, items, attributes) is a claim like any returned value.
 
+What is a claim in most tests and a forgery in some leaves a doubt: a test that passes in spite of
+it is not comparable, a test that fails has failed.
+
 The candidate uses what a test hands over through five verbs, and only what the test defined.
 """
 
 from __future__ import annotations
 
+import dis
 import functools
 import os
 import re
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -25,9 +30,16 @@ _MAX_BATCH = 256
 # What functools.wraps copies. The last two may hold any value of the test: see _attribute.
 _FUNCTION_ATTRIBUTES = ("__name__", "__qualname__", "__doc__", "__module__")
 _WRAPPED = ("__annotations__", "__dict__")
+_NUMBERS = ("__float__", "__int__", "__index__", "__complex__")
+_RAISE = dis.opmap["RAISE_VARARGS"]
 _IN_PLACE = {name for name in remote.BINARY if name.startswith("__i")}
 _IDENTITY = ("__eq__", "__ne__", "__hash__", "__str__", "__repr__", "__format__")
-_STREAM = "read readline readlines write writelines getvalue seek tell close flush"
+_STREAM = """
+    read readline readlines write writelines getvalue seek tell close flush fileno isatty encoding
+"""
+# What tests replace to give input and to catch output.
+_REPLACEABLE = [("sys", "stdin"), ("sys", "stdout"), ("sys", "stderr")]
+_REPLACEABLE += [("builtins", "print"), ("builtins", "input")]
 _RANDOM = "random randint randrange choice choices sample shuffle uniform gauss seed"
 _METHODS = {"_io:StringIO": _STREAM, "_io:BytesIO": _STREAM, "random:Random": _RANDOM}
 
@@ -40,18 +52,41 @@ class Tests(Peer):
     def __init__(self, read_fd: int, write_fd: int, program_names: dict[str, Any]):
         super().__init__(read_fd, write_fd, program_names)
         self.verdict: tuple[str, str] | None = None
+        self._doubts: list[str] = []  # why a test that passes is not comparable
+        self._stops: list[StopIteration] = []  # that the candidate raised: see _is_caught
+        self._originals = {place: _value_at(*place) for place in _REPLACEABLE}
+        self._replaced = dict(self._originals)  # as the candidate has them
+        self._numbers_given: dict[tuple[int, str], str] = {}
 
     def ask(self, verb: str, *arguments: Any) -> Any:
         """Asks the candidate. Raises Stopped when it can be asked no more."""
         if self.verdict:
             raise Stopped(self.verdict[1])
         try:
+            for place, known in self._replaced.items():
+                if _value_at(*place) is not known:
+                    super().ask("replace", *place, self._replacement(place))
             return super().ask(verb, *arguments)
         except wire.WireError as error:
             self._stop("error", str(error))
         except wire.TooLargeError as error:
             self._stop("too_large", str(error))
+        except StopIteration as error:
+            if verb != "op" or arguments[0] != "__next__":
+                self._stops.append(error)
+            raise
         raise Stopped(self.verdict[1] if self.verdict else "")
+
+    def _replacement(self, place: tuple[str, str]) -> Any:
+        """Returns what the test has put in a place, None if that is the original."""
+        value = self._replaced[place] = _value_at(*place)
+        return None if value is self._originals[place] else value
+
+    def doubt(self) -> str:
+        """Returns why a test that passes is not comparable; the empty string if it is."""
+        if not all(map(_is_caught, self._stops)):
+            return "the candidate ends an iteration of the test by StopIteration"
+        return self._doubts[0] if self._doubts else ""
 
     def ask_name(self, name: str) -> tuple[str, Any]:
         """Returns what a name of the candidate is (missing, module, value) and its value."""
@@ -83,25 +118,52 @@ class Tests(Peer):
         """Applies an operator of the candidate's object."""
         if operator in remote.COMPARISONS:
             return self._compare(value, operator, arguments[0])
-        if operator == "__exit__":  # frames stay here
-            arguments = (*arguments[:2], None)
+        if operator == "__exit__":
+            return self._leave(value, arguments)
         base = _container(value)
         if operator == "__contains__":
             if base is None:
                 return _is_among(arguments[0], value)
             return base.__contains__(self._plain(value), arguments[0])
+        if operator == "__getitem__" and _is_used_by_library():
+            if base is None:
+                raise NotComparable(f"the standard library takes items of {_name(value)}")
+            return base.__getitem__(self._plain(value), arguments[0])
         if operator in remote.BINARY and not remote.is_remote(arguments[0]):
             if base is not None:
                 return self._combine(base, value, operator, arguments[0])
             return self._seen(super().operate(value, operator, arguments))
         shown = (value, *arguments) if operator in remote.BINARY else (value,)
-        return self._result(shown, super().operate(value, operator, arguments))
+        result = self._told(shown, super().operate, value, operator, arguments)
+        if operator in _NUMBERS:
+            self._check_number(value, operator, result)
+        return result
 
     def call(self, value: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        return self._result((value,), super().call(value, args, kwargs))
+        return self._told((value,), super().call, value, args, kwargs)
 
     def get(self, value: Any, name: str) -> Any:
-        return self._result((value,), super().get(value, name))
+        return self._told((value,), super().get, value, name)
+
+    def ask_next(self, iterator: Any, count: int) -> tuple[list[Any], BaseException | None]:
+        """Returns up to `count` items, and what ended the iterator."""
+        if remote.has_seen(iterator):
+            raise NotComparable("the items of what an operator computed from a value of the test")
+        return super().ask_next(iterator, count)
+
+    def _leave(self, value: Any, arguments: Sequence[Any]) -> Any:
+        """Ends a `with` block. The candidate may suppress what the test itself raises."""
+        kind, error, traceback = arguments
+        result = self._told((value,), super().operate, value, "__exit__", (kind, error, None))
+        if result and error is not None and not _is_raised_by_test(error, traceback):
+            self._doubts.append(f"{_name(value)} suppresses {type(error).__name__} in the test")
+        return result
+
+    def _check_number(self, value: Any, operator: str, number: Any) -> None:
+        """Raises NotComparable for an object that is one number now and another one later."""
+        key = (remote.number_of(value), operator)
+        if self._numbers_given.setdefault(key, repr(number)) != repr(number):
+            raise NotComparable(f"{_name(value)} is now one number and now another one")
 
     def _combine(self, base: type, value: Any, operator: str, other: Any) -> Any:
         """Applies an operator of the plain type that the candidate's object extends."""
@@ -135,9 +197,16 @@ class Tests(Peer):
             self.reject("not the plain value")
         return plain
 
-    def _result(self, shown: Sequence[Any], result: Any) -> Any:
-        """Returns what objects gave, unless an operator had shown one a value of the test."""
-        return self._seen(result) if any(map(remote.has_seen, shown)) else result
+    def _told(self, shown: Sequence[Any], ask: Callable[..., Any], *arguments: Any) -> Any:
+        """Returns what objects give, unless an operator had shown one a value of the test."""
+        has_seen = any(map(remote.has_seen, shown))
+        try:
+            result = ask(*arguments)
+        except Exception as error:
+            if has_seen:
+                self._doubts.append(f"{type(error).__name__} where a value of the test was shown")
+            raise
+        return self._seen(result) if has_seen else result
 
     def _seen(self, result: Any) -> Any:
         if result is NotImplemented:
@@ -154,7 +223,11 @@ class Tests(Peer):
         action, target = _ACTIONS.get(verb), arguments[1 if verb == "op" else 0]
         if action is None or not self.is_lent(target):
             raise wire.WireError("not a request for an object of the test")
-        return action(*arguments)
+        try:
+            return action(*arguments)
+        except AssertionError:
+            self._doubts.append("an assertion of the test fails where the candidate calls it")
+            raise
 
     def is_named(self, value: Any) -> bool:
         return names.is_library(value)
@@ -178,6 +251,10 @@ class Tests(Peer):
         return [name for name in remote.OPERATORS if _operator(cls, name) is not None]
 
 
+def _value_at(module: str, name: str) -> Any:
+    return getattr(sys.modules[module], name, None)
+
+
 def _short(text: Any) -> str:
     return str(text)[:2000]
 
@@ -186,9 +263,43 @@ def _name(value: Any) -> str:
     return f"an object of the candidate's class {type(value).__name__}"
 
 
-def _container(value: Any) -> type | None:
+def _container(value: Any) -> Any:
     """Returns the plain mutable type that the class of a stand-in extends."""
     return type.__getattribute__(type(value), "_codellama_base")
+
+
+def _is_used_by_library() -> bool:
+    """Returns whether code of the standard library, not the test, uses a stand-in.
+
+    A method of Counter looks up each of its own keys in the other operand.
+    """
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame and str(frame.f_globals.get("__name__")).startswith(__package__):
+        frame = frame.f_back
+    return frame is None or names.is_library_module(str(frame.f_globals.get("__name__")))
+
+
+def _is_raised_by_test(error: BaseException, traceback: types.TracebackType | None) -> bool:
+    """Returns whether a `raise` statement of the test, and no assertion, raised the exception."""
+    if traceback is None or isinstance(error, AssertionError):
+        return False
+    while traceback.tb_next:
+        traceback = traceback.tb_next
+    frame = traceback.tb_frame
+    is_test = frame.f_globals.get("__name__") == TEST_MODULE
+    return is_test and frame.f_code.co_code[traceback.tb_lasti] == _RAISE
+
+
+def _is_caught(error: StopIteration) -> bool:
+    """Returns whether a handler of the test caught this.
+
+    Else `map`, `zip` or `iter` took it for their end, and the test for the end of its cases.
+    """
+    last = error.__traceback__  # the outermost frame that the exception reached
+    if last is None or str(last.tb_frame.f_globals.get("__name__")).startswith(__package__):
+        return False
+    handlers = dis._parse_exception_table(last.tb_frame.f_code)  # type: ignore[attr-defined]
+    return any(entry.start <= last.tb_lasti < entry.end for entry in handlers)
 
 
 def _is_among(item: Any, value: Any) -> bool:
