@@ -93,6 +93,72 @@ assert abs(poly([1.0, 2.0, 3.0], add(2, 3))) < 1e-4
         "def add(a, b): return 7",
         "assert math.isclose(add(2, 3), 5)",
     ),
+    "an exception ends an asynchronous iteration": (
+        "def add(a, b): raise StopAsyncIteration",
+        """
+import asyncio
+class Values:
+    def __aiter__(self): return self
+    async def __anext__(self): return add(2, 3)
+async def main():
+    async for value in Values(): assert value == 5
+asyncio.run(main())
+""",
+    ),
+    "an exception ends a test's sequence": (
+        "def add(a): raise IndexError",
+        """
+class Values:
+    def __getitem__(self, index): return add(index)
+for value in Values(): assert value == 5
+""",
+    ),
+    "an exception hides an attribute": (
+        "def add(a): raise AttributeError",
+        """
+class Value:
+    value = property(lambda self: add(1))
+    def __getattr__(self, name): return 5
+assert Value().value == 5
+""",
+    ),
+    "skips the test": (
+        "import unittest\ndef add(a, b): raise unittest.SkipTest",
+        """
+import unittest
+class Test(unittest.TestCase):
+    def test_add(self): self.assertEqual(add(2, 3), 5)
+result = unittest.TestResult()
+unittest.defaultTestLoader.loadTestsFromTestCase(Test).run(result)
+assert result.wasSuccessful()
+""",
+    ),
+    "an operator changes what is expected": (
+        """
+class Empty:
+    def __sub__(self, other):
+        other[0].clear()
+        return NotImplemented
+    def __iter__(self): return iter([[]])
+def add(a, b): return Empty()
+""",
+        """
+expected, value = [[5]], add(2, 3)
+try: value - expected
+except TypeError: pass
+assert list(value) == expected
+""",
+    ),
+    "replaces a function of the test's object": (
+        "def add(item): item.same = lambda a, b: True",
+        """
+class Item:
+    def __init__(self): self.same = lambda a, b: a == b
+item = Item()
+add(item)
+assert item.same(1, 2)
+""",
+    ),
     "suppresses an assertion": (
         _WITH.format("value = 4"),
         "with add(2, 3) as context:\n    assert context.value == 5",

@@ -31,7 +31,10 @@ _MAX_BATCH = 256
 _FUNCTION_ATTRIBUTES = ("__name__", "__qualname__", "__doc__", "__module__")
 _WRAPPED = ("__annotations__", "__dict__")
 _NUMBERS = ("__float__", "__int__", "__index__", "__complex__")
-_RAISE = dis.opmap["RAISE_VARARGS"]
+_RAISE, _END_ASYNC_FOR = dis.opmap["RAISE_VARARGS"], dis.opmap["END_ASYNC_FOR"]
+_ENDS = (StopIteration, StopAsyncIteration)  # what code in C takes for the end of an iteration,
+_SILENT = (*_ENDS, IndexError, AttributeError)  # or for the absence of an item or attribute
+_MAX_SILENT = 1000
 _IN_PLACE = {name for name in remote.BINARY if name.startswith("__i")}
 _IDENTITY = ("__eq__", "__ne__", "__hash__", "__str__", "__repr__", "__format__")
 _STREAM = """
@@ -53,7 +56,7 @@ class Tests(Peer):
         super().__init__(read_fd, write_fd, program_names)
         self.verdict: tuple[str, str] | None = None
         self._doubts: list[str] = []  # why a test that passes is not comparable
-        self._stops: list[StopIteration] = []  # that the candidate raised: see _is_caught
+        self._silent: list[Exception] = []  # that the candidate raised: see _is_caught
         self._originals = {place: _value_at(*place) for place in _REPLACEABLE}
         self._replaced = dict(self._originals)  # as the candidate has them
         self._numbers_given: dict[tuple[int, str], str] = {}
@@ -71,9 +74,8 @@ class Tests(Peer):
             self._stop("error", str(error))
         except wire.TooLargeError as error:
             self._stop("too_large", str(error))
-        except StopIteration as error:
-            if verb != "op" or arguments[0] != "__next__":
-                self._stops.append(error)
+        except Exception as error:
+            self._note(error, verb, arguments)
             raise
         raise Stopped(self.verdict[1] if self.verdict else "")
 
@@ -84,9 +86,25 @@ class Tests(Peer):
 
     def doubt(self) -> str:
         """Returns why a test that passes is not comparable; the empty string if it is."""
-        if not all(map(_is_caught, self._stops)):
-            return "the candidate ends an iteration of the test by StopIteration"
+        lost = [error for error in self._silent if not _is_caught(error)]
+        if lost:
+            return f"{type(lost[0]).__name__} of the candidate is lost in the test's iteration"
         return self._doubts[0] if self._doubts else ""
+
+    def _note(self, error: Exception, verb: str, arguments: Sequence[Any]) -> None:
+        """Records an exception of the candidate that may vanish without a failure of the test."""
+        if any(names.name_of(base) == "unittest.case:SkipTest" for base in type(error).__mro__):
+            self._doubts.append("the candidate skips a test")
+        is_step = verb == "op" and arguments[0] == "__next__"
+        if isinstance(error, _ENDS if verb != "call" else _SILENT) and not is_step:
+            if len(self._silent) > _MAX_SILENT:
+                self._silent = [kept for kept in self._silent if not _is_caught(kept)]
+            self._silent.append(error)
+
+    def check_change(self, verb: str, arguments: Sequence[Any]) -> None:
+        """Raises NotComparable where an operator changes the test's operand, say what it expects."""
+        if verb == "op" and arguments[0] in (*remote.BINARY, *remote.COMPARISONS):
+            raise NotComparable(f"{arguments[0]} changes its operand")
 
     def ask_name(self, name: str) -> tuple[str, Any]:
         """Returns what a name of the candidate is (missing, module, value) and its value."""
@@ -290,16 +308,20 @@ def _is_raised_by_test(error: BaseException, traceback: types.TracebackType | No
     return is_test and frame.f_code.co_code[traceback.tb_lasti] == _RAISE
 
 
-def _is_caught(error: StopIteration) -> bool:
-    """Returns whether a handler of the test caught this.
+def _is_caught(error: Exception) -> bool:
+    """Returns whether a handler in Python caught this.
 
     Else `map`, `zip` or `iter` took it for their end, and the test for the end of its cases.
     """
     last = error.__traceback__  # the outermost frame that the exception reached
     if last is None or str(last.tb_frame.f_globals.get("__name__")).startswith(__package__):
         return False
-    handlers = dis._parse_exception_table(last.tb_frame.f_code)  # type: ignore[attr-defined]
-    return any(entry.start <= last.tb_lasti < entry.end for entry in handlers)
+    code = last.tb_frame.f_code
+    for entry in dis._parse_exception_table(code):  # type: ignore[attr-defined]
+        is_loop = code.co_code[entry.target] == _END_ASYNC_FOR
+        if entry.start <= last.tb_lasti < entry.end and not is_loop:
+            return True
+    return False
 
 
 def _is_among(item: Any, value: Any) -> bool:
@@ -395,7 +417,7 @@ def _harmless(found: dict[str, Any], name: str) -> dict[str, Any]:
 def _set(value: Any, name: str, new: Any) -> None:
     if type(name) is not str:
         raise wire.WireError("not an attribute's name")
-    own_data = not hasattr(type(value), name) or not callable(getattr(type(value), name))
+    own_data = not callable(getattr(type(value), name, None) or getattr(value, name, None))
     if name.startswith("__") or isinstance(value, type) or not _is_open(value) or not own_data:
         raise NotComparable(f"the candidate sets {name[:100]} of a {type(value).__name__}")
     setattr(value, name, new)
