@@ -22,7 +22,8 @@ from codellama_jax.sandbox.inside import names
 from codellama_jax.sandbox.inside.candidate import Candidate
 from codellama_jax.sandbox.inside.programs import read_job, write_verdict
 from codellama_jax.sandbox.inside.remote import is_remote
-from codellama_jax.sandbox.inside.trusted import TEST_MODULE, Tests
+from codellama_jax.sandbox.inside.served import TEST_MODULE
+from codellama_jax.sandbox.inside.trusted import Tests
 from codellama_jax.sandbox.inside.values import NotComparable
 from codellama_jax.sandbox.inside.wire import WireError
 

@@ -7,44 +7,40 @@ the expected value. Such a test is not comparable. What the object says without 
 What is a claim in most tests and a forgery in some leaves a doubt: a test that passes in spite of
 it is not comparable, a test that fails has failed.
 
-The candidate uses what a test hands over through five verbs, and only what the test defined.
+What the candidate may do with objects of the test is in `served`.
 """
 
 from __future__ import annotations
 
 import dis
-import functools
 import os
-import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from codellama_jax.sandbox.inside import names, remote, wire
-from codellama_jax.sandbox.inside.peer import PASSED_ON, Peer, Stopped
-from codellama_jax.sandbox.inside.values import BY_TYPE, NotComparable
+from codellama_jax.sandbox.inside.peer import Peer, Stopped
+from codellama_jax.sandbox.inside.served import (
+    ACTIONS,
+    TEST_MODULE,
+    defined_by_test,
+    is_open,
+    may_be_called,
+    methods_of,
+    operator_of,
+)
+from codellama_jax.sandbox.inside.values import NotComparable
 
-TEST_MODULE = "__test__"  # the module of what tests and prompts define
-_MAX_BATCH = 256
-# What functools.wraps copies. The last two may hold any value of the test: see _attribute.
-_FUNCTION_ATTRIBUTES = ("__name__", "__qualname__", "__doc__", "__module__")
-_WRAPPED = ("__annotations__", "__dict__")
 _NUMBERS = ("__float__", "__int__", "__index__", "__complex__")
 _RAISE, _END_ASYNC_FOR = dis.opmap["RAISE_VARARGS"], dis.opmap["END_ASYNC_FOR"]
 _ENDS = (StopIteration, StopAsyncIteration)  # what code in C takes for the end of an iteration,
 _SILENT = (*_ENDS, IndexError, AttributeError)  # or for the absence of an item or attribute
 _MAX_SILENT = 1000
 _IN_PLACE = {name for name in remote.BINARY if name.startswith("__i")}
-_IDENTITY = ("__eq__", "__ne__", "__hash__", "__str__", "__repr__", "__format__")
-_STREAM = """
-    read readline readlines write writelines getvalue seek tell close flush fileno isatty encoding
-"""
 # What tests replace to give input and to catch output.
 _REPLACEABLE = [("sys", "stdin"), ("sys", "stdout"), ("sys", "stderr")]
 _REPLACEABLE += [("builtins", "print"), ("builtins", "input")]
-_RANDOM = "random randint randrange choice choices sample shuffle uniform gauss seed"
-_METHODS = {"_io:StringIO": _STREAM, "_io:BytesIO": _STREAM, "random:Random": _RANDOM}
 
 
 class Tests(Peer):
@@ -196,7 +192,7 @@ class Tests(Peer):
         base = _container(value)
         if base is not None:
             return getattr(base, operator)(self._plain(value), other)
-        if _defined_by_test(type(other)):
+        if defined_by_test(type(other)):
             return NotImplemented  # Python then asks the test's object
         if operator not in ("__eq__", "__ne__"):
             raise NotComparable(f"{_name(value)} is ordered beside a {type(other).__name__}")
@@ -238,7 +234,7 @@ class Tests(Peer):
 
     def act(self, verb: str, arguments: Sequence[Any]) -> Any:
         """Does what the candidate asks of an object that the test handed over."""
-        action, target = _ACTIONS.get(verb), arguments[1 if verb == "op" else 0]
+        action, target = ACTIONS.get(verb), arguments[1 if verb == "op" else 0]
         if action is None or not self.is_lent(target):
             raise wire.WireError("not a request for an object of the test")
         try:
@@ -257,16 +253,16 @@ class Tests(Peer):
         return names.known_type(name)
 
     def check_lendable(self, value: Any) -> None:
-        has_methods = names.name_of(type(value)) in _METHODS
+        has_methods = bool(methods_of(value))
         is_iterator = hasattr(type(value), "__next__") and not hasattr(value, "fileno")
-        if not (_may_be_called(value) or is_iterator or has_methods or _is_open(value)):
+        if not (may_be_called(value) or is_iterator or has_methods or is_open(value)):
             raise NotComparable(f"the test hands over a {type(value).__name__}")
 
     def operators_of(self, cls: type) -> Iterable[str]:
-        if not _defined_by_test(cls):
+        if not defined_by_test(cls):
             served = ("__call__", "__iter__", "__next__")
             return [name for name in served if hasattr(cls, name)]
-        return [name for name in remote.OPERATORS if _operator(cls, name) is not None]
+        return [name for name in remote.OPERATORS if operator_of(cls, name) is not None]
 
 
 def _value_at(module: str, name: str) -> Any:
@@ -340,125 +336,3 @@ def _decoy(other: Any) -> Any:
     if type(other) is dict:
         return {chance: chance}
     return str(chance) if type(other) is str else chance
-
-
-def _defined_by_test(cls: type) -> bool:
-    return cls.__module__ == TEST_MODULE and not isinstance(cls, remote.RemoteType)
-
-
-def _operator(cls: type, name: str) -> Callable[..., Any] | None:
-    """Returns an operator that the test defined in a class, or a harmless one of `object`."""
-    for base in cls.__mro__:
-        if name in vars(base):
-            if _defined_by_test(base):
-                return vars(base)[name]
-            return vars(base)[name] if base is object and name in _IDENTITY else None
-    return None
-
-
-def _is_open(value: Any) -> bool:
-    """Returns whether the candidate may use the attributes of an object or a class."""
-    return _defined_by_test(value if isinstance(value, type) else type(value))
-
-
-def _may_be_called(value: Any) -> bool:
-    """Returns whether the candidate may call this with arguments that it chooses.
-
-    A function of the library that a test prepares would run here on any file or name.
-    """
-    if isinstance(value, functools.partial):
-        return names.is_known(value.func) or _may_be_called(value.func)
-    if isinstance(value, types.FunctionType):
-        return value.__module__ in (TEST_MODULE, "builtins", None)  # the last two: from `exec`
-    if isinstance(value, types.MethodType) and not _is_of_test(value):
-        return value.__func__.__name__ in _methods_of(value.__self__)
-    if isinstance(value, types.BuiltinFunctionType):
-        owner = type(value.__self__)
-        is_pure = owner in BY_TYPE or owner is re.Pattern
-        return is_pure or value.__name__ in _methods_of(value.__self__)
-    return callable(value)
-
-
-def _methods_of(value: Any) -> list[str]:
-    return _METHODS.get(names.name_of(type(value)), "").split()
-
-
-def _is_of_test(value: Any) -> bool:
-    function = value.__func__ if isinstance(value, types.MethodType) else value
-    return getattr(function, "__module__", None) in (TEST_MODULE, "builtins") or _is_open(value)
-
-
-def _get(value: Any, name: str) -> Any:
-    if type(name) is not str:  # a stand-in would answer for itself
-        raise wire.WireError("not an attribute's name")
-    if not name.startswith("__") and _is_open(value):
-        found = getattr(value, name)
-        if callable(found) and not remote.is_remote(found) and not _is_of_test(found):
-            raise NotComparable(f"the candidate uses {name[:100]} of a {type(value).__name__}")
-        return found
-    if type(value) is types.FunctionType and name in _FUNCTION_ATTRIBUTES:
-        return getattr(value, name)
-    if type(value) is types.FunctionType and name in _WRAPPED:
-        return _harmless(getattr(value, name), name)
-    if name in _methods_of(value):
-        return getattr(value, name)
-    if not hasattr(value, name):
-        raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
-    raise NotComparable(f"the candidate reads {name[:100]} of a {type(value).__name__}")
-
-
-def _harmless(found: dict[str, Any], name: str) -> dict[str, Any]:
-    """Returns a function's attributes or annotations if they hold nothing but known classes."""
-    if not all(isinstance(item, type) and names.is_known(item) for item in found.values()):
-        raise NotComparable(f"the candidate reads {name} of a function of the test")
-    return dict(found)
-
-
-def _set(value: Any, name: str, new: Any) -> None:
-    if type(name) is not str:
-        raise wire.WireError("not an attribute's name")
-    own_data = not callable(getattr(type(value), name, None) or getattr(value, name, None))
-    if name.startswith("__") or isinstance(value, type) or not _is_open(value) or not own_data:
-        raise NotComparable(f"the candidate sets {name[:100]} of a {type(value).__name__}")
-    setattr(value, name, new)
-
-
-def _call(value: Any, kwargs: dict[str, Any] | None, *args: Any) -> Any:
-    if isinstance(value, type) and not _is_open(value):
-        raise wire.WireError("not a class of the test")
-    if kwargs is not None and (type(kwargs) is not dict or set(map(type, kwargs)) - {str}):
-        raise wire.WireError("not keyword arguments")
-    if not isinstance(value, type) and not _is_open(value) and not _may_be_called(value):
-        raise NotComparable(f"the candidate calls a {type(value).__name__}")
-    return value(*args, **(kwargs or {}))
-
-
-def _apply(operator: str, value: Any, *arguments: Any) -> Any:
-    if type(value) in BY_TYPE or isinstance(value, type) or type(operator) is not str:
-        raise wire.WireError("not an object of the test")
-    if operator == "__iter__" and hasattr(type(value), "__next__"):
-        return value
-    function = _operator(type(value), operator) if operator in remote.OPERATORS else None
-    if function is None:
-        raise NotComparable(f"the candidate uses {operator[:100]} of a {type(value).__name__}")
-    return function(value, *arguments)
-
-
-def _next(value: Any, count: int) -> tuple[list[Any], BaseException | None]:
-    if not isinstance(value, Iterator) or type(count) is not int or count > _MAX_BATCH:
-        raise wire.WireError("not an iterator of the test")
-    try:
-        return [next(value)], None  # one at a time: the test may see how many were taken
-    except PASSED_ON:
-        raise
-    except Exception as error:
-        return [], error
-
-
-_ACTIONS: dict[str, Callable[..., Any]] = {
-    "get": _get,
-    "set": _set,
-    "call": _call,
-    "op": _apply,
-    "next": _next,
-}
