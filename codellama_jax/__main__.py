@@ -47,7 +47,7 @@ class Evaluate:
 
     def __call__(self) -> None:
         from codellama_jax.benchmarks.evaluate import evaluate
-        from codellama_jax.benchmarks.hosts import may_be_several
+        from codellama_jax.sharding.hosts import start_distributed
 
         if not (self.run or self.samples_file or self.reference):
             raise UserError(
@@ -57,10 +57,7 @@ class Evaluate:
             raise UserError("--samples-file and --reference exclude each other: pass one of them")
         if self.run and not is_bucket(self.run) and not user_path(self.run).exists():
             raise UserError(f"there is no run {self.run}: pass the folder of a run with --run")
-        if may_be_several():
-            from codellama_jax.runs.experiment import start_distributed
-
-            start_distributed()
+        start_distributed()
         evaluate(
             self.benchmark,
             self.load if self.run else None,

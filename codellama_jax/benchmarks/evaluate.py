@@ -17,9 +17,7 @@ from rich.console import Console
 
 from codellama_jax.benchmarks import comparable
 from codellama_jax.benchmarks.benchmark import Benchmark, Sample, files_of, temperature_of
-from codellama_jax.benchmarks.hosts import is_first, on_all_hosts, wait_for_all
 from codellama_jax.benchmarks.out_folder import check_same, local_folder
-from codellama_jax.benchmarks.progress import note
 from codellama_jax.benchmarks.sample_forms import Samples, read_samples
 from codellama_jax.benchmarks.samples import Key, make_folder
 from codellama_jax.benchmarks.scoring import Result, checks_of, score
@@ -29,8 +27,10 @@ from codellama_jax.benchmarks.suites.key_retrieval import KINDS as FILLER
 from codellama_jax.benchmarks.summary import show, summarise
 from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Executor, languages
+from codellama_jax.sharding.hosts import is_first, on_all_hosts, wait_for_all
 from codellama_jax.system import locks
 from codellama_jax.system.files import user_path, write_json
+from codellama_jax.system.progress import note
 
 if TYPE_CHECKING:
     from codellama_jax.checkpoints.checkpoint import Run

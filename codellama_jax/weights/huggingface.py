@@ -11,12 +11,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from codellama_jax.errors import UserError
+from codellama_jax.sharding.hosts import is_first
 from codellama_jax.system.files import is_bucket, reason, write_json
+from codellama_jax.system.progress import counted
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
 from codellama_jax.tokenizers.transformers_files import write_tokenizer
 from codellama_jax.weights.config_files import read_settings
 from codellama_jax.weights.config_json import config_of, context_length, model_config
-from codellama_jax.weights.folders import progress, whole_folder
+from codellama_jax.weights.folders import whole_folder
 from codellama_jax.weights.integrity import write_checksums
 from codellama_jax.weights.layout import (
     DTYPES,
@@ -117,7 +119,7 @@ def _write_tensors(source: Source, part: epath.Path, folder: epath.Path) -> dict
     """Writes the files of weights. Returns the file of each tensor."""
     files = _files(source)
     index: dict[str, str] = {}
-    with progress("exporting", source_bytes(source)) as advance:
+    with counted("exporting", source_bytes(source), unit="bytes", quiet=not is_first()) as advance:
         for number, keys in enumerate(files, 1):
             count = f"{number:05}-of-{len(files):05}"
             file = f"model-{count}.safetensors" if len(files) > 1 else SINGLE

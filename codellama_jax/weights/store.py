@@ -25,9 +25,11 @@ from codellama_jax.config import (
     to_dict,
 )
 from codellama_jax.errors import UserError
+from codellama_jax.sharding.hosts import is_first
 from codellama_jax.system.files import is_bucket, write_json
+from codellama_jax.system.progress import counted
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
-from codellama_jax.weights.folders import progress, whole_folder
+from codellama_jax.weights.folders import whole_folder
 from codellama_jax.weights.integrity import write_checksums
 from codellama_jax.weights.layout import (
     Index,
@@ -126,7 +128,9 @@ def write_run(
     experiment = Experiment(folder.name, kind, arms, TokenizerConfig("tokenizer.model"))
     with whole_folder(folder) as part:
         inner = part / ARM / STAGE
-        with progress("importing", source_bytes(source)) as advance:
+        with counted(
+            "importing", source_bytes(source), unit="bytes", quiet=not is_first()
+        ) as advance:
             _save(_tree(source, advance), inner / "checkpoints" / "step_0", folder)
         write_json(inner / "config.json", to_dict(stage))
         write_json(inner / "done.json", {"step": 0, "tokens": 0})
