@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from codellama_jax.benchmarks.suites.perplexity import document_losses
 from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.data.infilling import infill_ids, prompt_ids
 from codellama_jax.generation.infill import infill
 from codellama_jax.generation.sampler import Sampling
+from codellama_jax.generation.scoring import document_losses
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 FORMATS = {"PSM": False, "SPM": True}

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from codellama_jax.benchmarks.suites.perplexity import document_losses
 from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.data.infilling import infill_ids, prompt_ids
 from codellama_jax.errors import UserError
 from codellama_jax.generation.healing import heal
 from codellama_jax.generation.sampler import Sampling
+from codellama_jax.generation.scoring import document_losses
 from codellama_jax.probes.infilling import (
     Cuts,
     Example,

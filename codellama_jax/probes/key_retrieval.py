@@ -10,7 +10,7 @@ from codellama_jax.benchmarks.benchmark import Task
 from codellama_jax.benchmarks.suites import key_retrieval
 from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.errors import UserError
-from codellama_jax.generation.forward import last_logits
+from codellama_jax.generation.scoring import last_logits
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 DIGITS = "0123456789"

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from codellama_jax.checkpoints.checkpoint import Run
-from codellama_jax.config import ModelConfig
 from codellama_jax.data.infilling import plain_ids
 from codellama_jax.errors import UserError
-from codellama_jax.generation.sampler import bucket
-from codellama_jax.models.layers import length_shards
-from codellama_jax.models.llama.model import Llama
-from codellama_jax.sharding.mesh import on_mesh_of
+from codellama_jax.generation.scoring import document_losses
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
-from codellama_jax.training.objectives import losses_of_tokens
 
 LARGEST_LOSS = 100.0  # nats per token: of no model that has not diverged
-TOKENS = 16_384  # read at once: what bounds the memory of a forward pass
 
 
 def perplexity_by_length(
@@ -78,41 +69,3 @@ def long_documents(
             " ask for shorter lengths or add longer files"
         )
     return found
-
-
-def document_losses(run: Run, documents: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """Returns -log p in nats of every id after the first of each document, given those before it: fp32 [len(document) - 1]."""
-    with on_mesh_of(run.params):
-        return _document_losses(run, documents)
-
-
-def _document_losses(run: Run, documents: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    mesh = jax.sharding.get_abstract_mesh().shape
-    shards = mesh.get("data", 1) * mesh.get("fsdp", 1)
-    length = _round_up(bucket(max(map(len, documents)) - 1), length_shards())
-    rows = min(_round_up(len(documents), shards), _round_up(max(1, TOKENS // length), shards))
-    losses: list[np.ndarray] = []
-    for start in range(0, len(documents), rows):
-        some = documents[start : start + rows]
-        ids_BT = np.zeros((rows, length + 1), np.int32)
-        for row, ids in enumerate(some):
-            ids_BT[row, : len(ids)] = ids
-        losses_BT = _losses(run.model, run.params, ids_BT[:, :-1], ids_BT[:, 1:])
-        here = (
-            losses_BT
-            if losses_BT.is_fully_addressable
-            else multihost_utils.process_allgather(losses_BT, tiled=True)
-        )
-        losses += [losses_T[: len(ids) - 1] for losses_T, ids in zip(np.asarray(here), some)]
-    return losses
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _losses(
-    config: ModelConfig, params: dict, tokens_BT: jax.Array, targets_BT: jax.Array
-) -> jax.Array:
-    return losses_of_tokens(Llama(config), params, tokens_BT, targets_BT)
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return multiple * -(-number // multiple)
