@@ -42,7 +42,8 @@ def named_stage(run: epath.Path, arm: str = "", stage: str = "") -> tuple[epath.
         raise UserError(f"{run / 'config.json'} is not the config of a run or of a stage")
     if "arms" not in config:  # the folder of a stage itself
         return run, config_from(Stage, run / "config.json", config)
-    arms = config_from(Experiment, run / "config.json", config).arms
+    # Probes are not needed here, and runs of older versions have them in another form.
+    arms = config_from(Experiment, run / "config.json", {**config, "probes": {}}).arms
     arm = arm or next(iter(arms))
     chain = arms.get(arm.partition("@")[0], {})  # an arm's further seeds are named arm@1, arm@2 ...
     if not chain or (stage and stage not in chain):

@@ -19,10 +19,11 @@ from jax.sharding import Mesh
 from codellama_jax.checked import FieldError
 from codellama_jax.checkpoints import checkpoint
 from codellama_jax.checkpoints import folder as reuse
-from codellama_jax.config import Experiment, Stage, seeded, to_dict
+from codellama_jax.config import Experiment, Probe, Stage, seeded, to_dict
 from codellama_jax.data import builders, pipeline
 from codellama_jax.errors import UserError
-from codellama_jax.probes.run import run_probes
+from codellama_jax.probes.run import config_of, kept_answers, run_probes
+from codellama_jax.probes.subject import Subject
 from codellama_jax.report.findings import FindingOf
 from codellama_jax.report.report import write_report
 from codellama_jax.runs.folder import check_folder, opened_folder
@@ -235,7 +236,8 @@ def probe_stage(
 ) -> None:
     """Runs the experiment's probes on a trained stage and writes their answers.
 
-    Answers to the same probes that are already written, here or at `trained`, are kept.
+    Answers of a probe with the same options that are already written, here or at `trained`, are
+    kept.
 
     Args:
       experiment: the experiment.
@@ -247,22 +249,25 @@ def probe_stage(
     """
     chain = experiment.arms[place.arm]
     first = next(iter(chain.values()))  # the documents of all stages are this one's
-    if experiment.probes.last_stage_only and place.index < len(chain) - 1:
+    is_last = place.index == len(chain) - 1
+    probes = {name: p for name, p in experiment.probes.items() if p.applies(is_last)}
+    if experiment.probes and not probes:
         return
     documents = [first.data.block_chars, first.data.seq_len, experiment.seed]
-    config = to_dict(experiment.probes) | {"documents": documents}
-    answers = None
-    for path in (folder / "probes.json", trained / "probes.json"):
-        written = read_state(path)
-        if answers is None and written and written.get("config") == config:
-            answers = written
-    if answers is None:
-        answers = {"config": config, **ask(experiment, corpus, trained, place, mesh, first)}
+    answers: dict[str, Any] = {}
+    for path in (trained / "probes.json", folder / "probes.json"):
+        answers |= kept_answers(read_state(path), probes, documents)
+    missing = {name: probe for name, probe in probes.items() if name not in answers}
+    if missing:
+        answers |= ask(missing, experiment, corpus, trained, place, mesh, first)
     if jax.process_index() == 0:
-        write_json(folder / "probes.json", answers)
+        in_order = {name: answers[name] for name in probes}
+        config = config_of(probes, documents)
+        write_json(folder / "probes.json", {"config": config, **in_order})
 
 
 def ask(
+    probes: dict[str, Probe],
     experiment: Experiment,
     corpus: Corpus,
     folder: epath.Path,
@@ -270,7 +275,17 @@ def ask(
     mesh: Mesh,
     first: Stage,
 ) -> dict[str, Any]:
-    """Returns what the probes find in a trained stage."""
+    """Returns what the probes measure after a trained stage.
+
+    Args:
+      probes: those to run, by name.
+      experiment: the experiment.
+      corpus: its documents and tokenizer.
+      folder: the folder where the stage was trained.
+      place: the stage's arm, seed and name.
+      mesh: the devices.
+      first: the first stage of the arm, whose documents and sequence length all stages share.
+    """
     say(f"{place}: probes")
     stage = experiment.arms[place.arm][place.name]
     run = checkpoint.Run(
@@ -282,16 +297,16 @@ def ask(
         kind: [pipeline.text_of(d) for d in corpus.source(main_source, block).validation]
         for kind, block in kinds.items()
     }
-    trained_on = rows_trained_on(experiment, corpus, place)
-    return run_probes(
-        experiment.probes,
+    subject = Subject(
         run,
-        texts,
-        trained_on,
-        held_out(corpus, stage),
-        first.data.seq_len,
-        experiment.seed,
+        files=texts["files"],
+        documents=texts["documents"],
+        training_rows=lambda: rows_trained_on(experiment, corpus, place),
+        validation_rows=held_out(corpus, stage),
+        seq_len=first.data.seq_len,
+        seed=experiment.seed,
     )
+    return run_probes(probes, subject)
 
 
 def run_experiment(
