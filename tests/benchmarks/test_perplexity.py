@@ -38,7 +38,7 @@ def test_fewer_long_documents_than_asked_are_counted(run):
 
 
 def test_names_the_longest_document_if_none_is_long_enough(run):
-    with pytest.raises(UserError, match=r"1,024 tokens .* the longest has 40"):
+    with pytest.raises(UserError, match=r"1,024 tokens .* the longest document has 40"):
         perplexity.perplexity_by_length(run, texts(20, 40, 30), (8, 1024), rows=8)
 
 
