@@ -24,7 +24,8 @@ def all_options() -> type:
             texts.setdefault(field.name, {}).setdefault(argument.help, []).append(name)
     arguments: list[Any] = []
     for option, field in fields.items():
-        hint = Annotated[types[option], described(_help(texts[option]))]
+        kind, argument = types[option], described(_help(texts[option]))
+        hint: Any = Annotated[kind, argument]  # type: ignore[valid-type]
         arguments.append((option, hint, dataclasses.field(default=field.default)))
     return dataclasses.make_dataclass("SuiteOptions", arguments, frozen=True)
 

@@ -197,8 +197,8 @@ def fill(
     texts: list[str] = []
     for start in range(0, len(pairs), size):
         batch = pairs[start : start + size]
-        options = {"spm": form.spm, "stop_strings": kind.stop_strings, "healing": form.healing}
-        texts += infill(run, batch, sampling, **options)
+        stops, healing = kind.stop_strings, form.healing
+        texts += infill(run, batch, sampling, form.spm, stops, healing=healing)
     return texts
 
 
