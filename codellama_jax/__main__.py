@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -23,13 +23,28 @@ if TYPE_CHECKING:
     from codellama_jax.models.trained import Run
 
 
+def _suite_options() -> type:
+    """Returns the class of the options of all suites.
+
+    Suites take longer to import than a completion's other options, and only one verb needs them.
+    """
+    if not any("evaluate" in argument for argument in sys.argv):
+        return Options
+    from codellama_jax.benchmarks.options import all_options
+
+    return all_options()
+
+
+SuiteOptions: Any = _suite_options()
+
+
 @dataclass(frozen=True)
 class Evaluate:
     """Measure a benchmark of the paper: humaneval, mbpp, ... (a wrong name lists them all)."""
 
     benchmark: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BENCHMARK")]
     out: str  # The folder for samples.jsonl, results.jsonl and results.json; the same command goes on with what is there
-    options: Annotated[Options, tyro.conf.arg(name="")]
+    options: Annotated[SuiteOptions, tyro.conf.arg(name="")]
     settings: Annotated[Settings, tyro.conf.arg(name="")]
     checking: Annotated[Checking, tyro.conf.arg(name="")]
     run: str = (
@@ -47,7 +62,8 @@ class Evaluate:
 
     def __call__(self) -> None:
         from codellama_jax.benchmarks.evaluate import evaluate
-        from codellama_jax.benchmarks.hosts import may_be_several
+        from codellama_jax.benchmarks.options import options_of
+        from codellama_jax.sharding.hosts import start_distributed
 
         if not (self.run or self.samples_file or self.reference):
             raise UserError(
@@ -57,14 +73,12 @@ class Evaluate:
             raise UserError("--samples-file and --reference exclude each other: pass one of them")
         if self.run and not is_bucket(self.run) and not user_path(self.run).exists():
             raise UserError(f"there is no run {self.run}: pass the folder of a run with --run")
-        if may_be_several():
-            from codellama_jax.runs.experiment import start_distributed
-
-            start_distributed()
+        options = options_of(self.benchmark, self.options)
+        start_distributed()
         evaluate(
             self.benchmark,
             self.load if self.run else None,
-            self.options,
+            options,
             self.settings,
             self.checking,
             self.out,

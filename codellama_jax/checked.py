@@ -223,11 +223,17 @@ def _built(hint: Any, value: Any) -> Any:
         built = {}
         for key, item in value.items():
             try:
-                built[key] = _built(args[1], item)
+                built[key] = _built(_class_of(args[1], str(key)), item)
             except FieldError as error:
                 raise error.under(str(key)) from None
         return built
     return from_dict(origin, value) if dataclasses.is_dataclass(origin) else value
+
+
+def _class_of(hint: Any, key: str) -> Any:
+    """Returns the hint of an entry of a dict; a class with a registry `named` chooses by key."""
+    named = getattr(hint, "named", None)
+    return named(key) if named else hint
 
 
 def _not_none(args: tuple[Any, ...]) -> Any:

@@ -244,29 +244,61 @@ class Stage(Checked):
 
 
 @dataclass(frozen=True)
-class ProbesConfig(Checked):
-    """What the model is evaluated on after its stages."""
+class Probe(Checked):
+    """Base of what a model is evaluated on after its stages: one file in `probes/` for each.
 
-    perplexity_lengths: tuple[Tokens, ...] = ()
-    # Documents of the longest length; shorter ones read the same documents' beginnings.
-    perplexity_rows: Examples = 8
-    infilling_examples: Annotated[int, Range(0, 1_000_000)] = 0
-    # Fit an interpolated bigram model to the training tokens and print it beside.
-    bigram: bool = False
-    completions: tuple[str, ...] = ()
-    infills: Annotated[int, Range(0, 1_000_000)] = 0  # sample infills shown in the report
-    max_new_tokens: Tokens = 64
-    last_stage_only: bool = False  # probe the last stage of each arm and no other
-    # The part that is removed; each is filled in every format.
-    infilling_kinds: tuple[Literal["single-line", "multi-line", "random-span"], ...] = ()
-    kind_examples: Examples = 128  # of each kind
-    key_lengths: tuple[Tokens, ...] = ()  # tokens of prompts that hide a key
-    key_positions: tuple[Share, ...] = (0.0, 0.2, 0.4)  # of the key, as a share of the prompt
-    key_examples: Examples = 64  # of each length and position
-    # At which the ends of held-out lines are sampled.
-    temperatures: tuple[Annotated[float, Range(0, 100)], ...] = ()
-    line_ends: Examples = 64
-    line_end_samples: Examples = 200  # of each line
+    A probe is a frozen dataclass whose fields are its options. It is declared as
+    `class Calls(Probe, name="calls")`, and its file is imported by `probes/__init__.py`. It
+    defines `measure` and, for a section in the report, `title` and `show`.
+    """
+
+    registry: ClassVar[dict[str, type[Probe]]] = {}  # by name; of the probe files imported so far
+    name: ClassVar[str] = ""  # the key in `Experiment.probes` and in probes.json
+    title: ClassVar[str] = ""  # the heading of its section in the report; "" has no section
+
+    # After which stages of an arm it runs.
+    stages: Literal["all", "last", "none"] = field(default="all", kw_only=True)
+
+    def __init_subclass__(cls, name: str) -> None:
+        cls.name = name
+        Probe.registry[name] = cls
+
+    def measure(self, subject: Any) -> Any:
+        """Returns the measures, ready for JSON. All hosts call it together.
+
+        Raises UserError with the reason where the model or corpus does not allow them: the report
+        prints it as a note.
+
+        Args:
+          subject: the model and its data, a `probes.subject.Subject`.
+        """
+        raise NotImplementedError
+
+    def show(self, page: Any, answers: Any) -> None:
+        """Adds to a report what was measured, below the title.
+
+        Args:
+          page: the report, a `report.page.Page`.
+          answers: the stages that were measured, in order, each a `report.results.StageResult`
+            with what `measure` returned.
+        """
+
+    def check_relations(self) -> None:
+        for option in dataclasses.fields(self):
+            if getattr(self, option.name) == ():
+                allowed = "give at least one value, or stages none to leave the probe out"
+                raise FieldError((option.name,), f" is empty: {allowed}")
+
+    def applies(self, is_last: bool) -> bool:
+        """Returns whether it runs after a stage, which is the last one of its arm or not."""
+        return self.stages == "all" or (self.stages == "last" and is_last)
+
+    @classmethod
+    def named(cls, name: str) -> type[Probe]:
+        """Returns the class of a probe. Raises FieldError where no imported file declares it."""
+        if name not in cls.registry:
+            raise FieldError((), f" must be one of the probes {', '.join(cls.registry)}")
+        return cls.registry[name]
 
 
 @dataclass(frozen=True)
@@ -279,7 +311,7 @@ class Experiment(Checked):
     tokenizer: TokenizerConfig = TokenizerConfig()
     corpus: CorpusConfig = CorpusConfig()
     mesh: MeshConfig = field(default=MeshConfig(), metadata=FREE)
-    probes: ProbesConfig = field(default_factory=ProbesConfig, metadata=FREE)
+    probes: dict[str, Probe] = field(default_factory=dict, metadata=FREE)  # by `Probe.name`
     seed: Count = 0
     # Every arm is trained with as many.
     seeds: Annotated[int, Range(1, 1000)] = field(default=1, metadata=FREE)
@@ -295,6 +327,10 @@ class Experiment(Checked):
                 raise FieldError(("arms", arm), " has no stage: give at least one")
             for stage in stages:
                 _check_stage_name(arm, stage)
+        for name, probe in self.probes.items():
+            if name != probe.name:
+                problem = f" is the probe {probe.name}: give it under its own name"
+                raise FieldError(("probes", name), problem)
 
 
 def _check_stage_name(arm: str, name: str) -> None:

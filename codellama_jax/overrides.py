@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from codellama_jax.checked import FieldError
-from codellama_jax.config import Experiment, Stage, leaves, to_dict
+from codellama_jax.config import Experiment, Probe, Stage, leaves, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.tokenizers.sentinels import SENTINEL_ROWS
 
@@ -24,7 +24,16 @@ def options(experiment: Experiment) -> dict[str, Any]:
     for stages in experiment.arms.values():
         for name, stage in stages.items():
             named.setdefault(name, stage)
-    return named | {name: getattr(experiment, name) for name in SHARED}
+    shared = {name: getattr(experiment, name) for name in SHARED}
+    return named | shared | {"probes": _probe_options(experiment.probes)}
+
+
+def _probe_options(probes: dict[str, Probe]) -> Any:
+    """Returns the probes as a dataclass, whose fields become options."""
+    fields: list[Any] = []
+    for name, probe in probes.items():
+        fields.append((name, type(probe), dataclasses.field(default=probe)))
+    return dataclasses.make_dataclass("Probes", fields, frozen=True)()
 
 
 def apply(experiment: Experiment, given: dict[str, Any]) -> Experiment:
@@ -43,6 +52,7 @@ def apply(experiment: Experiment, given: dict[str, Any]) -> Experiment:
             for name, stage in stages.items():
                 arms[arm][name] = _changed_stage(name, stage, before[name], given[name])
         shared = {name: given[name] for name in SHARED}
+        shared["probes"] = {name: getattr(given["probes"], name) for name in experiment.probes}
         changed = dataclasses.replace(experiment, arms=arms, **shared)
         return with_vocabulary_of(changed, experiment.tokenizer.pieces)
     except FieldError as error:

@@ -13,7 +13,8 @@ Command   python launch.py run experiments/long_context_cost.py
 import dataclasses
 import math
 
-from codellama_jax.config import Experiment, ProbesConfig
+from codellama_jax.config import Experiment
+from codellama_jax.probes import Perplexity
 from codellama_jax.report.findings import Difference, Finding, Panel, Results, pairs, spread
 from experiments import recipe
 
@@ -45,7 +46,7 @@ def experiment(scale: str = "toy") -> Experiment:
         "long_context_cost",
         scale,
         arms,
-        ProbesConfig(perplexity_lengths=lengths, perplexity_rows=64),
+        {"perplexity": Perplexity(lengths, rows=64)},
     )
 
 

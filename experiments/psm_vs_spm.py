@@ -12,7 +12,8 @@ Command   python launch.py run experiments/psm_vs_spm.py
 
 from statistics import fmean
 
-from codellama_jax.config import Experiment, InfillingConfig, ProbesConfig
+from codellama_jax.config import Experiment, InfillingConfig
+from codellama_jax.probes import InfillingKinds
 from codellama_jax.report.findings import Difference, Finding, Panel, Results, pairs, spread
 from experiments import recipe
 
@@ -39,7 +40,7 @@ def experiment(scale: str = "toy") -> Experiment:
         for arm, infilling in ORDERS.items()
     }
     examples, tokens = (128, 32) if scale == "toy" else (1640, 128)
-    probes = ProbesConfig(infilling_kinds=KINDS, kind_examples=examples, max_new_tokens=tokens)
+    probes = {"infilling_kinds": InfillingKinds(KINDS, examples, tokens)}
     return recipe.ablation("psm_vs_spm", scale, arms, probes)
 
 

@@ -21,11 +21,11 @@ from codellama_jax.config import (
     InfillingConfig,
     MixtureConfig,
     OptimizerConfig,
-    ProbesConfig,
     Stage,
     TokenizerConfig,
 )
 from codellama_jax.models.llama.sizes import TOY, choose
+from codellama_jax.probes import Bigram, Completions, Infilling, Infills, Perplexity
 from codellama_jax.report.findings import Expectation, Results
 
 MIXTURE = MixtureConfig(code=0.85, discussions=0.08, language=0.07)
@@ -62,19 +62,18 @@ def experiment(scale: str = "toy") -> Experiment:
         checkpoint_every=16,
         log_every=4,
     )
-    probes = ProbesConfig(
-        perplexity_lengths=(128, 256, 512, 1024),
-        perplexity_rows=16,
-        infilling_examples=640,
-        bigram=True,
-        completions=(
-            "def mean(xs):\n",
-            "import os\nimport sys\n",
-            "class Stack:\n    def __init__(self):\n",
-        ),
-        infills=4,
-        max_new_tokens=48,
+    prompts = (
+        "def mean(xs):\n",
+        "import os\nimport sys\n",
+        "class Stack:\n    def __init__(self):\n",
     )
+    probes = {
+        "perplexity": Perplexity((128, 256, 512, 1024), rows=16),
+        "infilling": Infilling(examples=640, max_new_tokens=48),
+        "completions": Completions(prompts, max_new_tokens=48),
+        "infills": Infills(examples=4, max_new_tokens=48),
+        "bigram": Bigram(),
+    }
     stages = {"code": code, "long_context": long_context}
     corpus = CorpusConfig(max_files=700)  # already several times what the stages read
     tokenizer = TokenizerConfig(pieces=1024 - 16)

@@ -15,7 +15,7 @@ from codellama_jax.config import (
     InfillingConfig,
     MixtureConfig,
     OptimizerConfig,
-    ProbesConfig,
+    Probe,
     Stage,
     TokenizerConfig,
 )
@@ -74,16 +74,21 @@ def long_context(
 
 
 def ablation(
-    name: str, scale: str, arms: dict[str, dict[str, Stage]], probes: ProbesConfig | None = None
+    name: str,
+    scale: str,
+    arms: dict[str, dict[str, Stage]],
+    probes: dict[str, Probe] | None = None,
 ) -> Experiment:
     """Returns an experiment over these arms: five seeds at toy scale, one at 7B, each arm's last model probed."""
-    probes = dataclasses.replace(probes or ProbesConfig(), last_stage_only=True)
+    of_last: dict[str, Probe] = {}
+    for key, probe in (probes or {}).items():
+        of_last[key] = dataclasses.replace(probe, stages="last")
     if scale == "toy":
         corpus = CorpusConfig(max_files=700)
         return Experiment(
-            name, scale, arms, TokenizerConfig(pieces=1024 - 16), corpus, probes=probes, seeds=5
+            name, scale, arms, TokenizerConfig(pieces=1024 - 16), corpus, probes=of_last, seeds=5
         )
-    return Experiment(name, scale, arms, TokenizerConfig("tokenizer.model"), probes=probes)
+    return Experiment(name, scale, arms, TokenizerConfig("tokenizer.model"), probes=of_last)
 
 
 def _toy_stage(

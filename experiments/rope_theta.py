@@ -18,7 +18,8 @@ from statistics import fmean
 
 import numpy as np
 
-from codellama_jax.config import Experiment, ProbesConfig
+from codellama_jax.config import Experiment
+from codellama_jax.probes import KeyRetrieval, Perplexity
 from codellama_jax.report.findings import Difference, Finding, Panel, Results, pairs, spread
 from experiments import recipe
 from experiments.attention_decay import decay
@@ -53,12 +54,12 @@ def experiment(scale: str = "toy") -> Experiment:
         "long_1e6": {"long_context": recipe.long_context(scale)},
     }
     row = code.data.seq_len
-    probes = ProbesConfig(
-        perplexity_lengths=tuple(row * times // 2 for times in (1, 2, 4, 8, 16)),
-        perplexity_rows=24,
-        key_lengths=tuple(row * times for times in TIMES),
-        key_examples=24 if scale == "toy" else 64,
+    lengths = tuple(row * times // 2 for times in (1, 2, 4, 8, 16))
+    keys = KeyRetrieval(
+        lengths=tuple(row * times for times in TIMES),
+        examples=24 if scale == "toy" else 64,
     )
+    probes = {"perplexity": Perplexity(lengths, rows=24), "key_retrieval": keys}
     return recipe.ablation(
         "rope_theta",
         scale,

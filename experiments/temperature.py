@@ -10,7 +10,8 @@ Command   python launch.py run experiments/temperature.py
           python -m codellama_jax evaluate humaneval --run RUN --samples 200 --temperature 0.8 (the paper's own task)
 """
 
-from codellama_jax.config import Experiment, ProbesConfig
+from codellama_jax.config import Experiment
+from codellama_jax.probes import LineEnds
 from codellama_jax.report.findings import Difference, Finding, Panel, Results, pairs, spread
 from experiments import recipe
 
@@ -22,7 +23,7 @@ PAPER = {1: "falls with temperature", 10: "rises", 100: "rises"}
 def experiment(scale: str = "toy") -> Experiment:
     arms = {"code": {"general": recipe.general(scale), "code": recipe.code(scale)}}
     lines, samples = (96, 100) if scale == "toy" else (164, 200)
-    probes = ProbesConfig(temperatures=TEMPERATURES, line_ends=lines, line_end_samples=samples)
+    probes = {"line_ends": LineEnds(TEMPERATURES, lines, samples)}
     return recipe.ablation("temperature", scale, arms, probes)
 
 

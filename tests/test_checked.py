@@ -25,7 +25,6 @@ from codellama_jax.config import (
     MixtureConfig,
     ModelConfig,
     OptimizerConfig,
-    ProbesConfig,
     Stage,
     TokenizerConfig,
     from_dict,
@@ -34,16 +33,17 @@ from codellama_jax.config import (
 )
 from codellama_jax.errors import UserError
 from codellama_jax.models.layers import REMAT_POLICIES
+from codellama_jax.probes import Completions, InfillingKinds, KeyRetrieval, LineEnds, Perplexity
 from kernels import flash_attention
 from launch import Plan, options_type
 
-PROBES = ProbesConfig(
-    perplexity_lengths=(8, 16),
-    completions=("def f",),
-    infilling_kinds=("single-line",),
-    key_lengths=(8,),
-    temperatures=(0.1,),
-)
+PROBES = {
+    "perplexity": Perplexity((8, 16)),
+    "completions": Completions(("def f",)),
+    "infilling_kinds": InfillingKinds(("single-line",)),
+    "key_retrieval": KeyRetrieval((8,)),
+    "line_ends": LineEnds((0.1,)),
+}
 EXPERIMENT = Experiment("e", "toy", {"main": {"code": toy.stage()}}, probes=PROBES)
 VALUES = (0, -1, -5, 1, 7, 0.5, math.nan, math.inf, -math.inf, 10**12, -(10**12), 10**400)
 HUGE = 2**31
@@ -116,7 +116,7 @@ def test_a_wrong_type_is_refused(path):
         "arms.main.code.model.n_heads",
         "arms.main.code.steps",
         "corpus.max_files",
-        "probes.perplexity_lengths",
+        "probes.perplexity.lengths",
         "seed",
     ],
 )
@@ -200,7 +200,13 @@ def test_any_config_file_is_accepted_and_sane_or_one_line(changes):
             lambda: Stage(toy.MODEL, DataConfig(16, 8, MixtureConfig()), OptimizerConfig(1e-3), 5),
             "data.mixture is empty: give one of code, python, discussions, language a share",
         ),
-        (lambda: ProbesConfig(perplexity_lengths=(0,)), "perplexity_lengths is 0: it must be at least 1"),
+        (lambda: Perplexity((0,)), "lengths is 0: it must be at least 1"),
+        (lambda: Perplexity(()), "lengths is empty: give at least one value, or stages none"),
+        (lambda: Perplexity((8,), stages="first"), "stages is 'first': it must be one of all, last, none"),
+        (
+            lambda: Experiment("e", "toy", EXPERIMENT.arms, probes={"keys": Perplexity((8,))}),
+            "probes.keys is the probe perplexity: give it under its own name",
+        ),
         (lambda: Experiment("a" * 5000, "toy", EXPERIMENT.arms), r"name is 'a+\.\.\. \(5,000 characters\)"),
         (lambda: Experiment("e", "toy", {}), "arms is empty"),
         (lambda: Experiment("e", "toy", {"main": {}}), "arms.main has no stage"),
@@ -268,6 +274,14 @@ def test_from_dict_names_the_path(values, line):
         from_dict(Sample, values)
 
 
+def test_from_dict_names_a_probe_that_does_not_exist():
+    values = to_dict(EXPERIMENT) | {"probes": {"perplexty": {}}}
+    with pytest.raises(
+        FieldError, match=r"^probes\.perplexty must be one of the probes .*line_ends"
+    ):
+        from_dict(Experiment, values)
+
+
 def test_from_dict_names_a_missing_field():
     values = to_dict(EXPERIMENT)
     del values["arms"]["main"]["code"]["data"]["seq_len"]
@@ -281,7 +295,7 @@ def test_numbers_of_numpy_become_python_s():
     stage = toy.stage(steps=np.int64(4), optimizer=OptimizerConfig(np.float32(0.5), eps=1))
     assert type(stage.steps) is int and type(stage.optimizer.peak_lr) is float
     assert json.dumps(to_dict(stage.optimizer)).count("1.0")
-    assert hash(dataclasses.replace(PROBES, key_lengths=[1, 2])) is not None
+    assert hash(dataclasses.replace(PROBES["key_retrieval"], lengths=[1, 2])) is not None
 
 
 def test_what_is_built_unchecked_is_checked_with_its_path():

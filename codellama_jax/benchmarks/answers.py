@@ -16,10 +16,10 @@ import numpy as np
 from codellama_jax.benchmarks.benchmark import Benchmark, Sample, Task, temperature_of
 from codellama_jax.benchmarks.samples import Key, key, name_of
 from codellama_jax.benchmarks.settings import Settings
-from codellama_jax.benchmarks.suites.perplexity import document_losses
 from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.generation.infill import infill
 from codellama_jax.generation.sampler import Sampling
+from codellama_jax.generation.scoring import document_losses
 from codellama_jax.generation.text import Rows, complete
 from codellama_jax.models.trained import Run
 from codellama_jax.sharding.hosts import gather

@@ -12,6 +12,7 @@ from typing import Any
 from codellama_jax.benchmarks import published
 from codellama_jax.benchmarks.data_files import Value, read_values
 from codellama_jax.benchmarks.fields import Kind, check_record
+from codellama_jax.benchmarks.paper import Paper
 from codellama_jax.benchmarks.settings import Settings
 from codellama_jax.errors import UserError
 from codellama_jax.generation.stop import until as cut_before
@@ -20,6 +21,7 @@ from codellama_jax.system.files import check_not_root, is_bucket, read_file, use
 
 Record = Mapping[str, Any]  # one record of a published file
 Sample = dict[str, Any]  # one answer of a model: task_id, sample, and completion or log_likelihoods
+RECORD_FILES = (".jsonl", ".jsonl.gz", ".json")
 PROMPT_SPACE = " \n\t\r"
 
 
@@ -57,7 +59,7 @@ class Benchmark:
     `cut` and `finish` run in this order on what the model writes.
     """
 
-    name: str  # that of its numbers in `paper.py`
+    name: str
     tasks: Sequence[Task]
     infilling: bool = False
     max_new_tokens: int = 512
@@ -70,7 +72,10 @@ class Benchmark:
     checks: Callable[[Task, str], list[Check]] | None = None
     # The same for a complete program instead of a completion
     program_checks: Callable[[Task, str], list[Check]] | None = None
-    judge: Callable[[Task, Sample], dict[str, float]] | None = None  # measures that take no program
+    # Measures of a sample that take no program, by name: each from 0 to 1, reported as a mean
+    judge: Callable[[Task, Sample], dict[str, float]] | None = None
+    paper: Paper | None = None  # the papers' numbers of these measures
+    own_tasks: str = ""  # why the tasks are not the published ones, where an option changes them
 
     def __post_init__(self):
         double = [
@@ -159,7 +164,7 @@ def read_records(path: str | Path, fields: Mapping[str, Kind]) -> list[Record]:
         downloaded = published.records(name)
         values = [Value(f"record {n} of {name}", value) for n, value in enumerate(downloaded, 1)]
         return _checked(values, fields, name)
-    for file in files_of(str(path), (".jsonl", ".jsonl.gz", ".json")):
+    for file in files_of(str(path), RECORD_FILES):
         stored = read_values(file)
         if stored.unfinished:
             raise UserError(f"the last line of {file} was not written to its end: copy it again")

@@ -17,27 +17,25 @@ from rich.console import Console
 
 from codellama_jax.benchmarks import comparable
 from codellama_jax.benchmarks.benchmark import Benchmark, Sample, files_of, temperature_of
-from codellama_jax.benchmarks.hosts import is_first, on_all_hosts, wait_for_all
 from codellama_jax.benchmarks.out_folder import check_same, local_folder
-from codellama_jax.benchmarks.progress import note
 from codellama_jax.benchmarks.sample_forms import Samples, read_samples
 from codellama_jax.benchmarks.samples import Key, make_folder
 from codellama_jax.benchmarks.scoring import Result, checks_of, score
 from codellama_jax.benchmarks.settings import Checking, Options, Settings
-from codellama_jax.benchmarks.suites import LOADERS, long_files
-from codellama_jax.benchmarks.suites.key_retrieval import KINDS as FILLER
+from codellama_jax.benchmarks.suite import Suite
+from codellama_jax.benchmarks.suites import suite_of
 from codellama_jax.benchmarks.summary import show, summarise
 from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Executor, languages
+from codellama_jax.sharding.hosts import is_first, on_all_hosts, wait_for_all
 from codellama_jax.system import locks
 from codellama_jax.system.files import user_path, write_json
+from codellama_jax.system.progress import note
 
 if TYPE_CHECKING:
     from codellama_jax.models.trained import Run
 
 LoadModel = Callable[[], "Run"]
-PERPLEXITY = "perplexity"  # a measure of text files, without tasks
-NEEDS_TOKENIZER = "key_retrieval"  # its prompts have a given number of tokens
 CANONICAL = "canonical solutions"
 UNDECIDED = ("not_comparable", "too_large")  # statuses of a verdict that judges no program
 
@@ -48,6 +46,7 @@ class Prepared:
 
     out: Path
     settings: Settings
+    suite: Suite
     benchmark: Benchmark | None = None  # None where loading it needs the model or it has no tasks
     samples: Samples | None = None  # None where the model is to draw them
 
@@ -67,9 +66,9 @@ def evaluate(
     The same call continues where a kill left it. All hosts call it; the first one writes.
 
     Args:
-        name: a benchmark of LOADERS, or "perplexity".
+        name: one of `suites.SUITES`.
         load_model: returns the model; None to score a file of samples or canonical solutions.
-        options: what the benchmark loads.
+        options: what the benchmark loads, of the suite's own class.
         settings: how samples are drawn.
         checking: how samples are scored.
         out: the folder to write to.
@@ -87,16 +86,13 @@ def evaluate(
         on_all_hosts(lambda: held.enter_context(only_writer(prepared.out)))
         executor = held.enter_context(on_all_hosts(lambda: start_executor(prepared, checking)))
         run = None
-        if load_model and (not scores_only or name == NEEDS_TOKENIZER):
+        if load_model and (not scores_only or prepared.suite.texts):
             run = load_model()
             model = model if scores_only else run.name
-        if name == PERPLEXITY:
-            assert run is not None
-            summary = long_files.measure(run, options)
-        else:
-            summary = _measure(prepared, run, name, options, checking, executor)
+        summary, benchmark = _measure(prepared, run, options, checking, executor)
     if is_first():
-        _report(summary, model, name, options, prepared.out)
+        why_not = comparable.why_not(name, prepared.suite, benchmark, options, "partial" in summary)
+        _report(summary, model, benchmark, why_not, prepared.out)
     wait_for_all("evaluated")
 
 
@@ -115,16 +111,19 @@ def prepare(
     Raises UserError for a mistake in any of them.
     """
     folder = local_folder(out)
-    if name not in (*LOADERS, PERPLEXITY):
-        raise UserError(f"no benchmark {name}: there are {', '.join(LOADERS)} and {PERPLEXITY}")
-    if name in (PERPLEXITY, NEEDS_TOKENIZER):
+    suite = suite_of(name)
+    if not isinstance(options, suite.options):
+        right, wrong = suite.options.__name__, type(options).__name__
+        raise UserError(f"the options of {name} must be {right}, not {wrong}")
+    if suite.texts:
         if not has_model:
             raise UserError(f"{name} needs a model and its tokenizer: pass --run")
-        files_of(options.data, long_files.KINDS if name == PERPLEXITY else FILLER)
-        return Prepared(folder, settings)
-    benchmark = LOADERS[name](options, None)
+        files_of(options.data, suite.texts)
+    if suite.texts or suite.load is None:
+        return Prepared(folder, settings, suite)
+    benchmark = suite.load(options, None)
     settings = replace(settings, temperature=temperature_of(benchmark, settings))
-    prepared = Prepared(folder, settings, benchmark)
+    prepared = Prepared(folder, settings, suite, benchmark)
     samples = None
     if samples_file:
         samples = read_samples(Path(user_path(samples_file)), benchmark, checking.partial)
@@ -170,16 +169,22 @@ def start_executor(
 def _measure(
     prepared: Prepared,
     run: Run | None,
-    name: str,
     options: Options,
     checking: Checking,
     executor: Executor | None,
-) -> dict[str, Any]:
-    """Generates samples where none were read, and scores them on the first host."""
-    benchmark, settings = prepared.benchmark, prepared.settings
-    if benchmark is None:
+) -> tuple[dict[str, Any], Benchmark | None]:
+    """Generates samples where none were read, and scores them on the first host.
+
+    Returns the summary, empty on the other hosts, and the benchmark, if there are tasks.
+    """
+    benchmark, settings, suite = prepared.benchmark, prepared.settings, prepared.suite
+    if suite.measure:
         assert run is not None
-        benchmark = on_all_hosts(lambda: LOADERS[name](options, run.tokenizer))
+        return suite.measure(run, options), None
+    if benchmark is None:
+        assert run is not None and suite.load is not None
+        load, tokenizer = suite.load, run.tokenizer
+        benchmark = on_all_hosts(lambda: load(options, tokenizer))
         settings = replace(settings, temperature=temperature_of(benchmark, settings))
     if prepared.samples is None:
         from codellama_jax.benchmarks.generate import generate_samples
@@ -190,13 +195,13 @@ def _measure(
     else:
         samples = prepared.samples.by_key
     if not is_first():
-        return {}
+        return {}, benchmark
     make_folder(prepared.out)
     results = score(benchmark, samples, executor, prepared.out, checking.extract_code)
     summary = summarise(benchmark, results)
     if prepared.samples is not None and prepared.samples.form != CANONICAL:
         summary["samples form"] = prepared.samples.form
-    return {**summary, **_conditions(executor, checking, results)}
+    return {**summary, **_conditions(executor, checking, results)}, benchmark
 
 
 def _conditions(
@@ -236,15 +241,25 @@ def reference_samples(benchmark: Benchmark) -> Samples:
     return Samples(samples, CANONICAL, lacking)
 
 
-def _report(summary: Mapping[str, Any], model: str, name: str, options: Options, out: Path) -> None:
-    """Writes results.json and prints the table, beside the papers' numbers where these apply."""
-    reason = comparable.why_not(name, summary["benchmark"], options, "partial" in summary)
+def _report(
+    summary: Mapping[str, Any], model: str, benchmark: Benchmark | None, reason: str, out: Path
+) -> None:
+    """Writes results.json and prints the table.
+
+    Args:
+        summary: the result.
+        model: the name of what was measured.
+        benchmark: has the papers' numbers.
+        reason: why the result must not be beside them; "" where it may be.
+        out: the folder.
+    """
+    paper = benchmark.paper if benchmark and not reason else None
     file = out / "results.json"
     result = {"model": model, **summary, "compared with the papers": not reason}
     make_folder(out)
     write_json(file, result)
     console = Console()
-    console.print(show(summary, model, with_paper=not reason))
+    console.print(show(summary, model, paper))
     for line in (*_remarks(summary), f"not compared with the papers: {reason}" if reason else ""):
         if line:
             console.print(line, soft_wrap=True, highlight=False)

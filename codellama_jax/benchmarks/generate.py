@@ -8,14 +8,13 @@ from typing import Any
 
 from codellama_jax.benchmarks.answers import answers
 from codellama_jax.benchmarks.benchmark import Benchmark, Sample
-from codellama_jax.benchmarks.hosts import is_first, on_all_hosts
 from codellama_jax.benchmarks.out_folder import open_folder
-from codellama_jax.benchmarks.progress import counted, note
 from codellama_jax.benchmarks.sample_forms import check_own
 from codellama_jax.benchmarks.samples import Key, append, continue_file, key, name_of
 from codellama_jax.benchmarks.settings import Settings
 from codellama_jax.models.trained import Run
-from codellama_jax.sharding.hosts import gather
+from codellama_jax.sharding.hosts import gather, is_first, on_all_hosts
+from codellama_jax.system.progress import counted, note
 
 
 def generate_samples(

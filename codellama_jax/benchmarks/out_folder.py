@@ -37,8 +37,9 @@ def check_same(out: Path, request: Mapping[str, Any], model_known: bool = True) 
     stored = read_json(file)
     if not isinstance(stored, dict):
         raise UserError(f"{file} must hold an object: remove it or choose another --out")
+    wanted = json.loads(json.dumps(request))
     changed = []
-    for line in differences(stored, json.loads(json.dumps(request))):
+    for line in differences(_with_options_of(stored, wanted), wanted):
         if not line.startswith(FREE) and (model_known or not line.startswith(UNKNOWN)):
             changed.append(line)
     if changed:
@@ -46,6 +47,18 @@ def check_same(out: Path, request: Mapping[str, Any], model_known: bool = True) 
         raise UserError(
             f"{out} holds samples drawn in another way ({reasons}): choose another --out"
         )
+
+
+def _with_options_of(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns stored settings without options that the suite does not have.
+
+    Earlier versions wrote the options of all suites.
+    """
+    options = stored.get("options")
+    if not isinstance(options, dict) or not isinstance(wanted.get("options"), dict):
+        return dict(stored)
+    kept = {name: value for name, value in options.items() if name in wanted["options"]}
+    return {**stored, "options": kept}
 
 
 def open_folder(out: Path, request: Mapping[str, Any]) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 from codellama_jax.benchmarks import wrapping
 from codellama_jax.benchmarks.benchmark import Benchmark, Check, Sample, Task
 from codellama_jax.benchmarks.fields import Kind
-from codellama_jax.benchmarks.progress import counted
 from codellama_jax.benchmarks.samples import Key, append, continue_file, key
 from codellama_jax.sandbox import Executor, Verdict
+from codellama_jax.system.progress import counted
 
 DETAIL = 500  # characters kept of what went wrong
 Result = dict[str, Any]  # a sample with `passed` and `result`, or with the benchmark's measures

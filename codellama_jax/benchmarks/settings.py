@@ -6,11 +6,15 @@ Imports neither JAX nor Flax.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
 
 from codellama_jax.errors import UserError
 
 Mode = Literal["isolated", "compatible"]
+DATA = "A published file or folder (.jsonl, .jsonl.gz, .json), or tfds:NAME, which is downloaded."
+SHOTS = "Solved examples in the prompt; -1: the paper's number, 0: a prompt for Instruct models."
 MANY = 1_000_000  # upper limit of counts: beyond it a typing error is more likely than a wish
 MAX_WORKERS = 256
 MAX_SEED = 2**32 - 1  # a PRNG key of JAX holds no more without 64-bit types
@@ -32,39 +36,55 @@ def check_real(option: str, value: Any, low: float, high: float, above: bool = F
         raise UserError(f"{option} must be a number {allowed}, not {value!r}")
 
 
+def check_list(option: str, value: Any) -> None:
+    """Raises UserError unless `value` is a list or tuple with at least one item."""
+    if not isinstance(value, tuple | list):
+        raise UserError(f"{option} must be a list of numbers, not {value!r}")
+    if not value:
+        raise UserError(f"{option} needs at least one value")
+
+
+def described(text: str) -> Any:
+    """Returns the help text of an option, to be annotated."""
+    return tyro.conf.arg(help=text)
+
+
 @dataclass(frozen=True)
 class Options:
-    """What a benchmark loads and how it prompts."""
+    """What a benchmark loads and how it prompts: the base of every suite's options.
 
-    data: str = ""
-    """A published file or folder (.jsonl, .jsonl.gz, .json); for key_retrieval and perplexity text
-    files. `tfds:NAME` downloads one."""
-    shots: int = -1
-    """Solved examples in the prompt; -1 takes the paper's number, 0 prompts an Instruct model."""
-    source: str = ""
-    """humaneval_x: translate the solutions of this file instead of generating."""
-    all_tasks: bool = False
-    """mbpp: all tasks, not only the test split. lcc: all points, not a sample balanced by size."""
-    lengths: tuple[int, ...] = (8000, 16000, 24000)
-    """key_retrieval, perplexity: context lengths in tokens."""
-    positions: tuple[float, ...] = (0.0, 0.2, 0.4)
-    """key_retrieval: position of the key, as a fraction of the context."""
-    examples: int = 64
-    """key_retrieval: examples for each length and position. perplexity: files read."""
+    A suite with further options has a subclass in its file. Options of several suites with the same
+    name have the same type and default.
+    """
+
+    data: Annotated[str, described(DATA)] = ""
+
+
+@dataclass(frozen=True)
+class ShotOptions(Options):
+    """Options of a suite with solved examples in its prompts."""
+
+    shots: Annotated[int, described(SHOTS)] = -1
 
     def __post_init__(self):
         check_integer("--shots", self.shots, -1)
-        check_integer("--examples", self.examples, 1)
-        for name in ("lengths", "positions"):
-            value = getattr(self, name)
-            if not isinstance(value, tuple | list):
-                raise UserError(f"--{name} must be a list of numbers, not {value!r}")
-            if not value:
-                raise UserError(f"--{name} needs at least one value")
+
+
+@dataclass(frozen=True)
+class LengthOptions(Options):
+    """Options of a suite that reads text files at several context lengths."""
+
+    data: Annotated[str, described("Text files: a file or a folder.")] = ""
+    lengths: Annotated[tuple[int, ...], described("Context lengths in tokens.")] = (
+        8000,
+        16000,
+        24000,
+    )
+
+    def __post_init__(self):
+        check_list("--lengths", self.lengths)
         for length in self.lengths:
             check_integer("--lengths", length, 1, 1 << 24)
-        for position in self.positions:
-            check_real("--positions", position, 0, 1)
 
 
 @dataclass(frozen=True)

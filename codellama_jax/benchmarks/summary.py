@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from codellama_jax.benchmarks import paper
 from codellama_jax.benchmarks.benchmark import Benchmark
+from codellama_jax.benchmarks.paper import Paper
 from codellama_jax.benchmarks.pass_at_k import estimate, ranked_pass_at_k
 from codellama_jax.benchmarks.scoring import Result
 
 KS = (1, 5, 10, 100)
-MEANS = ("exact", "bleu", "solved", "retrieved", "mc1", "mc2")
 
 
 def summarise(benchmark: Benchmark, results: Sequence[Result]) -> dict[str, Any]:
     """Returns the measures of all tasks and of each group, in percent.
 
-    pass@k has its interval; the others are means over tasks. A result that does not cover every
+    pass@k has its interval; those of the benchmark's judge are means over tasks. A result that does not cover every
     task has `partial`, the number of tasks of the benchmark.
     """
     groups: dict[str, list[Result]] = defaultdict(list)
@@ -32,23 +31,33 @@ def summarise(benchmark: Benchmark, results: Sequence[Result]) -> dict[str, Any]
     summary: dict[str, Any] = {"benchmark": benchmark.name, "tasks": tasks, "samples": len(results)}
     if tasks < len(benchmark.tasks):
         summary["partial"] = {"tasks": tasks, "of": len(benchmark.tasks)}
-    summary["measures"] = _measures(results)
+    names = _judged(benchmark, results[0])
+    summary["measures"] = _measures(results, names)
     if set(groups) != {""}:
-        summary["groups"] = {group: _measures(members) for group, members in groups.items()}
+        summary["groups"] = {}
+        for group, members in groups.items():
+            summary["groups"][group] = _measures(members, names)
     return summary
 
 
-def _measures(results: Sequence[Result]) -> dict[str, Any]:
+def _judged(benchmark: Benchmark, result: Result) -> list[str]:
+    """Returns the names of the measures that the benchmark's judge gives each result."""
+    if benchmark.judge is None:
+        return []
+    [task] = [task for task in benchmark.tasks if task.task_id == result["task_id"]]
+    return list(benchmark.judge(task, result))
+
+
+def _measures(results: Sequence[Result], names: Sequence[str]) -> dict[str, Any]:
     by_task: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         by_task[result["task_id"]].append(result)
     measures: dict[str, Any] = {}
     if "passed" in results[0]:
         measures |= _pass_measures(list(by_task.values()))
-    for name in MEANS:
-        if name in results[0]:
-            means = [np.mean([result[name] for result in rows]) for rows in by_task.values()]
-            measures[name] = 100 * float(np.mean(means))
+    for name in names:
+        means = [np.mean([result[name] for result in rows]) for rows in by_task.values()]
+        measures[name] = 100 * float(np.mean(means))
     return measures
 
 
@@ -76,15 +85,15 @@ def _ranked(results: Sequence[Result], k: int) -> float:
     return ranked_pass_at_k(passed, [result["mean_logprob"] for result in results], k)
 
 
-def show(summary: Mapping[str, Any], model: str, with_paper: bool = True) -> Table:
-    """Returns the table of a result, beside the papers' numbers with `with_paper`.
+def show(summary: Mapping[str, Any], model: str, paper: Paper | None = None) -> Table:
+    """Returns the table of a result, beside the papers' numbers if they are given.
 
     Models are rows or columns, whichever needs fewer columns.
     """
     ours = _numbers(summary["measures"])
     for group, measures in summary.get("groups", {}).items():
         ours |= _numbers(measures, f"{group} ")
-    rows = {model: ours, **(paper.numbers(summary["benchmark"]) if with_paper else {})}
+    rows = {model: ours, **(paper.numbers() if paper else {})}
     measures = list(dict.fromkeys(column for row in rows.values() for column in row))
     table = Table(title=_title(summary))
     if len(measures) <= len(rows):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from codellama_jax.generation.forward import last_logits
+from codellama_jax.generation.scoring import last_logits
 from codellama_jax.models.trained import Run
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
 from codellama_jax.tokenizers.training import LONGEST_SPACES

@@ -1,7 +1,8 @@
-"""An interpolated bigram model of token ids: what counting neighbours reaches on the tokens that a model was trained on.
+"""An interpolated bigram model of token ids: the loss that counting pairs of tokens reaches.
 
-Interpolated modified Kneser-Ney (Chen and Goodman 1998, section 3): the strongest count-based smoothing of their study. On
-the quickstart's tokens it is ahead of Witten-Bell and of Jelinek-Mercer with bucketed weights by up to 0.02 nats a token.
+Interpolated modified Kneser-Ney (Chen and Goodman 1998, section 3): the strongest count-based
+smoothing of their study. On the quickstart's tokens it is ahead of Witten-Bell and of Jelinek-Mercer
+with bucketed weights by up to 0.02 nats per token.
 """
 
 from __future__ import annotations
@@ -11,23 +12,36 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from codellama_jax.config import Probe
 from codellama_jax.errors import UserError
+from codellama_jax.probes.subject import Batch, Subject
 
-Batch = dict[str, np.ndarray]  # int `tokens`, `targets` and float `weights`, [rows, T]
 SMALLEST_DISCOUNT = 0.01  # keeps every probability positive where a tiny corpus has no rare pairs
 
 
 @dataclass(frozen=True)
-class Bigram:
+class Bigram(Probe, name="bigram"):
+    """The validation loss of a bigram model of the tokens that the model was trained on.
+
+    The report has it in the table of stages and beside the loss curves.
+    """
+
+    def measure(self, subject: Subject) -> dict[str, float]:
+        model = fit(subject.training_rows(), subject.run.model.vocab_size)
+        loss, tokens = model.evaluate(subject.validation_rows)
+        return {"loss": loss, "tokens": tokens, "training_tokens": int(model.counts_V.sum())}
+
+
+@dataclass(frozen=True)
+class BigramModel:
     """p(token | history) = kept(history, token) / count(history) + backoff(history) p(token)."""
 
     keys: np.ndarray  # history x V + token of every pair seen, sorted
     kept: np.ndarray  # its count less the discount
     counts_V: np.ndarray  # of every history
     backoff_V: np.ndarray  # share of a history's mass that its discounts free; 1 for one never seen
-    unigram_V: (
-        np.ndarray
-    )  # from the number of different histories before a token, and the uniform distribution
+    # From the number of different histories before a token, and the uniform distribution.
+    unigram_V: np.ndarray
 
     def losses(self, histories: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Returns -log p(token | history) in nats; any shape."""
@@ -40,12 +54,15 @@ class Bigram:
         )
 
     def evaluate(self, batches: Iterable[Batch]) -> tuple[float, int]:
-        """Returns the mean loss in nats over the tokens of packed rows, padding left out, and how many tokens that is."""
+        """Returns the mean loss in nats over the tokens of packed rows, and their number.
+
+        Padding is left out.
+        """
         losses = np.concatenate([self.losses(*_pairs(batch)) for batch in batches])
         return float(losses.mean()), losses.size
 
 
-def fit(batches: Iterable[Batch], vocab_size: int) -> Bigram:
+def fit(batches: Iterable[Batch], vocab_size: int) -> BigramModel:
     """Counts the pairs (token, target) of packed rows, padding left out.
 
     No pair spans two documents. Raises UserError if there is no pair, as after 0 steps.
@@ -60,18 +77,24 @@ def fit(batches: Iterable[Batch], vocab_size: int) -> Bigram:
     kept = counts - _discounts(counts)
     kept_V = np.bincount(histories, kept, V)
     backoff_V = np.where(counts_V > 0, 1 - kept_V / np.maximum(counts_V, 1), 1.0)
-    return Bigram(keys, kept, counts_V, backoff_V, _unigram(np.bincount(tokens, minlength=V)))
+    return BigramModel(keys, kept, counts_V, backoff_V, _unigram(np.bincount(tokens, minlength=V)))
 
 
 def _unigram(continuations_V: np.ndarray) -> np.ndarray:
-    """Returns p(token) from how many different histories each token follows, discounted in favour of the uniform distribution."""
+    """Returns p(token) from how many different histories each token follows.
+
+    It is discounted in favour of the uniform distribution.
+    """
     kept_V = np.where(continuations_V > 0, continuations_V - _discounts(continuations_V), 0.0)
     total = continuations_V.sum()
     return kept_V / total + (1 - kept_V.sum() / total) / len(continuations_V)
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """Returns the discount of each count: one for 1, one for 2, one for 3 and more, from how many pairs occur 1 to 4 times."""
+    """Returns the discount of each count, from how many pairs occur 1 to 4 times.
+
+    It is one number for 1, one for 2, and one for 3 and more.
+    """
     n1, n2, n3, n4 = (max(int(np.sum(counts == n)), 1) for n in range(1, 5))
     y = n1 / (n1 + 2 * n2)
     discounts = np.array([0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])

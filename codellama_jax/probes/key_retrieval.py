@@ -1,48 +1,59 @@
-"""Key retrieval for models of any size: the benchmark's prompts, asked without generating (Code Llama, tables 17 and 18)."""
+"""Key retrieval for models of any size: the benchmark's prompts, scored without generating.
+
+See Code Llama, tables 17 and 18.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from codellama_jax.benchmarks.benchmark import Task
-from codellama_jax.benchmarks.suites import key_retrieval
+from codellama_jax.config import Examples, Probe, Share, Tokens
 from codellama_jax.errors import UserError
-from codellama_jax.generation.forward import last_logits
-from codellama_jax.models.trained import Run
-from codellama_jax.tokenizers.sentencepiece import Tokenizer
+from codellama_jax.probes.subject import Subject
+
+if TYPE_CHECKING:
+    from codellama_jax.benchmarks.benchmark import Task
+    from codellama_jax.models.trained import Run
+    from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 DIGITS = "0123456789"
 
 Measures = dict[str, list[float]]
 
 
-def retrieval(
-    run: Run,
-    texts: Iterable[str],
-    lengths: Sequence[int],
-    positions: Sequence[float],
-    examples: int,
-) -> dict[str, dict[str, Measures]]:
-    """Asks for a two-digit key in `examples` prompts of each length, the key at each position; texts are the filler.
+@dataclass(frozen=True)
+class KeyRetrieval(Probe, name="key_retrieval"):
+    """Prompts that hide a two-digit key at a position of a long text.
 
-    `retrieved`, of each prompt: 1.0 if the most likely continuation is the key. `gain`, of each two prompts that differ in
-    nothing but the key: nats by which each key is more likely than the other one where it is hidden; 0 for a model that does not
-    look at the key, whatever numbers it likes. Raises UserError for too little filler, or digits that are not split.
+    `retrieved`, of each prompt: 1.0 if the most likely continuation is the key. `gain`, of each
+    pair of prompts that differ only in their key: how many nats more likely each key is where it is
+    hidden than the other one; 0 for a model that does not read the key.
     """
-    lines = list(key_retrieval.lines_of(texts, run.tokenizer))
-    digits = digit_ids(run.tokenizer)
-    found: dict[str, dict[str, Measures]] = {}
-    for length in lengths:
-        for position in positions:
-            tasks = [
-                key_retrieval.task_of(lines, run.tokenizer, length, position, number)
-                for number in range(-(-examples // 2))
-            ]
-            asked = [one for task in tasks for one in _both_ways(task)]
-            found.setdefault(str(length), {})[f"{position:g}"] = _measures(run, asked, digits)
-    return found
+
+    lengths: tuple[Tokens, ...]  # of the prompts
+    positions: tuple[Share, ...] = (0.0, 0.2, 0.4)  # of the key, as a share of the prompt
+    examples: Examples = 64  # of each length and position
+
+    def measure(self, subject: Subject) -> dict[str, dict[str, Measures]]:
+        """Raises UserError for too little filler, or a tokenizer that does not split digits."""
+        from codellama_jax.benchmarks.suites.key_retrieval import lines_of, task_of
+
+        tokenizer = subject.run.tokenizer
+        lines = list(lines_of(subject.files, tokenizer))
+        digits = digit_ids(tokenizer)
+        answers: dict[str, dict[str, Measures]] = {}
+        for length in self.lengths:
+            answers[str(length)] = {}
+            for position in self.positions:
+                prompts: list[tuple[str, int]] = []
+                for number in range(-(-self.examples // 2)):
+                    prompts += _both_ways(task_of(lines, tokenizer, length, position, number))
+                answers[str(length)][f"{position:g}"] = _measures(subject.run, prompts, digits)
+        return answers
 
 
 def other_key(key: int) -> int:
@@ -52,19 +63,20 @@ def other_key(key: int) -> int:
 
 
 def digit_ids(tokenizer: Tokenizer) -> list[int]:
+    """Returns the id of each digit. Raises UserError where digits are not split."""
     ids = [tokenizer.encode(digit, leading_space=False) for digit in DIGITS]
-    if any(len(some) > 1 for some in ids) or tokenizer.encode("12", leading_space=False) != [
-        *ids[1],
-        *ids[2],
-    ]:
-        raise UserError(
-            "key retrieval is asked digit by digit: use a tokenizer that splits digits, as Llama's does"
-        )
-    return [some[0] for some in ids]
+    both = tokenizer.encode("12", leading_space=False)
+    if any(len(of_digit) > 1 for of_digit in ids) or both != [*ids[1], *ids[2]]:
+        fix = "use a tokenizer that splits digits, as Llama's does"
+        raise UserError(f"key retrieval reads keys digit by digit: {fix}")
+    return [of_digit[0] for of_digit in ids]
 
 
 def _both_ways(task: Task) -> list[tuple[str, int]]:
-    """Returns four (prompt, key): each of two keys hidden, and both asked for, the hidden one first."""
+    """Returns four pairs (prompt, key to score): each of two keys hidden, both of them scored.
+
+    The hidden key is scored first.
+    """
     one, two = task.record["value"], other_key(task.record["value"])
     return [
         (_hiding(task, one), one),
@@ -75,19 +87,18 @@ def _both_ways(task: Task) -> list[tuple[str, int]]:
 
 
 def _hiding(task: Task, key: int) -> str:
-    return task.prompt.replace(
-        key_retrieval.KEY.format(**task.record), key_retrieval.KEY.format(value=key)
-    )
+    from codellama_jax.benchmarks.suites.key_retrieval import KEY
+
+    return task.prompt.replace(KEY.format(**task.record), KEY.format(value=key))
 
 
-def _measures(run: Run, asked: Sequence[tuple[str, int]], digits: Sequence[int]) -> Measures:
-    wholes = [
-        [run.tokenizer.bos_id, *run.tokenizer.encode(f"{prompt}{key}")] for prompt, key in asked
-    ]
-    logits_B3V = last_logits(run, wholes, 3)[:, ::-1].astype(
-        np.float64
-    )  # before the key, in it, and after it
-    keys_B2 = np.array([[digits[int(digit)] for digit in str(key)] for _, key in asked])
+def _measures(run: Run, prompts: Sequence[tuple[str, int]], digits: Sequence[int]) -> Measures:
+    from codellama_jax.generation.scoring import last_logits
+
+    ids = [[run.tokenizer.bos_id, *run.tokenizer.encode(f"{text}{key}")] for text, key in prompts]
+    # Of the token before the key, in it, and after it.
+    logits_B3V = last_logits(run, ids, 3)[:, ::-1].astype(np.float64)
+    keys_B2 = np.array([[digits[int(digit)] for digit in str(key)] for _, key in prompts])
     best_B3 = logits_B3V.argmax(-1)
     retrieved_B = (best_B3[:, :2] == keys_B2).all(1) & ~np.isin(best_B3[:, 2], digits)
     logits_B2 = np.take_along_axis(logits_B3V[:, :2], keys_B2[:, :, None], axis=2)[:, :, 0]

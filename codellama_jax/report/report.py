@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -19,7 +20,9 @@ from codellama_jax.models.family import family_of
 from codellama_jax.report import figures
 from codellama_jax.report.findings import DAMAGED, FindingOf, Panel, write_finding
 from codellama_jax.report.page import Code, Page
-from codellama_jax.report.probes import infilling_section, perplexity_section, samples_section
+from codellama_jax.report.probes import (
+    probe_section,
+)
 from codellama_jax.report.reading import read_run
 from codellama_jax.report.results import Results, StageResult, complete
 from codellama_jax.report.tables import (
@@ -49,7 +52,7 @@ def write_report(
     """Writes report.html (one file), report.md and figures/*.png into the run's folder.
 
     A run of several seeds shows its finding and the stages of the first seed; a run of one seed
-    also shows its curves, perplexity, infilling and samples.
+    also shows its curves and the sections of its probes.
 
     Args:
       out: the run's folder, local or gs://.
@@ -79,9 +82,9 @@ def write_report(
         _validation(page, experiment.name, results)
     else:
         _curves(page, arms)
-        _guarded(page, "perplexity", lambda: perplexity_section(page, stages))
-        _guarded(page, "infilling", lambda: infilling_section(page, stages))
-        _guarded(page, "samples", lambda: samples_section(page, stages))
+        for name, probe in experiment.probes.items():
+            section = functools.partial(probe_section, page, probe, stages)
+            _guarded(page, name, section)
     _next_commands(page, out, experiment, everything)
     for name, png in page.images.items():
         write_file(folder.figure(name), png)

@@ -18,11 +18,12 @@ from etils import epath
 from codellama_jax.checkpoints.folder import RunFolder, StageFolder, trained_under
 from codellama_jax.checkpoints.identity import identity as identity_of
 from codellama_jax.checkpoints.loading import keep_compiled, load_params
-from codellama_jax.config import Experiment, Stage, to_dict
+from codellama_jax.config import Experiment, Probe, Stage, to_dict
 from codellama_jax.data import builders, pipeline
 from codellama_jax.errors import UserError
 from codellama_jax.models.trained import Run
-from codellama_jax.probes.run import run_probes
+from codellama_jax.probes.run import config_of, kept_answers, run_probes
+from codellama_jax.probes.subject import Subject
 from codellama_jax.report.findings import FindingOf
 from codellama_jax.report.report import write_report
 from codellama_jax.runs.folder import check_folder, opened_folder
@@ -176,7 +177,8 @@ def probe_stage(
 ) -> None:
     """Runs the experiment's probes on a trained stage and writes their answers.
 
-    Answers to the same probes that are already written, here or at `trained`, are kept.
+    Answers of a probe with the same options that are already written, here or at `trained`, are
+    kept.
 
     Args:
       experiment: the experiment.
@@ -186,29 +188,40 @@ def probe_stage(
     """
     chain = experiment.arms[stage.arm]
     first = next(iter(chain.values()))  # the documents of all stages are this one's
-    if experiment.probes.last_stage_only and stage.index < len(chain) - 1:
+    is_last = stage.index == len(chain) - 1
+    probes = {name: p for name, p in experiment.probes.items() if p.applies(is_last)}
+    if experiment.probes and not probes:
         return
     documents = [first.data.block_chars, first.data.seq_len, experiment.seed]
-    config = to_dict(experiment.probes) | {"documents": documents}
-    answers = None
-    for path in (stage.folder.probes, trained.probes):
-        written = read_state(path)
-        if answers is None and written and written.get("config") == config:
-            answers = written
-    if answers is None:
-        answers = {"config": config, **ask(experiment, corpus, stage, trained, first)}
+    answers: dict[str, Any] = {}
+    for path in (trained.probes, stage.folder.probes):
+        answers |= kept_answers(read_state(path), probes, documents)
+    missing = {name: probe for name, probe in probes.items() if name not in answers}
+    if missing:
+        answers |= ask(missing, corpus, stage, trained, first, experiment.seed)
     if jax.process_index() == 0:
-        write_json(stage.folder.probes, answers)
+        in_order = {name: answers[name] for name in probes}
+        write_json(stage.folder.probes, {"config": config_of(probes, documents), **in_order})
 
 
 def ask(
-    experiment: Experiment,
+    probes: dict[str, Probe],
     corpus: Corpus,
     resolved: ResolvedStage,
     trained: StageFolder,
     first: Stage,
+    seed: int,
 ) -> dict[str, Any]:
-    """Returns what the probes find in a trained stage."""
+    """Returns what the probes measure after a trained stage.
+
+    Args:
+      probes: those to run, by name.
+      corpus: the documents and the tokenizer of the experiment.
+      resolved: the stage.
+      trained: the folder where it was trained.
+      first: the first stage of the arm, whose documents and sequence length all stages share.
+      seed: of the experiment.
+    """
     say(f"{resolved}: probes")
     stage = resolved.stage
     params = load_params(trained, stage.model, resolved.mesh)
@@ -219,16 +232,16 @@ def ask(
         kind: [pipeline.text_of(d) for d in corpus.source(main_source, block).validation]
         for kind, block in kinds.items()
     }
-    trained_on = rows_trained_on(corpus, resolved)
-    return run_probes(
-        experiment.probes,
+    subject = Subject(
         run,
-        texts,
-        trained_on,
-        held_out(corpus, stage),
-        first.data.seq_len,
-        experiment.seed,
+        files=texts["files"],
+        documents=texts["documents"],
+        training_rows=lambda: rows_trained_on(corpus, resolved),
+        validation_rows=held_out(corpus, stage),
+        seq_len=first.data.seq_len,
+        seed=seed,
     )
+    return run_probes(probes, subject)
 
 
 def run_experiment(

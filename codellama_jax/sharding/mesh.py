@@ -175,6 +175,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS, "context"))
 
 
+def loss_specs() -> dict[str, PartitionSpec]:
+    """Returns how the current mesh shards tokens (B, T) and the output head (D, V)."""
+    return {
+        "tokens": nn.logical_to_mesh_axes(("batch", "length")),
+        "head": nn.logical_to_mesh_axes(("embed", "vocab")),
+    }
+
+
 def check_sharded(params: object, params_shardings: object, mesh: Mesh) -> None:
     """Raises UserError if `fsdp`, which shards every matrix, leaves over 2 % replicated."""
     if mesh.shape["fsdp"] == 1:

@@ -14,15 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from codellama_jax.models.family import output_head
-from kernels.cross_entropy import cross_entropy, token_losses
-
-
-def layout() -> dict[str, jax.sharding.PartitionSpec]:
-    """How the current mesh splits tokens (B, T) and the head (D, V)."""
-    return {
-        "tokens": nn.logical_to_mesh_axes(("batch", "length")),
-        "head": nn.logical_to_mesh_axes(("embed", "vocab")),
-    }
+from codellama_jax.sharding.mesh import loss_specs
+from kernels.cross_entropy import cross_entropy
 
 
 def next_token(
@@ -44,17 +37,8 @@ def next_token(
         method="hidden",
     )
     weights_BT, head_DV = batch["weights"], output_head(params)
-    loss = cross_entropy(x_BTD, head_DV, batch["targets"], weights_BT, **layout())
+    loss = cross_entropy(x_BTD, head_DV, batch["targets"], weights_BT, **loss_specs())
     return loss, jnp.sum(weights_BT)
 
 
 OBJECTIVES: dict[str, Callable] = {"next_token": next_token}  # by Stage.objective
-
-
-def losses_of_tokens(
-    model: nn.Module, params: dict, tokens_BT: jax.Array, targets_BT: jax.Array
-) -> jax.Array:
-    """Returns -log p(target) in nats of every token of rows that are one document each, fp32 (B, T); it has no gradient."""
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    x_BTD, _ = model.apply({"params": params}, tokens_BT, positions_BT, method="hidden")
-    return token_losses(x_BTD, output_head(params), targets_BT, **layout())

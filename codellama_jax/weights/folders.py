@@ -1,22 +1,12 @@
-"""Folders that are written completely or not at all, and the progress of doing so."""
+"""Folders that are written completely or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import jax
 from etils import epath
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from codellama_jax.errors import UserError
 from codellama_jax.system import locks
@@ -51,22 +41,3 @@ def whole_folder(path: epath.Path) -> Iterator[epath.Path]:
 def _check_absent(path: epath.Path) -> None:
     if path.exists() or (not is_bucket(path) and os.path.lexists(path)):
         raise UserError(f"{path} exists already: name a new folder")
-
-
-@contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a bar; yields the function to call with the bytes done since its last call."""
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=jax.process_index() > 0) as bar:
-        task = bar.add_task(what, total=total)
-
-        def advance(done: int) -> None:
-            bar.advance(task, done)
-
-        yield advance

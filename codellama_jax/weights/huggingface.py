@@ -15,11 +15,13 @@ from safetensors.numpy import save_file
 from codellama_jax.config import ModelConfig
 from codellama_jax.errors import UserError, some
 from codellama_jax.models.family import family_of, family_of_model_type
+from codellama_jax.sharding.hosts import is_first
 from codellama_jax.system.files import is_bucket, reason, write_json
+from codellama_jax.system.progress import counted
 from codellama_jax.system.settings import Settings, read_settings
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
 from codellama_jax.tokenizers.transformers_files import write_tokenizer
-from codellama_jax.weights.folders import progress, whole_folder
+from codellama_jax.weights.folders import whole_folder
 from codellama_jax.weights.integrity import write_checksums
 from codellama_jax.weights.layout import (
     DTYPES,
@@ -129,7 +131,7 @@ def _write_tensors(source: Source, part: epath.Path, folder: epath.Path) -> dict
     """Writes the files of weights. Returns the file of each tensor."""
     files, file_name = _files(source), file_names_of(source.model)
     index: dict[str, str] = {}
-    with progress("exporting", source_bytes(source)) as advance:
+    with counted("exporting", source_bytes(source), unit="bytes", quiet=not is_first()) as advance:
         for number, keys in enumerate(files, 1):
             count = f"{number:05}-of-{len(files):05}"
             file = f"model-{count}.safetensors" if len(files) > 1 else SINGLE

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from etils import epath
 
 from codellama_jax.errors import UserError, some
+from codellama_jax.sharding.hosts import is_first
 from codellama_jax.system.files import LIBRARY_ERRORS, open_file, reason, write_json
+from codellama_jax.system.progress import counted
 from codellama_jax.system.settings import read_settings
-from codellama_jax.weights.folders import progress
 
 NAME = "checksums.json"  # {"algorithm": "sha256", "files": {name in the folder: checksum}}
 CHUNK = 2**22  # bytes read at once
@@ -22,7 +23,7 @@ def write_checksums(folder: epath.Path) -> None:
     paths = sorted(_files(folder))
     total = sum(path.stat().length for path in paths)
     checksums = {}
-    with progress("checksums", total) as advance:
+    with counted("checksums", total, unit="bytes", quiet=not is_first()) as advance:
         for path in paths:
             checksums[path.relative_to(folder).as_posix()] = _sha256(path, advance)
     write_json(folder / NAME, {"algorithm": "sha256", "files": checksums})
@@ -39,7 +40,8 @@ def verify(folder: epath.Path) -> int:
     if missing:
         raise UserError(f"{folder} lacks {some(missing)}, listed in {NAME}: copy the folder again")
     damaged = []
-    with progress("verifying", sum(path.stat().length for path in paths.values())) as advance:
+    total = sum(path.stat().length for path in paths.values())
+    with counted("verifying", total, unit="bytes", quiet=not is_first()) as advance:
         for name, path in paths.items():
             if _sha256(path, advance) != checksums[name]:
                 damaged.append(name)

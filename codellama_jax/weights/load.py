@@ -19,12 +19,13 @@ from codellama_jax.checkpoints.folder import find_trained
 from codellama_jax.config import ModelConfig, Stage
 from codellama_jax.errors import UserError
 from codellama_jax.models.trained import abstract_params
+from codellama_jax.sharding.hosts import is_first
 from codellama_jax.sharding.mesh import on_mesh
 from codellama_jax.system.files import user_path
+from codellama_jax.system.progress import counted
 from codellama_jax.system.settings import read_settings
 from codellama_jax.tokenizers.sentencepiece import Tokenizer, load
 from codellama_jax.weights import huggingface, meta
-from codellama_jax.weights.folders import progress
 from codellama_jax.weights.inputs import check_file, file_names
 from codellama_jax.weights.layout import Source, dotted, is_stacked, join
 
@@ -130,7 +131,8 @@ def place_params(source: Source, model: ModelConfig, mesh: Mesh) -> dict:
     abstract = abstract_params(as_stored, mesh)
     with on_mesh(mesh):
         leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
-        with progress("reading", sum(leaf.size for _, leaf in leaves) * 4) as advance:
+        total = sum(leaf.size for _, leaf in leaves) * 4
+        with counted("reading", total, unit="bytes", quiet=not is_first()) as advance:
             params = [_placed(source, dotted(path), leaf, advance) for path, leaf in leaves]
     return loading.with_rows(jax.tree.unflatten(tree, params), model, mesh)
 

@@ -14,12 +14,14 @@ from etils import epath
 
 from codellama_jax.errors import UserError, some
 from codellama_jax.models.llama.params_json import model_config, params_of
+from codellama_jax.sharding.hosts import is_first
 from codellama_jax.system.console import warn
 from codellama_jax.system.files import write_file, write_json
+from codellama_jax.system.progress import counted
 from codellama_jax.system.settings import read_settings
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
 from codellama_jax.tokenizers.transformers_files import with_sentinels
-from codellama_jax.weights.folders import progress, whole_folder
+from codellama_jax.weights.folders import whole_folder
 from codellama_jax.weights.inputs import file_names, unused_weights
 from codellama_jax.weights.integrity import write_checksums
 from codellama_jax.weights.layout import (
@@ -191,7 +193,10 @@ def write(
     if uneven:
         raise UserError(f"{some(uneven)} cannot be split evenly over {ranks} ranks: change --ranks")
     size = source_bytes(source) * ranks
-    with whole_folder(folder) as part, progress("exporting", size) as advance:
+    with (
+        whole_folder(folder) as part,
+        counted("exporting", size, unit="bytes", quiet=not is_first()) as advance,
+    ):
         for rank in range(ranks):
             _write_rank(source, part / f"consolidated.{rank:02}.pth", rank, ranks, advance)
         write_json(part / "params.json", params_of(c))

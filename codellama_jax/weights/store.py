@@ -26,9 +26,11 @@ from codellama_jax.config import (
     to_dict,
 )
 from codellama_jax.errors import UserError
+from codellama_jax.sharding.hosts import is_first
 from codellama_jax.system.files import write_json
+from codellama_jax.system.progress import counted
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
-from codellama_jax.weights.folders import progress, whole_folder
+from codellama_jax.weights.folders import whole_folder
 from codellama_jax.weights.integrity import write_checksums
 from codellama_jax.weights.layout import (
     Index,
@@ -128,7 +130,8 @@ def write_run(
     with whole_folder(folder) as part:
         run = RunFolder(part)
         inner = run.stage(ARM, STAGE)
-        with progress("importing", source_bytes(source)) as advance:
+        size = source_bytes(source)
+        with counted("importing", size, unit="bytes", quiet=not is_first()) as advance:
             _save(_tree(source, advance), inner.checkpoint(0), folder)
         write_json(inner.config, to_dict(stage))
         inner.mark_done(step=0, tokens=0)

@@ -1,10 +1,13 @@
 """A record of every suite, and a reader that does all that needs no model."""
 
+import dataclasses
+
 import small_data as data
 
+from codellama_jax.benchmarks.benchmark import Benchmark
 from codellama_jax.benchmarks.scoring import checks_of
-from codellama_jax.benchmarks.settings import Options
-from codellama_jax.benchmarks.suites import LOADERS
+from codellama_jax.benchmarks.suites import SUITES as SUITES_BY_NAME
+from codellama_jax.benchmarks.suites import load
 
 SUITES = {  # suite -> a record of it; those of one-record suites must be first in their file
     "humaneval": data.DOUBLE,
@@ -24,10 +27,17 @@ SUITES = {  # suite -> a record of it; those of one-record suites must be first 
 MORE = {"humaneval_x": data.X_GO}  # records with further fields
 
 
+def load_all(suite: str, path: str, **options) -> Benchmark:
+    """Loads all tasks of a file without examples, as far as the suite has such options."""
+    options |= {"all_tasks": True, "shots": 0}
+    fields = [field.name for field in dataclasses.fields(SUITES_BY_NAME[suite].options)]
+    given = {name: value for name, value in options.items() if name in fields}
+    return load(suite, data=path, **given)
+
+
 def use(suite: str, path, **options) -> None:
     """Loads a file and does with its tasks all that needs no model."""
-    shots = {"shots": 0} if suite in ("mbpp", "gsm8k", "truthfulqa") else {}
-    benchmark = LOADERS[suite](Options(data=str(path), all_tasks=True, **shots, **options))
+    benchmark = load_all(suite, str(path), **options)
     for task in benchmark.tasks:
         sample = {"completion": "", "log_likelihoods": [-1.0] * len(task.choices)}
         task.prompt.encode()

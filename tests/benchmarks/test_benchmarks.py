@@ -8,8 +8,8 @@ from paths import DATA
 from codellama_jax.benchmarks import answers as ask
 from codellama_jax.benchmarks.benchmark import Benchmark
 from codellama_jax.benchmarks.scoring import score
-from codellama_jax.benchmarks.settings import Options, Settings
-from codellama_jax.benchmarks.suites import LOADERS
+from codellama_jax.benchmarks.settings import Settings
+from codellama_jax.benchmarks.suites import load
 from codellama_jax.benchmarks.suites.apps import same_output
 from codellama_jax.benchmarks.suites.gsm8k import last_number
 from codellama_jax.benchmarks.summary import summarise
@@ -106,14 +106,14 @@ def test_a_model_that_knows_the_answers_scores_all(
     name, file, babble, options, spm, run, files, executor, tmp_path, monkeypatch
 ):
     options = {**options, **({"source": files[options["source"]]} if "source" in options else {})}
-    benchmark = LOADERS[name](Options(data=files[file], **options))
+    benchmark = load(name, data=files[file], **options)
     measures = results_of(run, benchmark, executor, tmp_path, babble, spm, monkeypatch)
     reached = {name: value for name, value in measures.items() if name in HUNDRED}
     assert reached and set(reached.values()) == {100.0}
 
 
 def test_multipl_e_knows_where_a_function_ends(run, files, executor, tmp_path, monkeypatch):
-    benchmark = LOADERS["multipl_e"](Options(data=files["multipl_e"]))
+    benchmark = load("multipl_e", data=files["multipl_e"])
     tasks = [dataclasses.replace(task, reference="\n    return 2 * x;") for task in benchmark.tasks]
     measures = results_of(
         run,
@@ -130,7 +130,7 @@ def test_multipl_e_knows_where_a_function_ends(run, files, executor, tmp_path, m
 def test_programs_that_reason_are_judged_by_what_they_print(
     run, files, executor, tmp_path, monkeypatch
 ):
-    benchmark = LOADERS["gsm8k_programs"](Options(data=files["gsm8k/test"]))
+    benchmark = load("gsm8k_programs", data=files["gsm8k/test"])
     assert (
         benchmark.tasks[0].prompt.startswith("Q: One and one?")
         and "return 1 + 1" in benchmark.tasks[0].prompt
@@ -150,8 +150,12 @@ def test_programs_that_reason_are_judged_by_what_they_print(
 
 
 def test_a_key_is_found_by_who_knows_it(run, files, tmp_path, monkeypatch):
-    benchmark = LOADERS["key_retrieval"](
-        Options(data=files["filler"], lengths=(200, 300), examples=2), run.tokenizer
+    benchmark = load(
+        "key_retrieval",
+        tokenizer=run.tokenizer,
+        data=files["filler"],
+        lengths=(200, 300),
+        examples=2,
     )
     assert (
         results_of(run, benchmark, None, tmp_path, "assert", False, monkeypatch)["retrieved"] == 100
@@ -175,7 +179,7 @@ def test_a_key_is_found_by_who_knows_it(run, files, tmp_path, monkeypatch):
     ],
 )
 def test_a_wrong_answer_is_wrong(name, file, options, completion, files, executor, tmp_path):
-    benchmark = LOADERS[name](Options(data=files[file], **options))
+    benchmark = load(name, data=files[file], **options)
     needs(benchmark)
     samples = {
         (task.task_id, 0): {"task_id": task.task_id, "sample": 0, "completion": completion}
@@ -186,32 +190,30 @@ def test_a_wrong_answer_is_wrong(name, file, options, completion, files, executo
 
 
 def test_prompts_are_the_papers(files):
-    mbpp = LOADERS["mbpp"](Options(data=files["mbpp"]))
+    mbpp = load("mbpp", data=files["mbpp"])
     assert [task.task_id for task in mbpp.tasks] == ["11", "12"]  # of the test split
     assert (
         mbpp.tasks[1].prompt.count("[BEGIN]") == 4
         and mbpp.tasks[1].prompt.endswith("[BEGIN]")
         and "\r" not in mbpp.tasks[1].prompt
     )
-    apps = LOADERS["apps"](Options(data=files["apps"]))
+    apps = load("apps", data=files["apps"])
     assert apps.tasks[0].prompt.count("Q: ") == 3 and apps.tasks[0].prompt.count("A: '''") == 3
     assert {task.group for task in apps.tasks} == {"introductory", "interview"}
-    humaneval = LOADERS["humaneval"](Options(data=files["humaneval"]))
+    humaneval = load("humaneval", data=files["humaneval"])
     assert humaneval.tasks[0].prompt.endswith('"""')
-    translation = LOADERS["humaneval_x"](
-        Options(data=files["x_cpp"], source=files["x_python"])
-    ).tasks[0]
+    translation = load("humaneval_x", data=files["x_cpp"], source=files["x_python"]).tasks[0]
     assert (
         translation.prompt.startswith("code translation\nPython:\ndef double(x):\n    return 2 * x")
         and '"""' not in translation.prompt
     )
-    docstrings = LOADERS["docstring"](Options(data=files["docstring"])).tasks
+    docstrings = load("docstring", data=files["docstring"]).tasks
     assert (
         len(docstrings) == 1
         and docstrings[0].prompt.endswith('"""\x20')
         and '"""' not in docstrings[0].suffix
     )
-    gsm8k = LOADERS["gsm8k"](Options(data=files["gsm8k/test"], shots=1))
+    gsm8k = load("gsm8k", data=files["gsm8k/test"], shots=1)
     assert len(gsm8k.tasks) == 2 and "<<" not in gsm8k.tasks[0].prompt
 
 
@@ -260,7 +262,7 @@ def test_outputs_say_the_same(written, wanted, same):
 )
 def test_a_file_of_another_benchmark_is_named(file, line, said, files):
     with pytest.raises(UserError, match=said):
-        LOADERS[file](Options(data=files[line]))
+        load(file, data=files[line])
 
 
 @pytest.mark.parametrize(
@@ -277,7 +279,7 @@ def test_a_file_that_cannot_be_read_is_named(text, said, tmp_path):
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError, match=said):
-        LOADERS["humaneval"](Options(data=str(path)))
+        load("humaneval", data=str(path))
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs the published files")
@@ -313,7 +315,7 @@ def test_published_solutions_come_through_llama_2s_tokens(name, file, babble, op
     """
     tokenizer = tokenizers.load(DATA / "tokenizer_llama2" / "tokenizer.model")
     run = Run(LlamaConfig(tokenizer.vocab_size, 8, 1, 1, 1, 8, 8), {}, tokenizer, "knowing")
-    benchmark = LOADERS[name](Options(data=str(DATA / file), **options))
+    benchmark = load(name, data=str(DATA / file), **options)
     tasks = [task for task in benchmark.tasks if task.task_id != "CPP/94"]
     benchmark = dataclasses.replace(benchmark, tasks=tasks[:: max(1, len(tasks) // 40)])
     knows(run, benchmark, babble, False, monkeypatch)

@@ -6,8 +6,8 @@ import json
 import pytest
 from paths import DATA
 
-from codellama_jax.benchmarks import comparable, paper, summary
-from codellama_jax.benchmarks.settings import Options
+from codellama_jax.benchmarks import comparable, summary
+from codellama_jax.benchmarks.suites import SUITES, humaneval
 
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs the published files")
 PUBLISHED = [
@@ -20,22 +20,27 @@ PUBLISHED = [
 ]
 
 
+def why_not(name: str, partial: bool = False, **options) -> str:
+    suite = SUITES[name]
+    given = suite.options(**options)
+    return comparable.why_not(name, suite, suite.load(given, None), given, partial)
+
+
 def test_a_users_own_tasks_are_not_compared(files):
-    reason = comparable.why_not("humaneval", "humaneval", Options(data=files["humaneval"]), False)
+    reason = why_not("humaneval", data=files["humaneval"])
     assert "humaneval.jsonl are not those of the published file" in reason
-    reason = comparable.why_not("lcc", "lcc", Options(data=files["lcc"]), False)
+    reason = why_not("lcc", data=files["lcc"])
     assert reason == "no checksum of the published data of lcc is known"
     result = {"benchmark": "humaneval", "tasks": 3, "samples": 3, "measures": {"pass@1": 50.0}}
-    assert summary.show(result, "mine", with_paper=False).row_count == 1
-    assert summary.show(result, "mine").row_count == 1 + len(paper.numbers("humaneval"))
+    assert summary.show(result, "mine").row_count == 1
+    assert summary.show(result, "mine", humaneval.PAPER).row_count == 12
 
 
 @needs_data
 @pytest.mark.parametrize(("suite", "file"), PUBLISHED)
 def test_published_data_is_compared(suite, file):
-    options = Options(data=str(DATA / file))
-    assert comparable.why_not(suite, suite, options, partial=False) == ""
-    partial = comparable.why_not(suite, suite, options, partial=True)
+    assert why_not(suite, data=str(DATA / file)) == ""
+    partial = why_not(suite, partial=True, data=str(DATA / file))
     assert partial == "only some of the tasks have samples"
 
 
@@ -44,16 +49,17 @@ def test_the_layout_of_a_published_file_does_not_matter_and_its_records_do(tmp_p
     path = DATA / "humaneval" / "HumanEval.jsonl.gz"
     records = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     own = tmp_path / "own.json"
-    options = Options(data=str(own))
     own.write_text(json.dumps(records[::-1], indent=2))
-    assert comparable.why_not("humaneval", "humaneval", options, partial=False) == ""
+    assert why_not("humaneval", data=str(own)) == ""
     records[0]["test"] += "\n"
     own.write_text(json.dumps(records))
-    assert comparable.why_not("humaneval", "humaneval", options, partial=False)
-    mbpp = Options(data=str(DATA / "mbpp" / "mbpp.jsonl"), all_tasks=True)
-    assert "test split" in comparable.why_not("mbpp", "mbpp", mbpp, partial=False)
+    assert why_not("humaneval", data=str(own))
+    mbpp = str(DATA / "mbpp" / "mbpp.jsonl")
+    assert "test split" in why_not("mbpp", data=mbpp, all_tasks=True)
 
 
-def test_a_measure_without_papers_numbers():
-    options = Options(data="x")
-    assert "no paper's number" in comparable.why_not("truthfulqa", "truthfulqa", options, False)
+def test_a_measure_without_papers_numbers(files):
+    assert "no paper's number" in why_not("truthfulqa", data=files["truthfulqa"])
+    perplexity = SUITES["perplexity"]
+    reason = comparable.why_not("perplexity", perplexity, None, perplexity.options(), False)
+    assert "no paper's number" in reason

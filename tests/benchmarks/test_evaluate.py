@@ -15,14 +15,14 @@ import pytest
 import small_data as data
 
 from codellama_jax.benchmarks import answers as ask
-from codellama_jax.benchmarks import evaluate, generate, paper, published
+from codellama_jax.benchmarks import evaluate, generate, published, suites
+from codellama_jax.benchmarks.benchmark import files_of
 from codellama_jax.benchmarks.bleu import smoothed_bleu
 from codellama_jax.benchmarks.sample_forms import read_samples
 from codellama_jax.benchmarks.samples import append, continue_file
 from codellama_jax.benchmarks.scoring import score
 from codellama_jax.benchmarks.settings import Checking, Options, Settings
-from codellama_jax.benchmarks.suites import LOADERS
-from codellama_jax.benchmarks.suites.long_files import measure
+from codellama_jax.benchmarks.suites import SUITES, load
 from codellama_jax.benchmarks.summary import summarise
 from codellama_jax.errors import UserError
 from codellama_jax.generation.text import whole_characters
@@ -41,7 +41,7 @@ def by_key(path) -> dict:
 
 
 def test_a_killed_run_goes_on_and_draws_what_it_would_have_drawn(run, files, tmp_path, monkeypatch):
-    benchmark = LOADERS["lcc"](Options(data=files["lcc"]))
+    benchmark = load("lcc", data=files["lcc"])
 
     def drawn(settings, folder):
         request = {"settings": dataclasses.asdict(settings)}
@@ -77,7 +77,7 @@ def test_a_killed_run_goes_on_and_draws_what_it_would_have_drawn(run, files, tmp
 
 
 def test_scores_are_added_once(files, executor, tmp_path, monkeypatch):
-    benchmark = LOADERS["humaneval"](Options(data=files["humaneval"]))
+    benchmark = load("humaneval", data=files["humaneval"])
     samples = evaluate.reference_samples(benchmark).by_key
     first = dict([next(iter(samples.items()))])
     score(benchmark, first, executor, tmp_path)
@@ -94,16 +94,15 @@ def test_scores_are_added_once(files, executor, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["humaneval", "RandomSpan", "truthfulqa", "key_retrieval"])
 def test_a_model_runs_from_end_to_end(name, run, files, executor, tmp_path, capsys):
     """A random one; twice, as the second time finds all done."""
-    options = Options(
-        data=files.get(name, files["filler"]),
-        lengths=(200,),
-        positions=(0.0, 0.4),
-        examples=2,
-        shots=2,
-    )
+    more = {
+        "truthfulqa": {"shots": 2},
+        "key_retrieval": {"lengths": (200,), "positions": (0.0, 0.4), "examples": 2},
+    }
+    suite = "humaneval_infilling" if name == "RandomSpan" else name
+    data_path = files.get(name, files["filler"])
+    options = SUITES[suite].options(data=data_path, **more.get(name, {}))
     settings = Settings(max_new_tokens=8, samples=2 if name == "RandomSpan" else 1)
     for _ in range(2):
-        suite = "humaneval_infilling" if name == "RandomSpan" else name
         evaluate.evaluate(suite, lambda: run, options, settings, ONE, tmp_path / "out")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["model"] == "toy" and results["samples"] == len(
@@ -184,13 +183,13 @@ def test_undecided_verdicts_are_counted_apart(files, executor, tmp_path, capsys)
 )
 def test_a_faulty_sample_is_named(added, said, files, tmp_path):
     good = [{"task_id": r["task_id"], "completion": "", "sample": 0} for r in data.HUMANEVAL]
-    benchmark = LOADERS["humaneval"](Options(data=files["humaneval"]))
+    benchmark = load("humaneval", data=files["humaneval"])
     with pytest.raises(UserError, match=said):
         read_samples(data.write_lines(tmp_path / "samples.jsonl", [*good, added]), benchmark)
 
 
 def test_every_task_needs_a_sample(files, tmp_path):
-    benchmark = LOADERS["humaneval"](Options(data=files["humaneval"]))
+    benchmark = load("humaneval", data=files["humaneval"])
     path = data.write_lines(
         tmp_path / "samples.jsonl", [{"task_id": "HumanEval/0", "completion": ""}]
     )
@@ -201,7 +200,7 @@ def test_every_task_needs_a_sample(files, tmp_path):
 def test_a_half_written_last_line_is_ignored_with_a_warning_and_another_is_an_error(
     files, tmp_path, capsys
 ):
-    benchmark = LOADERS["humaneval"](Options(data=files["humaneval"]))
+    benchmark = load("humaneval", data=files["humaneval"])
     path = data.write_lines(
         tmp_path / "samples.jsonl",
         [{"task_id": r["task_id"], "completion": ""} for r in data.HUMANEVAL],
@@ -222,8 +221,9 @@ def test_a_half_written_last_line_is_ignored_with_a_warning_and_another_is_an_er
 
 def test_a_task_that_is_there_twice_is_named(tmp_path):
     with pytest.raises(UserError, match="HumanEval/0 more than once"):
-        LOADERS["humaneval"](
-            Options(data=str(data.write_lines(tmp_path / "h.jsonl", [data.DOUBLE, data.DOUBLE])))
+        load(
+            "humaneval",
+            data=str(data.write_lines(tmp_path / "h.jsonl", [data.DOUBLE, data.DOUBLE])),
         )
 
 
@@ -239,7 +239,8 @@ def test_a_task_that_is_there_twice_is_named(tmp_path):
 )
 def test_what_is_missing_is_named(name, options, said, tmp_path):
     with pytest.raises(UserError, match=re.escape(said)):
-        evaluate.evaluate(name, None, Options(**options), Settings(), ONE, tmp_path, reference=True)
+        given = SUITES[name].options(**options) if name in SUITES else Options(**options)
+        evaluate.evaluate(name, None, given, Settings(), ONE, tmp_path, reference=True)
 
 
 def test_a_file_in_the_place_of_the_folder_and_no_workers_are_refused(tmp_path):
@@ -263,8 +264,8 @@ def forward(run):
 
 
 def test_a_key_is_asked_for_at_its_place_and_answered_as_without_a_cache(run, files):
-    options = Options(data=files["filler"], lengths=(200, 400), positions=(0.0, 0.5), examples=2)
-    benchmark = LOADERS["key_retrieval"](options, run.tokenizer)
+    options = {"lengths": (200, 400), "positions": (0.0, 0.5), "examples": 2}
+    benchmark = load("key_retrieval", run.tokenizer, data=files["filler"], **options)
     assert len(benchmark.tasks) == len({task.prompt for task in benchmark.tasks}) == 8
     log_p = forward(run)
     [batch] = ask.answers(run, benchmark, Settings(max_new_tokens=3), set())
@@ -306,8 +307,10 @@ def test_likelihoods_and_perplexity_are_those_of_a_direct_computation(run, files
         assert found == pytest.approx(
             sum(float(rows[i - 1, ids[i]]) for i in range(start, len(ids))), rel=1e-5
         )
-    measures = measure(run, Options(data=files["filler"], lengths=(32, 64), examples=1))["measures"]
-    text = next(iter(evaluate.long_files.files_of(files["filler"], (".py",)))).read_text()
+    suite = SUITES["perplexity"]
+    options = suite.options(data=files["filler"], lengths=(32, 64), examples=1)
+    measures = suite.measure(run, options)["measures"]
+    text = files_of(files["filler"], (".py",))[0].read_text()
     ids = encode(text)[:65]
     losses = np.array([-float(log_p(ids)[i, ids[i + 1]]) for i in range(64)])
     assert np.log(measures["32 perplexity"]) == pytest.approx(losses[:32].mean(), rel=1e-5)
@@ -315,7 +318,7 @@ def test_likelihoods_and_perplexity_are_those_of_a_direct_computation(run, files
 
 
 def test_samples_are_ranked_by_the_mean_log_probability_of_their_tokens(run, files):
-    benchmark = LOADERS["humaneval"](Options(data=files["humaneval"]))
+    benchmark = load("humaneval", data=files["humaneval"])
     texts, log_p = ("\n    return x\n", ""), forward(run)
     written, empty = ask.mean_logprobs(run, benchmark, benchmark.tasks, texts, False)
     before = [run.tokenizer.bos_id, *run.tokenizer.encode(benchmark.tasks[0].prompt)]
@@ -337,7 +340,7 @@ def test_samples_are_ranked_by_the_mean_log_probability_of_their_tokens(run, fil
 
 
 def test_choices_are_weighed(files):
-    benchmark = LOADERS["truthfulqa"](Options(data=files["truthfulqa"]))
+    benchmark = load("truthfulqa", data=files["truthfulqa"])
     task = benchmark.tasks[3]
     assert (
         task.prompt.count("Q: ") == 7
@@ -357,19 +360,24 @@ def test_bleu_is_smoothed_as_published():
 
 
 def test_the_papers_numbers_stand_under_their_measures():
-    for name, columns in paper.COLUMNS.items():
-        rows = paper.numbers(name)
-        assert rows and all(
-            list(row) == list(columns) and all(0 <= value <= 100 for value in row.values())
-            for row in rows.values()
-        )
-    assert paper.numbers("humaneval")["Code Llama Python 34B"] == {
+    papers = {}
+    for name in SUITES:
+        module = getattr(suites, name, None)
+        for variable in ("PAPER", "ZERO_SHOT"):
+            if hasattr(module, variable):
+                papers[name, variable] = getattr(module, variable)
+    assert len(papers) == 13
+    for paper in papers.values():
+        for row in paper.numbers().values():
+            assert list(row) == list(paper.columns)
+            assert all(0 <= value <= 100 for value in row.values())
+    assert suites.humaneval.PAPER.numbers()["Code Llama Python 34B"] == {
         "pass@1": 53.7,
         "pass@10": 82.8,
         "pass@100": 94.7,
     }
-    assert paper.numbers("multipl_e")["Code Llama 34B"]["sh pass@1"] == 17.1
-    assert paper.numbers("key_retrieval")["Code Llama 7B"]["16000@0 retrieved"] == 54.7
+    assert suites.multipl_e.PAPER.numbers()["Code Llama 34B"]["sh pass@1"] == 17.1
+    assert suites.key_retrieval.PAPER.numbers()["Code Llama 7B"]["16000@0 retrieved"] == 54.7
 
 
 def test_published_files_are_downloaded_once_and_checked(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from toy import stage
 from codellama_jax.benchmarks import answers as ask
 from codellama_jax.benchmarks import evaluate
 from codellama_jax.benchmarks.settings import Checking, Options, Settings
-from codellama_jax.benchmarks.suites import LOADERS
+from codellama_jax.benchmarks.suites import load
 from codellama_jax.checkpoints.checkpoint import Checkpoints
 from codellama_jax.checkpoints.loading import load_run
 from codellama_jax.config import MeshConfig, to_dict
@@ -49,7 +49,7 @@ def placed(run, mesh: dict):
 
 @pytest.fixture(scope="module")
 def benchmark(files):
-    return LOADERS["humaneval"](Options(data=files["humaneval"]))
+    return load("humaneval", data=files["humaneval"])
 
 
 @pytest.fixture(scope="module")

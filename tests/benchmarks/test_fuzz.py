@@ -10,13 +10,11 @@ import sys
 from pathlib import Path
 
 import small_data as data
-from suite_records import MORE, SUITES, use
+from suite_records import MORE, SUITES, load_all, use
 
 from codellama_jax.benchmarks.sample_forms import read_samples
 from codellama_jax.benchmarks.samples import continue_file
 from codellama_jax.benchmarks.scoring import FIELDS
-from codellama_jax.benchmarks.settings import Options
-from codellama_jax.benchmarks.suites import LOADERS
 from codellama_jax.errors import UserError
 
 VALUES = [None, True, 0, -1, 1.5, float("nan"), float("inf"), 10**400]
@@ -33,8 +31,7 @@ class Fuzzer:
         self.benchmarks = []
         for suite in ("humaneval", "mbpp", "truthfulqa", "humaneval_infilling"):
             data.write_lines(self.path, [SUITES[suite]])
-            options = Options(data=str(self.path), all_tasks=True, shots=0)
-            self.benchmarks.append(LOADERS[suite](options))
+            self.benchmarks.append(load_all(suite, str(self.path)))
 
     def value(self, depth: int = 0):
         """Returns a JSON value."""

@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 
 from codellama_jax.benchmarks.evaluate import evaluate
-from codellama_jax.benchmarks.settings import Checking, Options, Settings
+from codellama_jax.benchmarks.settings import Checking, Settings, ShotOptions
 from codellama_jax.errors import UserError
 from codellama_jax.system import locks
 
@@ -15,6 +15,6 @@ def test_a_folder_that_another_process_writes_to_is_refused(tmp_path):
     samples = tmp_path / "samples.jsonl"
     samples.write_text('{"task_id": "0", "completion": "2"}\n')
     out = tmp_path / "out"
-    options = Options(data=str(data), shots=0)
+    options = ShotOptions(data=str(data), shots=0)
     with locks.sole_writer(epath.Path(out)), pytest.raises(UserError, match="is being written by"):
         evaluate("gsm8k", None, options, Settings(), Checking(), out, str(samples))

@@ -1,10 +1,16 @@
 """Options out of range are refused where they are made: on the command line and in the library."""
 
+import dataclasses
 import math
 
 import pytest
 
-from codellama_jax.benchmarks.settings import Checking, Options, Settings
+from codellama_jax.benchmarks.options import all_options, options_of
+from codellama_jax.benchmarks.settings import Checking, Settings, ShotOptions
+from codellama_jax.benchmarks.suites import SUITES
+from codellama_jax.benchmarks.suites.key_retrieval import KeyOptions
+from codellama_jax.benchmarks.suites.mbpp import MbppOptions
+from codellama_jax.benchmarks.suites.perplexity import PerplexityOptions
 from codellama_jax.errors import UserError
 
 BAD = [
@@ -24,18 +30,23 @@ BAD = [
     (Settings, "max_new_tokens", 10**12, "--max-new-tokens"),
     (Settings, "context_tokens", -1, "--context-tokens"),
     (Settings, "batch_tokens", 0, "--batch-tokens"),
-    (Options, "shots", -5, "--shots must be an integer from -1 to 1000000, not -5"),
-    (Options, "examples", -1, "--examples must be an integer from 1 to 1000000, not -1"),
-    (Options, "examples", 0, "--examples"),
-    (Options, "lengths", (), "--lengths needs at least one value"),
-    (Options, "lengths", (8000, -1), "--lengths must be an integer from 1 to 16777216, not -1"),
-    (Options, "positions", (), "--positions needs at least one value"),
-    (Options, "positions", 0.5, "--positions must be a list of numbers, not 0.5"),
-    (Options, "lengths", None, "--lengths must be a list of numbers, not None"),
-    (Options, "lengths", "200", "--lengths must be a list of numbers, not '200'"),
-    (Options, "positions", (0.2, math.nan), "--positions must be a number from 0 to 1, not nan"),
-    (Options, "positions", (1.1,), "--positions"),
-    (Options, "positions", (10**400,), "--positions must be a number from 0 to 1, not 1000"),
+    (ShotOptions, "shots", -5, "--shots must be an integer from -1 to 1000000, not -5"),
+    (KeyOptions, "examples", -1, "--examples must be an integer from 1 to 1000000, not -1"),
+    (KeyOptions, "examples", 0, "--examples"),
+    (PerplexityOptions, "lengths", (), "--lengths needs at least one value"),
+    (
+        PerplexityOptions,
+        "lengths",
+        (8000, -1),
+        "--lengths must be an integer from 1 to 16777216, not -1",
+    ),
+    (KeyOptions, "positions", (), "--positions needs at least one value"),
+    (KeyOptions, "positions", 0.5, "--positions must be a list of numbers, not 0.5"),
+    (PerplexityOptions, "lengths", None, "--lengths must be a list of numbers, not None"),
+    (PerplexityOptions, "lengths", "200", "--lengths must be a list of numbers, not '200'"),
+    (KeyOptions, "positions", (0.2, math.nan), "--positions must be a number from 0 to 1, not nan"),
+    (KeyOptions, "positions", (1.1,), "--positions"),
+    (KeyOptions, "positions", (10**400,), "--positions must be a number from 0 to 1, not 1000"),
     (Checking, "workers", -1, "--workers must be an integer from 1 to 256, not -1"),
     (Checking, "workers", 100_000, "--workers"),
     (Checking, "mode", "fast", "--mode must be one of isolated, compatible, not 'fast'"),
@@ -50,5 +61,27 @@ def test_a_value_out_of_range_is_named(kind, field, value, message):
 
 def test_values_at_the_ends_of_their_ranges_are_taken():
     Settings(temperature=0, top_p=1.0, seed=2**32 - 1, context_tokens=0)
-    Options(shots=-1, positions=(0.0, 1.0), lengths=(1,), examples=1)
+    ShotOptions(shots=-1)
+    KeyOptions(positions=(0.0, 1.0), lengths=(1,), examples=1)
     Checking(workers=1, mode="compatible")
+
+
+def test_options_of_suites_with_one_name_have_one_default():
+    """The command line parses the options of all suites at once."""
+    fields = {}
+    for suite in SUITES.values():
+        for field in dataclasses.fields(suite.options):
+            assert fields.setdefault(field.name, field).default == field.default
+    assert set(fields) == {field.name for field in dataclasses.fields(all_options())}
+
+
+def test_a_suite_gets_its_own_options_and_others_are_refused():
+    every = all_options()
+    assert options_of("mbpp", every(data="x", shots=1)) == MbppOptions("x", 1)
+    message = "--all-tasks is no option of truthfulqa, which has --data --shots"
+    with pytest.raises(UserError, match=message):
+        options_of("truthfulqa", every(all_tasks=True))
+    with pytest.raises(
+        UserError, match=r"no benchmark human_eval: there are humaneval, .* and per"
+    ):
+        options_of("human_eval", every())

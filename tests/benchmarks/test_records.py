@@ -8,8 +8,7 @@ import pytest
 import small_data as data
 from suite_records import MORE, SUITES, use
 
-from codellama_jax.benchmarks.settings import Options
-from codellama_jax.benchmarks.suites import LOADERS
+from codellama_jax.benchmarks.suites import load
 from codellama_jax.errors import UserError
 
 VALUES = [
@@ -107,7 +106,7 @@ def test_files_in_other_layouts_are_read(tmp_path):
     }
     for name, content in layouts.items():
         (tmp_path / name).write_bytes(content)
-        benchmark = LOADERS["humaneval"](Options(data=str(tmp_path / name)))
+        benchmark = load("humaneval", data=str(tmp_path / name))
         assert [task.task_id for task in benchmark.tasks] == ["HumanEval/0", "HumanEval/1"]
 
 
@@ -122,14 +121,14 @@ def test_the_complete_file_system_is_not_searched_for_data(suite, tmp_path):
     (tmp_path / "link").symlink_to("/")
     for path in ("/", str(tmp_path / "link")):
         with pytest.raises(UserError, match=f"--data {path} is the complete file system"):
-            LOADERS[suite](Options(data=path))
+            load(suite, data=path)
 
 
 @pytest.mark.parametrize("suite", ["humaneval", "gsm8k", "gsm8k_programs", "apps"])
 def test_a_name_that_no_file_can_have(suite):
     for name in ("a" * 5000, "a/" * 3000, "nul\0character", "ftp://host/file", "gs://bucket/file"):
         with pytest.raises(UserError, match=f"{name[:20]}|nul"):
-            LOADERS[suite](Options(data=name))
+            load(suite, data=name)
 
 
 @pytest.mark.parametrize(
@@ -160,4 +159,4 @@ def test_a_fault_of_an_apps_problem_is_named(file, text, message, tmp_path):
     data.write_apps(tmp_path)
     (tmp_path / "test" / "0000" / file).write_text(text)
     with pytest.raises(UserError, match=message):
-        LOADERS["apps"](Options(data=str(tmp_path), shots=0))
+        load("apps", data=str(tmp_path), shots=0)

@@ -11,7 +11,7 @@ from codellama_jax.benchmarks import evaluate, samples, wrapping
 from codellama_jax.benchmarks.sample_forms import check_own, read_samples
 from codellama_jax.benchmarks.scoring import FIELDS, score
 from codellama_jax.benchmarks.settings import Checking, Options, Settings
-from codellama_jax.benchmarks.suites import LOADERS
+from codellama_jax.benchmarks.suites import load
 from codellama_jax.errors import UserError
 
 ONE = Checking(workers=1)
@@ -44,7 +44,7 @@ FORMS = {
 
 @pytest.fixture(scope="module")
 def humaneval(files):
-    return LOADERS["humaneval"](Options(data=files["humaneval"]))
+    return load("humaneval", data=files["humaneval"])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -69,7 +69,7 @@ def test_a_solution_is_a_complete_program(humaneval, executor, tmp_path):
 
 @pytest.mark.parametrize("name", [11, "11", "Mbpp/11", "MBPP/11"])
 def test_names_of_mbpp_tasks(name, files, tmp_path):
-    benchmark = LOADERS["mbpp"](Options(data=files["mbpp"]))
+    benchmark = load("mbpp", data=files["mbpp"])
     lines = [{"task_id": name, "solution": "x = 1"}, {"task_id": "12", "completion": "x = 1"}]
     found = read_samples(data.write_lines(tmp_path / "s.jsonl", lines), benchmark)
     assert list(found.by_key) == [("11", 0), ("12", 0)]
@@ -138,13 +138,13 @@ def test_files_that_hold_no_samples(humaneval, files, tmp_path):
         with pytest.raises(UserError, match=message):
             read_samples(path, humaneval)
     path.write_text(json.dumps([["x = 1"]]))
-    infilling = LOADERS["humaneval_infilling"](Options(data=files["SingleLine"]))
+    infilling = load("humaneval_infilling", data=files["SingleLine"])
     with pytest.raises(UserError, match="humaneval_infilling takes completions only"):
         read_samples(path, infilling)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="pipe is not a regular file"):
         read_samples(tmp_path / "pipe", humaneval)
-    choices = LOADERS["truthfulqa"](Options(data=files["truthfulqa"]))
+    choices = load("truthfulqa", data=files["truthfulqa"])
     for values in ([1.0], [1.0, 2.0, 3.0, 4.0, None], "x"):
         data.write_lines(path, [{"task_id": "0", "log_likelihoods": values}])
         with pytest.raises(UserError, match="log_likelihoods must be a list of 5 numbers"):

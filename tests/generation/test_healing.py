@@ -11,13 +11,12 @@ import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codellama_jax.benchmarks.suites.perplexity import document_losses
 from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.generation import healing
-from codellama_jax.generation.forward import last_logits
 from codellama_jax.generation.healing import Pieces, heal
 from codellama_jax.generation.infill import infill
 from codellama_jax.generation.sampler import Sampling
+from codellama_jax.generation.scoring import document_losses, last_logits
 from codellama_jax.models.llama.model import Llama
 from codellama_jax.models.trained import Run
 from codellama_jax.tokenizers import sentencepiece as tokenizers

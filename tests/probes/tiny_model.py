@@ -7,10 +7,11 @@ import string
 
 import numpy as np
 
-from codellama_jax.config import ProbesConfig
+from codellama_jax.config import Probe
 from codellama_jax.data.infilling import plain_ids
 from codellama_jax.models.trained import Run
 from codellama_jax.probes.run import run_probes
+from codellama_jax.probes.subject import Subject
 
 SOURCES = [inspect.getsource(module) for module in (random, string)]
 
@@ -32,15 +33,12 @@ def packed(run: Run, texts: list[str]) -> dict[str, np.ndarray]:
     return {"tokens": ids_BT[:, :-1], "targets": ids_BT[:, 1:], "weights": weights_BT}
 
 
-def ask(run: Run, probes: ProbesConfig, documents: list[str] = DOCUMENTS) -> dict:
+def subject(run: Run, documents: list[str] = DOCUMENTS) -> Subject:
     training, validation = (packed(run, texts) for texts in (DOCUMENTS[::2], DOCUMENTS[1::2]))
-    found = run_probes(
-        probes,
-        run,
-        {"files": SOURCES, "documents": documents},
-        iter([training]),
-        [validation],
-        validation["tokens"].shape[1],
-        seed=0,
-    )
-    return json.loads(json.dumps(found))
+    seq_len = validation["tokens"].shape[1]
+    return Subject(run, SOURCES, documents, lambda: [training], [validation], seq_len, seed=0)
+
+
+def ask(run: Run, *probes: Probe, documents: list[str] = DOCUMENTS) -> dict:
+    by_name = {probe.name: probe for probe in probes}
+    return json.loads(json.dumps(run_probes(by_name, subject(run, documents))))

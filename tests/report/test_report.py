@@ -14,6 +14,7 @@ from etils import epath
 
 from codellama_jax.checkpoints.folder import StageFolder
 from codellama_jax.config import Experiment, to_dict
+from codellama_jax.probes import Bigram, Completions, Infilling, Infills, Perplexity
 from codellama_jax.report.page import Code, Page
 from codellama_jax.report.reading import read_stage
 from codellama_jax.report.report import write_report
@@ -38,7 +39,15 @@ def experiment() -> Experiment:
         init="previous",
         model=dataclasses.replace(toy.MODEL, rope_theta=1e6),
     )
-    return Experiment("quickstart", "toy", {"code_llama": {"code": code, "long_context": long}})
+    shown = {
+        "perplexity": Perplexity((128,)),
+        "infilling": Infilling(64),
+        "completions": Completions(("def mean(xs):\n",)),
+        "infills": Infills(1),
+        "bigram": Bigram(),
+    }
+    arms = {"code_llama": {"code": code, "long_context": long}}
+    return Experiment("quickstart", "toy", arms, probes=shown)
 
 
 def probes(quality: float = 1.0, text: str = HOSTILE) -> dict:

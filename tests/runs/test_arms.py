@@ -16,6 +16,7 @@ EXPERIMENT = '''
 import dataclasses
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.config import *
+from codellama_jax.probes import Perplexity
 from codellama_jax.report.findings import Difference, Finding, Panel, pairs
 
 def experiment(scale="toy"):
@@ -25,7 +26,7 @@ def experiment(scale="toy"):
     theta = dataclasses.replace(code, init="previous", steps=0, model=dataclasses.replace(model, rope_theta=5.0))
     more = dataclasses.replace(code, init="previous", steps=4)
     arms = {"one": {"code": code}, "theta": {"code": code, "theta": theta}, "more": {"code": code, "more": more}}
-    probes = ProbesConfig(perplexity_lengths=(32,), last_stage_only=True)
+    probes = {"perplexity": Perplexity((32,), stages="last")}
     return Experiment("arms", scale, arms, TokenizerConfig(pieces=320), CorpusConfig(code="SOURCES", validation_fraction=0.3),
                       probes=probes, seeds=2)
 

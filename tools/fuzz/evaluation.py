@@ -10,14 +10,16 @@ from random import Random
 from typing import Any
 
 import small_data
-from suite_records import MORE, SUITES, use
+from suite_records import MORE, SUITES, load_all, use
 
 from codellama_jax.benchmarks import evaluate
+from codellama_jax.benchmarks.options import all_options, options_of
 from codellama_jax.benchmarks.sample_forms import read_samples
 from codellama_jax.benchmarks.samples import continue_file
 from codellama_jax.benchmarks.scoring import FIELDS
 from codellama_jax.benchmarks.settings import Checking, Options, Settings
-from codellama_jax.benchmarks.suites import LOADERS
+from codellama_jax.benchmarks.suites import SUITES as SUITES_BY_NAME
+from codellama_jax.benchmarks.suites import load
 from tools.fuzz import mutations
 from tools.fuzz.harness import shared_folder
 
@@ -48,7 +50,7 @@ def originals() -> dict[str, str]:
 @functools.cache
 def benchmark(suite: str) -> Any:
     """Returns a loaded benchmark of one task."""
-    return LOADERS[suite](Options(data=originals()[suite], all_tasks=True, shots=0))
+    return load_all(suite, originals()[suite])
 
 
 def changed(rng: Random, record: dict, names: list[str]) -> dict:
@@ -96,7 +98,7 @@ def apps_folders(rng: Random, folder: Path) -> Callable[[], object]:
     shots = rng.choice([0, 0, 1, 2])
 
     def call() -> None:
-        loaded = LOADERS["apps"](Options(data=str(root), shots=shots))
+        loaded = load("apps", data=str(root), shots=shots)
         for task in loaded.tasks:
             evaluate.checks_of(loaded, task, {"completion": "x"})
 
@@ -157,7 +159,7 @@ def odd_or_good(rng: Random) -> Any:
 
 def requests(rng: Random, folder: Path) -> Callable[[], object]:
     """Options of `evaluate` from the library or the command line."""
-    suite = rng.choice([*originals(), *LOADERS, "perplexity", rng.choice(mutations.TEXTS)])
+    suite = rng.choice([*originals(), *SUITES_BY_NAME, rng.choice(mutations.TEXTS)])
     options: dict[str, Any] = {"data": originals().get(suite, str(folder))}
     settings: dict[str, Any] = {}
     for _ in range(rng.choice([0, 1, 1, 2])):
@@ -177,7 +179,8 @@ def requests(rng: Random, folder: Path) -> Callable[[], object]:
     checking = {} if rng.random() < 0.7 else {rng.choice(["mode", "workers"]): odd_or_good(rng)}
 
     def call() -> None:
-        chosen = Options(**options), Settings(**settings), Checking(**checking)
+        given = options_of(suite, all_options()(**options))
+        chosen = given, Settings(**settings), Checking(**checking)
         evaluate.prepare(suite, flags[0], *chosen, out, samples, flags[1])
 
     return call

@@ -1,5 +1,11 @@
-"""The benchmarks by name; each file says how one loads, prompts, ends and checks."""
+"""The benchmarks by name; each file says how one loads, prompts, ends, checks and is compared."""
 
+from __future__ import annotations
+
+from typing import Any
+
+from codellama_jax.benchmarks.benchmark import Benchmark
+from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.benchmarks.suites import (
     apps,
     docstring,
@@ -11,23 +17,48 @@ from codellama_jax.benchmarks.suites import (
     lcc,
     mbpp,
     multipl_e,
+    perplexity,
     single_line,
     truthfulqa,
 )
+from codellama_jax.errors import UserError
 
-LOADERS = {
-    "humaneval": humaneval.load,
-    "humaneval_plus": humaneval.load_plus,
-    "mbpp": mbpp.load,
-    "apps": apps.load,
-    "multipl_e": multipl_e.load,
-    "humaneval_x": humaneval_x.load,
-    "humaneval_infilling": humaneval_infilling.load,
-    "single_line": single_line.load,
-    "docstring": docstring.load,
-    "gsm8k": gsm8k.load,
-    "gsm8k_programs": gsm8k.load_programs,
-    "lcc": lcc.load,
-    "key_retrieval": key_retrieval.load,
-    "truthfulqa": truthfulqa.load,
+SUITES: dict[str, Suite] = {
+    "humaneval": humaneval.SUITE,
+    "humaneval_plus": humaneval.PLUS,
+    "mbpp": mbpp.SUITE,
+    "apps": apps.SUITE,
+    "multipl_e": multipl_e.SUITE,
+    "humaneval_x": humaneval_x.SUITE,
+    "humaneval_infilling": humaneval_infilling.SUITE,
+    "single_line": single_line.SUITE,
+    "docstring": docstring.SUITE,
+    "gsm8k": gsm8k.SUITE,
+    "gsm8k_programs": gsm8k.PROGRAMS,
+    "lcc": lcc.SUITE,
+    "key_retrieval": key_retrieval.SUITE,
+    "truthfulqa": truthfulqa.SUITE,
+    "perplexity": perplexity.SUITE,
 }
+
+
+def suite_of(name: str) -> Suite:
+    """Returns a suite. Raises UserError that lists all for an unknown name."""
+    if name not in SUITES:
+        *others, last = SUITES
+        raise UserError(f"no benchmark {name}: there are {', '.join(others)} and {last}")
+    return SUITES[name]
+
+
+def load(name: str, tokenizer: Any = None, **options: Any) -> Benchmark:
+    """Loads the tasks of a benchmark.
+
+    Args:
+        name: one of SUITES.
+        tokenizer: the model's, for suites whose prompts have a given number of tokens.
+        options: the fields of the suite's options, `data` for one.
+    """
+    suite = suite_of(name)
+    if suite.load is None:
+        raise UserError(f"{name} has no tasks to load")
+    return suite.load(suite.options(**options), tokenizer)

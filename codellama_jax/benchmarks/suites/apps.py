@@ -31,13 +31,16 @@ from codellama_jax.benchmarks.fields import (
     optional,
     or_null,
 )
-from codellama_jax.benchmarks.settings import Options
+from codellama_jax.benchmarks.paper import Paper, crossed
+from codellama_jax.benchmarks.settings import ShotOptions
+from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Program
 from codellama_jax.system.files import decode_text, parse_json, read_file, user_path
 
 TIMEOUT = 4.0  # a test
 LONGEST_EXAMPLE = 3000  # characters
+GRADES = ("introductory", "interview", "competition")
 QUOTES = "'''"
 STANDARD = "read from and write to standard IO"
 CALL = "use the provided function signature"
@@ -45,9 +48,27 @@ TESTS = {"fn_name": optional(or_null(IDENTIFIER))}
 LINES = Kind("a string or a list", lambda value: TEXT.accepts(value) or isinstance(value, list))
 STANDARD_TESTS = {"inputs": optional(list_of(LINES)), "outputs": optional(list_of(LINES))}
 CALL_TESTS = {"inputs": optional(list_of(LIST)), "outputs": optional(list_of(ANY))}
+# Code Llama, table 3.
+PAPER = Paper(
+    crossed(GRADES, ("pass@5", "pass@10", "pass@100")),
+    """
+        Code Llama 7B 10.8 15.6 33.5 2.0 3.1 9.4 0.8 1.4 7.1
+        Code Llama 13B 23.7 30.2 49.0 5.6 8.1 18.4 2.1 3.4 12.0
+        Code Llama 34B 32.8 39.0 56.3 8.8 12.2 24.3 2.9 4.7 15.4
+        Code Llama Python 7B 12.7 18.5 38.3 4.2 6.3 14.9 1.3 2.2 9.1
+        Code Llama Python 34B 28.9 35.9 54.9 7.8 11.1 23.9 3.5 5.5 16.8""",
+)
+# Table 15.
+ZERO_SHOT = Paper(
+    crossed(GRADES, ("pass@5", "pass@10", "pass@100")),
+    """
+        Code Llama Instruct 7B 24.9 29.4 41.3 6.3 8.4 16.1 1.9 3.0 9.2
+        Code Llama Instruct 13B 24.8 29.8 43.5 7.0 9.2 17.3 1.7 2.5 6.3
+        Code Llama Instruct 34B 19.8 25.9 43.5 5.7 8.0 16.9 1.5 2.3 6.4""",
+)
 
 
-def load(options: Options, tokenizer: object = None) -> Benchmark:
+def load(options: ShotOptions, tokenizer: object = None) -> Benchmark:
     # Some tests hold numbers of 9,000 digits; JSON reads 4,300 at most unless this is off.
     sys.set_int_max_str_digits(0)
     if not options.data:
@@ -68,6 +89,7 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
         cut=until((QUOTES,)),
         checks=_checks,
         program_checks=_checks,
+        paper=PAPER if examples else ZERO_SHOT,
     )
 
 
@@ -211,3 +233,6 @@ def _same_word(a: str, b: str) -> bool:
         return a == b or (not whole and math.isclose(float(a), float(b), rel_tol=1e-6))
     except ValueError:
         return False
+
+
+SUITE = Suite(load, ShotOptions)

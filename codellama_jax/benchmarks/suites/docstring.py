@@ -11,10 +11,19 @@ import re
 from codellama_jax.benchmarks.benchmark import Benchmark, Record, Sample, Task, read_records
 from codellama_jax.benchmarks.bleu import smoothed_bleu
 from codellama_jax.benchmarks.fields import TEXT, list_of
+from codellama_jax.benchmarks.paper import Paper
 from codellama_jax.benchmarks.settings import Options
+from codellama_jax.benchmarks.suite import Suite
 
 FIELDS = {"code": TEXT, "docstring_tokens": list_of(TEXT)}
 DOCSTRING = re.compile(r":[ \t]*(?:#[^\n]*)?\n\s*[rRuU]{0,2}(\"\"\"|''')(.*?)\1", re.S)
+# Code Llama, table 13.
+PAPER = Paper(
+    ("bleu",),
+    """
+        Code Llama 7B 20.37
+        Code Llama 13B 21.15""",
+)
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
@@ -32,6 +41,7 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
         cut=_cut,
         finish=lambda task, text: text.strip(),
         judge=_judge,
+        paper=PAPER,
     )
 
 
@@ -56,3 +66,6 @@ def _cut(task: Task, text: str) -> str:
 
 def _judge(task: Task, sample: Sample) -> dict[str, float]:
     return {"bleu": smoothed_bleu(sample["completion"], task.record["docstring"])}
+
+
+SUITE = Suite(load)

@@ -21,8 +21,10 @@ from codellama_jax.benchmarks.benchmark import (
     until,
 )
 from codellama_jax.benchmarks.fields import TEXT, list_of
+from codellama_jax.benchmarks.paper import Paper
 from codellama_jax.benchmarks.published import PREFIX
-from codellama_jax.benchmarks.settings import Options
+from codellama_jax.benchmarks.settings import Options, ShotOptions
+from codellama_jax.benchmarks.suite import Suite, record_files
 from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Program, Verdict
 from codellama_jax.system.files import user_path
@@ -35,9 +37,20 @@ MINUS = re.compile(r"(?<![\d)])\N{MINUS SIGN}")  # a sign; behind a number it is
 MINUS_CURRENCY = re.compile(r"(?<![\d)])-[$£€](?=\d)")
 PRECISION = 1e-3
 TIMEOUT = 3.0
+# Code Llama, table 12.
+PAPER = Paper(
+    ("solved",),
+    """
+        Llama 2 7B 14.7
+        Code Llama 7B 13.0
+        Code Llama 13B 20.8
+        Code Llama 34B 32.7
+        Code Llama Python 7B 13.0
+        Code Llama Python 34B 34.4""",
+)
 
 
-def load(options: Options, tokenizer: object = None) -> Benchmark:
+def load(options: ShotOptions, tokenizer: object = None) -> Benchmark:
     """Examples come from train.jsonl beside the file.
 
     Without one the file's first problems are the examples, and are not asked.
@@ -51,10 +64,10 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
     )
     ending = lambda record: f"Question: {record['question']}\nAnswer:"
     tasks = [_task(r, prompt + ending(r), f" {_without_notes(r['answer'])}\n\n") for r in asked]
-    return Benchmark("gsm8k", tasks, cut=until(("\nQuestion:",)), judge=_judge)
+    return Benchmark("gsm8k", tasks, cut=until(("\nQuestion:",)), judge=_judge, paper=PAPER)
 
 
-def load_programs(options: Options, tokenizer: object = None) -> Benchmark:
+def load_programs(options: ShotOptions, tokenizer: object = None) -> Benchmark:
     """Examples come from pal*.json beside the file, `questions` and `solutions` in two lists."""
     shots = options.shots if options.shots >= 0 else SHOTS
     found = sorted(_folder(options.data).glob("pal*.json"))
@@ -99,6 +112,12 @@ def _folder(data: str) -> Path:
 def _train(folder: Path, shots: int) -> list[Record]:
     train = folder / "train.jsonl"
     return read_records(train, FIELDS)[:shots] if train.exists() else []
+
+
+def _test_files(options: Options) -> list[Path]:
+    """Leaves out the examples, which may be in the same folder."""
+    files = record_files(options)
+    return files if len(files) == 1 else [file for file in files if file.name == "test.jsonl"]
 
 
 def _problems(data: str) -> list[Record]:
@@ -158,3 +177,12 @@ def _checks(task: Task, completion: str) -> list[Check]:
             accepts,
         )
     ]
+
+
+SUITE = Suite(
+    load,
+    ShotOptions,
+    checksums=("ae6a977c3224d773ee7384cbf8d047eca5ac483cc88a182edc96fa2a90c2c31e",),
+    published_files=_test_files,
+)
+PROGRAMS = Suite(load_programs, ShotOptions)

@@ -20,7 +20,9 @@ from codellama_jax.benchmarks.benchmark import (
     until,
 )
 from codellama_jax.benchmarks.fields import IDENTIFIER, LIST, NUMBER, TEXT, list_of, or_null
+from codellama_jax.benchmarks.paper import PASS, Paper
 from codellama_jax.benchmarks.settings import Options
+from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.sandbox import Program
 
 STOPS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "<file_sep>")
@@ -35,6 +37,22 @@ PLUS_FIELDS = {**FIELDS, "base_input": INPUTS, "plus_input": INPUTS, "atol": or_
 TIMEOUT = 3.0
 PLUS_TIMEOUT = 60.0  # for hundreds of inputs
 ZEROS = "HumanEval/32"  # asks for any zero of a polynomial
+# Code Llama, table 2; Codex, table 1; PanGu-Coder2, table 2.
+PAPER = Paper(
+    PASS,
+    """
+        Codex 12B 28.81 46.81 72.31
+        Llama 2 7B 12.2 25.2 44.4
+        Code Llama 7B 33.5 59.6 85.9
+        Code Llama 13B 36.0 69.4 89.8
+        Code Llama 34B 48.8 76.8 93.0
+        Code Llama 70B 53.0 84.6 96.2
+        Code Llama Instruct 7B 34.8 64.3 88.1
+        Code Llama Instruct 34B 41.5 77.2 93.5
+        Code Llama Python 7B 38.4 70.3 90.6
+        Code Llama Python 34B 53.7 82.8 94.7
+        PanGu-Coder2 15B 61.64 79.55 91.76""",
+)
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
@@ -46,6 +64,7 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
         finish=_finish,
         checks=_checks,
         program_checks=lambda task, program: _test(task, program, task.record["test"], TIMEOUT),
+        paper=PAPER,
     )
 
 
@@ -141,3 +160,7 @@ def check(candidate):
         value = candidate(*copy.deepcopy(arguments))
         assert {same}, arguments
 """
+
+
+SUITE = Suite(load, checksums=("adcce144f7187b8296e488921474e692ca26bf4380b4dca91cd28f2a4b950bc2",))
+PLUS = Suite(load_plus)

@@ -10,6 +10,8 @@ solution of Go/72, which the published rule cuts in two.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import Annotated
 
 from codellama_jax.benchmarks.benchmark import (
     Benchmark,
@@ -21,7 +23,9 @@ from codellama_jax.benchmarks.benchmark import (
     stripped,
 )
 from codellama_jax.benchmarks.fields import TEXT, WORD, optional
-from codellama_jax.benchmarks.settings import Options
+from codellama_jax.benchmarks.paper import PASS, Paper, crossed
+from codellama_jax.benchmarks.settings import Options, described
+from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.benchmarks.suites.humaneval import python_check
 from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Program
@@ -68,14 +72,36 @@ FIELDS = {
     "import": optional(TEXT),
     "test_setup": optional(TEXT),
 }
+# CodeGeeX.
+PAPER = Paper(
+    crossed(("python", "cpp", "java", "js", "go"), PASS),
+    """
+        CodeGen-Multi 16B 19.22 34.64 55.17 18.05 30.84 50.90 14.95 36.73 60.62 18.40 32.80 56.48 13.03 25.46 48.77
+        CodeGeeX 13B 22.89 39.57 60.92 17.06 32.21 51.00 20.04 36.70 58.42 17.59 32.28 56.33 14.43 25.68 47.14""",
+)
 
 
-def load(options: Options, tokenizer: object = None) -> Benchmark:
+@dataclass(frozen=True)
+class TranslationOptions(Options):
+    """Options of HumanEval-X."""
+
+    source: Annotated[
+        str, described("Translate the solutions of this file instead of generating.")
+    ] = ""
+
+
+def load(options: TranslationOptions, tokenizer: object = None) -> Benchmark:
     records = [_with_language(record) for record in read_records(options.data, FIELDS)]
     if not options.source:
         tasks = [_task(record) for record in records]
         return Benchmark(
-            "humaneval_x", tasks, max_new_tokens=1024, cut=_cut, finish=_finish, checks=_checks
+            "humaneval_x",
+            tasks,
+            max_new_tokens=1024,
+            cut=_cut,
+            finish=_finish,
+            checks=_checks,
+            paper=PAPER,
         )
     solved = read_records(options.source, FIELDS)
     sources = {_number(record): _with_language(record) for record in solved}
@@ -207,3 +233,16 @@ def _before(language: str, record: Record, solution: str) -> str:
         used = [package for package in GO_PACKAGES if f'"{package}"' not in setup and uses(package)]
         return setup + "".join(f'import "{package}"\n' for package in used)
     return ""
+
+
+SUITE = Suite(
+    load,
+    TranslationOptions,
+    checksums=(
+        "b8f2b5916749f707c12ac8a19647febc186224ba6c45662009ff1d77b4bbed1b",  # Python
+        "4f52464e3687e389dab22743809729998d1366ed5ecc12b6dcf1153fa172a564",  # C++
+        "fec402e484d81b1fa6d73ac6de52500fc3b6f2c1e72231fa2edad9303623cefc",  # Java
+        "507dff0f021caef8ab87fb3f3de096722c9280534ac2a474c332d4d2f317a0a8",  # JavaScript
+        "17de98ef1cd5a8e665bac043e9fd3695b494523505ae9b8057f659b056bd7891",  # Go
+    ),
+)

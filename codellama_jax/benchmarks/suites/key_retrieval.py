@@ -10,11 +10,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from codellama_jax.benchmarks.benchmark import Benchmark, Sample, Task, files_of, text_of, until
-from codellama_jax.benchmarks.settings import Options
+from codellama_jax.benchmarks.paper import Paper, crossed
+from codellama_jax.benchmarks.settings import (
+    LengthOptions,
+    check_integer,
+    check_list,
+    check_real,
+    described,
+)
+from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,9 +37,37 @@ def my_function() -> int:
 """  # the note stands in a return statement of its own, as the paper's does
 KINDS = (".py", ".txt")
 END = "\nassert my_function() == "
+# Code Llama, table 17.
+PAPER = Paper(
+    crossed(
+        (f"{length}@{p}" for length in (8000, 16000, 24000) for p in (0, 0.2, 0.4)),
+        ("retrieved",),
+    ),
+    """
+        Code Llama 7B 100 95.3 100 54.7 100 98.4 3.1 85.9 85.9
+        Code Llama 13B 100 100 100 100 100 100 100 89.1 6.3
+        Code Llama 34B 76.6 100 100 95.3 96.9 100 81.3 0.0 81.3""",
+)
 
 
-def load(options: Options, tokenizer: Tokenizer | None = None) -> Benchmark:
+@dataclass(frozen=True)
+class KeyOptions(LengthOptions):
+    """Options of key retrieval."""
+
+    positions: Annotated[
+        tuple[float, ...], described("Position of the key, as a fraction of the context.")
+    ] = (0.0, 0.2, 0.4)
+    examples: Annotated[int, described("Examples for each length and position.")] = 64
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_integer("--examples", self.examples, 1)
+        check_list("--positions", self.positions)
+        for position in self.positions:
+            check_real("--positions", position, 0, 1)
+
+
+def load(options: KeyOptions, tokenizer: Tokenizer | None = None) -> Benchmark:
     """Examples of each length and position begin at different lines of the filler, drawn from
     the number of tokens.
     """
@@ -47,7 +84,9 @@ def load(options: Options, tokenizer: Tokenizer | None = None) -> Benchmark:
         for position in options.positions
         for number in range(options.examples)
     ]
-    return Benchmark("key_retrieval", tasks, max_new_tokens=8, cut=until(("\n",)), judge=_judge)
+    return Benchmark(
+        "key_retrieval", tasks, max_new_tokens=8, cut=until(("\n",)), judge=_judge, paper=PAPER
+    )
 
 
 def lines_of(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
@@ -94,3 +133,6 @@ def task_of(
 def _judge(task: Task, sample: Sample) -> dict[str, float]:
     found = re.match(r"\s*(\d+)", sample["completion"])
     return {"retrieved": float(found is not None and int(found[1]) == task.record["value"])}
+
+
+SUITE = Suite(load, KeyOptions, texts=KINDS)

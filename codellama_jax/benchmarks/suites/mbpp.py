@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 from codellama_jax.benchmarks.benchmark import Benchmark, Check, Record, Task, read_records, until
 from codellama_jax.benchmarks.fields import INTEGER, TEXT, WORD, list_of, optional
-from codellama_jax.benchmarks.settings import Options
+from codellama_jax.benchmarks.paper import PASS, Paper
+from codellama_jax.benchmarks.settings import ShotOptions, described
+from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Program
 
 EXAMPLES = (2, 3, 4)
 TEST = range(11, 511)
+OWN_TASKS = "the papers' numbers are those of the test split, and --all-tasks was given"
 BEGIN, DONE = "[BEGIN]\n", "\n[DONE]"
 OPEN, CLOSE = "[PYTHON]", "[/PYTHON]"
 ASKED = (
@@ -37,9 +42,36 @@ FIELDS = {
 # BigCode's harness allows 3.0, in which the published solution of task 123 does not always come to
 # its end
 TIMEOUT = 10.0
+# Code Llama, table 2.
+PAPER = Paper(
+    PASS,
+    """
+        Llama 2 7B 20.8 41.8 65.5
+        Code Llama 7B 41.4 66.7 82.5
+        Code Llama 13B 47.0 71.7 87.1
+        Code Llama 34B 55.0 76.2 86.6
+        Code Llama 70B 62.4 81.1 91.9
+        Code Llama Instruct 7B 44.4 65.4 76.8
+        Code Llama Python 7B 47.6 70.3 84.8
+        Code Llama Python 34B 56.2 76.4 88.2""",
+)
+# Table 8.
+ZERO_SHOT = Paper(
+    ("pass@1",),
+    """
+        Code Llama Instruct 7B 37.4
+        Code Llama Instruct 13B 40.2""",
+)
 
 
-def load(options: Options, tokenizer: object = None) -> Benchmark:
+@dataclass(frozen=True)
+class MbppOptions(ShotOptions):
+    """Options of MBPP."""
+
+    all_tasks: Annotated[bool, described("All tasks, not only the test split.")] = False
+
+
+def load(options: MbppOptions, tokenizer: object = None) -> Benchmark:
     records = [_unix(record) for record in read_records(options.data, FIELDS)]
     if options.shots > len(EXAMPLES):
         message = f"--shots must be at most {len(EXAMPLES)} for mbpp, whose examples are tasks"
@@ -68,6 +100,8 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
         finish=_finish,
         checks=_checks,
         program_checks=_checks,
+        paper=PAPER if shots else ZERO_SHOT,
+        own_tasks=OWN_TASKS if options.all_tasks else "",
     )
 
 
@@ -134,3 +168,10 @@ def tested_names(code: str, tests: Sequence[str]) -> list[str]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
     }
     return sorted(used & defined)
+
+
+SUITE = Suite(
+    load,
+    MbppOptions,
+    checksums=("a6fe433e048368a7827bca9bf282dd73afd34a38fbe9e3c9bb4101d848d81848",),
+)

@@ -17,7 +17,8 @@ import numpy as np
 
 from codellama_jax.benchmarks.benchmark import Benchmark, Record, Sample, Task, read_records
 from codellama_jax.benchmarks.fields import TEXT, Kind
-from codellama_jax.benchmarks.settings import Options
+from codellama_jax.benchmarks.settings import ShotOptions
+from codellama_jax.benchmarks.suite import Suite
 
 SHOTS = 6
 
@@ -36,7 +37,7 @@ TARGETS = Kind("an object of answers with 1 (true, at least one) or 0", _are_tar
 FIELDS = {"question": TEXT, "mc1_targets": TARGETS, "mc2_targets": TARGETS}
 
 
-def load(options: Options, tokenizer: object = None) -> Benchmark:
+def load(options: ShotOptions, tokenizer: object = None) -> Benchmark:
     records = read_records(options.data, FIELDS)
     shots = options.shots if options.shots >= 0 else SHOTS
     return Benchmark(
@@ -68,3 +69,6 @@ def _judge(task: Task, sample: Sample) -> dict[str, float]:
     first, second = np.split(np.array(sample["log_likelihoods"]), [len(one)])
     mass = np.exp(second - second.max())
     return {"mc1": float(one[first.argmax()]), "mc2": float(mass[two].sum() / mass.sum())}
+
+
+SUITE = Suite(load, ShotOptions)

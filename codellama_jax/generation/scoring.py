@@ -1,0 +1,113 @@
+"""Teacher-forced scoring: what a model makes of given ids, in one forward pass over each batch.
+
+Dims: B sequences, T positions, D features, V vocabulary entries, M ends of one sequence.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from codellama_jax.config import ModelConfig
+from codellama_jax.generation.sampler import bucket
+from codellama_jax.models.family import family_of, output_head
+from codellama_jax.models.layers import length_shards
+from codellama_jax.models.trained import Run
+from codellama_jax.sharding.mesh import loss_specs, on_mesh_of
+from kernels.cross_entropy import token_losses
+
+TOKENS = 16_384  # per forward pass: bounds its memory
+MOST_LOGITS = 64  # sequences per forward pass that keeps logits
+
+
+def document_losses(run: Run, documents: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Returns -log p of every id after the first of each document, given those before it.
+
+    In nats, fp32 [len(document) - 1].
+    """
+    losses: list[np.ndarray] = []
+    with on_mesh_of(run.params):
+        longest = max(map(len, documents)) - 1
+        for batch, ids_BT in _batches(documents, longest, len(documents), extra=1):
+            losses_BT = _fetched(_losses(run.model, run.params, ids_BT[:, :-1], ids_BT[:, 1:]))
+            losses += [losses_T[: len(ids) - 1] for losses_T, ids in zip(losses_BT, batch)]
+    return losses
+
+
+def last_logits(run: Run, prompts: Sequence[Sequence[int]], count: int) -> np.ndarray:
+    """Returns fp32 logits_BMV after all but the last m = 0, 1, ..., count - 1 ids of a prompt."""
+    parts = []
+    with on_mesh_of(run.params):
+        most = min(1 << (len(prompts) - 1).bit_length(), MOST_LOGITS)
+        for batch, ids_BT in _batches(prompts, max(map(len, prompts)), most):
+            ends_B = np.zeros(len(ids_BT), np.int32)
+            ends_B[: len(batch)] = [len(ids) - 1 for ids in batch]
+            logits_BMV = _last_logits(run.model, count, run.params, ids_BT, ends_B)
+            parts.append(_fetched(logits_BMV)[: len(batch)])
+    return np.concatenate(parts)
+
+
+def _batches(
+    sequences: Sequence[Sequence[int]], longest: int, most: int, extra: int = 0
+) -> Iterator[tuple[Sequence[Sequence[int]], np.ndarray]]:
+    """Yields sequences and their ids_BT, padded so that few shapes are compiled.
+
+    Args:
+      sequences: ids.
+      longest: positions that the model reads of the longest one.
+      most: sequences per batch, fewer where TOKENS bounds them.
+      extra: columns of ids_BT beyond the positions that the model reads.
+    """
+    shape = jax.sharding.get_abstract_mesh().shape
+    shards = shape.get("data", 1) * shape.get("fsdp", 1)
+    length = _round_up(bucket(longest), length_shards())
+    rows = min(_round_up(most, shards), _round_up(max(1, TOKENS // length), shards))
+    for start in range(0, len(sequences), rows):
+        batch = sequences[start : start + rows]
+        ids_BT = np.zeros((rows, length + extra), np.int32)
+        for row, ids in enumerate(batch):
+            ids_BT[row, : len(ids)] = ids
+        yield batch, ids_BT
+
+
+def _fetched(x: jax.Array) -> np.ndarray:
+    """Returns the values of an array that may be sharded over several hosts."""
+    whole = x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(whole)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _losses(
+    config: ModelConfig, params: dict, tokens_BT: jax.Array, targets_BT: jax.Array
+) -> jax.Array:
+    """Returns -log p(target) in nats of every token of one document per row, fp32 (B, T)."""
+    x_BTD = _hidden(config, params, tokens_BT)
+    return token_losses(x_BTD, output_head(params), targets_BT, **loss_specs())
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _last_logits(
+    config: ModelConfig, count: int, params: dict, tokens_BT: jax.Array, ends_B: jax.Array
+) -> jax.Array:
+    x_BTD = _hidden(config, params, tokens_BT)
+    at_BM = jnp.maximum(ends_B[:, None] - jnp.arange(count)[None], 0)
+    x_BMD = jnp.take_along_axis(x_BTD, at_BM[:, :, None], axis=1)
+    return family_of(config).module(config).apply({"params": params}, x_BMD, method="unembed")
+
+
+def _hidden(config: ModelConfig, params: dict, tokens_BT: jax.Array) -> jax.Array:
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    variables = {"params": params}
+    x_BTD, _ = (
+        family_of(config).module(config).apply(variables, tokens_BT, positions_BT, method="hidden")
+    )
+    return x_BTD
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return multiple * -(-number // multiple)

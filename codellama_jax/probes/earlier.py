@@ -1,0 +1,41 @@
+"""The `config` of a probes.json that was written when all probes shared one flat config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+FLAT = {  # probe -> its option -> the field of the flat config
+    "perplexity": {"lengths": "perplexity_lengths", "rows": "perplexity_rows"},
+    "infilling": {"examples": "infilling_examples", "max_new_tokens": "max_new_tokens"},
+    "infills": {"examples": "infills", "max_new_tokens": "max_new_tokens"},
+    "infilling_kinds": {
+        "kinds": "infilling_kinds",
+        "examples": "kind_examples",
+        "max_new_tokens": "max_new_tokens",
+    },
+    "key_retrieval": {
+        "lengths": "key_lengths",
+        "positions": "key_positions",
+        "examples": "key_examples",
+    },
+    "line_ends": {
+        "temperatures": "temperatures",
+        "lines": "line_ends",
+        "samples": "line_end_samples",
+    },
+    "completions": {"prompts": "completions", "max_new_tokens": "max_new_tokens"},
+    "bigram": {},
+}
+
+
+def options_by_probe(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the options of each probe, by name."""
+    if "perplexity_lengths" not in config:
+        return config
+    options: dict[str, dict[str, Any]] = {}
+    for name, fields in FLAT.items():
+        options[name] = {
+            option: config[field] for option, field in fields.items() if field in config
+        }
+    return options

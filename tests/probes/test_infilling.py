@@ -1,0 +1,100 @@
+"""Measures of infilled middles, and the loss of the true ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_model import DOCUMENTS, NEW_TOKENS, SEQ_LEN, subject
+
+from codellama_jax.data.infilling import infill_ids
+from codellama_jax.errors import UserError
+from codellama_jax.models.llama.model import Llama
+from codellama_jax.probes import Infilling, InfillingKinds, infilling
+from codellama_jax.probes.held_out import held_out_examples, lines_to_fill
+from codellama_jax.probes.infilling import FORMATS, KINDS, middle_losses, token_losses
+
+LONGEST = 100  # tokens of a middle
+
+
+@pytest.mark.parametrize(
+    ("written", "exact"),
+    [("{}", 1), ("{}  ", 1), ("{}\nmore", 1), ("{} # x", 0), (" {}", 0), ("\n{}", 0), ("", 0)],
+)
+def test_exact_means_the_same_line_but_for_trailing_spaces(run, monkeypatch, written, exact):
+    """Scores texts that no model wrote."""
+    examples = lines_to_fill(subject(run), 5, NEW_TOKENS)
+    middles = {(e.prefix, e.suffix): e.middle for e in examples}
+    monkeypatch.setattr(infilling, "CACHED_TOKENS", 3 * SEQ_LEN)  # several batches
+    monkeypatch.setattr(
+        "codellama_jax.generation.infill.infill",
+        lambda _, pairs, *__, **___: [written.format(middles[pair]) for pair in pairs],
+    )
+    monkeypatch.setattr(infilling, "token_losses", lambda *_: [np.zeros(1)])
+    monkeypatch.setattr(infilling, "SAMPLES", 2)
+    found = Infilling(5, NEW_TOKENS).measure(subject(run))
+    assert list(found) == ["PSM", "SPM"]
+    for measures in found.values():
+        assert (
+            measures["exact"] == exact
+            and measures["examples"] == 5
+            and len(measures["samples"]) == 2
+        )
+
+
+@pytest.mark.parametrize("spm", [False, True])
+def test_loss_is_that_of_the_true_middle_after_its_prompt(run, spm):
+    examples = lines_to_fill(subject(run), 3, NEW_TOKENS)
+    tokenizer, total, count = run.tokenizer, 0.0, 0
+    logits = jax.jit(
+        lambda ids: Llama(run.model).apply(
+            {"params": run.params}, ids[None], jnp.arange(SEQ_LEN)[None]
+        )[0]
+    )
+    for prefix, middle, suffix in examples:
+        ids = infill_ids(tokenizer, prefix, middle, suffix, spm)
+        middle_ids = tokenizer.encode(
+            middle, leading_space=False
+        )  # a newline before it, which no piece goes across
+        last = len(ids) - 1
+        assert ids[last] == tokenizer.eot_id and ids[last - len(middle_ids) : last] == middle_ids
+        log_p = jax.nn.log_softmax(logits(jnp.array((ids + [0] * SEQ_LEN)[:SEQ_LEN])))
+        total -= sum(float(log_p[i - 1, ids[i]]) for i in range(last - len(middle_ids), last))
+        count += len(middle_ids)
+    losses = np.concatenate(token_losses(run, examples, spm))
+    assert losses.mean() == pytest.approx(total / count, rel=1e-4) and len(losses) == count
+
+
+@pytest.mark.parametrize(
+    ("written", "exact", "right"),
+    [("{}", 1, 1), ("{}  ", 1, 1), ("{}x", 0, 1), ("\0{}", 0, 0), ("", 0, 0)],
+)
+def test_measures_of_texts_that_no_model_wrote(run, monkeypatch, written, exact, right):
+    monkeypatch.setattr(
+        infilling, "fill", lambda _, some, *__: [written.format(e.middle.rstrip()) for e in some]
+    )
+    monkeypatch.setattr(
+        infilling, "middle_losses", lambda _, some, __: [2.0 * len(e.middle) for e in some]
+    )
+    found = InfillingKinds(tuple(KINDS), 5, LONGEST).measure(subject(run))
+    assert {kind: list(by_format) for kind, by_format in found.items()} == {
+        "single-line": ["PSM", "SPM"],
+        "multi-line": ["PSM", "SPM"],
+        "random-span": ["PSM", "SPM", "SPM, healed"],
+    }
+    for measures in (m for by_format in found.values() for m in by_format.values()):
+        assert measures == {"exact": [exact] * 5, "right": [right] * 5, "loss": [2.0] * 5}
+
+
+def test_healing_changes_no_loss_of_whole_lines(run):
+    limits = (8, SEQ_LEN, LONGEST, 0)
+    some = held_out_examples(KINDS["single-line"].splits, run.tokenizer, DOCUMENTS, *limits)
+    np.testing.assert_allclose(
+        middle_losses(run, some, FORMATS["SPM, healed"]),
+        middle_losses(run, some, FORMATS["SPM"]),
+        rtol=1e-4,
+    )
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(UserError, match="kinds is 'word': it must be one of single-line"):
+        InfillingKinds(("word",))

@@ -1,0 +1,152 @@
+"""All probes of a tiny untrained model, what is kept of earlier answers, and a probe of a user."""
+
+import dataclasses
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from paths import ROOT
+from tiny_model import NEW_TOKENS, ask, subject
+
+from codellama_jax.config import Examples, Probe
+from codellama_jax.errors import UserError
+from codellama_jax.probes import (
+    Bigram,
+    Completions,
+    Infilling,
+    InfillingKinds,
+    Infills,
+    KeyRetrieval,
+    LineEnds,
+    Perplexity,
+)
+from codellama_jax.probes.held_out import lines_to_fill
+from codellama_jax.probes.run import config_of, kept_answers
+
+DOCUMENTS = [250, 256, 0]  # what else decides the answers
+FLAT = {  # as every probes.json had it when all probes shared one config
+    "perplexity_lengths": [16, 64],
+    "perplexity_rows": 8,
+    "infilling_examples": 3,
+    "bigram": False,
+    "completions": [],
+    "infills": 0,
+    "max_new_tokens": 48,
+    "last_stage_only": True,
+    "infilling_kinds": ["single-line"],
+    "kind_examples": 128,
+    "key_lengths": [],
+    "key_positions": [0.0, 0.2, 0.4],
+    "key_examples": 64,
+    "temperatures": [0.8],
+    "line_ends": 64,
+    "line_end_samples": 200,
+    "documents": DOCUMENTS,
+}
+
+
+def test_probes_of_one_model_and_their_keys(run):
+    found = ask(
+        run,
+        Perplexity((16, 64), 2),
+        Infilling(3, NEW_TOKENS),
+        Infills(2, NEW_TOKENS),
+        Completions(("def mean(xs):\n",), NEW_TOKENS),
+        Bigram(),
+    )
+    assert list(found) == ["perplexity", "infilling", "infills", "completions", "bigram"]
+    assert set(found["perplexity"]) == {"16", "64"}
+    assert {name: m["examples"] for name, m in found["infilling"].items()} == {"PSM": 3, "SPM": 3}
+    middles = [example.middle for example in lines_to_fill(subject(run), 2, NEW_TOKENS)]
+    assert [example["middle"] for example in found["infills"]] == middles
+    assert found["completions"][0]["prompt"] == "def mean(xs):\n"
+    assert 0 < found["bigram"]["loss"] < np.log(run.model.vocab_size)
+
+
+def test_probes_of_the_ablations(run):
+    kinds = InfillingKinds(("random-span",), 2, NEW_TOKENS)
+    found = ask(run, kinds, KeyRetrieval((128,), examples=2), LineEnds((0.8,), 2, 10))
+    losses = [m["loss"] for by in found["infilling_kinds"].values() for m in by.values()]
+    assert all(len(some) == 2 and min(some) > 0 for some in losses)
+    assert set(found["key_retrieval"]["128"]) == {"0", "0.2", "0.4"}
+    answer = found["line_ends"]["0.8"]
+    assert answer["samples"] == 10 and max(answer["passed"]) <= 10
+
+
+def test_no_probe_measures_nothing(run):
+    assert ask(run) == {}
+
+
+def test_a_probe_that_cannot_run_is_a_note_with_the_reason(run):
+    model = dataclasses.replace(run.model, vocab_size=run.tokenizer.pieces)
+    plain = dataclasses.replace(run, model=model)
+    found = ask(plain, Perplexity((16, 100_000)), Infilling(3))
+    assert "100,000 tokens" in found["perplexity"]["note"]
+    assert "no infilling sentinels" in found["infilling"]["note"]
+    few = ask(run, Infills(2), documents=["one line"])
+    assert "fits 256 tokens" in few["infills"]["note"]
+
+
+def test_answers_of_unchanged_probes_are_kept():
+    """Only a probe that is new or has other options is measured again."""
+    probes = {"perplexity": Perplexity((16,)), "line_ends": LineEnds((0.8,))}
+    written = {"config": config_of(probes, DOCUMENTS), "perplexity": {"16": 1}, "line_ends": {}}
+    assert kept_answers(written, probes, DOCUMENTS) == {"perplexity": {"16": 1}, "line_ends": {}}
+    assert kept_answers(written, probes, [0, 256, 0]) == {}
+    changed = {**probes, "line_ends": LineEnds((0.2,)), "bigram": Bigram()}
+    assert kept_answers(written, changed, DOCUMENTS) == {"perplexity": {"16": 1}}
+    last = {"perplexity": Perplexity((16,), stages="last")}
+    assert kept_answers(written, last, DOCUMENTS) == {"perplexity": {"16": 1}}
+    del written["config"]["perplexity"]["rows"]  # as if the option were new
+    assert "perplexity" in kept_answers(written, probes, DOCUMENTS)
+
+
+@pytest.mark.parametrize("written", [None, {}, {"config": 3}, {"config": {"documents": []}}])
+def test_nothing_is_kept_of_a_file_without_options(written):
+    assert kept_answers(written, {"bigram": Bigram()}, DOCUMENTS) == {}
+
+
+def test_answers_to_the_flat_config_of_earlier_versions_are_kept():
+    answers = {"perplexity": {"16": 1}, "infilling": {}, "infilling_kinds": {}, "line_ends": {}}
+    probes = {
+        "perplexity": Perplexity((16, 64)),
+        "infilling": Infilling(3, 48),
+        "infilling_kinds": InfillingKinds(("single-line",), 128, 48, stages="last"),
+        "line_ends": LineEnds((0.8,)),
+    }
+    written = {"config": FLAT, **answers}
+    assert kept_answers(written, probes, DOCUMENTS) == answers
+    others = {"perplexity": Perplexity((16,)), "infilling": Infilling(3, 64), "bigram": Bigram()}
+    assert kept_answers(written, others, DOCUMENTS) == {}
+
+
+@dataclass(frozen=True)
+class Documents(Probe, name="documents_read"):
+    """A probe as a user adds it."""
+
+    title = "Documents"
+
+    least: Examples = 1
+
+    def measure(self, subject):
+        if len(subject.documents) < self.least:
+            raise UserError("too few documents")
+        return {"documents": len(subject.documents)}
+
+    def show(self, page, answers):
+        page.note(f"{answers[-1][1]['documents']} documents")
+
+
+def test_a_new_probe_needs_no_other_file(run):
+    found = ask(run, Documents(), documents=["a", "b"])
+    assert found == {"documents_read": {"documents": 2}}
+    assert "too few" in ask(run, Documents(3), documents=["a"])["documents_read"]["note"]
+
+
+def test_importing_the_probes_starts_no_jax():
+    program = "import sys, codellama_jax.probes; print('jax' in sys.modules)"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout == "False\n", done.stderr
