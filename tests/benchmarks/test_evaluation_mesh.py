@@ -32,9 +32,9 @@ MESHES = [{"fsdp": 8}, {"fsdp": 2, "tensor": 2, "data": 2}, {"fsdp": 1, "tensor"
 PROGRAM = """
 import shlex, sys
 from codellama_jax import __main__ as commands
-from codellama_jax.runs import experiment as run
-run.start_distributed()
-run.start_distributed = lambda: None
+from codellama_jax.sharding import hosts
+hosts.start_distributed()
+hosts.start_distributed = lambda: None
 commands.run_command(lambda: [commands.cli(commands.COMMANDS, args=shlex.split(line))() for line in sys.argv[1:]])
 """
 
