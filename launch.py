@@ -23,13 +23,19 @@ from codellama_jax.errors import UserError
 from codellama_jax.runs import experiment_file
 from codellama_jax.system.files import user_path
 
+EXPERIMENT = (
+    "An experiment file or its name: experiments/quickstart.py or quickstart. With a name, --help"
+    " also lists everything that can be overridden."
+)
+
 
 @dataclass(frozen=True)
 class Plan(Checked):
     """Print the stages of an experiment and what they cost; starts nothing."""
 
-    experiment: Annotated[str, tyro.conf.Positional]
-    """An experiment file or its name: experiments/quickstart.py or quickstart."""
+    experiment: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="EXPERIMENT", help=EXPERIMENT)
+    ]
     scale: str = ""
     """One of those the file offers (toy, 7b, 13b, ...); its own default unless given."""
     arm: str = ""

@@ -47,7 +47,7 @@ class Asking:
     healing: bool = False
     """Let the first token also end a token in which the prompt stops, as `enu` for `enumerate`."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    """The devices of this host along each axis; -1 takes what is left."""
+    """The devices of this host along each axis; -1 takes the remaining ones."""
 
     def __post_init__(self) -> None:
         check_stop_strings(self.stop)

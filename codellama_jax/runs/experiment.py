@@ -327,7 +327,7 @@ def run_experiment(
                 run_arms(experiment, corpus, folder, arms, mesh, choice.reuse)
         except Stopped as stop:
             name = signal.Signals(stop.args[0]).name
-            text = f"stopped by {name} and saved: the same command goes on from here"
+            text = f"stopped by {name} and saved: run the same command again to continue"
             print(text, file=sys.stderr)
             sys.exit(128 + stop.args[0])
         if jax.process_index() == 0:
