@@ -135,7 +135,12 @@ def parse(arguments: list[str], program: str) -> tuple[Any, Experiment, ModuleTy
         print(experiment_file.claim_of(module), end="\n\n")  # tyro would join the lines
     if unknown or helped:
         options = options_type(choice, experiment)
-        given = cli(options, args=arguments[1:], prog=f"{program} {others[0]}", description="")
+        verb = f"{program} {others[0]}"
+        try:
+            given = cli(options, args=arguments[1:], prog=verb, description="")
+        except UserError as error:  # only with the experiment --help lists every option
+            help_of_all = f"see {verb} {choice.experiment} --help"
+            raise UserError(str(error).replace(f"see {verb} --help", help_of_all)) from None
         choice = given.choice
         names = overrides.options(experiment)
         changed = overrides.apply(experiment, {name: getattr(given, name) for name in names})

@@ -129,13 +129,22 @@ def test_overrides_reach_every_arm(cli):
         (["plan", "quickstrat"], "no experiment quickstrat: did you mean quickstart?"),
         (
             ["plan", "experiments/nowhere.py"],
-            "no experiment experiments/nowhere.py: there are attention_decay",
+            "no experiment experiments/nowhere.py: there are code_llama, code_llama_python,",
         ),
         (["plan", "code_llama", "--scale", "8b"], "no scale 8b: there are 7b, 13b, 34b, 70b"),
         (["plan", "code_llama", "--arm", "none"], "no arm none: there are code_llama"),
         (["plan", "quickstart", "--code.optimizer.peak-lrr", "1"], "--code.optimizer.peak-lr"),
         (["plan", "quickstart", "--code.steps", "many"], "--code.steps"),
         (["plan", "quickstart", "--scael", "toy"], "--scale"),
+        (
+            ["plan", "quickstart", "--code.optimizer.learning-rate", "-0.001"],
+            "unrecognized option: --code.optimizer.learning-rate; see .* plan quickstart --help$",
+        ),
+        (
+            ["plan", "quickstart", "--mesh.fdsp", "4", "--foo", "x"],
+            r"unrecognized options: --mesh.fdsp, --foo; did you mean --mesh.fsdp\?",
+        ),
+        (["plan", "quickstart", "extra"], "unrecognized arguments: extra; see"),
         (
             ["plan", "learning_rate", "--code.optimizer.peak-lr", "1e-3"],
             r"--code.optimizer.peak-lr is what the arms differ in \(same 0.004, third 0.00133, tenth 0.0004\): change it in a copy",
