@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Annotated, Any
 
-import tyro
+try:
+    import tyro
+except ModuleNotFoundError:  # a Python without the project's packages
+    fix = "run `make quickstart` once, then .venv/bin/python instead of python"
+    print(f"error: {sys.executable} has no package tyro: {fix}", file=sys.stderr)
+    sys.exit(2)
 
 from codellama_jax import overrides
 from codellama_jax.checked import Checked, FieldError, Range

@@ -1,6 +1,7 @@
 """The command line as a user meets it: every mistake is one line and exit code 2."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -210,3 +211,16 @@ def test_a_warm_up_longer_than_the_steps_is_a_warning(cli):
     code, out, err = cli("plan", "quickstart", "--code.steps", "50")
     assert code == 0 and "50" in out
     assert "never reaches its peak, 0.004; give fewer warm-up steps, such as 5" in err
+
+
+def test_a_python_without_the_projects_packages_gets_one_line():
+    done = subprocess.run(
+        [sys.executable, "-S", "launch.py", "plan", "quickstart"],  # -S: no site-packages
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "has no package tyro: run `make quickstart` once" in done.stderr
