@@ -176,6 +176,9 @@ class Infill(Asking):
             tokens = self.sampling.max_new_tokens
             kept = f"{len(middle.text):,} characters are kept"
             note(f"warning: no end of the middle within {tokens:,} tokens: {kept}")
+        elif not middle.text.strip():
+            other = "--psm" if order.spm else "--spm"
+            note(f"note: the model fills in nothing here; {other} or --temperature 0.8 may differ")
 
     def order(self, trained: Trained) -> Order:
         """Returns the order to fill in, and why."""
