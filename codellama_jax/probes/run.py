@@ -24,6 +24,7 @@ from codellama_jax.probes.infilling import (
 from codellama_jax.probes.infilling_kinds import infilling_by_kind
 from codellama_jax.probes.key_retrieval import retrieval
 from codellama_jax.probes.line_ends import pass_by_temperature
+from codellama_jax.system.progress import Say, silent
 
 SAMPLES = 8  # lines kept with what was generated for them
 
@@ -38,6 +39,7 @@ def run_probes(
     validation_rows: Sequence[Batch],
     seq_len: int,
     seed: int,
+    say: Say = silent,
 ) -> dict[str, Any]:
     """Returns what `probes` asks for, ready for JSON: any of perplexity, infilling, infilling_kinds, key_retrieval,
     line_ends, infills, completions, bigram.
@@ -47,11 +49,13 @@ def run_probes(
     training_rows: the packed rows that the model was trained on, read only for the bigram model.
     validation_rows: the packed rows of the validation loss.
     seq_len: how many tokens a document to fill in may have; that of the first stage, so that all stages fill in the same lines.
+    say: gets a line before each part, since some take minutes.
 
     A part that cannot be asked of this model or corpus is a `note` that says why.
     """
     found: dict[str, Any] = {}
     if probes.perplexity_lengths:
+        say("perplexity by context length")
         by_length = _answer(
             perplexity_by_length,
             run,
@@ -61,26 +65,32 @@ def run_probes(
         )
         found["perplexity"] = {str(key): value for key, value in by_length.items()}
     if probes.infilling_examples or probes.infills:
+        say("infilling of held-out lines")
         found |= _infilling(probes, run, validation_texts["documents"], seq_len, seed)
     if probes.infilling_kinds:
+        say("infilling by kind of middle")
         asked = (probes.infilling_kinds, probes.kind_examples, seq_len, probes.max_new_tokens, seed)
         found["infilling_kinds"] = _answer(
             infilling_by_kind, run, validation_texts["documents"], *asked
         )
     if probes.key_lengths:
+        say("key retrieval")
         asked = (probes.key_lengths, probes.key_positions, probes.key_examples)
         found["key_retrieval"] = _answer(retrieval, run, validation_texts["files"], *asked)
     if probes.temperatures:
+        say("line ends by temperature")
         asked = (probes.temperatures, probes.line_ends, probes.line_end_samples, seq_len, seed)
         found["line_ends"] = _answer(
             pass_by_temperature, run, validation_texts["documents"], *asked
         )
     if probes.completions:
+        say("completions")
         texts = complete(run, list(probes.completions), _greedy(probes))
         found["completions"] = [
             {"prompt": p, "completion": text} for p, text in zip(probes.completions, texts)
         ]
     if probes.bigram:
+        say("bigram model")
         found["bigram"] = _answer(_bigram, run, training_rows, validation_rows)
     return found
 

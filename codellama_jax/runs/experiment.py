@@ -283,6 +283,10 @@ def ask(
         for kind, block in kinds.items()
     }
     trained_on = rows_trained_on(experiment, corpus, place)
+
+    def say_part(part: str) -> None:
+        say(f"{place}: probe: {part}")
+
     return run_probes(
         experiment.probes,
         run,
@@ -291,6 +295,7 @@ def ask(
         held_out(corpus, stage),
         first.data.seq_len,
         experiment.seed,
+        say_part,
     )
 
 

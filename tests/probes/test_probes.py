@@ -117,8 +117,15 @@ def test_answers_everything_that_is_asked(run):
         infills=2,
         max_new_tokens=NEW_TOKENS,
     )
-    found = ask(run, asked)
+    lines_said: list[str] = []
+    found = ask(run, asked, say=lines_said.append)
     assert set(found) == {"perplexity", "infilling", "infills", "completions", "bigram"}
+    assert lines_said == [
+        "perplexity by context length",
+        "infilling of held-out lines",
+        "completions",
+        "bigram model",
+    ]
     assert set(found["perplexity"]) == {"16", "64"}
     assert {name: m["examples"] for name, m in found["infilling"].items()} == {"PSM": 3, "SPM": 3}
     assert [e["middle"] for e in found["infills"]] == [e.middle for e in lines(run, 2)]

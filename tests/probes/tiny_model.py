@@ -11,6 +11,7 @@ from codellama_jax.checkpoints.checkpoint import Run
 from codellama_jax.config import ProbesConfig
 from codellama_jax.data.infilling import plain_ids
 from codellama_jax.probes.run import run_probes
+from codellama_jax.system.progress import Say, silent
 
 SOURCES = [inspect.getsource(module) for module in (random, string)]
 
@@ -32,7 +33,9 @@ def packed(run: Run, texts: list[str]) -> dict[str, np.ndarray]:
     return {"tokens": ids_BT[:, :-1], "targets": ids_BT[:, 1:], "segment_ids": segment_ids_BT}
 
 
-def ask(run: Run, probes: ProbesConfig, documents: list[str] = DOCUMENTS) -> dict:
+def ask(
+    run: Run, probes: ProbesConfig, documents: list[str] = DOCUMENTS, say: Say = silent
+) -> dict:
     training, validation = (packed(run, texts) for texts in (DOCUMENTS[::2], DOCUMENTS[1::2]))
     found = run_probes(
         probes,
@@ -42,5 +45,6 @@ def ask(run: Run, probes: ProbesConfig, documents: list[str] = DOCUMENTS) -> dic
         [validation],
         validation["tokens"].shape[1],
         seed=0,
+        say=say,
     )
     return json.loads(json.dumps(found))
