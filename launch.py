@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Annotated, Any
 
-import tyro
+try:
+    import tyro
+except ModuleNotFoundError:  # a Python without the project's packages
+    fix = "run `make quickstart` once, then .venv/bin/python instead of python"
+    print(f"error: {sys.executable} has no package tyro: {fix}", file=sys.stderr)
+    sys.exit(2)
 
 from codellama_jax import overrides
 from codellama_jax.checked import Checked, FieldError, Range
@@ -23,13 +28,19 @@ from codellama_jax.errors import UserError
 from codellama_jax.runs import experiment_file
 from codellama_jax.system.files import user_path
 
+EXPERIMENT = (
+    "An experiment file or its name: experiments/quickstart.py or quickstart. With a name, --help"
+    " also lists everything that can be overridden."
+)
+
 
 @dataclass(frozen=True)
 class Plan(Checked):
     """Print the stages of an experiment and what they cost; starts nothing."""
 
-    experiment: Annotated[str, tyro.conf.Positional]
-    """An experiment file or its name: experiments/quickstart.py or quickstart."""
+    experiment: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="EXPERIMENT", help=EXPERIMENT)
+    ]
     scale: str = ""
     """One of those the file offers (toy, 7b, 13b, ...); its own default unless given."""
     arm: str = ""
@@ -129,7 +140,12 @@ def parse(arguments: list[str], program: str) -> tuple[Any, Experiment, ModuleTy
         print(experiment_file.claim_of(module), end="\n\n")  # tyro would join the lines
     if unknown or helped:
         options = options_type(choice, experiment)
-        given = cli(options, args=arguments[1:], prog=f"{program} {others[0]}", description="")
+        verb = f"{program} {others[0]}"
+        try:
+            given = cli(options, args=arguments[1:], prog=verb, description="")
+        except UserError as error:  # only with the experiment --help lists every option
+            help_of_all = f"see {verb} {choice.experiment} --help"
+            raise UserError(str(error).replace(f"see {verb} --help", help_of_all)) from None
         choice = given.choice
         names = overrides.options(experiment)
         changed = overrides.apply(experiment, {name: getattr(given, name) for name in names})

@@ -1,6 +1,7 @@
-"""Asks a trained model: `python -m codellama_jax complete RUN PROMPT`, `infill RUN FILE`, `evaluate BENCHMARK --run RUN`.
+"""Prompts and evaluates a trained model, and converts weights.
 
-Brings weights in and takes them out: `import DIR RUN`, `export RUN DIR`, `check RUN`.
+`python -m codellama_jax complete RUN PROMPT`, `infill RUN FILE`, `evaluate BENCHMARK --run RUN`;
+`import DIR RUN`, `export RUN DIR`, `check RUN`.
 """
 
 from __future__ import annotations
@@ -37,28 +38,40 @@ def _suite_options() -> type:
 
 SuiteOptions: Any = _suite_options()
 
+SAMPLES = (
+    "Score these samples instead of generating any: a file of HumanEval's harness, EvalPlus,"
+    " BigCode or CodeGeeX, plain or gzipped."
+)
+ACROSS_HOSTS = (
+    "Shard one model over the devices of all hosts. Unless given, each host loads the full model"
+    " and answers its share of the tasks."
+)
+
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a benchmark of the paper: humaneval, mbpp, ... (a wrong name lists them all)."""
+    """Measure a benchmark of the paper: humaneval, mbpp, key_retrieval, ..."""
 
     benchmark: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BENCHMARK")]
-    out: str  # The folder for samples.jsonl, results.jsonl and results.json; the same command goes on with what is there
+    """A benchmark's name, such as humaneval; a wrong name lists them all."""
+    out: str
+    """The folder for samples.jsonl, results.jsonl and results.json; the same command continues."""
     options: Annotated[SuiteOptions, tyro.conf.arg(name="")]
     settings: Annotated[Settings, tyro.conf.arg(name="")]
     checking: Annotated[Checking, tyro.conf.arg(name="")]
-    run: str = (
-        ""  # The folder of a run or of one of its stages, local or gs://; not needed to score
-    )
+    run: str = ""
+    """The folder of a run or of one of its stages, local or gs://; not needed to score."""
     arm: str = ""
+    """An arm of the run; its first one unless given."""
     stage: str = ""
-    samples_file: str = ""
-    """Score these samples instead of generating any: a file of HumanEval's harness, EvalPlus, BigCode or CodeGeeX, plain or gzipped."""
-    reference: bool = False  # Score the canonical solutions instead of generating any
-    across_hosts: bool = False
-    """Cut one model over the devices of all hosts, which answer together; else each host has a whole one and answers its share."""
+    """A stage of the arm; the last that is done unless given."""
+    samples_file: Annotated[str, tyro.conf.arg(help=SAMPLES)] = ""
+    reference: bool = False
+    """Score the canonical solutions instead of generating any."""
+    across_hosts: Annotated[bool, tyro.conf.arg(help=ACROSS_HOSTS)] = False
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    """The devices of a model along each axis; -1 takes what is left. `tensor` cuts the KV cache by heads, `data` by rows."""
+    """The devices of a model along each axis; -1 takes the remaining ones. The KV cache is sharded
+    by heads over `tensor`, by sequences over `data`."""
 
     def __call__(self) -> None:
         from codellama_jax.benchmarks.evaluate import evaluate
@@ -67,7 +80,7 @@ class Evaluate:
 
         if not (self.run or self.samples_file or self.reference):
             raise UserError(
-                "what is to be evaluated? Pass --run RUN, --samples-file FILE or --reference"
+                "nothing to evaluate: pass --run RUN, --samples-file FILE or --reference"
             )
         if self.samples_file and self.reference:
             raise UserError("--samples-file and --reference exclude each other: pass one of them")

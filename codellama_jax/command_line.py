@@ -49,6 +49,7 @@ GOOGLE_PCI_VENDOR = "0x1ae0"
 TPU_DEVICES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 LONGEST = 1_500  # characters of an error line
 INT, FLOAT = r"invalid literal for int\(\) with base 10:", "could not convert string to float:"
+SIMILAR = ("Perhaps you meant", "Arguments similar to")  # paragraphs of tyro's that offer names
 # What Python and tyro print of a value that does not parse, and what a user reads instead.
 REWORDED = (
     (rf"(--[\w.-]+): {INT} (.*)", "it must be a whole number"),
@@ -154,7 +155,8 @@ def _one_line(box: str) -> str:
         else:
             paragraphs[-1].append(row)
     wrong, *rest = (" ".join(p) for p in paragraphs if p)
-    options = re.findall(r"--[\w.-]+", " ".join(p for p in rest if p.startswith("Perhaps")))
+    similar = " ".join(p.partition(":")[2] for p in rest if p.startswith(SIMILAR))
+    options = re.findall(r"--[\w.-]+", similar)
     near = [name for name in dict.fromkeys(options) if name != "--help"]
     hints = [f"did you mean {' or '.join(near)}?"] if near else []
     hints += [p for p in rest if p.startswith("Available")]
@@ -179,4 +181,14 @@ def _reworded(wrong: str) -> str:
             return f"{option} {verb}{text}: {allowed}"
     if re.fullmatch(r"[Uu]nrecognized options:\s*", wrong):
         return "an argument is empty ('') and belongs to no option: remove it"
+    if match := re.fullmatch(r"[Uu]nrecognized options: (.*)", wrong):
+        return _unrecognized(match[1].split(", "))
     return wrong[0].lower() + wrong[1:]
+
+
+def _unrecognized(arguments: list[str]) -> str:
+    """Returns the names among unrecognized arguments, without the values that follow them."""
+    names = [argument for argument in arguments if argument.startswith("--")]
+    if not names:
+        return f"unrecognized arguments: {', '.join(arguments)}"
+    return f"unrecognized option{'s' if len(names) > 1 else ''}: {', '.join(names)}"

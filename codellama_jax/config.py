@@ -195,7 +195,7 @@ class OptimizerConfig(Checked):
 
 @dataclass(frozen=True)
 class MeshConfig(Checked):
-    """Devices along each axis; one axis may be -1 and takes what is left."""
+    """Devices along each axis; one axis may be -1 and takes the remaining ones."""
 
     data: Devices = 1
     fsdp: Devices = -1

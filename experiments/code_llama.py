@@ -1,4 +1,4 @@
-"""Code Llama: a general model, then code with infilling, then longer rows with a larger RoPE base.
+"""Code Llama: a general model, then code with infilling, then longer sequences with a larger RoPE base.
 
 Claim     Table 2: pass@1 on HumanEval 33.5 / 36.0 / 48.8 / 53.0 % and on MBPP 41.4 / 47.0 / 55.0 / 62.4 % for 7B / 13B / 34B / 70B.
 Expected  Llama 2 before: 12.2 / 20.1 / 22.6 / 30.5 % and 20.8 / 27.6 / 33.8 / 45.4 %.

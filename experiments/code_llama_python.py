@@ -1,4 +1,4 @@
-"""Code Llama - Python: code without infilling, then 100B tokens that are mostly Python, then longer rows (not for 70B).
+"""Code Llama - Python: code without infilling, then 100B tokens that are mostly Python, then longer sequences (not for 70B).
 
 Claim     Table 2: pass@1 on HumanEval 38.4 / 43.3 / 53.7 / 57.3 % and on MBPP 47.6 / 49.0 / 56.2 / 65.6 % for 7B / 13B / 34B / 70B.
 Expected  above Code Llama of the same size: 33.5 / 36.0 / 48.8 / 53.0 % and 41.4 / 47.0 / 55.0 / 62.4 %.

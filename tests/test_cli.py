@@ -61,6 +61,15 @@ def test_help_of_a_verb_names_the_script(command, verb):
     assert f"usage: codellama-jax {verb}" in out
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_of_a_verb_is_described(command, verb):
+    words = re.sub(r"[│\s]+", " ", command(verb, "--help")[1])
+    words = re.sub(r"--mesh\.\w+ INT", "", words)  # described together, above them
+    types = r"(?: [A-Z]+| \[[^]]*(?:\[[^]]*\])*\]| \{\S+)?"
+    assert not re.findall(rf"(--[a-z][\w-]*{types} \((?:default|required))", words)
+    assert "benchmark (required)" not in words
+
+
 def test_a_plan_works_from_any_folder(command):
     code, out, _ = command("plan", "quickstart", "--code.steps", "77")
     assert code == 0 and " 77 " in out

@@ -69,6 +69,17 @@ def test_a_file_without_docstring_has_a_claim(tmp_path):
     assert claim_of(load_file(str(tmp_path / "mine.py"))).startswith("no description")
 
 
+def test_helper_modules_are_not_suggested_as_experiments():
+    with pytest.raises(UserError, match=r"^no experiment zzz: there are code_llama, ") as raised:
+        load_file("zzz")
+    for helper in ("attention_decay", "recipe"):
+        assert helper not in str(raised.value)
+    with pytest.raises(UserError, match="there are code_llama, "):
+        load_file("recipes")
+    with pytest.raises(UserError, match=r"^no experiment quikstart: did you mean quickstart\?$"):
+        load_file("quikstart")
+
+
 @pytest.mark.parametrize("name", ["a" * 5000, "a" * 5000 + ".py", "no\0where", "", ".", "/"])
 def test_a_name_that_is_no_file_is_one_short_line(name):
     with pytest.raises(UserError) as raised:

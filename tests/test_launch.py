@@ -1,6 +1,7 @@
 """The command line as a user meets it: every mistake is one line and exit code 2."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -128,13 +129,22 @@ def test_overrides_reach_every_arm(cli):
         (["plan", "quickstrat"], "no experiment quickstrat: did you mean quickstart?"),
         (
             ["plan", "experiments/nowhere.py"],
-            "no experiment experiments/nowhere.py: there are attention_decay",
+            "no experiment experiments/nowhere.py: there are code_llama, code_llama_python,",
         ),
         (["plan", "code_llama", "--scale", "8b"], "no scale 8b: there are 7b, 13b, 34b, 70b"),
         (["plan", "code_llama", "--arm", "none"], "no arm none: there are code_llama"),
         (["plan", "quickstart", "--code.optimizer.peak-lrr", "1"], "--code.optimizer.peak-lr"),
         (["plan", "quickstart", "--code.steps", "many"], "--code.steps"),
         (["plan", "quickstart", "--scael", "toy"], "--scale"),
+        (
+            ["plan", "quickstart", "--code.optimizer.learning-rate", "-0.001"],
+            "unrecognized option: --code.optimizer.learning-rate; see .* plan quickstart --help$",
+        ),
+        (
+            ["plan", "quickstart", "--mesh.fdsp", "4", "--foo", "x"],
+            r"unrecognized options: --mesh.fdsp, --foo; did you mean --mesh.fsdp\?",
+        ),
+        (["plan", "quickstart", "extra"], "unrecognized arguments: extra; see"),
         (
             ["plan", "learning_rate", "--code.optimizer.peak-lr", "1e-3"],
             r"--code.optimizer.peak-lr is what the arms differ in \(same 0.004, third 0.00133, tenth 0.0004\): change it in a copy",
@@ -200,3 +210,16 @@ def test_a_warm_up_longer_than_the_steps_is_a_warning(cli):
     code, out, err = cli("plan", "quickstart", "--code.steps", "50")
     assert code == 0 and "50" in out
     assert "never reaches its peak, 0.004; give fewer warm-up steps, such as 5" in err
+
+
+def test_a_python_without_the_projects_packages_gets_one_line():
+    done = subprocess.run(
+        [sys.executable, "-S", "launch.py", "plan", "quickstart"],  # -S: no site-packages
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "has no package tyro: run `make quickstart` once" in done.stderr

@@ -134,14 +134,14 @@ def files_of(path: str, kinds: Sequence[str]) -> list[Path]:
         raise UserError(f"--data {path}: benchmarks are read from local files; copy it here first")
     place = Path(user_path(path))
     if not os.path.exists(place):  # False also for a name that is too long, where a Path raises
-        raise UserError(f"no file or folder {path[:200]}: pass --data")
+        raise UserError(f"--data: no file or folder {path[:200]}")
     if not place.is_dir():
         return [place]
     check_not_root(place, f"--data {path[:200]}")
     files = [file for file in place.rglob("*") if file.name.endswith(tuple(kinds))]
     files = sorted(file for file in files if file.is_file())
     if not files:
-        raise UserError(f"{path} holds no {' or '.join(kinds)} file: pass --data")
+        raise UserError(f"--data: {path} holds no {' or '.join(kinds)} file")
     return files
 
 

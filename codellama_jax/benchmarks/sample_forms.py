@@ -70,7 +70,8 @@ def read_samples(path: Path, benchmark: Benchmark, partial: bool = False) -> Sam
         seen[line["task_id"]] += 1
     lacking = [task.task_id for task in benchmark.tasks if not seen[task.task_id]]
     if lacking and not partial:
-        count = f"{len(lacking)} of {len(benchmark.tasks)} tasks: {', '.join(lacking[:3])}"
+        more = ", ..." if len(lacking) > 3 else ""
+        count = f"{len(lacking)} of {len(benchmark.tasks)} tasks: {', '.join(lacking[:3])}{more}"
         raise UserError(f"{path} has no sample of {count}; --partial scores the others")
     unfinished = "; its last line is not complete and is ignored" if stored.unfinished else ""
     return Samples(samples, f"{kind}: {form}{unfinished}", lacking)

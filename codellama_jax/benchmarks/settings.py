@@ -18,6 +18,14 @@ SHOTS = "Solved examples in the prompt; -1: the paper's number, 0: a prompt for 
 MANY = 1_000_000  # upper limit of counts: beyond it a typing error is more likely than a wish
 MAX_WORKERS = 256
 MAX_SEED = 2**32 - 1  # a PRNG key of JAX holds no more without 64-bit types
+DATA = (
+    "A published file or folder (.jsonl, .jsonl.gz, .json); for key_retrieval and perplexity text"
+    " files. `tfds:NAME` downloads one."
+)
+MODE = (
+    "isolated: tests and their values out of the program's reach. compatible: one program, as"
+    " public harnesses do."
+)
 
 
 def check_integer(option: str, value: Any, low: int, high: int = MANY) -> None:
@@ -98,14 +106,15 @@ class Settings:
     top_p: float = 0.95
     """Sample from the most likely tokens that hold this share of the probability."""
     seed: int = 0
+    """PRNG seed: the same seed draws the same samples."""
     max_new_tokens: int = 0
-    """0 takes the benchmark's."""
+    """Stop an answer after this many tokens; 0 takes the benchmark's number."""
     spm: bool = False
     """Infilling: suffix-prefix-middle order instead of prefix-suffix-middle."""
     context_tokens: int = 0
     """Read only so many tokens before the answer; 0 reads the full prompt."""
     batch_tokens: int = 65_536
-    """Tokens of prompts and answers that a model holds at once: what bounds the memory."""
+    """Tokens of prompts and answers that a model holds at once; it bounds the memory."""
 
     def __post_init__(self):
         check_integer("--samples", self.samples, 1, 100_000)
@@ -122,9 +131,7 @@ class Settings:
 class Checking:
     """How samples are scored, and how the programs that a model wrote are run."""
 
-    mode: Mode = "isolated"
-    """isolated: tests and their values out of the program's reach. compatible: one program, as
-    public harnesses do."""
+    mode: Annotated[Mode, tyro.conf.arg(help=MODE)] = "isolated"
     workers: int | None = None
     """Programs at once; one for each core unless given."""
     allow_unsafe: bool = False

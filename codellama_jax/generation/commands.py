@@ -46,7 +46,7 @@ class Asking:
     healing: bool = False
     """Let the first token also end a token in which the prompt stops, as `enu` for `enumerate`."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    """The devices of this host along each axis; -1 takes what is left."""
+    """The devices of this host along each axis; -1 takes the remaining ones."""
 
     def __post_init__(self) -> None:
         check_stop_strings(self.stop)
@@ -174,6 +174,9 @@ class Infill(Asking):
             tokens = self.sampling.max_new_tokens
             kept = f"{len(middle.text):,} characters are kept"
             note(f"warning: no end of the middle within {tokens:,} tokens: {kept}")
+        elif not middle.text.strip():
+            other = "--psm" if order.spm else "--spm"
+            note(f"note: the model fills in nothing here; {other} or --temperature 0.8 may differ")
 
     def order(self, trained: Trained) -> Order:
         """Returns the order to fill in, and why."""

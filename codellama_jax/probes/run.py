@@ -11,15 +11,18 @@ from codellama_jax.config import Probe, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.probes.earlier import options_by_probe
 from codellama_jax.probes.subject import Subject
+from codellama_jax.system.progress import Say, silent
 
 
-def run_probes(probes: Mapping[str, Probe], subject: Subject) -> dict[str, Any]:
+def run_probes(probes: Mapping[str, Probe], subject: Subject, say: Say = silent) -> dict[str, Any]:
     """Returns what each probe measured, ready for JSON; all hosts call it together.
 
-    A probe that this model or corpus does not allow is a `note` with the reason.
+    A probe that this model or corpus does not allow is a `note` with the reason. `say` gets a line
+    before each probe, since some take minutes.
     """
     answers = {}
     for name, probe in probes.items():
+        say(f"{subject.run.name}: probe {name}")
         try:
             answers[name] = probe.measure(subject)
         except UserError as error:  # a small corpus is no reason to lose the other probes

@@ -222,7 +222,6 @@ def ask(
       first: the first stage of the arm, whose documents and sequence length all stages share.
       seed: of the experiment.
     """
-    say(f"{resolved}: probes")
     stage = resolved.stage
     params = load_params(trained, stage.model, resolved.mesh)
     run = Run(stage.model, params, corpus.tokenizer, str(resolved))
@@ -241,7 +240,7 @@ def ask(
         seq_len=first.data.seq_len,
         seed=seed,
     )
-    return run_probes(probes, subject)
+    return run_probes(probes, subject, say)
 
 
 def run_experiment(
@@ -280,7 +279,7 @@ def run_experiment(
                 run_stages(experiment, corpus, folder, stages, choice.reuse)
         except Stopped as stop:
             name = signal.Signals(stop.args[0]).name
-            text = f"stopped by {name} and saved: the same command goes on from here"
+            text = f"stopped by {name} and saved: run the same command again to continue"
             print(text, file=sys.stderr)
             sys.exit(128 + stop.args[0])
         if jax.process_index() == 0:

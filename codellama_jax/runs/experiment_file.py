@@ -33,10 +33,16 @@ def find_file(name: str) -> Path:
     for candidate in candidates:
         if _is_file(candidate):
             return candidate
-    known = sorted(path.stem for path in FOLDER.glob("*.py"))
+    known = experiment_names()
     near = difflib.get_close_matches(path.stem, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     raise UserError(f"no experiment {_shortened(name)}: {hint}")
+
+
+def experiment_names() -> list[str]:
+    """Returns the names of the project's experiments: its files with a function `experiment`."""
+    paths = sorted(FOLDER.glob("*.py"))
+    return [path.stem for path in paths if "\ndef experiment(" in path.read_text("utf-8")]
 
 
 def load_file(name: str, show_traceback: bool = False) -> ModuleType:

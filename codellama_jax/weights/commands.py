@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+if TYPE_CHECKING:
+    from etils import epath
+
 INTEGRITY = "checksums.json, which `check --integrity` verifies; reads every file once more"
+
+
+def existing_folder(path: str) -> epath.Path:
+    """Returns the folder that a user names, and reports that it is opened.
+
+    Raises UserError if there is no such folder: seconds earlier than after the import of JAX.
+    """
+    from codellama_jax.system.files import user_path
+    from codellama_jax.weights.inputs import file_names
+
+    folder = user_path(path)
+    file_names(folder)
+    print(f"opening {folder}", file=sys.stderr, flush=True)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -23,11 +41,11 @@ class Import:
     integrity: Annotated[bool, tyro.conf.arg(help=f"Write RUN/{INTEGRITY}.")] = False
 
     def __call__(self) -> None:
+        folder = existing_folder(self.source)
         from codellama_jax.system.files import user_path
         from codellama_jax.weights import load, store
         from codellama_jax.weights.rows import added_tokens, trimmed
 
-        folder = user_path(self.source)
         kind, source = load.open_published(folder)
         tokenizer = load.needed_tokenizer(folder, self.tokenizer)
         source = trimmed(source, tokenizer, added_tokens(folder))
@@ -55,13 +73,14 @@ class Export:
     integrity: Annotated[bool, tyro.conf.arg(help=f"Write DIR/{INTEGRITY}.")] = False
 
     def __call__(self) -> None:
+        folder = existing_folder(self.run)
         from codellama_jax.checkpoints.folder import StageFolder
         from codellama_jax.system.files import user_path
         from codellama_jax.tokenizers.transformers_files import llama_cpp_options
         from codellama_jax.weights import huggingface, meta, store
         from codellama_jax.weights.layout import cast
 
-        source = store.open_run(user_path(self.run), self.arm, self.stage)
+        source = store.open_run(folder, self.arm, self.stage)
         tokenizer = StageFolder(user_path(source.name)).load_tokenizer()
         target = user_path(self.target)
         source = cast(source, self.dtype) if self.dtype else source
@@ -94,15 +113,19 @@ class Check:
     def __call__(self) -> None:
         from codellama_jax import config
         from codellama_jax.system.files import decode_text, read_file, user_path
-        from codellama_jax.weights import check, integrity
 
-        folder = user_path(self.folder)
         if self.integrity:
+            folder = existing_folder(self.folder)
+            from codellama_jax.weights import integrity
+
             print(f"{integrity.verify(folder)} files of {folder} match their checksums")
             return
         path = user_path(self.text or config.__file__)
         text = decode_text(read_file(path), str(path))
-        against = user_path(self.against) if self.against else None
+        against = existing_folder(self.against) if self.against else None
+        folder = existing_folder(self.folder)
+        from codellama_jax.weights import check
+
         for name, figure in check.compare(folder, against, text, self.tokens, self.tokenizer):
             print(f"{name:26}{figure}")
 

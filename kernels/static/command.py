@@ -42,7 +42,7 @@ def report(chip: str, args: argparse.Namespace, passes, dump: str) -> int:
             passes.BASELINES[args.compare](chip, args, dump) if args.compare else [None] * len(ours)
         )
     except ValueError as error:
-        print(f"{chip}: {error}", file=sys.stderr)
+        print(f"error: {chip}: {error}", file=sys.stderr)
         return 1
     for p, baseline in zip(ours, theirs):
         show(chip, p, baseline)
@@ -75,7 +75,7 @@ def main() -> int:
     args = arguments()
     if importlib.util.find_spec("libtpu") is None:
         print(
-            "the TPU compiler is not installed: pip install -e '.[tpu]' in the project's folder",
+            "error: the TPU compiler is not installed: pip install -e '.[tpu]' in the project's folder",
             file=sys.stderr,
         )
         return 2
@@ -86,7 +86,7 @@ def main() -> int:
     )  # after the environment: it starts JAX
     if args.compare not in (None, *passes.BASELINES):
         print(
-            f"nothing called {args.compare} to compare with; there is {', '.join(passes.BASELINES)}",
+            f"error: nothing called {args.compare} to compare with; there is {', '.join(passes.BASELINES)}",
             file=sys.stderr,
         )
         return 2

@@ -108,6 +108,16 @@ def test_the_order_is_chosen_and_printed(
     assert reason in capsys.readouterr().err
 
 
+def test_an_empty_middle_is_reported(folder, asked, tmp_path, capsys):
+    (tmp_path / "f.py").write_text("<FILL_ME>")
+    Infill(str(folder), str(tmp_path / "f.py"), Sampling())()
+    assert "fills in nothing" not in capsys.readouterr().err
+    asked["middle"] = " "
+    Infill(str(folder), str(tmp_path / "f.py"), Sampling())()
+    line = "note: the model fills in nothing here; --spm or --temperature 0.8 may differ\n"
+    assert line in capsys.readouterr().err
+
+
 def test_a_middle_without_an_end_is_reported(folder, asked, tmp_path, capsys):
     asked["is_ended"] = False
     (tmp_path / "f.py").write_text("<FILL_ME>")

@@ -105,7 +105,7 @@ def _folder(data: str) -> Path:
         return Path()
     place = Path(user_path(data))
     if not os.path.exists(place):
-        raise UserError(f"no file or folder {data[:200]}: pass --data")
+        raise UserError(f"--data: no file or folder {data[:200]}")
     return place if place.is_dir() else place.parent
 
 

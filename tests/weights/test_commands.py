@@ -1,0 +1,41 @@
+"""`import`, `export` and `check` report a missing folder before JAX is imported."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from paths import ROOT
+
+PROGRAM = """
+import sys
+from codellama_jax.cli import main
+try:
+    main()
+finally:
+    print("JAX" if "jax" in sys.modules else "no JAX")
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "import nowhere run",
+        "export nowhere folder --to hf",
+        "check nowhere",
+        "check . --against nowhere",
+        "check nowhere --integrity",
+    ],
+)
+def test_a_missing_folder_is_reported_before_jax_starts(arguments, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stderr == f"error: there is no folder {tmp_path / 'nowhere'}\n"
+    assert (done.returncode, done.stdout) == (2, "no JAX\n")
+    assert not list(tmp_path.iterdir())
