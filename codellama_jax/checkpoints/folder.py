@@ -13,7 +13,7 @@ from typing import Any
 
 from codellama_jax.config import Stage, leaves, to_dict
 from codellama_jax.errors import UserError
-from codellama_jax.system.files import is_bucket, read_file, read_state, write_json
+from codellama_jax.system.files import is_bucket, read_file, read_state, user_path, write_json
 
 # Fields that do not affect the trained parameters: they are ignored when a run is resumed and when
 # stages are compared.
@@ -53,11 +53,17 @@ def followed(folder: Any) -> Any:
     """Returns the folder where a stage was trained: this one, or the one that its done.json names.
 
     A damaged done.json counts as absent: the stage is then resumed from its last checkpoint.
+    Raises UserError if done.json names an object store that cannot be read here.
     """
     at = (read_state(folder / DONE) or {}).get("at")
     if not isinstance(at, str):
         return folder
-    return type(folder)(at if is_bucket(at) else os.path.normpath(folder / at))
+    if not is_bucket(at):
+        return type(folder)(os.path.normpath(folder / at))
+    try:
+        return user_path(at)
+    except UserError as error:
+        raise UserError(f"{folder / DONE}: {error}") from None
 
 
 def point(folder: Any, stage: Stage, trained: Any) -> None:

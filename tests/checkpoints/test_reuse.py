@@ -1,6 +1,7 @@
 """What makes two stages equal, and folders that name another one."""
 
 import dataclasses
+import json
 
 import hypothesis.strategies as st
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import given
 from codellama_jax.checked import unchecked
 from codellama_jax.checkpoints import folder as reuse
 from codellama_jax.config import InfillingConfig, leaves, to_dict
+from codellama_jax.errors import UserError
+from codellama_jax.report.reading import read_stage
+from codellama_jax.system import files
 
 FREE = {
     ".model.remat": "full",
@@ -99,10 +103,26 @@ def test_a_run_that_was_set_aside_is_not_read(tmp_path):
     assert reuse.trained_under(runs) == {X: trained}
 
 
-def test_a_folder_on_a_bucket_is_named_whole(tmp_path):
+def test_a_folder_on_a_bucket_is_named_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BUCKET_PACKAGES", {})  # gcsfs is in the extra `tpu` only
     here = epath.Path(tmp_path) / "code"
     reuse.point(here, toy.stage(), epath.Path("gs://bucket/runs/one/arm/code"))
     assert str(reuse.followed(here)) == "gs://bucket/runs/one/arm/code"
+
+
+@pytest.mark.parametrize(
+    "at, why", [("gs://bucket/x", "needs the package no_such"), ("ftp7://x", "scheme 'ftp7'")]
+)
+def test_an_object_store_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, at, why):
+    monkeypatch.setattr(files, "BUCKET_PACKAGES", {"gs": "no_such_package"})
+    monkeypatch.setattr(files.importlib.util, "find_spec", {}.get)
+    folder = finished(epath.Path(tmp_path) / "run" / "arm" / "code", X)
+    (folder / reuse.DONE).write_text(json.dumps({"at": at}))
+    for read in (reuse.followed, reuse.is_trained):
+        with pytest.raises(UserError, match=f"{folder / reuse.DONE}: the path '{at}' .*{why}"):
+            read(folder)
+    result = read_stage(folder, "code", toy.stage())
+    assert "done.json cannot be read" in result.damage[0]
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 100, b'{"step": 1', b"[]", b"5"])

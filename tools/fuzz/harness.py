@@ -54,8 +54,28 @@ class Hang(BaseException):
 @functools.cache
 def shared_folder() -> Path:
     """Returns a folder of what several inputs start from, deleted at exit."""
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-shared-"))
-    atexit.register(shutil.rmtree, folder, True)
+    folder, owner = Path(tempfile.mkdtemp(prefix="fuzz-shared-")), os.getpid()
+
+    def delete() -> None:
+        if os.getpid() == owner:  # not at the end of a forked process
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(delete)
+    return folder
+
+
+def made_once(name: str, write: Callable[[Path], None]) -> Path:
+    """Returns a folder of `shared_folder`, which `write` fills the first time.
+
+    Processes that are forked later find it too.
+    """
+    folder = shared_folder() / name
+    if not folder.exists():
+        part = folder.with_name(f"{name}.part")
+        shutil.rmtree(part, ignore_errors=True)  # of an input that was ended
+        part.mkdir()
+        write(part)
+        part.rename(folder)
     return folder
 
 
