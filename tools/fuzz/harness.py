@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import faulthandler
 import functools
 import io
+import json
 import os
 import shutil
 import signal
@@ -28,6 +30,7 @@ from codellama_jax.command_line import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 60.0  # seconds of an input
+END_SECONDS = 30.0  # that a forked process gets to end, beside LIMIT
 LONGEST = 2_000  # characters of an error line
 # Makes an input from random numbers, in an empty folder, and returns what a command does with it.
 MakeInput = Callable[[Random, Path], Callable[[], object]]
@@ -101,6 +104,48 @@ def attempt(name: str, make: MakeInput, seed: int, number: int) -> Outcome:
         os.environ["HOME"] = before[1] or str(home)
         sys.set_int_max_str_digits(digits)  # loading APPS lifts it
         shutil.rmtree(top, ignore_errors=True)
+
+
+def attempt_apart(name: str, make: MakeInput, seed: int, number: int) -> Outcome:
+    """Does what `attempt` does in a forked process, whose end counts too.
+
+    A process that does not end because threads of a library wait is a fault, as is one that native
+    code ends. Needs a process that has not started JAX: a forked one has none of its threads.
+    """
+    begun = time.monotonic()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # native code's lines and Python's at the end
+        os.close(reader)
+        outcome = attempt(name, make, seed, number)
+        os.write(writer, json.dumps(dataclasses.astuple(outcome)).encode())
+        os.close(writer)
+        sys.exit(outcome.code)
+    os.close(writer)
+    status = _ended(child, begun + LIMIT + END_SECONDS)
+    with open(reader, "rb") as pipe:
+        written = pipe.read()
+    ending = "does not end" if status is None else f"ended with {status}"
+    if not written:
+        return Outcome(1, time.monotonic() - begun, "", f"the process {ending} before its outcome")
+    outcome = Outcome(*json.loads(written))
+    if status != outcome.code and not outcome.fault:
+        fault = f"the process {ending} after exit code {outcome.code}: {outcome.line}"
+        return dataclasses.replace(outcome, fault=fault, seconds=time.monotonic() - begun)
+    return outcome
+
+
+def _ended(child: int, deadline: float) -> int | None:
+    """Returns the exit code of a process, negative for a signal; None if it had to be killed."""
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
 
 
 def _watched(make: Callable[[], Callable[[], object]]) -> Outcome:
