@@ -31,8 +31,8 @@ def write_trained(run: Path) -> None:
     saving = checkpoint.Checkpoints(folder / "checkpoints", STAGE)
     mesh = make_mesh(MeshConfig())
     with on_mesh(mesh):
+        state = init_state(STAGE, mesh, seed=1)
         for step in STEPS:
-            state = init_state(STAGE, mesh, seed=step)
             saving.save(step, state, {"0": {"at": step}}, tokens=100 * step)
     saving.wait()
     saving.close()

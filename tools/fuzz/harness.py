@@ -70,15 +70,18 @@ def shared_folder() -> Path:
 def made_once(name: str, write: Callable[[Path], None]) -> Path:
     """Returns a folder of `shared_folder`, which `write` fills the first time.
 
-    Processes that are forked later find it too.
+    Processes that are forked later find it too. An input's time begins again after it: compiling
+    takes longer than LIMIT on a busy machine.
     """
     folder = shared_folder() / name
     if not folder.exists():
         part = folder.with_name(f"{name}.part")
         shutil.rmtree(part, ignore_errors=True)  # of an input that was ended
         part.mkdir()
+        _stop_timers()
         write(part)
         part.rename(folder)
+        _start_timers()
     return folder
 
 
@@ -153,8 +156,7 @@ def _watched(make: Callable[[], Callable[[], object]]) -> Outcome:
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "replace"))
     begun, code, fault = time.monotonic(), 0, ""
     before = signal.signal(signal.SIGALRM, _raise_hang)
-    faulthandler.dump_traceback_later(2 * LIMIT, exit=True)  # for a hang outside of Python
-    signal.setitimer(signal.ITIMER_REAL, LIMIT)
+    _start_timers()
 
     def command() -> None:
         nonlocal begun
@@ -172,13 +174,22 @@ def _watched(make: Callable[[], Callable[[], object]]) -> Outcome:
     except BaseException:
         code, fault = 1, traceback.format_exc()
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        faulthandler.cancel_dump_traceback_later()
+        _stop_timers()
         signal.signal(signal.SIGALRM, before)
     err.flush()
     text = err.buffer.getvalue().decode(errors="replace")  # type: ignore[attr-defined]
     line = text.rstrip("\n").rpartition("\n")[2]
     return Outcome(code, time.monotonic() - begun, line, fault or wrong_ending(code, text))
+
+
+def _start_timers() -> None:
+    faulthandler.dump_traceback_later(2 * LIMIT, exit=True)  # for a hang outside of Python
+    signal.setitimer(signal.ITIMER_REAL, LIMIT)
+
+
+def _stop_timers() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def _raise_hang(*_: object) -> None:
