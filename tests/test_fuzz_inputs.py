@@ -3,15 +3,19 @@
 `python -m tools.fuzz --help` says how to try thousands.
 """
 
+import subprocess
+import sys
 from random import Random
 
 import pytest
+from paths import ROOT
 
 from tools.fuzz import harness
 from tools.fuzz.areas import AREAS
 
 COUNTS = dict.fromkeys(AREAS, 36) | {"overrides": 12, "corpora": 12, "runs": 12}
 del COUNTS["processes"]  # seconds each
+del COUNTS["checkpoints"]  # compiles; tests/checkpoints has the same damage
 
 
 @pytest.mark.parametrize("name", list(COUNTS))
@@ -35,6 +39,37 @@ def test_a_seed_and_a_number_always_make_the_same_input(tmp_path):
     for number in range(30):  # inputs before it change nothing
         harness.attempt("configs", AREAS["configs"], 1, number)
     assert config(1) == first
+
+
+APART = """
+import os, signal, sys, threading
+from tools.fuzz import harness
+from codellama_jax.errors import UserError
+harness.LIMIT, harness.END_SECONDS = 0.5, 0.5
+
+def refused(rng, folder):
+    raise UserError("no")
+
+def waiting(rng, folder):
+    threading.Thread(target=threading.Event().wait).start()
+    raise UserError("no")
+
+def crashing(rng, folder):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+for make in (refused, waiting, crashing):
+    print(harness.attempt_apart("x", make, 0, 0).fault)
+"""
+
+
+def test_a_process_that_does_not_end_or_crashes_is_a_fault():
+    argv = [sys.executable, "-c", APART]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == [
+        "",
+        "the process does not end after exit code 2: error: no",
+        "the process ended with -11 before its outcome",
+    ], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from codellama_jax.system.files import (
     read_json,
     read_state,
     reason,
+    user_path,
     write_file,
     write_json,
 )
@@ -117,11 +118,17 @@ class StageFolder:
         """Returns the folder where the stage was trained: this one, or the one done.json names.
 
         A damaged done.json counts as absent: the stage is then resumed from its last checkpoint.
+        Raises UserError if done.json names an object store that cannot be read here.
         """
         at = (read_state(self.done) or {}).get("at")
         if not isinstance(at, str):
             return self
-        return StageFolder(epath.Path(at if is_bucket(at) else os.path.normpath(self.path / at)))
+        if not is_bucket(at):
+            return StageFolder(epath.Path(os.path.normpath(self.path / at)))
+        try:
+            return StageFolder(user_path(at))
+        except UserError as error:
+            raise UserError(f"{self.done}: {error}") from None
 
     def is_trained(self) -> bool:
         """Tells whether the stage has finished, here or where the folder points."""

@@ -21,6 +21,7 @@ from etils import epath
 from codellama_jax.config import CorpusConfig
 from codellama_jax.data import sources
 from codellama_jax.errors import UserError
+from codellama_jax.system import locks
 from codellama_jax.system.files import (
     is_bucket,
     open_file,
@@ -56,9 +57,9 @@ def prepare(
 ) -> Prepared:
     """Prepares the documents of a source, or finds them prepared in `cache_dir`.
 
-    Any number of processes may do so at once: each writes a separate folder, and one small file,
-    written last, names the folder that counts. Raises UserError if there is nothing to read or no
-    room to write.
+    Any number of processes may do so at once: the others wait for the first or, where there are no
+    locks, each writes a separate folder. One small file, written last, names the folder that counts.
+    Raises UserError if there is nothing to read or no room to write.
 
     Args:
         corpus: where the documents of each source come from.
@@ -79,10 +80,13 @@ def prepare(
     try:
         if prepared := _found(folder, say):
             return prepared
-        with announced(say, f"{source}: reading {len(items):,} files of {place}"):
-            loaded = sources.load(items, code)
-            splits = _splits(loaded, place, len(items), block_chars, corpus.validation_fraction)
-            _write(folder, splits, loaded.counts)
+        with locks.one_after_another(folder, say):
+            if prepared := _found(folder, silent):  # by the process that this one has waited for
+                return prepared
+            with announced(say, f"{source}: reading {len(items):,} files of {place}"):
+                loaded = sources.load(items, code)
+                splits = _splits(loaded, place, len(items), block_chars, corpus.validation_fraction)
+                _write(folder, splits, loaded.counts)
         say(_summary(source, loaded))
         return _open(folder, read_json(folder / RECORD))
     except (OSError, ImportError, RuntimeError) as error:  # TFDS wraps a full disk

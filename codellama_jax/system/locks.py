@@ -9,7 +9,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from etils import epath
 
@@ -18,6 +18,7 @@ from codellama_jax.system.console import warn
 from codellama_jax.system.files import LIBRARY_ERRORS, is_bucket, reason
 
 NAME = ".lock"  # of the lock file in a folder
+WAIT_SECONDS = 0.2  # between two attempts to take a lock that another process holds
 READ_SECONDS = 1.0  # a holder writes its name within this time after it has taken the lock
 # Errors of a file system that has no locks, as some network file systems.
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
@@ -68,35 +69,80 @@ def check_free(folder: epath.Path) -> None:
             pass
 
 
+@contextlib.contextmanager
+def one_after_another(folder: epath.Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Waits until no other process is in a block for the same folder, then runs the block.
+
+    For work that the first process does for all. Where there are no locks the block runs at once,
+    so it must be right without them too. Raises OSError if the lock file cannot be made.
+
+    folder: local or gs://; it need not exist: the lock file is beside it.
+    say: prints for whom this process waits.
+    """
+    descriptor, waits = None, False
+    path = folder.with_name(f".{folder.name}{NAME}")
+    while not is_bucket(folder) and descriptor is None:
+        try:
+            descriptor = _open_locked(path)
+        except _HeldError as held:
+            if not waits:
+                say(f"{folder} is being written by {held}: waiting until it has ended")
+            waits = True
+            time.sleep(WAIT_SECONDS)
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+            break
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            _release(path, descriptor)
+
+
+class _HeldError(Exception):
+    """Another process, which the text names, holds the lock."""
+
+
 def _acquire(folder: epath.Path, path: epath.Path) -> int | None:
     """Returns the descriptor that holds the lock, None where the file system has no locks."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            # Not inherited by programs that this process starts: they would hold the lock too.
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = _holder(descriptor)
-                os.close(descriptor)
-                raise UserError(
-                    f"{folder} is being written by {holder}: wait until it has ended,"
-                    " stop it, or choose another folder"
-                ) from None
-            except OSError:
-                os.close(descriptor)
-                raise
-            if _is_at(path, descriptor):
-                break
-            os.close(descriptor)  # its holder has deleted the file between the two calls
+        return _open_locked(path)
+    except _HeldError as held:
+        raise UserError(
+            f"{folder} is being written by {held}: wait until it has ended,"
+            " stop it, or choose another folder"
+        ) from None
     except LIBRARY_ERRORS as error:
         if getattr(error, "errno", None) in WITHOUT_LOCKS:
             _warn_unlocked(folder, reason(error))
             return None
         raise UserError(f"cannot lock {folder}: {path}: {reason(error)}") from error
-    _write_holder(descriptor)
-    return descriptor
+
+
+def _open_locked(path: epath.Path) -> int:
+    """Returns the descriptor that holds the lock. Raises _HeldError if another process has it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # a file
+        error = os.strerror(errno.ENOTDIR)
+        raise NotADirectoryError(errno.ENOTDIR, error, str(path.parent)) from None
+    while True:
+        # Not inherited by programs that this process starts: they would hold the lock too.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(descriptor)
+            os.close(descriptor)
+            raise _HeldError(holder) from None
+        except OSError:
+            os.close(descriptor)
+            raise
+        if _is_at(path, descriptor):
+            _write_holder(descriptor)
+            return descriptor
+        os.close(descriptor)  # its holder has deleted the file between the two calls
 
 
 def _release(path: epath.Path, descriptor: int) -> None:

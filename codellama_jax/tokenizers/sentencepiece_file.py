@@ -29,6 +29,7 @@ def parse(data: bytes, name: str) -> Any:
         whole = False
     if not whole:
         raise UserError(_what_it_is(data, name))
+    _check_text(proto, name)
     for marker in ("bos", "eos"):
         row = getattr(proto.trainer_spec, f"{marker}_id")
         if not 0 <= row < len(proto.pieces):
@@ -38,6 +39,21 @@ def parse(data: bytes, name: str) -> Any:
                 "take a tokenizer that was trained with both"
             )
     return proto
+
+
+def _check_text(proto: Any, name: str) -> None:
+    """Raises UserError for a piece, or the text of UNK, whose bytes a flipped bit has changed.
+
+    protobuf returns bytes for a text field that is not UTF-8; decoding would fail much later.
+    """
+    texts = {f"piece {row}": piece.piece for row, piece in enumerate(proto.pieces)}
+    texts["trainer_spec.unk_surface"] = proto.trainer_spec.unk_surface
+    for field, text in texts.items():
+        if isinstance(text, bytes):
+            raise UserError(
+                f"{name} is damaged ({field} is not UTF-8: {text[:40]!r}): "
+                "download tokenizer.model again"
+            )
 
 
 def _what_it_is(data: bytes, name: str) -> str:
@@ -129,7 +145,7 @@ def processor(proto: Any, name: str, **normalizer: bool) -> sentencepiece.Senten
     model = changed.SerializeToString(deterministic=True)
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
-    except (RuntimeError, UnicodeDecodeError) as error:  # its message may quote bytes of a piece
+    except (RuntimeError, UnicodeDecodeError) as error:  # its message may quote damaged text
         text = reason(error) if isinstance(error, RuntimeError) else ""
         detail = text.removeprefix("INTERNAL: ").rpartition("] ")[2].strip(". ")
         cause = f"SentencePiece refuses it, {detail}" if detail else "SentencePiece refuses it"

@@ -9,6 +9,8 @@ from etils import epath
 from codellama_jax.checkpoints.folder import RunFolder, StageFolder, find_trained, trained_under
 from codellama_jax.config import Experiment, to_dict
 from codellama_jax.errors import UserError
+from codellama_jax.report.reading import read_stage
+from codellama_jax.system import files
 
 X, Y = "0" * 32, "1" * 32  # identities
 
@@ -45,10 +47,26 @@ def test_a_run_that_was_set_aside_is_not_read(tmp_path):
     assert trained_under(runs) == {X: trained}
 
 
-def test_a_folder_on_a_bucket_is_named_by_its_full_path(tmp_path):
+def test_a_folder_on_a_bucket_is_named_by_its_full_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BUCKET_PACKAGES", {})  # gcsfs is in the extra `tpu` only
     here = StageFolder(epath.Path(tmp_path) / "code")
     here.point_to(StageFolder(epath.Path("gs://bucket/runs/one/arm/code")), toy.stage())
     assert str(here.trained()) == "gs://bucket/runs/one/arm/code"
+
+
+@pytest.mark.parametrize(
+    "at, why", [("gs://bucket/x", "needs the package no_such"), ("ftp7://x", "scheme 'ftp7'")]
+)
+def test_an_object_store_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, at, why):
+    monkeypatch.setattr(files, "BUCKET_PACKAGES", {"gs": "no_such_package"})
+    monkeypatch.setattr(files.importlib.util, "find_spec", {}.get)
+    folder = finished(epath.Path(tmp_path) / "run" / "arm" / "code", X)
+    folder.done.write_text(json.dumps({"at": at}))
+    for read in (folder.trained, folder.is_trained):
+        with pytest.raises(UserError, match=f"{folder.done}: the path '{at}' .*{why}"):
+            read()
+    result = read_stage(folder, "code", toy.stage())
+    assert "done.json cannot be read" in result.damage[0]
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 100, b'{"step": 1', b"[]", b"5"])

@@ -1,17 +1,22 @@
 """Preparation of documents: complete, found again, redone after a kill, safe for processes at once, and free of TensorFlow."""
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 import textwrap
 
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 from paths import ROOT
 
 from codellama_jax.config import CorpusConfig
 from codellama_jax.data import builders, pipeline, sources
 from codellama_jax.errors import UserError
+from codellama_jax.system import locks
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def files(prepared_split):
 def run(program, *args):
     """Starts a fresh Python that runs `program` with the library imported."""
     program = (
-        "import sys\nfrom codellama_jax.config import CorpusConfig\nfrom codellama_jax.data import builders\n"
+        "import sys\nfrom codellama_jax.config import CorpusConfig\nfrom codellama_jax.data import builders, sources\n"
         + textwrap.dedent(program)
     )
     return subprocess.Popen(
@@ -151,8 +156,34 @@ def test_a_killed_preparation_is_done_again_and_two_at_once_agree(corpus, tmp_pa
     assert outputs == [f"{sorted(documents(wanted.train))} False\n"] * 2
 
 
-def test_the_slower_of_two_takes_what_is_there(corpus, tmp_path, monkeypatch):
+def test_two_at_once_read_the_corpus_once(corpus, tmp_path):
+    """The second process waits for this one, which has the lock."""
+    builders.prepare(corpus, "code", 0, tmp_path / "elsewhere")
+    (prepared,) = (tmp_path / "elsewhere").iterdir()
+    second = """
+        sources.load = None  # must not be called
+        builders.prepare(
+            CorpusConfig(code=sys.argv[1], validation_fraction=0.2), "code", 0, sys.argv[2],
+            lambda line: print(line, flush=True),
+        )
+    """
+    folder = epath.Path(tmp_path) / "cache" / prepared.name
+    with locks.one_after_another(folder, print):
+        waiting = run(second, corpus.code, folder.parent)
+        line = next(line for line in waiting.stdout if b"waiting" in line).decode()
+        assert line.startswith(f"{folder} is being written by process {os.getpid()} on ")
+        shutil.copytree(prepared, folder)
+    assert waiting.communicate(timeout=60)[0] == b"" and waiting.returncode == 0
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # and no lock
+
+
+def test_the_slower_of_two_without_locks_takes_what_is_there(corpus, tmp_path, monkeypatch):
     load, cache = sources.load, tmp_path / "cache"
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
 
     def overtaken(*args):
         monkeypatch.setattr(sources, "load", load)

@@ -166,12 +166,26 @@ def test_folders_without_the_file(tmp_path):
     assert "it is a folder: name" in message()
 
 
-def test_a_piece_of_bad_utf8_that_occurs_twice_is_one_line(tmp_path):
-    """SentencePiece's message quotes the piece, and its binding fails to decode the message."""
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_piece_of_bad_utf8_is_one_line(tmp_path, pieces):
+    """SentencePiece takes one such piece and then fails to decode; two alike it quotes as bytes."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(make("bpe", {}))
-    for piece in proto.pieces[-2:]:
+    first = len(proto.pieces) - pieces
+    for piece in proto.pieces[first:]:
         piece.piece = "zz"
     path = tmp_path / "tokenizer.model"
     path.write_bytes(proto.SerializeToString().replace(b"\n\x02zz", b"\n\x02z\xb0"))
-    with pytest.raises(UserError, match=r"is damaged \(SentencePiece refuses it\): download"):
+    message = (
+        rf"is damaged \(piece {first} is not UTF-8: b'z\\xb0'\): download tokenizer.model again"
+    )
+    with pytest.raises(UserError, match=message):
+        tokenizers.load(path)
+
+
+def test_a_text_of_unk_that_is_not_utf8_is_one_line(tmp_path):
+    proto = sentencepiece_model_pb2.ModelProto.FromString(make("bpe", {}))
+    proto.trainer_spec.unk_surface = "zz"
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(proto.SerializeToString().replace(b"\x02zz", b"\x02z\xb0"))
+    with pytest.raises(UserError, match=r"\(trainer_spec.unk_surface is not UTF-8: b'z"):
         tokenizers.load(path)

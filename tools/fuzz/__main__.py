@@ -3,6 +3,12 @@
 Prints a row per area and every fault with what reproduces it: `--replay AREA:SEED:NUMBER`, as in
 `python -m tools.fuzz --replay tokenizers:1:314`. `--seed 1 --seed 2` tries the same number of
 other inputs with each seed. The exit code is 1 if there are faults.
+
+`--apart` runs each input in a process of its own, which must also end: it finds threads that wait
+for ever and crashes of native code, and takes longer where an input starts JAX.
+
+Seeds: the last column of each row lists the seeds of its inputs, so that a log of the output keeps
+what reproduces it. An input is made from its area, seed and number alone (`harness.attempt`).
 """
 
 from __future__ import annotations
@@ -10,12 +16,14 @@ from __future__ import annotations
 import argparse
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tools.fuzz import harness
 from tools.fuzz.areas import AREAS, SHARES
 
 TITLES = "area          inputs accepted  refused   faults  slowest s  its input             seeds"
+Attempt = Callable[[str, harness.MakeInput, int, int], harness.Outcome]
 MEMORY = 2**35  # bytes of addresses; an input that asks for more is a fault, not a killed process
 
 
@@ -51,7 +59,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     if arguments.replay:
         name, seed, number = arguments.replay.split(":")
-        outcome = harness.attempt(name, AREAS[name], int(seed), int(number))
+        outcome = attempt_of(arguments)(name, AREAS[name], int(seed), int(number))
         print(f"exit code {outcome.code} after {outcome.seconds:.2f} s: {outcome.line}")
         print(outcome.fault or "no fault")
         return int(bool(outcome.fault))
@@ -62,7 +70,8 @@ def main() -> int:
     print(TITLES, flush=True)
     for name in names:
         count = round(arguments.count * SHARES[name] / total)
-        figures = run_area(name, seeds, range(arguments.start, arguments.start + count))
+        numbers = range(arguments.start, arguments.start + count)
+        figures = run_area(name, seeds, numbers, attempt_of(arguments))
         print(figures.row(name, seeds), flush=True)
         sums.add(figures)
     print(sums.row("total", seeds), flush=True)
@@ -83,7 +92,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--start", type=int, default=0, help="number of the first input of an area")
     parser.add_argument("--area", action="append", choices=list(AREAS), metavar="AREA", help=only)
     parser.add_argument("--replay", metavar="AREA:SEED:NUMBER", help="one input")
+    parser.add_argument("--apart", action="store_true", help="each input in a forked process")
     return parser.parse_args()
+
+
+def attempt_of(arguments: argparse.Namespace) -> Attempt:
+    """Returns the function that runs an input."""
+    return harness.attempt_apart if arguments.apart else harness.attempt
 
 
 def described() -> list[str]:
@@ -95,12 +110,12 @@ def described() -> list[str]:
     return lines
 
 
-def run_area(name: str, seeds: list[int], numbers: range) -> Figures:
+def run_area(name: str, seeds: list[int], numbers: range, attempt: Attempt) -> Figures:
     """Tries the inputs of an area with each seed, prints its faults and returns its figures."""
     figures = Figures()
     for seed in seeds:
         for number in numbers:
-            outcome = harness.attempt(name, AREAS[name], seed, number)
+            outcome = attempt(name, AREAS[name], seed, number)
             if outcome.fault:
                 print(f"FAULT {name}:{seed}:{number}\n{outcome.fault.rstrip()}", flush=True)
             one = Figures(1, 0, 0, 0, outcome.seconds, f"{name}:{seed}:{number}")

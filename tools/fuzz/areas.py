@@ -1,6 +1,6 @@
 """The areas by name, and the share of all inputs that each gets."""
 
-from tools.fuzz import documents, evaluation, launching, processes, weights
+from tools.fuzz import checkpoints, documents, evaluation, launching, processes, weights
 from tools.fuzz.harness import MakeInput
 
 AREAS: dict[str, MakeInput] = {
@@ -12,6 +12,7 @@ AREAS: dict[str, MakeInput] = {
     "prompts": documents.prompts,
     "weights": weights.weights_folders,
     "runs": weights.run_folders,
+    "checkpoints": checkpoints.damaged_checkpoints,
     "data": evaluation.data_files,
     "apps": evaluation.apps_folders,
     "samples": evaluation.samples_files,
@@ -29,6 +30,7 @@ SHARES = {
     "prompts": 80,
     "weights": 120,
     "runs": 80,
+    "checkpoints": 20,
     "data": 150,
     "apps": 60,
     "samples": 120,

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import faulthandler
 import functools
 import io
+import json
 import os
 import shutil
 import signal
@@ -28,6 +30,7 @@ from codellama_jax.command_line import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 60.0  # seconds of an input
+END_SECONDS = 30.0  # that a forked process gets to end, beside LIMIT
 LONGEST = 2_000  # characters of an error line
 # Makes an input from random numbers, in an empty folder, and returns what a command does with it.
 MakeInput = Callable[[Random, Path], Callable[[], object]]
@@ -54,8 +57,31 @@ class Hang(BaseException):
 @functools.cache
 def shared_folder() -> Path:
     """Returns a folder of what several inputs start from, deleted at exit."""
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-shared-"))
-    atexit.register(shutil.rmtree, folder, True)
+    folder, owner = Path(tempfile.mkdtemp(prefix="fuzz-shared-")), os.getpid()
+
+    def delete() -> None:
+        if os.getpid() == owner:  # not at the end of a forked process
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(delete)
+    return folder
+
+
+def made_once(name: str, write: Callable[[Path], None]) -> Path:
+    """Returns a folder of `shared_folder`, which `write` fills the first time.
+
+    Processes that are forked later find it too. An input's time begins again after it: compiling
+    takes longer than LIMIT on a busy machine.
+    """
+    folder = shared_folder() / name
+    if not folder.exists():
+        part = folder.with_name(f"{name}.part")
+        shutil.rmtree(part, ignore_errors=True)  # of an input that was ended
+        part.mkdir()
+        _stop_timers()
+        write(part)
+        part.rename(folder)
+        _start_timers()
     return folder
 
 
@@ -83,13 +109,54 @@ def attempt(name: str, make: MakeInput, seed: int, number: int) -> Outcome:
         shutil.rmtree(top, ignore_errors=True)
 
 
+def attempt_apart(name: str, make: MakeInput, seed: int, number: int) -> Outcome:
+    """Does what `attempt` does in a forked process, whose end counts too.
+
+    A process that does not end because threads of a library wait is a fault, as is one that native
+    code ends. Needs a process that has not started JAX: a forked one has none of its threads.
+    """
+    begun = time.monotonic()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # native code's lines and Python's at the end
+        os.close(reader)
+        outcome = attempt(name, make, seed, number)
+        os.write(writer, json.dumps(dataclasses.astuple(outcome)).encode())
+        os.close(writer)
+        sys.exit(outcome.code)
+    os.close(writer)
+    status = _ended(child, begun + LIMIT + END_SECONDS)
+    with open(reader, "rb") as pipe:
+        written = pipe.read()
+    ending = "does not end" if status is None else f"ended with {status}"
+    if not written:
+        return Outcome(1, time.monotonic() - begun, "", f"the process {ending} before its outcome")
+    outcome = Outcome(*json.loads(written))
+    if status != outcome.code and not outcome.fault:
+        fault = f"the process {ending} after exit code {outcome.code}: {outcome.line}"
+        return dataclasses.replace(outcome, fault=fault, seconds=time.monotonic() - begun)
+    return outcome
+
+
+def _ended(child: int, deadline: float) -> int | None:
+    """Returns the exit code of a process, negative for a signal; None if it had to be killed."""
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
 def _watched(make: Callable[[], Callable[[], object]]) -> Outcome:
     """Returns the outcome of what `make` returns; its seconds leave out those of `make`."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "replace"))
     begun, code, fault = time.monotonic(), 0, ""
     before = signal.signal(signal.SIGALRM, _raise_hang)
-    faulthandler.dump_traceback_later(2 * LIMIT, exit=True)  # for a hang outside of Python
-    signal.setitimer(signal.ITIMER_REAL, LIMIT)
+    _start_timers()
 
     def command() -> None:
         nonlocal begun
@@ -107,13 +174,22 @@ def _watched(make: Callable[[], Callable[[], object]]) -> Outcome:
     except BaseException:
         code, fault = 1, traceback.format_exc()
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        faulthandler.cancel_dump_traceback_later()
+        _stop_timers()
         signal.signal(signal.SIGALRM, before)
     err.flush()
     text = err.buffer.getvalue().decode(errors="replace")  # type: ignore[attr-defined]
     line = text.rstrip("\n").rpartition("\n")[2]
     return Outcome(code, time.monotonic() - begun, line, fault or wrong_ending(code, text))
+
+
+def _start_timers() -> None:
+    faulthandler.dump_traceback_later(2 * LIMIT, exit=True)  # for a hang outside of Python
+    signal.setitimer(signal.ITIMER_REAL, LIMIT)
+
+
+def _stop_timers() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def _raise_hang(*_: object) -> None:

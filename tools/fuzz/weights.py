@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import os
@@ -30,7 +29,7 @@ from codellama_jax.weights import commands, huggingface, integrity, load, meta, 
 from codellama_jax.weights.layout import is_stacked, join, one_layer, parameters
 from codellama_jax.weights.rows import added_tokens, trimmed
 from tools.fuzz import mutations
-from tools.fuzz.harness import shared_folder
+from tools.fuzz.harness import made_once
 
 METRIC = {"step": 1, "loss": 5.0, "tokens": 128, "seconds": 1.0, "tokens_per_second": 5.0}
 VALIDATION = {"step": 1, "validation_loss": 5.0, "seconds": 1.0}
@@ -49,11 +48,14 @@ EXTRA += ["ffn_dim_multiplier", "model_type", "tie_word_embeddings", "max_positi
 EXTRA += ["rope_theta"]
 
 
-@functools.cache
 def originals() -> Path:
     """Returns a folder with the same small model as `hf`, `meta` and `run`."""
-    folder = epath.Path(shared_folder() / "weights")
-    folder.mkdir()
+    return made_once("weights", write_originals)
+
+
+def write_originals(top: Path) -> None:
+    """Writes the folders of `originals`."""
+    folder = epath.Path(top)
     source = published.source_of(published.random_params(published.MODEL), published.MODEL)
     huggingface.write(source, published.tokenizer(), folder / "hf", integrity=True)
     meta.write(source, published.tokenizer(), folder / "meta", ranks=2, integrity=True)
@@ -64,7 +66,6 @@ def originals() -> Path:
     (stage / "probes.json").write_text(json.dumps(PROBES))
     (stage / "identity.txt").write_text("0" * 32)
     (folder / "run" / "corpus.json").write_text(json.dumps({"code": {"files": 5, "train": 4}}))
-    return Path(folder)
 
 
 def weights_folders(rng: Random, folder: Path) -> Callable[[], object]:
