@@ -26,7 +26,7 @@ def test_experiment_survives_its_file():
 
 
 def test_from_dict_names_the_unknown_field():
-    with pytest.raises(UserError, match="ModelConfig has no field colour"):
+    with pytest.raises(UserError, match="LlamaConfig has no field colour"):
         from_dict(type(MODEL), to_dict(MODEL) | {"colour": 1})
 
 

@@ -16,9 +16,6 @@ import numpy as np
 from codellama_jax.config import Examples, Probe, Tokens
 from codellama_jax.data.infilling import infill_ids, prompt_ids
 from codellama_jax.errors import UserError
-from codellama_jax.generation.infill import infill
-from codellama_jax.generation.sampler import Sampling
-from codellama_jax.models.trained import Run
 from codellama_jax.probes.held_out import (
     Example,
     Splits,
@@ -188,6 +185,8 @@ def fill(
     run: Run, examples: list[Example], max_new_tokens: int, kind: Kind, form: Format
 ) -> list[str]:
     """Generates middles greedily, in equal batches whose caches hold about CACHED_TOKENS."""
+    from codellama_jax.generation.infill import infill
+    from codellama_jax.generation.sampler import Sampling
 
     sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
     documents = [infill_ids(run.tokenizer, *example, form.spm) for example in examples]

@@ -11,15 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 
-from codellama_jax.benchmarks.pass_at_k import pass_at_k
 from codellama_jax.checked import Range
 from codellama_jax.config import Examples, Probe
 from codellama_jax.errors import UserError
-from codellama_jax.generation.sampler import Sampling, generate
-from codellama_jax.models.trained import Run
 from codellama_jax.probes.held_out import held_out_examples, single_lines
 from codellama_jax.probes.subject import Subject
-from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 if TYPE_CHECKING:
     from codellama_jax.generation.sampler import Sampling
@@ -48,6 +44,7 @@ class LineEnds(Probe, name="line_ends"):
 
     def measure(self, subject: Subject) -> dict[str, dict[str, Any]]:
         """Raises UserError if the documents have no line to end."""
+        from codellama_jax.benchmarks.pass_at_k import pass_at_k
         from codellama_jax.generation.sampler import Sampling
 
         run, seq_len, seed = subject.run, subject.seq_len, subject.seed
@@ -107,6 +104,7 @@ def _passed(
     run: Run, lines: Sequence[UnfinishedLine], sampling: Sampling, samples: int
 ) -> list[int]:
     """Returns how many of the samples of each line are exact."""
+    from codellama_jax.generation.sampler import generate
 
     tokenizer = run.tokenizer
     stop_ids = [tokenizer.eos_id, *tokenizer.encode("\n", leading_space=False)]

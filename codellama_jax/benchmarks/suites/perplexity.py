@@ -17,8 +17,6 @@ from codellama_jax.benchmarks.settings import LengthOptions, check_integer, desc
 from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.data.infilling import plain_ids
 from codellama_jax.errors import UserError
-from codellama_jax.models.trained import Run
-from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 if TYPE_CHECKING:
     from codellama_jax.models.trained import Run
