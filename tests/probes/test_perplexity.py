@@ -120,3 +120,6 @@ def test_a_diverged_model_has_no_perplexity():
         perplexity._measures(np.full((2, 8), 1000.0))
     with pytest.raises(UserError, match="the model has diverged"):
         perplexity._measures(np.full((2, 8), np.nan))
+    with pytest.raises(UserError, match="the loss is 2e\\+03 nats per token"):
+        perplexity._measures(np.array([[1.0] * 6 + [2000.0] * 2]))
+    assert perplexity._measures(np.full((2, 8), 100.0))["perplexity"] == np.exp(100.0)

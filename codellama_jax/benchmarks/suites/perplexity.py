@@ -21,7 +21,7 @@ from codellama_jax.sharding.mesh import on_mesh_of
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
 from codellama_jax.training.objectives import losses_of_tokens
 
-LARGEST_LOSS = 100.0  # nats per token: of no model that has not diverged
+LARGEST_LOSS = 700.0  # nats per token: exp() of more is no float64
 TOKENS = 16_384  # read at once: what bounds the memory of a forward pass
 
 
@@ -40,12 +40,11 @@ def perplexity_by_length(
 
 def _measures(losses_RT: np.ndarray) -> dict[str, float]:
     rows, length = losses_RT.shape
-    if not losses_RT.mean() < LARGEST_LOSS:
-        loss = f"{losses_RT.mean():.3g} nats per token"
-        raise UserError(
-            f"the loss is {loss}, so that perplexity is no number: the model has diverged"
-        )
     last_block = losses_RT[:, -max(1, length // 4) :]
+    for loss in (losses_RT.mean(), last_block.mean()):
+        if not loss < LARGEST_LOSS:
+            problem = "perplexity is no number: the model has diverged"
+            raise UserError(f"the loss is {loss:.3g} nats per token, so that {problem}")
     return {
         "perplexity": math.exp(losses_RT.mean()),
         "last_block": math.exp(last_block.mean()),
