@@ -183,7 +183,8 @@ def _watched(make: Callable[[], Callable[[], object]]) -> Outcome:
 
 
 def _start_timers() -> None:
-    faulthandler.dump_traceback_later(2 * LIMIT, exit=True)  # for a hang outside of Python
+    # For a hang outside of Python; sys.stderr is a buffer in memory.
+    faulthandler.dump_traceback_later(2 * LIMIT, exit=True, file=sys.__stderr__)
     signal.setitimer(signal.ITIMER_REAL, LIMIT)
 
 

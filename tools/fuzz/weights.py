@@ -13,6 +13,8 @@ from pathlib import Path
 from random import Random
 
 import damage
+import flax
+import numpy as np
 import published
 from etils import epath
 
@@ -56,7 +58,11 @@ def originals() -> Path:
 def write_originals(top: Path) -> None:
     """Writes the folders of `originals`."""
     folder = epath.Path(top)
-    source = published.source_of(published.random_params(published.MODEL), published.MODEL)
+    rng, params = np.random.default_rng(0), {}
+    for param, (shape, _) in parameters(published.MODEL).items():
+        params[param] = rng.normal(size=shape).astype(np.float32)
+    nested = flax.traverse_util.unflatten_dict(params, sep=".")
+    source = published.source_of(nested, published.MODEL)
     huggingface.write(source, published.tokenizer(), folder / "hf", integrity=True)
     meta.write(source, published.tokenizer(), folder / "meta", ranks=2, integrity=True)
     commands.Import(str(folder / "hf"), str(folder / "run"), integrity=True)()
