@@ -18,6 +18,7 @@ from tools.fuzz import mutations
 
 EXPERIMENT = '''"""A small experiment."""
 from codellama_jax.config import *
+from codellama_jax.models.llama.config import LlamaConfig
 
 def experiment(scale: str = "toy") -> Experiment:
     model = LlamaConfig(64, 32, 2, 4, 2, 8, 64)
