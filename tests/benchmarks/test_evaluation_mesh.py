@@ -22,7 +22,7 @@ from codellama_jax.checkpoints.checkpoint import Checkpoints
 from codellama_jax.checkpoints.loading import load_run
 from codellama_jax.config import MeshConfig, to_dict
 from codellama_jax.errors import UserError
-from codellama_jax.models.llama import decoder
+from codellama_jax.models import decoding
 from codellama_jax.sharding.mesh import make_mesh, on_mesh_of
 from codellama_jax.training.step import abstract_state, with_fresh_optimizer
 
@@ -65,7 +65,8 @@ def answered(run, benchmark) -> tuple[list[str], list[float]]:
     )
 
 
-@pytest.mark.parametrize("mesh", MESHES[:2])
+# The last one splits 2 key heads over 4 devices.
+@pytest.mark.parametrize("mesh", [*MESHES[:2], {"fsdp": 2, "tensor": 4}])
 def test_a_mesh_answers_as_one_device_does(run, benchmark, expected, mesh):
     texts, means = answered(placed(run, mesh), benchmark)
     assert texts == expected[0] and all(texts)
@@ -85,10 +86,10 @@ def most_bytes(tree: object) -> int:
 def test_a_device_holds_its_part_of_weights_and_cache(run, mesh):
     parts, sizes = mesh["fsdp"] * mesh.get("tensor", 1), {True: 0, False: 0}
     params = placed(run, mesh).params
-    with on_mesh_of(params, decoder.LOGICAL_AXES):
-        weights = decoder.prepare(run.model, params)
+    with on_mesh_of(params, decoding.LOGICAL_AXES):
+        weights = decoding.prepare(run.model, params)
         start = jax.jit(
-            lambda p, tokens, lengths: decoder.prefill(run.model, p, tokens, lengths, 32)[1]
+            lambda p, tokens, lengths: decoding.prefill(run.model, p, tokens, lengths, 32)[1]
         )
         cache = start(params, np.zeros((2, 64), np.int32), np.full(2, 64, np.int32))
     for tree in (params, weights):
@@ -116,10 +117,10 @@ def folder(run, tmp_path_factory) -> Path:
 
 
 def test_a_mesh_that_does_not_divide_the_model_is_refused(folder):
-    with pytest.raises(
-        UserError, match=r"n_kv_heads 2 does not divide over tensor=4: change --mesh\.tensor"
-    ):
-        load_run(str(folder), mesh=make_mesh(MeshConfig(tensor=4)))
+    mesh = make_mesh(MeshConfig(tensor=3), jax.devices()[:3])
+    problem = r"d_ff 64 does not divide over tensor=3: change --mesh\.tensor"
+    with pytest.raises(UserError, match=problem):
+        load_run(str(folder), mesh=mesh)
 
 
 def by_key(path: Path) -> dict:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from attention_cases import compiled, oracle, problem, relative_error, visible, with_gradients
 
-from codellama_jax.models.llama import decoder
+from codellama_jax.models import decoding
 from codellama_jax.models.llama.model import Llama
 from codellama_jax.models.llama.sizes import TOY
 from kernels.flash_attention import blocked, xla
@@ -60,14 +60,14 @@ def test_memory_grows_linearly(gradients):
 
 def test_memory_of_a_prompt_grows_linearly():
     """Reading 131,072 tokens takes less than ten times the memory of its keys and values."""
-    config = decoder.for_decoding(TOY["toy"])
+    config = decoding.for_decoding(TOY["toy"])
     tokens = jnp.zeros((1, 2), jnp.int32)
     params = jax.eval_shape(Llama(config).init, jax.random.key(0), tokens, tokens)["params"]
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
 
     def memory(length):
         shape = jax.ShapeDtypeStruct((1, length), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
-        prefill = jax.jit(decoder.prefill, static_argnums=(0, 4))
+        prefill = jax.jit(decoding.prefill, static_argnums=(0, 4))
         return prefill.lower(config, params, *shape, 128).compile().memory_analysis()
 
     short, long = memory(4096), memory(131_072)

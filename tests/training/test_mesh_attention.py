@@ -68,7 +68,7 @@ def test_attention_that_cannot_is_refused(mesh, changes, message):
 
 
 def test_refusal_comes_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(run.checkpoint, "keep_compiled", lambda cache: None)
+    monkeypatch.setattr(run, "keep_compiled", lambda cache: None)
     bad = stage(model=dataclasses.replace(MODEL, attention="reference"))
     experiment = Experiment(
         "bad", "toy", {"main": {"code": bad}}, mesh=MeshConfig(fsdp=4, context=2)
