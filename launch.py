@@ -168,6 +168,7 @@ def main(program: str = "launch.py") -> None:
 def start(choice: Any, experiment: Experiment, claim: str, finding: Any) -> None:
     """Runs, compiles or prints the plan of an experiment."""
     if isinstance(choice, Run):
+        print("starting JAX", flush=True)  # its import takes seconds
         from codellama_jax.runs.experiment import run_experiment
 
         run_experiment(experiment, claim, finding, choice)

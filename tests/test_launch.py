@@ -223,3 +223,8 @@ def test_a_python_without_the_projects_packages_gets_one_line():
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "has no package tyro: run `make quickstart` once" in done.stderr
+
+
+def test_a_run_prints_a_line_before_jax_starts(cli, tmp_path):
+    code, out, err = cli("run", "quickstart", "--mesh.fsdp", "3", "--out", str(tmp_path / "run"))
+    assert code == 2 and out.startswith("starting JAX\n") and err.startswith("error: ")
