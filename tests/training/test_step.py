@@ -170,7 +170,11 @@ def test_a_mesh_that_does_not_divide(config, message):
     [
         (MeshConfig(fsdp=8), {"batch_size": 12}, "12 rows .* multiple of 8"),
         (MeshConfig(fsdp=8), {"micro_batches": 2}, "8 rows in 2 micro-batches .* multiple of 16"),
-        (MeshConfig(fsdp=2, tensor=4), {}, "n_kv_heads 2 does not divide over tensor=4"),
+        (
+            MeshConfig(fsdp=1, context=8),
+            {"seq_len": 12},
+            "seq_len 12 does not divide over context=8",
+        ),
         (
             MeshConfig(fsdp=1, context=8),
             {"seq_len": 20},
