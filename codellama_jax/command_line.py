@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import errno
 import glob
 import io
@@ -158,6 +159,9 @@ def _one_line(box: str) -> str:
     similar = " ".join(p.partition(":")[2] for p in rest if p.startswith(SIMILAR))
     options = re.findall(r"--[\w.-]+", similar)
     near = [name for name in dict.fromkeys(options) if name != "--help"]
+    available = " ".join(p.partition(":")[2] for p in rest if p.startswith("Available"))
+    if match := re.match(r"Unrecognized options: ([\w-]+)", wrong):  # a verb
+        near += difflib.get_close_matches(match[1], available.split(", "), n=1)
     hints = [f"did you mean {' or '.join(near)}?"] if near else []
     hints += [p for p in rest if p.startswith("Available")]
     for paragraph in rest:
