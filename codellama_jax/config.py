@@ -90,6 +90,8 @@ class ModelConfig(Checked):
         ModelConfig.families[cls.family] = cls
 
     def check_relations(self) -> None:
+        if type(self) is ModelConfig:
+            raise FieldError((), f"ModelConfig is the base of all families: use {_config_names()}")
         if self.n_heads % self.n_kv_heads:
             problem = f" is {self.n_kv_heads}: it must divide n_heads, which is {self.n_heads}"
             raise FieldError(("n_kv_heads",), problem)
@@ -102,13 +104,24 @@ class ModelConfig(Checked):
         """
         if cls is not ModelConfig:
             return cls, values
-        importlib.import_module("codellama_jax.models")  # defines the families of this library
+        _define_families()
         fields = dict(values)
         tag = fields.pop("family", DEFAULT_FAMILY)
         if not isinstance(tag, str) or tag not in cls.families:
             problem = choices_problem(tag, sorted(cls.families))
             raise FieldError(("family",), f"{problem}; import the module that defines another one")
         return cls.families[tag], fields
+
+
+def _define_families() -> None:
+    """Imports the families of this library; a user's own is defined where it is imported."""
+    importlib.import_module("codellama_jax.models")
+
+
+def _config_names() -> str:
+    _define_families()
+    classes = ModelConfig.families.values()
+    return " or ".join(f"{cls.__module__}.{cls.__name__}" for cls in classes)
 
 
 @dataclass(frozen=True)

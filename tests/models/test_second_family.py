@@ -233,6 +233,14 @@ def test_its_config_is_written_and_read():
         from_dict(Stage, {**written, "model": {**written["model"], "family": "gone"}})
 
 
+def test_the_base_of_all_families_is_no_model():
+    fields = {field.name: getattr(MODEL, field.name) for field in dataclasses.fields(ModelConfig)}
+    with pytest.raises(
+        FieldError, match=r"use codellama_jax\.models\.llama\.config\.LlamaConfig or"
+    ):
+        ModelConfig(**fields)
+
+
 def test_its_parameters_are_counted():
     params = jax.eval_shape(lambda: nn.unbox(boxed_params(MODEL, jax.random.key(0))))
     assert parameter_count(MODEL) == sum(leaf.size for leaf in jax.tree.leaves(params))
