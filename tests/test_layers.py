@@ -1,0 +1,98 @@
+"""Packages import downward only: the order of the layers, lowest first."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+LIBRARY = "codellama_jax"
+LAYERS = (
+    "errors",
+    "checked",
+    "command_line",
+    "config",
+    "system",
+    "sharding",
+    "models",
+    "data",
+    "sandbox",
+    "tokenizers",
+    "checkpoints",
+    "generation",
+    "benchmarks",
+    "weights",
+    "__main__",
+    "overrides",
+    "training",
+    "report",
+    "probes",
+    "runs",
+    "compile",
+    "cli",
+)
+LARGEST_SHARE = 0.18  # of the library's lines, in one package
+
+
+def layer_of(module: str) -> str:
+    """Returns the part of the library that a module belongs to, "" for another library's."""
+    names = module.split(".")
+    return names[1] if names[0] == LIBRARY and len(names) > 1 else ""
+
+
+def is_for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Yields the modules that code imports, inside functions too."""
+    for node in ast.iter_child_nodes(tree):
+        if is_for_types_only(node):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == LIBRARY:
+            yield from (f"{LIBRARY}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        else:
+            yield from imported(node)
+
+
+def modules() -> list[Path]:
+    return sorted((ROOT / LIBRARY).rglob("*.py"))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_imports_no_higher_one(layer):
+    found = []
+    for path in modules():
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if layer_of(module) == layer:
+            found.append(path)
+            for name in imported(ast.parse(path.read_text("utf-8"))):
+                lower = layer_of(name) or layer
+                assert LAYERS.index(lower) <= LAYERS.index(layer), f"{module} imports {name}"
+    assert found
+
+
+def test_every_module_has_a_layer():
+    for path in modules():
+        parts = path.relative_to(ROOT / LIBRARY).with_suffix("").parts
+        assert parts[0] in (*LAYERS, "__init__"), path
+
+
+def test_no_package_holds_the_library():
+    lines = {path: len(path.read_text("utf-8").splitlines()) for path in modules()}
+    for layer in LAYERS:
+        here = sum(n for path, n in lines.items() if layer in path.relative_to(ROOT).parts)
+        assert here < LARGEST_SHARE * sum(lines.values()), layer
+
+
+def test_inference_does_not_import_the_trainer():
+    for path in modules():
+        package = path.relative_to(ROOT / LIBRARY).parts[0]
+        if package in ("generation", "benchmarks", "probes", "weights", "checkpoints"):
+            names = imported(ast.parse(path.read_text("utf-8")))
+            assert "training" not in map(layer_of, names), path
