@@ -39,6 +39,7 @@ LoadModel = Callable[[], "Run"]
 PERPLEXITY = "perplexity"  # a measure of text files, without tasks
 NEEDS_TOKENIZER = "key_retrieval"  # its prompts have a given number of tokens
 CANONICAL = "canonical solutions"
+UNDECIDED = ("not_comparable", "too_large")  # statuses of a verdict that judges no program
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,19 @@ def _conditions(
         return {}
     conditions: dict[str, Any] = {"mode": executor.mode, "layers": executor.layers}
     conditions["timeouts"] = sum(result["result"].startswith("timeout") for result in results)
+    conditions["undecided"] = _undecided(results)
     conditions["machine"] = executor.machine()
     return {**conditions, "extract_code": True} if checking.extract_code else conditions
+
+
+def _undecided(results: Sequence[Result]) -> dict[str, int]:
+    """Returns how many verdicts are neither passed nor failed, by status. None of them passes."""
+    counts = dict.fromkeys(UNDECIDED, 0)
+    for result in results:
+        status = result["result"].partition(":")[0]
+        if status in counts:
+            counts[status] += 1
+    return counts
 
 
 def reference_samples(benchmark: Benchmark) -> Samples:
@@ -252,5 +264,11 @@ def _remarks(summary: Mapping[str, Any]) -> list[str]:
             f"{summary['timeouts']} of {summary['samples']} verdicts are timeouts "
             f"({machine['retried']} retried alone, {machine['retried and finished']} finished "
             f"then); machine speed {machine['speed']:.2f} (1: an idle server processor)"
+        )
+    if any(summary.get("undecided", {}).values()):
+        counts = ", ".join(f"{count} {status}" for status, count in summary["undecided"].items())
+        remarks.append(
+            f"undecided: {counts}; these count as not passed. results.jsonl gives the reasons; "
+            "--mode compatible decides them as the public harnesses do, and believes the program"
         )
     return remarks

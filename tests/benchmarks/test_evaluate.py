@@ -138,6 +138,24 @@ def test_samples_of_the_public_harness_are_scored(files, executor, tmp_path, cap
     ) == 2
 
 
+def test_undecided_verdicts_are_counted_apart(files, executor, tmp_path, capsys):
+    equal = (
+        "    class Equal:\n        __eq__ = lambda self, other: other == 5\n    return Equal()\n"
+    )
+    long = "    return 'x' * 70_000_000\n"
+    names = [record["task_id"] for record in data.HUMANEVAL]
+    samples = [{"task_id": name, "completion": text} for name in names for text in (equal, long)]
+    path = data.write_lines(tmp_path / "samples.jsonl", samples)
+    options = Options(data=files["humaneval"])
+    evaluate.evaluate("humaneval", None, options, Settings(), ONE, tmp_path / "out", str(path))
+    result = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert result["undecided"] == {"not_comparable": len(names), "too_large": len(names)}
+    assert result["measures"]["correct"] == 0
+    assert (
+        f"undecided: {len(names)} not_comparable, {len(names)} too_large" in capsys.readouterr().out
+    )
+
+
 @pytest.mark.parametrize(
     ("added", "said"),
     [

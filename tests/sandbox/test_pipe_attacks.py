@@ -1,6 +1,7 @@
 """Attacks on the pipe between candidate and tests: none passes, the next program is right."""
 
 import hostile
+import hostile_objects
 import hostile_pipe
 import pytest
 
@@ -63,6 +64,14 @@ def test_an_attack_on_one_test_does_not_pass(executor, name):
     candidate, test, expected = hostile_pipe.AIMED[name]
     [verdict] = judged(executor, [candidate], test=test)
     assert verdict.status in expected, verdict.detail
+
+
+@pytest.mark.parametrize("name", hostile_objects.OBJECTS)
+def test_an_object_that_knows_nothing_does_not_pass(executor, name):
+    candidate, test = hostile_objects.OBJECTS[name]
+    exec(compile(candidate + "\n" + test, name, "exec"), {})  # it passes in one process
+    [verdict] = judged(executor, [candidate], test=test)
+    assert verdict.status in ("failed", "not_comparable"), verdict.detail
 
 
 def test_functions_that_a_test_prepares_still_work(executor):

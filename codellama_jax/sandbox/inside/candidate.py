@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import sys
 import time
 import types
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,7 @@ from codellama_jax.sandbox.inside.peer import Peer
 from codellama_jax.sandbox.inside.values import NotComparable, base_kind
 
 _BATCH_SECONDS = 0.001
+_ORIGINALS: dict[tuple[str, str], Any] = {}  # of what tests replaced
 _FUNCTIONS: dict[str, Callable[..., Any]] = {  # these also know classes and old protocols
     "__iter__": iter,
     "__len__": len,
@@ -118,6 +120,13 @@ def _copy(value: Any, deep: bool) -> Any:
     return copy.deepcopy(value) if deep else copy.copy(value)
 
 
+def _replace(module: str, name: str, value: Any) -> None:
+    """Puts what a test has replaced there, a stream or `print`, in the same place here."""
+    place = sys.modules[module]
+    original = _ORIGINALS.setdefault((module, name), getattr(place, name))
+    setattr(place, name, original if value is None else value)
+
+
 def _await(coroutine: Any) -> Any:
     import asyncio  # few programs need it
 
@@ -134,4 +143,5 @@ _ACTIONS: dict[str, Callable[..., Any]] = {
     "plain": _plain,
     "copy": _copy,
     "await": _await,
+    "replace": _replace,
 }

@@ -13,6 +13,7 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ from codellama_jax.sandbox.inside import linux as kernel
 from codellama_jax.sandbox.inside import names
 from codellama_jax.sandbox.inside.candidate import Candidate
 from codellama_jax.sandbox.inside.programs import read_job, write_verdict
-from codellama_jax.sandbox.inside.trusted import TEST_MODULE, Tests
+from codellama_jax.sandbox.inside.remote import is_remote
+from codellama_jax.sandbox.inside.served import TEST_MODULE
+from codellama_jax.sandbox.inside.trusted import Tests
 from codellama_jax.sandbox.inside.values import NotComparable
 from codellama_jax.sandbox.inside.wire import WireError
 
@@ -63,6 +66,8 @@ def judge(box: Confinement, seconds: float, job_fd: int) -> None:
         status, detail, number = _cause_of_death(pid, out_of_memory, seconds)
     elif tests.verdict:
         status, detail = tests.verdict
+    elif status == "passed" and (doubt := tests.doubt()):
+        status, detail = "not_comparable", doubt[:MAX_TEXT]
     write_verdict(job_fd, status, detail, signal=number)
 
 
@@ -114,9 +119,19 @@ def _run_test(tests: Tests, namespace: _Names, job: dict) -> tuple[str, str]:
         return "failed", _text(error)
     except MemoryError as error:
         return "out_of_memory", _text(error) or "MemoryError"
+    except TypeError as error:
+        if tests.extends_container and not _is_of_candidate(error):
+            return "not_comparable", f"a list or dict of the candidate's class: {_text(error)}"
+        return "error", f"{type(error).__name__}: {_text(error)}"
     except BaseException as error:
         return "error", f"{type(error).__name__}: {_text(error)}"
     return "passed", ""
+
+
+def _is_of_candidate(error: BaseException) -> bool:
+    """Returns whether an exception is an answer of the candidate."""
+    *_, last = traceback.walk_tb(error.__traceback__)
+    return str(last[0].f_globals.get("__name__")).startswith(__package__)
 
 
 def _text(error: BaseException) -> str:
@@ -163,4 +178,15 @@ class _Names(dict):
                     f"{name} is the module {value[:100]}, which the tests do not import"
                 )
             return importlib.import_module(value)
+        if names.is_importable(name) and name not in self._entry_points:
+            _check_no_module(name, value)
         return value
+
+
+def _check_no_module(name: str, value: Any) -> None:
+    """Raises NotComparable for an object with attributes in the place of a library's module.
+
+    Some published tests use a module that only the program imports.
+    """
+    if is_remote(value) or type(value) is types.SimpleNamespace:
+        raise NotComparable(f"{name} is not the module of this name")

@@ -64,7 +64,7 @@ def known(name: str) -> Any:
     if name in KNOWN:
         return KNOWN[name]
     module, _, path = name.partition(":")
-    if _is_library(module) and module in sys.modules:
+    if is_library_module(module) and module in sys.modules:
         found = vars(sys.modules[module]).get(path)
         if isinstance(found, type) and issubclass(found, Exception):
             return found
@@ -88,7 +88,7 @@ def is_known(value: Any) -> bool:
 def library(name: str) -> Any:
     """Resolves any name of the standard library. Only the candidate's process may call this."""
     module, _, path = name.partition(":")
-    if not _is_library(module):
+    if not is_library_module(module):
         raise WireError(f"no module {module[:100]}")
     found: Any = importlib.import_module(module)
     for part in path.split("."):
@@ -99,7 +99,7 @@ def library(name: str) -> Any:
 def is_library(value: Any) -> bool:
     """Returns whether a class or function of the trusted end can be named to the candidate."""
     module = name_of(value).partition(":")[0]
-    if not _is_library(module) or module not in sys.modules:
+    if not is_library_module(module) or module not in sys.modules:
         return is_known(value)
     found: Any = sys.modules[module]
     for part in value.__qualname__.split("."):
@@ -113,8 +113,9 @@ def is_importable(module: str) -> bool:
     Importing a program (`__main__`) or a joke runs it.
     """
     is_program = any(part.startswith("__") for part in module.split("."))
-    return _is_library(module) and not is_program and module.partition(".")[0] not in _RUNS
+    return is_library_module(module) and not is_program and module.partition(".")[0] not in _RUNS
 
 
-def _is_library(module: str) -> bool:
+def is_library_module(module: str) -> bool:
+    """Returns whether a module, or the package that it is in, belongs to the standard library."""
     return module.partition(".")[0] in sys.stdlib_module_names

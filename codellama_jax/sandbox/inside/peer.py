@@ -51,7 +51,7 @@ class Peer(References):
         while True:
             message = self._receive()
             if message[0] != "ask":
-                return self._answer(message, packer.values)
+                return self._answer(message, packer.values, verb, arguments)
             self.serve(message)
 
     def serve(self, message: list[Any]) -> None:
@@ -121,7 +121,9 @@ class Peer(References):
             raise wire.WireError("not a message")
         return message
 
-    def _answer(self, message: list[Any], sent: Sequence[Any]) -> Any:
+    def _answer(
+        self, message: list[Any], sent: Sequence[Any], verb: str, arguments: Sequence[Any]
+    ) -> Any:
         if message[0] == "refuse":
             if list(map(type, message)) != [str, str, str]:
                 raise wire.WireError("not an answer")
@@ -130,6 +132,7 @@ class Peer(References):
             head, pointer, changes, nodes = message
             answer = Unpacker(nodes, self.unpack_other, sent)
             for index, children in changes:
+                self.check_change(verb, arguments)
                 answer.mutate(sent[index], children)
             result = answer.get(pointer)
         except _MALFORMED:
@@ -139,6 +142,9 @@ class Peer(References):
         if head != "raise" or not isinstance(result, BaseException):
             raise wire.WireError("not an answer")
         raise result
+
+    def check_change(self, verb: str, arguments: Sequence[Any]) -> None:
+        """Raises NotComparable if a request must not change its mutable arguments."""
 
     def refused(self, kind: str, text: str) -> None:
         """Ends the test: the other end cannot send what it is asked for."""

@@ -28,6 +28,7 @@ class References:
     """The objects that this end lent, and the stand-ins that it has for those of the other end."""
 
     is_trusted = False
+    extends_container = False  # whether a stand-in here extends a list, dict or set
 
     def __init__(self, program_names: dict[str, Any]):
         self.names = program_names
@@ -154,6 +155,8 @@ class References:
     def _exception_parts(self, error: BaseException) -> list[Any]:
         text = _text_of(error)
         args = BaseException.args.__get__(error)  # type: ignore[attr-defined]
+        if isinstance(error, BaseExceptionGroup):  # made of its parts, which a list gets later
+            args = (error.message, tuple(error.exceptions))
         if sum(len(part) for part in args if type(part) in (str, bytes, list)) > MAX_TEXT:
             args = (text,)
         kind = type(error)
@@ -197,6 +200,7 @@ class References:
             own = dict.get(self.names, name) if in_program else None
             is_own = isinstance(own, type) and type(own) is not remote.RemoteType
             type.__setattr__(cls, "_codellama_alias", own if is_own else alias)
+            self.extends_container = self.extends_container or extended is not None
         self._classes[number] = cls
         return cls
 

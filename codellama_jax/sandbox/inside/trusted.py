@@ -4,32 +4,43 @@ An operator of the candidate's object never decides about a value of the test: i
 the expected value. Such a test is not comparable. What the object says without seeing that value
 (its length, truth, items, attributes) is a claim like any returned value.
 
-The candidate uses what a test hands over through five verbs, and only what the test defined.
+What is a claim in most tests and a forgery in some leaves a doubt: a test that passes in spite of
+it is not comparable, a test that fails has failed.
+
+What the candidate may do with objects of the test is in `served`.
 """
 
 from __future__ import annotations
 
-import functools
+import dis
 import os
-import re
+import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from codellama_jax.sandbox.inside import names, remote, wire
-from codellama_jax.sandbox.inside.peer import PASSED_ON, Peer, Stopped
-from codellama_jax.sandbox.inside.values import BY_TYPE, NotComparable
+from codellama_jax.sandbox.inside.peer import Peer, Stopped
+from codellama_jax.sandbox.inside.served import (
+    ACTIONS,
+    TEST_MODULE,
+    defined_by_test,
+    is_open,
+    may_be_called,
+    methods_of,
+    operator_of,
+)
+from codellama_jax.sandbox.inside.values import NotComparable
 
-TEST_MODULE = "__test__"  # the module of what tests and prompts define
-_MAX_BATCH = 256
-# What functools.wraps copies. The last two may hold any value of the test: see _attribute.
-_FUNCTION_ATTRIBUTES = ("__name__", "__qualname__", "__doc__", "__module__")
-_WRAPPED = ("__annotations__", "__dict__")
+_NUMBERS = ("__float__", "__int__", "__index__", "__complex__")
+_RAISE, _END_ASYNC_FOR = dis.opmap["RAISE_VARARGS"], dis.opmap["END_ASYNC_FOR"]
+_ENDS = (StopIteration, StopAsyncIteration)  # what code in C takes for the end of an iteration,
+_SILENT = (*_ENDS, IndexError, AttributeError)  # or for the absence of an item or attribute
+_MAX_SILENT = 1000
 _IN_PLACE = {name for name in remote.BINARY if name.startswith("__i")}
-_IDENTITY = ("__eq__", "__ne__", "__hash__", "__str__", "__repr__", "__format__")
-_STREAM = "read readline readlines write writelines getvalue seek tell close flush"
-_RANDOM = "random randint randrange choice choices sample shuffle uniform gauss seed"
-_METHODS = {"_io:StringIO": _STREAM, "_io:BytesIO": _STREAM, "random:Random": _RANDOM}
+# What tests replace to give input and to catch output.
+_REPLACEABLE = [("sys", "stdin"), ("sys", "stdout"), ("sys", "stderr")]
+_REPLACEABLE += [("builtins", "print"), ("builtins", "input")]
 
 
 class Tests(Peer):
@@ -40,18 +51,56 @@ class Tests(Peer):
     def __init__(self, read_fd: int, write_fd: int, program_names: dict[str, Any]):
         super().__init__(read_fd, write_fd, program_names)
         self.verdict: tuple[str, str] | None = None
+        self._doubts: list[str] = []  # why a test that passes is not comparable
+        self._silent: list[Exception] = []  # that the candidate raised: see _is_caught
+        self._originals = {place: _value_at(*place) for place in _REPLACEABLE}
+        self._replaced = dict(self._originals)  # as the candidate has them
+        self._numbers_given: dict[tuple[int, str], str] = {}
 
     def ask(self, verb: str, *arguments: Any) -> Any:
         """Asks the candidate. Raises Stopped when it can be asked no more."""
         if self.verdict:
             raise Stopped(self.verdict[1])
         try:
+            for place, known in self._replaced.items():
+                if _value_at(*place) is not known:
+                    super().ask("replace", *place, self._replacement(place))
             return super().ask(verb, *arguments)
         except wire.WireError as error:
             self._stop("error", str(error))
         except wire.TooLargeError as error:
             self._stop("too_large", str(error))
+        except Exception as error:
+            self._note(error, verb, arguments)
+            raise
         raise Stopped(self.verdict[1] if self.verdict else "")
+
+    def _replacement(self, place: tuple[str, str]) -> Any:
+        """Returns what the test has put in a place, None if that is the original."""
+        value = self._replaced[place] = _value_at(*place)
+        return None if value is self._originals[place] else value
+
+    def doubt(self) -> str:
+        """Returns why a test that passes is not comparable; the empty string if it is."""
+        lost = [error for error in self._silent if not _is_caught(error)]
+        if lost:
+            return f"{type(lost[0]).__name__} of the candidate is lost in the test's iteration"
+        return self._doubts[0] if self._doubts else ""
+
+    def _note(self, error: Exception, verb: str, arguments: Sequence[Any]) -> None:
+        """Records an exception of the candidate that may vanish without a failure of the test."""
+        if any(names.name_of(base) == "unittest.case:SkipTest" for base in type(error).__mro__):
+            self._doubts.append("the candidate skips a test")
+        is_step = verb == "op" and arguments[0] == "__next__"
+        if isinstance(error, _ENDS if verb != "call" else _SILENT) and not is_step:
+            if len(self._silent) > _MAX_SILENT:
+                self._silent = [kept for kept in self._silent if not _is_caught(kept)]
+            self._silent.append(error)
+
+    def check_change(self, verb: str, arguments: Sequence[Any]) -> None:
+        """Raises NotComparable where an operator changes the test's operand, say what it expects."""
+        if verb == "op" and arguments[0] in (*remote.BINARY, *remote.COMPARISONS):
+            raise NotComparable(f"{arguments[0]} changes its operand")
 
     def ask_name(self, name: str) -> tuple[str, Any]:
         """Returns what a name of the candidate is (missing, module, value) and its value."""
@@ -83,25 +132,52 @@ class Tests(Peer):
         """Applies an operator of the candidate's object."""
         if operator in remote.COMPARISONS:
             return self._compare(value, operator, arguments[0])
-        if operator == "__exit__":  # frames stay here
-            arguments = (*arguments[:2], None)
+        if operator == "__exit__":
+            return self._leave(value, arguments)
         base = _container(value)
         if operator == "__contains__":
             if base is None:
                 return _is_among(arguments[0], value)
             return base.__contains__(self._plain(value), arguments[0])
+        if operator == "__getitem__" and _is_used_by_library():
+            if base is None:
+                raise NotComparable(f"the standard library takes items of {_name(value)}")
+            return base.__getitem__(self._plain(value), arguments[0])
         if operator in remote.BINARY and not remote.is_remote(arguments[0]):
             if base is not None:
                 return self._combine(base, value, operator, arguments[0])
             return self._seen(super().operate(value, operator, arguments))
         shown = (value, *arguments) if operator in remote.BINARY else (value,)
-        return self._result(shown, super().operate(value, operator, arguments))
+        result = self._told(shown, super().operate, value, operator, arguments)
+        if operator in _NUMBERS:
+            self._check_number(value, operator, result)
+        return result
 
     def call(self, value: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        return self._result((value,), super().call(value, args, kwargs))
+        return self._told((value,), super().call, value, args, kwargs)
 
     def get(self, value: Any, name: str) -> Any:
-        return self._result((value,), super().get(value, name))
+        return self._told((value,), super().get, value, name)
+
+    def ask_next(self, iterator: Any, count: int) -> tuple[list[Any], BaseException | None]:
+        """Returns up to `count` items, and what ended the iterator."""
+        if remote.has_seen(iterator):
+            raise NotComparable("the items of what an operator computed from a value of the test")
+        return super().ask_next(iterator, count)
+
+    def _leave(self, value: Any, arguments: Sequence[Any]) -> Any:
+        """Ends a `with` block. The candidate may suppress what the test itself raises."""
+        kind, error, traceback = arguments
+        result = self._told((value,), super().operate, value, "__exit__", (kind, error, None))
+        if result and error is not None and not _is_raised_by_test(error, traceback):
+            self._doubts.append(f"{_name(value)} suppresses {type(error).__name__} in the test")
+        return result
+
+    def _check_number(self, value: Any, operator: str, number: Any) -> None:
+        """Raises NotComparable for an object that is one number now and another one later."""
+        key = (remote.number_of(value), operator)
+        if self._numbers_given.setdefault(key, repr(number)) != repr(number):
+            raise NotComparable(f"{_name(value)} is now one number and now another one")
 
     def _combine(self, base: type, value: Any, operator: str, other: Any) -> Any:
         """Applies an operator of the plain type that the candidate's object extends."""
@@ -116,7 +192,7 @@ class Tests(Peer):
         base = _container(value)
         if base is not None:
             return getattr(base, operator)(self._plain(value), other)
-        if _defined_by_test(type(other)):
+        if defined_by_test(type(other)):
             return NotImplemented  # Python then asks the test's object
         if operator not in ("__eq__", "__ne__"):
             raise NotComparable(f"{_name(value)} is ordered beside a {type(other).__name__}")
@@ -135,9 +211,16 @@ class Tests(Peer):
             self.reject("not the plain value")
         return plain
 
-    def _result(self, shown: Sequence[Any], result: Any) -> Any:
-        """Returns what objects gave, unless an operator had shown one a value of the test."""
-        return self._seen(result) if any(map(remote.has_seen, shown)) else result
+    def _told(self, shown: Sequence[Any], ask: Callable[..., Any], *arguments: Any) -> Any:
+        """Returns what objects give, unless an operator had shown one a value of the test."""
+        has_seen = any(map(remote.has_seen, shown))
+        try:
+            result = ask(*arguments)
+        except Exception as error:
+            if has_seen:
+                self._doubts.append(f"{type(error).__name__} where a value of the test was shown")
+            raise
+        return self._seen(result) if has_seen else result
 
     def _seen(self, result: Any) -> Any:
         if result is NotImplemented:
@@ -151,10 +234,14 @@ class Tests(Peer):
 
     def act(self, verb: str, arguments: Sequence[Any]) -> Any:
         """Does what the candidate asks of an object that the test handed over."""
-        action, target = _ACTIONS.get(verb), arguments[1 if verb == "op" else 0]
+        action, target = ACTIONS.get(verb), arguments[1 if verb == "op" else 0]
         if action is None or not self.is_lent(target):
             raise wire.WireError("not a request for an object of the test")
-        return action(*arguments)
+        try:
+            return action(*arguments)
+        except AssertionError:
+            self._doubts.append("an assertion of the test fails where the candidate calls it")
+            raise
 
     def is_named(self, value: Any) -> bool:
         return names.is_library(value)
@@ -166,16 +253,20 @@ class Tests(Peer):
         return names.known_type(name)
 
     def check_lendable(self, value: Any) -> None:
-        has_methods = names.name_of(type(value)) in _METHODS
+        has_methods = bool(methods_of(value))
         is_iterator = hasattr(type(value), "__next__") and not hasattr(value, "fileno")
-        if not (_may_be_called(value) or is_iterator or has_methods or _is_open(value)):
+        if not (may_be_called(value) or is_iterator or has_methods or is_open(value)):
             raise NotComparable(f"the test hands over a {type(value).__name__}")
 
     def operators_of(self, cls: type) -> Iterable[str]:
-        if not _defined_by_test(cls):
+        if not defined_by_test(cls):
             served = ("__call__", "__iter__", "__next__")
             return [name for name in served if hasattr(cls, name)]
-        return [name for name in remote.OPERATORS if _operator(cls, name) is not None]
+        return [name for name in remote.OPERATORS if operator_of(cls, name) is not None]
+
+
+def _value_at(module: str, name: str) -> Any:
+    return getattr(sys.modules[module], name, None)
 
 
 def _short(text: Any) -> str:
@@ -186,9 +277,47 @@ def _name(value: Any) -> str:
     return f"an object of the candidate's class {type(value).__name__}"
 
 
-def _container(value: Any) -> type | None:
+def _container(value: Any) -> Any:
     """Returns the plain mutable type that the class of a stand-in extends."""
     return type.__getattribute__(type(value), "_codellama_base")
+
+
+def _is_used_by_library() -> bool:
+    """Returns whether code of the standard library, not the test, uses a stand-in.
+
+    A method of Counter looks up each of its own keys in the other operand.
+    """
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame and str(frame.f_globals.get("__name__")).startswith(__package__):
+        frame = frame.f_back
+    return frame is None or names.is_library_module(str(frame.f_globals.get("__name__")))
+
+
+def _is_raised_by_test(error: BaseException, traceback: types.TracebackType | None) -> bool:
+    """Returns whether a `raise` statement of the test, and no assertion, raised the exception."""
+    if traceback is None or isinstance(error, AssertionError):
+        return False
+    while traceback.tb_next:
+        traceback = traceback.tb_next
+    frame = traceback.tb_frame
+    is_test = frame.f_globals.get("__name__") == TEST_MODULE
+    return is_test and frame.f_code.co_code[traceback.tb_lasti] == _RAISE
+
+
+def _is_caught(error: Exception) -> bool:
+    """Returns whether a handler in Python caught this.
+
+    Else `map`, `zip` or `iter` took it for their end, and the test for the end of its cases.
+    """
+    last = error.__traceback__  # the outermost frame that the exception reached
+    if last is None or str(last.tb_frame.f_globals.get("__name__")).startswith(__package__):
+        return False
+    code = last.tb_frame.f_code
+    for entry in dis._parse_exception_table(code):  # type: ignore[attr-defined]
+        is_loop = code.co_code[entry.target] == _END_ASYNC_FOR
+        if entry.start <= last.tb_lasti < entry.end and not is_loop:
+            return True
+    return False
 
 
 def _is_among(item: Any, value: Any) -> bool:
@@ -207,125 +336,3 @@ def _decoy(other: Any) -> Any:
     if type(other) is dict:
         return {chance: chance}
     return str(chance) if type(other) is str else chance
-
-
-def _defined_by_test(cls: type) -> bool:
-    return cls.__module__ == TEST_MODULE and not isinstance(cls, remote.RemoteType)
-
-
-def _operator(cls: type, name: str) -> Callable[..., Any] | None:
-    """Returns an operator that the test defined in a class, or a harmless one of `object`."""
-    for base in cls.__mro__:
-        if name in vars(base):
-            if _defined_by_test(base):
-                return vars(base)[name]
-            return vars(base)[name] if base is object and name in _IDENTITY else None
-    return None
-
-
-def _is_open(value: Any) -> bool:
-    """Returns whether the candidate may use the attributes of an object or a class."""
-    return _defined_by_test(value if isinstance(value, type) else type(value))
-
-
-def _may_be_called(value: Any) -> bool:
-    """Returns whether the candidate may call this with arguments that it chooses.
-
-    A function of the library that a test prepares would run here on any file or name.
-    """
-    if isinstance(value, functools.partial):
-        return names.is_known(value.func) or _may_be_called(value.func)
-    if isinstance(value, types.FunctionType):
-        return value.__module__ in (TEST_MODULE, "builtins", None)  # the last two: from `exec`
-    if isinstance(value, types.MethodType) and not _is_of_test(value):
-        return value.__func__.__name__ in _methods_of(value.__self__)
-    if isinstance(value, types.BuiltinFunctionType):
-        owner = type(value.__self__)
-        is_pure = owner in BY_TYPE or owner is re.Pattern
-        return is_pure or value.__name__ in _methods_of(value.__self__)
-    return callable(value)
-
-
-def _methods_of(value: Any) -> list[str]:
-    return _METHODS.get(names.name_of(type(value)), "").split()
-
-
-def _is_of_test(value: Any) -> bool:
-    function = value.__func__ if isinstance(value, types.MethodType) else value
-    return getattr(function, "__module__", None) in (TEST_MODULE, "builtins") or _is_open(value)
-
-
-def _get(value: Any, name: str) -> Any:
-    if type(name) is not str:  # a stand-in would answer for itself
-        raise wire.WireError("not an attribute's name")
-    if not name.startswith("__") and _is_open(value):
-        found = getattr(value, name)
-        if callable(found) and not remote.is_remote(found) and not _is_of_test(found):
-            raise NotComparable(f"the candidate uses {name[:100]} of a {type(value).__name__}")
-        return found
-    if type(value) is types.FunctionType and name in _FUNCTION_ATTRIBUTES:
-        return getattr(value, name)
-    if type(value) is types.FunctionType and name in _WRAPPED:
-        return _harmless(getattr(value, name), name)
-    if name in _methods_of(value):
-        return getattr(value, name)
-    if not hasattr(value, name):
-        raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
-    raise NotComparable(f"the candidate reads {name[:100]} of a {type(value).__name__}")
-
-
-def _harmless(found: dict[str, Any], name: str) -> dict[str, Any]:
-    """Returns a function's attributes or annotations if they hold nothing but known classes."""
-    if not all(isinstance(item, type) and names.is_known(item) for item in found.values()):
-        raise NotComparable(f"the candidate reads {name} of a function of the test")
-    return dict(found)
-
-
-def _set(value: Any, name: str, new: Any) -> None:
-    if type(name) is not str:
-        raise wire.WireError("not an attribute's name")
-    own_data = not hasattr(type(value), name) or not callable(getattr(type(value), name))
-    if name.startswith("__") or isinstance(value, type) or not _is_open(value) or not own_data:
-        raise NotComparable(f"the candidate sets {name[:100]} of a {type(value).__name__}")
-    setattr(value, name, new)
-
-
-def _call(value: Any, kwargs: dict[str, Any] | None, *args: Any) -> Any:
-    if isinstance(value, type) and not _is_open(value):
-        raise wire.WireError("not a class of the test")
-    if kwargs is not None and (type(kwargs) is not dict or set(map(type, kwargs)) - {str}):
-        raise wire.WireError("not keyword arguments")
-    if not isinstance(value, type) and not _is_open(value) and not _may_be_called(value):
-        raise NotComparable(f"the candidate calls a {type(value).__name__}")
-    return value(*args, **(kwargs or {}))
-
-
-def _apply(operator: str, value: Any, *arguments: Any) -> Any:
-    if type(value) in BY_TYPE or isinstance(value, type) or type(operator) is not str:
-        raise wire.WireError("not an object of the test")
-    if operator == "__iter__" and hasattr(type(value), "__next__"):
-        return value
-    function = _operator(type(value), operator) if operator in remote.OPERATORS else None
-    if function is None:
-        raise NotComparable(f"the candidate uses {operator[:100]} of a {type(value).__name__}")
-    return function(value, *arguments)
-
-
-def _next(value: Any, count: int) -> tuple[list[Any], BaseException | None]:
-    if not isinstance(value, Iterator) or type(count) is not int or count > _MAX_BATCH:
-        raise wire.WireError("not an iterator of the test")
-    try:
-        return [next(value)], None  # one at a time: the test may see how many were taken
-    except PASSED_ON:
-        raise
-    except Exception as error:
-        return [], error
-
-
-_ACTIONS: dict[str, Callable[..., Any]] = {
-    "get": _get,
-    "set": _set,
-    "call": _call,
-    "op": _apply,
-    "next": _next,
-}

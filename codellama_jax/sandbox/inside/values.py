@@ -329,8 +329,9 @@ PLAIN = {type(None), bool, *BY_TYPE}
 # Immutable types that hold any value. The parts of others are plain: a stand-in among them would
 # run code of the candidate while the value is made.
 HOLDING = {tuple, frozenset, slice, types.MappingProxyType, _KEYS, _VALUES, _ITEMS}
-# A subclass of these is its plain value and, for what the plain value lacks, a reference.
-HELD = (int, float, complex, str, bytes, tuple, frozenset, decimal.Decimal, fractions.Fraction)
+# A subclass of these is its plain value and, for what the plain value lacks, a reference. Not
+# Fraction, whose metaclass would be a second one: a subclass of it crosses as a plain fraction.
+HELD = (int, float, complex, str, bytes, tuple, frozenset, decimal.Decimal)
 
 
 def base_kind(cls: type) -> Kind | None:
