@@ -389,13 +389,13 @@ def leaves(values: dict, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def differences(old: dict, new: dict, prefix: str = "") -> dict[str, str]:
-    """Returns the leaves in which two `to_dict` results differ: dotted name -> `old -> new`."""
-    changes: dict[str, str] = {}
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Lists the leaves in which two `to_dict` results differ, as `dotted.name: old -> new`."""
+    rows = []
     for key in sorted(set(old) | set(new)):
         a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
         if isinstance(a, dict) and isinstance(b, dict):
-            changes |= differences(a, b, name + ".")
+            rows += differences(a, b, name + ".")
         elif a != b:
-            changes[name] = f"{a} -> {b}"
-    return changes
+            rows.append(f"{name}: {a} -> {b}")
+    return rows

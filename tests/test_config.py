@@ -37,10 +37,7 @@ def test_differences_name_the_leaves():
             dataclasses.replace(stage(), steps=11, model=dataclasses.replace(MODEL, rope_theta=1e6))
         ),
     )
-    assert differences(old, new) == {
-        "model.rope_theta": "10000.0 -> 1000000.0",
-        "steps": "10 -> 11",
-    }
+    assert differences(old, new) == ["model.rope_theta: 10000.0 -> 1000000.0", "steps: 10 -> 11"]
 
 
 @pytest.mark.parametrize("scale", PUBLISHED)

@@ -134,8 +134,7 @@ def changes(old: dict, config: Any, prefix: str = "") -> list[str]:
     # A config that this version cannot build is compared as it was written.
     with contextlib.suppress(FieldError):
         saved = without_free(config, to_dict(from_dict(type(config), saved)))
-    differing = differences(saved, without_free(config, to_dict(config)), prefix)
-    return [f"{name}: {change}" for name, change in differing.items()]
+    return differences(saved, without_free(config, to_dict(config)), prefix)
 
 
 def _default(field: dataclasses.Field) -> Any:

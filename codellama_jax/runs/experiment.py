@@ -112,10 +112,10 @@ def check_tokenizer(experiment: Experiment, tokenizer: tokenizers.Tokenizer) -> 
 
 
 def check_same_tokenizer(
-    experiment: Experiment, tokenizer: tokenizers.Tokenizer, stages: Sequence[ResolvedStage]
+    experiment: Experiment, tokenizer: tokenizers.Tokenizer, stages: Sequence[Stage]
 ) -> None:
     """Raises UserError where a stage starts from weights that were trained with other ids."""
-    for init in dict.fromkeys(stage.stage.init for stage in stages):
+    for init in dict.fromkeys(stage.init for stage in stages):
         theirs = load.tokenizer_of(init)
         if theirs is None and init.startswith(("hf:", "meta:")):
             if not experiment.tokenizer.path:
@@ -272,7 +272,7 @@ def run_experiment(
         check_folder(experiment, folder)
     corpus = Corpus(experiment, choice.cache)
     check_tokenizer(experiment, corpus.tokenizer)
-    check_same_tokenizer(experiment, corpus.tokenizer, to_train)
+    check_same_tokenizer(experiment, corpus.tokenizer, [s.stage for s in to_train])
     with opened_folder(experiment, folder, choice.fresh):
         try:
             with on_mesh(mesh), peers.ending_with_peers():

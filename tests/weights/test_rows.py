@@ -4,19 +4,16 @@ import json
 import shutil
 from dataclasses import replace
 
-import jax
 import published
 import pytest
 import toy
 from etils import epath
 
-from codellama_jax.checkpoints.folder import RunFolder
 from codellama_jax.checkpoints.loading import load_run
 from codellama_jax.checkpoints.vocabulary import check_vocabulary, most_rows
 from codellama_jax.config import Experiment, MeshConfig, TokenizerConfig
 from codellama_jax.errors import UserError
 from codellama_jax.runs.experiment import check_same_tokenizer
-from codellama_jax.runs.stages import resolve
 from codellama_jax.sharding.mesh import make_mesh
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 from codellama_jax.tokenizers.transformers_files import llama_cpp_options, with_sentinels
@@ -124,9 +121,7 @@ def test_published_weights_without_a_tokenizer_are_not_trained_with_a_new_one(fo
     (tmp_path / "hf" / "tokenizer.model").unlink()
     stage = toy.stage(model=published.MODEL, init=f"hf:{tmp_path / 'hf'}")
     experiment = Experiment("run", "toy", {"arm": {"stage": stage}})
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    stages = resolve(experiment, experiment.arms, RunFolder(epath.Path(tmp_path)), mesh)
     with pytest.raises(UserError, match=r"has no tokenizer.model: pass --tokenizer.path"):
-        check_same_tokenizer(experiment, published.tokenizer(), stages)
+        check_same_tokenizer(experiment, published.tokenizer(), [stage])
     named = replace(experiment, tokenizer=TokenizerConfig("tokenizer.model"))
-    check_same_tokenizer(named, published.tokenizer(), stages)
+    check_same_tokenizer(named, published.tokenizer())
