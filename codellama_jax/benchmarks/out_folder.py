@@ -13,7 +13,7 @@ from codellama_jax.errors import UserError
 from codellama_jax.system.files import is_bucket, read_json, user_path, write_json
 
 FREE = ("settings.samples", "settings.batch_tokens")  # may change when an evaluation continues
-UNKNOWN = "model"  # what samples are compared in only once the model is loaded
+UNKNOWN = "model: "  # the line of `differences` about the model, which is not loaded yet
 
 
 def local_folder(name: str | Path) -> Path:
@@ -39,9 +39,9 @@ def check_same(out: Path, request: Mapping[str, Any], model_known: bool = True) 
         raise UserError(f"{file} must hold an object: remove it or choose another --out")
     wanted = json.loads(json.dumps(request))
     changed = []
-    for name, change in differences(_with_options_of(stored, wanted), wanted).items():
-        if not name.startswith(FREE) and (model_known or name != UNKNOWN):
-            changed.append(f"{name}: {change}")
+    for line in differences(_with_options_of(stored, wanted), wanted):
+        if not line.startswith(FREE) and (model_known or not line.startswith(UNKNOWN)):
+            changed.append(line)
     if changed:
         reasons = "; ".join(changed)
         raise UserError(
