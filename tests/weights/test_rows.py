@@ -124,4 +124,4 @@ def test_published_weights_without_a_tokenizer_are_not_trained_with_a_new_one(fo
     with pytest.raises(UserError, match=r"has no tokenizer.model: pass --tokenizer.path"):
         check_same_tokenizer(experiment, published.tokenizer(), [stage])
     named = replace(experiment, tokenizer=TokenizerConfig("tokenizer.model"))
-    check_same_tokenizer(named, published.tokenizer())
+    check_same_tokenizer(named, published.tokenizer(), [stage])
