@@ -231,8 +231,9 @@ class Program:
         while at in self._frames:
             location, parent = self._frames[at]
             file, line = self._locations[location]
-            if re.search(r"/(codellama_jax|kernels)/", file):
-                return f"{re.search(r'(codellama_jax|kernels)/[^/]*(/[^/]*)?$', file)[0]}:{line}"
+            # The last of the two names: the clone's own folder may be called codellama_jax, too.
+            if ours := re.match(r".*/((?:codellama_jax|kernels)/.*)", file):
+                return f"{ours[1]}:{line}"
             at = parent if parent != at else 0
         traced = re.search(r'op_name="([^"]*)"', operation.rest)
         return re.sub(r"jit\([^)]*\)/|closed_call/", "", traced[1]) if traced else operation.name

@@ -45,7 +45,7 @@ def cycles(chip: str, kernel: Kernel, cache: str) -> float | None:
         args, runs = {"seq": min(LONGEST, -(-T // 1024) * 1024), "head_dim": H}, B * N
         runs *= (T / args["seq"]) ** 2
     elif package == "cross_entropy":
-        _, (_, (T, D)), (head, (V, _)), *_ = kernel.operands
+        (_, (T, D)), (head, (V, _)), *_ = kernel.operands
         args, runs = {"seq": TOKENS, "d_model": D, "vocab": V, "head": DTYPES[head]}, T / TOKENS
     elif package == "decode_attention":  # over a full cache; a core without a head waits
         M, S, H = max((shape for _, shape in kernel.operands), key=math.prod)
@@ -67,7 +67,13 @@ def count(package: str, chip: str, args: str, cache: str) -> list[int]:
     The schedule is written only to a libtpu that was started for it, so another process reads it; what it says is kept in `cache`.
     """
     digest = hashlib.sha256(f"{version('libtpu')} {args}".encode())
-    for source in sorted([*FOLDER.glob("kernels/*.py"), *FOLDER.glob(f"kernels/{package}/*.py")]):
+    for source in sorted(
+        [
+            *FOLDER.glob("kernels/*.py"),
+            *FOLDER.glob("kernels/static/*.py"),
+            *FOLDER.glob(f"kernels/{package}/*.py"),
+        ]
+    ):
         digest.update(source.read_bytes())
     folder = user_path(cache) / "kernel_cycles"
     kept = folder / f"{package}-{chip}-{digest.hexdigest()[:16]}.json"

@@ -89,7 +89,7 @@ def test_a_row_too_long_for_a_kernel_is_one_line(tmp_path):
         str(tmp_path),
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "split the row over more devices of the context axis" in done.stderr
+    assert "shard the sequence over more devices of the context axis" in done.stderr
 
 
 @needs_libtpu
@@ -107,7 +107,7 @@ def test_a_step_too_large_names_its_buffers(tmp_path):
     for part in (
         "DOES NOT FIT 15.75 GiB of HBM",
         "largest buffers",
-        "codellama_jax/models/layers.py:",
+        "codellama_jax/models/",
     ):
         assert part in done.stdout
 

@@ -11,7 +11,7 @@ import published
 import toy
 from etils import epath
 
-from codellama_jax.checkpoints import checkpoint
+from codellama_jax.checkpoints import checkpoint, loading
 from codellama_jax.config import Experiment, MeshConfig, Stage, TokenizerConfig, to_dict
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
 from codellama_jax.system.files import write_json
@@ -51,7 +51,7 @@ def damaged_checkpoints(rng: Random, folder: Path) -> Callable[[], object]:
     place = run / ARM / NAME
     damage(rng, place / "checkpoints")
     actions = [
-        lambda: checkpoint.load_run(str(run)),
+        lambda: loading.load_run(str(run)),
         lambda: resume(place),
         lambda: commands.Export(str(run), str(folder / "exported"), rng.choice(["hf", "meta"]))(),
         lambda: commands.Check(str(run))(),
