@@ -126,6 +126,8 @@ def ending_with_peers() -> Iterator[None]:
     client = distributed.global_state.client
     _current = watch = Watch(client, jax.process_index(), jax.process_count())
     with _without_client_log(watch):
+        with contextlib.suppress(Exception):  # `run` ends the process if the service has gone
+            watch.publish(0)  # at once: the others know this host's name even if it dies early
         threading.Thread(target=watch.run, name="peers", daemon=True).start()
         try:
             yield
