@@ -41,6 +41,7 @@ class Task:
 
 
 def passed(verdict: Verdict) -> bool:
+    """Returns whether the program passed its tests."""
     return verdict.status == "passed"
 
 

@@ -12,6 +12,8 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Estimate:
+    """A mean over tasks with its bootstrap confidence interval."""
+
     mean: float
     low: float  # of the interval
     high: float

@@ -21,6 +21,8 @@ VERSION = "1.0.0"
 
 
 class File(NamedTuple):
+    """A published data file: its address, its bytes and their checksum."""
+
     url: str
     size: int
     sha256: str

@@ -43,8 +43,8 @@ COMMITTED = "commit_success.txt"  # in a checkpoint on a bucket that is complete
 
 
 @dataclass(frozen=True)
-class StageFolder:
-    """The folder of one stage of a run."""
+class Folder:
+    """The folder of a run or of a stage, each of which holds its config."""
 
     path: epath.Path
 
@@ -54,6 +54,11 @@ class StageFolder:
     @property
     def config(self) -> epath.Path:
         return self.path / CONFIG
+
+
+@dataclass(frozen=True)
+class StageFolder(Folder):
+    """The folder of one stage of a run."""
 
     @property
     def identity_file(self) -> epath.Path:
@@ -195,17 +200,8 @@ class StageFolder:
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunFolder(Folder):
     """The folder of a run."""
-
-    path: epath.Path
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    @property
-    def config(self) -> epath.Path:
-        return self.path / CONFIG
 
     @property
     def tokenizer(self) -> epath.Path:

@@ -54,6 +54,7 @@ class Report:
 
 
 def gib(number: float) -> str:
+    """Returns a number of bytes as text, in GiB."""
     return f"{number / GIB:.3g} GiB"
 
 

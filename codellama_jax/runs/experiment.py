@@ -129,11 +129,13 @@ def check_same_tokenizer(
 
 
 def batches_of(corpus: Corpus, stage: Stage, seed: int, rows: Sequence[int]) -> pipeline.Batches:
+    """Returns the training batches of a stage; `rows` are those of the batch that this host reads."""
     train = {name: prepared.train for name, prepared in corpus.sources(stage).items()}
     return pipeline.Batches(train, stage.data, corpus.tokenizer, seed, rows)
 
 
 def held_out(corpus: Corpus, stage: Stage) -> list[pipeline.Batch]:
+    """Returns the packed sequences that the validation loss is measured on."""
     validation = {name: prepared.validation for name, prepared in corpus.sources(stage).items()}
     return pipeline.validation_batches(validation, stage.data, corpus.tokenizer, stage.eval_rows)
 

@@ -179,9 +179,9 @@ def run_folders(rng: Random, folder: Path) -> Callable[[], object]:
     experiment = from_dict(Experiment, read_json(originals() / "run" / "config.json"))
     names = ["config.json", "tokenizer.model", "corpus.json", "checksums.json"]
     inner = ["config.json", "done.json", "probes.json", "metrics.jsonl", "identity.txt"]
-    stage_folder = root / store.ARM / store.STAGE
+    imported = root / store.ARM / store.STAGE
     paths = [root / name for name in names]
-    paths += [stage_folder / name for name in (*inner, "checkpoints")]
+    paths += [imported / name for name in (*inner, "checkpoints")]
     for _ in range(rng.choice([1, 1, 2, 4])):
         damage_state(rng, rng.choice(paths))
     files = sorted(path for path in (paths[-1]).rglob("*") if path.is_file())

@@ -69,6 +69,7 @@ ZERO_SHOT = Paper(
 
 
 def load(options: ShotOptions, tokenizer: object = None) -> Benchmark:
+    """Returns the tasks of APPS (Hendrycks et al. 2021): programs that read and print text."""
     # Some tests hold numbers of 9,000 digits; JSON reads 4,300 at most unless this is off.
     sys.set_int_max_str_digits(0)
     if not options.data:

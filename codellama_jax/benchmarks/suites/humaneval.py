@@ -56,6 +56,7 @@ PAPER = Paper(
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
+    """Returns the tasks of HumanEval (Chen et al. 2021): functions to complete."""
     tasks = [_task(record) for record in read_records(options.data, {**FIELDS, "test": TEXT})]
     return Benchmark(
         "humaneval",

@@ -26,6 +26,7 @@ PAPER = Paper(
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
+    """Returns HumanEval's solutions with a part to fill in (Bavarian et al. 2022)."""
     tasks = [_task(record) for record in read_records(options.data, FIELDS)]
     return Benchmark(
         "humaneval_infilling", tasks, infilling=True, cut=_cut, checks=_checks, paper=PAPER

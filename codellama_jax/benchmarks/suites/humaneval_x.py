@@ -91,6 +91,7 @@ class TranslationOptions(Options):
 
 
 def load(options: TranslationOptions, tokenizer: object = None) -> Benchmark:
+    """Returns HumanEval-X (Zheng et al. 2023): functions to complete, or to translate."""
     records = [_with_language(record) for record in read_records(options.data, FIELDS)]
     if not options.source:
         tasks = [_task(record) for record in records]

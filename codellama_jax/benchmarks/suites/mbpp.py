@@ -72,6 +72,7 @@ class MbppOptions(ShotOptions):
 
 
 def load(options: MbppOptions, tokenizer: object = None) -> Benchmark:
+    """Returns the tasks of MBPP (Austin et al. 2021), complete or sanitized."""
     records = [_unix(record) for record in read_records(options.data, FIELDS)]
     if options.shots > len(EXAMPLES):
         message = f"--shots must be at most {len(EXAMPLES)} for mbpp, whose examples are tasks"

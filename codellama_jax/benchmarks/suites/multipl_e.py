@@ -55,6 +55,7 @@ PAPER = Paper(
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
+    """Returns HumanEval in another language, from MultiPL-E (Cassano et al. 2022)."""
     tasks = [_task(record) for record in read_records(options.data, FIELDS)]
     return Benchmark(
         "multipl_e",

@@ -24,6 +24,7 @@ PAPER = Paper(
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
+    """Returns SantaCoder's lines to fill in (Ben Allal et al. 2023), compared exactly."""
     tasks = [
         _task(number, record) for number, record in enumerate(read_records(options.data, FIELDS))
     ]
@@ -39,6 +40,7 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
 
 
 def exact(task: Task, sample: Sample) -> dict[str, float]:
+    """Returns 1 if the line equals the removed one but for spaces around it, else 0."""
     return {
         "exact": float(sample["completion"].strip() == task.record["canonical_solution"].strip())
     }

@@ -38,6 +38,7 @@ FIELDS = {"question": TEXT, "mc1_targets": TARGETS, "mc2_targets": TARGETS}
 
 
 def load(options: ShotOptions, tokenizer: object = None) -> Benchmark:
+    """Returns the questions of TruthfulQA (Lin et al. 2022), each with choices to rank."""
     records = read_records(options.data, FIELDS)
     shots = options.shots if options.shots >= 0 else SHOTS
     return Benchmark(
