@@ -68,105 +68,130 @@ def experiment(scale: str = "toy") -> Experiment:
     )
 
 
+class Measured:
+    """What the probes of each arm measured, by seed."""
+
+    def __init__(self, results: Results):
+        self.sequence = results["code"][0][1].stage.data.seq_len  # tokens, of code training
+        self.keys, self.perplexity = {}, {}
+        for arm, seeds in results.items():
+            self.keys[arm] = [chain[-1].probe("key_retrieval") for chain in seeds]
+            self.perplexity[arm] = [chain[-1].probe("perplexity") for chain in seeds]
+
+    def gain(self, arm: str, times: int) -> list[float]:
+        """Returns the gain of the key in prompts of so many sequences, in nats, by seed."""
+        return [_at(answer[str(times * self.sequence)], "gain") for answer in self.keys[arm]]
+
+    def loss(self, arm: str, times: int) -> list[float]:
+        """Returns the loss of the last quarter of so many sequences, in nats per token, by seed."""
+        length = str(times * self.sequence)
+        return [math.log(answer[length]["last_block"]) for answer in self.perplexity[arm]]
+
+    def gain_of(self, times: int) -> str:
+        """Returns what `gain` measures, for headings."""
+        return f"gain of the key at {times * self.sequence:,} tokens"
+
+    def loss_of(self, times: int) -> str:
+        """Returns what `loss` measures, for headings."""
+        return f"loss of the last quarter of {times * self.sequence:,} tokens"
+
+
+def _at(by_position: dict, measure: str) -> float:
+    """Returns the mean of a measure over all positions of the key."""
+    return fmean(fmean(answers[measure]) for answers in by_position.values())
+
+
+def _found(answer: dict) -> str:
+    """Returns the shares of keys found: by position, separated by slashes, for each length."""
+    lengths = []
+    for by_position in answer.values():
+        shares = [f"{fmean(answers['retrieved']):.0%}" for answers in by_position.values()]
+        lengths.append("/".join(shares))
+    return ", ".join(lengths)
+
+
 def finding(results: Results) -> Finding:
-    row = results["code"][0][1].stage.data.seq_len
-    keys = {
-        arm: [chain[-1].probe("key_retrieval") for chain in seeds] for arm, seeds in results.items()
-    }
-    perplexity = {
-        arm: [chain[-1].probe("perplexity") for chain in seeds] for arm, seeds in results.items()
-    }
-    at = lambda by_position, measure: fmean(fmean(found[measure]) for found in by_position.values())
-    gain = lambda arm, times: [at(answer[str(times * row)], "gain") for answer in keys[arm]]
-    loss = lambda arm, times: [
-        math.log(answer[str(times * row)]["last_block"]) for answer in perplexity[arm]
+    """Compares the five arms: keys found, and perplexity in its place."""
+    m = Measured(results)
+    lengths = ", ".join(m.keys["code"][0])
+    headings = [
+        "arm",
+        f"keys found, first seed (at 0, 0.2, 0.4 of {lengths} tokens)",
+        "paper, 7B: keys found (%)",
+        *(f"{m.loss_of(times)} (nats per token)" for times in (4, 8)),
+        *(f"{m.gain_of(times)} (nats)" for times in TIMES),
     ]
-    gain_of = lambda times: f"gain of the key at {times * row:,} tokens"
-    loss_of = lambda times: f"loss of the last quarter of {times * row:,} tokens"
-    found = lambda answer: ", ".join(
-        "/".join(f"{fmean(f['retrieved']):.0%}" for f in by.values()) for by in answer.values()
-    )
-    by_length = {
-        arm: [[(int(n), m["last_block"]) for n, m in answer.items()] for answer in seeds]
-        for arm, seeds in perplexity.items()
-    }
-    gains = {
-        arm: [[(int(n), at(by, "gain")) for n, by in answer.items()] for answer in seeds]
-        for arm, seeds in keys.items()
-    }
+    rows = []
+    for arm in results:
+        losses = [spread(m.loss(arm, times)) for times in (4, 8)]
+        gains = [spread(m.gain(arm, times), "+.2f") for times in TIMES]
+        rows.append((arm, _found(m.keys[arm][0]), PAPER[arm], *losses, *gains))
     return Finding(
         question="Which RoPE base lets a model use longer contexts?",
-        headings=(
-            *(
-                "arm",
-                f"keys found, first seed (at 0, 0.2, 0.4 of {', '.join(keys['code'][0])} tokens)",
-            ),
-            "paper, 7B: keys found (%)",
-            *(f"{loss_of(times)} (nats per token)" for times in (4, 8)),
-            *(f"{gain_of(times)} (nats)" for times in TIMES),
-        ),
-        rows=[
-            (
-                arm,
-                found(keys[arm][0]),
-                PAPER[arm],
-                *(spread(loss(arm, t)) for t in (4, 8)),
-                *(spread(gain(arm, t), "+.2f") for t in TIMES),
-            )
-            for arm in results
-        ],
-        figures=[
-            (
-                "Perplexity of the last quarter of the first tokens of the same files; how much likelier a key is where it is hidden than"
-                " another in its place, mean of all positions.",
-                [
-                    Panel(
-                        "context length (tokens)",
-                        "perplexity of the last quarter",
-                        by_length,
-                        log_x=2,
-                        log_y=True,
-                    ),
-                    Panel(
-                        "length of the prompt (tokens)", "gain of the key (nats)", gains, log_x=2
-                    ),
-                ],
-            ),
-            (
-                "Expected attention by distance, exact, for a head of 1,024 as in the paper's figure 9a.",
-                [_decay(8 * row)],
-            ),
-        ],
-        differences=[
-            Difference(
-                f"{gain_of(4)}, base 1e6 minus 1e4",
-                "nats",
-                pairs(gain("long_1e6", 4), gain("long_1e4", 4)),
-            ),
-            Difference(
-                f"{loss_of(4)}, 1e6 at inference only minus 1e4",
-                "nats per token",
-                pairs(loss("inference_1e6", 4), loss("code", 4)),
-            ),
-            Difference(
-                f"{loss_of(4)}, before minus after with base 1e6",
-                "nats per token",
-                pairs(loss("code", 4), loss("long_1e6", 4)),
-            ),
-            Difference(
-                f"{loss_of(4)}, base 1e4 minus 1e6",
-                "nats per token",
-                pairs(loss("long_1e4", 4), loss("long_1e6", 4)),
-            ),
-            Difference(
-                f"{loss_of(8)}, interpolation minus base 1e6",
-                "nats per token",
-                pairs(loss("long_scaled", 8), loss("long_1e6", 8)),
-            ),
-        ],
-        reason="the toy finds no key even at the length of its own rows, so that perplexity stands in; that gains from the larger base"
-        " at inference alone, which turns distant positions by angles that training has seen.",
+        headings=tuple(headings),
+        rows=rows,
+        figures=_figures(m),
+        differences=_differences(m),
+        reason="the toy finds no key even at the length of its own rows, so that perplexity stands"
+        " in; that gains from the larger base at inference alone, which turns distant positions by"
+        " angles that training has seen.",
     )
+
+
+def _figures(m: Measured) -> list[tuple[str, list[Panel]]]:
+    by_length, gains = {}, {}
+    for arm, seeds in m.perplexity.items():
+        by_length[arm] = [
+            [(int(n), measured["last_block"]) for n, measured in answer.items()] for answer in seeds
+        ]
+    for arm, seeds in m.keys.items():
+        gains[arm] = [[(int(n), _at(by, "gain")) for n, by in answer.items()] for answer in seeds]
+    perplexity = Panel(
+        "context length (tokens)", "perplexity of the last quarter", by_length, log_x=2, log_y=True
+    )
+    gain = Panel("length of the prompt (tokens)", "gain of the key (nats)", gains, log_x=2)
+    return [
+        (
+            "Perplexity of the last quarter of the first tokens of the same files; how much likelier"
+            " a key is where it is hidden than another in its place, mean of all positions.",
+            [perplexity, gain],
+        ),
+        (
+            "Expected attention by distance, exact, for a head of 1,024 as in the paper's figure"
+            " 9a.",
+            [_decay(8 * m.sequence)],
+        ),
+    ]
+
+
+def _differences(m: Measured) -> list[Difference]:
+    return [
+        Difference(
+            f"{m.gain_of(4)}, base 1e6 minus 1e4",
+            "nats",
+            pairs(m.gain("long_1e6", 4), m.gain("long_1e4", 4)),
+        ),
+        Difference(
+            f"{m.loss_of(4)}, 1e6 at inference only minus 1e4",
+            "nats per token",
+            pairs(m.loss("inference_1e6", 4), m.loss("code", 4)),
+        ),
+        Difference(
+            f"{m.loss_of(4)}, before minus after with base 1e6",
+            "nats per token",
+            pairs(m.loss("code", 4), m.loss("long_1e6", 4)),
+        ),
+        Difference(
+            f"{m.loss_of(4)}, base 1e4 minus 1e6",
+            "nats per token",
+            pairs(m.loss("long_1e4", 4), m.loss("long_1e6", 4)),
+        ),
+        Difference(
+            f"{m.loss_of(8)}, interpolation minus base 1e6",
+            "nats per token",
+            pairs(m.loss("long_scaled", 8), m.loss("long_1e6", 8)),
+        ),
+    ]
 
 
 def _decay(longest: int) -> Panel:

@@ -50,5 +50,5 @@ def why_not(
         return f"no checksum of the published data of {name} is known"
     for file in suite.published_files(options):
         if checksum(value for _, value in read_values(file).values) not in suite.checksums:
-            return f"the records of {file} are not those of the published file"
+            return f"the records of {file} are not those that the papers' numbers are for"
     return ""
