@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import errno
 import glob
 import io
@@ -15,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import tyro
@@ -24,12 +24,13 @@ from codellama_jax.errors import UserError
 from kernels import UnsupportedError
 from kernels.static.chips import ENVIRONMENT
 
+SCRIPT = "codellama-jax"  # the console script that pyproject.toml installs
 INTERRUPTED = 130  # exit codes as shells give them: 128 + signal
 BROKEN_PIPE = 141
 FULL_MEMORY = "RESOURCE_EXHAUSTED"
 ROOM = (
     "use fewer sequences at once (in training: more micro_batches, or model.remat full) or more"
-    " devices; `launch.py compile` reports what fits"
+    " devices; the verb `compile` reports which settings fit"
 )
 # Errors of the operating system that a user can fix: the disk, the name, the permissions.
 FIXABLE = (
@@ -58,6 +59,14 @@ REWORDED = (
     (r"(--[\w.-]+): Exceeds the limit \(\d+ digits\).*(has \d+ digits).*", "it is too large"),
     (r"(--[\w.-]+): Could not find valid parse for arguments: (.*)", "see the types in --help"),
 )
+
+
+def program_name() -> str:
+    """Returns how the user started the program, for messages and `--help`."""
+    name = Path(sys.argv[0]).name
+    if name == "__main__.py":
+        return "python -m codellama_jax"
+    return name if name == "launch.py" else SCRIPT
 
 
 def cli(*args: Any, **kwargs: Any) -> Any:
@@ -159,9 +168,6 @@ def _one_line(box: str) -> str:
     similar = " ".join(p.partition(":")[2] for p in rest if p.startswith(SIMILAR))
     options = re.findall(r"--[\w.-]+", similar)
     near = [name for name in dict.fromkeys(options) if name != "--help"]
-    available = " ".join(p.partition(":")[2] for p in rest if p.startswith("Available"))
-    if match := re.match(r"Unrecognized options: ([\w-]+)", wrong):  # a verb
-        near += difflib.get_close_matches(match[1], available.split(", "), n=1)
     hints = [f"did you mean {' or '.join(near)}?"] if near else []
     hints += [p for p in rest if p.startswith("Available")]
     for paragraph in rest:

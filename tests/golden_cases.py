@@ -1,7 +1,7 @@
 """Every experiment and scale whose resolved config is checked in."""
 
-import launch
 from codellama_jax.checkpoints.identity import identity
+from codellama_jax.runs.commands import PlanOptions, load_experiment
 
 ABLATIONS = (
     "scratch_vs_llama2",
@@ -25,7 +25,7 @@ EXPERIMENTS = [
 
 def identities(name: str, scale: str) -> dict[str, str]:
     """Returns the identity of each stage of an experiment, by `arm/stage`, without documents."""
-    experiment, _ = launch.load_experiment(launch.Plan(name, scale))
+    experiment, _ = load_experiment(PlanOptions(name, scale))
     by_stage = {}
     for arm, chain in experiment.arms.items():
         before = ""

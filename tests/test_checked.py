@@ -34,8 +34,8 @@ from codellama_jax.config import (
 from codellama_jax.errors import UserError
 from codellama_jax.models.layers import REMAT_POLICIES
 from codellama_jax.probes import Completions, InfillingKinds, KeyRetrieval, LineEnds, Perplexity
+from codellama_jax.runs.commands import PlanOptions, options_type
 from kernels import flash_attention
-from launch import Plan, options_type
 
 PROBES = {
     "perplexity": Perplexity((8, 16)),
@@ -133,7 +133,9 @@ def test_the_command_line_prints_the_line_of_the_library_with_the_option(path):
 def command_line_problem(arguments: list[str]) -> str | None:
     """Returns the error that overriding EXPERIMENT with options gives, None if there is none."""
     try:
-        parsed = cli(options_type(Plan("e"), EXPERIMENT), args=["e", *arguments], prog="launch.py")
+        parsed = cli(
+            options_type(PlanOptions("e"), EXPERIMENT), args=["e", *arguments], prog="launch.py"
+        )
         names = overrides.options(EXPERIMENT)
         overrides.apply(EXPERIMENT, {name: getattr(parsed, name) for name in names})
     except UserError as error:

@@ -1,7 +1,9 @@
-"""The console script: every verb, from any folder; and the commands that README names."""
+"""Every verb, in each way to start it, from any folder; and the commands that README names."""
 
 import importlib
 import re
+import shlex
+import subprocess
 import sys
 import tomllib
 
@@ -9,27 +11,21 @@ import pytest
 from paths import ROOT
 
 from codellama_jax import cli
+from codellama_jax.command_line import SCRIPT
 
-VERBS = (
-    "run",
-    "plan",
-    "compile",
-    "complete",
-    "infill",
-    "evaluate",
-    "import",
-    "export",
-    "check",
-)
+VERBS = tuple(cli.VERBS)
+MODULE = "/somewhere/codellama_jax/__main__.py"
+# The first argument that Python gives a program, and how the user started it.
+STARTS = {"launch.py": "launch.py", MODULE: "python -m codellama_jax", f"/bin/{SCRIPT}": SCRIPT}
 
 
 @pytest.fixture
 def command(monkeypatch, tmp_path, capsys):
-    """Runs `codellama-jax ARGS` in an empty folder; returns exit code, output, errors."""
+    """Runs a command line in an empty folder; returns exit code, output, errors."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [cli.PROGRAM, *args])
+    def run(*args: str, start: str = SCRIPT) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [start, *args])
         code = 0
         try:
             cli.main()
@@ -42,23 +38,50 @@ def command(monkeypatch, tmp_path, capsys):
 
 def test_project_installs_the_script_and_all_that_it_needs():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    module, _, function = project["project"]["scripts"][cli.PROGRAM].partition(":")
+    module, _, function = project["project"]["scripts"][SCRIPT].partition(":")
     assert getattr(importlib.import_module(module), function) is cli.main
-    assert project["tool"]["setuptools"]["py-modules"] == ["launch"]
+    assert "py-modules" not in project["tool"]["setuptools"]
     assert "experiments*" in project["tool"]["setuptools"]["packages"]["find"]["include"]
 
 
-def test_help_lists_every_verb(command):
-    code, out, _ = command("--help")
+@pytest.mark.parametrize("start, program", STARTS.items())
+def test_help_lists_every_verb_and_names_the_program(command, start, program):
+    code, out, _ = command("--help", start=start)
     assert code == 0
-    assert all(verb in out for verb in VERBS)
+    assert f"usage: {program} [-h] {{{','.join(VERBS)}}}" in out
+    for verb in cli.VERBS.values():
+        assert verb.summary.split()[0] in out
+
+
+@pytest.mark.parametrize("start, program", STARTS.items())
+def test_a_mistake_names_the_program(command, start, program):
+    _, _, err = command("complete", start=start)
+    assert f"see {program} complete --help" in err
+    _, _, err = command("plan", "quickstart", "--foo", start=start)
+    assert f"see {program} plan quickstart --help" in err
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_names_the_script(command, verb):
+def test_help_of_a_verb_names_the_program(command, verb):
     code, out, _ = command(verb, "--help")
     assert code == 0
     assert f"usage: codellama-jax {verb}" in out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_shows_an_example_that_parses(command, verb):
+    _, out, _ = command(verb, "--help", start="launch.py")
+    [example] = re.findall(r"^Example: launch.py (.*)$", out, re.M)
+    assert shlex.split(example)[0] == verb
+    assert callable(cli.parse(shlex.split(example), "launch.py"))
+
+
+@pytest.mark.parametrize("verb", ("run", "plan", "compile"))
+def test_help_with_an_experiment_shows_the_example_and_the_claim_once(command, verb):
+    code, out, _ = command(verb, "quickstart", "--help")
+    assert code == 0
+    assert out.count(f"Example: codellama-jax {verb} ") == 1
+    assert "--long-context.optimizer.peak-lr" in out and "\nCost      " in out
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -75,11 +98,45 @@ def test_a_plan_works_from_any_folder(command):
     assert code == 0 and " 77 " in out
 
 
-@pytest.mark.parametrize("args", [(), ("plam", "x"), ("complete",), ("plan", "nowhere")])
-def test_a_mistake_is_one_line_and_exit_code_2(command, args):
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), "expected one of {run, plan, compile, complete, infill, evaluate, import, export,"),
+        (("plam", "x"), "VERB is 'plam': it must be one of run, plan, .*; did you mean plan"),
+        (("",), "VERB is '': it must be one of run, plan"),
+        (("--foo",), "unrecognized option: --foo; .*see codellama-jax --help"),
+        (
+            ("complete",),
+            "missing from codellama-jax complete: RUN .*PROMPT .*; see codellama-jax complete --help",
+        ),
+        (("complete", "r", "p", "--max-new-token", "3"), r"did you mean --max-new-tokens\?"),
+        (("complete", "r", "p", "--mesh", "tensr=2"), r"did you mean --mesh.tensor\?"),
+        (("evaluate", "humaneval", "--out", "o", "--shot", "3"), r"did you mean --shots\?"),
+        (("export", "r", "d", "--to", "gguf"), "--to is 'gguf': it must be one of hf, meta"),
+        (("kernels", "flash"), "flash_attention"),
+        (("kernels", "flash_attention", "--chip", "v9"), "--chip is 'v9': it must be one or"),
+        (("plan", "nowhere"), "no experiment nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(command, args, message):
     code, out, err = command(*args)
     assert (code, out) == (2, "")
     assert err.startswith("error: ") and err.count("\n") == 1
+    assert re.search(message, err), err
+
+
+@pytest.mark.parametrize("start", ["launch.py", "-m codellama_jax"])
+def test_help_in_a_process_imports_no_jax(start):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *start.split(), "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "codellama_jax.cli" in imported
+    assert not imported & {"jax", "flax", "optax", "orbax", "tensorflow", "torch"}
 
 
 def test_hints_and_readme_install_extras_alike():
@@ -97,17 +154,13 @@ def test_hints_and_readme_install_extras_alike():
     assert all(re.match(r"pip install -e '\.\[", hint) for hint in hints), hints
 
 
-def test_every_command_in_readme_parses(command):
+def test_every_command_in_readme_parses(monkeypatch, tmp_path):
     """README's commands name verbs, experiments and options that exist."""
-    readme = (ROOT / "README.md").read_text()
-    lines = re.findall(r"^ {4,}(?:\.venv/bin/)?codellama-jax (.*?)(?: +#.*)?$", readme, re.M)
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text().replace("\\\n", "")
+    lines = re.findall(r"^ {4,}(?:\.venv/bin/)?python launch\.py (.*?)(?: +#.*)?$", readme, re.M)
     assert len(lines) >= 10
-    helps: dict[tuple[str, ...], str] = {}
     for line in lines:
-        verb, *words = line.split()
-        assert verb in VERBS, line
-        options = [word for word in words if word.startswith("--")]
-        named = (verb, words[0]) if verb in cli.EXPERIMENTS else (verb,)
-        if options and named not in helps:
-            _, helps[named], _ = command(*named, "--help")
-        assert all(option in helps[named] for option in options), line
+        arguments = shlex.split(line)
+        if "--help" not in arguments:
+            assert callable(cli.parse(arguments, "launch.py")), line

@@ -49,7 +49,6 @@ def test_good_line_parses():
     "args, named",
     [
         ((), ["run", "plan", "see launch.py --help"]),
-        (("plam", "x"), ["plam", "did you mean plan?", "run, plan"]),
         (("plan",), ["experiment (required)", "see launch.py plan --help"]),
         (("plan", "x", "--scal", "3"), ["--scal", "did you mean --scale?"]),
         (("plan", "x", "--steps", "many"), ["--steps", "'many'"]),

@@ -1,5 +1,6 @@
 """The command line as a user meets it: every mistake is one line and exit code 2."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,8 +10,10 @@ import pytest
 from golden_cases import ABLATIONS, EXPERIMENTS
 from paths import GOLDEN, ROOT
 
-import launch
+from codellama_jax import overrides
+from codellama_jax.cli import main, spelled_out
 from codellama_jax.config import Experiment, from_dict
+from codellama_jax.runs.commands import PlanOptions, load_experiment
 
 
 def run(*args: str, monkeypatch, capsys) -> tuple[int, str, str]:
@@ -18,7 +21,7 @@ def run(*args: str, monkeypatch, capsys) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["launch.py", *args])
     code = 0
     try:
-        launch.run_command(launch.main)
+        main()
     except SystemExit as exit:
         code = int(exit.code or 0)
     out, err = capsys.readouterr()
@@ -33,7 +36,7 @@ def cli(monkeypatch, capsys):
 @pytest.mark.parametrize("name, scale", EXPERIMENTS)
 def test_resolved_configs_have_not_drifted(name, scale):
     """A change here is a change of what is trained. `make golden` writes them anew."""
-    experiment, _ = launch.load_experiment(launch.Plan(name, scale))
+    experiment, _ = load_experiment(PlanOptions(name, scale))
     golden = json.loads((GOLDEN / f"{name}-{scale}.json").read_text())
     assert from_dict(Experiment, golden) == experiment
 
@@ -72,7 +75,10 @@ def test_plan_of_an_ablation_says_which_stages_are_trained_once(cli):
 
 @pytest.mark.parametrize("name", ["code_llama", *ABLATIONS])
 def test_plan_starts_no_jax(name):
-    program = f"import sys; sys.argv = ['launch.py', 'plan', '{name}']; import launch; launch.main(); assert 'jax' not in sys.modules"
+    program = (
+        f"import sys; from codellama_jax import cli; cli.parse(['plan', '{name}'], 'launch.py')();"
+        "assert 'jax' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True)
 
 
@@ -84,7 +90,7 @@ def test_every_ablation_is_run_by_make_and_shares_its_stages():
         if line.startswith("ABLATIONS")
     ).split()[2:]
     assert sorted(made) == sorted(ABLATIONS)
-    toys = [launch.load_experiment(launch.Plan(name, "toy"))[0] for name in ABLATIONS]
+    toys = [load_experiment(PlanOptions(name, "toy"))[0] for name in ABLATIONS]
     assert len({(e.corpus, e.tokenizer, e.seed, e.seeds) for e in toys}) == 1
     assert (
         len({chain["general"] for e in toys for chain in e.arms.values() if "general" in chain})
@@ -97,9 +103,9 @@ def test_every_ablation_is_run_by_make_and_shares_its_stages():
 
 
 def test_a_mesh_can_be_written_in_one_word():
-    dotted = launch.spelled_out(["compile", "code_llama", "--mesh", "fsdp=64,tensor=4", "--search"])
+    dotted = spelled_out(["compile", "code_llama", "--mesh", "fsdp=64,tensor=4", "--search"])
     assert dotted == ["compile", "code_llama", "--mesh.fsdp=64", "--mesh.tensor=4", "--search"]
-    assert launch.spelled_out(["plan", "--mesh"]) == ["plan", "--mesh"]
+    assert spelled_out(["plan", "--mesh"]) == ["plan", "--mesh"]
 
 
 def test_a_mesh_without_a_number_is_one_line(cli):
@@ -112,13 +118,13 @@ def test_overrides_reach_every_arm(cli):
         "plan", "quickstart", "--code.steps", "77", "--mesh.tensor", "2", "--code.model.n-layers=3"
     )
     assert " 77 " in out
-    experiment, _ = launch.load_experiment(launch.Plan("quickstart"))
-    options = launch.overrides.options(experiment)
-    options["code"] = launch.dataclasses.replace(options["code"], steps=77)
-    both = launch.dataclasses.replace(
+    experiment, _ = load_experiment(PlanOptions("quickstart"))
+    options = overrides.options(experiment)
+    options["code"] = dataclasses.replace(options["code"], steps=77)
+    both = dataclasses.replace(
         experiment, arms=experiment.arms | {"other": experiment.arms["main"]}
     )
-    changed = launch.overrides.apply(both, options)
+    changed = overrides.apply(both, options)
     assert [arm["code"].steps for arm in changed.arms.values()] == [77, 77]
     assert changed.arms["main"]["long_context"] == experiment.arms["main"]["long_context"]
 
@@ -177,7 +183,10 @@ def test_overrides_reach_every_arm(cli):
             "--context is -5: it must be at least 1",
         ),
         (["compile", "quickstart", "--target", "v5e:4x4x4"], "a v5e pod has two axes"),
-        (["walk", "quickstart"], "expected one of {run, plan, compile}"),
+        (
+            ["walk", "quickstart"],
+            "VERB is 'walk': it must be one of run, plan, compile, complete, ",
+        ),
         (
             ["run", "quickstart", "--mesh.fsdp", "3"],
             "needs 3 devices and there are 8: change --mesh",

@@ -23,7 +23,6 @@ LAYERS = (
     "generation",
     "benchmarks",
     "weights",
-    "__main__",
     "overrides",
     "training",
     "report",
@@ -31,6 +30,7 @@ LAYERS = (
     "runs",
     "compile",
     "cli",
+    "__main__",
 )
 LARGEST_SHARE = 0.18  # of the library's lines, in one package
 

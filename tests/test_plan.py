@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-import launch
 from codellama_jax.report import plan
+from codellama_jax.runs.commands import PlanOptions, load_experiment
 
 CELLS = ("1,024 x 4,096", "119,209", "0.0003 -> 1e-05", "6.74B", "2.14e+22", "80.9GB", "500B")
 
@@ -16,7 +16,7 @@ def test_numbers_are_complete_at_every_width(width, monkeypatch):
     output = io.StringIO()
     console = Console(file=output, width=width, force_terminal=True, color_system=None)
     monkeypatch.setattr(plan, "Console", lambda **kwargs: console)
-    experiment, _ = launch.load_experiment(launch.Plan("long_context_cost", "7b"))
+    experiment, _ = load_experiment(PlanOptions("long_context_cost", "7b"))
     plan.print_plan(experiment, "Claim")
     text = output.getvalue()
     assert "…" not in text

@@ -9,12 +9,12 @@ import json
 from golden_cases import EXPERIMENTS, identities
 from paths import GOLDEN
 
-import launch
 from codellama_jax.config import to_dict
+from codellama_jax.runs.commands import PlanOptions, load_experiment
 
 by_experiment = {}
 for name, scale in EXPERIMENTS:
-    experiment, _ = launch.load_experiment(launch.Plan(name, scale))
+    experiment, _ = load_experiment(PlanOptions(name, scale))
     (GOLDEN / f"{name}-{scale}.json").write_text(json.dumps(to_dict(experiment), indent=1) + "\n")
     by_experiment[f"{name}-{scale}"] = identities(name, scale)
 (GOLDEN / "identities.json").write_text(json.dumps(by_experiment, indent=1) + "\n")

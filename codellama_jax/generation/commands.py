@@ -1,4 +1,4 @@
-"""`complete` and `infill` of `python -m codellama_jax`.
+"""`complete` and `infill` of the command line.
 
 Everything that needs no model is checked before JAX starts, and nothing is printed on standard
 output before all checks have passed.
@@ -231,9 +231,3 @@ def note(text: str) -> None:
     """Prints a line on stderr, where it does not mix with the text that is generated."""
     if sys.stderr is not None:
         print(text, file=sys.stderr, flush=True)
-
-
-COMMANDS = (
-    Annotated[Complete, tyro.conf.subcommand("complete")]
-    | Annotated[Infill, tyro.conf.subcommand("infill")]
-)

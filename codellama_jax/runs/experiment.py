@@ -257,7 +257,7 @@ def run_experiment(
       experiment: the arms, their corpus and tokenizer.
       claim: the docstring of the experiment's file, for the report.
       finding: the function that compares the arms, if the file has one.
-      choice: a `launch.Run`.
+      choice: a `RunOptions`.
     """
     started = time.monotonic()
     start_distributed()

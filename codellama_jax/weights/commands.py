@@ -1,4 +1,4 @@
-"""`import`, `export` and `check` of `python -m codellama_jax`."""
+"""`import`, `export` and `check` of the command line."""
 
 from __future__ import annotations
 
@@ -128,10 +128,3 @@ class Check:
 
         for name, figure in check.compare(folder, against, text, self.tokens, self.tokenizer):
             print(f"{name:26}{figure}")
-
-
-COMMANDS = (
-    Annotated[Import, tyro.conf.subcommand("import")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[Check, tyro.conf.subcommand("check")]
-)

@@ -1,26 +1,26 @@
-"""Static cycles of a kernel on TPUs that are not at hand: `python -m kernels.static.command flash_attention --chip v5p --seq 4096`.
+"""Static cycles of a kernel on TPUs that are not attached: `launch.py kernels flash_attention`.
 
-Every figure is a compiler estimate: scheduled bundles, one a cycle, without the memory stalls that hardware adds. Bundles
-are counted by region and by how often that region runs; a branch that does not run counts nothing. How often is known next
-to each kernel, in its `static_passes.py`: `ours(chip, args, dump)` compiles and returns its passes, `BASELINES` holds the same
-for kernels to compare with.
+Every figure is a compiler estimate: scheduled bundles, one per cycle, without the memory stalls
+that hardware adds. Bundles are counted by region and by how often that region runs; a branch that
+does not run counts nothing. How often is known next to each kernel, in its `static_passes.py`:
+`ours(chip, args, dump)` compiles and returns its passes, `BASELINES` holds the same for kernels to
+compare with.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import importlib.util
 import os
 import shutil
-import sys
 import tempfile
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
-from kernels.static.chips import ENVIRONMENT, TOPOLOGIES
+from kernels import UnsupportedError
+from kernels.static.chips import ENVIRONMENT
 from kernels.static.passes import Pass
 from kernels.static.schedule import flags
-
-KERNELS = ("cross_entropy", "decode_attention", "flash_attention")
 
 
 def show(chip: str, p: Pass, baseline: Pass | None = None) -> None:
@@ -34,68 +34,51 @@ def show(chip: str, p: Pass, baseline: Pass | None = None) -> None:
     )
 
 
-def report(chip: str, args: argparse.Namespace, passes, dump: str) -> int:
-    """Prints our passes on `chip`, each beside the baseline's when asked; returns the exit code."""
+def report(chip: str, args: Any, passes: ModuleType, compare: str, dump: str) -> None:
+    """Prints a kernel's passes on a chip, each followed by the pass of the kernel to compare with.
+
+    Args:
+      chip: a key of `TOPOLOGIES`.
+      args: the shapes, as `static_passes` reads them.
+      passes: the module `static_passes` of the kernel.
+      compare: a key of its `BASELINES`; "" for none.
+      dump: the folder into which the compiler writes schedules.
+    """
     try:
         ours = passes.ours(chip, args, dump)
-        theirs = (
-            passes.BASELINES[args.compare](chip, args, dump) if args.compare else [None] * len(ours)
-        )
+        theirs = passes.BASELINES[compare](chip, args, dump) if compare else [None] * len(ours)
     except ValueError as error:
-        print(f"error: {chip}: {error}", file=sys.stderr)
-        return 1
+        raise UnsupportedError(f"{chip}: {error}") from error
     for p, baseline in zip(ours, theirs):
         show(chip, p, baseline)
         if baseline:
             show(chip, baseline)
-    return 0
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m kernels.static.command",
-        description="Static cycles of a TPU kernel (compiler estimate).",
-    )
-    parser.add_argument("kernel", choices=KERNELS)
-    parser.add_argument(
-        "--chip", default="v5p", help=f"comma-separated, of {', '.join(TOPOLOGIES)}"
-    )
-    parser.add_argument("--seq", type=int, default=4096, help="tokens of a row")
-    parser.add_argument("--head-dim", type=int, default=128)
-    parser.add_argument("--compare", help="a kernel to compile beside it, such as splash")
-    args = parser.parse_args()
-    if unknown := sorted(set(args.chip.split(",")) - set(TOPOLOGIES)):
-        parser.error(f"unknown chip {', '.join(unknown)}; there are {', '.join(TOPOLOGIES)}")
-    if args.seq <= 0 or args.seq % 1024:
-        parser.error(f"--seq must be a multiple of 1024, got {args.seq}")
-    return args
+def print_schedules(kernel: str, chips: Sequence[str], args: Any, compare: str = "") -> None:
+    """Compiles a kernel for each chip and prints its passes.
 
+    Starts JAX: nothing may have imported it before, because the environment is set here. Raises
+    UnsupportedError for a kernel to compare with that does not exist, and for a shape or chip that
+    a kernel does not support.
 
-def main() -> int:
-    args = arguments()
-    if importlib.util.find_spec("libtpu") is None:
-        print(
-            "error: the TPU compiler is not installed: pip install -e '.[tpu]' in the project's folder",
-            file=sys.stderr,
-        )
-        return 2
+    Args:
+      kernel: a package of `kernels` with a module `static_passes`.
+      chips: keys of `TOPOLOGIES`.
+      args: the shapes, as `static_passes` reads them: `seq` and `head_dim`.
+      compare: a key of the kernel's `BASELINES`; "" for none.
+    """
     dump = tempfile.mkdtemp(prefix="schedule-")
     os.environ.update(ENVIRONMENT, LIBTPU_INIT_ARGS=flags(dump))
-    passes = importlib.import_module(
-        f"kernels.{args.kernel}.static_passes"
-    )  # after the environment: it starts JAX
-    if args.compare not in (None, *passes.BASELINES):
-        print(
-            f"error: nothing called {args.compare} to compare with; there is {', '.join(passes.BASELINES)}",
-            file=sys.stderr,
-        )
-        return 2
-    print("compiler estimate, cycles; blocks in tokens a side", flush=True)
     try:
-        return max(report(chip, args, passes, dump) for chip in args.chip.split(","))
+        passes = importlib.import_module(f"kernels.{kernel}.static_passes")
+        if compare and compare not in passes.BASELINES:
+            known = ", ".join(passes.BASELINES) or "none for this kernel"
+            raise UnsupportedError(
+                f"--compare is {compare!r}: the kernels to compare with: {known}"
+            )
+        print("compiler estimate, cycles; blocks in tokens a side", flush=True)
+        for chip in chips:
+            report(chip, args, passes, compare, dump)
     finally:
         shutil.rmtree(dump, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,8 +11,8 @@ from paths import ROOT
 PROGRAM = """
 import atexit, sys
 atexit.register(lambda: print("JAX" if "jax" in sys.modules else "no JAX", flush=True))
-from codellama_jax import __main__ as commands
-commands.run_command(lambda: commands.cli(commands.COMMANDS, args=sys.argv[1:])())
+from codellama_jax.cli import main
+main()
 """
 
 

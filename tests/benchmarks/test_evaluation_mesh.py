@@ -31,11 +31,11 @@ MESHES = [{"fsdp": 8}, {"fsdp": 2, "tensor": 2, "data": 2}, {"fsdp": 1, "tensor"
 # Joins the other host once, then runs the commands one after the other up to the first mistake.
 PROGRAM = """
 import shlex, sys
-from codellama_jax import __main__ as commands
+from codellama_jax import cli, command_line
 from codellama_jax.sharding import hosts
 hosts.start_distributed()
 hosts.start_distributed = lambda: None
-commands.run_command(lambda: [commands.cli(commands.COMMANDS, args=shlex.split(line))() for line in sys.argv[1:]])
+command_line.run_command(lambda: [cli.parse(shlex.split(line), "test")() for line in sys.argv[1:]])
 """
 
 

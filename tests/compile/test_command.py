@@ -11,7 +11,7 @@ from codellama_jax.compile.command import Job, candidates, choose_stage
 from codellama_jax.compile.target import CHIPS
 from codellama_jax.config import MeshConfig
 from codellama_jax.errors import UserError
-from launch import Plan, load_experiment
+from codellama_jax.runs.commands import PlanOptions, load_experiment
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (the extra `tpu`)"
@@ -148,7 +148,7 @@ def test_every_chip_has_a_peak_and_a_clock_that_a_chip_can_have():
 
 
 def test_the_search_tries_only_meshes_that_divide():
-    experiment, _ = load_experiment(Plan("code_llama", "34b"))
+    experiment, _ = load_experiment(PlanOptions("code_llama", "34b"))
     job = Job(choose_stage(experiment, "", "code"), "train", MeshConfig(), 1, 1)
     tried = candidates(job, 256)
     assert 4 <= len(tried) <= 16

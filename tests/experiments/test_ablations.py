@@ -4,16 +4,16 @@ import inspect
 
 import pytest
 
-import launch
 from codellama_jax.report.findings import Finding
 from codellama_jax.report.results import StageResult
+from codellama_jax.runs.commands import PlanOptions, load_experiment
 
 SEEDS = 3
 
 
 def found(name: str, answer) -> Finding:
     """The finding of an experiment whose last stages answer `answer(arm, seed)`."""
-    experiment, module = launch.load_experiment(launch.Plan(name, "toy"))
+    experiment, module = load_experiment(PlanOptions(name, "toy"))
     results = {
         arm: [
             [
@@ -87,7 +87,7 @@ def test_verdicts_follow_the_answers(name, answer):
 
 def quickstart(ratio: float, bigram: float, exact: float, longer: float) -> list[bool]:
     """Whether each expectation of the quickstart is met by stages that measured this."""
-    experiment, module = launch.load_experiment(launch.Plan("quickstart", "toy"))
+    experiment, module = load_experiment(PlanOptions("quickstart", "toy"))
     chain = []
     for perplexity, (name, stage) in zip((30.0, longer), experiment.arms["main"].items()):
         infilling = {"PSM": {"exact": 0.0, "examples": 8}, "SPM": {"exact": exact, "examples": 8}}

@@ -1,10 +1,7 @@
 """The schedule reader on a listing small enough to count by hand."""
 
-import sys
-
 import pytest
 
-from kernels.static import command as static
 from kernels.static import passes, schedule
 
 LISTING = """\
@@ -80,21 +77,3 @@ def test_unknown_format_is_refused(dump, tmp_path):
     with pytest.raises(ValueError, match="another format"):
         schedule.read(dump, "toy")
     assert schedule.read(dump, "absent") is None
-
-
-def test_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(static.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(sys, "argv", ["static", "flash_attention"])
-    assert static.main() == 2
-    assert "pip install -e '.[tpu]' in the project's folder" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [("--chip=v5p,v9", "unknown chip v9"), ("--seq=1000", "multiple of 1024")],
-)
-def test_refuses_wrong_options(monkeypatch, capsys, option, message):
-    monkeypatch.setattr(sys, "argv", ["static", "flash_attention", option])
-    with pytest.raises(SystemExit, match="2"):
-        static.main()
-    assert message in capsys.readouterr().err

@@ -31,7 +31,7 @@ def experiment(scale="toy"):
 PROGRAM = """
 import os, sys
 from codellama_jax.training.loop import StageRun
-import launch
+from codellama_jax.cli import main
 train, at, number = StageRun.train, os.environ.get("AT", ""), int(os.environ.get("SIGNAL", "0"))
 count = 0
 def counted(self, step, stop):
@@ -41,7 +41,7 @@ def counted(self, step, stop):
         count = 1
     train(self, step, stop)
 StageRun.train = counted
-launch.run_command(launch.main)
+main()
 """
 
 

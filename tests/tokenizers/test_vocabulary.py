@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-import launch
 from codellama_jax import overrides
 from codellama_jax.config import TokenizerConfig
 from codellama_jax.errors import UserError
+from codellama_jax.runs.commands import PlanOptions, load_experiment
 from codellama_jax.runs.experiment import check_tokenizer
 from codellama_jax.tokenizers.sentencepiece import train
 
@@ -22,7 +22,7 @@ def sizes(experiment):
 
 @pytest.fixture
 def quickstart():
-    return launch.load_experiment(launch.Plan("quickstart"))[0]
+    return load_experiment(PlanOptions("quickstart"))[0]
 
 
 def test_one_option_changes_both(quickstart):

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from toy import MODEL, batch, stage
 
-import launch
 from codellama_jax.config import Experiment, MeshConfig
 from codellama_jax.errors import UserError
 from codellama_jax.runs import experiment as run
+from codellama_jax.runs.commands import RunOptions
 from codellama_jax.sharding.mesh import check_attention, make_mesh, on_mesh
 from codellama_jax.training.loop import place, stop_flags
 from codellama_jax.training.step import compile_train_step, init_state
@@ -78,7 +78,7 @@ def test_refusal_comes_before_anything_is_written(tmp_path, monkeypatch):
             experiment,
             "",
             None,
-            launch.Run("bad", out=str(tmp_path / "run"), cache=str(tmp_path / "cache")),
+            RunOptions("bad", out=str(tmp_path / "run"), cache=str(tmp_path / "cache")),
         )
     assert not list(tmp_path.iterdir())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import launch
+from codellama_jax import cli
 from codellama_jax.config import Experiment, Stage, from_dict, leaves, to_dict
 from codellama_jax.report import plan
 from codellama_jax.runs import experiment_file
@@ -129,9 +129,9 @@ def overrides(rng: Random, folder: Path) -> Callable[[], object]:
         rng.shuffle(given)
 
     def call() -> None:
-        choice, chosen, module = launch.parse(launch.spelled_out(given), "launch.py")
-        if type(choice) is launch.Plan:
-            launch.start(choice, chosen, experiment_file.claim_of(module), None)
+        start = cli.parse(given, "launch.py")
+        if given[0] == "plan":
+            start()
 
     return call
 

@@ -1,0 +1,92 @@
+"""`evaluate`: measures a benchmark. A mistake that needs no model is reported before JAX starts."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from codellama_jax.benchmarks.options import all_options, options_of
+from codellama_jax.benchmarks.settings import Checking, Settings
+from codellama_jax.config import CACHE, MeshConfig
+from codellama_jax.errors import UserError
+from codellama_jax.system.files import is_bucket, user_path
+
+if TYPE_CHECKING:
+    from codellama_jax.models.trained import Run
+
+SuiteOptions: Any = all_options()
+
+SAMPLES = (
+    "Score these samples instead of generating any: a file of HumanEval's harness, EvalPlus,"
+    " BigCode or CodeGeeX, plain or gzipped."
+)
+ACROSS_HOSTS = (
+    "Shard one model over the devices of all hosts. Unless given, each host loads the full model"
+    " and answers its share of the tasks."
+)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """The options of `evaluate`."""
+
+    benchmark: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BENCHMARK")]
+    """A benchmark's name, such as humaneval; a wrong name lists them all."""
+    out: str
+    """The folder for samples.jsonl, results.jsonl and results.json; the same command continues."""
+    options: Annotated[SuiteOptions, tyro.conf.arg(name="")]
+    settings: Annotated[Settings, tyro.conf.arg(name="")]
+    checking: Annotated[Checking, tyro.conf.arg(name="")]
+    run: str = ""
+    """The folder of a run or of one of its stages, local or gs://; not needed to score."""
+    arm: str = ""
+    """An arm of the run; its first one unless given."""
+    stage: str = ""
+    """A stage of the arm; the last that is done unless given."""
+    samples_file: Annotated[str, tyro.conf.arg(help=SAMPLES)] = ""
+    reference: bool = False
+    """Score the canonical solutions instead of generating any."""
+    across_hosts: Annotated[bool, tyro.conf.arg(help=ACROSS_HOSTS)] = False
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """The devices of a model along each axis; -1 takes the remaining ones. The KV cache is sharded
+    by heads over `tensor`, by sequences over `data`."""
+
+    def __call__(self) -> None:
+        from codellama_jax.benchmarks.evaluate import evaluate
+        from codellama_jax.sharding.hosts import start_distributed
+
+        if not (self.run or self.samples_file or self.reference):
+            raise UserError(
+                "nothing to evaluate: pass --run RUN, --samples-file FILE or --reference"
+            )
+        if self.samples_file and self.reference:
+            raise UserError("--samples-file and --reference exclude each other: pass one of them")
+        if self.run and not is_bucket(self.run) and not user_path(self.run).exists():
+            raise UserError(f"there is no run {self.run}: pass the folder of a run with --run")
+        options = options_of(self.benchmark, self.options)
+        start_distributed()
+        evaluate(
+            self.benchmark,
+            self.load if self.run else None,
+            options,
+            self.settings,
+            self.checking,
+            self.out,
+            self.samples_file,
+            self.reference,
+        )
+
+    def load(self) -> Run:
+        """Loads the model onto its devices: those of this host, or of all."""
+        print(f"starting JAX and loading {self.run}", file=sys.stderr, flush=True)
+        import jax
+
+        from codellama_jax.checkpoints.loading import keep_compiled, load_run
+        from codellama_jax.sharding.mesh import make_mesh
+
+        keep_compiled(CACHE)
+        devices = jax.devices() if self.across_hosts else jax.local_devices()
+        return load_run(self.run, self.arm, self.stage, make_mesh(self.mesh, devices))

@@ -1,0 +1,26 @@
+"""`launch.py kernels` reports a mistake before JAX starts."""
+
+import importlib.util
+
+import pytest
+
+from codellama_jax.compile.options import Kernels
+from codellama_jax.errors import UserError
+
+
+def test_a_missing_compiler_names_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]' in the project's folder"):
+        Kernels("flash_attention")()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chip": "v5p,v9"}, "--chip is 'v9': it must be one or several of v4, v5e, v5p"),
+        ({"seq": 1500}, "--seq is 1500: it must be a multiple of 1,024"),
+    ],
+)
+def test_a_wrong_value_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        Kernels("flash_attention", **options)()
