@@ -1,7 +1,8 @@
-"""The stages that the ablations of the paper vary, at the scale of a laptop and at 7B. What an experiment does not vary is here.
+"""Stages and arms that several experiments share, so that an experiment file shows what differs.
 
-At 7B they are those of sections 2.2 to 2.4 and Table 1; the general model is Llama 2, trained already. The toy's are as long as a
-laptop trains in a minute. All ablations share them to the letter, so that a stage is trained once for all.
+The stages of the paper (sections 2.2 to 2.4, Table 1) are here once, for every published size. The
+stages of the ablations are those of 7B, or toy ones that a laptop trains in a minute. Ablations
+share them exactly: a stage that two of them have is trained once.
 """
 
 from __future__ import annotations
@@ -21,12 +22,60 @@ from codellama_jax.config import (
 )
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.sizes import CODE_LLAMA, TOY, choose
+from codellama_jax.report.results import Results
 
-GENERAL = MixtureConfig(
-    code=0.1, discussions=0.3, language=0.6
-)  # of the toy; Llama 2's own is not published
-CODE = MixtureConfig(code=0.85, discussions=0.08, language=0.07)
+# Llama 2's own mixture is not published; the toy's general model needs some text to start from.
+GENERAL = MixtureConfig(code=0.1, discussions=0.3, language=0.6)
+CODE = MixtureConfig(code=0.85, discussions=0.08, language=0.07)  # Table 1
 PLAIN, INFILLING = InfillingConfig(rate=0.0), InfillingConfig(rate=0.9)
+
+CODE_STEPS = {"7b": 119_209, "13b": 119_209, "34b": 119_209, "70b": 238_419}  # 500B tokens, or 1T
+CODE_RATE = {"7b": 3e-4, "13b": 3e-4, "34b": 1.5e-4, "70b": 1.5e-4}
+# Sequences of 16,384 tokens: 2M tokens per batch, 1M for the larger two.
+LONG_BATCH = {"7b": 128, "13b": 128, "34b": 64, "70b": 64}
+
+
+def paper_code(
+    scale: str, model: LlamaConfig, infilling: InfillingConfig, init: str = "run:llama2"
+) -> Stage:
+    """Returns the paper's code training: 500B tokens of mostly code, 1T for 70B."""
+    return Stage(
+        init=init,
+        model=model,
+        data=DataConfig(seq_len=4096, batch_size=1024, mixture=CODE, infilling=infilling),
+        optimizer=OptimizerConfig(peak_lr=CODE_RATE[scale], warmup_steps=1000),
+        steps=CODE_STEPS[scale],
+    )
+
+
+def paper_long_context(
+    scale: str,
+    model: LlamaConfig,
+    steps: int,
+    mixture: MixtureConfig = CODE,
+    infilling: InfillingConfig = INFILLING,
+) -> Stage:
+    """Returns the paper's long-context fine-tuning (section 2.4).
+
+    Args:
+      scale: a published size, which decides the batch.
+      model: with the RoPE base of this stage; the paper's is 1e6.
+      steps: they differ between Code Llama and Code Llama - Python.
+      mixture: that of the stage before.
+      infilling: that of the stage before.
+    """
+    batch = LONG_BATCH[scale]
+    return Stage(
+        model=model,
+        data=DataConfig(seq_len=16_384, batch_size=batch, mixture=mixture, infilling=infilling),
+        optimizer=OptimizerConfig(peak_lr=2e-5, warmup_steps=100),
+        steps=steps,
+    )
+
+
+def with_larger_base(model: LlamaConfig) -> LlamaConfig:
+    """Returns the model with the RoPE base of the long-context stage, 1e6."""
+    return dataclasses.replace(model, rope_theta=1e6)
 
 
 def model(scale: str) -> LlamaConfig:
@@ -35,42 +84,36 @@ def model(scale: str) -> LlamaConfig:
 
 
 def general(scale: str) -> Stage:
-    """A model of mostly natural language: Llama 2's place."""
+    """Returns a model of mostly natural language, in the role of Llama 2."""
     if scale == "toy":
-        return _toy_stage(GENERAL, rate=4e-3, init="scratch")
+        return _toy_stage(GENERAL, init="scratch")
     return dataclasses.replace(code(scale, PLAIN), init="run:llama2", steps=0)
 
 
 def code(scale: str, infilling: InfillingConfig = INFILLING) -> Stage:
-    """The code training that follows it."""
+    """Returns the code training that follows the general model."""
     if scale == "toy":
-        return _toy_stage(CODE, rate=4e-3, infilling=infilling)
-    data = DataConfig(seq_len=4096, batch_size=1024, mixture=CODE, infilling=infilling)
-    return Stage(
-        model(scale), data, OptimizerConfig(peak_lr=3e-4, warmup_steps=1000), steps=119_209
-    )  # 500B tokens
+        return _toy_stage(CODE, infilling=infilling)
+    return paper_code(scale, model(scale), infilling, init="previous")
 
 
 def long_context(
     scale: str, infilling: InfillingConfig = INFILLING, theta: float = 1e6, scaling: float = 1.0
 ) -> Stage:
-    """Rows four times as long, with a larger RoPE base, at a small rate."""
+    """Returns the long-context stage: sequences four times as long, at a small learning rate."""
     longer = dataclasses.replace(model(scale), rope_theta=theta, rope_scaling=scaling)
-    if scale == "toy":
-        data = DataConfig(seq_len=1024, batch_size=4, mixture=CODE, infilling=infilling)
-        optimizer = OptimizerConfig(peak_lr=5e-4, warmup_steps=5)
-        return Stage(
-            longer,
-            data,
-            optimizer,
-            steps=30,
-            eval_rows=16,
-            eval_every=30,
-            checkpoint_every=30,
-            log_every=5,
-        )
-    data = DataConfig(seq_len=16_384, batch_size=128, mixture=CODE, infilling=infilling)
-    return Stage(longer, data, OptimizerConfig(peak_lr=2e-5, warmup_steps=100), steps=3000)
+    if scale != "toy":
+        return paper_long_context(scale, longer, steps=3000, infilling=infilling)
+    return Stage(
+        model=longer,
+        data=DataConfig(seq_len=1024, batch_size=4, mixture=CODE, infilling=infilling),
+        optimizer=OptimizerConfig(peak_lr=5e-4, warmup_steps=5),
+        steps=30,
+        eval_rows=16,
+        eval_every=30,
+        checkpoint_every=30,
+        log_every=5,
+    )
 
 
 def ablation(
@@ -79,29 +122,41 @@ def ablation(
     arms: dict[str, dict[str, Stage]],
     probes: dict[str, Probe] | None = None,
 ) -> Experiment:
-    """Returns an experiment over these arms: five seeds at toy scale, one at 7B, each arm's last model probed."""
+    """Returns an experiment that probes the last model of each arm.
+
+    It has five seeds at toy scale, so that its verdict has an interval, and one at 7B.
+    """
     of_last: dict[str, Probe] = {}
     for key, probe in (probes or {}).items():
         of_last[key] = dataclasses.replace(probe, stages="last")
-    if scale == "toy":
-        corpus = CorpusConfig(max_files=700)
-        return Experiment(
-            name, scale, arms, TokenizerConfig(pieces=1024 - 16), corpus, probes=of_last, seeds=5
-        )
-    return Experiment(name, scale, arms, TokenizerConfig("tokenizer.model"), probes=of_last)
+    if scale != "toy":
+        return Experiment(name, scale, arms, TokenizerConfig("tokenizer.model"), probes=of_last)
+    tokenizer = TokenizerConfig(pieces=1024 - 16)  # 16 entries are left for the sentinels
+    corpus = CorpusConfig(max_files=700)  # several times what the stages read
+    return Experiment(name, scale, arms, tokenizer, corpus, probes=of_last, seeds=5)
+
+
+def losses(results: Results) -> dict[str, list[float]]:
+    """Returns the final validation loss of each seed, by arm, in nats per token."""
+    return {arm: [chain[-1].loss for chain in seeds] for arm, seeds in results.items()}
+
+
+def curves(results: Results) -> dict[str, list[list[tuple[float, float]]]]:
+    """Returns the validation loss over the tokens of the last stage, by arm and seed."""
+    return {arm: [chain[-1].curve for chain in seeds] for arm, seeds in results.items()}
 
 
 def _toy_stage(
-    mixture: MixtureConfig, rate: float, init: str = "previous", infilling: InfillingConfig = PLAIN
+    mixture: MixtureConfig, init: str = "previous", infilling: InfillingConfig = PLAIN
 ) -> Stage:
     return Stage(
-        model("toy"),
-        DataConfig(
+        init=init,
+        model=model("toy"),
+        data=DataConfig(
             seq_len=256, batch_size=4, mixture=mixture, infilling=infilling, block_chars=250
         ),
-        OptimizerConfig(peak_lr=rate, warmup_steps=60),
+        optimizer=OptimizerConfig(peak_lr=4e-3, warmup_steps=60),
         steps=1000,
-        init=init,
         eval_rows=64,
         eval_every=100,
         checkpoint_every=500,
