@@ -8,12 +8,20 @@ import numpy as np
 def decay(
     distances_N: np.ndarray, theta: float, scaling: float = 1.0, dim: int = 1024
 ) -> np.ndarray:
-    """Returns the expected product of a query and a key that are alike, so many tokens apart, as a share of that at distance 0.
+    """Returns the expected attention score of equal queries and keys, relative to distance 0.
 
-    It is the mean of cos(distance / scaling x theta^(-2i / dim)) over the pairs i of a head, whatever the head has learned
-    (after Sun et al. 2023); `dim` is the paper's. float64 [N].
+    It is the mean of cos(distance / scaling x theta^(-2i / dim)) over the pairs i of a head, and
+    depends on no trained parameter (after Sun et al. 2023).
+
+    Args:
+      distances_N: distances in tokens, [N].
+      theta: the RoPE base.
+      scaling: the divisor of positions under linear interpolation.
+      dim: the size of a head; the paper's figure takes 1,024.
+
+    Returns:
+      float64 [N].
     """
     frequencies_I = theta ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
-    return np.cos(
-        np.asarray(distances_N, np.float64)[:, None] / scaling * frequencies_I[None]
-    ).mean(axis=1)
+    angles_NI = np.asarray(distances_N, np.float64)[:, None] / scaling * frequencies_I[None]
+    return np.cos(angles_NI).mean(axis=1)

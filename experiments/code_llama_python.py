@@ -5,8 +5,8 @@ Claim     Table 2, pass@1 for 7B / 13B / 34B / 70B: 38.4 / 43.3 / 53.7 / 57.3 % 
 Expected  above Code Llama of the same size: 33.5 / 36.0 / 48.8 / 53.0 % and
           41.4 / 47.0 / 55.0 / 62.4 %.
 Cost      `launch.py plan code_llama_python --scale 7b` prints it.
-Command   python launch.py run experiments/code_llama_python.py --scale 7b --out gs://BUCKET/python_7b
-          --code.init run:LLAMA2_RUN --tokenizer.path tokenizer.model
+Command   python launch.py run experiments/code_llama_python.py --scale 7b
+          --out gs://BUCKET/python_7b --code.init run:LLAMA2_RUN --tokenizer.path tokenizer.model
           --corpus.code gs://BUCKET/code --corpus.python gs://BUCKET/python
           --corpus.discussions gs://BUCKET/qa --corpus.language gs://BUCKET/text
 
@@ -54,5 +54,8 @@ def experiment(scale: str = "7b") -> Experiment:
             scale, longer, LONG_STEPS[scale], PYTHON, infilling
         )
     return Experiment(
-        "code_llama_python", scale, {"code_llama_python": stages}, TokenizerConfig("tokenizer.model")
+        "code_llama_python",
+        scale,
+        {"code_llama_python": stages},
+        TokenizerConfig("tokenizer.model"),
     )

@@ -1,21 +1,26 @@
-"""What long rows cost at short ones: the long-context stage after code training, without and with infilling.
+"""The cost of the long-context stage at short contexts, with and without infilling training.
 
-Claim     Table 10, pass@1 on HumanEval / MBPP before and after the long-context stage: 32.3 / 46.2 and 34.1 / 42.6 % for 7B without
-          infilling, 34.1 / 44.6 and 33.5 / 41.4 % with it; over all models 0.52 and 1.9 points lower. Figure 4a: longer contexts gain.
-Expected  the first tokens of a document, as many as a row of code training, are predicted worse afterwards, and worse than after as
-          many more tokens in short rows; at four times that length perplexity falls.
+Claim     Table 10, pass@1 on HumanEval / MBPP before and after the long-context stage: 32.3 / 46.2
+          and 34.1 / 42.6 % for 7B without infilling, 34.1 / 44.6 and 33.5 / 41.4 % with it; over
+          all models 0.52 and 1.9 points lower. Figure 4a: longer contexts gain.
+Expected  the first tokens of a document, as many as a sequence of code training, are predicted
+          worse afterwards, and worse than after as many more tokens in short sequences; at four
+          times that length perplexity falls.
 Cost      toy, five seeds: about 21 minutes on two AMD EPYC cores, probes included.
           7B: twice 500B tokens; `launch.py plan long_context_cost --scale 7b`.
 Command   python launch.py run experiments/long_context_cost.py
-          python launch.py run experiments/long_context_cost.py --scale 7b --general.init run:LLAMA2_RUN (more: code_llama.py)
+          python launch.py run experiments/long_context_cost.py --scale 7b
+          --general.init run:LLAMA2_RUN (more: code_llama.py)
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
-from codellama_jax.config import Experiment
+from codellama_jax.config import Experiment, Stage
 from codellama_jax.probes import Perplexity
 from codellama_jax.report.findings import Difference, Finding, Panel, Results, pairs, spread
+from codellama_jax.report.results import StageResult
 from experiments import recipe
 
 PAPER = {
@@ -28,79 +33,91 @@ PAPER = {
 
 
 def experiment(scale: str = "toy") -> Experiment:
+    """Returns arms before and after the long-context stage, and one with short sequences."""
     general = recipe.general(scale)
     arms = {}
     for name, infilling in (("plain", recipe.PLAIN), ("infilling", recipe.INFILLING)):
         code, long = recipe.code(scale, infilling), recipe.long_context(scale, infilling)
         arms[name] = {"general": general, "code": code}
         arms[f"{name}_long"] = {"general": general, "code": code, "long_context": long}
-    rows = long.data.batch_size * long.data.seq_len // code.data.seq_len
-    short = dataclasses.replace(
-        long,
-        model=code.model,
-        data=dataclasses.replace(long.data, seq_len=code.data.seq_len, batch_size=rows),
-    )
+    # The control: it separates the longer sequences from the further training on as many tokens.
+    short = _in_short_sequences(long, code)
     arms["infilling_short"] = {"general": general, "code": code, "as_many_short": short}
     lengths = tuple(code.data.seq_len * times // 2 for times in (1, 2, 4, 8))
-    return recipe.ablation(
-        "long_context_cost",
-        scale,
-        arms,
-        {"perplexity": Perplexity(lengths, rows=64)},
-    )
+    probes = {"perplexity": Perplexity(lengths, rows=64)}
+    return recipe.ablation("long_context_cost", scale, arms, probes)
 
 
 def finding(results: Results) -> Finding:
-    perplexity = lambda chain, length: chain[-1].probe("perplexity")[str(length)]["perplexity"]
-    row = results["plain"][0][-1].stage.data.seq_len
-    losses = {
-        n: {arm: [math.log(perplexity(c, n)) for c in seeds] for arm, seeds in results.items()}
-        for n in (row, 4 * row)
-    }
-    lengths = [int(length) for length in results["plain"][0][-1].probe("perplexity")]
-    curves = {
-        arm: [[(n, perplexity(chain, n)) for n in lengths] for chain in seeds]
-        for arm, seeds in results.items()
-    }
-    first = lambda n: f"loss of the first {n:,} tokens"
-    caption = "Perplexity of the first tokens of the same held-out files."
-    short, long = losses.values()
+    """Compares the loss of the first tokens before and after the long-context stage."""
+    sequence = results["plain"][0][-1].stage.data.seq_len
+    short = _losses(results, sequence)
+    long = _losses(results, 4 * sequence)
+    first_short = f"loss of the first {sequence:,} tokens"
+    first_long = f"loss of the first {4 * sequence:,} tokens"
+    nats = "nats per token"
+    rows = [(arm, spread(short[arm]), spread(long[arm]), PAPER[arm]) for arm in results]
+    curves = {}
+    for arm, seeds in results.items():
+        curves[arm] = [_curve(chain) for chain in seeds]
+    panel = Panel("context length (tokens)", "validation perplexity", curves, log_x=2)
     return Finding(
-        question="What does the long-context stage cost at short contexts?",
+        question="How much does the long-context stage cost at short contexts?",
         headings=(
             "arm",
-            *(f"{first(n)} (nats per token)" for n in losses),
+            f"{first_short} ({nats})",
+            f"{first_long} ({nats})",
             "paper, 7B: HumanEval, MBPP pass@1",
         ),
-        rows=[
-            (arm, *(spread(by_arm[arm]) for by_arm in losses.values()), PAPER[arm])
-            for arm in results
-        ],
-        figures=[
-            (caption, [Panel("context length (tokens)", "validation perplexity", curves, log_x=2)])
-        ],
+        rows=rows,
+        figures=[("Perplexity of the first tokens of the same held-out files.", [panel])],
         differences=[
             Difference(
-                f"{first(row)}, after minus before, plain",
-                "nats per token",
+                f"{first_short}, after minus before, plain",
+                nats,
                 pairs(short["plain_long"], short["plain"]),
             ),
             Difference(
-                f"{first(row)}, after minus before",
-                "nats per token",
+                f"{first_short}, after minus before",
+                nats,
                 pairs(short["infilling_long"], short["infilling"]),
             ),
             Difference(
-                f"{first(row)}, long minus short rows",
-                "nats per token",
+                f"{first_short}, long minus short sequences",
+                nats,
                 pairs(short["infilling_long"], short["infilling_short"]),
             ),
             Difference(
-                f"{first(4 * row)}, after minus before",
-                "nats per token",
+                f"{first_long}, after minus before",
+                nats,
                 pairs(long["infilling_long"], long["infilling"]),
                 "below",
             ),
         ],
-        reason="the toy is far from trained out, so that any further tokens help it at every length.",
+        reason="the toy is far from trained out, so that any further tokens help it at every"
+        " length.",
     )
+
+
+def _in_short_sequences(long: Stage, code: Stage) -> Stage:
+    """Returns the long-context stage with the code stage's model and length, and as many tokens."""
+    batch_size = long.data.batch_size * long.data.seq_len // code.data.seq_len
+    data = dataclasses.replace(long.data, seq_len=code.data.seq_len, batch_size=batch_size)
+    return dataclasses.replace(long, model=code.model, data=data)
+
+
+def _curve(chain: Sequence[StageResult]) -> list[tuple[float, float]]:
+    """Returns the perplexity of an arm's last model over the context length."""
+    by_length = chain[-1].probe("perplexity")
+    return [(int(length), measured["perplexity"]) for length, measured in by_length.items()]
+
+
+def _losses(results: Results, length: int) -> dict[str, list[float]]:
+    """Returns the loss of the first `length` tokens of files, by arm and seed."""
+    losses: dict[str, list[float]] = {}
+    for arm, seeds in results.items():
+        losses[arm] = []
+        for chain in seeds:
+            measured = chain[-1].probe("perplexity")[str(length)]
+            losses[arm].append(math.log(measured["perplexity"]))
+    return losses

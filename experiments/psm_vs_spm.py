@@ -1,13 +1,18 @@
-"""Infilling in prefix-suffix-middle against suffix-prefix-middle order, by what is cut out: a line, several lines, a random span.
+"""Infilling in PSM against SPM order, by kind of middle: a line, several lines, a random span.
 
-Claim     Table 14, pass@1 on HumanEval infilling in PSM / SPM order, 7B: 77.0 / 83.3 % for single lines, 49.7 / 51.2 for several,
-          60.7 / 39.6 for random spans. Table 6, exact single lines of Python, 7B: 67.6 / 72.7 %.
-Expected  SPM ahead on lines; PSM far ahead on random spans, whose prefix ends inside a token that SPM goes on from. The paper advises
-          token healing there and has no figure for it; nor for models trained in one of the orders only.
+PSM is prefix-suffix-middle, SPM suffix-prefix-middle.
+
+Claim     Table 14, pass@1 on HumanEval infilling in PSM / SPM order, 7B: 77.0 / 83.3 % for single
+          lines, 49.7 / 51.2 for several, 60.7 / 39.6 for random spans. Table 6, exact single lines
+          of Python, 7B: 67.6 / 72.7 %.
+Expected  SPM ahead on lines; PSM far ahead on random spans, whose prefix ends inside a token that
+          SPM has to continue. The paper advises token healing there and has no figure for it; nor
+          for models trained in one of the orders only.
 Cost      toy, five seeds: about 25 minutes on two AMD EPYC cores, probes included.
           7B: three times 500B tokens; `launch.py plan psm_vs_spm --scale 7b`.
 Command   python launch.py run experiments/psm_vs_spm.py
-          python launch.py run experiments/psm_vs_spm.py --scale 7b --general.init run:LLAMA2_RUN (more: code_llama.py)
+          python launch.py run experiments/psm_vs_spm.py --scale 7b
+          --general.init run:LLAMA2_RUN (more: code_llama.py)
 """
 
 from statistics import fmean
@@ -33,93 +38,107 @@ PAPER = {
 }
 
 
+LOSS = "loss (nats per character)"
+
+
 def experiment(scale: str = "toy") -> Experiment:
+    """Returns three arms that differ in the orders in which documents are split for infilling."""
     general = recipe.general(scale)
-    arms = {
-        arm: {"general": general, "code": recipe.code(scale, infilling)}
-        for arm, infilling in ORDERS.items()
-    }
+    arms = {}
+    for arm, infilling in ORDERS.items():
+        arms[arm] = {"general": general, "code": recipe.code(scale, infilling)}
     examples, tokens = (128, 32) if scale == "toy" else (1640, 128)
     probes = {"infilling_kinds": InfillingKinds(KINDS, examples, tokens)}
     return recipe.ablation("psm_vs_spm", scale, arms, probes)
 
 
+class Measured:
+    """The probe's measures of held-out middles, by arm, kind of middle and prompt order."""
+
+    def __init__(self, results: Results):
+        self.answers = {}
+        for arm, seeds in results.items():
+            self.answers[arm] = [chain[-1].probe("infilling_kinds") for chain in seeds]
+
+    def means(self, arm: str, kind: str, order: str, measure: str) -> list[float]:
+        """Returns the mean of a measure over the examples, by seed."""
+        return [fmean(answer[kind][order][measure]) for answer in self.answers[arm]]
+
+    def cases(self) -> list[tuple[str, str, str]]:
+        """Returns every arm, kind and order to compare.
+
+        A model that was trained in one order is prompted in that order only.
+        """
+        cases = []
+        for arm, (answer, *_) in self.answers.items():
+            for kind in KINDS:
+                for order in answer[kind]:
+                    if arm in ("both", order.split(",")[0]):
+                        cases.append((arm, kind, order))
+        return cases
+
+    def lines(self, measure: str) -> dict[str, list[list[tuple[float, float]]]]:
+        """Returns a measure over the kinds: a line per arm and order, by seed."""
+        lines: dict[str, list[list[tuple[float, float]]]] = {}
+        for arm, kind, order in self.cases():
+            name, means = f"{order}, trained on {arm}", self.means(arm, kind, order, measure)
+            seeds = lines.setdefault(name, [[] for _ in means])
+            for points, mean in zip(seeds, means, strict=True):
+                points.append((KINDS.index(kind), mean))
+        return lines
+
+
 def finding(results: Results) -> Finding:
-    answers = {
-        arm: [chain[-1].probe("infilling_kinds") for chain in seeds]
-        for arm, seeds in results.items()
-    }
-    mean = lambda arm, kind, order, measure: [
-        fmean(answer[kind][order][measure]) for answer in answers[arm]
+    """Compares the losses in the two orders, of the model that was trained in both."""
+    measured = Measured(results)
+    rows = []
+    for arm, kind, order in measured.cases():
+        exact, right, loss = (
+            measured.means(arm, kind, order, measure) for measure in ("exact", "right", "loss")
+        )
+        paper = PAPER.get((kind, order), "") if arm == "both" else ""
+        shares = (spread(exact, ".1%"), spread(right, ".1%"))
+        rows.append((arm, kind, order, *shares, spread(loss), paper))
+    right_label = "right before the first error (share)"
+    panels = [
+        Panel("middle", LOSS, measured.lines("loss"), KINDS),
+        Panel("middle", right_label, measured.lines("right"), KINDS),
     ]
-    orders = {kind: tuple(answers["both"][0][kind]) for kind in KINDS}
-    asked = [
-        (arm, kind, order)
-        for arm in results
-        for kind in KINDS
-        for order in orders[kind]
-        if arm in ("both", order.split(",")[0])
-    ]
-
-    def lines(measure: str) -> dict[str, list]:
-        points = lambda answer, order: [
-            (x, fmean(answer[k][order][measure])) for x, k in enumerate(KINDS) if order in orders[k]
-        ]
-        drawn = {f"{order}, trained on {arm}": (arm, order) for arm, _, order in asked}
-        return {
-            name: [points(answer, order) for answer in answers[arm]]
-            for name, (arm, order) in drawn.items()
-        }
-
-    loss = {
-        (kind, order): mean("both", kind, order, "loss") for kind in KINDS for order in orders[kind]
-    }
-    spans = {order: loss["random-span", order] for order in orders["random-span"]}
-    caption = "Loss of held-out middles, and how much of them is generated before the first wrong character, by what was cut out."
-    label, unit = "right before the first error (share)", "loss, nats a character"
     return Finding(
-        question="Is a middle better filled in after prefix and suffix, or after suffix and prefix?",
+        question="Is a middle better filled in after prefix and suffix, or after suffix and"
+        " prefix?",
         headings=(
             "trained on",
-            "cut out",
-            "asked in",
+            "middle",
+            "prompted in",
             "exact",
             "right at first",
-            "loss (nats a character)",
+            LOSS,
             "paper, 7B: pass@1",
         ),
-        rows=[
-            (
-                *(arm, kind, order),
-                *(spread(mean(arm, kind, order, measure), ".1%") for measure in ("exact", "right")),
-                spread(mean(arm, kind, order, "loss")),
-                PAPER.get((kind, order), "") if arm == "both" else "",
-            )
-            for arm, kind, order in asked
-        ],
+        rows=rows,
         figures=[
             (
-                caption,
-                [
-                    Panel("cut out", "loss (nats a character)", lines("loss"), KINDS),
-                    Panel("cut out", label, lines("right"), KINDS),
-                ],
+                "Loss of held-out middles, and the share of a middle that is generated before the"
+                " first wrong character, by kind of middle.",
+                panels,
             )
         ],
         differences=[
-            *(
-                Difference(
-                    f"{kind}, PSM minus SPM", unit, pairs(loss[kind, "PSM"], loss[kind, "SPM"])
-                )
-                for kind in KINDS[:2]
-            ),
-            Difference("random-span, SPM minus PSM", unit, pairs(spans["SPM"], spans["PSM"])),
-            Difference(
-                "random-span, SPM minus SPM with token healing",
-                unit,
-                pairs(spans["SPM"], spans["SPM, healed"]),
-            ),
+            _difference(measured, "single-line", "PSM", "SPM"),
+            _difference(measured, "multi-line", "PSM", "SPM"),
+            _difference(measured, "random-span", "SPM", "PSM"),
+            _difference(measured, "random-span", "SPM", "SPM, healed"),
         ],
-        reason="after a million tokens the toy has learned PSM less well than SPM, whose middle goes on from its prefix as any text does;"
-        " after five million (--seeds 1 --code.steps 5000) SPM was ahead on random spans by 0.024 nats a character instead of 0.062.",
+        reason="after a million tokens the toy has learned PSM less well than SPM, whose middle"
+        " continues its prefix as in any text; after five million (--seeds 1 --code.steps 5000) SPM"
+        " was ahead on random spans by 0.024 nats per character instead of 0.062.",
     )
+
+
+def _difference(measured: Measured, kind: str, higher: str, lower: str) -> Difference:
+    """Returns the difference of two orders' losses of which the paper predicts the first higher."""
+    first, second = (measured.means("both", kind, order, "loss") for order in (higher, lower))
+    name = lower.replace(", healed", " with token healing")
+    statement = f"{kind}, {higher} minus {name}"
+    return Difference(statement, "loss, nats per character", pairs(first, second))

@@ -34,6 +34,7 @@ LONGER = 4  # the long-context stage's sequences, in lengths of the code stage's
 
 
 def experiment(scale: str = "toy") -> Experiment:
+    """Returns the two stages of Code Llama at toy scale, and every kind of probe."""
     model = choose(TOY, scale)
     infilling = InfillingConfig(rate=0.9)
     code = Stage(

@@ -138,12 +138,18 @@ def ablation(
 
 def losses(results: Results) -> dict[str, list[float]]:
     """Returns the final validation loss of each seed, by arm, in nats per token."""
-    return {arm: [chain[-1].loss for chain in seeds] for arm, seeds in results.items()}
+    by_arm = {}
+    for arm, seeds in results.items():
+        by_arm[arm] = [chain[-1].loss for chain in seeds]
+    return by_arm
 
 
 def curves(results: Results) -> dict[str, list[list[tuple[float, float]]]]:
     """Returns the validation loss over the tokens of the last stage, by arm and seed."""
-    return {arm: [chain[-1].curve for chain in seeds] for arm, seeds in results.items()}
+    by_arm = {}
+    for arm, seeds in results.items():
+        by_arm[arm] = [chain[-1].curve for chain in seeds]
+    return by_arm
 
 
 def _toy_stage(

@@ -1,36 +1,35 @@
 """The RoPE base of the long-context stage: the five rows of the paper's key-retrieval ablation.
 
-Claim     Table 18, an earlier 7B: after code training on 4,096 tokens no key is found in 8,000, nor when only inference takes the base 1e6;
-          a long-context stage with the old base finds some at 8,000 and none at 16,000; with linear interpolation (positions divided
-          by 4) or the base 1e6 most at 16,000, and with 1e6 some at 24,000, longer than it was trained on. Figure 9a: with a larger
-          base attention decays less with distance.
-Expected  so, and so for perplexity by position: the base 1e6 ahead at four times the length of code training, and ahead of interpolation
-          at eight.
+Claim     Table 18, an earlier 7B: after code training on 4,096 tokens no key is found in 8,000, nor
+          when only inference takes the base 1e6; a long-context stage with the old base finds some
+          at 8,000 and none at 16,000; with linear interpolation (positions divided by 4) or the
+          base 1e6 most at 16,000, and with 1e6 some at 24,000, longer than it was trained on.
+          Figure 9a: with a larger base attention decays less with distance.
+Expected  the same, and the same for perplexity by position: the base 1e6 ahead at four times the
+          length of code training, and ahead of interpolation at eight.
 Cost      toy, five seeds: about 23 minutes on two AMD EPYC cores, probes included.
           7B: 500B tokens, then three times 6B; `launch.py plan rope_theta --scale 7b`.
 Command   python launch.py run experiments/rope_theta.py
-          python launch.py run experiments/rope_theta.py --scale 7b --general.init run:LLAMA2_RUN (more: code_llama.py)
+          python launch.py run experiments/rope_theta.py --scale 7b
+          --general.init run:LLAMA2_RUN (more: code_llama.py)
 """
 
 import dataclasses
 import math
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
-from codellama_jax.config import Experiment
+from codellama_jax.config import Experiment, Stage
 from codellama_jax.probes import KeyRetrieval, Perplexity
 from codellama_jax.report.findings import Difference, Finding, Panel, Results, pairs, spread
 from experiments import recipe
 from experiments.attention_decay import decay
 
 BASE, LARGER, SCALING = 1e4, 1e6, 4.0
-TIMES = (
-    1,
-    2,
-    4,
-    6,
-)  # the paper's 4,000, 8,000, 16,000 and 24,000 tokens, in lengths of a row of code training
+# The paper's 4,000, 8,000, 16,000 and 24,000 tokens, in lengths of code training's sequences.
+TIMES = (1, 2, 4, 6)
 PAPER = {  # keys found, % at positions 0, 0.2, 0.4 of each length
     "code": "95.3/100/100, 0/0/0, 0/0/0, 0/0",
     "inference_1e6": "95.3/100/100, 0/0/0, 0/0/0, 0/0",
@@ -41,39 +40,38 @@ PAPER = {  # keys found, % at positions 0, 0.2, 0.4 of each length
 
 
 def experiment(scale: str = "toy") -> Experiment:
+    """Returns five arms that differ in RoPE after the same code stage."""
     general, code = recipe.general(scale), recipe.code(scale)
-    after = {
+    larger = dataclasses.replace(code.model, rope_theta=LARGER)
+    # No step is trained: the stage only changes the base with which its probes read.
+    theta = dataclasses.replace(code, model=larger, steps=0)
+    after: dict[str, dict[str, Stage]] = {
         "code": {},
-        "inference_1e6": {
-            "theta": dataclasses.replace(
-                code, model=dataclasses.replace(code.model, rope_theta=LARGER), steps=0
-            )
-        },
+        "inference_1e6": {"theta": theta},
         "long_1e4": {"long_context": recipe.long_context(scale, theta=BASE)},
         "long_scaled": {"long_context": recipe.long_context(scale, theta=BASE, scaling=SCALING)},
-        "long_1e6": {"long_context": recipe.long_context(scale)},
+        "long_1e6": {"long_context": recipe.long_context(scale, theta=LARGER)},
     }
-    row = code.data.seq_len
-    lengths = tuple(row * times // 2 for times in (1, 2, 4, 8, 16))
+    arms = {}
+    for arm, last in after.items():
+        arms[arm] = {"general": general, "code": code, **last}
+    sequence = code.data.seq_len
+    lengths = tuple(sequence * times // 2 for times in (1, 2, 4, 8, 16))
     keys = KeyRetrieval(
-        lengths=tuple(row * times for times in TIMES),
+        lengths=tuple(sequence * times for times in TIMES),
         examples=24 if scale == "toy" else 64,
     )
     probes = {"perplexity": Perplexity(lengths, rows=24), "key_retrieval": keys}
-    return recipe.ablation(
-        "rope_theta",
-        scale,
-        {arm: {"general": general, "code": code, **then} for arm, then in after.items()},
-        probes,
-    )
+    return recipe.ablation("rope_theta", scale, arms, probes)
 
 
 class Measured:
-    """What the probes of each arm measured, by seed."""
+    """Results of the probes of each arm, by seed."""
 
     def __init__(self, results: Results):
         self.sequence = results["code"][0][1].stage.data.seq_len  # tokens, of code training
-        self.keys, self.perplexity = {}, {}
+        self.keys: dict[str, list[Any]] = {}
+        self.perplexity: dict[str, list[Any]] = {}
         for arm, seeds in results.items():
             self.keys[arm] = [chain[-1].probe("key_retrieval") for chain in seeds]
             self.perplexity[arm] = [chain[-1].probe("perplexity") for chain in seeds]
@@ -88,11 +86,11 @@ class Measured:
         return [math.log(answer[length]["last_block"]) for answer in self.perplexity[arm]]
 
     def gain_of(self, times: int) -> str:
-        """Returns what `gain` measures, for headings."""
+        """Returns the heading of `gain`."""
         return f"gain of the key at {times * self.sequence:,} tokens"
 
     def loss_of(self, times: int) -> str:
-        """Returns what `loss` measures, for headings."""
+        """Returns the heading of `loss`."""
         return f"loss of the last quarter of {times * self.sequence:,} tokens"
 
 
@@ -132,28 +130,32 @@ def finding(results: Results) -> Finding:
         rows=rows,
         figures=_figures(m),
         differences=_differences(m),
-        reason="the toy finds no key even at the length of its own rows, so that perplexity stands"
-        " in; that gains from the larger base at inference alone, which turns distant positions by"
-        " angles that training has seen.",
+        reason="the toy finds no key even at the length of its training sequences, so that"
+        " perplexity is compared in its place; that gains from the larger base at inference alone, which turns"
+        " distant positions by angles that training has seen.",
     )
 
 
 def _figures(m: Measured) -> list[tuple[str, list[Panel]]]:
-    by_length, gains = {}, {}
+    by_length: dict[str, list[list[tuple[float, float]]]] = {}
     for arm, seeds in m.perplexity.items():
-        by_length[arm] = [
-            [(int(n), measured["last_block"]) for n, measured in answer.items()] for answer in seeds
-        ]
+        by_length[arm] = []
+        for answer in seeds:
+            points = [(int(n), measured["last_block"]) for n, measured in answer.items()]
+            by_length[arm].append(points)
+    gains: dict[str, list[list[tuple[float, float]]]] = {}
     for arm, seeds in m.keys.items():
-        gains[arm] = [[(int(n), _at(by, "gain")) for n, by in answer.items()] for answer in seeds]
+        gains[arm] = []
+        for answer in seeds:
+            gains[arm].append([(int(n), _at(by, "gain")) for n, by in answer.items()])
     perplexity = Panel(
         "context length (tokens)", "perplexity of the last quarter", by_length, log_x=2, log_y=True
     )
     gain = Panel("length of the prompt (tokens)", "gain of the key (nats)", gains, log_x=2)
     return [
         (
-            "Perplexity of the last quarter of the first tokens of the same files; how much likelier"
-            " a key is where it is hidden than another in its place, mean of all positions.",
+            "Perplexity of the last quarter of the first tokens of the same files; log-probability"
+            " of a key at its place over that of another key there, mean of all positions.",
             [perplexity, gain],
         ),
         (
@@ -196,13 +198,13 @@ def _differences(m: Measured) -> list[Difference]:
 
 def _decay(longest: int) -> Panel:
     distances = np.linspace(0, longest, 129)
-    kinds = {
+    settings = {
         "base 1e4": (BASE, 1.0),
         f"base 1e4, positions / {SCALING:g}": (BASE, SCALING),
         "base 1e6": (LARGER, 1.0),
     }
-    lines = {
-        name: [list(zip(distances.tolist(), decay(distances, *kind).tolist()))]
-        for name, kind in kinds.items()
-    }
+    lines = {}
+    for name, (theta, scaling) in settings.items():
+        values = decay(distances, theta, scaling)
+        lines[name] = [list(zip(distances.tolist(), values.tolist()))]
     return Panel("distance (tokens)", "expected attention (share of that at 0)", lines)

@@ -1,12 +1,15 @@
-"""Code training from a general model against code training from scratch: the same documents, the same tokens.
+"""Code training from a general model against code training from scratch, on the same tokens.
 
-Claim     Figure 5b (section 3.4.1), 7B: trained from scratch on the same 500B tokens, the loss ends where Code Llama's, which started
-          from Llama 2, was about half-way: 240B tokens earlier.
-Expected  from the general model the final loss is lower, and the one from scratch is reached with tokens to spare.
+Claim     Figure 5b (section 3.4.1), 7B: trained from scratch on the same 500B tokens, the final
+          loss is the one that Code Llama, which started from Llama 2, had about half-way: 240B
+          tokens earlier.
+Expected  from the general model the final loss is lower, and the one from scratch is reached with
+          tokens to spare.
 Cost      toy, five seeds: about 17 minutes on two AMD EPYC cores, probes included.
           7B: twice 500B tokens; `launch.py plan scratch_vs_llama2 --scale 7b`.
 Command   python launch.py run experiments/scratch_vs_llama2.py
-          python launch.py run experiments/scratch_vs_llama2.py --scale 7b --general.init run:LLAMA2_RUN (more: code_llama.py)
+          python launch.py run experiments/scratch_vs_llama2.py --scale 7b
+          --general.init run:LLAMA2_RUN (more: code_llama.py)
 """
 
 import dataclasses
@@ -30,39 +33,36 @@ PAPER = {
 
 
 def experiment(scale: str = "toy") -> Experiment:
+    """Returns two arms that differ in the weights from which the code stage starts."""
     general, code = recipe.general(scale), recipe.code(scale)
+    # An untrained stage keeps the code stage second, so that both arms draw the same batches.
+    untrained = dataclasses.replace(general, init="scratch", steps=0)
     arms = {
         "llama2": {"general": general, "code": code},
-        "scratch": {
-            "untrained": dataclasses.replace(general, init="scratch", steps=0),
-            "code": code,
-        },
+        "scratch": {"untrained": untrained, "code": code},
     }
     return recipe.ablation("scratch_vs_llama2", scale, arms)
 
 
 def finding(results: Results) -> Finding:
-    losses = {arm: [chain[-1].loss for chain in seeds] for arm, seeds in results.items()}
-    curves = {arm: [chain[-1].curve for chain in seeds] for arm, seeds in results.items()}
-    saved = [
-        1 - crossing(curve, loss) / curve[-1][0]
-        for curve, loss in zip(curves["llama2"], losses["scratch"])
-    ]
-    after_start = {arm: [curve[1:] for curve in seeds] for arm, seeds in curves.items()}
+    """Compares the final losses, and the tokens at which the same loss is reached."""
+    losses, curves = recipe.losses(results), recipe.curves(results)
+    saved = []
+    for curve, loss in zip(curves["llama2"], losses["scratch"]):
+        last_token, _ = curve[-1]
+        saved.append(1 - crossing(curve, loss) / last_token)
+    # The loss of an untrained model would squeeze the rest of the curves together.
+    after_start = {}
+    for arm, seeds in curves.items():
+        after_start[arm] = [curve[1:] for curve in seeds]
+    rows = [(arm, spread(losses[arm]), PAPER[arm]) for arm in results]
     caption = "Validation loss over the tokens of code training, after the first steps."
+    loss = "validation loss (nats per token)"
     return Finding(
         question="How many tokens of code training does a general model save?",
-        headings=("code training from", "validation loss (nats per token)", "paper, 7B"),
-        rows=[
-            *((arm, spread(losses[arm]), PAPER[arm]) for arm in results),
-            ("tokens saved", spread(saved, ".0%"), "48%"),
-        ],
-        figures=[
-            (
-                caption,
-                [Panel("tokens of code training", "validation loss (nats per token)", after_start)],
-            )
-        ],
+        headings=("code training from", loss, "paper, 7B"),
+        rows=[*rows, ("tokens saved", spread(saved, ".0%"), "48%")],
+        figures=[(caption, [Panel("tokens of code training", loss, after_start)])],
         differences=[
             Difference(
                 "final loss from scratch minus from the general model",

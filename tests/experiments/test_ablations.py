@@ -1,51 +1,72 @@
-"""What the experiment files make of answers: a paper's worth of numbers agrees, the same turned round disagrees."""
+"""Findings follow the measurements: a paper's worth of numbers agrees, the reverse disagrees."""
 
 import inspect
+import math
+import re
+import shlex
 
 import pytest
 
+from codellama_jax import cli
 from codellama_jax.report.findings import Finding
 from codellama_jax.report.results import StageResult
 from codellama_jax.runs.commands import PlanOptions, load_experiment
+from codellama_jax.runs.experiment_file import claim_of, experiment_names, load_file
 
 SEEDS = 3
 
 
-def found(name: str, answer) -> Finding:
-    """The finding of an experiment whose last stages answer `answer(arm, seed)`."""
+def no_probes(arm: str, seed: float) -> dict:
+    return {}
+
+
+def finding_of(name: str, answer, losses=lambda arm, seed: ()) -> Finding:
+    """Returns the finding of an experiment whose last stages measured this.
+
+    `answer(arm, seed)` returns the probes, `losses(arm, seed)` the validation losses.
+    """
     experiment, module = load_experiment(PlanOptions(name, "toy"))
-    results = {
-        arm: [
-            [
-                StageResult(stage, config, [], [], answer(arm, seed / 100))
+    results = {}
+    for arm, chain in experiment.arms.items():
+        results[arm] = []
+        for seed in range(1, SEEDS + 1):
+            curve = [
+                {"step": step, "tokens": 1000 * step, "validation_loss": loss}
+                for step, loss in enumerate(losses(arm, seed / 100))
+            ]
+            stages = [
+                StageResult(stage, config, [], curve, answer(arm, seed / 100))
                 for stage, config in chain.items()
             ]
-            for seed in range(1, SEEDS + 1)
-        ]
-        for arm, chain in experiment.arms.items()
-    }
-    assert "Claim" in inspect.cleandoc(module.__doc__)
+            results[arm].append(stages)
     return module.finding(results)
 
 
 def infilling(ahead: float):
-    """Losses of which SPM is `ahead` on lines and behind on spans."""
-    of = lambda loss: {"exact": [0.0, 1.0], "right": [0.5, 0.7], "loss": [loss, loss]}
-    line = lambda seed: {"PSM": of(1.0 + seed * ahead), "SPM": of(1.0)}
-    span = lambda seed: {"PSM": of(1.0), "SPM": of(1.0 + seed * ahead), "SPM, healed": of(1.0)}
-    return lambda arm, seed: {
-        "infilling_kinds": {
-            "single-line": line(1 + seed),
-            "multi-line": line(1 + seed),
-            "random-span": span(1 + seed),
+    """Returns losses of which SPM is `ahead` on lines and behind on spans."""
+
+    def measures(loss: float) -> dict:
+        return {"exact": [0.0, 1.0], "right": [0.5, 0.7], "loss": [loss, loss]}
+
+    def answer(arm: str, seed: float) -> dict:
+        worse, better = measures(1.0 + (1 + seed) * ahead), measures(1.0)
+        return {
+            "infilling_kinds": {
+                "single-line": {"PSM": worse, "SPM": better},
+                "multi-line": {"PSM": worse, "SPM": better},
+                "random-span": {"PSM": better, "SPM": worse, "SPM, healed": better},
+            }
         }
-    }
+
+    return answer
 
 
 BEST = {"long_1e6": 0.0, "long_scaled": 0.2, "long_1e4": 0.4, "code": 0.6, "inference_1e6": 0.8}
 
 
 def positions(ahead: float):
+    """Returns answers of the key-retrieval and perplexity probes, the better the lower in BEST."""
+
     def answer(arm: str, seed: float) -> dict:
         worse = ahead * BEST[arm] * (1 + seed)
         of = {"retrieved": [0.0, 1.0], "gain": [5 - worse]}
@@ -60,24 +81,33 @@ def positions(ahead: float):
 
 
 def passes(ahead: float):
-    return lambda arm, seed: {
-        "line_ends": {
-            f"{t:g}": {
+    """Returns pass@k that falls with temperature for one answer and rises for several."""
+
+    def answer(arm: str, seed: float) -> dict:
+        by_temperature = {}
+        for t in (0.1, 0.4, 0.6, 0.8):
+            by_temperature[f"{t:g}"] = {
                 "pass@1": 0.4 - t * ahead * (0.1 + seed),
                 "pass@10": 0.5 + t * ahead * (0.1 + seed),
                 "pass@100": 0.5 + t * ahead * 0.2,
             }
-            for t in (0.1, 0.4, 0.6, 0.8)
-        }
-    }
+        return {"line_ends": by_temperature}
+
+    return answer
 
 
-@pytest.mark.parametrize(
-    ("name", "answer"),
-    [("psm_vs_spm", infilling), ("rope_theta", positions), ("temperature", passes)],
-)
-def test_verdicts_follow_the_answers(name, answer):
-    agrees, disagrees = found(name, answer(1.0)), found(name, answer(-1.0))
+def context(ahead: float):
+    """Returns perplexities that the long-context stage raises at 256 tokens, lowers at 1,024."""
+
+    def answer(arm: str, seed: float) -> dict:
+        change = ahead * (0.1 + seed) if arm.endswith("_long") else 0.0
+        losses = {128: 3.0 + change, 256: 3.0 + change, 512: 3.0, 1024: 3.0 - change}
+        return {"perplexity": {str(n): {"perplexity": math.exp(x)} for n, x in losses.items()}}
+
+    return answer
+
+
+def check(agrees: Finding, disagrees: Finding) -> None:
     assert {d.verdict for d in agrees.differences} == {"agrees"}
     assert {d.verdict for d in disagrees.differences} == {"disagrees"}
     for finding in (agrees, disagrees):
@@ -85,8 +115,70 @@ def test_verdicts_follow_the_answers(name, answer):
         assert all(panel.lines for _, panels in finding.figures for panel in panels)
 
 
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("psm_vs_spm", infilling),
+        ("rope_theta", positions),
+        ("temperature", passes),
+        ("long_context_cost", context),
+    ],
+)
+def test_verdicts_follow_the_answers_of_probes(name, answer):
+    check(finding_of(name, answer(1.0)), finding_of(name, answer(-1.0)))
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("infilling_cost", {"infilling": 4.0, "plain": 4.0}, {"infilling": 4.1, "plain": 4.0}),
+        (
+            "learning_rate",
+            {"same": 4.0, "third": 4.4, "tenth": 4.8},
+            {"same": 4.8, "third": 4.4, "tenth": 4.0},
+        ),
+    ],
+)
+def test_verdicts_follow_the_losses(name, right, wrong):
+    def measured(last_losses: dict[str, float]) -> Finding:
+        return finding_of(name, no_probes, lambda arm, seed: (9.0, last_losses[arm] * (1 + seed)))
+
+    check(measured(right), measured(wrong))
+
+
+def test_tokens_saved_are_counted_where_the_curve_reaches_the_final_loss_from_scratch():
+    def losses(arm: str, seed: float) -> tuple[float, ...]:
+        ahead = 1.0 + seed if arm == "llama2" else 0.0
+        return (9.0, 6.0 - ahead, 5.0 - ahead, 4.0 - ahead)
+
+    finding = finding_of("scratch_vs_llama2", no_probes, losses)
+    assert finding.verdict == "agrees"
+    # From 5 - 1.02 a thousand tokens before the end: 4.0 was reached at 1.98 of 3 thousand.
+    assert finding.differences[1].values[1] == pytest.approx(1 - 1.98 / 3)
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_an_experiment_states_claim_expectation_cost_and_a_command_that_parses(name):
+    text = claim_of(load_file(name))
+    labels = re.findall(r"^([A-Z]\w*) {2,}", text, re.M)
+    assert labels == ["Claim", "Expected", "Cost", "Command"]
+    commands = re.split(
+        r"\n +(?=python|make)", text.partition("\nCommand ")[2].partition("\n\n")[0]
+    )
+    for command in commands:
+        command = command.replace("gs://", "/")  # without the package for object stores
+        words = shlex.split(re.sub(r"\(.*\)", "", command))
+        if words[0] == "make":
+            assert words == ["make", "quickstart"]
+            continue
+        assert words[:2] == ["python", "launch.py"]
+        if words[2] == "run":
+            assert words[3] == f"experiments/{name}.py"
+        assert callable(cli.parse(words[2:], "launch.py"))
+
+
 def quickstart(ratio: float, bigram: float, exact: float, longer: float) -> list[bool]:
-    """Whether each expectation of the quickstart is met by stages that measured this."""
+    """Returns whether each expectation of the quickstart is met by these measurements."""
     experiment, module = load_experiment(PlanOptions("quickstart", "toy"))
     chain = []
     for perplexity, (name, stage) in zip((30.0, longer), experiment.arms["main"].items()):
@@ -104,3 +196,18 @@ def quickstart(ratio: float, bigram: float, exact: float, longer: float) -> list
 def test_expectations_of_the_quickstart_can_fail():
     assert quickstart(0.5, 4.5, 0.125, 20.0) == [True, True, True, True]
     assert quickstart(0.7, 4.5, 0.0, 40.0) == [False, False, False, False]
+
+
+def test_the_two_experiments_of_the_paper_share_its_code_stage():
+    """They differ in the infilling rate and in the vocabulary, which has no sentinels then."""
+    first, second = (
+        load_experiment(PlanOptions(name, "7b"))[0].arms[name]["code"]
+        for name in ("code_llama", "code_llama_python")
+    )
+    assert (first.steps, first.optimizer, first.init) == (
+        second.steps,
+        second.optimizer,
+        second.init,
+    )
+    assert (first.data.infilling.rate, second.data.infilling.rate) == (0.9, 0.0)
+    assert inspect.getsource(load_file("code_llama")).count("steps=") == 0
