@@ -58,7 +58,7 @@ class Range:
     open_most: bool = False
 
     def problem(self, value: float) -> str:
-        """Returns what the value must be instead, or "" if it is in the range."""
+        """Returns the requirement that a value does not meet, or "" if it is in the range."""
         if value < self.least or (self.open_least and value == self.least):
             return f"it must be {'above' if self.open_least else 'at least'} {self.least:,}"
         if value > self.most or (self.open_most and value == self.most):
@@ -74,14 +74,14 @@ class Pattern:
     words: str
 
     def problem(self, value: str) -> str:
-        """Returns what the value must be instead, or "" if it matches."""
+        """Returns the requirement that a value does not meet, or "" if it matches."""
         return "" if re.fullmatch(self.regex, value, re.DOTALL) else f"it must be {self.words}"
 
 
 class Checked:
     """Base of a frozen dataclass whose fields are checked, and numbers converted, when it is built.
 
-    A field's annotation says what it may hold: `Annotated[int, Range(1, 8)]`,
+    The annotation of a field declares its values: `Annotated[int, Range(1, 8)]`,
     `Annotated[str, Pattern(...)]`, `Literal`, `Optional`, `tuple[X, ...]`, `dict[str, X]`, another
     dataclass, or a plain type.
     """
@@ -100,6 +100,7 @@ class Checked:
             except FieldError as error:
                 raise error.under(name) from None
             if converted is not value:
+                # The dataclass is frozen: this is the way in which its own __init__ assigns.
                 object.__setattr__(self, name, converted)
         self.check_relations()
 
@@ -145,6 +146,7 @@ def from_dict(cls: Any, values: Any) -> Any:
     """
     if not isinstance(values, dict):
         raise FieldError((), f" is {shown(values)}: it must be a group of fields ({cls.__name__})")
+    # ModelConfig, for example, finds the model family by a tag in `values`.
     if hasattr(cls, "class_for"):
         cls, values = cls.class_for(values)
     hints = _hints(cls)
@@ -185,7 +187,7 @@ def nearest(name: str, names: typing.Iterable[str]) -> str:
 
 
 def choices_problem(value: str, allowed: typing.Sequence[str]) -> str:
-    """Returns what is wrong with a value that is none of the choices, for a FieldError."""
+    """Returns the problem of a value that is none of the choices, for a FieldError."""
     listed = ", ".join(name or "''" for name in allowed)
     return f" is {shown(value)}: it must be one of {listed}{nearest(str(value), allowed)}"
 
@@ -213,7 +215,7 @@ def _split(hint: Any) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
 
 
 def _built(hint: Any, value: Any) -> Any:
-    """Builds the dataclasses in a value of JSON. What is no dataclass is checked by its owner."""
+    """Builds the dataclasses in a value of JSON. The dataclass around it checks other values."""
     origin, args, _ = _split(hint)
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _built(_not_none(args), value)
@@ -246,6 +248,7 @@ def _converted(hint: Any, value: Any) -> Any:
     Raises FieldError for a wrong type or value.
     """
     origin, args, extras = _split(hint)
+    # Optional[X] is the only union that configs have.
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _converted(_not_none(args), value)
     if origin is typing.Literal:
@@ -256,6 +259,7 @@ def _converted(hint: Any, value: Any) -> Any:
         if not isinstance(value, list | tuple):
             raise FieldError((), f" is {shown(value)}: it must be a list")
         items = tuple(_converted(args[0], item) for item in value)
+        # An unchanged tuple is returned itself, so that `check` assigns nothing.
         same = isinstance(value, tuple) and all(a is b for a, b in zip(items, value))
         return value if same else items
     if origin is dict:
@@ -283,7 +287,8 @@ def _converted_dict(hint: Any, value: Any) -> dict[str, Any]:
 
 
 def _plain(expected: type, value: Any) -> Any:
-    """Returns a value of a plain type; numbers of other libraries become Python's own."""
+    """Returns a value of a plain type; numbers of other libraries become Python's."""
+    # bool is a subclass of int: True must not pass for 1.
     if expected is bool and isinstance(value, bool):
         return value
     if expected is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):

@@ -63,7 +63,7 @@ VERBS = {
     ),
     "compile": Verb(
         "compile.options:CompileOptions",
-        "Compile a stage for a TPU pod that is not attached: memory, communication, estimated time.",
+        "Compile a stage for a TPU pod that is not attached: memory, collectives, estimated time.",
         "quickstart --stage code --target v5e:2x2 --mesh fsdp=2,tensor=2",
         is_experiment=True,
     ),
@@ -115,6 +115,7 @@ def parse(arguments: list[str], program: str) -> Callable[[], None]:
 
     Raises UserError with one line for a mistake, before anything has started.
     """
+    # The verb decides which modules are imported, so that it is read before tyro parses anything.
     name = arguments[0] if arguments else ""
     if not name.startswith("-") and arguments and name not in VERBS:
         problem = choices_problem(name, list(VERBS))
@@ -145,13 +146,15 @@ def _run() -> None:
     try:
         work()
     except FieldError as error:
+        # A check that needs the devices, such as the batch on a mesh, comes after parsing.
         raise error.as_option() from None
 
 
 def _listing() -> Any:
-    """Returns a type for tyro that lists every verb, without the imports that their options need."""
+    """Returns a type for tyro that lists every verb, without the imports that options need."""
     listed = []
     for name, verb in VERBS.items():
+        # tyro only prints the list: with the name of a verb `parse` never comes here.
         empty = dataclasses.make_dataclass(name, [], namespace={"__call__": lambda self: None})
         listed.append(Annotated[empty, tyro.conf.subcommand(name, description=verb.summary)])
     return functools.reduce(lambda union, verb: Union[union, verb], listed)  # noqa: UP007

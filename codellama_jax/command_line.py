@@ -1,4 +1,4 @@
-"""What every command of the project shares: a mistake is one line on stderr and exit code 2.
+"""Parsing and exit codes of every command: a mistake is one line on stderr and exit code 2.
 
 Imports neither JAX nor Flax.
 """
@@ -52,7 +52,7 @@ TPU_DEVICES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 LONGEST = 1_500  # characters of an error line
 INT, FLOAT = r"invalid literal for int\(\) with base 10:", "could not convert string to float:"
 SIMILAR = ("Perhaps you meant", "Arguments similar to")  # paragraphs of tyro's that offer names
-# What Python and tyro print of a value that does not parse, and what a user reads instead.
+# Messages of Python and tyro about a value that does not parse, and the text that replaces them.
 REWORDED = (
     (rf"(--[\w.-]+): {INT} (.*)", "it must be a whole number"),
     (rf"(--[\w.-]+): {FLOAT} (.*)", "it must be a number"),
@@ -74,6 +74,7 @@ def cli(*args: Any, **kwargs: Any) -> Any:
 
     Raises UserError with one line that names the option, similar names included.
     """
+    # tyro prints its errors as boxes on stderr and exits; the box becomes one line.
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output), unchecked():
@@ -82,6 +83,7 @@ def cli(*args: Any, **kwargs: Any) -> Any:
         if not stop.code:  # --help
             raise
         raise UserError(_one_line(output.getvalue())) from None
+    # Checked only now, so that an error names the complete option, as in `checked`.
     options = parsed[0] if kwargs.get("return_unknown_args") else parsed
     if dataclasses.is_dataclass(options):
         try:
@@ -95,11 +97,13 @@ def run_command(main: Callable[[], None]) -> None:
     """Calls `main`, then exits.
 
     The code is 2 after one line for a UserError, a full disk or full device memory, or text that
-    the output's encoding lacks; 130 after Ctrl-C; 141, without a line, when a pipe's reader is gone.
+    the output's encoding lacks; 130 after Ctrl-C; 141, without a line, when the reader of a pipe
+    has ended.
     """
     _silence_libtpu()
     try:
         main()
+        # Here rather than at the interpreter's exit, where a full disk would print a traceback.
         sys.stdout.flush()
     except (UserError, UnsupportedError) as error:
         _fail(str(error))
@@ -109,7 +113,7 @@ def run_command(main: Callable[[], None]) -> None:
         _fail(f"the output or a name holds {character}, which {error.encoding} cannot write: {fix}")
     except RuntimeError as error:  # as JAX's own, which is not imported here
         if FULL_MEMORY not in str(error):
-            raise
+            raise  # a defect, whose traceback is needed
         _fail(f"{_first_line(error)}: {ROOM}")
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -120,7 +124,7 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(BROKEN_PIPE)
     except OSError as error:
         if error.errno not in FIXABLE:
-            raise
+            raise  # a defect too
         _fail(f"{error.strerror}: {error.filename or 'output'}")
 
 
@@ -143,6 +147,7 @@ def _silence_libtpu() -> None:
     """Keeps libtpu from printing errors on a machine without a TPU, where it is only a compiler."""
     if any(glob.glob(pattern) for pattern in TPU_DEVICES):
         return
+    # A TPU VM without the device files: libtpu needs its metadata there.
     for path in glob.glob("/sys/bus/pci/devices/*/vendor"):
         with contextlib.suppress(OSError), open(path) as file:
             if file.read().strip() == GOOGLE_PCI_VENDOR:
@@ -159,11 +164,12 @@ def _one_line(box: str) -> str:
     """Returns one line from tyro's box: the error, the names offered instead, where the help is."""
     paragraphs: list[list[str]] = [[]]
     for line in box.splitlines()[1:]:  # the first is a title
-        row = re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│| ")
-        if set(row) <= set("─-╰╯"):
+        text = re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│| ")
+        # A rule across the box separates the error, the similar names and the pointer to the help.
+        if set(text) <= set("─-╰╯"):
             paragraphs.append([])
         else:
-            paragraphs[-1].append(row)
+            paragraphs[-1].append(text)
     wrong, *rest = (" ".join(p) for p in paragraphs if p)
     similar = " ".join(p.partition(":")[2] for p in rest if p.startswith(SIMILAR))
     options = re.findall(r"--[\w.-]+", similar)
@@ -189,6 +195,7 @@ def _reworded(wrong: str) -> str:
             text = value if len(value) <= SHOWN else f"{value[:SHOWN]}..."
             verb = "" if text.startswith("has ") else "is "
             return f"{option} {verb}{text}: {allowed}"
+    # tyro prints an empty argument as nothing.
     if re.fullmatch(r"[Uu]nrecognized options:\s*", wrong):
         return "an argument is empty ('') and belongs to no option: remove it"
     if match := re.fullmatch(r"[Uu]nrecognized options: (.*)", wrong):

@@ -1,8 +1,8 @@
 """Everything that decides a run, as plain frozen dataclasses that check their own fields.
 
 An experiment is a few arms; an arm is a chain of stages; a stage is (where its weights come from,
-model, data, optimizer, steps). This module imports neither JAX nor anything of ours but the checks,
-so that `launch.py plan` answers at once.
+model, data, optimizer, steps). This module imports neither JAX nor any module of the project but
+`checked` and `errors`, so that `launch.py plan` answers at once.
 
 A new field has a default, with which everything is as it was without the field: then older runs
 resume, and stages keep their identities (checkpoints/identity.py). Such a default never changes.
@@ -27,7 +27,7 @@ RESERVED = ("choice", "tokenizer", "corpus", "mesh", "probes", "seed", "seeds") 
 # Metadata of a field that never changes the trained parameters, such as how often to log: it may
 # change when a run resumes, and stages that differ in nothing else are trained once.
 FREE = {"free": True}
-LEAST_SHARE = 1e-4  # of the mixture; the wait for a row of a rarer source could take hours
+LEAST_SHARE = 1e-4  # of the mixture; the wait for a sequence of a rarer source could take hours
 
 INT32 = 2**31 - 1  # steps are counted in int32
 Count = Annotated[int, Range(0, INT32)]
@@ -56,7 +56,9 @@ Init = Annotated[
 
 @dataclass(frozen=True)
 class ModelConfig(Checked):
-    """What every decoder-only transformer has. Letters are those of the tensor names, `x_BTD`.
+    """The fields that every decoder-only transformer has.
+
+    The letters beside the fields are those of the tensor names, as in `x_BTD`.
 
     A model family has a subclass with its own fields, and `family`, the tag by which `from_dict`
     finds it: `to_dict` writes the tag, and leaves out that of DEFAULT_FAMILY, as older runs do.
@@ -69,7 +71,7 @@ class ModelConfig(Checked):
         ("vocab_size", "compute_dtype", "remat", "attention")
     )
 
-    vocab_size: Annotated[int, Range(1, 2**24)]  # V: rows of the embedding, sentinels included
+    vocab_size: Annotated[int, Range(1, 2**24)]  # V: vocabulary entries, sentinels included
     d_model: Width  # D
     n_layers: Annotated[int, Range(1, 10_000)]  # L
     n_heads: HeadCount  # N: query heads
@@ -78,7 +80,7 @@ class ModelConfig(Checked):
     d_ff: Annotated[int, Range(1, 2**24)]  # F
     norm_eps: Epsilon = 1e-5
     compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    # The activations that the backward pass computes again.
+    # Rematerialization: the activations that the backward pass computes again.
     remat: Literal["none", "dots", "full"] = field(default="full", metadata=FREE)
     # An implementation of kernels.attention; '' takes the fastest.
     attention: Literal["", "pallas_tpu", "cudnn", "xla", "reference"] = field(
@@ -90,8 +92,10 @@ class ModelConfig(Checked):
         ModelConfig.families[cls.family] = cls
 
     def check_relations(self) -> None:
+        """Raises FieldError for head counts that do not divide, and for the base class itself."""
         if type(self) is ModelConfig:
             raise FieldError((), f"ModelConfig is the base of all families: use {_config_names()}")
+        # Every key head serves the same number of query heads.
         if self.n_heads % self.n_kv_heads:
             problem = f" is {self.n_kv_heads}: it must divide n_heads, which is {self.n_heads}"
             raise FieldError(("n_kv_heads",), problem)
@@ -104,6 +108,7 @@ class ModelConfig(Checked):
         """
         if cls is not ModelConfig:
             return cls, values
+        # A family registers itself when its module is imported.
         _define_families()
         fields = dict(values)
         tag = fields.pop("family", DEFAULT_FAMILY)
@@ -114,7 +119,7 @@ class ModelConfig(Checked):
 
 
 def _define_families() -> None:
-    """Imports the families of this library; a user's own is defined where it is imported."""
+    """Imports the families of this library; a user's family is defined where it is imported."""
     importlib.import_module("codellama_jax.models")
 
 
@@ -134,11 +139,11 @@ class TokenizerConfig(Checked):
 
 @dataclass(frozen=True)
 class CorpusConfig(Checked):
-    """Where documents come from: a folder of files, or the name of what every machine has.
+    """Where documents come from: a folder of files, or the name of text that Python installs.
 
     `stdlib`: the sources of the running interpreter's standard library. `topics`: its documentation
     topics. `descriptions`: the descriptions of installed packages. A path (local or gs://) is a
-    folder of the user's own files.
+    folder with the user's files.
     """
 
     code: Path = "stdlib"
@@ -151,7 +156,7 @@ class CorpusConfig(Checked):
 
 @dataclass(frozen=True)
 class MixtureConfig(Checked):
-    """Shares of the training rows (Code Llama, Table 1), relative to their sum."""
+    """Shares of the training sequences (Code Llama, Table 1), relative to their sum."""
 
     code: Weight = 0.0
     python: Weight = 0.0
@@ -159,6 +164,7 @@ class MixtureConfig(Checked):
     language: Weight = 0.0
 
     def check_relations(self) -> None:
+        """Raises FieldError for a share that is so small that its documents hardly ever come."""
         total = sum(dataclasses.astuple(self))
         for name, share in dataclasses.asdict(self).items():
             if 0 < share < LEAST_SHARE * total:
@@ -179,10 +185,10 @@ class InfillingConfig(Checked):
 
 @dataclass(frozen=True)
 class DataConfig(Checked):
-    """The stream of packed rows of one stage."""
+    """The stream of packed sequences of one stage."""
 
-    seq_len: Tokens  # T: tokens per row
-    batch_size: Width  # rows per step, over all hosts
+    seq_len: Tokens  # T: tokens per sequence
+    batch_size: Width  # sequences per step, over all hosts
     mixture: MixtureConfig
     infilling: InfillingConfig = InfillingConfig()
     # Split files between definitions into documents of at most this many characters; 0 does not.
@@ -191,9 +197,9 @@ class DataConfig(Checked):
 
 @dataclass(frozen=True)
 class OptimizerConfig(Checked):
-    """AdamW, linear warm-up, cosine to a share of the peak.
+    """AdamW, linear warm-up, cosine decay to a share of the peak.
 
-    See Code Llama, section 2.2; what it leaves open is Llama 2's.
+    See Code Llama, section 2.2; values that it leaves open are Llama 2's.
     """
 
     peak_lr: Rate
@@ -216,6 +222,7 @@ class MeshConfig(Checked):
     tensor: Devices = 1
 
     def check_relations(self) -> None:
+        """Raises FieldError for a size of 0, and for a second -1."""
         axes = dataclasses.asdict(self)
         for name, size in axes.items():
             if size == 0:
@@ -238,19 +245,21 @@ class Stage(Checked):
     init: Init = "previous"  # scratch | previous | run:DIR | run:DIR@STEP | hf:DIR | meta:DIR
     # A batch is split into this many, gradients weighted by tokens.
     micro_batches: Width = field(default=1, metadata=FREE)
-    eval_rows: Examples = 32  # validation rows of seq_len tokens
+    eval_rows: Examples = 32  # validation sequences of seq_len tokens
     eval_every: Positive = 1000
     checkpoint_every: Positive = field(default=1000, metadata=FREE)
     keep_checkpoints: Positive = field(default=3, metadata=FREE)
     log_every: Positive = field(default=10, metadata=FREE)
-    # What the loss rewards: next_token is the cross-entropy of every token.
+    # The loss: next_token is the cross-entropy of every token.
     objective: Literal["next_token"] = "next_token"
 
     def check_relations(self) -> None:
+        """Raises FieldError for micro-batches that do not divide, and for an empty mixture."""
         if self.data.batch_size % self.micro_batches:
             allowed = f"it must divide data.batch_size, which is {self.data.batch_size}"
             raise FieldError(("micro_batches",), f" is {self.micro_batches}: {allowed}")
         shares = dataclasses.asdict(self.data.mixture)
+        # A stage of 0 steps reads no documents.
         if self.steps and not any(shares.values()):
             problem = f" is empty: give one of {', '.join(shares)} a share"
             raise FieldError(("data", "mixture"), problem)
@@ -258,7 +267,7 @@ class Stage(Checked):
 
 @dataclass(frozen=True)
 class Probe(Checked):
-    """Base of what a model is evaluated on after its stages: one file in `probes/` for each.
+    """Base of the measurements that follow a stage: one file in `probes/` for each.
 
     A probe is a frozen dataclass whose fields are its options. It is declared as
     `class Calls(Probe, name="calls")`, and its file is imported by `probes/__init__.py`. It
@@ -288,15 +297,16 @@ class Probe(Checked):
         raise NotImplementedError
 
     def show(self, page: Any, answers: Any) -> None:
-        """Adds to a report what was measured, below the title.
+        """Adds the measures to a report, below the title.
 
         Args:
           page: the report, a `report.page.Page`.
           answers: the stages that were measured, in order, each a `report.results.StageResult`
-            with what `measure` returned.
+            with the result of `measure`.
         """
 
     def check_relations(self) -> None:
+        """Raises FieldError for an empty tuple: every option of a probe needs a value."""
         for option in dataclasses.fields(self):
             if getattr(self, option.name) == ():
                 allowed = "give at least one value, or stages none to leave the probe out"
@@ -316,7 +326,7 @@ class Probe(Checked):
 
 @dataclass(frozen=True)
 class Experiment(Checked):
-    """What an experiment file returns for a scale."""
+    """The result of an experiment file's `experiment(scale)`."""
 
     name: Name
     scale: Annotated[str, Pattern(r"[^/\0]{0,50}", "a name of at most 50 characters without '/'")]
@@ -326,13 +336,15 @@ class Experiment(Checked):
     mesh: MeshConfig = field(default=MeshConfig(), metadata=FREE)
     probes: dict[str, Probe] = field(default_factory=dict, metadata=FREE)  # by `Probe.name`
     seed: Count = 0
-    # Every arm is trained with as many.
+    # Number of PRNG seeds; every arm is trained once with each.
     seeds: Annotated[int, Range(1, 1000)] = field(default=1, metadata=FREE)
 
     def check_relations(self) -> None:
+        """Raises FieldError for a missing arm or stage, and for a name that makes no path."""
         if not self.arms:
             raise FieldError(("arms",), " is empty: give at least one arm with one stage")
         for arm, stages in self.arms.items():
+            # ARM@1 names the folder of an arm's second seed.
             if not re.fullmatch(r"[^/@\0]{1,100}", arm) or arm in (".", ".."):
                 allowed = "an arm's name has 1 to 100 characters, none of them '/' or '@'"
                 raise FieldError(("arms",), f" has {arm[:60]!r}: {allowed}")
@@ -349,7 +361,7 @@ class Experiment(Checked):
 def _check_stage_name(arm: str, name: str) -> None:
     """Raises FieldError for a name that cannot become an option and a folder."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", name) or keyword.iskeyword(name):
-        allowed = "a stage's name has letters, digits and _, and is no word of Python's own"
+        allowed = "a stage's name has letters, digits and _, and is no keyword of Python"
         raise FieldError(("arms", arm), f" has the stage {name[:60]!r}: {allowed}")
     if name in RESERVED:
         problem = f" has the stage {name!r}: no stage may be called {', '.join(RESERVED)}"
@@ -362,7 +374,8 @@ def seeded(arm: str, number: int) -> str:
 
 
 def to_dict(config: Any) -> dict:
-    """Returns nested plain dicts, lists and numbers: what is written beside a run."""
+    """Returns a config as nested dicts, lists and numbers: the form of config.json."""
+    # The round trip makes tuples lists and keys text, as they are after a file was read.
     return json.loads(json.dumps(_plain(config)))
 
 
@@ -381,12 +394,12 @@ def _plain(value: Any) -> Any:
 
 
 def leaves(values: dict, prefix: str = "") -> dict[str, Any]:
-    """Returns what is not a dict of a `to_dict` result, by its dotted name."""
-    found: dict[str, Any] = {}
+    """Returns the values of a `to_dict` result that are no dicts, by their dotted names."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        found |= leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return found
+        flat |= leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

@@ -1,4 +1,7 @@
-"""The exception for mistakes that a user can fix. Imports nothing, so that every package can raise it."""
+"""The exception for mistakes that a user can fix.
+
+Imports nothing, so that every package can raise it.
+"""
 
 
 class UserError(Exception):

@@ -16,7 +16,7 @@ SHARED = ("tokenizer", "corpus", "mesh", "probes", "seed", "seeds")
 
 
 def options(experiment: Experiment) -> dict[str, Any]:
-    """Returns what can be overridden, by its first name.
+    """Returns the parts of an experiment that can be overridden, by the first name of the option.
 
     These are the stages (of the first arm that has one of that name) and the shared parts.
     """
@@ -43,6 +43,7 @@ def apply(experiment: Experiment, given: dict[str, Any]) -> Experiment:
     would make them equal, and for values that contradict others, naming the option.
     """
     before = options(experiment)
+    # Before any change, so that the message shows the values of the file.
     for name in given.keys() - set(SHARED):
         _check_equal(experiment, name, before[name], given[name])
     try:
@@ -65,6 +66,7 @@ def warn(before: Experiment, after: Experiment) -> None:
     These are a learning rate that never reaches its peak, and a stage that now trains 0 steps.
     """
     old = options(before)
+    # The options after all overrides: steps and warm-up may have been changed together.
     for name, stage in options(after).items():
         if not isinstance(stage, Stage):
             continue
@@ -101,7 +103,7 @@ def _check_equal(experiment: Experiment, name: str, before: Any, after: Any) -> 
         first = next(iter(values.values()))
         if value != old[leaf] and any(other != first for other in values.values()):
             texts = (f"{arm} {_shown(other)}" for arm, other in values.items())
-            reason = f"is what the arms differ in ({', '.join(texts)})"
+            reason = f"differs between the arms ({', '.join(texts)})"
             fix = "change it in a copy of the experiment file"
             raise UserError(f"--{_option(f'{name}.{leaf}')} {reason}: {fix}")
 
@@ -118,7 +120,10 @@ def _changed_stage(name: str, stage: Any, before: Any, after: Any) -> Any:
 
 
 def _changed(value: Any, before: Any, after: Any) -> Any:
-    """Returns a dataclass with the leaves in which `after` differs from `before`."""
+    """Returns a dataclass with the leaves in which `after` differs from `before`.
+
+    Other leaves keep the value of this arm, which may not be the first one's.
+    """
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value if before == after else after
     changes = {}
@@ -139,6 +144,7 @@ def with_vocabulary_of(experiment: Experiment, pieces: int) -> Experiment:
     """
     added = experiment.tokenizer.pieces - pieces
     sizes = (pieces, pieces + SENTINEL_ROWS)
+    # A tokenizer that is read from a file has the size it has, whatever `pieces` is.
     if not added or experiment.tokenizer.path:
         return experiment
     arms = {}

@@ -153,11 +153,11 @@ def test_overrides_reach_every_arm(cli):
         (["plan", "quickstart", "extra"], "unrecognized arguments: extra; see"),
         (
             ["plan", "learning_rate", "--code.optimizer.peak-lr", "1e-3"],
-            r"--code.optimizer.peak-lr is what the arms differ in \(same 0.004, third 0.00133, tenth 0.0004\): change it in a copy",
+            r"--code.optimizer.peak-lr differs between the arms \(same 0.004, third 0.00133, tenth 0.0004\): change it in a copy",
         ),
         (
             ["plan", "rope_theta", "--long-context.model.rope-theta", "2e4"],
-            "--long-context.model.rope-theta is what the arms differ in",
+            "--long-context.model.rope-theta differs between the arms",
         ),
         (
             ["plan", "quickstart", "--code.data.batch-size", "0"],

@@ -106,6 +106,8 @@ def parse_experiment(
     The overrides depend on the experiment, so that the arguments are parsed twice: once for the
     name of the experiment, and once with its fields as further options.
     """
+    # With --help in the arguments the first parse would print the help and exit, although the
+    # experiment's own options are still unknown.
     without_help = [a for a in arguments if a not in ("-h", "--help")]
     is_help = len(without_help) < len(arguments)
     has_name = bool(without_help) and not without_help[0].startswith("-")
@@ -120,6 +122,7 @@ def parse_experiment(
     if is_help:
         print(f"{description}\n\n{experiment_file.claim_of(module)}\n")  # tyro would join the lines
     changed = experiment
+    # Without overrides the second parse is left out: tyro takes long for an experiment's many fields.
     if unknown or is_help:
         options, changed = _with_overrides(options, experiment, arguments, command)
     overrides.warn(experiment, changed)
@@ -128,7 +131,8 @@ def parse_experiment(
 
 def options_type(options: PlanOptions, experiment: Experiment) -> type:
     """Returns a dataclass of the verb's own options and of everything that can be overridden."""
-    fields: list[Any] = [("options", Annotated[type(options), tyro.conf.arg(name="")], options)]
+    # `config.RESERVED` keeps stages from taking this name.
+    fields: list[Any] = [("choice", Annotated[type(options), tyro.conf.arg(name="")], options)]
     for name, value in overrides.options(experiment).items():
         fields.append((name, type(value), dataclasses.field(default=value)))
     return dataclasses.make_dataclass("Options", fields, frozen=True)
@@ -140,12 +144,13 @@ def _with_overrides(
     """Returns the verb's options and the experiment with the overrides in `arguments`."""
     try:
         given = cli(options_type(options, experiment), args=arguments, prog=command, description="")
-    except UserError as error:  # only with the experiment --help lists every option
+    except UserError as error:
+        # Only with the experiment --help lists every option.
         full_help = f"see {command} {options.experiment} --help"
         raise UserError(str(error).replace(f"see {command} --help", full_help)) from None
     names = overrides.options(experiment)
     values = {name: getattr(given, name) for name in names}
-    return given.options, overrides.apply(experiment, values)
+    return given.choice, overrides.apply(experiment, values)
 
 
 def _with_user_paths(options: Any) -> Any:

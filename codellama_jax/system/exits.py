@@ -20,8 +20,10 @@ def exit_within(seconds: float = SECONDS, code: int = 2) -> None:
     def end() -> None:
         threading.main_thread().join()
         time.sleep(seconds)
+        # os._exit skips the flush at the interpreter's exit; the output may be closed already.
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         os._exit(code)
 
+    # A daemon: the thread itself must not keep the process alive.
     threading.Thread(target=end, name="exit_within", daemon=True).start()

@@ -44,6 +44,7 @@ def user_path(text: str | os.PathLike) -> epath.Path:
     path = os.fspath(text)
     if not path or "\0" in path or not _is_encodable(path):
         raise UserError(f"the path {path!a} is not valid: give the name of a file or folder")
+    # epath would keep `~`, and a relative path would change its meaning with the current folder.
     if not is_bucket(path):
         local = os.path.abspath(os.path.expanduser(path))
         if len(os.fsencode(local)) > MAX_PATH:
@@ -101,6 +102,7 @@ def write_file(path: str | os.PathLike, data: bytes | str) -> None:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
+            # Without it a power loss after the rename could leave an empty file under the name.
             os.fsync(file.fileno())
         os.replace(temporary, target)
         _flush_folder(target.parent)
@@ -171,7 +173,7 @@ def check_no_pipes(folder: str | os.PathLike) -> None:
     for parent, _, names in [] if is_bucket(folder) else os.walk(folder):
         for name in names:
             path = os.path.join(parent, name)
-            # What is missing or cannot be read is reported by the library.
+            # A file that is missing or cannot be read is reported by the library.
             with contextlib.suppress(OSError):
                 mode = os.stat(path).st_mode
                 if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -201,9 +203,13 @@ def decode_text(data: bytes, name: str) -> str:
 
 
 def parse_json(data: bytes, name: str) -> Any:
-    """Returns the value of a JSON document. Raises UserError that says what the file is instead."""
+    """Returns the value of a JSON document.
+
+    Raises UserError that names the actual format where it recognises another one.
+    """
     if data.startswith(GIT_LFS_POINTER):
         raise UserError(f"{name} is a git-lfs pointer, not the file itself: run `git lfs pull`")
+    # A power loss leaves the blocks of a file full of NUL characters.
     if not data.strip(b"\0 \t\r\n"):
         raise UserError(f"{name} is empty")
     text = decode_text(data, name)
@@ -240,7 +246,7 @@ def delete_file(path: str | os.PathLike) -> None:
         if is_bucket(path):
             epath.Path(path).unlink(missing_ok=True)
         else:
-            os.unlink(path)  # epath's also deletes folders, with what is in them
+            os.unlink(path)  # epath's also deletes folders, with their contents
     except FileNotFoundError:
         pass
     except LIBRARY_ERRORS as error:

@@ -29,7 +29,7 @@ def sole_writer(folder: epath.Path, lock_file: epath.Path | None = None) -> Iter
     """Holds the lock of a folder, which is made if it does not exist, as long as the block runs.
 
     The kernel releases the lock when the process ends, however it ends, so that none is left over.
-    An object store and some network file systems have no locks: there a warning says so.
+    An object store and some network file systems have no locks: there a warning is printed.
 
     Args:
       folder: the folder that only this process writes to, local or gs://.
@@ -37,6 +37,7 @@ def sole_writer(folder: epath.Path, lock_file: epath.Path | None = None) -> Iter
 
     Raises UserError naming host, process and start time of the holder if the lock is held.
     """
+    # A lock file on an object store would outlive a process that was killed.
     if is_bucket(folder):
         _warn_unlocked(folder, "an object store has no locks")
         yield
@@ -51,14 +52,13 @@ def sole_writer(folder: epath.Path, lock_file: epath.Path | None = None) -> Iter
 
 
 def check_free(folder: epath.Path) -> None:
-    """Raises UserError if another process writes to the folder now, or if it cannot be one.
+    """Raises UserError if another process writes to the folder now, or if it cannot be a folder.
 
-    Makes nothing.
-
-    For a command that prepares for long before it takes the lock.
+    Makes no folder. For a command that prepares for long before it takes the lock.
     """
     if is_bucket(folder):
         return
+    # The first start finds no folder: then its closest parent decides whether one can be made.
     existing = folder
     while not existing.exists():
         existing = existing.parent
@@ -76,8 +76,9 @@ def one_after_another(folder: epath.Path, say: Callable[[str], None]) -> Iterato
     For work that the first process does for all. Where there are no locks the block runs at once,
     so it must be right without them too. Raises OSError if the lock file cannot be made.
 
-    folder: local or gs://; it need not exist: the lock file is beside it.
-    say: prints for whom this process waits.
+    Args:
+      folder: local or gs://; it need not exist: the lock file is beside it.
+      `say`: the function that prints for which process this one waits.
     """
     descriptor, waits = None, False
     path = folder.with_name(f".{folder.name}{NAME}")
@@ -154,7 +155,7 @@ def _release(path: epath.Path, descriptor: int) -> None:
 
 
 def _is_at(path: epath.Path, descriptor: int) -> bool:
-    """Whether the open file is the one at `path`, which may have been deleted or renamed."""
+    """Returns whether the open file is the one at `path`, which may have been deleted or renamed."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except OSError:
@@ -163,6 +164,7 @@ def _is_at(path: epath.Path, descriptor: int) -> bool:
 
 def _write_holder(descriptor: int) -> None:
     started = datetime.datetime.now().isoformat(" ", "seconds")
+    # Another host may share the file system, where a process number alone would mislead.
     text = f"process {os.getpid()} on {socket.gethostname()} since {started}"
     with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
         os.ftruncate(descriptor, 0)

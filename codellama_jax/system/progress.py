@@ -38,7 +38,7 @@ def note(text: str) -> None:
 def announced(say: Say, text: str, after: float = AFTER) -> Iterator[None]:
     """Prints `text` once the block has taken longer than `after` seconds."""
     timer = threading.Timer(after, say, [text])
-    timer.daemon = True
+    timer.daemon = True  # it does not keep a process alive that ends within the block
     timer.start()
     try:
         yield
@@ -55,11 +55,11 @@ def counted(
     Yields a function that adds to them.
 
     Args:
-        name: what is counted.
-        total: the number at the end.
-        done: the number at the start.
-        unit: whether items are counted, or bytes, which are shown with their rate.
-        quiet: shows nothing, as on all hosts but the first.
+      name: the name of the items, as "documents".
+      total: the number at the end.
+      done: the number at the start.
+      unit: whether items are counted, or bytes, which are shown with their rate.
+      quiet: shows nothing, as on all hosts but the first.
     """
     console = Console(stderr=True)
     if console.is_terminal or quiet:
@@ -67,6 +67,7 @@ def counted(
             bar = progress.add_task(name, total=total, completed=min(done, total))
             yield lambda count: progress.advance(bar, count)
         return
+    # A log file gets lines: a bar would be drawn over itself thousands of times.
     amount = decimal if unit == "bytes" else str
     count, shown = done, time.monotonic()
     note(f"{name}: {amount(count)} of {amount(total)}")

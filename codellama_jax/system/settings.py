@@ -34,19 +34,20 @@ class Settings:
         value = self.values.get(name)
         if value is None and default is not None:
             return default
+        # bool is a subclass of int: true must not pass for 1.
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
             raise self.error(name, f"a whole number between 1 and {largest:,}")
         return value
 
     def real(self, name: str, largest: float, default: float | None = None) -> float:
         """Returns a number above 0 and up to `largest`. Raises UserError like `integer`."""
-        value = self.values.get(name)
+        value: Any = self.values.get(name)
         if value is None and default is not None:
             return default
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 0 < value <= largest:  # type: ignore[operator]
+        if not is_number or not 0 < value <= largest:
             raise self.error(name, f"a number between 0 and {largest:,.12g}")
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
 
     def flag(self, name: str) -> bool:
         """Returns true or false; a missing or null field is false. Raises UserError for others."""
@@ -63,7 +64,7 @@ class Settings:
         return Settings(self.file, value or {}, f"{self.prefix}{name}.")
 
     def error(self, name: str, requirement: str) -> UserError:
-        """Returns the error of a field whose value is not what it must be."""
+        """Returns the error of a field whose value does not meet a requirement."""
         if name not in self.values:
             return UserError(
                 f"{self.file}: {self.prefix}{name} is missing: it must be {requirement}"
