@@ -16,13 +16,18 @@ Command   python launch.py run experiments/psm_vs_spm.py
 """
 
 from statistics import fmean
+from typing import Literal
 
 from codellama_jax.config import Experiment, InfillingConfig
 from codellama_jax.probes import InfillingKinds
 from codellama_jax.report.findings import Difference, Finding, Panel, Results, pairs, spread
 from experiments import recipe
 
-KINDS = ("single-line", "multi-line", "random-span")
+KINDS: tuple[Literal["single-line", "multi-line", "random-span"], ...] = (
+    "single-line",
+    "multi-line",
+    "random-span",
+)
 ORDERS = {
     "both": recipe.INFILLING,
     "PSM": InfillingConfig(rate=0.9, spm=0.0),

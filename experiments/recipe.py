@@ -8,6 +8,7 @@ share them exactly: a stage that two of them have is trained once.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from codellama_jax.config import (
     CorpusConfig,
@@ -120,7 +121,7 @@ def ablation(
     name: str,
     scale: str,
     arms: dict[str, dict[str, Stage]],
-    probes: dict[str, Probe] | None = None,
+    probes: Mapping[str, Probe] | None = None,
 ) -> Experiment:
     """Returns an experiment that probes the last model of each arm.
 

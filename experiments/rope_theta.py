@@ -42,7 +42,7 @@ PAPER = {  # keys found, % at positions 0, 0.2, 0.4 of each length
 def experiment(scale: str = "toy") -> Experiment:
     """Returns five arms that differ in RoPE after the same code stage."""
     general, code = recipe.general(scale), recipe.code(scale)
-    larger = dataclasses.replace(code.model, rope_theta=LARGER)
+    larger = dataclasses.replace(recipe.model(scale), rope_theta=LARGER)
     # No step is trained: the stage only changes the base with which its probes read.
     theta = dataclasses.replace(code, model=larger, steps=0)
     after: dict[str, dict[str, Stage]] = {
@@ -147,7 +147,7 @@ def _figures(m: Measured) -> list[tuple[str, list[Panel]]]:
     for arm, seeds in m.keys.items():
         gains[arm] = []
         for answer in seeds:
-            gains[arm].append([(int(n), _at(by, "gain")) for n, by in answer.items()])
+            gains[arm].append([(float(n), _at(by, "gain")) for n, by in answer.items()])
     perplexity = Panel(
         "context length (tokens)", "perplexity of the last quarter", by_length, log_x=2, log_y=True
     )

@@ -48,9 +48,9 @@ def finding(results: Results) -> Finding:
     """Compares the final losses, and the tokens at which the same loss is reached."""
     losses, curves = recipe.losses(results), recipe.curves(results)
     saved = []
-    for curve, loss in zip(curves["llama2"], losses["scratch"]):
+    for curve, final_loss in zip(curves["llama2"], losses["scratch"]):
         last_token, _ = curve[-1]
-        saved.append(1 - crossing(curve, loss) / last_token)
+        saved.append(1 - crossing(curve, final_loss) / last_token)
     # The loss of an untrained model would squeeze the rest of the curves together.
     after_start = {}
     for arm, seeds in curves.items():

@@ -33,7 +33,7 @@ print_ignored = sys.unraisablehook
 
 
 def print_but_late_errors(ignored: Any) -> None:
-    """Prints an exception that Python ignores, unless it is of a read or write Orbax has given up.
+    """Prints an exception that Python ignores, unless Orbax has given up its read or write.
 
     After the first error Orbax closes its event loop, while TensorStore's threads still report to
     it and coroutines still wait.
@@ -64,8 +64,8 @@ AnyState = TypeVar("AnyState", bound=State)
 class Checkpoints:
     """The checkpoints of one stage.
 
-    Each holds parameters, optimizer with its step, data cursors of every row, the config, and the
-    checksums of all of them. A checkpoint of a version that wrote no checksums loads unchecked.
+    Each holds parameters, optimizer with its step, the data cursors of every sequence of the batch,
+    the config, and the checksums of all of them. A checkpoint of a version that wrote no checksums loads unchecked.
     """
 
     def __init__(self, folder: epath.Path, stage: Stage):
@@ -80,7 +80,7 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(folder, options=options)
 
     def last_good(self) -> str:
-        """Names the newest finished checkpoint, for messages."""
+        """Returns the path of the newest finished checkpoint, for messages."""
         steps = self.manager.all_steps()
         return f"{self.folder}/step_{max(steps)}" if steps else "none yet"
 
@@ -89,10 +89,12 @@ class Checkpoints:
 
         Raises UserError if this save or the one before it failed, or if there is no room.
         """
+        # A save in the background that failed is reported before the next one is started.
         self.wait()
         self._check_room(step)
         optimizer = {"step": state.step, "state": state.opt_state}
         cursors = {"rows": gather(rows), "tokens": tokens}
+        # On the devices, and before the next training step donates the arrays.
         sums = {
             "params": checksums.of_tree(state.params),
             "optimizer": checksums.of_tree(optimizer),
@@ -108,6 +110,7 @@ class Checkpoints:
         self._guarded(f"step {step}", lambda: self.manager.save(step, args=items, force=True))
 
     def _check_room(self, step: int) -> None:
+        """Raises UserError if the disk is too full: Orbax would fail after minutes of writing."""
         if is_bucket(self.folder):
             return
         needed = checkpoint_bytes(self.stage.model) // jax.process_count()
@@ -124,25 +127,28 @@ class Checkpoints:
         self._guarded("the last step", self.manager.wait_until_finished)
 
     def close(self) -> None:
-        """Waits for what is being written. After a failed save it leaves Orbax's threads alone."""
+        """Waits for the writes in progress. After a failed save it does nothing."""
+        # Orbax's threads of a failed save would be waited for, for minutes.
         if not self.failed:
             self.manager.close()
 
-    def _guarded(self, what: str, save: Callable[[], Any]) -> None:
+    def _guarded(self, name: str, save: Callable[[], Any]) -> None:
+        """Calls `save`. Raises UserError with the step and the last good checkpoint if it fails."""
         try:
             save()
         except Exception as error:
             self.failed = True
             exit_within()  # threads of a failed save wait for each other for minutes, or for ever
             raise UserError(
-                f"could not save the checkpoint of {what}: {first_line(error)};"
+                f"could not save the checkpoint of {name}: {first_line(error)};"
                 f" the last good one: {self.last_good()}"
             ) from error
 
     def restore(self, abstract: AnyState) -> tuple[int, AnyState, dict[str, Any]] | None:
         """Returns step, state and cursors of the newest good checkpoint; None if there is none.
 
-        abstract: shapes, dtypes and shardings of the state.
+        Args:
+          abstract: shapes, dtypes and shardings of the state.
 
         Raises UserError if there are checkpoints and none of them can be read.
         """
@@ -153,6 +159,7 @@ class Checkpoints:
             except Exception as error:
                 warn_damaged(self.folder / f"step_{step}", error)
                 continue
+            # Damaged ones are deleted, or Orbax would refuse to save these steps again.
             for newer in steps:
                 if newer > step:
                     self.manager.delete(newer)
@@ -178,6 +185,7 @@ class Checkpoints:
                 cursors=ocp.args.JsonRestore(),
             ),
         )
+        # Bits may have flipped in arrays that Orbax still reads without an error.
         saved = read_checksums(self.folder / f"step_{step}")
         if saved:
             checksums.check(items["params"], saved["params"])

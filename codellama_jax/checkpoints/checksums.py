@@ -34,9 +34,11 @@ def element_hash(bits: Any, index: Any) -> Any:
 
 def _on_device(array: jax.Array) -> jax.Array:
     """Returns the checksum of an array as a uint32 scalar; XLA keeps no copy of the array."""
+    # The bits, not the values: NaN differs from itself, and 0.0 equals -0.0.
     unsigned = BITS[array.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
     index = jnp.zeros(array.shape, jnp.uint32)
+    # The index in the unsharded array, modulo 2**32, as the sum over its axes.
     stride = 1
     for axis in reversed(range(array.ndim)):
         step = np.uint32(stride % 2**32)
@@ -53,6 +55,7 @@ def _all_on_device(arrays: list[jax.Array]) -> list[jax.Array]:
 def of_tree(tree: Any) -> dict[str, int]:
     """Returns the checksum of each array of a tree, by dotted name. All hosts call it."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    # One program and one transfer for all arrays.
     sums = jax.device_get(_all_on_device([leaf for _, leaf in leaves]))
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
     return {name: int(checksum) for name, checksum in zip(names, sums)}

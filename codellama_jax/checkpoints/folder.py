@@ -1,4 +1,4 @@
-"""What the folder of a run holds: the only module that spells a path in one.
+"""The layout of a run's folder: the only module that spells a path in one.
 
     config.json  tokenizer.model  corpus.json  report.md  report.html  figures/NAME.png
     ARM/STAGE/   or ARM@1/STAGE/ of a further seed
@@ -39,7 +39,7 @@ CONFIG = "config.json"
 IDENTITY = "identity.txt"
 IDENTITY_FORM = re.compile("[0-9a-f]{32}")
 STEP_FORM = re.compile(r"step_(\d+)")
-COMMITTED = "commit_success.txt"  # in a checkpoint on a bucket that is completely written
+COMMITTED = "commit_success.txt"  # Orbax writes it last into a checkpoint on an object store
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Folder:
 
     @property
     def config(self) -> epath.Path:
+        """The config of the run or the stage, as `to_dict` writes it."""
         return self.path / CONFIG
 
 
@@ -62,26 +63,32 @@ class StageFolder(Folder):
 
     @property
     def identity_file(self) -> epath.Path:
+        """The identity of the stage, a hash that equal stages share."""
         return self.path / IDENTITY
 
     @property
     def metrics(self) -> epath.Path:
+        """Loss, learning rate and more, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
     def tensorboard(self) -> epath.Path:
+        """The folder of TensorBoard's event files."""
         return self.path / "tensorboard"
 
     @property
     def probes(self) -> epath.Path:
+        """The measures of the probes, and the options that they were measured with."""
         return self.path / "probes.json"
 
     @property
     def done(self) -> epath.Path:
+        """The mark of a finished stage, or the path to an equal one that was trained elsewhere."""
         return self.path / "done.json"
 
     @property
     def checkpoints(self) -> epath.Path:
+        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     def checkpoint(self, step: int) -> epath.Path:
@@ -116,7 +123,8 @@ class StageFolder(Folder):
         return steps
 
     def _is_committed(self, checkpoint: epath.Path) -> bool:
-        """Locally a checkpoint has another name until it is complete; a bucket cannot rename."""
+        """Returns whether a checkpoint is completely written."""
+        # Locally it has another name until then; an object store cannot rename.
         return not is_bucket(checkpoint) or (checkpoint / COMMITTED).exists()
 
     def trained(self) -> StageFolder:
@@ -125,18 +133,19 @@ class StageFolder(Folder):
         A damaged done.json counts as absent: the stage is then resumed from its last checkpoint.
         Raises UserError if done.json names an object store that cannot be read here.
         """
-        at = (read_state(self.done) or {}).get("at")
-        if not isinstance(at, str):
+        target = (read_state(self.done) or {}).get("at")
+        if not isinstance(target, str):
             return self
-        if not is_bucket(at):
-            return StageFolder(epath.Path(os.path.normpath(self.path / at)))
+        if not is_bucket(target):
+            # Relative to this folder: the two may have been moved together.
+            return StageFolder(epath.Path(os.path.normpath(self.path / target)))
         try:
-            return StageFolder(user_path(at))
+            return StageFolder(user_path(target))
         except UserError as error:
             raise UserError(f"{self.done}: {error}") from None
 
     def is_trained(self) -> bool:
-        """Tells whether the stage has finished, here or where the folder points."""
+        """Returns whether the stage has finished, here or where the folder points."""
         return read_state(self.trained().done) is not None
 
     def identity(self) -> str:
@@ -154,6 +163,7 @@ class StageFolder(Folder):
         """Makes the folder of a stage to train. One that was begun before keeps its identity."""
         delete_file(self.done)  # it named a stage that is gone, or it is damaged
         write_json(self.config, to_dict(stage))
+        # A resumed stage keeps its identity, also where this version would compute another one.
         if not self.identity():
             write_file(self.identity_file, identity)
 
@@ -168,9 +178,10 @@ class StageFolder(Folder):
         The path is relative where both folders are local, so that they can move together.
         """
         remote = is_bucket(self.path) or is_bucket(trained.path)
-        at = str(trained) if remote else os.path.relpath(trained.path, self.path)
+        target = str(trained) if remote else os.path.relpath(trained.path, self.path)
         write_json(self.config, to_dict(stage))
-        write_json(self.done, {"at": at})
+        # Last: after a kill before this line the stage is only unfinished.
+        write_json(self.done, {"at": target})
 
     def mark_done(self, step: int, tokens: int) -> None:
         """Marks the stage as trained to its last step."""
@@ -192,7 +203,8 @@ class StageFolder(Folder):
         return {}
 
     def load_tokenizer(self) -> tokenizers.Tokenizer:
-        """Loads the tokenizer of the run that holds this folder. Raises UserError if none is."""
+        """Loads the tokenizer of the run that holds this folder. Raises UserError without one."""
+        # The folder may be that of a run or of a stage in it.
         for parent in (self.path, *self.path.parents):
             if RunFolder(parent).tokenizer.exists():
                 return tokenizers.load(RunFolder(parent).tokenizer)
@@ -205,23 +217,27 @@ class RunFolder(Folder):
 
     @property
     def tokenizer(self) -> epath.Path:
+        """The SentencePiece model of all stages."""
         return self.path / tokenizers.FILE
 
     @property
     def corpus(self) -> epath.Path:
+        """The numbers of files and documents of each source."""
         return self.path / "corpus.json"
 
     @property
     def report_markdown(self) -> epath.Path:
+        """The report, with links to the figures."""
         return self.path / "report.md"
 
     @property
     def report_html(self) -> epath.Path:
+        """The report as one file."""
         return self.path / "report.html"
 
     @property
     def set_aside(self) -> epath.Path:
-        """A file in a run whose stages no other run reads any more."""
+        """A mark: no other run reads the stages of this one any more."""
         return self.path / "set_aside"
 
     def figure(self, name: str) -> epath.Path:
@@ -252,6 +268,7 @@ class RunFolder(Folder):
         config = read_json(self.config)
         if not isinstance(config, dict):
             raise UserError(f"{self.config} is not the config of a run or of a stage")
+        # The config of a stage: its folder was named instead of the run's.
         if "arms" not in config:
             return StageFolder(self.path), _built(Stage, self.config, config)
         # Probes are not needed here, and other versions may write them in another form.
@@ -260,7 +277,10 @@ class RunFolder(Folder):
         arm = arm or next(iter(arms))
         chain = arms.get(arm.partition("@")[0], {})
         if not chain or (stage and stage not in chain):
-            existing = ", ".join(f"{a}/{s}" for a in arms for s in arms[a])
+            names = []
+            for existing_arm, stages in arms.items():
+                names += [f"{existing_arm}/{name}" for name in stages]
+            existing = ", ".join(names)
             raise UserError(f"{self} has no {arm}/{stage}: it has {existing}")
         trained = [name for name in chain if self.stage(arm, name).is_trained()]
         if not stage and not trained:

@@ -1,4 +1,4 @@
-"""The fields of a config that decide what a stage becomes, and the hash of them.
+"""The fields of a config that decide the result of a stage, and their hash, its identity.
 
 A config can grow: a field added with a default changes no identity and refuses no resume, as long
 as it holds that default. A field that never changes the trained parameters is declared with
@@ -58,11 +58,15 @@ NO_DEFAULT = object()  # differs from every value
 
 
 def identity(stage: Stage, before: str, seed: int, shared: Any = None) -> str:
-    """Returns a hash of all that decides what a stage becomes.
+    """Returns a hash of everything that decides the trained parameters of a stage.
 
-    before: the identity of the stage before it, which counts where it starts from that.
-    shared: what else decides, ready for JSON: the documents and the tokenizer.
+    Args:
+      stage: the config.
+      before: the identity of the stage before it, which counts where this one starts from that.
+      seed: the PRNG seed of its batches and first parameters.
+      shared: the documents and the tokenizer, ready for JSON.
     """
+    # The leading dots are hashed too: without them every identity would change.
     values = {f".{name}": value for name, value in deciding(stage, to_dict(stage)).items()}
     values[".init"] = before if stage.init == "previous" else stage.init
     text = json.dumps([values, seed, shared], sort_keys=True)
@@ -77,7 +81,7 @@ def deciding(
     Args:
       config: a dataclass.
       values: `to_dict(config)`; a key in it that is no field, such as a tag, is always hashed.
-      default: what `config` is unless it is given, as a dataclass; NO_DEFAULT if there is none.
+      default: the default of the field that holds `config`, a dataclass; NO_DEFAULT without one.
       prefix: of the dotted names.
     """
     fields = {field.name: field for field in dataclasses.fields(config)}
@@ -92,6 +96,7 @@ def deciding(
         usual = _default(fields[name]) if default is NO_DEFAULT else getattr(default, name)
         part = getattr(config, name)
         if not dataclasses.is_dataclass(part):
+            # A default changes no identity, so that a config can grow.
             if dotted in ALWAYS_HASHED or value != _plain(usual):
                 leaves[dotted] = value
         elif usual is NO_DEFAULT or type(part) is type(usual):
@@ -102,7 +107,7 @@ def deciding(
 
 
 def is_free(field: dataclasses.Field) -> bool:
-    """Tells whether a field never changes the trained parameters."""
+    """Returns whether a field never changes the trained parameters."""
     return bool(field.metadata.get("free"))
 
 
@@ -112,9 +117,9 @@ def without_free(config: Any, values: dict) -> dict:
     Dicts, such as the arms of an experiment, are followed where `config` has the same keys.
     """
     is_group = dataclasses.is_dataclass(config)
-    free = (
-        {field.name for field in dataclasses.fields(config) if is_free(field)} if is_group else ()
-    )
+    free: set[str] = set()
+    if is_group:
+        free = {field.name for field in dataclasses.fields(config) if is_free(field)}
     kept = {}
     for name, value in values.items():
         if name in free:
@@ -126,7 +131,7 @@ def without_free(config: Any, values: dict) -> dict:
 
 
 def changes(old: dict, config: Any, prefix: str = "") -> list[str]:
-    """Lists what decides and differs between a saved config and this one: `name: old -> new`.
+    """Lists the deciding fields in which a saved config differs from this one: `name: old -> new`.
 
     Fields that the saved config lacks, being older than they are, hold their defaults there.
     """

@@ -7,6 +7,7 @@ way to the one before it, with a warning.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -62,6 +63,7 @@ def read_checksums(checkpoint: epath.Path) -> dict[str, Any] | None:
 
 def stored_parameter(checkpoint: epath.Path, name: str) -> dict[str, Any]:
     """Returns TensorStore's spec of a parameter, given its dotted name, as Orbax stores it."""
+    # Orbax writes all arrays of a tree into one OCDBT store, each as a zarr array.
     base = (checkpoint / "params").as_posix()
     url = base if is_bucket(base) else f"file://{base}"
     kvstore = {"driver": "ocdbt", "base": f"{url}/", "path": f"{name}/"}
@@ -77,6 +79,7 @@ def load_params(
     model's.
     """
     steps = folder.steps(step)
+    # The vocabulary is resized after reading: the stored shapes are those of the saved config.
     saved = folder.read_config().model
     check_shapes(folder, saved, model)
     as_saved = dataclasses.replace(model, vocab_size=saved.vocab_size)
@@ -84,7 +87,8 @@ def load_params(
     for step in steps:
         checkpoint = folder.checkpoint(step)
         try:
-            params = on_all_hosts(lambda path=checkpoint: _read(path, abstract))
+            # All hosts, or none: one that read another checkpoint would hold other parameters.
+            params = on_all_hosts(functools.partial(_read, checkpoint, abstract))
             if sums := read_checksums(checkpoint):
                 checksums.check(params, sums["params"])
         except UserError as error:
@@ -102,6 +106,7 @@ def _read(checkpoint: epath.Path, abstract: dict) -> dict:
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
     try:
+        # Opened together: on an object store each opening waits for an answer.
         opening = [tensorstore.open(stored_parameter(checkpoint, name)) for name in names]
         params = []
         for name, (_, leaf), future in zip(names, leaves, opening):
@@ -118,41 +123,49 @@ def _placed(name: str, store: tensorstore.TensorStore, leaf: jax.ShapeDtypeStruc
     """
     if store.shape != leaf.shape:
         raise ValueError(f"{name} has shape {store.shape}, not {leaf.shape}")
+    # Devices that hold the same part share one read. A slice cannot be a key, its text can.
     reads: dict[str, tensorstore.Future] = {}
     for index in leaf.sharding.addressable_devices_indices_map(leaf.shape).values():
         if str(index) not in reads:
             reads[str(index)] = store[index].read()
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
         return reads[str(index)].result().astype(leaf.dtype, copy=False)
 
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
 
 
 def with_rows(params: dict, model: ModelConfig, mesh: Mesh) -> dict:
-    """Returns the parameters with as many rows of the vocabulary as the model has."""
+    """Returns the parameters with as many vocabulary entries as the model has."""
     rows = model.vocab_size
     if rows == params["embedding"].shape[0]:
         return params
-    placed = jax.tree.map(lambda a: a.sharding, abstract_params(model, mesh))
+    shardings = jax.tree.map(lambda a: a.sharding, abstract_params(model, mesh))
+    resize = functools.partial(resized, rows=rows)
+    # Under jit the new entries are made on the devices that hold them.
     with on_mesh(mesh):
-        return jax.jit(lambda p: resized(p, rows), out_shardings=placed)(params)
+        return jax.jit(resize, out_shardings=shardings)(params)
 
 
-def check_shapes(folder: object, saved: ModelConfig, wanted: ModelConfig) -> None:
+def check_shapes(folder: object, saved: ModelConfig, model: ModelConfig) -> None:
     """Raises UserError if the parameters in a folder are those of a model of another shape.
 
     Sentinels and padding of the vocabulary may differ.
+
+    Args:
+      folder: the folder of the parameters, for the message.
+      saved: the model that was saved in it.
+      model: the model that the parameters are for.
     """
-    if type(saved) is not type(wanted):
-        families = f"{saved.family} there and {wanted.family} here"
+    if type(saved) is not type(model):
+        families = f"{saved.family} there and {model.family} here"
         raise UserError(f"{folder} holds a model of another family: {families}")
     for field in dataclasses.fields(saved):
-        there, here = getattr(saved, field.name), getattr(wanted, field.name)
-        if there != here and field.name not in saved.adjustable:
-            change = f"{field.name} is {there} there and {here} here"
+        old, new = getattr(saved, field.name), getattr(model, field.name)
+        if old != new and field.name not in saved.adjustable:
+            change = f"{field.name} is {old} there and {new} here"
             raise UserError(f"{folder} holds another model: {change}")
-    check_vocabulary(folder, saved.vocab_size, wanted.vocab_size)
+    check_vocabulary(folder, saved.vocab_size, model.vocab_size)
 
 
 def load_run(path: str, arm: str = "", stage: str = "", mesh: Mesh | None = None) -> Run:

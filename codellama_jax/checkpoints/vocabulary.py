@@ -1,4 +1,4 @@
-"""More rows, or fewer, for a vocabulary that grows by the infilling sentinels or sheds padding."""
+"""Resizes parameters for a vocabulary that grows by the infilling sentinels or sheds padding."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ PADDING = 256  # published vocabularies are padded to a multiple of at most this
 
 
 def most_rows(vocab_size: int) -> int:
-    """Returns how many rows an embedding for that many ids may have: padded, or with sentinels."""
+    """Returns the most rows that an embedding for that many ids has: padded, or with sentinels."""
     return max(PADDING * -(-vocab_size // PADDING), vocab_size + SENTINEL_ROWS)
 
 
-def check_vocabulary(folder: object, saved: int, wanted: int) -> None:
-    """Raises UserError unless the rows stay, grow by the sentinels, or lose these or padding."""
-    if wanted > saved and wanted != saved + SENTINEL_ROWS:
-        sizes = f"by the {SENTINEL_ROWS} sentinels to {saved + SENTINEL_ROWS}, not to {wanted}"
+def check_vocabulary(folder: object, saved: int, size: int) -> None:
+    """Raises UserError unless a vocabulary can be resized from `saved` to `size` entries.
+
+    It may stay, grow by the sentinels, or lose these or padding.
+    """
+    if size > saved and size != saved + SENTINEL_ROWS:
+        sizes = f"by the {SENTINEL_ROWS} sentinels to {saved + SENTINEL_ROWS}, not to {size}"
         raise UserError(f"{folder} has vocab_size {saved}: it can grow {sizes}")
-    if saved > most_rows(wanted):
-        sizes = f"vocab_size is {saved:,} there and {wanted:,} here"
+    # Fewer entries than that are no padding: their ids were trained and would become invalid.
+    if saved > most_rows(size):
+        sizes = f"vocab_size is {saved:,} there and {size:,} here"
         fix = "use its own tokenizer and vocab_size"
-        raise UserError(f"{folder}: {sizes}: {saved - wanted:,} trained rows would be lost; {fix}")
+        raise UserError(f"{folder}: {sizes}: {saved - size:,} trained rows would be lost; {fix}")
 
 
 def resized(params: dict, rows: int) -> dict:
@@ -46,6 +50,7 @@ def _resized_embedding(embedding_VD: jax.Array, rows: int) -> jax.Array:
     V, D = embedding_VD.shape
     if rows <= V:
         return embedding_VD[:rows]
+    # A fixed key: every host draws the same rows, and so does a resume.
     mean_D, deviation_D = embedding_VD.mean(0), embedding_VD.std(0)
     drawn_VD = jax.random.normal(jax.random.key(0), (rows - V, D))
     return jnp.concatenate([embedding_VD, mean_D[None] + deviation_D[None] * drawn_VD])

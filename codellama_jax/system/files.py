@@ -170,7 +170,9 @@ def check_no_pipes(folder: str | os.PathLike) -> None:
 
     Libraries that open the files of the folder themselves would wait for it for ever.
     """
-    for parent, _, names in [] if is_bucket(folder) else os.walk(folder):
+    if is_bucket(folder):
+        return
+    for parent, _, names in os.walk(os.fspath(folder)):
         for name in names:
             path = os.path.join(parent, name)
             # A file that is missing or cannot be read is reported by the library.
