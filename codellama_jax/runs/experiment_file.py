@@ -29,11 +29,13 @@ def find_file(name: str) -> Path:
     UserError with a similar name if there is no such file.
     """
     path = Path(user_path(name))
+    # A name without `.py` is first one of the project's: its meaning must not depend on the folder.
     candidates = [path] if name.endswith(".py") else [FOLDER / f"{name}.py", Path(f"{path}.py")]
     for candidate in candidates:
         if _is_file(candidate):
             return candidate
     known = experiment_names()
+    # An absent path is compared by its name alone: the folder is often the mistake.
     near = difflib.get_close_matches(path.stem, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     raise UserError(f"no experiment {_shortened(name)}: {hint}")
@@ -109,7 +111,7 @@ def _guarded(path: Path, show_traceback: bool, function: Callable, *arguments: A
             traceback.print_exception(error)
         hint = "" if show_traceback or isinstance(error, FieldError) else f"; {MORE}"
         line = _line_of(path, function, error)
-        raise UserError(f"{path}:{line}: {_said(error)}{hint}") from error
+        raise UserError(f"{path}:{line}: {_description(error)}{hint}") from error
 
 
 def _line_of(path: Path, function: Callable, error: BaseException) -> int:
@@ -126,15 +128,16 @@ def _line_of(path: Path, function: Callable, error: BaseException) -> int:
     return line
 
 
-def _said(error: BaseException) -> str:
+def _description(error: BaseException) -> str:
     if isinstance(error, FieldError):
         return str(error)
     if isinstance(error, SystemExit):
         return "the file calls exit()"
     try:
         text = error.msg if isinstance(error, SyntaxError) else str(error)
-    except Exception:  # an exception of the file's own may fail to describe itself
+    except Exception:  # an exception class of the file may fail to describe itself
         text = ""
+    # The file may import another one that has the mistake.
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         text += f" ({error.filename}, line {error.lineno})"
     return " ".join(f"{type(error).__name__}: {text}".split()).rstrip(": ")[:500]

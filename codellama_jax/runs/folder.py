@@ -20,7 +20,7 @@ def check_folder(experiment: Experiment, run: RunFolder) -> None:
     if not run.config.exists():
         return
     old = read_state(run.config)
-    if old is None:  # damaged: what is left to compare are the configs of the stages
+    if old is None:  # damaged: the configs of the stages are still there to compare
         changed = stage_changes(experiment, run)
     else:
         changed = changes(old, experiment)
@@ -32,7 +32,7 @@ def check_folder(experiment: Experiment, run: RunFolder) -> None:
 
 
 def stage_changes(experiment: Experiment, run: RunFolder) -> list[str]:
-    """Lists what differs from the configs that the stages' own folders hold."""
+    """Lists the differences from the configs in the folders of the stages."""
     changed = []
     for arm, chain in experiment.arms.items():
         for name, stage in chain.items():
@@ -60,17 +60,20 @@ def opened_folder(experiment: Experiment, run: RunFolder, fresh: bool) -> Iterat
                 warn(f"warning: {run.config} is damaged and is written again")
             write_json(run.config, to_dict(experiment))
 
+        # The other hosts share the folder and would find the lock held.
         on_first_host(open_here)
         yield
 
 
 def set_aside(run: RunFolder) -> None:
     """Renames the folder of a run to the first free name, unless it is being written."""
+    # A run that is being written keeps its name.
     with locks.sole_writer(run.path):
         number = 1
         while (kept := run.path.with_name(f"{run.path.name}.{number}")).exists():
             number += 1
         run.path.rename(kept)
         write_file(RunFolder(kept).set_aside, b"")
+    # The lock file was renamed with the folder, where its holder does not look for it.
     delete_file(kept / locks.NAME)
     say(f"the run that was here is now {kept}")

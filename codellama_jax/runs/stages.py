@@ -45,10 +45,11 @@ class ResolvedStage:
 
     @functools.cached_property
     def initial(self) -> Callable[[], Any] | None:
-        """What loads the first parameters, or None to draw them; their files are opened once.
+        """The function that loads the first parameters, or None to draw them from the PRNG.
 
-        Raises UserError if the files do not exist or hold another model.
+        Their files are opened once. Raises UserError if the files do not exist or hold another model.
         """
+        # Cached and lazy: a finished stage never looks for the files of its first parameters.
         stage, before = self.stage, self.before
         if stage.init == "scratch":
             return None
@@ -60,11 +61,13 @@ class ResolvedStage:
                 " its init is scratch, run:DIR, hf:DIR or meta:DIR"
             )
         check_shapes(before.folder, before.stage.model, stage.model)
+        # The folder is resolved when the parameters are needed: `before` is trained by then.
         return lambda: load_params(before.folder.trained(), stage.model, self.mesh)
 
     def check(self) -> None:
         """Raises UserError for a stage that cannot run on this mesh or after the one before it."""
         try:
+            # The cheapest check first: the last one compiles the step.
             check_stage(self.stage, self.mesh)
             _ = self.initial
             check_memory(self.stage, self.mesh)
@@ -77,12 +80,13 @@ def resolve(
 ) -> list[ResolvedStage]:
     """Returns the stages of each seed of the arms, in the order in which they run."""
     resolved = []
+    # Seed by seed: after the first pass every arm has a result to look at.
     for number in range(experiment.seeds):
         for arm, chain in arms.items():
             before: ResolvedStage | None = None
             for index, (name, stage) in enumerate(chain.items()):
                 seed = experiment.seed + number * SEEDS_APART + index
-                where = folder.stage(seeded(arm, number), name)
-                before = ResolvedStage(arm, name, number, index, seed, stage, where, mesh, before)
+                place = folder.stage(seeded(arm, number), name)
+                before = ResolvedStage(arm, name, number, index, seed, stage, place, mesh, before)
                 resolved.append(before)
     return resolved

@@ -8,7 +8,7 @@ from codellama_jax import overrides
 from codellama_jax.config import TokenizerConfig
 from codellama_jax.errors import UserError
 from codellama_jax.runs.commands import PlanOptions, load_experiment
-from codellama_jax.runs.experiment import check_tokenizer
+from codellama_jax.runs.corpus import check_tokenizer
 from codellama_jax.tokenizers.sentencepiece import train
 
 

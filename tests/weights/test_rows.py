@@ -13,7 +13,7 @@ from codellama_jax.checkpoints.loading import load_run
 from codellama_jax.checkpoints.vocabulary import check_vocabulary, most_rows
 from codellama_jax.config import Experiment, MeshConfig, TokenizerConfig
 from codellama_jax.errors import UserError
-from codellama_jax.runs.experiment import check_same_tokenizer
+from codellama_jax.runs.corpus import check_same_tokenizer
 from codellama_jax.sharding.mesh import make_mesh
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 from codellama_jax.tokenizers.transformers_files import llama_cpp_options, with_sentinels
