@@ -43,6 +43,8 @@ PAPER = {
 }
 
 
+# The kinds as places on the x axis.
+POSITIONS: dict[str, float] = {kind: x for x, kind in enumerate(KINDS)}
 LOSS = "loss (nats per character)"
 
 
@@ -74,7 +76,7 @@ class Measured:
 
         A model that was trained in one order is prompted in that order only.
         """
-        cases = []
+        cases: list[tuple[str, str, str]] = []
         for arm, (answer, *_) in self.answers.items():
             for kind in KINDS:
                 for order in answer[kind]:
@@ -89,7 +91,7 @@ class Measured:
             name, means = f"{order}, trained on {arm}", self.means(arm, kind, order, measure)
             seeds = lines.setdefault(name, [[] for _ in means])
             for points, mean in zip(seeds, means, strict=True):
-                points.append((KINDS.index(kind), mean))
+                points.append((POSITIONS[kind], mean))
         return lines
 
 

@@ -131,8 +131,8 @@ def finding(results: Results) -> Finding:
         figures=_figures(m),
         differences=_differences(m),
         reason="the toy finds no key even at the length of its training sequences, so that"
-        " perplexity is compared in its place; that gains from the larger base at inference alone, which turns"
-        " distant positions by angles that training has seen.",
+        " perplexity is compared in its place; that gains from the larger base at inference alone,"
+        " which turns distant positions by angles that training has seen.",
     )
 
 
@@ -141,7 +141,7 @@ def _figures(m: Measured) -> list[tuple[str, list[Panel]]]:
     for arm, seeds in m.perplexity.items():
         by_length[arm] = []
         for answer in seeds:
-            points = [(int(n), measured["last_block"]) for n, measured in answer.items()]
+            points = [(float(n), measured["last_block"]) for n, measured in answer.items()]
             by_length[arm].append(points)
     gains: dict[str, list[list[tuple[float, float]]]] = {}
     for arm, seeds in m.keys.items():

@@ -65,7 +65,8 @@ class Checkpoints:
     """The checkpoints of one stage.
 
     Each holds parameters, optimizer with its step, the data cursors of every sequence of the batch,
-    the config, and the checksums of all of them. A checkpoint of a version that wrote no checksums loads unchecked.
+    the config, and the checksums of all of them. A checkpoint of a version that wrote no checksums
+    loads unchecked.
     """
 
     def __init__(self, folder: epath.Path, stage: Stage):

@@ -122,7 +122,7 @@ def parse_experiment(
     if is_help:
         print(f"{description}\n\n{experiment_file.claim_of(module)}\n")  # tyro would join the lines
     changed = experiment
-    # Without overrides the second parse is left out: tyro takes long for an experiment's many fields.
+    # Without overrides there is no second parse, for which tyro takes long: it has many fields.
     if unknown or is_help:
         options, changed = _with_overrides(options, experiment, arguments, command)
     overrides.warn(experiment, changed)

@@ -83,8 +83,9 @@ def check_tokenizer(experiment: Experiment, tokenizer: tokenizers.Tokenizer) -> 
                 options[name] = f"--{name.replace('_', '-')}.model.vocab-size {needed}"
     if first_problem:
         raise UserError(
-            f"{first_problem} and the tokenizer has {tokenizer.pieces} pieces, {tokenizer.vocab_size} "
-            f"with the infilling sentinels: pass {' '.join(options.values())}"
+            f"{first_problem} and the tokenizer has {tokenizer.pieces} pieces,"
+            f" {tokenizer.vocab_size} with the infilling sentinels:"
+            f" pass {' '.join(options.values())}"
         )
 
 

@@ -47,7 +47,8 @@ class ResolvedStage:
     def initial(self) -> Callable[[], Any] | None:
         """The function that loads the first parameters, or None to draw them from the PRNG.
 
-        Their files are opened once. Raises UserError if the files do not exist or hold another model.
+        Their files are opened once. Raises UserError if the files do not exist or hold another
+        model.
         """
         # Cached and lazy: a finished stage never looks for the files of its first parameters.
         stage, before = self.stage, self.before
@@ -67,7 +68,7 @@ class ResolvedStage:
     def check(self) -> None:
         """Raises UserError for a stage that cannot run on this mesh or after the one before it."""
         try:
-            # The cheapest check first: the last one compiles the step.
+            # The cheapest check first: the last one traces the state.
             check_stage(self.stage, self.mesh)
             _ = self.initial
             check_memory(self.stage, self.mesh)

@@ -155,7 +155,7 @@ def _release(path: epath.Path, descriptor: int) -> None:
 
 
 def _is_at(path: epath.Path, descriptor: int) -> bool:
-    """Returns whether the open file is the one at `path`, which may have been deleted or renamed."""
+    """Returns whether an open file is the one at `path`, which may be deleted or renamed."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except OSError:
