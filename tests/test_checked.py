@@ -1,4 +1,4 @@
-"""Every leaf of a config takes a sane value or gives one line that names it, however it is given."""
+"""Every leaf of a config takes a sane value or gives one line that names it."""
 
 import copy
 import dataclasses
@@ -173,20 +173,41 @@ def test_any_config_file_is_accepted_and_sane_or_one_line(changes):
 @pytest.mark.parametrize(
     "build, line",
     [
-        (lambda: dataclasses.replace(toy.MODEL, n_kv_heads=3), "n_kv_heads is 3: it must divide n_heads"),
+        (
+            lambda: dataclasses.replace(toy.MODEL, n_kv_heads=3),
+            "n_kv_heads is 3: it must divide n_heads",
+        ),
         (lambda: dataclasses.replace(toy.MODEL, head_dim=7), "head_dim is 7: it must be even"),
-        (lambda: dataclasses.replace(toy.MODEL, remat="ful"), "remat is 'ful': it must be one of none, dots, full; did you mean full?"),
-        (lambda: dataclasses.replace(toy.MODEL, attention="fast"), "attention is 'fast': it must be one of '', pallas_tpu"),
-        (lambda: dataclasses.replace(toy.MODEL, vocab_size="64"), "vocab_size is '64': it must be a whole number"),
+        (
+            lambda: dataclasses.replace(toy.MODEL, remat="ful"),
+            "remat is 'ful': it must be one of none, dots, full; did you mean full?",
+        ),
+        (
+            lambda: dataclasses.replace(toy.MODEL, attention="fast"),
+            "attention is 'fast': it must be one of '', pallas_tpu",
+        ),
+        (
+            lambda: dataclasses.replace(toy.MODEL, vocab_size="64"),
+            "vocab_size is '64': it must be a whole number",
+        ),
         (lambda: MixtureConfig(code=math.inf), "code is inf: it must be a finite number"),
         (lambda: MixtureConfig(python=-1), "python is -1: it must be at least 0"),
-        (lambda: MixtureConfig(code=1.0, python=1e-9), "python is 1e-09: it must be 0 or at least 0.0001 of all shares"),
+        (
+            lambda: MixtureConfig(code=1.0, python=1e-9),
+            "python is 1e-09: it must be 0 or at least 0.0001 of all shares",
+        ),
         (lambda: CorpusConfig(max_files=-1), "max_files is -1: it must be at least 0"),
-        (lambda: CorpusConfig(validation_fraction=2), "validation_fraction is 2: it must be below 1"),
+        (
+            lambda: CorpusConfig(validation_fraction=2),
+            "validation_fraction is 2: it must be below 1",
+        ),
         (lambda: CorpusConfig(code=""), "code is '': it must be the name of a file or folder"),
         (lambda: TokenizerConfig(pieces=0), "pieces is 0: it must be at least 275"),
         (lambda: InfillingConfig(rate=-1), "rate is -1: it must be at least 0"),
-        (lambda: DataConfig(16, 8, MixtureConfig(), block_chars=-5), "block_chars is -5: it must be at least 0"),
+        (
+            lambda: DataConfig(16, 8, MixtureConfig(), block_chars=-5),
+            "block_chars is -5: it must be at least 0",
+        ),
         (lambda: OptimizerConfig(-1e-3), "peak_lr is -0.001: it must be at least 0"),
         (lambda: OptimizerConfig(1e-3, b1=math.nan), "b1 is nan: it must be a finite number"),
         (lambda: OptimizerConfig(1e-3, eps=1e-300), "eps is 1e-300: it must be at least 1e-30"),
@@ -194,32 +215,53 @@ def test_any_config_file_is_accepted_and_sane_or_one_line(changes):
         (lambda: MeshConfig(tensor=0), "tensor is 0: every axis is a positive number"),
         (lambda: MeshConfig(data=-1), "data is -1, and so is fsdp: at most one is -1"),
         (lambda: toy.stage(steps=-5), "steps is -5: it must be at least 0"),
-        (lambda: toy.stage(steps=10**400), r"steps is 10+\.\.\. \(401 digits\): it must be at most 2,147,483,647"),
+        (
+            lambda: toy.stage(steps=10**400),
+            r"steps is 10+\.\.\. \(401 digits\): it must be at most 2,147,483,647",
+        ),
         (lambda: toy.stage(keep_checkpoints=0), "keep_checkpoints is 0: it must be at least 1"),
-        (lambda: toy.stage(init="scrath"), "init is 'scrath': it must be scratch, previous, run:DIR"),
-        (lambda: toy.stage(micro_batches=3), "micro_batches is 3: it must divide data.batch_size, which is 8"),
+        (
+            lambda: toy.stage(init="scrath"),
+            "init is 'scrath': it must be scratch, previous, run:DIR",
+        ),
+        (
+            lambda: toy.stage(micro_batches=3),
+            "micro_batches is 3: it must divide data.batch_size, which is 8",
+        ),
         (
             lambda: Stage(toy.MODEL, DataConfig(16, 8, MixtureConfig()), OptimizerConfig(1e-3), 5),
             "data.mixture is empty: give one of code, python, discussions, language a share",
         ),
         (lambda: Perplexity((0,)), "lengths is 0: it must be at least 1"),
         (lambda: Perplexity(()), "lengths is empty: give at least one value, or stages none"),
-        (lambda: Perplexity((8,), stages="first"), "stages is 'first': it must be one of all, last, none"),
+        (
+            lambda: Perplexity((8,), stages="first"),
+            "stages is 'first': it must be one of all, last, none",
+        ),
         (
             lambda: Experiment("e", "toy", EXPERIMENT.arms, probes={"keys": Perplexity((8,))}),
             "probes.keys is the probe perplexity: give it under its own name",
         ),
-        (lambda: Experiment("a" * 5000, "toy", EXPERIMENT.arms), r"name is 'a+\.\.\. \(5,000 characters\)"),
+        (
+            lambda: Experiment("a" * 5000, "toy", EXPERIMENT.arms),
+            r"name is 'a+\.\.\. \(5,000 characters\)",
+        ),
         (lambda: Experiment("e", "toy", {}), "arms is empty"),
         (lambda: Experiment("e", "toy", {"main": {}}), "arms.main has no stage"),
         (lambda: Experiment("e", "toy", {"a/b": EXPERIMENT.arms["main"]}), "arms has 'a/b'"),
         (lambda: Experiment("e", "toy", {"main": {"mesh": toy.stage()}}), "no stage may be called"),
         (lambda: Experiment("e", "toy", {"main": {"a b": toy.stage()}}), "has the stage 'a b'"),
-        (lambda: Experiment("e", "toy", EXPERIMENT.arms, seeds=0), "seeds is 0: it must be at least 1"),
-        (lambda: Experiment("e", "toy", EXPERIMENT.arms, seed=-1), "seed is -1: it must be at least 0"),
+        (
+            lambda: Experiment("e", "toy", EXPERIMENT.arms, seeds=0),
+            "seeds is 0: it must be at least 1",
+        ),
+        (
+            lambda: Experiment("e", "toy", EXPERIMENT.arms, seed=-1),
+            "seed is -1: it must be at least 0",
+        ),
         (lambda: Experiment("e", "toy", None), "arms is None: it must be a dict"),
     ],
-)  # fmt: skip
+)
 def test_one_line_names_the_field(build, line):
     with pytest.raises(FieldError, match=line) as raised:
         build()

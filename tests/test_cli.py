@@ -1,6 +1,8 @@
 """Every verb, in each way to start it, from any folder; and the commands that README names."""
 
+import ast
 import importlib
+import itertools
 import re
 import shlex
 import subprocess
@@ -93,6 +95,16 @@ def test_every_option_of_a_verb_is_described(command, verb):
     assert "benchmark (required)" not in words
 
 
+def test_help_texts_of_options_are_one_line():
+    """tyro keeps the line breaks of a docstring, which then break the help at odd places."""
+    for path in (ROOT / "codellama_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                for option, text in itertools.pairwise(node.body):
+                    if isinstance(option, ast.AnnAssign) and isinstance(text, ast.Expr):
+                        assert "\n" not in ast.unparse(text).strip(), (path, text.lineno)
+
+
 def test_a_plan_works_from_any_folder(command):
     code, out, _ = command("plan", "quickstart", "--code.steps", "77")
     assert code == 0 and " 77 " in out
@@ -107,7 +119,7 @@ def test_a_plan_works_from_any_folder(command):
         (("--foo",), "unrecognized option: --foo; .*see codellama-jax --help"),
         (
             ("complete",),
-            "missing from codellama-jax complete: RUN .*PROMPT .*; see codellama-jax complete --help",
+            "missing from codellama-jax complete: RUN .*PROMPT .*; see .* complete --help",
         ),
         (("complete", "r", "p", "--max-new-token", "3"), r"did you mean --max-new-tokens\?"),
         (("complete", "r", "p", "--mesh", "tensr=2"), r"did you mean --mesh.tensor\?"),

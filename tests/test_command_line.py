@@ -119,8 +119,11 @@ def test_text_that_the_output_cannot_write_is_one_line(capsys, monkeypatch):
     assert line.startswith("error: the output or a name holds '\\xe9', which ascii cannot write")
 
 
-def test_nothing_is_said_where_the_reader_of_a_pipe_has_left():
-    program = "from codellama_jax.command_line import run_command; run_command(lambda: print('x' * 100_000))"
+def test_nothing_is_printed_where_the_reader_of_a_pipe_has_left():
+    program = """if True:
+        from codellama_jax.command_line import run_command
+        run_command(lambda: print('x' * 100_000))
+    """
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run([sys.executable, "-c", program], stdout=write, stderr=subprocess.PIPE)
@@ -159,5 +162,8 @@ def test_other_errors_are_not_hidden():
 
 
 def test_neither_jax_nor_flax_is_imported():
-    program = "import codellama_jax.command_line, sys; sys.exit(any(m in sys.modules for m in ('jax', 'flax')))"
+    program = """if True:
+        import codellama_jax.command_line, sys
+        sys.exit(any(m in sys.modules for m in ('jax', 'flax')))
+    """
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -54,8 +54,8 @@ def test_unknown_scale_lists_the_known():
         choose(CODE_LLAMA, "8b")
 
 
-def test_flops_agree_with_counting_products():
-    """The formula against XLA's own count of an unrolled one-layer forward pass, three times it for the backward."""
+def test_flops_agree_with_those_that_xla_counts():
+    """Of an unrolled one-layer forward pass; the backward pass takes twice as many."""
     model = dataclasses.replace(MODEL, n_layers=1)
     tokens = jax.ShapeDtypeStruct((1, 256), "int32")
     params = jax.eval_shape(Llama(model).init, jax.random.key(0), tokens, tokens)

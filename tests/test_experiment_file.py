@@ -10,7 +10,8 @@ from codellama_jax.runs.experiment_file import build, claim_of, load_file
 HEAD = '"""Claim of mine."""\nfrom experiments.recipe import *\n'
 GOOD = (
     HEAD
-    + "def experiment(scale='toy'):\n    return ablation('mine', scale, {'a': {'s': general(scale)}})\n"
+    + "def experiment(scale='toy'):\n"
+    + "    return ablation('mine', scale, {'a': {'s': general(scale)}})\n"
 )
 
 
@@ -23,23 +24,38 @@ def load(name, text, folder, scale=""):
     "text, line",
     [
         ("def experiment(:\n", r":1: SyntaxError: invalid syntax"),
-        ("\n\nimport nowhere_at_all\n", r":3: ModuleNotFoundError: No module named 'nowhere_at_all'"),
-        (HEAD + "def experiment():\n    return Experimant()\n", r":4: NameError: name 'Experimant' is not defined"),
-        (HEAD + "def experiment():\n    pass\n", r": experiment\(scale\) returned None: it must return an Experiment"),
+        (
+            "\n\nimport nowhere_at_all\n",
+            r":3: ModuleNotFoundError: No module named 'nowhere_at_all'",
+        ),
+        (
+            HEAD + "def experiment():\n    return Experimant()\n",
+            r":4: NameError: name 'Experimant' is not defined",
+        ),
+        (
+            HEAD + "def experiment():\n    pass\n",
+            r": experiment\(scale\) returned None: it must return an Experiment",
+        ),
         (HEAD + "x = 1\n", r"is not an experiment file: it has no function experiment\(scale\)"),
         (HEAD + "experiment = 3\n", r"is not an experiment file"),
         (GOOD + "finding = 3\n", r"finding must be a function"),
         ("raise SystemExit(3)\n", r":1: the file calls exit\(\)"),
-        (HEAD + "def experiment(a, b):\n    pass\n", r":3: TypeError: experiment\(\) missing 2 required"),
+        (
+            HEAD + "def experiment(a, b):\n    pass\n",
+            r":3: TypeError: experiment\(\) missing 2 required",
+        ),
         (b"x = '\xff'\n", r":1: SyntaxError: "),
         (b"x = 1\0\n", r":1: (SyntaxError|ValueError): .* null bytes"),
-        (HEAD + "def experiment():\n    return [][0]\n", r":4: IndexError: list index out of range"),
+        (
+            HEAD + "def experiment():\n    return [][0]\n",
+            r":4: IndexError: list index out of range",
+        ),
         (
             HEAD + "def experiment():\n    return DataConfig(0, 8, MixtureConfig())\n",
             r":4: seq_len is 0: it must be at least 1$",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_one_line_with_its_place(text, line, tmp_path):
     with pytest.raises(UserError, match=line) as raised:
         load("mine.py", text, tmp_path)
@@ -60,7 +76,11 @@ def test_a_name_is_looked_up_in_the_current_folder(tmp_path, monkeypatch):
 
 
 def test_a_file_may_define_dataclasses(tmp_path):
-    text = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\n"
+    text = (
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass\nclass A:\n    x: int\n"
+    )
     assert load("mine.py", text + GOOD.partition("\n")[2], tmp_path).name == "mine"
 
 

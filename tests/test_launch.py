@@ -83,12 +83,9 @@ def test_plan_starts_no_jax(name):
 
 
 def test_every_ablation_is_run_by_make_and_shares_its_stages():
-    """A stage of the same name and config is the same stage in all of them: one tokenizer, one corpus, one general model."""
-    made = next(
-        line
-        for line in (ROOT / "Makefile").read_text().splitlines()
-        if line.startswith("ABLATIONS")
-    ).split()[2:]
+    """Equal stages are the same in all of them: one tokenizer, one corpus, one general model."""
+    makefile = (ROOT / "Makefile").read_text().splitlines()
+    [made] = [line.split()[2:] for line in makefile if line.startswith("ABLATIONS")]
     assert sorted(made) == sorted(ABLATIONS)
     toys = [load_experiment(PlanOptions(name, "toy"))[0] for name in ABLATIONS]
     assert len({(e.corpus, e.tokenizer, e.seed, e.seeds) for e in toys}) == 1
@@ -153,7 +150,8 @@ def test_overrides_reach_every_arm(cli):
         (["plan", "quickstart", "extra"], "unrecognized arguments: extra; see"),
         (
             ["plan", "learning_rate", "--code.optimizer.peak-lr", "1e-3"],
-            r"--code.optimizer.peak-lr differs between the arms \(same 0.004, third 0.00133, tenth 0.0004\): change it in a copy",
+            r"--code.optimizer.peak-lr differs between the arms"
+            r" \(same 0.004, third 0.00133, tenth 0.0004\): change it in a copy",
         ),
         (
             ["plan", "rope_theta", "--long-context.model.rope-theta", "2e4"],

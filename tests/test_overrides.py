@@ -40,7 +40,8 @@ def test_every_arm_changes():
             50,
             60,
             "warning: --code.optimizer.warmup-steps is 60 and --code.steps is 50: the learning rate"
-            " ends at 0.00833 and never reaches its peak, 0.01; give fewer warm-up steps, such as 5\n",
+            " ends at 0.00833 and never reaches its peak, 0.01; give fewer warm-up steps, such as"
+            " 5\n",
         ),
         (60, 60, ""),
         (

@@ -28,6 +28,11 @@ ACROSS_HOSTS = (
     " and answers its share of the tasks."
 )
 
+MESH = (
+    "The devices of a model along each axis; -1 takes the remaining ones. The KV cache is sharded"
+    " by heads over `tensor`, by sequences over `data`."
+)
+
 
 @dataclass(frozen=True)
 class Evaluate:
@@ -50,9 +55,7 @@ class Evaluate:
     reference: bool = False
     """Score the canonical solutions instead of generating any."""
     across_hosts: Annotated[bool, tyro.conf.arg(help=ACROSS_HOSTS)] = False
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    """The devices of a model along each axis; -1 takes the remaining ones. The KV cache is sharded
-    by heads over `tensor`, by sequences over `data`."""
+    mesh: Annotated[MeshConfig, tyro.conf.arg(help=MESH)] = field(default_factory=MeshConfig)
 
     def __call__(self) -> None:
         from codellama_jax.benchmarks.evaluate import evaluate

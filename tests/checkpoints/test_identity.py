@@ -128,7 +128,10 @@ def test_a_new_free_field_never_decides(name):
 def test_a_tag_among_the_values_decides(monkeypatch):
     stage = toy.stage()
     before = identity(stage, "", 0)
-    tagged = lambda config: {**to_dict(config), "family": "other"}
+
+    def tagged(config: object) -> dict:
+        return {**to_dict(config), "family": "other"}
+
     monkeypatch.setattr("codellama_jax.checkpoints.identity.to_dict", tagged)
     assert identity(stage, "", 0) != before
 

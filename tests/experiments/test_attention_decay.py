@@ -9,8 +9,8 @@ from experiments.attention_decay import decay
 
 
 @pytest.mark.parametrize(("theta", "scaling"), [(1e4, 1.0), (1e4, 4.0), (1e6, 1.0)])
-def test_decay_is_the_product_of_rotated_vectors(theta, scaling):
-    """Of random vectors with themselves, rotated by the model's own angles: the mean over many is the sum of cosines."""
+def test_decay_is_the_dot_product_of_rotated_vectors(theta, scaling):
+    """Of random vectors with themselves, rotated by the angles of the model."""
     from codellama_jax.models.layers import rope_angles
 
     distances, dim = np.array([0, 1, 3, 17, 200]), 64

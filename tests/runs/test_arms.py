@@ -1,4 +1,4 @@
-"""Arms and seeds through launch.py, in real processes: what is equal is trained once, within a run and among runs."""
+"""Arms and seeds in real processes: equal stages train once, within a run and among runs."""
 
 import json
 import signal
@@ -22,19 +22,26 @@ from codellama_jax.report.findings import Difference, Finding, Panel, pairs
 def experiment(scale="toy"):
     model = LlamaConfig(336, 32, 1, 4, 2, 8, 64, compute_dtype="float32", remat="none")
     data = DataConfig(64, 8, MixtureConfig(code=1.0), InfillingConfig(0.9), block_chars=150)
-    code = Stage(model, data, OptimizerConfig(1e-2, 2), 6, "scratch", eval_rows=8, eval_every=3, checkpoint_every=3, log_every=1)
-    theta = dataclasses.replace(code, init="previous", steps=0, model=dataclasses.replace(model, rope_theta=5.0))
+    code = Stage(model, data, OptimizerConfig(1e-2, 2), 6, "scratch",
+                 eval_rows=8, eval_every=3, checkpoint_every=3, log_every=1)
+    rotated = dataclasses.replace(model, rope_theta=5.0)
+    theta = dataclasses.replace(code, init="previous", steps=0, model=rotated)
     more = dataclasses.replace(code, init="previous", steps=4)
-    arms = {"one": {"code": code}, "theta": {"code": code, "theta": theta}, "more": {"code": code, "more": more}}
+    arms = {"one": {"code": code}, "theta": {"code": code, "theta": theta},
+            "more": {"code": code, "more": more}}
     probes = {"perplexity": Perplexity((32,), stages="last")}
-    return Experiment("arms", scale, arms, TokenizerConfig(pieces=320), CorpusConfig(code="SOURCES", validation_fraction=0.3),
+    corpus = CorpusConfig(code="SOURCES", validation_fraction=0.3)
+    return Experiment("arms", scale, arms, TokenizerConfig(pieces=320), corpus,
                       probes=probes, seeds=2)
 
 def finding(results):
     losses = {arm: [chain[-1].loss for chain in seeds] for arm, seeds in results.items()}
-    panel = Panel("tokens", "loss", {arm: [chain[-1].curve for chain in seeds] for arm, seeds in results.items()})
-    gains = Difference("fewer steps minus more", "nats a token", pairs(losses["one"], losses["more"]))
-    return Finding("Do more steps help?", ("arm", "loss"), [], [("Loss.", [panel])], [gains], "few steps.")
+    curves = {arm: [chain[-1].curve for chain in seeds] for arm, seeds in results.items()}
+    panel = Panel("tokens", "loss", curves)
+    gain = pairs(losses["one"], losses["more"])
+    gains = Difference("fewer steps minus more", "nats per token", gain)
+    return Finding("Do more steps help?", ("arm", "loss"), [], [("Loss.", [panel])], [gains],
+                   "few steps.")
 '''
 
 
@@ -89,12 +96,13 @@ def test_equal_stages_are_trained_once_and_seeds_apart(folder, first):
     ).exists()  # only the last stage of an arm is asked
 
 
-def test_no_steps_hand_on_the_parameters_under_another_model(folder, first):
+def test_no_steps_keep_the_parameters_under_another_model(folder, first):
     from orbax.checkpoint import StandardCheckpointer
 
-    read = lambda stage, step: StandardCheckpointer().restore(
-        folder / "runs/first" / stage / f"checkpoints/step_{step}/params"
-    )
+    def read(stage: str, step: int) -> dict:
+        path = folder / "runs/first" / stage / f"checkpoints/step_{step}/params"
+        return StandardCheckpointer().restore(path)
+
     same_bits(read("one/code", 6), read("theta/theta", 0))
     (before, *_, after), theta = arm_metrics(folder, "one/code"), arm_metrics(folder, "theta/theta")
     assert {line["step"] for line in theta} == {0}

@@ -1,4 +1,7 @@
-"""An experiment from start to report, killed, stopped, resumed and moved to other hosts: through launch.py, in real processes."""
+"""An experiment from start to report: killed, stopped, resumed and moved to other hosts.
+
+Through the command line, in real processes.
+"""
 
 import json
 import os
@@ -277,7 +280,7 @@ def on_two_hosts(place: Path, out: str, **env: str) -> list[int]:
 
 
 def test_two_hosts_and_one_see_the_same_run(place, undisturbed):
-    """Stopped on two hosts and gone on with on one, and the other way round. Only the second host gets the signal."""
+    """Stopped on two hosts and resumed on one, and the reverse; one host gets the signal."""
     stop = {"AT": "code:4", "SIGNAL": str(signal.SIGTERM.value)}
     assert on_two_hosts(place, "two_then_one", **stop) == [143, 143]
     code, _, errors = launch(place, "two_then_one", JAX_NUM_CPU_DEVICES="8")

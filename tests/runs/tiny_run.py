@@ -1,4 +1,4 @@
-"""A tiny experiment through launch.py in real processes, and what its folder holds."""
+"""A tiny experiment in real processes, and the contents of its folder."""
 
 import os
 import subprocess
@@ -20,14 +20,17 @@ from codellama_jax.config import *
 def experiment(scale="toy"):
     model = LlamaConfig(336, 32, 2, 4, 2, 8, 64, compute_dtype="float32", remat="none")
     data = DataConfig(64, 8, MixtureConfig(code=1.0), InfillingConfig(0.9), block_chars=150)
-    code = Stage(model, data, OptimizerConfig(1e-2, 2), 8, "scratch", eval_rows=8, eval_every=4, checkpoint_every=3, log_every=1)
-    long = dataclasses.replace(code, init="previous", steps=4, data=dataclasses.replace(code.data, seq_len=128))
-    return Experiment("tiny", scale, {"main": {"code": code, "long": long}}, TokenizerConfig(pieces=320),
-                      CorpusConfig(code="SOURCES", validation_fraction=0.3))
+    code = Stage(model, data, OptimizerConfig(1e-2, 2), 8, "scratch",
+                 eval_rows=8, eval_every=4, checkpoint_every=3, log_every=1)
+    longer = dataclasses.replace(code.data, seq_len=128)
+    long = dataclasses.replace(code, init="previous", steps=4, data=longer)
+    corpus = CorpusConfig(code="SOURCES", validation_fraction=0.3)
+    stages = {"code": code, "long": long}
+    return Experiment("tiny", scale, {"main": stages}, TokenizerConfig(pieces=320), corpus)
 '''
 
 
-# Runs launch.py and sends this very process a signal before the step named in the environment.
+# Runs the command line and sends its own process a signal before the step that AT names.
 PROGRAM = """
 import os, sys
 from codellama_jax.training.loop import StageRun
