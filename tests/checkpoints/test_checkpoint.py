@@ -109,7 +109,7 @@ def test_a_flipped_bit_never_loads_another_state(saved, folder, states, mesh, ca
 
 
 def test_other_parameters_of_the_right_form_are_noticed(folder, states, mesh, capsys):
-    """What a lower layer cannot see: whole arrays of another checkpoint."""
+    """TensorStore does not notice them: complete arrays of another checkpoint."""
     checkpoints = folder / "checkpoints"
     shutil.rmtree(checkpoints / "step_2" / "params")
     shutil.copytree(checkpoints / "step_1" / "params", checkpoints / "step_2" / "params")

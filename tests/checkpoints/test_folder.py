@@ -55,15 +55,15 @@ def test_a_folder_on_a_bucket_is_named_by_its_full_path(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "at, why", [("gs://bucket/x", "needs the package no_such"), ("ftp7://x", "scheme 'ftp7'")]
+    "target, why", [("gs://bucket/x", "needs the package no_such"), ("ftp7://x", "scheme 'ftp7'")]
 )
-def test_an_object_store_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, at, why):
+def test_an_object_store_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, target, why):
     monkeypatch.setattr(files, "BUCKET_PACKAGES", {"gs": "no_such_package"})
     monkeypatch.setattr(files.importlib.util, "find_spec", {}.get)
     folder = finished(epath.Path(tmp_path) / "run" / "arm" / "code", X)
-    folder.done.write_text(json.dumps({"at": at}))
+    folder.done.write_text(json.dumps({"at": target}))
     for read in (folder.trained, folder.is_trained):
-        with pytest.raises(UserError, match=f"{folder.done}: the path '{at}' .*{why}"):
+        with pytest.raises(UserError, match=f"{folder.done}: the path '{target}' .*{why}"):
             read()
     result = read_stage(folder, "code", toy.stage())
     assert "done.json cannot be read" in result.damage[0]

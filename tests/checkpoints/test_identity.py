@@ -174,5 +174,7 @@ def test_seed_documents_and_the_stage_before_decide():
 
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_equal_configs_have_one_identity(a, b):
-    one, other = (changed(toy.stage(), "data.infilling", InfillingConfig(rate)) for rate in (a, b))
-    assert (identity(one, "", 0) == identity(other, "", 0)) == (a == b)
+    first, second = (
+        changed(toy.stage(), "data.infilling", InfillingConfig(rate)) for rate in (a, b)
+    )
+    assert (identity(first, "", 0) == identity(second, "", 0)) == (a == b)

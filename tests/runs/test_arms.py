@@ -55,7 +55,7 @@ def folder(place):
 
 @pytest.fixture(scope="module")
 def first(folder):
-    """What the first run prints: killed once, gone on with."""
+    """The output of the first run, which was killed once and resumed."""
     assert (
         launch(folder, "runs/first", AT="more:2", SIGNAL=str(signal.SIGKILL.value))[0]
         == -signal.SIGKILL
@@ -84,16 +84,13 @@ def test_equal_stages_are_trained_once_and_seeds_apart(folder, first):
     assert trained == {
         stage for s in ("", "@1") for stage in (f"one{s}/code", f"theta{s}/theta", f"more{s}/more")
     }
-    a, b = (
-        [line["loss"] for line in arm_metrics(folder, f"one{s}/code") if "loss" in line]
-        for s in ("", "@1")
-    )
+    a, b = (arm_metrics(folder, f"one{s}/code") for s in ("", "@1"))
+    a, b = ([line["loss"] for line in lines if "loss" in line] for lines in (a, b))
     assert len(a) == len(b) == 6
     assert not np.allclose(a, b)
     assert {path.parent.name for path in run.rglob("probes.json")} == {"code", "theta", "more"}
-    assert not (
-        run / "more" / "code" / "probes.json"
-    ).exists()  # only the last stage of an arm is asked
+    # Only the last stage of an arm is probed.
+    assert not (run / "more" / "code" / "probes.json").exists()
 
 
 def test_no_steps_keep_the_parameters_under_another_model(folder, first):
@@ -147,8 +144,8 @@ def test_other_runs_are_read_where_stages_are_equal(folder, first):
         json.loads((folder / "runs/second/one/code/done.json").read_text())["at"]
         == "../../../first/one/code"
     )
-    found, _ = find_trained(epath.Path(runs) / "second", "one")
-    assert found.path == epath.Path(runs) / "first/one/code"
+    trained_in, _ = find_trained(epath.Path(runs) / "second", "one")
+    assert trained_in.path == epath.Path(runs) / "first/one/code"
     assert find_trained(epath.Path(runs) / "first", "more@1")[0].path.parts[-2:] == (
         "more@1",
         "more",

@@ -100,7 +100,7 @@ def test_two_starts_twenty_times_with_the_first_killed(tmp_path):
 
 
 def test_never_two_writers_and_never_a_stale_lock(tmp_path):
-    """Many threads take, release and delete the same lock file; flock tells their files apart."""
+    """Many threads take, release and delete the same lock file; flock distinguishes the files."""
     folder = epath.Path(tmp_path) / "run"
     inside, most, taken = [], [], []
 
