@@ -111,6 +111,7 @@ class Checked:
 @contextlib.contextmanager
 def unchecked() -> Iterator[None]:
     """Builds `Checked` dataclasses without checks; `check_all` runs them later."""
+    # A context variable, so that other threads keep their checks.
     token = _unchecked.set(True)
     try:
         yield
@@ -128,6 +129,7 @@ def check_all(config: Any) -> None:
     for name, hint in _hints(cls).items():
         value = getattr(config, name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            # Inner dataclasses first: a relation may use their values.
             names = () if _is_unnamed(hint) else (name,)
             try:
                 check_all(value)
@@ -149,6 +151,7 @@ def from_dict(cls: Any, values: Any) -> Any:
     # ModelConfig, for example, finds the model family by a tag in `values`.
     if hasattr(cls, "class_for"):
         cls, values = cls.class_for(values)
+    # Unknown before missing: a renamed field is both, and its old name explains more.
     hints = _hints(cls)
     unknown = sorted(str(name) for name in set(values) - set(hints))
     if unknown:
@@ -234,6 +237,7 @@ def _built(hint: Any, value: Any) -> Any:
 
 def _class_of(hint: Any, key: str) -> Any:
     """Returns the hint of an entry of a dict; a class with a registry `named` chooses by key."""
+    # Probe is such a class: the key of an experiment's probe names its dataclass.
     named = getattr(hint, "named", None)
     return named(key) if named else hint
 
@@ -251,6 +255,7 @@ def _converted(hint: Any, value: Any) -> Any:
     # Optional[X] is the only union that configs have.
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _converted(_not_none(args), value)
+    # Literals of configs are texts only: True must not match a 1 among them.
     if origin is typing.Literal:
         if not isinstance(value, str) or value not in args:
             raise FieldError((), choices_problem(value, args))
@@ -303,6 +308,7 @@ def _plain(expected: type, value: Any) -> Any:
 
 
 def _finite(value: Any) -> float:
+    # float16 of NumPy and exact fractions are numbers too; an int may exceed all floats.
     try:
         number = float(value)
     except OverflowError:

@@ -20,6 +20,7 @@ def options(experiment: Experiment) -> dict[str, Any]:
 
     These are the stages (of the first arm that has one of that name) and the shared parts.
     """
+    # One option for all arms that have a stage of that name; `apply` refuses where they differ.
     named: dict[str, Any] = {}
     for stages in experiment.arms.values():
         for name, stage in stages.items():
@@ -30,6 +31,7 @@ def options(experiment: Experiment) -> dict[str, Any]:
 
 def _probe_options(probes: dict[str, Probe]) -> Any:
     """Returns the probes as a dataclass, whose fields become options."""
+    # tyro has no options for the entries of a dict.
     fields: list[Any] = []
     for name, probe in probes.items():
         fields.append((name, type(probe), dataclasses.field(default=probe)))
@@ -128,6 +130,7 @@ def _changed(value: Any, before: Any, after: Any) -> Any:
         return value if before == after else after
     changes = {}
     for field in dataclasses.fields(value):
+        # Leaf by leaf: an override of one field must not carry the first arm's others along.
         parts = [getattr(config, field.name) for config in (value, before, after)]
         try:
             changes[field.name] = _changed(*parts)

@@ -22,6 +22,7 @@ def decay(
     Returns:
       float64 [N].
     """
+    # Equal queries and keys keep the cosines only: the sines of a pair cancel.
     frequencies_I = theta ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
     angles_NI = np.asarray(distances_N, np.float64)[:, None] / scaling * frequencies_I[None]
     return np.cos(angles_NI).mean(axis=1)

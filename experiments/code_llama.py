@@ -19,7 +19,10 @@ from codellama_jax.config import Experiment, InfillingConfig, TokenizerConfig
 from codellama_jax.models.llama.sizes import CODE_LLAMA, choose
 from experiments import recipe
 
+# Section 2.3: all sizes but 34B are trained to infill.
 INFILLING_RATE = {"7b": 0.9, "13b": 0.9, "34b": 0.0, "70b": 0.9}
+# Section 2.4: 10,000 by default; more of the smaller batches for 34B, fewer for 7B, whose scores
+# became unstable. It gives none for 70B.
 LONG_STEPS = {"7b": 3_000, "13b": 10_000, "34b": 11_000, "70b": 10_000}
 
 
@@ -28,6 +31,7 @@ def experiment(scale: str = "7b") -> Experiment:
     model = choose(CODE_LLAMA, scale)
     infilling = InfillingConfig(rate=INFILLING_RATE[scale])
     longer = recipe.with_larger_base(model)
+    # The long-context stage starts from the code stage, which starts from Llama 2.
     stages = {
         "code": recipe.paper_code(scale, model, infilling),
         "long_context": recipe.paper_long_context(

@@ -30,6 +30,7 @@ from codellama_jax.config import (
 from codellama_jax.models.llama.sizes import CODE_LLAMA, choose
 from experiments import recipe
 
+# Table 1, the Python part.
 PYTHON = MixtureConfig(code=0.10, python=0.75, discussions=0.10, language=0.05)
 # The published models that were trained without infilling have no entries for its sentinels.
 VOCABULARY = {"7b": 32_000, "13b": 32_000, "34b": 32_000, "70b": 32_016}
@@ -42,13 +43,15 @@ def experiment(scale: str = "7b") -> Experiment:
     model = dataclasses.replace(choose(CODE_LLAMA, scale), vocab_size=VOCABULARY[scale])
     infilling = InfillingConfig(rate=INFILLING_RATE[scale])
     longer = recipe.with_larger_base(model)
+    # Section 2.2: 100B tokens at a lower learning rate, the same for all sizes.
     python = Stage(
         model=model,
         data=DataConfig(seq_len=4096, batch_size=1024, mixture=PYTHON, infilling=infilling),
         optimizer=OptimizerConfig(peak_lr=1e-4, warmup_steps=1000),
-        steps=23_842,  # 100B tokens
+        steps=23_842,
     )
     stages = {"code": recipe.paper_code(scale, model, infilling), "python": python}
+    # The published 70B has no long-context variant of its Python model.
     if scale in LONG_STEPS:
         stages["long_context"] = recipe.paper_long_context(
             scale, longer, LONG_STEPS[scale], PYTHON, infilling

@@ -22,6 +22,7 @@ LARGEST_COST = 0.01  # share of the loss
 
 def experiment(scale: str = "toy") -> Experiment:
     """Returns two arms that differ in the infilling rate of the code stage."""
+    # One general model for both arms: it is trained once.
     general = recipe.general(scale)
     arms = {
         "infilling": {"general": general, "code": recipe.code(scale, recipe.INFILLING)},
@@ -40,6 +41,7 @@ def finding(results: Results) -> Finding:
     )
     loss = "validation loss (nats per token)"
     curves = Panel("tokens of code training", loss, recipe.curves(results))
+    # A cost of up to one percent counts as none, as the docstring's "Expected" states.
     cost = Difference(
         "loss with infilling over loss without, minus 1",
         "share of the loss",

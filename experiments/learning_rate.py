@@ -23,6 +23,7 @@ PAPER = {"same": "best", "third": "worse", "tenth": "worse"}
 def experiment(scale: str = "toy") -> Experiment:
     """Returns three arms that differ in the peak learning rate of the code stage."""
     general, code = recipe.general(scale), recipe.code(scale)
+    # Warm-up and decay stay: only the peak is scaled.
     arms = {}
     for arm, share in SHARES.items():
         peak = code.optimizer.peak_lr * share
@@ -35,6 +36,7 @@ def finding(results: Results) -> Finding:
     """Compares the final validation loss of each smaller rate with that of the same rate."""
     losses, curves = recipe.losses(results), recipe.curves(results)
     rates = {arm: seeds[0][-1].stage.optimizer.peak_lr for arm, seeds in results.items()}
+    # Each rate is one point per seed in the second panel.
     by_tokens, by_rate, rows = {}, {}, []
     for arm, rate in rates.items():
         by_tokens[f"{arm} rate"] = curves[arm]

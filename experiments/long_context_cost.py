@@ -43,6 +43,7 @@ def experiment(scale: str = "toy") -> Experiment:
     # The control: it separates the longer sequences from the further training on as many tokens.
     short = _in_short_sequences(long, code)
     arms["infilling_short"] = {"general": general, "code": code, "as_many_short": short}
+    # Half of the code stage's length, that length itself, and twice and four times as much.
     lengths = tuple(code.data.seq_len * times // 2 for times in (1, 2, 4, 8))
     probes = {"perplexity": Perplexity(lengths, rows=64)}
     return recipe.ablation("long_context_cost", scale, arms, probes)
@@ -50,6 +51,7 @@ def experiment(scale: str = "toy") -> Experiment:
 
 def finding(results: Results) -> Finding:
     """Compares the loss of the first tokens before and after the long-context stage."""
+    # Inside the code stage's length, and at the long-context stage's.
     sequence = results["plain"][0][-1].stage.data.seq_len
     short = _losses(results, sequence)
     long = _losses(results, 4 * sequence)

@@ -28,6 +28,7 @@ KINDS: tuple[Literal["single-line", "multi-line", "random-span"], ...] = (
     "multi-line",
     "random-span",
 )
+# "both" is the paper's training; it published no model that was trained in one order only.
 ORDERS = {
     "both": recipe.INFILLING,
     "PSM": InfillingConfig(rate=0.9, spm=0.0),
@@ -54,6 +55,7 @@ def experiment(scale: str = "toy") -> Experiment:
     arms = {}
     for arm, infilling in ORDERS.items():
         arms[arm] = {"general": general, "code": recipe.code(scale, infilling)}
+    # The toy's middles are short: a longer budget would only be spent on wrong ones.
     examples, tokens = (128, 32) if scale == "toy" else (1640, 128)
     probes = {"infilling_kinds": InfillingKinds(KINDS, examples, tokens)}
     return recipe.ablation("psm_vs_spm", scale, arms, probes)
@@ -100,6 +102,7 @@ def finding(results: Results) -> Finding:
     measured = Measured(results)
     rows = []
     for arm, kind, order in measured.cases():
+        # "exact" is strict; "right" and the loss also distinguish models that are never exact.
         exact, right, loss = (
             measured.means(arm, kind, order, measure) for measure in ("exact", "right", "loss")
         )

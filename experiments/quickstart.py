@@ -37,6 +37,7 @@ def experiment(scale: str = "toy") -> Experiment:
     """Returns the two stages of Code Llama at toy scale, and every kind of probe."""
     model = choose(TOY, scale)
     infilling = InfillingConfig(rate=0.9)
+    # A small model takes a higher peak rate than those of the paper.
     code = Stage(
         init="scratch",
         model=model,
@@ -53,6 +54,7 @@ def experiment(scale: str = "toy") -> Experiment:
         checkpoint_every=280,
         log_every=20,
     )
+    # Few steps are enough: the model only has to get used to the larger RoPE base.
     long_context = Stage(
         model=dataclasses.replace(model, rope_theta=1e6),
         data=DataConfig(seq_len=1024, batch_size=4, mixture=MIXTURE, infilling=infilling),
@@ -63,6 +65,7 @@ def experiment(scale: str = "toy") -> Experiment:
         checkpoint_every=16,
         log_every=4,
     )
+    # Prompts that any Python corpus answers in some way: a body, imports, a method.
     prompts = (
         "def mean(xs):\n",
         "import os\nimport sys\n",
@@ -84,8 +87,10 @@ def experiment(scale: str = "toy") -> Experiment:
 def finding(results: Results) -> list[Expectation]:
     """Checks the statements of "Expected" above against the first seed."""
     code, long_context = results["main"][0]
+    # Against the untrained model, whose loss depends on the vocabulary alone.
     ratio = code.loss / code.validation[0]["validation_loss"]
     bigram = code.probe("bigram")["loss"]
+    # A count reads better than a share of a few hits among hundreds.
     exact = {}
     for order, measures in long_context.probe("infilling").items():
         exact[order] = round(measures["exact"] * measures["examples"])

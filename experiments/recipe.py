@@ -28,9 +28,12 @@ from codellama_jax.report.results import Results
 # Llama 2's own mixture is not published; the toy's general model needs some text to start from.
 GENERAL = MixtureConfig(code=0.1, discussions=0.3, language=0.6)
 CODE = MixtureConfig(code=0.85, discussions=0.08, language=0.07)  # Table 1
+# Section 2.3: 90 % of the documents are split, half of them in each order.
 PLAIN, INFILLING = InfillingConfig(rate=0.0), InfillingConfig(rate=0.9)
 
-CODE_STEPS = {"7b": 119_209, "13b": 119_209, "34b": 119_209, "70b": 238_419}  # 500B tokens, or 1T
+# 500B tokens, 1T for 70B, in batches of 4M.
+CODE_STEPS = {"7b": 119_209, "13b": 119_209, "34b": 119_209, "70b": 238_419}
+# Llama 2's rates: section 2.2 reports that a smaller one was worse for 7B.
 CODE_RATE = {"7b": 3e-4, "13b": 3e-4, "34b": 1.5e-4, "70b": 1.5e-4}
 # Sequences of 16,384 tokens: 2M tokens per batch, 1M for the larger two.
 LONG_BATCH = {"7b": 128, "13b": 128, "34b": 64, "70b": 64}
@@ -40,6 +43,7 @@ def paper_code(
     scale: str, model: LlamaConfig, infilling: InfillingConfig, init: str = "run:llama2"
 ) -> Stage:
     """Returns the paper's code training: 500B tokens of mostly code, 1T for 70B."""
+    # `run:llama2` is a placeholder: --code.init names the imported weights.
     return Stage(
         init=init,
         model=model,
@@ -88,6 +92,7 @@ def general(scale: str) -> Stage:
     """Returns a model of mostly natural language, in the role of Llama 2."""
     if scale == "toy":
         return _toy_stage(GENERAL, init="scratch")
+    # Llama 2 is trained already: a stage of 0 steps loads it, so that the arms have equal chains.
     return dataclasses.replace(code(scale, PLAIN), init="run:llama2", steps=0)
 
 
@@ -102,6 +107,7 @@ def long_context(
     scale: str, infilling: InfillingConfig = INFILLING, theta: float = 1e6, scaling: float = 1.0
 ) -> Stage:
     """Returns the long-context stage: sequences four times as long, at a small learning rate."""
+    # Only RoPE differs from the code stage's model, so that its weights are continued.
     longer = dataclasses.replace(model(scale), rope_theta=theta, rope_scaling=scaling)
     if scale != "toy":
         return paper_long_context(scale, longer, steps=3000, infilling=infilling)
@@ -127,6 +133,7 @@ def ablation(
 
     It has five seeds at toy scale, so that its verdict has an interval, and one at 7B.
     """
+    # The stages before are shared between arms: their probes would only repeat each other.
     of_last: dict[str, Probe] = {}
     for key, probe in (probes or {}).items():
         of_last[key] = dataclasses.replace(probe, stages="last")
@@ -156,6 +163,7 @@ def curves(results: Results) -> dict[str, list[list[tuple[float, float]]]]:
 def _toy_stage(
     mixture: MixtureConfig, init: str = "previous", infilling: InfillingConfig = PLAIN
 ) -> Stage:
+    # Blocks of 250 characters fit one context, so that they can be split for infilling.
     return Stage(
         init=init,
         model=model("toy"),

@@ -57,6 +57,7 @@ def experiment(scale: str = "toy") -> Experiment:
         arms[arm] = {"general": general, "code": code, **last}
     sequence = code.data.seq_len
     lengths = tuple(sequence * times // 2 for times in (1, 2, 4, 8, 16))
+    # Fewer prompts than the paper's at toy scale, where every one of five seeds is measured.
     keys = KeyRetrieval(
         lengths=tuple(sequence * times for times in TIMES),
         examples=24 if scale == "toy" else 64,
@@ -82,6 +83,7 @@ class Measured:
 
     def loss(self, arm: str, times: int) -> list[float]:
         """Returns the loss of the last quarter of so many sequences, in nats per token, by seed."""
+        # The first tokens are within the length of code training, whatever the length.
         length = str(times * self.sequence)
         return [math.log(answer[length]["last_block"]) for answer in self.perplexity[arm]]
 
@@ -111,6 +113,7 @@ def _found(answer: dict) -> str:
 def finding(results: Results) -> Finding:
     """Compares the five arms: keys found, and perplexity in its place."""
     m = Measured(results)
+    # Losses and gains beside the keys: a toy finds none, and would otherwise show no difference.
     lengths = ", ".join(m.keys["code"][0])
     headings = [
         "arm",
@@ -197,6 +200,7 @@ def _differences(m: Measured) -> list[Difference]:
 
 
 def _decay(longest: int) -> Panel:
+    # The formula needs no trained model: it is exact at any scale.
     distances = np.linspace(0, longest, 129)
     settings = {
         "base 1e4": (BASE, 1.0),

@@ -27,6 +27,7 @@ PAPER = {1: "falls with temperature", 10: "rises", 100: "rises"}
 def experiment(scale: str = "toy") -> Experiment:
     """Returns one arm, whose model is sampled at four temperatures by a probe."""
     arms = {"code": {"general": recipe.general(scale), "code": recipe.code(scale)}}
+    # pass@100 needs 100 samples; the paper draws 200 for each of HumanEval's 164 tasks.
     lines, samples = (96, 100) if scale == "toy" else (164, 200)
     probes = {"line_ends": LineEnds(TEMPERATURES, lines, samples)}
     return recipe.ablation("temperature", scale, arms, probes)
@@ -43,6 +44,7 @@ def finding(results: Results) -> Finding:
             by_seed = [answer[f"{temperature:g}"] for answer in answers]
             shares[temperature] = [measures[f"pass@{k}"] for measures in by_seed]
         rows.append((f"pass@{k}", *(spread(s, ".1%") for s in shares.values()), PAPER[k]))
+        # By seed instead of by temperature: a line of the figure for each seed.
         seeds = zip(*shares.values(), strict=True)
         curves[f"pass@{k}"] = [list(zip(TEMPERATURES, of_seed)) for of_seed in seeds]
         # One answer profits from a low temperature, several from a high one.

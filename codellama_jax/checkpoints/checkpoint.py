@@ -77,6 +77,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self.folder, self.stage, self.failed = folder, stage, False
+        # Orbax lists and opens the files itself, and would wait for a pipe.
         check_no_pipes(folder)
         self.manager = ocp.CheckpointManager(folder, options=options)
 
@@ -114,6 +115,7 @@ class Checkpoints:
         """Raises UserError if the disk is too full: Orbax would fail after minutes of writing."""
         if is_bucket(self.folder):
             return
+        # Every host writes its share.
         needed = checkpoint_bytes(self.stage.model) // jax.process_count()
         free = shutil.disk_usage(self.folder).free
         if free < needed:
@@ -154,10 +156,11 @@ class Checkpoints:
         Raises UserError if there are checkpoints and none of them can be read.
         """
         steps = sorted(self.manager.all_steps(), reverse=True)
+        # The newest first; damage costs the steps since the checkpoint before it, not the run.
         for step in steps:
             try:
                 items = self._read(step, abstract)
-            except Exception as error:
+            except Exception as error:  # Orbax raises many kinds for damage
                 warn_damaged(self.folder / f"step_{step}", error)
                 continue
             # Damaged ones are deleted, or Orbax would refuse to save these steps again.

@@ -162,6 +162,7 @@ class StageFolder(Folder):
     def begin(self, stage: Stage, identity: str) -> None:
         """Makes the folder of a stage to train. One that was begun before keeps its identity."""
         delete_file(self.done)  # it named a stage that is gone, or it is damaged
+        # The config comes before the identity: `stages` lists folders that have an identity.
         write_json(self.config, to_dict(stage))
         # A resumed stage keeps its identity, also where this version would compute another one.
         if not self.identity():
@@ -177,6 +178,7 @@ class StageFolder(Folder):
 
         The path is relative where both folders are local, so that they can move together.
         """
+        # No relative path leads from a local folder into an object store.
         remote = is_bucket(self.path) or is_bucket(trained.path)
         target = str(trained) if remote else os.path.relpath(trained.path, self.path)
         write_json(self.config, to_dict(stage))
@@ -196,6 +198,7 @@ class StageFolder(Folder):
 
     def read_probes(self) -> dict[str, Any]:
         """Returns the measures of the probes; {} if none ran or their file is damaged."""
+        # A stage that points to an equal one may have been probed with other options here.
         for path in (self.probes, self.trained().probes):
             probes = read_state(path)
             if probes is not None:
@@ -283,6 +286,7 @@ class RunFolder(Folder):
             existing = ", ".join(names)
             raise UserError(f"{self} has no {arm}/{stage}: it has {existing}")
         trained = [name for name in chain if self.stage(arm, name).is_trained()]
+        # A stage that is named may still be training: its newest checkpoint is used.
         if not stage and not trained:
             raise UserError(
                 f"no stage of {self}/{arm} has finished yet: start the same command again to"
@@ -307,6 +311,7 @@ def trained_under(runs: epath.Path) -> dict[str, StageFolder]:
     Leaves out runs that were set aside, and stages whose identity file is damaged.
     """
     trained = {}
+    # Sorted, so that the same run is chosen on every start where several have an equal stage.
     for path in sorted(runs.glob("*")):
         run = RunFolder(path)
         if run.set_aside.exists():

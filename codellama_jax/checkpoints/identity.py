@@ -87,12 +87,14 @@ def deciding(
     fields = {field.name: field for field in dataclasses.fields(config)}
     leaves: dict[str, Any] = {}
     for name, value in values.items():
+        # A value without a field is the tag of a model family, which decides like a field.
         dotted = f"{prefix}{name}"
         if name not in fields:
             leaves[dotted] = value
             continue
         if is_free(fields[name]):
             continue
+        # A nested default, such as InfillingConfig() in DataConfig, is that of the fields in it.
         usual = _default(fields[name]) if default is NO_DEFAULT else getattr(default, name)
         part = getattr(config, name)
         if not dataclasses.is_dataclass(part):
@@ -135,6 +137,7 @@ def changes(old: dict, config: Any, prefix: str = "") -> list[str]:
 
     Fields that the saved config lacks, being older than they are, hold their defaults there.
     """
+    # Without the free fields first: an old version may have given one a value that is refused now.
     saved = without_free(config, old)
     # A config that this version cannot build is compared as it was written.
     with contextlib.suppress(FieldError):
@@ -154,4 +157,5 @@ def _plain(value: Any) -> Any:
     """Returns a default in the form in which `to_dict` writes it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_dict(value)
+    # As after a file was read: tuples become lists.
     return value if value is NO_DEFAULT else json.loads(json.dumps(value))

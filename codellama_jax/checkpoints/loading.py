@@ -30,6 +30,7 @@ from codellama_jax.system.files import is_bucket, read_json, user_path
 
 def first_line(error: BaseException) -> str:
     """Returns the first line of a library's error, for a message of one line."""
+    # The most common cause, wherever a library has it in its text.
     if "No space left" in str(error):
         return "no space left on the device"
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
@@ -161,6 +162,7 @@ def check_shapes(folder: object, saved: ModelConfig, model: ModelConfig) -> None
         families = f"{saved.family} there and {model.family} here"
         raise UserError(f"{folder} holds a model of another family: {families}")
     for field in dataclasses.fields(saved):
+        # Adjustable fields do not change the stored parameters; the vocabulary is checked below.
         old, new = getattr(saved, field.name), getattr(model, field.name)
         if old != new and field.name not in saved.adjustable:
             change = f"{field.name} is {old} there and {new} here"
@@ -173,6 +175,7 @@ def load_run(path: str, arm: str = "", stage: str = "", mesh: Mesh | None = None
 
     Raises UserError for a run that does not exist, has not trained, or does not fit the mesh.
     """
+    # The folder may only point to the one where an equal stage was trained.
     folder, config = find_trained(user_path(path), arm, stage)
     tokenizer, mesh = folder.load_tokenizer(), mesh or make_mesh(MeshConfig())
     check_cuts(mesh, config.model, "the least cache, in slots,", 32)

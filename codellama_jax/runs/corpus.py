@@ -52,6 +52,7 @@ class Corpus:
         write_json(path, counts)
 
     def _tokenizer(self) -> tokenizers.Tokenizer:
+        # Before any stage: vocabularies are compared with it while nothing is written yet.
         config = self.experiment.tokenizer
         if config.path:
             return tokenizers.load(user_path(config.path))
@@ -95,7 +96,7 @@ def check_same_tokenizer(
     """Raises UserError where a stage starts from weights that were trained with other ids."""
     # Each init once: several arms start from the same weights.
     for init in dict.fromkeys(stage.init for stage in stages):
-        theirs = load.tokenizer_of(init)
+        theirs = load.tokenizer_of(init)  # None without one beside the weights
         if theirs is None and init.startswith(("hf:", "meta:")):
             if not experiment.tokenizer.path:
                 message = f"has no {tokenizers.FILE}: pass --tokenizer.path with the model's own"

@@ -114,6 +114,7 @@ def probe_stage(
     missing = {name: probe for name, probe in probes.items() if name not in answers}
     if missing:
         answers |= measure(missing, corpus, stage, trained, first, experiment.seed)
+    # Every host has measured the same answers; one writes them.
     if jax.process_index() == 0:
         in_order = {name: answers[name] for name in probes}  # that of the report's sections
         write_json(stage.folder.probes, {"config": config_of(probes, documents), **in_order})
@@ -181,9 +182,11 @@ def run_experiment(
     mesh = make_mesh(experiment.mesh)
     arms = {choice.arm: experiment.arms[choice.arm]} if choice.arm else experiment.arms
     stages = resolve(experiment, arms, folder, mesh)
+    # With --fresh nothing that is here counts.
     to_train = [s for s in stages if choice.fresh or not s.folder.is_trained()]
     for stage in to_train:
         stage.check()
+    # Also checked once more with the lock held, when another process may have been faster.
     if not choice.fresh:
         check_folder(experiment, folder)
     corpus = Corpus(experiment, choice.cache)

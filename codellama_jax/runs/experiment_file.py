@@ -73,6 +73,7 @@ def build(module: ModuleType, scale: str, show_traceback: bool = False) -> Exper
     Raises UserError if it fails or returns anything but an Experiment.
     """
     path = Path(str(module.__file__))
+    # Without an argument the file's own default decides.
     arguments = (scale,) if scale else ()
     experiment = _guarded(path, show_traceback, module.experiment, *arguments)
     if not isinstance(experiment, Experiment):
@@ -122,6 +123,7 @@ def _line_of(path: Path, function: Callable, error: BaseException) -> int:
     line = 1
     if code and code.co_filename == str(path):  # a call with wrong arguments never enters it
         line = code.co_firstlineno
+    # The last frame in the file: deeper ones are the library's, and mean nothing to the user.
     for frame in traceback.extract_tb(error.__traceback__):
         if frame.filename == str(path) and frame.lineno:
             line = frame.lineno

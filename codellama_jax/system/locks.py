@@ -64,6 +64,7 @@ def check_free(folder: epath.Path) -> None:
         existing = existing.parent
     if not existing.is_dir():
         raise UserError(f"cannot make the folder {folder}: {existing} is not a folder")
+    # Without a lock file nobody writes, and taking the lock would make the folder.
     if (folder / NAME).exists():
         with sole_writer(folder):
             pass

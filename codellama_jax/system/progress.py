@@ -83,7 +83,7 @@ def counted(
 
 
 def _bar(console: Console, unit: Unit, quiet: bool) -> Progress:
-    from rich import progress  # slow to import
+    from rich import progress  # slow to import, and not needed without a terminal
 
     numbers: list[progress.ProgressColumn] = [progress.MofNCompleteColumn()]
     if unit == "bytes":
