@@ -1,4 +1,7 @@
-"""`import`, `export` and `check` of the command line."""
+"""The verbs `import`, `export` and `check` of the command line.
+
+JAX is imported only inside the commands: it takes seconds, and --help does not need it.
+"""
 
 from __future__ import annotations
 
