@@ -128,7 +128,7 @@ def cost() -> str:
 
 
 def compile_experiment(experiment: Experiment, choice: Any) -> None:
-    """Prints what the compiler says of `choice`, a `CompileOptions`; exits with 3 if it does not fit.
+    """Prints what the compiler says of `choice`, a `launch.Compile`; exits with 3 if it does not fit.
 
     Raises UserError for a stage, pod or mesh that cannot be.
     """

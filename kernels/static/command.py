@@ -24,13 +24,14 @@ from kernels.static.schedule import flags
 
 
 def show(chip: str, p: Pass, baseline: Pass | None = None) -> None:
-    """Prints one line."""
+    """Prints one pass, and its cycles over those of `baseline`, as one line."""
     blocks = ", ".join(f"{name} {cycles}" for name, cycles in p.blocks.items())
     units = " ".join(f"{unit} {share:.2f}" for unit, share in p.units.items())
     ratio = f" = {p.cycles / baseline.cycles:.3f} x {baseline.kernel}" if baseline else ""
     memory = f"fills {p.fills} spills {p.spills}; VMEM {p.vmem_mib:.1f} MiB"
     print(
-        f"{chip} {p.kernel}: {blocks}, whole pass {p.cycles}{ratio}; {units}; {memory}", flush=True
+        f"{chip} {p.kernel}: {blocks}, complete pass {p.cycles}{ratio}; {units}; {memory}",
+        flush=True,
     )
 
 
@@ -71,6 +72,7 @@ def print_schedules(kernel: str, chips: Sequence[str], args: Any, compare: str =
     dump = tempfile.mkdtemp(prefix="schedule-")
     os.environ.update(ENVIRONMENT, LIBTPU_INIT_ARGS=flags(dump))
     try:
+        # Imported after the environment is set: libtpu reads it when JAX starts.
         passes = importlib.import_module(f"kernels.{kernel}.static_passes")
         if compare and compare not in passes.BASELINES:
             known = ", ".join(passes.BASELINES) or "none for this kernel"
@@ -78,7 +80,14 @@ def print_schedules(kernel: str, chips: Sequence[str], args: Any, compare: str =
                 f"--compare is {compare!r}: the kernels to compare with: {known}"
             )
         print("compiler estimate, cycles; blocks in tokens a side", flush=True)
+        problems = []
         for chip in chips:
-            report(chip, args, passes, compare, dump)
+            # A chip that the kernel does not support must not hide the figures of the others.
+            try:
+                report(chip, args, passes, compare, dump)
+            except UnsupportedError as error:
+                problems.append(str(error))
+        if problems:
+            raise UnsupportedError("; ".join(problems))
     finally:
         shutil.rmtree(dump, ignore_errors=True)
