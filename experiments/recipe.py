@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from codellama_jax.config import (
     CorpusConfig,
@@ -23,7 +24,9 @@ from codellama_jax.config import (
 )
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.sizes import CODE_LLAMA, TOY, choose
-from codellama_jax.report.results import Results
+
+if TYPE_CHECKING:
+    from codellama_jax.report.results import Results
 
 # Llama 2's own mixture is not published; the toy's general model needs some text to start from.
 GENERAL = MixtureConfig(code=0.1, discussions=0.3, language=0.6)
