@@ -271,7 +271,7 @@ except KeyError as error:
 def test_bad_input_is_one_line(compatible, monkeypatch):
     with pytest.raises(UserError, match="no language cobol"):
         next(compatible.run([Program("t", "cobol", "")]))
-    with pytest.raises(UserError, match="mode is isolated or compatible"):
+    with pytest.raises(UserError, match="mode must be isolated or compatible"):
         Executor(mode="fast")
     with pytest.raises(UserError, match=r"no file .*nothing\.jar"):
         Executor(jars=("nothing.jar",))
