@@ -256,7 +256,7 @@ def job(program: Program, memory_mb: int, jars: tuple[str, ...]) -> dict[str, An
         "token": token,
     }
     if program.language == "python":
-        # The judge runs Python programs in a fork of its own interpreter, without a command.
+        # The judge runs Python programs in a fork of its interpreter, without a command.
         no_commands: dict[str, Any] = {
             "files": {},
             "build": [],

@@ -80,7 +80,7 @@ NODES = {
 }
 
 
-# A stand-in of an object that answers every operator, as a part of a plain value.
+# A proxy of an object that answers every operator, as a part of a plain value.
 _OPERATORS = "__eq__ __hash__ __index__ __float__ __int__ __len__ __getitem__ __iter__ __next__"
 _STAND_IN = [
     ["tuple", []],
@@ -110,7 +110,7 @@ for _tag, _parts in {
     "class  ": [9, "B", "object", None, [0], [2], False, None],
     "class   ": [9, "B", "object", [2], [0], "", False, [2]],
 }.items():
-    NODES[f"a stand-in as a part of {_tag}"] = [*_STAND_IN, [_tag.strip(), _parts]]
+    NODES[f"a proxy as a part of {_tag}"] = [*_STAND_IN, [_tag.strip(), _parts]]
 
 
 def answering(nodes: list) -> str:
@@ -351,7 +351,7 @@ def add(a, b): return Said()
         "import sys\nassert add(sys.stdout.write)",
         ("not_comparable",),
     ),
-    "a call with a stand-in for keywords": (
+    "a call with a proxy for keywords": (
         END
         + """
 class Keys:
@@ -362,7 +362,7 @@ def add(fn): return end().ask("call", fn, Keys())
         "assert add(lambda x=5: x) == 5",
         ("error",),
     ),
-    "an attribute named by a stand-in": (
+    "an attribute named by a proxy": (
         END
         + """
 class Name:

@@ -306,9 +306,9 @@ def test_a_killed_worker_is_replaced():
             (add("while True: pass", 1000.0), "error"),
         ):
             launcher = executor._slots[0]._process.pid
-            [warden] = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+            [supervisor] = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
             killer = threading.Timer(
-                0.3 if expected == "error" else 0.0, os.kill, (int(warden), signal.SIGKILL)
+                0.3 if expected == "error" else 0.0, os.kill, (int(supervisor), signal.SIGKILL)
             )
             killer.start()
             if expected == "passed":

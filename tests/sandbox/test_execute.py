@@ -292,7 +292,7 @@ import sys; sys.path[:0] = [{root!r}, {tests!r}]
 import hostile, json
 from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Executor, Program
-from codellama_jax.sandbox.inside import linux as kernel
+from codellama_jax.sandbox.inside import linux
 def add(code):
     return Program("add", "python", code + hostile.TEST + "check(add)", 5.0, candidate=code, test=hostile.TEST, entry_point="add")
 """
@@ -310,7 +310,7 @@ def in_process(python, body, **options):
 def test_a_machine_that_cannot_isolate_is_refused():
     """Under a filter that forbids namespaces, as in most containers."""
     body = """
-kernel.seccomp(kernel.NO_MOUNTS)
+linux.seccomp(linux.NO_MOUNTS)
 try:
     Executor(1)
     said = ""

@@ -1,7 +1,10 @@
-"""The closed list of values that cross the pipe: how each is taken apart and made again.
+"""The closed list of types whose values cross the pipe, and how each is taken apart and rebuilt.
 
-Neither runs code of the candidate: parts of a number, a date or a text are plain themselves.
-`packing` writes the parts into a message.
+Neither step runs code of the candidate: the parts of a number, a date or a string are plain values
+themselves. `packing` encodes the parts into a message.
+
+The functions below call methods of the base type, such as `list.__setitem__(value, ...)`, because
+a subclass may override them.
 """
 
 from __future__ import annotations
@@ -22,15 +25,18 @@ from typing import Any, ClassVar, NamedTuple
 from codellama_jax.sandbox.inside.wire import WireError
 
 MAX_BITS = 1 << 22  # of an integer
-MAX_FRACTION_BITS = 1 << 17  # building a fraction reduces it, which takes quadratic time
-MAX_EXPONENT = 1_000_000  # of a decimal number: int(value) has as many digits
+# Of the numerator or denominator of a fraction: building one reduces it, in quadratic time.
+MAX_FRACTION_BITS = 1 << 17
+# Of a decimal number: int(value) has as many digits.
+MAX_EXPONENT = 1_000_000
 _DIGITS = re.compile("[0-9]{1,1000000}")
 
 
 class NotComparable(BaseException):
-    """A value cannot cross the pipe unforgeably.
+    """A test cannot be decided, because a value cannot cross the pipe without risk of forgery.
 
-    `reasons` holds every one that was raised in this process: a bare `except` of a test hides none.
+    `reasons` holds the reason of each instance that was created in this process, so that a bare
+    `except` of a test hides none.
     """
 
     reasons: ClassVar[list[str]] = []
@@ -41,10 +47,15 @@ class NotComparable(BaseException):
 
 
 class Kind(NamedTuple):
-    """One type of the list. `fill` is None for an immutable type.
+    """One type of the list.
 
-    `take` returns the children of a value. `make` rebuilds the value from them; of a mutable type
-    it gets the undecoded children and returns an empty value for `fill`.
+    Attributes:
+        tag: its name in a message.
+        type: the type.
+        take: returns the parts (children) of a value.
+        make: rebuilds an immutable value from its decoded parts. For a mutable type it gets the
+            parts before they are decoded, and returns an empty value.
+        fill: sets the parts of a mutable value; None for an immutable type.
     """
 
     tag: str
@@ -55,6 +66,7 @@ class Kind(NamedTuple):
 
 
 def _pairs(items: Iterable[tuple[Any, Any]]) -> list[Any]:
+    """Flattens (key, value) pairs: a message has no pairs."""
     return list(itertools.chain.from_iterable(items))
 
 
@@ -62,6 +74,8 @@ def _from_pairs(children: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
     return zip(children[::2], children[1::2], strict=True)
 
 
+# An integer beyond the range of a leaf crosses in hexadecimal: converting to decimal takes
+# quadratic time.
 def _take_int(value: int) -> list[Any]:
     if int.bit_length(value) > MAX_BITS:
         raise NotComparable(f"an integer of {int.bit_length(value)} bits")
@@ -78,21 +92,25 @@ def _take_decimal(value: decimal.Decimal) -> list[Any]:
     sign, digits, exponent = decimal.Decimal.as_tuple(value)
     if isinstance(exponent, int) and abs(exponent) > MAX_EXPONENT:
         raise NotComparable(f"a decimal number with the exponent {exponent}")
+    # NaN may have no digits.
     return [sign, "".join(map(str, digits)) or "0", exponent]
 
 
 def _make_decimal(children: Sequence[Any]) -> decimal.Decimal:
     sign, digits, exponent = children
-    special = type(exponent) is str and exponent in ("F", "n", "N")
-    if not special and not (type(exponent) is int and abs(exponent) <= MAX_EXPONENT):
+    # F is infinity, n and N are quiet and signaling NaN.
+    is_special = type(exponent) is str and exponent in ("F", "n", "N")
+    is_finite = type(exponent) is int and abs(exponent) <= MAX_EXPONENT
+    if not is_special and not is_finite:
         raise WireError("not an exponent")
     if sign not in (0, 1) or not _DIGITS.fullmatch(digits):
         raise WireError("not a decimal number")
-    figures = () if digits == "0" and special else tuple(map(int, digits))
-    return decimal.Decimal((int(sign), figures, exponent))
+    tuple_of_digits = () if digits == "0" and is_special else tuple(map(int, digits))
+    return decimal.Decimal((int(sign), tuple_of_digits, exponent))
 
 
 def _take_fraction(value: fractions.Fraction) -> list[Any]:
+    # Private, because the properties `numerator` and `denominator` may be overridden.
     parts = [value._numerator, value._denominator]  # type: ignore[attr-defined]
     if max(part.bit_length() for part in parts) > MAX_FRACTION_BITS:
         raise NotComparable("a fraction of more than 131072 bits")
@@ -109,27 +127,21 @@ def _make_fraction(children: Sequence[Any]) -> fractions.Fraction:
 
 
 def _zone(value: datetime.time | datetime.datetime) -> datetime.timezone | None:
+    """Returns the time zone, which must be a plain one: others run code."""
     if value.tzinfo is not None and type(value.tzinfo) is not datetime.timezone:
         raise NotComparable(f"a time in a zone of the type {type(value.tzinfo).__name__}")
     return value.tzinfo
 
 
 def _take_datetime(value: datetime.datetime) -> list[Any]:
-    day = [value.year, value.month, value.day]
-    return [
-        *day,
-        value.hour,
-        value.minute,
-        value.second,
-        value.microsecond,
-        _zone(value),
-        value.fold,
-    ]
+    date = [value.year, value.month, value.day]
+    time = [value.hour, value.minute, value.second, value.microsecond]
+    return [*date, *time, _zone(value), value.fold]
 
 
 def _take_time(value: datetime.time) -> list[Any]:
-    parts = [value.hour, value.minute, value.second, value.microsecond]
-    return [*parts, _zone(value), value.fold]
+    time = [value.hour, value.minute, value.second, value.microsecond]
+    return [*time, _zone(value), value.fold]
 
 
 def _take_timezone(value: datetime.timezone) -> list[Any]:
@@ -147,6 +159,9 @@ def _make_array(children: Sequence[Any]) -> array.array:
     if type(children[0]) is not str or children[0] not in array.typecodes:
         raise WireError("not an array")
     return array.array(children[0])
+
+
+# The functions below replace the content in place, so that other references see the change.
 
 
 def _fill_list(value: list, children: Sequence[Any]) -> None:
@@ -196,7 +211,7 @@ def _fill_namespace(value: types.SimpleNamespace, children: Sequence[Any]) -> No
 
 
 def text(value: Any) -> str:
-    """Returns a text as it is. Raises WireError for anything else."""
+    """Returns a string unchanged. Raises WireError for a value of any other type."""
     if type(value) is not str:
         raise WireError("not a text")
     return value
@@ -207,7 +222,12 @@ def _dict_of(pairs: Sequence[Any]) -> dict[Any, Any]:
 
 
 def _empty(kind: type) -> Callable[[Sequence[Any]], Any]:
-    return lambda children: kind()
+    """Returns the `make` of a mutable type, which ignores the children."""
+
+    def make(children: Sequence[Any]) -> Any:
+        return kind()
+
+    return make
 
 
 _KEYS: type = type({}.keys())
@@ -326,16 +346,17 @@ _KINDS = [
 BY_TYPE = {kind.type: kind for kind in _KINDS}
 BY_TAG = {kind.tag: kind for kind in _KINDS}
 PLAIN = {type(None), bool, *BY_TYPE}
-# Immutable types that hold any value. The parts of others are plain: a stand-in among them would
-# run code of the candidate while the value is made.
+# Immutable types whose values may contain any value. The parts of the other types are plain: a
+# proxy among them would run code of the candidate while the value is made.
 HOLDING = {tuple, frozenset, slice, types.MappingProxyType, _KEYS, _VALUES, _ITEMS}
-# A subclass of these is its plain value and, for what the plain value lacks, a reference. Not
-# Fraction, whose metaclass would be a second one: a subclass of it crosses as a plain fraction.
+# A value of a subclass of these crosses as its plain value, together with a reference for what the
+# plain value lacks. Not Fraction: its metaclass conflicts with that of the proxies' classes, so a
+# subclass of it crosses as a plain fraction.
 HELD = (int, float, complex, str, bytes, tuple, frozenset, decimal.Decimal)
 
 
 def base_kind(cls: type) -> Kind | None:
-    """Returns the kind of the type, or of the first of its bases that is on the list."""
+    """Returns the kind of a class, or of its first base class that is on the list."""
     for base in cls.__mro__:
         if base in BY_TYPE:
             return BY_TYPE[base]
