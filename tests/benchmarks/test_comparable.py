@@ -1,4 +1,4 @@
-"""Only a result on the published tasks, all of them, stands beside the papers' numbers."""
+"""Only a result on all of the published tasks is compared with the papers' numbers."""
 
 import gzip
 import json

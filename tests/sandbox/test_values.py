@@ -1,4 +1,4 @@
-"""What crosses the pipe arrives as it left; what a hostile end may write raises WireError."""
+"""Values cross the pipe unchanged; forged messages of a hostile end raise WireError."""
 
 import array
 import collections
