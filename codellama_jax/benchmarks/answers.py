@@ -87,6 +87,7 @@ def _share(model: TrainedModel) -> tuple[int, int]:
 
     A model that is sharded over the hosts is one share: all hosts compute every sample together.
     """
+    # An array that is sharded over several hosts is not fully addressable from any of them.
     is_local = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(model.params))
     return (jax.process_index(), jax.process_count()) if is_local else (0, 1)
 

@@ -22,6 +22,7 @@ from codellama_jax.system.files import check_not_root, is_bucket, read_file, use
 Record = Mapping[str, Any]  # one record of a published file
 Sample = dict[str, Any]  # one answer of a model: task_id, sample, and completion or log_likelihoods
 RECORD_FILES = (".jsonl", ".jsonl.gz", ".json")
+# White space that `stripped` removes, as in BigCode's harness.
 PROMPT_SPACE = " \n\t\r"
 
 

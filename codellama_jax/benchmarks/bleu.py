@@ -24,6 +24,8 @@ def smoothed_bleu(written: str, reference: str) -> float:
     log_precision = 0.0
     for order in range(1, ORDERS + 1):
         candidate_grams = _n_grams(candidate, order)
+        # The intersection takes the smaller count of each n-gram, so that repeating one does not
+        # help.
         matches = (candidate_grams & _n_grams(target, order)).total()
         count = candidate_grams.total()
         # Without smoothing, a short text without a matching 4-gram would score 0.

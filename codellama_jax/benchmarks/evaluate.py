@@ -35,7 +35,9 @@ from codellama_jax.system.progress import note
 if TYPE_CHECKING:
     from codellama_jax.models.trained import TrainedModel
 
+# A function, because loading a model takes minutes and the inputs are checked first.
 LoadModel = Callable[[], "TrainedModel"]
+# Takes the place of a model's name in results.
 CANONICAL = "canonical solutions"
 # Statuses of programs that isolated mode could neither pass nor fail.
 UNDECIDED = ("not_comparable", "too_large")
@@ -267,6 +269,7 @@ def _conditions(
 
 def _undecided(results: Sequence[Result]) -> dict[str, int]:
     """Returns the number of verdicts of each status of UNDECIDED; they count as not passed."""
+    # Also zeros: a reader of results.json sees that nothing was undecided.
     counts = dict.fromkeys(UNDECIDED, 0)
     for result in results:
         status = result["result"].partition(":")[0]
@@ -281,6 +284,7 @@ def reference_samples(benchmark: Benchmark) -> Samples:
     for task in benchmark.tasks:
         if task.reference is not None:
             completion = benchmark.finish(task, benchmark.truncate(task, task.reference))
+            # Truncated like a model's text: this shows whether a stop string occurs in a solution.
             sample = {"task_id": task.task_id, "sample": 0, "completion": completion}
             samples[task.task_id, 0] = sample
     if not samples:

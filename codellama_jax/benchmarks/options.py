@@ -21,11 +21,13 @@ def all_options() -> type:
         hints = typing.get_type_hints(suite.options, include_extras=True)
         for field in dataclasses.fields(suite.options):
             kind, argument = typing.get_args(hints[field.name])
+            # Options of several suites with one name have the same type and default.
             fields[field.name] = field
             types[field.name] = kind
             suites_by_text = texts.setdefault(field.name, {})
             suites_by_text.setdefault(argument.help, []).append(suite_name)
     arguments: list[Any] = []
+    # tyro reads the options from the annotations of a dataclass.
     for option, field in fields.items():
         kind, argument = types[option], described(_help(texts[option]))
         hint: Any = Annotated[kind, argument]  # type: ignore[valid-type]

@@ -52,6 +52,7 @@ def estimate(
     rng = np.random.default_rng(seed)
     tail = (1.0 - confidence) / 2
     means = []
+    # Tasks are resampled, not samples: the interval is about other tasks of the same kind.
     for _ in range(RESAMPLES):
         resampled = rng.integers(len(values), size=len(values))
         means.append(values[resampled].mean())

@@ -113,6 +113,7 @@ def records(name: str, cache: str = CACHE) -> list[dict[str, Any]]:
         raise UserError(
             f"cannot download {FILES[name].url}: {reason}; give a local file with --data"
         ) from error
+    # TFDS needs a fixed set of features; records differ, so each is one JSON string.
     return [json.loads(example["record"]) for example in builder.as_data_source("test")]
 
 
@@ -128,6 +129,7 @@ def _builder_class() -> type:
     configs = [tfds.core.BuilderConfig(name=name, version=VERSION) for name in FILES]
     checksums = {}
     for file in FILES.values():
+        # TFDS stores the download under this name.
         file_name = file.url.rpartition("/")[2]
         checksums[file.url] = UrlInfo(file.size, file.sha256, file_name)
 

@@ -18,6 +18,7 @@ from codellama_jax.benchmarks.samples import Key, key
 from codellama_jax.errors import UserError
 
 COUNT = Kind("an integer from 0", lambda value: type(value) is int and value >= 0)
+# Unlike TEXT it allows lone surrogates: the program then fails, not the file.
 CODE = Kind("a string", lambda value: isinstance(value, str))
 OWN, LIKELIHOODS = "completion", "log_likelihoods"
 SOLUTION, GENERATION = "solution", "generation"
@@ -178,6 +179,7 @@ def _answer(
     if field == GENERATION:
         # CodeGeeX's files hold the complete generated text; its harness truncates when it scores.
         return {OWN: benchmark.finish(task, benchmark.truncate(task, text))}
+    # Infilling benchmarks need the text between prefix and suffix.
     if field == SOLUTION and benchmark.program_checks is None:
         raise UserError(f"{place} has a solution, and {benchmark.name} takes a completion only")
     return {field: text}

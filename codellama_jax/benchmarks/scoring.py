@@ -45,6 +45,7 @@ def score(
     """
     tasks = {task.task_id: task for task in benchmark.tasks}
     if extract_code:
+        # The original answer stays in the result, beside the code that was scored.
         samples = {name: _extracted(sample) for name, sample in samples.items()}
     path = out / "results.jsonl"
     results = {}
@@ -57,6 +58,7 @@ def score(
         for name, checked in _checked(benchmark, tasks, unscored, executor):
             judged = _judged(benchmark, tasks[name[0]], samples[name])
             results[name] = {**samples[name], **checked, **judged}
+            # One by one: a kill loses only the programs that are running.
             append(path, [results[name]])
             advance(1)
     return [results[name] for name in samples]

@@ -29,6 +29,7 @@ MODE = (
 
 def check_integer(option: str, value: Any, low: int, high: int = MANY) -> None:
     """Raises UserError unless `value` is an integer from `low` to `high`, inclusive."""
+    # `type(...)`, because a boolean is an instance of int.
     if type(value) is not int or not low <= value <= high:
         raise UserError(f"{option} must be an integer from {low} to {high}, not {value!r}")
 
@@ -44,6 +45,7 @@ def check_real(option: str, value: Any, low: float, high: float, above: bool = F
         above: excludes `low` itself.
     """
     allowed = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
+    # NaN fails the comparisons below.
     is_number = type(value) in (int, float)
     if not is_number or not low <= value <= high or (above and value == low):
         raise UserError(f"{option} must be a number {allowed}, not {value!r}")

@@ -24,6 +24,7 @@ def summarise(benchmark: Benchmark, results: Sequence[Result]) -> dict[str, Any]
     tasks. If some tasks have no result, the summary has `partial` with the numbers of tasks.
     """
     groups: dict[str, list[Result]] = defaultdict(list)
+    # A group is a language, a difficulty or a context length.
     group_of = {task.task_id: task.group for task in benchmark.tasks}
     for result in results:
         groups[group_of[result["task_id"]]].append(result)
@@ -80,6 +81,7 @@ def _pass_measures(by_task: Sequence[Sequence[Result]]) -> dict[str, Any]:
     for k in KS:
         if fewest < k:
             continue
+        # Results hold percentages, like the papers' tables.
         rate = estimate(counts, k)
         measures[f"pass@{k}"] = 100 * rate.mean
         measures[f"pass@{k} interval"] = [100 * rate.low, 100 * rate.high]

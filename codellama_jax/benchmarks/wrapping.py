@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 
+# A line that opens or closes a fence, with the name of a language.
 FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\n`]*$", re.M)
+# A fenced block; its end may be missing, if the model ran out of tokens.
 FENCED = re.compile(
     r"^[ \t]*(?P<fence>```+|~~~+)[^\n`]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)[ \t]*$|\Z)",
     re.M | re.S,
@@ -28,6 +30,7 @@ INVISIBLE = {
 QUOTES = ("\N{LEFT DOUBLE QUOTATION MARK}", "\N{LEFT SINGLE QUOTATION MARK}")
 # Marks that models write at the end of a text. Their tokenizers should have removed them.
 ENDS = ("</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<EOT>", "[/PYTHON]")
+# Messages of Python, Bash, PHP, JavaScript and compilers; "build:" is the sandbox's.
 SYNTAX = re.compile(r"SyntaxError|IndentationError|TabError|[Ss]yntax error|[Pp]arse error|^build:")
 
 

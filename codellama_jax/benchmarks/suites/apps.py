@@ -95,6 +95,7 @@ def load(options: ShotOptions, tokenizer: object = None) -> Benchmark:
     return Benchmark(
         "apps" if examples else "apps_zero_shot",
         tasks,
+        # Code Llama uses 0.6 for APPS, and 0.8 elsewhere.
         temperature=0.6,
         truncate=until((QUOTES,)),
         checks=_checks,
@@ -233,6 +234,7 @@ def _call(task: Task, completion: str, name: str, pairs: list) -> Check:
     """
     # Module-level code of the candidate, so it runs in the candidate's process.
     candidate = f"{completion}\nif 'Solution' in globals():\n    {name} = Solution().{name}\n"
+    # Expected values come from JSON, so a tuple that the candidate returns must become a list.
     test = f"""
 import json
 def check(candidate):

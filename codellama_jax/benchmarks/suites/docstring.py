@@ -42,6 +42,7 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
         tasks,
         infilling=True,
         max_new_tokens=128,
+        # Only the first line is compared with the reference.
         truncate=_truncate,
         finish=lambda task, text: text.strip(),
         judge=_judge,

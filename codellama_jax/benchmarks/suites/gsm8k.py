@@ -31,6 +31,7 @@ from codellama_jax.system.files import user_path
 SHOTS = 8
 FIELDS = {"question": TEXT, "answer": TEXT}
 PAL_FIELDS = {"questions": list_of(TEXT, least=1), "solutions": list_of(TEXT, least=1)}
+# A number with thousands separators and decimals.
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 # A minus sign that belongs to a number. After a number or parenthesis it is a subtraction.
 MINUS = re.compile(r"(?<![\d)])\N{MINUS SIGN}")
@@ -70,6 +71,7 @@ def load(options: ShotOptions, tokenizer: object = None) -> Benchmark:
     for record in problems:
         prompt = f"{''.join(solved)}Question: {record['question']}\nAnswer:"
         tasks.append(_task(record, prompt, f" {_without_notes(record['answer'])}\n\n"))
+    # A base model continues with another question after its answer.
     return Benchmark("gsm8k", tasks, truncate=until(("\nQuestion:",)), judge=_judge, paper=PAPER)
 
 
@@ -104,6 +106,7 @@ def load_programs(options: ShotOptions, tokenizer: object = None) -> Benchmark:
     return Benchmark(
         "gsm8k_programs",
         tasks,
+        # The separator of the examples ends the program.
         truncate=until(("\n\n\n\n",)),
         finish=_without_empty_lines,
         checks=_checks,

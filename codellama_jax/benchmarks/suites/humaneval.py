@@ -24,6 +24,7 @@ from codellama_jax.benchmarks.settings import Options
 from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.sandbox import Program
 
+# A new statement at the top level: the function has ended.
 STOPS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "<file_sep>")
 FIELDS = {
     "task_id": TEXT,
@@ -32,6 +33,7 @@ FIELDS = {
     "canonical_solution": TEXT,
 }
 INPUTS = list_of(LIST)  # the arguments of each call
+# `atol` is the tolerance of floating-point results.
 PLUS_FIELDS = {**FIELDS, "base_input": INPUTS, "plus_input": INPUTS, "atol": or_null(NUMBER)}
 TIMEOUT = 3.0  # seconds
 PLUS_TIMEOUT = 60.0  # HumanEval+ has hundreds of inputs per task

@@ -14,6 +14,7 @@ from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.benchmarks.suites import humaneval
 
 FIELDS = {**humaneval.FIELDS, "suffix": TEXT, "test": TEXT}
+# The first part of a task's id. The results of the three kinds are reported separately.
 KINDS = ("SingleLineInfilling", "MultiLineInfilling", "RandomSpanInfilling")
 # Code Llama, table 14.
 PAPER = Paper(

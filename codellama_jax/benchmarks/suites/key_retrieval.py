@@ -35,6 +35,7 @@ def my_function() -> int:
     return {value}
 
 """
+# Endings of the filler's files.
 KINDS = (".py", ".txt")
 END = "\nassert my_function() == "
 GROUPS = (
@@ -80,6 +81,7 @@ def load(options: KeyOptions, tokenizer: Tokenizer | None = None) -> Benchmark:
             "tokenizer counts them"
         )
     texts = (text_of(file) for file in files_of(options.data, KINDS))
+    # Encoded once: all tasks share the lines.
     lines = list(lines_of(texts, tokenizer))
     tasks = []
     for length in options.lengths:

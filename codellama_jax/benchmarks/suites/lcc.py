@@ -64,6 +64,7 @@ def balanced(tasks: list[Task]) -> list[Task]:
         bins[task.group, len(task.prompt) // BIN].append(task)
     chosen = set()
     for tasks_of_bin in bins.values():
+        # The first of a bin by their hash.
         chosen |= {task.task_id for task in tasks_of_bin[:PER_BIN]}
     return [task for task in tasks if task.task_id in chosen]
 

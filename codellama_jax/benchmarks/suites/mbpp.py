@@ -22,6 +22,7 @@ from codellama_jax.sandbox import Program
 EXAMPLES = (2, 3, 4)
 TEST = range(11, 511)
 OWN_TASKS = "the papers' numbers are those of the test split, and --all-tasks was given"
+# Marks around code, in the few-shot prompt of the MBPP paper and in that of Instruct models.
 BEGIN, DONE = "[BEGIN]\n", "\n[DONE]"
 OPEN, CLOSE = "[PYTHON]", "[/PYTHON]"
 INSTRUCTION = (
@@ -110,6 +111,7 @@ def _normalized(record: Record) -> Record:
     UserError for code or tests that are not Python.
     """
     record = {**record, "text": record.get("text") or record.get("prompt", "")}
+    # Models rarely write carriage returns; the examples of the prompt should not hold any.
     record["code"] = record["code"].replace("\r\n", "\n")
     # `tested_names` parses both later.
     for name, source in (("code", record["code"]), ("test_list", "\n".join(record["test_list"]))):

@@ -90,6 +90,7 @@ def _checks(task: Task, completion: str) -> list[Check]:
 
 def _program_checks(task: Task, program: str) -> list[Check]:
     code = f"{program}\n{task.record['tests']}"
+    # 15 seconds is MultiPL-E's default.
     timeout = TIMEOUTS.get(task.group, 15.0)
     return [Check(Program(task.task_id, task.group, code, timeout))]
 

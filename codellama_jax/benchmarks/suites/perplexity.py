@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from codellama_jax.models.trained import TrainedModel
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
+# Endings of the source files that are read.
 KINDS = (
     ".py",
     ".txt",
@@ -84,6 +85,7 @@ def perplexity_by_length(
 
     Raises UserError naming the length of the longest text if none is long enough.
     """
+    # Imported only here, because it imports JAX.
     from codellama_jax.generation.scoring import document_losses
 
     ids = long_documents(model.tokenizer, texts, max(lengths), documents)

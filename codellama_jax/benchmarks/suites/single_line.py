@@ -32,6 +32,7 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
         tasks,
         infilling=True,
         max_new_tokens=128,
+        # Exactly one line was removed.
         truncate=until(("\n",)),
         judge=exact,
         paper=PAPER,

@@ -70,6 +70,7 @@ def _judge(task: Task, sample: Sample) -> dict[str, float]:
     mc1_labels = np.array(list(task.record["mc1_targets"].values()), bool)
     mc2_labels = np.array(list(task.record["mc2_targets"].values()), bool)
     log_likelihoods = np.array(sample["log_likelihoods"])
+    # `_task` puts the choices of MC1 before those of MC2.
     mc1, mc2 = np.split(log_likelihoods, [len(mc1_labels)])
     # The largest becomes exp(0): without the shift, all could underflow to 0.
     probabilities = np.exp(mc2 - mc2.max())

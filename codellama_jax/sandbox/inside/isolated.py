@@ -44,29 +44,29 @@ def judge(confinement: Confinement, seconds: float, job_fd: int) -> None:
 
     `seconds` limits the processor time of the candidate, and of the test, each.
     """
-    # `ask` carries requests of the test, `answer` the candidate's answers.
-    ask, answer = os.pipe(), os.pipe()
+    # One pipe carries requests of the test, the other one the candidate's answers.
+    requests, answers = os.pipe(), os.pipe()
     kills = confinement.oom_kills()
     # The candidate is forked before the job is read, so no part of the test is ever in the
     # candidate's memory.
     pid = os.fork()
     if pid == 0:
         try:
-            confinement.confine(True, seconds, {ask[0], answer[1]})
-            Candidate(ask[0], answer[1], {}).run()
+            confinement.confine(True, seconds, {requests[0], answers[1]})
+            Candidate(requests[0], answers[1], {}).run()
         finally:
             os._exit(0)
-    os.close(ask[0])
-    os.close(answer[1])
+    os.close(requests[0])
+    os.close(answers[1])
     job = read_job(job_fd)
     # The prompt's helpers and the test run here. They are trusted, but they handle objects of the
     # candidate, so this process is confined as well.
-    keep = {ask[1], answer[0], job_fd, confinement.oom_events}
+    keep = {requests[1], answers[0], job_fd, confinement.oom_events}
     confinement.confine(True, seconds, keep, judge=True)
     namespace = _Names({name.strip() for name in job["entry_point"].split(",")})
     # `dataclasses` looks up the module of each class that a test defines.
     sys.modules[TEST_MODULE] = types.ModuleType(TEST_MODULE)
-    tests = namespace.tests = Tests(answer[0], ask[1], namespace)
+    tests = namespace.tests = Tests(answers[0], requests[1], namespace)
     status, detail = _run_test(tests, namespace, job)
     number = 0
     # The test may have caught any exception, so the recorded reasons come before its own result.
@@ -91,14 +91,14 @@ def rehearse() -> None:
     Python prepares some structures at the first call. They are then in the memory that later
     tests are forked from, which makes each of them start faster.
     """
-    ask, answer = os.pipe(), os.pipe()
-    _thread.start_new_thread(_answer_until_closed, (ask[0], answer[1]))
+    requests, answers = os.pipe(), os.pipe()
+    _thread.start_new_thread(_answer_until_closed, (requests[0], answers[1]))
     namespace = _Names({"f"})
-    tests = namespace.tests = Tests(answer[0], ask[1], namespace)
+    tests = namespace.tests = Tests(answers[0], requests[1], namespace)
     _run_test(tests, namespace, _REHEARSAL)
-    os.close(ask[1])
-    os.read(answer[0], 1)  # returns once the thread has closed the other end
-    os.close(answer[0])
+    os.close(requests[1])
+    os.read(answers[0], 1)  # returns once the thread has closed the other end
+    os.close(answers[0])
 
 
 def _answer_until_closed(read_fd: int, write_fd: int) -> None:
@@ -125,7 +125,7 @@ def _cause_of_death(pid: int, out_of_memory: bool, seconds: float) -> tuple[str,
 def _run_test(tests: Tests, namespace: _Names, job: dict) -> tuple[str, str]:
     """Runs the test at this end of the pipe and returns its status and detail."""
     try:
-        tests.ask("load", job["candidate"])
+        tests.request("load", job["candidate"])
         # The prompt is trusted. Its helpers run here, whatever the candidate makes of them.
         exec(_helpers(job["prompt"]), namespace)
         namespace.clear_entry_points()
@@ -195,7 +195,7 @@ class _Names(dict):
     def __missing__(self, name: str) -> Any:
         if hasattr(builtins, name) and name not in self._entry_points:
             raise KeyError(name)
-        kind, value = self.tests.ask_name(name)
+        kind, value = self.tests.request_name(name)
         if kind == "missing":
             raise KeyError(name)
         if kind == "module":

@@ -5,7 +5,7 @@ a test may pass a function as an argument, and the candidate then calls it back.
 
 Messages are lists:
 
-- a request is `["ask", verb, pointers to the arguments, nodes, released numbers]`;
+- a request is `["request", verb, pointers to the arguments, nodes, released numbers]`;
 - an answer is `["answer", pointer to the result, changed arguments, nodes]`, or the same with
   "raise" and an exception as the result;
 - `["refuse", kind, text]` is sent for a result that cannot be sent.
@@ -51,7 +51,7 @@ class Peer(References):
         self._read_fd, self._write_fd = read_fd, write_fd
         self._nested = 0
 
-    def ask(self, verb: str, *arguments: Any) -> Any:
+    def request(self, verb: str, *arguments: Any) -> Any:
         """Sends a request and returns its result, or raises the exception that the request raised.
 
         Lists and other mutable arguments get the content that they have at the other end
@@ -59,10 +59,10 @@ class Peer(References):
         """
         packer = Packer(self.pack_other)
         pointers = packer.pack_all(arguments)
-        self._send(["ask", verb, pointers, packer.nodes, self.take_forgotten()])
+        self._send(["request", verb, pointers, packer.nodes, self.take_forgotten()])
         while True:
             message = self._receive()
-            if message[0] != "ask":
+            if message[0] != "request":
                 return self._answer(message, packer.values, verb, arguments)
             self.serve(message)
 
@@ -71,9 +71,9 @@ class Peer(References):
         try:
             _, verb, pointers, nodes, forgotten = message
             self.release(forgotten)
-            request = Unpacker(nodes, self.unpack_other)
-            arguments = request.get_all(pointers)
-            before = snapshot(request.values)
+            unpacker = Unpacker(nodes, self.unpack_other)
+            arguments = unpacker.get_all(pointers)
+            before = snapshot(unpacker.values)
         except _MALFORMED:
             raise wire.WireError("not a request") from None
         self._nested += 1
@@ -88,11 +88,11 @@ class Peer(References):
             head, result = "raise", error
         finally:
             self._nested -= 1
-        packer = Packer(self.pack_other, request.values)
+        packer = Packer(self.pack_other, unpacker.values)
         pointer = packer.pack(result)
         changes = []
         for index, children in before:
-            value = request.values[index]
+            value = unpacker.values[index]
             if changed(value, children):
                 changes.append([index, packer.state(value)])
         self._send([head, pointer, changes, packer.nodes])
@@ -105,19 +105,19 @@ class Peer(References):
 
     def operate(self, value: Any, operator: str, arguments: Sequence[Any]) -> Any:
         """Applies an operator of the proxy `value` at the other end."""
-        return self.ask("op", operator, value, *arguments)
+        return self.request("op", operator, value, *arguments)
 
     def call(self, value: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Calls the object of the proxy `value` at the other end."""
-        return self.ask("call", value, kwargs or None, *args)
+        return self.request("call", value, kwargs or None, *args)
 
     def get(self, value: Any, name: str) -> Any:
         """Returns an attribute of the object of the proxy `value`."""
-        return self.ask("get", value, name)
+        return self.request("get", value, name)
 
-    def ask_next(self, iterator: Any, count: int) -> tuple[list[Any], BaseException | None]:
+    def request_items(self, iterator: Any, count: int) -> tuple[list[Any], BaseException | None]:
         """Returns up to `count` items, and the exception that ended the iterator, if any."""
-        answer = self.ask("next", iterator, count)
+        answer = self.request("next", iterator, count)
         if not _is_batch(answer, count):
             self.reject("not a batch of items")
         return answer

@@ -271,7 +271,7 @@ class References:
         return self._run_coroutine(self._unpack_object(cls, number))
 
     async def _run_coroutine(self, coroutine: Any) -> Any:
-        return cast("Peer", self).ask("await", coroutine)
+        return cast("Peer", self).request("await", coroutine)
 
     def _unpack_exception(
         self, cls: type, args: tuple, text: str, number: int, cause: BaseException | None

@@ -71,34 +71,34 @@ class RemoteType(type):
         super().__init__(name, bases, namespace)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        return cls._ask("call", kwargs or None, *args)
+        return cls._codellama_request("call", kwargs or None, *args)
 
     def __getattr__(cls, name: str) -> Any:
-        return cls._ask("get", name)
+        return cls._codellama_request("get", name)
 
     def __setattr__(cls, name: str, value: Any) -> None:
-        cls._ask("set", name, value)
+        cls._codellama_request("set", name, value)
 
     def __iter__(cls) -> Any:
-        return cls._ask("op", "__iter__")
+        return cls._codellama_request("op", "__iter__")
 
     def __len__(cls) -> int:
-        return cls._ask("op", "__len__")
+        return cls._codellama_request("op", "__len__")
 
     def __bool__(cls) -> bool:
         return True
 
     def __getitem__(cls, key: Any) -> Any:
-        return cls._ask("op", "__getitem__", key)
+        return cls._codellama_request("op", "__getitem__", key)
 
     def __contains__(cls, value: Any) -> bool:
         return isinstance(value, cls)
 
-    def _ask(cls, verb: str, *arguments: Any) -> Any:
+    def _codellama_request(cls, verb: str, *arguments: Any) -> Any:
         peer = type.__getattribute__(cls, _PEER)
         if verb == "op":
-            return peer.ask(verb, arguments[0], cls, *arguments[1:])
-        return peer.ask(verb, cls, *arguments)
+            return peer.request(verb, arguments[0], cls, *arguments[1:])
+        return peer.request(verb, cls, *arguments)
 
 
 class _Attributes:
@@ -113,10 +113,10 @@ class _Attributes:
         raise NotComparable("a copy of the candidate's object")
 
     def __copy__(self) -> Any:
-        return _peer_of(self).ask("copy", self, False)
+        return _peer_of(self).request("copy", self, False)
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return _peer_of(self).ask("copy", self, True)
+        return _peer_of(self).request("copy", self, True)
 
 
 class Remote(_Attributes):
@@ -125,10 +125,10 @@ class Remote(_Attributes):
     __slots__ = ("__weakref__", "_codellama_batch", "_codellama_number", "_codellama_seen")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        _peer_of(self).ask("set", self, name, value)
+        _peer_of(self).request("set", self, name, value)
 
     def __delattr__(self, name: str) -> None:
-        _peer_of(self).ask("delete", self, name)
+        _peer_of(self).request("delete", self, name)
 
     # `isinstance` also looks at this: a test may check for a class of the prompt or of the library.
     @property  # type: ignore[misc]
@@ -192,7 +192,7 @@ def _next(self: Remote) -> Any:
     """Returns the next item of an iterator; requests several at once after the first ones."""
     count, waiting = _read(self, "_codellama_batch")
     if not waiting:
-        items, error = _peer_of(self).ask_next(self, 1 if count < _BATCH_FROM else _BATCH)
+        items, error = _peer_of(self).request_items(self, 1 if count < _BATCH_FROM else _BATCH)
         waiting.extend((True, item) for item in items)
         if error is not None:
             waiting.append((False, error))
@@ -235,7 +235,7 @@ def _held_operator(name: str, base: type) -> Callable[[Any, Any], Any]:
 
     def method(self: Any, other: Any) -> Any:
         if is_remote(other):
-            return _peer_of(self).ask("op", name, self, other)
+            return _peer_of(self).request("op", name, self, other)
         return NotImplemented if plain is None else plain(self, other)
 
     return method

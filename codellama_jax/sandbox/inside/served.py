@@ -70,7 +70,7 @@ def may_be_called(value: Any) -> bool:
     if isinstance(value, types.MethodType) and not _is_of_test(value):
         return value.__func__.__name__ in methods_of(value.__self__)
     if isinstance(value, types.BuiltinFunctionType):
-        # A method in C of a value of the closed list, such as `dict.get`, has no side effects.
+        # A method in C of a value of the closed list, such as `dict.get`, uses only that value.
         owner = type(value.__self__)
         is_pure = owner in BY_TYPE or owner is re.Pattern
         return is_pure or value.__name__ in methods_of(value.__self__)
@@ -95,8 +95,8 @@ def _get(value: Any, name: str) -> Any:
     if not name.startswith("__") and is_open(value):
         attribute = getattr(value, name)
         # A class of the test may inherit methods of the library.
-        is_local = callable(attribute) and not remote.is_remote(attribute)
-        if is_local and not _is_of_test(attribute):
+        runs_here = callable(attribute) and not remote.is_remote(attribute)
+        if runs_here and not _is_of_test(attribute):
             raise NotComparable(f"the candidate uses {name[:100]} of a {type(value).__name__}")
         return attribute
     if type(value) is types.FunctionType and name in _FUNCTION_ATTRIBUTES:

@@ -2,8 +2,8 @@
 
 Rules against forged results:
 
-- An operator of the candidate's object never gets a value of the test, because `==` would receive
-  the expected value and could return True. A test that needs such an operator is not comparable.
+- An operator of the candidate's object never decides about a value of the test: `==` would get the
+  expected value and could return True. A test that needs such an operator is not comparable.
 - Results that the object computes without a value of the test (its length, truth, items,
   attributes) are claims like any returned value: the test compares them.
 - Some behaviour is legitimate in most tests and a forgery in a few, such as an exception that ends
@@ -62,7 +62,7 @@ class Tests(Peer):
         # (number of an object, operator) -> the number that it gave.
         self._numbers_given: dict[tuple[int, str], str] = {}
 
-    def ask(self, verb: str, *arguments: Any) -> Any:
+    def request(self, verb: str, *arguments: Any) -> Any:
         """Sends a request to the candidate and returns its result.
 
         Raises Stopped once the test has ended early.
@@ -73,8 +73,8 @@ class Tests(Peer):
             # The candidate must print into the stream that the test has put in place.
             for key, replaced in self._replaced.items():
                 if _current(*key) is not replaced:
-                    super().ask("replace", *key, self._replacement(key))
-            return super().ask(verb, *arguments)
+                    super().request("replace", *key, self._replacement(key))
+            return super().request(verb, *arguments)
         except wire.WireError as error:
             self._stop("error", str(error))
         except wire.TooLargeError as error:
@@ -113,12 +113,12 @@ class Tests(Peer):
         if verb == "op" and arguments[0] in (*remote.BINARY, *remote.COMPARISONS):
             raise NotComparable(f"{arguments[0]} changes its operand")
 
-    def ask_name(self, name: str) -> tuple[str, Any]:
+    def request_name(self, name: str) -> tuple[str, Any]:
         """Returns the kind (missing, module or value) and the value of a global name.
 
         The name is one of the candidate's process.
         """
-        answer = self.ask("name", name)
+        answer = self.request("name", name)
         if type(answer) is not tuple or len(answer) != 2 or type(answer[0]) is not str:
             self.reject("not the value of a name")
         if answer[0] == "module" and type(answer[1]) is not str:
@@ -177,11 +177,11 @@ class Tests(Peer):
         """Returns an attribute of the candidate's object."""
         return self._result_of((value,), super().get, value, name)
 
-    def ask_next(self, iterator: Any, count: int) -> tuple[list[Any], BaseException | None]:
+    def request_items(self, iterator: Any, count: int) -> tuple[list[Any], BaseException | None]:
         """Returns up to `count` items, and the exception that ended the iterator, if any."""
         if remote.has_seen(iterator):
             raise NotComparable("the items of what an operator computed from a value of the test")
-        return super().ask_next(iterator, count)
+        return super().request_items(iterator, count)
 
     def _leave(self, value: Any, arguments: Sequence[Any]) -> Any:
         """Ends a `with` block. The candidate may suppress what the test itself raises."""
@@ -212,7 +212,7 @@ class Tests(Peer):
     def _compare(self, value: Any, operator: str, other: Any) -> Any:
         """Compares the candidate's object with another value, without showing it that value."""
         if remote.is_remote(other):
-            return self.ask("op", operator, value, other)
+            return self.request("op", operator, value, other)
         base = _container(value)
         if base is not None:
             return getattr(base, operator)(self._plain(value), other)
@@ -223,7 +223,7 @@ class Tests(Peer):
             raise NotComparable(f"{_name(value)} is ordered beside a {type(other).__name__}")
         # The candidate gets a random value instead of `other`. The two must differ: an object that
         # equals a value that it cannot know would equal every value.
-        answer = self.ask("op", "__eq__", value, _decoy(other))
+        answer = self.request("op", "__eq__", value, _decoy(other))
         if answer is NotImplemented:
             return NotImplemented
         if answer is False:
@@ -232,7 +232,7 @@ class Tests(Peer):
 
     def _plain(self, value: Any) -> Any:
         """Returns the plain list, dict or set that the candidate's object extends."""
-        plain = self.ask("plain", value)
+        plain = self.request("plain", value)
         if type(plain) is not _container(value):
             self.reject("not the plain value")
         return plain
