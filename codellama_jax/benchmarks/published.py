@@ -104,7 +104,7 @@ def records(name: str, cache: str = CACHE) -> list[dict[str, Any]]:
     config = tfds.download.DownloadConfig(force_checksums_validation=True)
     tfds.disable_progress_bar()
     try:
-        # TFDS prints a banner that would be between our messages.
+        # TFDS prints a banner, which would be between the messages of the evaluation.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_config=config, file_format="array_record")
     except Exception as error:

@@ -102,10 +102,10 @@ def show(summary: Mapping[str, Any], model: str, paper: Paper | None = None) -> 
 
     Models are rows or columns of the table, whichever needs fewer columns.
     """
-    ours = _numbers(summary["measures"])
+    measured = _numbers(summary["measures"])
     for group, measures in summary.get("groups", {}).items():
-        ours |= _numbers(measures, f"{group} ")
-    by_model = {model: ours}
+        measured |= _numbers(measures, f"{group} ")
+    by_model = {model: measured}
     if paper:
         by_model |= paper.numbers()
     names: list[str] = []

@@ -132,7 +132,7 @@ def test_multipl_e_knows_where_a_function_ends(model, files, executor, tmp_path,
     assert measures["pass@1"] == 100
 
 
-def test_programs_that_reason_are_judged_by_what_they_print(
+def test_programs_that_reason_are_judged_by_their_output(
     model, files, executor, tmp_path, monkeypatch
 ):
     benchmark = load("gsm8k_programs", data=files["gsm8k/test"])

@@ -121,7 +121,7 @@ FRAMES = {
     "an unhashable item": b'[true, {"set": [[1]]}]',
     "a bad tag": b'[true, {"eval": "1"}]',
     "a name that is no type": b'[true, {"type": "eval"}]',
-    "a name that is not there": b'[true, {"type": "nothing"}]',
+    "an unknown name": b'[true, {"type": "nothing"}]',
     "a type of the wrong kind": b'[true, {"type": 5}]',
     "two keys": b'[true, {"set": [], "int": "0x1"}]',
     "a reference to nowhere": b'[true, {"ref": "x"}]',

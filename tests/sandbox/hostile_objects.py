@@ -1,4 +1,4 @@
-"""Hostile objects: each answers the test's questions without knowing what the test expects.
+"""Hostile objects: each satisfies the test without computing the expected value.
 
 The right answer of `add(2, 3)` is 5. Each entry is (candidate, test); plain `exec` in one process
 passes every one of them.
@@ -133,7 +133,7 @@ unittest.defaultTestLoader.loadTestsFromTestCase(Test).run(result)
 assert result.wasSuccessful()
 """,
     ),
-    "an operator changes what is expected": (
+    "an operator changes the expected value": (
         """
 class Empty:
     def __sub__(self, other):

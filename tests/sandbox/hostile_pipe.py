@@ -121,8 +121,8 @@ def answering(nodes: list) -> str:
 
 
 MESSAGES = {
-    "changes of what is not there": ["answer", 5, [[0, [1]], [99, [1]]], []],
-    "changes of what cannot change": ["answer", 5, [[-1, [1]]], []],
+    "changes of a missing value": ["answer", 5, [[0, [1]], [99, [1]]], []],
+    "changes of an immutable value": ["answer", 5, [[-1, [1]]], []],
     "a refusal of no kind": ["refuse", "passed", "x"],
     "a verdict": ["passed"],
     "a verb that is none": ["request", "load", ["1"], [], []],
@@ -297,7 +297,7 @@ def add(a, b): return Zero()
         "assert add(2, 3) - (add(2, 3) - 4.0) == 0.0",
         ("not_comparable",),
     ),
-    "a list that swallows what is added": (
+    "a list that ignores added items": (
         """
 class Pretender(list):
     def __iadd__(self, other): return self

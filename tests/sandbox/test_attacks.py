@@ -296,7 +296,7 @@ def test_nothing_is_left():
     assert not left_behind(launchers)
 
 
-def test_a_closed_executor_ends_what_runs():
+def test_a_closed_executor_ends_running_programs():
     """Neither a caller that stops iterating nor `close` waits for endless programs.
 
     A new run after it gets the right verdicts.

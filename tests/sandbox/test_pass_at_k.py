@@ -37,7 +37,7 @@ def test_is_the_published_estimator(data):
 
 
 @pytest.mark.parametrize("n, c, k", [(3, 4, 1), (3, -1, 1), (3, 1, 4), (3, 1, 0)])
-def test_refuses_what_is_no_count(n, c, k):
+def test_refuses_impossible_counts(n, c, k):
     with pytest.raises(ValueError, match="needs"):
         pass_at_k(n, c, k)
 

@@ -262,7 +262,7 @@ _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x50000  # answers; _ERROR is ad
 
 
 def _assemble(instructions: list[_Instruction]) -> bytes:
-    """Encodes a filter that starts with the system call's number and allows what is left."""
+    """Encodes a filter that loads the number of the system call, and allows it at the end."""
     complete = [(_LOAD, 0, 0, _CALL_NUMBER), *instructions, (_RETURN, 0, 0, _ALLOW)]
     return b"".join(struct.pack("HBBI", *instruction) for instruction in complete)
 

@@ -101,7 +101,7 @@ class Peer(References):
         """Performs a request and returns its result."""
         raise NotImplementedError
 
-    # What a proxy does, see `remote`.
+    # The operations of a proxy, see `remote`.
 
     def operate(self, value: Any, operator: str, arguments: Sequence[Any]) -> Any:
         """Applies an operator of the proxy `value` at the other end."""

@@ -5,7 +5,7 @@ that `len`, `bool`, `iter`, `callable`, `isinstance` and `except` treat a proxy 
 itself. `Peer` decides how an operator is applied.
 
 Attributes of proxies that start with `_codellama_` belong to this module. They are read through
-`object.__getattribute__` and `type.__getattribute__`, which a class of the test cannot override.
+`object.__getattribute__` and `type.__getattribute__`, which never send a request to the other end.
 """
 
 from __future__ import annotations

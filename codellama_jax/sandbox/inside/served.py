@@ -17,7 +17,7 @@ from codellama_jax.sandbox.inside import names, remote, wire
 from codellama_jax.sandbox.inside.peer import PROPAGATED
 from codellama_jax.sandbox.inside.values import BY_TYPE, NotComparable
 
-TEST_MODULE = "__test__"  # the module of what tests and prompts define
+TEST_MODULE = "__test__"  # the module of functions and classes that tests and prompts define
 _MAX_BATCH = 256
 # Attributes that functools.wraps copies from a function.
 _FUNCTION_ATTRIBUTES = ("__name__", "__qualname__", "__doc__", "__module__")

@@ -303,7 +303,7 @@ def _unshare() -> tuple[bool, bool]:
         if needs_user_namespace:
             linux.enter_user_namespace()
         linux.unshare(flags)
-        # Mounts are shared with the old namespace by default: ours must not appear there.
+        # Mounts propagate to the old namespace by default: those of the sandbox must not.
         linux.mount("none", "/", flags=linux.PRIVATE | linux.RECURSIVE)
     except OSError:
         return False, needs_user_namespace

@@ -180,11 +180,11 @@ class Tests(Peer):
     def request_items(self, iterator: Any, count: int) -> tuple[list[Any], BaseException | None]:
         """Returns up to `count` items, and the exception that ended the iterator, if any."""
         if remote.has_seen(iterator):
-            raise NotComparable("the items of what an operator computed from a value of the test")
+            raise NotComparable("items of an object that was computed from a value of the test")
         return super().request_items(iterator, count)
 
     def _leave(self, value: Any, arguments: Sequence[Any]) -> Any:
-        """Ends a `with` block. The candidate may suppress what the test itself raises."""
+        """Ends a `with` block. The candidate may suppress an exception that the test raises."""
         kind, error, traceback = arguments
         # The traceback is withheld: its frames hold the values of the test.
         exit_arguments = (kind, error, None)

@@ -349,9 +349,9 @@ PLAIN = {type(None), bool, *BY_TYPE}
 # Immutable types whose values may contain any value. The parts of the other types are plain: a
 # proxy among them would run code of the candidate while the value is made.
 HOLDING = {tuple, frozenset, slice, types.MappingProxyType, _KEYS, _VALUES, _ITEMS}
-# A value of a subclass of these crosses as its plain value, together with a reference for what the
-# plain value lacks. Not Fraction: its metaclass conflicts with that of the proxies' classes, so a
-# subclass of it crosses as a plain fraction.
+# A value of a subclass of these crosses as its plain value, together with a reference to the object
+# for everything that the subclass adds. Not Fraction: its metaclass conflicts with that of the
+# proxies' classes, so a subclass of it crosses as a plain fraction.
 HELD = (int, float, complex, str, bytes, tuple, frozenset, decimal.Decimal)
 
 
