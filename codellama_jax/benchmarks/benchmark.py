@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from codellama_jax.benchmarks import published
-from codellama_jax.benchmarks.data_files import Value, read_values
 from codellama_jax.benchmarks.fields import Kind, check_record
 from codellama_jax.benchmarks.paper import Paper
 from codellama_jax.benchmarks.settings import Settings
@@ -18,6 +17,7 @@ from codellama_jax.errors import UserError
 from codellama_jax.generation import stop
 from codellama_jax.sandbox import Program, Verdict
 from codellama_jax.system.files import check_not_root, is_bucket, read_file, user_path
+from codellama_jax.system.json_files import Value, read_values
 
 Record = Mapping[str, Any]  # one record of a published file
 Sample = dict[str, Any]  # one answer of a model: task_id, sample, and completion or log_likelihoods

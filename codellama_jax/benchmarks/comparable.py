@@ -12,9 +12,9 @@ from typing import Any
 
 from codellama_jax.benchmarks import published
 from codellama_jax.benchmarks.benchmark import Benchmark
-from codellama_jax.benchmarks.data_files import read_values
 from codellama_jax.benchmarks.settings import Options
 from codellama_jax.benchmarks.suite import Suite
+from codellama_jax.system.json_files import read_values
 
 
 def checksum(records: Iterable[Any]) -> str:

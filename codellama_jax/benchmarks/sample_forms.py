@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from codellama_jax.benchmarks.benchmark import Benchmark, Sample, Task
-from codellama_jax.benchmarks.data_files import ARRAY, Value, read_values
 from codellama_jax.benchmarks.fields import NUMBER, Kind, check_record, list_of, shown
 from codellama_jax.benchmarks.samples import Key, key
 from codellama_jax.errors import UserError
+from codellama_jax.system.json_files import ARRAY, Value, read_values
 
 COUNT = Kind("an integer from 0", lambda value: type(value) is int and value >= 0)
 # Unlike TEXT it allows lone surrogates: the program then fails, not the file.

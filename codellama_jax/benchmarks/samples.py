@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from codellama_jax.benchmarks.data_files import read_values
 from codellama_jax.benchmarks.fields import INTEGER, WORD, Kind, check_record
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import reason
+from codellama_jax.system.json_files import read_values
 
 Key = tuple[str, int]  # task_id, number of the sample
 KEY_FIELDS = {"task_id": WORD, "sample": INTEGER}

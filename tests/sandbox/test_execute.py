@@ -307,7 +307,7 @@ import sys; sys.path[:0] = [{root!r}, {tests!r}]
 import hostile, json
 from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Executor, Program
-from codellama_jax.sandbox.inside import linux
+from codellama_jax.system import linux
 def add(code):
     parts = dict(candidate=code, test=hostile.TEST, entry_point="add")
     return Program("add", "python", code + hostile.TEST + "check(add)", 5.0, **parts)

@@ -21,18 +21,9 @@ from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.generation import stop
 from codellama_jax.sandbox import Program
 
-# Seconds of processor time.
-TIMEOUTS = {
-    "cpp": 15.0,
-    "java": 15.0,
-    "php": 15.0,
-    "ts": 15.0,
-    "cs": 5.0,
-    "sh": 15.0,
-    "js": 5.0,
-    "rs": 15.0,
-    "go": 30.0,
-}
+# Seconds of processor time. MultiPL-E's default is 15.
+TIMEOUTS = {"cs": 5.0, "js": 5.0, "go": 30.0}
+DEFAULT_TIMEOUT = 15.0
 FIELDS = {
     "name": TEXT,
     "language": WORD,
@@ -90,8 +81,7 @@ def _checks(task: Task, completion: str) -> list[Check]:
 
 def _program_checks(task: Task, program: str) -> list[Check]:
     code = f"{program}\n{task.record['tests']}"
-    # 15 seconds is MultiPL-E's default.
-    timeout = TIMEOUTS.get(task.group, 15.0)
+    timeout = TIMEOUTS.get(task.group, DEFAULT_TIMEOUT)
     return [Check(Program(task.task_id, task.group, code, timeout))]
 
 

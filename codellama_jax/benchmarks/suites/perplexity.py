@@ -24,22 +24,8 @@ if TYPE_CHECKING:
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 # Endings of the source files that are read.
-KINDS = (
-    ".py",
-    ".txt",
-    ".c",
-    ".cc",
-    ".cpp",
-    ".h",
-    ".cs",
-    ".go",
-    ".java",
-    ".js",
-    ".php",
-    ".rs",
-    ".sh",
-    ".ts",
-)
+_C_FAMILY = (".c", ".cc", ".cpp", ".h", ".cs")
+KINDS = (".py", ".txt", *_C_FAMILY, ".go", ".java", ".js", ".php", ".rs", ".sh", ".ts")
 LARGEST_LOSS = 700.0  # nats per token: exp() of a larger number overflows float64
 
 

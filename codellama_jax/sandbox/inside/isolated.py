@@ -18,7 +18,7 @@ import traceback
 import types
 from typing import TYPE_CHECKING, Any
 
-from codellama_jax.sandbox.inside import linux, names
+from codellama_jax.sandbox.inside import names
 from codellama_jax.sandbox.inside.candidate import Candidate
 from codellama_jax.sandbox.inside.programs import read_job, write_verdict
 from codellama_jax.sandbox.inside.remote import is_remote
@@ -26,6 +26,7 @@ from codellama_jax.sandbox.inside.served import TEST_MODULE
 from codellama_jax.sandbox.inside.trusted import Tests
 from codellama_jax.sandbox.inside.values import NotComparable
 from codellama_jax.sandbox.inside.wire import WireError
+from codellama_jax.system import linux
 
 if TYPE_CHECKING:
     from codellama_jax.sandbox.inside.slot import Confinement

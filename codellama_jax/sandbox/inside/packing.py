@@ -88,11 +88,9 @@ class Packer:
     def __init__(self, pack_other: Callable[[Any, Packer], Any], known: Sequence[Any] = ()):
         """Starts an empty message.
 
-        Args:
-            pack_other: `pack_other(value, packer)` adds the node of a value whose type is not on
-                the closed list and returns its index, or returns the pointer to an object of the
-                receiver.
-            known: the values of the request that this message answers.
+        `pack_other(value, packer)` adds the node of a value whose type is not on the closed list
+        and returns its index, or returns the pointer to an object of the receiver. `known` holds
+        the values of the request that this message answers.
         """
         self.nodes: list[Any] = []
         self.values: list[Any] = []
@@ -176,13 +174,11 @@ class Unpacker:
         unpack_other: Callable[[str, list[Any]], Any],
         known: Sequence[Any] = (),
     ):
-        """Decodes `nodes`.
+        """Decodes `nodes`, a list of [tag, children].
 
-        Args:
-            nodes: [tag, children] of each value, as the other end sent them.
-            unpack_other: `unpack_other(tag, children)` returns the value of a node whose tag is
-                not on the closed list; the tag "home" stands for an object that this end lent.
-            known: the values of the request that this message answers.
+        `unpack_other(tag, children)` returns the value of a node whose tag is not on the closed
+        list; the tag "home" stands for an object that this end lent. `known` holds the values of
+        the request that this message answers.
         """
         self.values: list[Any] = []
         # Depth of each immutable value, 0 for others: Python hashes and frees them recursively.

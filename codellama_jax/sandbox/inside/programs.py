@@ -16,7 +16,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from codellama_jax.sandbox.inside import linux
+from codellama_jax.system import linux
 
 if TYPE_CHECKING:
     from codellama_jax.sandbox.inside.slot import Confinement

@@ -166,14 +166,7 @@ def isinstance_of(value: Any, cls: type) -> bool:
 
 
 def new_held(cls: Any, base: Any, value: Any, number: int) -> Any:
-    """Makes the proxy for an instance of a subclass of plain data.
-
-    Args:
-        cls: the class of the proxy.
-        base: the plain type that `cls` extends.
-        value: the plain value.
-        number: the number of the object.
-    """
+    """Makes the proxy of class `cls`, which extends the plain type `base`, for a plain value."""
     proxy = base.__new__(cls, value)
     proxy.__dict__[_NUMBER] = number
     return proxy

@@ -29,7 +29,8 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from codellama_jax.sandbox.inside import isolated, linux, programs
+from codellama_jax.sandbox.inside import isolated, programs
+from codellama_jax.system import linux
 
 HEADER = struct.Struct("cdd")  # the mode, seconds of processor time, seconds of wall time
 ISOLATED, PYTHON, TOOLCHAIN = b"i", b"p", b"t"  # modes
@@ -248,13 +249,8 @@ def _judge(
 def _watch(sock: socket.socket, pid: int, seconds: float, wall: float) -> bytes:
     """Waits for the judge and returns DONE, TIMEOUT or DIED.
 
-    With namespaces, the end of the judge ends every process of its pid namespace.
-
-    Args:
-        sock: the supervisor's socket. If the executor closes it, this process ends.
-        pid: the judge's.
-        seconds: limit of processor time.
-        wall: limit of wall time, in seconds.
+    `seconds` limits the processor time and `wall` the wall time. With namespaces, the end of the
+    judge ends every process of its pid namespace. If the executor closes `sock`, this process ends.
     """
     process = os.pidfd_open(pid)
     poll = select.poll()

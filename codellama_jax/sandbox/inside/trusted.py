@@ -242,13 +242,8 @@ class Tests(Peer):
     ) -> Any:
         """Returns the result of a request to objects of the candidate.
 
-        If one of the objects was computed from a value of the test, so is the result: it may only
-        be another object.
-
-        Args:
-            objects: the candidate's objects that take part.
-            request: the function that sends the request.
-            *arguments: its arguments.
+        `request(*arguments)` sends the request. If one of the objects was computed from a value of
+        the test, so is the result: it may only be another object.
         """
         has_seen = any(map(remote.has_seen, objects))
         try:

@@ -1,8 +1,10 @@
-"""Linux isolation primitives through ctypes and os.
+"""Linux isolation primitives through ctypes and os, for the sandbox.
 
 Namespaces, mounts, capabilities, resource limits and seccomp filters. Every function raises
 OSError with the name of the system call if the kernel refuses. See namespaces(7), mount(2),
 mount_setattr(2), capabilities(7), setrlimit(2), seccomp(2).
+
+The processes of the sandbox import this module: it may use only the standard library.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Reads the files of an evaluation: benchmark data and samples.
+"""Reads files of JSON values: plain or gzipped, JSON arrays or JSON lines.
 
-They may be plain or gzipped, JSON arrays or JSON lines. Imports neither JAX nor Flax, so that a
-faulty file is reported at once.
+Imports neither JAX nor Flax, so that a faulty file is reported at once.
 """
 
 from __future__ import annotations
