@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codellama_jax.benchmarks import published
 from codellama_jax.benchmarks.fields import Kind, check_record
 from codellama_jax.benchmarks.paper import Paper
 from codellama_jax.benchmarks.settings import Settings
+from codellama_jax.data import downloads
 from codellama_jax.errors import UserError
 from codellama_jax.generation import stop
 from codellama_jax.sandbox import Program, Verdict
@@ -199,9 +199,9 @@ def read_records(path: str | Path, fields: Mapping[str, Kind]) -> list[Record]:
     Raises UserError naming the file, line, field, value and expected type of the first fault.
     """
     records: list[Record] = []
-    if str(path).startswith(published.PREFIX):
-        name = str(path).removeprefix(published.PREFIX)
-        downloaded = published.records(name)
+    if str(path).startswith(downloads.PREFIX):
+        name = str(path).removeprefix(downloads.PREFIX)
+        downloaded = downloads.records(name)
         values = [Value(f"record {n} of {name}", value) for n, value in enumerate(downloaded, 1)]
         return _checked(values, fields, name)
     for file in files_of(str(path), RECORD_FILES):

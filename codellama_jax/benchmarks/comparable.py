@@ -10,10 +10,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from codellama_jax.benchmarks import published
 from codellama_jax.benchmarks.benchmark import Benchmark
 from codellama_jax.benchmarks.settings import Options
 from codellama_jax.benchmarks.suite import Suite
+from codellama_jax.data import downloads
 from codellama_jax.system.json_files import read_values
 
 
@@ -47,7 +47,7 @@ def why_not(
         return "only some of the tasks have samples"
     if benchmark.own_tasks:
         return benchmark.own_tasks
-    if options.data.startswith(published.PREFIX):
+    if options.data.startswith(downloads.PREFIX):
         # The download has checked the file's checksum.
         return ""
     if not suite.checksums:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import small_data as data
 
-from codellama_jax.benchmarks import answers, evaluate, generate, published, suites
+from codellama_jax.benchmarks import answers, evaluate, generate, suites
 from codellama_jax.benchmarks.benchmark import files_of
 from codellama_jax.benchmarks.bleu import smoothed_bleu
 from codellama_jax.benchmarks.sample_forms import read_samples
@@ -26,6 +26,7 @@ from codellama_jax.benchmarks.scoring import score
 from codellama_jax.benchmarks.settings import Checking, Options, Settings
 from codellama_jax.benchmarks.suites import SUITES, load
 from codellama_jax.benchmarks.summary import summarise
+from codellama_jax.data import downloads
 from codellama_jax.errors import UserError
 from codellama_jax.generation.text import whole_characters
 from codellama_jax.models.llama.model import Llama
@@ -399,16 +400,16 @@ def test_published_files_are_downloaded_once_and_checked(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/two.jsonl"
-        right = published.File(url, served.stat().st_size, sha256)
+        right = downloads.File(url, served.stat().st_size, sha256)
         monkeypatch.setattr(
-            published,
+            downloads,
             "FILES",
             {"right": right, "wrong": right._replace(url=f"{url}?", sha256="0" * 64)},
         )
-        published._builder_class.cache_clear()
-        assert published.records("right", tmp_path / "cache") == data.HUMANEVAL
+        downloads._builder_class.cache_clear()
+        assert downloads.records("right", tmp_path / "cache") == data.HUMANEVAL
         with pytest.raises(UserError, match=r"cannot download .* has wrong checksum"):
-            published.records("wrong", tmp_path / "cache")
+            downloads.records("wrong", tmp_path / "cache")
         server.shutdown()
-    assert published.records("right", tmp_path / "cache") == data.HUMANEVAL
-    published._builder_class.cache_clear()
+    assert downloads.records("right", tmp_path / "cache") == data.HUMANEVAL
+    downloads._builder_class.cache_clear()

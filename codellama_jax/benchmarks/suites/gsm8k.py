@@ -21,9 +21,9 @@ from codellama_jax.benchmarks.benchmark import (
 )
 from codellama_jax.benchmarks.fields import TEXT, list_of
 from codellama_jax.benchmarks.paper import Paper
-from codellama_jax.benchmarks.published import PREFIX
 from codellama_jax.benchmarks.settings import Options, ShotOptions
 from codellama_jax.benchmarks.suite import Suite, record_files
+from codellama_jax.data.downloads import PREFIX
 from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Program, Verdict
 from codellama_jax.system.files import user_path
