@@ -19,7 +19,7 @@ from codellama_jax.checkpoints.identity import identity as identity_of
 from codellama_jax.checkpoints.loading import keep_compiled, load_params
 from codellama_jax.config import Experiment, Probe, Stage, to_dict
 from codellama_jax.data import pipeline
-from codellama_jax.models.trained import Run
+from codellama_jax.models.trained import TrainedModel
 from codellama_jax.probes.run import config_of, kept_answers, run_probes
 from codellama_jax.probes.subject import Subject
 from codellama_jax.report.findings import FindingOf
@@ -140,14 +140,14 @@ def measure(
     """
     stage = resolved.stage
     params = load_params(trained, stage.model, resolved.mesh)
-    run = Run(stage.model, params, corpus.tokenizer, str(resolved))
+    model = TrainedModel(stage.model, params, corpus.tokenizer, str(resolved))
     shares = to_dict(stage.data.mixture)
     main_source = max(corpus.sources(stage), key=shares.__getitem__)
     # Long contexts need unsplit files; the others read documents as in training.
     files = corpus.source(main_source, block_chars=0)
     documents = corpus.source(main_source, first.data.block_chars)
     subject = Subject(
-        run,
+        model,
         files=[pipeline.text_of(document) for document in files.validation],
         documents=[pipeline.text_of(document) for document in documents.validation],
         training_rows=lambda: batches_trained_on(corpus, resolved),
