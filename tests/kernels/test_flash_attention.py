@@ -87,7 +87,7 @@ def test_refuses_gradients_that_fit_no_chip():
     [(4096, 1024, 15.4), (16384, 1024, 45.4), (4096, 512, 12.8)],
 )
 def test_knows_what_the_backward_pass_takes(length, block, compiled_mib):
-    """Beside the vector memory that `launch.py kernels` read from the compiler."""
+    """Beside the vector memory that `python -m kernels.static.command` read from the compiler."""
     assert block_sizes.backward_bytes(length, 128, block) / 2**20 == pytest.approx(
         compiled_mib, rel=0.02
     )
