@@ -308,7 +308,7 @@ def test_shares_and_cuts_over_100_000_documents(characters):
 
 def test_rows_come_in_the_shares_of_the_mixture(tokenizer):
     shares = (0.85, 0.0, 0.08, 0.07)
-    drawn = np.array([pipeline.source_of_row(row, shares) for row in range(100_000)])
+    drawn = np.array([pipeline.source_of_sequence(row, shares) for row in range(100_000)])
     for source, share in enumerate(shares):
         mine = drawn == source
         assert abs(mine.mean() - share) < 1e-4
@@ -326,7 +326,7 @@ def test_a_lane_reads_from_every_source():
     for rows in (1, 2, 8, 13, 16, 64, 1024):
         drawn = np.array(
             [
-                [pipeline.source_of_row(s * rows + lane, (0.9, 0.1)) for s in range(2000)]
+                [pipeline.source_of_sequence(s * rows + lane, (0.9, 0.1)) for s in range(2000)]
                 for lane in range(min(rows, 16))
             ]
         )
