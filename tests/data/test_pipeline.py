@@ -355,7 +355,7 @@ def test_one_line_for_a_mixture_without_documents(tokenizer):
 
 def test_one_line_for_another_batch_size(tokenizer):
     state = take(tokenizer, 1)[1]
-    with pytest.raises(UserError, match=r"no data cursor for row 4 .* batch_size"):
+    with pytest.raises(UserError, match=r"no data cursor for sequence 4 .* batch_size"):
         take(tokenizer, 1, range(ROWS + 1), state, config(rows=ROWS + 1))
 
 

@@ -330,7 +330,7 @@ def test_truncated_file_is_refused(toy, tmp_path):
         *range(end - 200, end),
     ]:  # the specs, without which some pieces parse, lie at the end
         path.write_bytes(toy.model[:size])
-        with pytest.raises(UserError, match="not a whole SentencePiece model"):
+        with pytest.raises(UserError, match="not a complete SentencePiece model"):
             tokenizer_lib.load(path)
 
 
