@@ -48,6 +48,7 @@ def project_reader(folder: epath.Path, named_tokenizer: str = "") -> Reader:
         model, tokenizer = source.model, load.needed_tokenizer(folder, named_tokenizer)
         check_rows(source, tokenizer, added_tokens(folder))
         params = load.place_params(source, model, mesh)
+    # Rounding to bfloat16 would hide small mistakes; without a gradient, remat only costs time.
     config = replace(model, compute_dtype="float32", remat="none")
     module = family_of(config).module(config)
 
@@ -74,7 +75,7 @@ def transformers_reader(folder: epath.Path) -> Reader:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
-    except Exception as error:  # transformers raises many types for files that it does not expect
+    except Exception as error:  # transformers raises many types for unexpected files
         fix = "pass --against with another folder or run"
         raise UserError(f"transformers cannot read {folder}: {reason(error)}; {fix}") from error
 
@@ -97,8 +98,8 @@ def compare(
 ) -> list[tuple[str, str]]:
     """Returns the lines of the comparison as (name, figure).
 
-    Raises UserError if `tokens` is below 1, if a folder cannot be read, or if `against` is not given
-    and transformers is not installed.
+    Raises UserError if `tokens` is below 1, if a folder cannot be read, or if `against` is None and
+    transformers is not installed.
 
     Args:
       folder: a run or published weights.
@@ -110,6 +111,7 @@ def compare(
     if tokens < 1:
         raise UserError(f"--tokens must be at least 1, got {tokens}")
     other = against or folder
+    # transformers reads only its own layout: a run or Meta's files are read by this project.
     installed = importlib.util.find_spec("transformers") is not None and load.kind_of(other) == "hf"
     if not installed and against is None:
         fix = "pass --against, or install the extra oracle to compare with transformers"

@@ -1,6 +1,6 @@
 """The verbs `import`, `export` and `check` of the command line.
 
-JAX is imported only inside the commands, because it takes seconds and --help does not need it.
+JAX is imported only inside the commands: it takes seconds, and --help does not need it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ INTEGRITY = "checksums.json, which `check --integrity` verifies; reads every fil
 def existing_folder(path: str) -> epath.Path:
     """Returns the folder at `path` and prints that it is opened.
 
-    Raises UserError if there is no such folder. Commands call it before they import JAX, so that the
-    error appears seconds earlier.
+    Raises UserError if there is no such folder. Commands call it before they import JAX, so that
+    the error appears seconds earlier.
     """
     from codellama_jax.system.files import user_path
     from codellama_jax.weights.inputs import file_names
@@ -52,6 +52,7 @@ class Import:
 
         kind, source = load.open_published(folder)
         tokenizer = load.needed_tokenizer(folder, self.tokenizer)
+        # A run holds no padding: its own sharding decides how much it needs.
         source = trimmed(source, tokenizer, added_tokens(folder))
         store.write_run(source, tokenizer, kind, user_path(self.run), self.integrity)
 

@@ -80,6 +80,7 @@ def open_source(folder: epath.Path) -> Source:
     # Some files of a model with tied embeddings hold the embedding a second time, as the head.
     if model.tied_embeddings:
         known.add(file_name("head", 0))
+    # A tensor without a place would be dropped silently, such as a bias or a LoRA adapter.
     extra = [n for n in sorted(tensors.files) if n not in known and not n.endswith(COMPUTED)]
     if extra:
         raise UserError(f"{folder} holds tensors that this model has no place for: {some(extra)}")
@@ -108,6 +109,7 @@ def write(
         raise UserError(f"safetensors are written to a local folder, not {folder}: copy it then")
     with complete_folder(folder) as part:
         index = _write_tensors(source, part, folder)
+        # A single file, model.safetensors, is found without an index.
         if len(set(index.values())) > 1:
             sizes = {"total_size": source_bytes(source)}
             write_json(part / INDEX, {"metadata": sizes, "weight_map": index})
@@ -143,6 +145,7 @@ def _write_tensors(source: Source, part: epath.Path, folder: epath.Path) -> dict
             file = f"model-{count}.safetensors" if len(files) > 1 else SINGLE
             tensors = {}
             for name, layer in keys:
+                # safetensors writes the buffer as it is, so a transposed view must be copied.
                 tensors[file_name(name, layer)] = np.ascontiguousarray(source.tensor(name, layer))
                 advance(tensors[file_name(name, layer)].nbytes)
             _save(tensors, part / file, folder)
@@ -153,7 +156,7 @@ def _write_tensors(source: Source, part: epath.Path, folder: epath.Path) -> dict
 def _save(tensors: dict[str, np.ndarray], path: epath.Path, folder: epath.Path) -> None:
     """Writes one file. Raises UserError naming the folder if there is no room."""
     try:
-        path.touch()
+        path.touch()  # gives the file the mode that the umask of the user asks for
         mode = path.stat().mode
         save_file(tensors, str(path), metadata={"format": "pt"})
         os.chmod(path, mode)  # safetensors makes it private to the user and ignores the umask

@@ -52,6 +52,7 @@ def places(model: ModelConfig) -> dict[str, Place]:
     return family_of(model).places(model)
 
 
+# Cached: tracing the module takes much longer than a look-up, and every tensor needs one.
 @functools.cache
 def parameters(model: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]:
     """Returns the shape and the logical axes of every parameter, by dotted name.
@@ -59,6 +60,7 @@ def parameters(model: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str
     The first axis of a stacked parameter is L.
     """
     described = {}
+    # A boxed parameter holds its logical axes. eval_shape traces without computing any value.
     boxed = jax.eval_shape(lambda: boxed_params(model, jax.random.key(0)))
     leaves = jax.tree_util.tree_leaves_with_path(
         boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
@@ -86,7 +88,7 @@ def one_layer(model: ModelConfig, param: str) -> tuple[int, ...]:
 
 def _section(place: Place, shape: tuple[int, ...]) -> Index:
     """Returns the part of a fused parameter of this shape that a published tensor is."""
-    section = [slice(0, n) for n in shape]
+    section = [slice(0, length) for length in shape]
     if place.size:
         section[place.axis] = slice(place.start, place.start + place.size)
     return tuple(section)
@@ -115,7 +117,7 @@ def _matrix_axes(place: Place) -> list[tuple[int, ...]]:
 
 
 def names(model: ModelConfig) -> Iterator[tuple[str, int]]:
-    """Yields every (tensor, layer) in the order of `places`, but the tensors of a layer together."""
+    """Yields every (tensor, layer) in the order of `places`, with each layer's tensors together."""
     stacked = [name for name, place in places(model).items() if is_stacked(place.param)]
     for name in places(model):
         if name not in stacked:
@@ -146,6 +148,7 @@ def join(source: Source, param: str, layer: int, index: Index) -> np.ndarray:
             continue
         ranges = [range(*part.indices(length)) for part, length in zip(index, shape)]
         lengths = list(shape)
+        # Within the published tensor, the section of a fused axis starts at 0.
         if place.size:
             ranges[place.axis], lengths[place.axis] = range(place.size), place.size
         section = [_flat(ranges, lengths, axes) for axes in _matrix_axes(place)]
@@ -195,6 +198,7 @@ def check_tensors(
     """
     folder = settings.parent
     expected = list(names(model))
+    # Before shapes: a truncated download has the right shapes for the tensors that it has.
     missing = [file_name(*key) for key in expected if key not in headers]
     if missing:
         raise UserError(f"{folder} lacks {some(missing)}: is the download complete?")
@@ -210,6 +214,8 @@ def check_tensors(
             readable = f"only {', '.join(DTYPES.values())} weights are read, not quantized ones"
             raise UserError(f"{folder}: {file_name(name, layer)} is {dtype}: {readable}")
         dtypes.setdefault(name, set()).add(dtype)
+    # A parameter stacks the layers, so they need one type, which must not round any of them. Some
+    # published files keep a few layers' tensors in float32 and the others in bfloat16.
     widest = {}
     for name, kinds in dtypes.items():
         widest[name] = functools.reduce(jnp.promote_types, map(jnp.dtype, kinds))

@@ -35,7 +35,7 @@ def test_samples_pass_where_they_end_the_line(run, monkeypatch):
         return [run.tokenizer.encode(text, leading_space=False) for text in texts]
 
     monkeypatch.setattr("codellama_jax.generation.sampler.generate", write)
-    monkeypatch.setattr(line_ends, "ROWS", 8)
+    monkeypatch.setattr(line_ends, "BATCH_SIZE", 8)
     found = line_ends.LineEnds((0.5,), 6, 20).measure(subject(run))["0.5"]
     assert (
         found["passed"] == [10] * 6 and found["samples"] == 20 and sorted(seen) == list(range(120))

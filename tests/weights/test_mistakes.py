@@ -49,7 +49,7 @@ HF = {  # what is done to a folder, and what the message must match
     "heads": (lambda f: edited(f, num_key_value_heads=2), OTHER_SHAPE),
     "rows": (lambda f: edited(f, vocab_size=32_000), OTHER_SHAPE),
     "layers": (lambda f: edited(f, num_hidden_layers=1), "no place for"),
-    "deep": (lambda f: edited(f, num_hidden_layers=9_999), "lacks model.layers.2.*: is every"),
+    "deep": (lambda f: edited(f, num_hidden_layers=9_999), "lacks model.layers.2.*: is the download"),
     "file": (lambda f: (f / "model.safetensors").unlink(), "has no .*safetensors: is the download"),
     "bin": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
