@@ -141,7 +141,7 @@ FindingOf = Callable[[Results], Finding | Sequence[Expectation]]
 
 def pairs(first: Sequence[float], second: Sequence[float]) -> list[float]:
     """Returns the differences of the values of two arms, seed by seed."""
-    # Paired: the same seed has the same data in both arms, which reduces the variance.
+    # Paired: both arms of a seed use the same random numbers, which reduces the variance.
     return [a - b for a, b in zip(first, second, strict=True)]
 
 
@@ -223,10 +223,10 @@ def _write_verdict(page: Page, name: str, finding: Finding) -> None:
 
 def _has_seeds(panels: Sequence[Panel]) -> bool:
     """Returns whether a line has more than one seed."""
+    most = 0
     for panel in panels:
-        if any(len(seeds) > 1 for seeds in panel.lines.values()):
-            return True
-    return False
+        most = max(most, *(len(seeds) for seeds in panel.lines.values()), 0)
+    return most > 1
 
 
 def _disagreement(finding: Finding) -> str:
