@@ -182,7 +182,9 @@ def _builder(folder: epath.Path, splits: dict[str, list]) -> Any:
     import tensorflow_datasets as tfds  # takes seconds: only where documents are written or read
 
     # mypy does not see the base class, which TFDS imports lazily.
-    class Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    class Documents(  # type: ignore[call-arg]
+        tfds.core.GeneratorBasedBuilder, skip_registration=True
+    ):
         """Documents with their ids, in the splits train and validation."""
 
         VERSION = tfds.core.Version(VERSION)

@@ -34,6 +34,7 @@ class Completions(Probe, name="completions"):
 
     def show(self, page: Page, answers: Sequence[tuple[StageResult, Any]]) -> None:
         """Adds the prompts of the last stage with their completions marked."""
+        # Earlier stages are kept in probes.json; a reader is interested in the trained model.
         result, samples = answers[-1]
         page.note(f"Greedy, after {result.name}; generated text is marked.")
         for sample in samples:

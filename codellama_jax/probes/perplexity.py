@@ -38,6 +38,7 @@ class Perplexity(Probe, name="perplexity"):
         """Adds a figure and a table of the stages."""
         from codellama_jax.report.figures import perplexity_figure  # matplotlib is slow to import
 
+        # JSON has made texts of the lengths.
         curves, documents = {}, 0
         for result, answer in answers:
             curves[result.name] = {int(length): measures for length, measures in answer.items()}

@@ -89,6 +89,7 @@ def write_report(
             section = functools.partial(probe_section, page, probe, stages)
             _guarded(page, name, section)
     _next_commands(page, out, experiment, everything)
+    # Figures first: the Markdown refers to them.
     for name, png in page.images.items():
         write_file(folder.figure(name), png)
     write_file(folder.report_markdown, page.markdown())
@@ -97,7 +98,7 @@ def write_report(
 
 def _guarded(page: Page, name: str, section: Callable[[], None]) -> None:
     """Adds a section, or a note if a damaged file makes that impossible."""
-    mark = page.mark()
+    mark = page.mark()  # a section may fail after it has added blocks
     try:
         section()
     except DAMAGED as error:
@@ -246,6 +247,7 @@ def _next_commands(
 ) -> None:
     """Adds the commands that resume an unfinished run or use the trained model."""
     page.heading("Next commands")
+    # A run may be unfinished and yet have stages whose model can be used.
     if not all(result.done for result in results):
         page.text("The run is not finished. The same command resumes it:")
         page.code(("", [(shlex.join(["python", *sys.argv]), "")]))

@@ -55,6 +55,7 @@ def _plan_cells(result: StageResult) -> list[str]:
     if last["step"] != stage.steps:
         step = f"{last['step']:,.0f}"
         steps = f"{step} of {steps}" if result.measured else f"{steps}, not run"
+    # The plan counts positions; training logs the tokens among them that are not padding.
     tokens = f"{short(stage_tokens(stage))} planned"
     if result.training:
         positions = last["step"] * stage.data.batch_size * stage.data.seq_len

@@ -46,6 +46,7 @@ def project_reader(folder: epath.Path, named_tokenizer: str = "") -> Reader:
     else:
         _, source = load.open_published(folder)
         model, tokenizer = source.model, load.needed_tokenizer(folder, named_tokenizer)
+        # Before loading, which takes minutes for a large model.
         check_rows(source, tokenizer, added_tokens(folder))
         params = load.place_params(source, model, mesh)
     # Rounding to bfloat16 would hide small mistakes; without a gradient, remat only costs time.
@@ -141,6 +142,7 @@ def measures(logits_TV: np.ndarray, reference_TV: np.ndarray) -> tuple[float, fl
     Returns the largest absolute difference of a logit, the mean over T of the Kullback-Leibler
     divergence from the reference in nats, and the number of positions with the same argmax.
     """
+    # float64: the sums of many small probabilities would lose digits in float32.
     log_p_TV = np.asarray(jax.nn.log_softmax(logits_TV, axis=-1), np.float64)
     log_q_TV = np.asarray(jax.nn.log_softmax(reference_TV, axis=-1), np.float64)
     divergence = float((np.exp(log_q_TV) * (log_q_TV - log_p_TV)).sum(1).mean())

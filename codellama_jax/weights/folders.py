@@ -23,6 +23,7 @@ def complete_folder(path: epath.Path) -> Iterator[epath.Path]:
     _check_absent(path)
     with locks.sole_writer(path, path.with_name(f".{path.name}.lock")):
         _check_absent(path)  # another process may have finished it before the lock was free
+        # On the same file system, so that the rename is atomic.
         part = path.with_name(f"{path.name}.part")
         try:
             if part.exists():
@@ -33,6 +34,7 @@ def complete_folder(path: epath.Path) -> Iterator[epath.Path]:
         except (OSError, ImportError) as error:
             raise UserError(f"cannot write {path}: {reason(error)}") from error
         finally:
+            # A failure to clean up must not hide the error that is being raised.
             with contextlib.suppress(OSError, ImportError):
                 if part.exists():
                     part.rmtree()

@@ -131,6 +131,7 @@ def _config_of(source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
         "max_position_embeddings": source.context,
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
+        # transformers has one type for a model: that of most of its weights.
         "torch_dtype": source.dtypes["embedding"].name,
     }
 
@@ -158,6 +159,7 @@ def _save(tensors: dict[str, np.ndarray], path: epath.Path, folder: epath.Path) 
     try:
         path.touch()  # gives the file the mode that the umask of the user asks for
         mode = path.stat().mode
+        # transformers refuses a file without this format.
         save_file(tensors, str(path), metadata={"format": "pt"})
         os.chmod(path, mode)  # safetensors makes it private to the user and ignores the umask
     except (SafetensorError, OSError) as error:
@@ -168,6 +170,7 @@ def _files(source: Source) -> list[list[tuple[str, int]]]:
     """Returns the (tensor, layer) of each file. Files have at most FILE_BYTES, or one tensor."""
     files: list[list[tuple[str, int]]] = [[]]
     size = 0
+    # In the order of the layers, so that a reader of one layer opens few files.
     for name, layer in names(source.model):
         tensor_bytes = math.prod(shapes(source.model)[name]) * source.dtypes[name].itemsize
         if files[-1] and size + tensor_bytes > FILE_BYTES:

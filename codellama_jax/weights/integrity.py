@@ -36,6 +36,7 @@ def verify(folder: epath.Path) -> int:
     """
     checksums = _read_checksums(folder)
     paths = {name: folder / name for name in checksums}
+    # Before any checksum: reading all files of a large model takes minutes.
     missing = [name for name, path in paths.items() if not path.exists()]
     if missing:
         raise UserError(f"{folder} lacks {some(missing)}, listed in {NAME}: copy the folder again")
@@ -43,6 +44,7 @@ def verify(folder: epath.Path) -> int:
     total = sum(path.stat().length for path in paths.values())
     with counted("verifying", total, unit="bytes", quiet=not is_first()) as advance:
         for name, path in paths.items():
+            # All damaged files are named together, so that one copy replaces them.
             if _sha256(path, advance) != checksums[name]:
                 damaged.append(name)
     if damaged:

@@ -74,6 +74,7 @@ def initial_params(stage: Stage, mesh: Mesh) -> Callable[[], dict]:
         allowed = "scratch, previous, run:DIR, run:DIR@STEP, hf:DIR, meta:DIR"
         raise UserError(f"init {stage.init!r} is none of {allowed}")
     if kind == "run":
+        # The folder may be that of a run or of one of its stages, or refer to an equal stage.
         run_path, step = _path_and_step(path)
         folder, saved = find_trained(user_path(run_path))
         loading.check_shapes(folder, saved.model, stage.model)
@@ -144,7 +145,7 @@ def place_params(source: Source, model: ModelConfig, mesh: Mesh) -> dict:
     abstract = abstract_params(as_stored, mesh)
     with on_mesh(mesh):
         leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
-        total = sum(leaf.size for _, leaf in leaves) * 4
+        total = sum(leaf.size for _, leaf in leaves) * 4  # bytes of float32
         with counted("reading", total, unit="bytes", quiet=not is_first()) as advance:
             params = [_placed(source, dotted(path), leaf, advance) for path, leaf in leaves]
     return loading.with_rows(jax.tree.unflatten(tree, params), model, mesh)
@@ -164,6 +165,7 @@ def _placed(
     # A stacked parameter is assembled on the devices, layer by layer. JAX calls the callback once
     # for each shard that this host holds, with its index.
     inner = NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[1:]))
+    # Zeros are made on the devices: from the host they would be transferred.
     stack = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
     for layer in range(leaf.shape[0]):
         read = functools.partial(join, source, param, layer)

@@ -132,6 +132,7 @@ def _head_rows(folder: epath.Path, ranks: list[dict[str, Stored]]) -> int:
 
     params.json may have -1 instead of it. Raises UserError if no file has an output head.
     """
+    # The head is split along the vocabulary, the embedding along the width.
     heads = [rank[NAMES["head"]].shape for rank in ranks if NAMES["head"] in rank]
     rows = sum(shape[0] for shape in heads if len(shape) == 2)
     if not rows:
@@ -155,6 +156,7 @@ def _merged(name: str, parts: list[Stored], index: Index) -> np.ndarray:
     if axis is None:
         return parts[0].read(index)
     size = parts[0].shape[axis]
+    # The part of each rank in its own rows or columns: empty if the index does not reach it.
     start, stop, _ = index[axis].indices(size * len(parts))
     pieces = []
     for rank, part in enumerate(parts):
@@ -234,6 +236,7 @@ def _check_ranks(model: LlamaConfig, ranks: int) -> None:
     """Raises UserError if a tensor or the key heads cannot be split evenly over the ranks."""
     if ranks < 1:
         raise UserError(f"--ranks must be at least 1, got {ranks}")
+    # Heads are not divided between ranks, even if their rows would allow it.
     uneven = [f"{model.n_kv_heads} key heads"] if model.n_kv_heads % ranks else []
     for name, axis in SPLIT.items():
         if shapes(model)[name][axis] % ranks:

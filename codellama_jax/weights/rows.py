@@ -33,6 +33,7 @@ def added_tokens(folder: epath.Path) -> dict[int, str]:
     tokens: dict[Any, Any] = {}
     if "added_tokens.json" in names:
         for token, row in read_settings(folder / "added_tokens.json").values.items():
+            # A list or object could not be a key of `tokens`; its text is refused below.
             tokens[row if isinstance(row, int) else shown_value(row)] = token
     if "tokenizer_config.json" in names:
         decoder = read_settings(folder / "tokenizer_config.json").inner("added_tokens_decoder")
@@ -62,6 +63,7 @@ def check_rows(source: Source, tokenizer: Tokenizer, added: dict[int, str]) -> N
     # Llama 2's tokenizer.model lists no sentinels, so its model needs no rows for them.
     ids = tokenizer.vocab_size if _lists_sentinels(tokenizer) else pieces
     added_ids = [row for row in added if ids <= row < rows]
+    # Padding is bounded: a tokenizer with far fewer entries belongs to another model.
     if rows > most_rows(ids + len(added_ids)):
         raise UserError(f"{counts}: {rows - pieces:,} rows of the model would be lost; {fix}")
 

@@ -16,6 +16,7 @@ from codellama_jax.system.settings import read_settings, shown_value
 from codellama_jax.weights.inputs import check_file, file_names, unused_weights
 from codellama_jax.weights.layout import Index
 
+# Names that transformers gives to the only file, to the index, and to each of several files.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
@@ -80,6 +81,7 @@ def choose_files(folder: epath.Path) -> list[str]:
         used = _indexed_files(folder / INDEX)
     else:
         used = _files_without_index(folder, names)
+    # Also for names of an index, which lists files that a truncated download lacks.
     absent = [name for name in used if name not in names]
     if absent:
         raise UserError(f"{folder} has no {some(absent)}: is the download complete?")
@@ -117,12 +119,15 @@ def _files_without_index(folder: epath.Path, names: list[str]) -> list[str]:
         raise UserError(f"{folder} has no *.safetensors: {fix}")
     matches = [match for match in map(SHARD.fullmatch, files) if match]
     sets = {(match[1], match[3]) for match in matches}
+    # One model can have shards and other safetensors files, such as an adapter, but two sets of
+    # shards are two models.
     if len(sets) > 1:
         shown = " and ".join(f"{prefix}-*-of-{count}" for prefix, count in sorted(sets))
         raise UserError(f"{folder} has shards of several models, {shown}: keep one set")
     if not sets:
         return files
     ((prefix, count),) = sets
+    # Compared first, because a damaged name may stand for 99,999 files.
     if int(count) > len(names) or not int(count):
         expected = f"all {int(count)} files {prefix}-*-of-{count}.safetensors"
         raise UserError(f"{folder} has {len(matches)} shards, not {expected}: is it complete?")

@@ -62,6 +62,7 @@ class Stack:
     def __init__(self, source: Source, param: str, advance: Callable[[int], None]):
         self.source, self.param, self.advance = source, param, advance
         self.shape, self.axes = parameters(source.model)[param]
+        # Published tensors that are fused here may have different types.
         dtypes = set()
         for name, place in places(source.model).items():
             if place.param == param:

@@ -77,6 +77,7 @@ class SafeUnpickler(pickle.Unpickler):
         """
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
+        # torch calls this function for each tensor; here it returns where the tensor is stored.
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return self.tensor
         if module == "torch" and name in STORAGES:
@@ -158,6 +159,7 @@ def _data(file: Any, entry: zipfile.ZipInfo) -> tuple[int, int]:
 
     Raises BadZipFile if the entry is compressed, as torch.save never does.
     """
+    # A stored entry can be read at any offset, a compressed one only from its start.
     if entry.compress_type != zipfile.ZIP_STORED:
         raise zipfile.BadZipFile(f"{entry.filename} is compressed")
     # A local header has 30 bytes, then the name and an extra field of the lengths at byte 26. The
@@ -176,7 +178,7 @@ def write_pickled(
 
     `tensors` holds name, dtype and shape of each tensor, `matrices` their values in the same order.
     """
-    root = path.name.removesuffix(".pth")
+    root = path.name.removesuffix(".pth")  # as torch.save names the folder in the archive
     with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(f"{root}/data.pkl", pickled(tensors))
         archive.writestr(f"{root}/byteorder", "little")

@@ -1,4 +1,4 @@
-"""Which files become documents, which do not, and how files are cut into blocks."""
+"""Which files become documents, which do not, and how files are split into blocks."""
 
 import argparse
 import inspect
@@ -77,12 +77,12 @@ def test_a_folder_of_files(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / os.fsdecode(b"odd\xff")).write_text("any bytes name a file\n")
-    found, counts, _ = sources.load(sources.find(str(tmp_path)), code=True)
+    documents, counts, _ = sources.load(sources.find(str(tmp_path)), code=True)
     kept["odd\\udcff"] = "any bytes name a file\n"
-    assert {d.id: d.text for d in found} == {
+    assert {d.id: d.text for d in documents} == {
         f"{tmp_path.name}/{name}": text for name, text in kept.items()
     }
-    wanted = {
+    expected = {
         "files": 5,
         "not_utf8": 1,
         "binary": 2,
@@ -91,7 +91,7 @@ def test_a_folder_of_files(tmp_path):
         "near_duplicates": 0,
         "unreadable": 0,
     }
-    assert counts == wanted | {"characters": sum(map(len, kept.values()))} and set(counts) == set(
+    assert counts == expected | {"characters": sum(map(len, kept.values()))} and set(counts) == set(
         sources.COUNTS
     )
 
@@ -113,8 +113,8 @@ def test_a_file_replaced_by_a_pipe_is_unreadable(tmp_path):
     for name in ("a.py", "b.py"):
         (tmp_path / name).unlink()
     os.mkfifo(tmp_path / "a.py")
-    found, counts, dropped = sources.load(items, code=True)
-    assert [d.id for d in found] == [f"{tmp_path.name}/c.py"] and counts["unreadable"] == 2
+    documents, counts, dropped = sources.load(items, code=True)
+    assert [d.id for d in documents] == [f"{tmp_path.name}/c.py"] and counts["unreadable"] == 2
     names = [f"{tmp_path.name}/a.py", f"{tmp_path.name}/b.py"]
     assert dropped == {"that cannot be read": names}
 
@@ -151,7 +151,7 @@ def test_nothing_to_read(tmp_path, files):
 
 
 @pytest.mark.parametrize("module", [argparse, json.decoder, random, textwrap, inspect])
-def test_what_people_wrote_stays(module):
+def test_code_of_people_is_kept(module):
     assert not sources.is_generated(inspect.getsource(module))
 
 
@@ -167,7 +167,7 @@ def test_what_people_wrote_stays(module):
         "".join(f"0x{i:04x}: 0x{i * 7:04x},  # {i}\n" for i in range(200)),
     ],
 )
-def test_what_programs_wrote_goes(text):
+def test_code_of_programs_is_dropped(text):
     assert sources.is_generated(text)
 
 
@@ -177,18 +177,20 @@ def test_a_marker_in_the_middle_of_a_file_is_code():
 
 def test_near_duplicates_keep_the_first():
     lines = [f"value_{i} = compute({i})" for i in range(100)]
-    text = lambda lines: "\n".join(lines)
     edited = [*lines[:50], "inserted = 1", *("    " + line for line in lines[50:])]
     half = [*lines[:50], *(f"other_{i}" for i in range(50))]
     assert sources.near_duplicates(
-        [text(lines), text(half), text(edited), text(lines), text(reversed(lines))]
+        ["\n".join(text) for text in (lines, half, edited, lines, reversed(lines))]
     ) == {2, 3, 4}
     assert sources.near_duplicates(["a\nb", "c\nd"]) == set()
 
 
 def test_the_sample_of_files_is_stable():
     items = [sources.Item(f"folder/{i}", "", bytes) for i in range(100)]
-    names = lambda items: [item.id for item in items]
+
+    def names(items):
+        return [item.id for item in items]
+
     ten = sources.sample(items, 10)
     assert len(ten) == 10 and names(ten) == sorted(names(ten)) and names(ten) != names(items[:10])
     assert set(names(ten)) <= set(names(sources.sample(items, 11)))

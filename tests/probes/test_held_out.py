@@ -41,7 +41,7 @@ def test_examples_depend_on_the_seed_alone(run):
     assert lines(run) != lines(run, seed=1)
 
 
-def test_few_documents_give_several_lines_and_at_most_what_they_hold(run):
+def test_few_documents_give_several_lines_each(run):
     text = "def f(x):\n    y = x\n\n    z = y\n    return z\n\nlast"
     examples = lines(run, texts=[text, "one line", "two\nlines"])
     assert sorted(e.middle for e in examples) == ["    return z", "    y = x", "    z = y"]
@@ -56,10 +56,10 @@ def examples(run, kind: str, count: int = 30, seed: int = 0):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_splits_rebuild_the_text_and_depend_on_the_seed(run, kind):
-    found = examples(run, kind)
-    assert found == examples(run, kind) != examples(run, kind, seed=1)
-    assert len(found) > 10
-    for e in found:
+    splits = examples(run, kind)
+    assert splits == examples(run, kind) != examples(run, kind, seed=1)
+    assert len(splits) > 10
+    for e in splits:
         assert (
             e.prefix + e.middle + e.suffix in DOCUMENTS
             and e.middle.strip()

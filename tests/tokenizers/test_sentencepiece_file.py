@@ -1,4 +1,4 @@
-"""SentencePiece files of other tokenizers: ids are SentencePiece's own, whatever the file says."""
+"""SentencePiece files of other tokenizers: ids are those of SentencePiece for any options."""
 
 import io
 import itertools
