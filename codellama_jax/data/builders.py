@@ -63,7 +63,7 @@ def prepare(
     file system has no locks, each writes a separate subfolder. One small file, written last, names
     the subfolder in use.
 
-    Raises UserError if there is nothing to read or no room to write.
+    Raises UserError if there is nothing to read or the disk is full.
 
     Args:
         corpus: where the documents of each source come from.

@@ -1,4 +1,4 @@
-"""Packed sequences of tokens as a pure function of the step, whatever the number of hosts.
+"""Packed sequences of tokens: a pure function of the step, the same for any number of hosts.
 
 Sequence i of every global batch belongs to lane i. From each source, lane i reads documents i,
 i + lanes, i + 2 * lanes, ... of an endless stream of shuffled epochs, packs them into sequences and
@@ -246,7 +246,7 @@ def encoder(tokenizer: Any, data: DataConfig, seed: int, count: int) -> Callable
 
     def encode(index: int, document: dict) -> Encoded:
         epoch, document_index = divmod(index, count)
-        # A document is transformed anew in each epoch. The numbers of random.Random, unlike
+        # Each epoch splits a document at other positions. The numbers of random.Random, unlike
         # NumPy's, are the same in every version, so that a run resumes bit for bit.
         rng = random.Random(f"{seed} {epoch} {document_index}")
         text = text_of(document)

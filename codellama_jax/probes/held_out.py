@@ -101,9 +101,12 @@ def random_spans(text: str, rng: np.random.Generator, count: int) -> list[Exampl
 
     Unlike in training, prefix and suffix are not empty. A blank middle is left out.
     """
-    ranges = [sorted(rng.integers(1, max(2, len(text)), 2)) for _ in range(count)]
-    examples = [Example(text[:first], text[first:end], text[end:]) for first, end in ranges]
-    return [example for example in examples if example.middle.strip()]
+    examples = []
+    for _ in range(count):
+        first, end = sorted(rng.integers(1, max(2, len(text)), 2))
+        if text[first:end].strip():
+            examples.append(Example(text[:first], text[first:end], text[end:]))
+    return examples
 
 
 def _inner_lines(text: str) -> tuple[list[str], list[int]]:
@@ -114,11 +117,10 @@ def _inner_lines(text: str) -> tuple[list[str], list[int]]:
 
 def _example(lines: list[str], first: int, end: int) -> Example:
     """Returns the example whose middle is `lines[first:end]`."""
-    return Example(
-        "".join(f"{line}\n" for line in lines[:first]),
-        "\n".join(lines[first:end]),
-        "".join(f"\n{line}" for line in lines[end:]),
-    )
+    # The empty strings add the newline after the prefix and the one before the suffix.
+    prefix = "\n".join([*lines[:first], ""])
+    suffix = "\n".join(["", *lines[end:]])
+    return Example(prefix, "\n".join(lines[first:end]), suffix)
 
 
 def _fits(tokenizer: Tokenizer, example: Example, seq_len: int, max_new_tokens: int) -> bool:

@@ -87,10 +87,13 @@ class Infilling(Probe, name="infilling"):
     def measure(self, subject: Subject) -> dict[str, dict[str, Any]]:
         """Returns the measures by format. Raises UserError if there is no line to fill in."""
         examples = lines_to_fill(subject, self.examples, self.max_new_tokens)
-        return {
-            name: _line_measures(subject.run, examples, self.max_new_tokens, FORMATS[name])
-            for name in ("PSM", "SPM")
-        }
+        answers = {}
+        for name in ("PSM", "SPM"):
+            prompt_format = FORMATS[name]
+            answers[name] = _line_measures(
+                subject.run, examples, self.max_new_tokens, prompt_format
+            )
+        return answers
 
     def show(self, page: Page, answers: Sequence[tuple[StageResult, Any]]) -> None:
         """Adds a table of the stages, the better format, and the first lines of the last stage."""
@@ -105,7 +108,8 @@ class Infilling(Probe, name="infilling"):
                 row += [_exact(measures), f"{measures['loss']:.3f}"]
             rows.append(row)
         page.table(headings, rows)
-        loss_examples = formats["PSM"]["loss_examples"]  # the same in every format
+        first_format, *_ = formats.values()
+        loss_examples = first_format["loss_examples"]  # the same in every format
         page.note(
             "Lines of held-out documents that fit the stage's sequences, generated greedily from"
             " the text before and after them. PSM: prefix, suffix, middle; SPM: suffix, prefix,"
@@ -241,13 +245,17 @@ def token_losses(run: Run, examples: Sequence[Example], spm: bool) -> list[np.nd
     from codellama_jax.generation.scoring import document_losses
 
     encode = run.tokenizer.encode
-    prompts = [prompt_ids(run.tokenizer, e.prefix, e.suffix, spm) for e in examples]
+    prompts = _prompts(run, examples, spm)
     documents = []
     for prompt, example in zip(prompts, examples):
         documents.append([*prompt, *encode(example.middle, leading_space=False)])
     losses = document_losses(run, documents)
     # losses_T[i] is the loss of token i + 1: that of the middle's first is at len(prompt) - 1.
     return [losses_T[len(prompt) - 1 :] for losses_T, prompt in zip(losses, prompts)]
+
+
+def _prompts(run: Run, examples: Sequence[Example], spm: bool) -> list[list[int]]:
+    return [prompt_ids(run.tokenizer, e.prefix, e.suffix, spm) for e in examples]
 
 
 def middle_losses(run: Run, examples: Sequence[Example], prompt_format: Format) -> list[float]:
@@ -262,18 +270,17 @@ def middle_losses(run: Run, examples: Sequence[Example], prompt_format: Format) 
     from codellama_jax.generation.healing import heal
     from codellama_jax.generation.scoring import document_losses
 
-    tokenizer = run.tokenizer
-    prompts = [prompt_ids(tokenizer, e.prefix, e.suffix, spm) for e in examples]
+    prompts = _prompts(run, examples, spm)
     # In SPM order infill_ids encodes prefix and middle as one text. EOT is not part of the middle.
-    documents = [infill_ids(tokenizer, *example, spm=True)[:-1] for example in examples]
-    document_sums = [float(losses.sum()) for losses in document_losses(run, documents)]
-    prompt_sums = [float(losses.sum()) for losses in document_losses(run, prompts)]
-    # log_odds: log p of all sequences that start with the prefix, relative to the prompt's tokens.
-    log_odds = [healed.log_odds for healed in heal(run, prompts)]
-    return [
-        document - prompt + odds
-        for document, prompt, odds in zip(document_sums, prompt_sums, log_odds)
-    ]
+    documents = [infill_ids(run.tokenizer, *example, spm=True)[:-1] for example in examples]
+    losses = []
+    for document_T, prompt_T, healed in zip(
+        document_losses(run, documents), document_losses(run, prompts), heal(run, prompts)
+    ):
+        # log_odds: log p of all sequences that start with the prefix, minus that of the prompt's
+        # tokens.
+        losses.append(float(document_T.sum()) - float(prompt_T.sum()) + healed.log_odds)
+    return losses
 
 
 def _exact(measures: Mapping[str, float]) -> str:

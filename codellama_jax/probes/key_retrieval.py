@@ -75,12 +75,14 @@ def other_key(key: int) -> int:
 
 def digit_ids(tokenizer: Tokenizer) -> list[int]:
     """Returns the ids of the digits 0 to 9. Raises UserError unless each digit is a token."""
-    encoded = [tokenizer.encode(digit, leading_space=False) for digit in DIGITS]
+    ids = []
+    for digit in DIGITS:
+        ids += tokenizer.encode(digit, leading_space=False)
     number = tokenizer.encode("12", leading_space=False)
-    if any(len(ids) > 1 for ids in encoded) or number != [*encoded[1], *encoded[2]]:
+    if len(ids) != len(DIGITS) or number != [ids[1], ids[2]]:
         fix = "use a tokenizer that splits digits, as Llama's does"
         raise UserError(f"key retrieval reads keys digit by digit: {fix}")
-    return [ids[0] for ids in encoded]
+    return ids
 
 
 def _key_pairs(task: Task) -> list[tuple[str, int]]:
@@ -112,11 +114,12 @@ def _measures(run: Run, prompts: Sequence[tuple[str, int]], digits: Sequence[int
 
     # One forward pass of prompt and key gives the logits of the key's first digit, of its second
     # and of the token after it. last_logits returns the last position first.
-    ids = [[run.tokenizer.bos_id, *run.tokenizer.encode(f"{text}{key}")] for text, key in prompts]
+    ids, keys = [], []
+    for text, key in prompts:
+        ids.append([run.tokenizer.bos_id, *run.tokenizer.encode(f"{text}{key}")])
+        tens, ones = divmod(key, 10)
+        keys.append([digits[tens], digits[ones]])
     logits_B3V = last_logits(run, ids, 3)[:, ::-1].astype(np.float64)
-    keys = []
-    for _, key in prompts:
-        keys.append([digits[int(digit)] for digit in str(key)])
     keys_B2 = np.array(keys)
     # Retrieved as by greedy decoding: both digits are the argmax, and no third digit follows.
     best_B3 = logits_B3V.argmax(-1)

@@ -98,11 +98,10 @@ def _draw_stage(column: Sequence[Axes], stage: Curves) -> None:
     loss, rate, speed = column
     loss.plot(*_points(stage, "loss"), color=TRAINING, lw=1, label="training")
     if stage.bigram is not None:
-        # Dashed and in a separate colour, so that it is visible beside both curves.
+        # Dashed and in a separate colour, so that it differs from both curves.
         label = f"bigram model ({stage.bigram:.2f})"
         loss.axhline(stage.bigram, color=BIGRAM, lw=2, ls=(0, (4, 2)), label=label)
-    tokens = [point[0] for point in stage.validation]
-    losses = [point[1] for point in stage.validation]
+    tokens, losses = np.reshape(stage.validation, (-1, 2)).T  # also of no points
     loss.plot(tokens, losses, color=VALIDATION, marker="o", ms=4, lw=1.6, label="validation")
     loss.set_title(stage.title)
     loss.legend()
@@ -115,8 +114,12 @@ def _draw_stage(column: Sequence[Axes], stage: Curves) -> None:
 
 def _points(stage: Curves, key: str) -> tuple[list[float], list[float]]:
     """Returns the tokens and the values of the training lines that have `key`."""
-    lines = [line for line in stage.training if key in line]
-    return [line["tokens"] for line in lines], [line[key] for line in lines]
+    tokens, values = [], []
+    for line in stage.training:
+        if key in line:
+            tokens.append(line["tokens"])
+            values.append(line[key])
+    return tokens, values
 
 
 @in_style

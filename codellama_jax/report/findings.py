@@ -225,7 +225,7 @@ def _has_seeds(panels: Sequence[Panel]) -> bool:
     """Returns whether a line has more than one seed."""
     most = 0
     for panel in panels:
-        most = max(most, *(len(seeds) for seeds in panel.lines.values()), 0)
+        most = max(most, *map(len, panel.lines.values()), 0)
     return most > 1
 
 

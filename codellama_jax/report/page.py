@@ -54,17 +54,21 @@ class Page:
 
     def definitions(self, entries: Sequence[tuple[str, str]]) -> None:
         """Adds a list of (label, paragraph)."""
-        terms = [f"<dt>{_html(label)}</dt><dd>{_html_cell(text)}</dd>" for label, text in entries]
-        lines = [f"**{_markdown(label)}:** {_markdown_cell(text)}" for label, text in entries]
-        self._add(f"<dl>{''.join(terms)}</dl>", "\n\n".join(lines))
+        terms, paragraphs = "", []
+        for label, text in entries:
+            terms += f"<dt>{_html(label)}</dt><dd>{_html_cell(text)}</dd>"
+            paragraphs.append(f"**{_markdown(label)}:** {_markdown_cell(text)}")
+        self._add(f"<dl>{terms}</dl>", "\n\n".join(paragraphs))
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Adds a table. In HTML it scrolls if it is wider than the page."""
         # Markdown has no table without headings; empty ones are left out in HTML only.
         head = _html_row(headings, "th") if any(headings) else ""
-        body = "".join(_html_row(cells, "td") for cells in rows)
+        body = ""
         lines = [_markdown_row(headings), f"|{' --- |' * len(headings)}"]
-        lines += [_markdown_row(cells) for cells in rows]
+        for cells in rows:
+            body += _html_row(cells, "td")
+            lines.append(_markdown_row(cells))
         table = f'<div class="scroll"><table>{head}{body}</table></div>'
         self._add(table, "\n".join(lines))
 

@@ -48,8 +48,10 @@ def read_stage(folder: StageFolder, name: str, stage: Stage) -> StageResult:
     lines = _metric_lines(trained_at.metrics, damage)
     training, validation = _by_step(lines, TRAINING), _by_step(lines, VALIDATION)
     # A line about a validation has no number of tokens: it is interpolated between training lines.
-    steps = [0, *(line["step"] for line in training)]
-    tokens = [0, *(line["tokens"] for line in training)]
+    steps, tokens = [0.0], [0.0]
+    for line in training:
+        steps.append(line["step"])
+        tokens.append(line["tokens"])
     for line in validation:
         line["tokens"] = float(np.interp(line["step"], steps, tokens))
     probes, damaged = read_object(folder.probes)

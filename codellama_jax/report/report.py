@@ -147,7 +147,7 @@ def _fields(paragraph: str) -> list[tuple[str, str]]:
                 fields.append((label, line.strip()))
             else:
                 fields[-1] = (label, f"{text} {line.strip()}")
-    return [(label, Code(text) if label == "Command" else text) for label, text in fields]
+    return [(label, Code(text)) if label == "Command" else (label, text) for label, text in fields]
 
 
 def _circumstances(page: Page, results: list[StageResult], seconds: float | None) -> None:

@@ -127,7 +127,7 @@ class Tokenizer:
 
 
 def load(path: epath.PathLike) -> Tokenizer:
-    """Reads a tokenizer.model. Raises UserError for any other file, naming what it is."""
+    """Reads a tokenizer.model. Raises UserError that names the kind of any other file."""
     file = user_path(path)
     if file.is_dir():
         raise UserError(f"cannot read the tokenizer {path}: {missing_in(file)}")

@@ -15,7 +15,7 @@ from codellama_jax.system.files import is_bucket, reason
 
 @contextlib.contextmanager
 def complete_folder(path: epath.Path) -> Iterator[epath.Path]:
-    """Yields a folder beside `path` that is renamed to `path` when the block ends.
+    """Yields a folder next to `path` that is renamed to `path` when the block ends.
 
     If the block raises, the folder is deleted. Raises UserError naming `path` if it exists, if
     another process writes it, or if it cannot be written.

@@ -155,7 +155,7 @@ def _write_tensors(source: Source, part: epath.Path, folder: epath.Path) -> dict
 
 
 def _save(tensors: dict[str, np.ndarray], path: epath.Path, folder: epath.Path) -> None:
-    """Writes one file. Raises UserError naming the folder if there is no room."""
+    """Writes one file. Raises UserError naming `folder` if the disk is full."""
     try:
         path.touch()  # gives the file the mode that the umask of the user asks for
         mode = path.stat().mode

@@ -5,7 +5,7 @@ input axes first, is stacked over the layers, and fuses matrices that share an i
 for q, k and v, one for gate and up.
 
 A `Source` is a model on disk, from which any part of any published tensor can be read. Import,
-export and training start from one, whatever the layout of the files.
+export and training start from one, for every layout of the files.
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ class SafeUnpickler(pickle.Unpickler):
             return self.tensor
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
-        unknown = f"{module}.{name}, which is no part of a file of weights"
-        raise UserError(f"{self.path} asks for {unknown}: it was not run")
+        unknown = f"{module}.{name}, which no file of weights needs"
+        raise UserError(f"{self.path} refers to {unknown}: it was not run")
 
     def persistent_load(self, pid: tuple) -> tuple[str, str, int]:
         """Returns dtype, key and number of elements of a storage."""
