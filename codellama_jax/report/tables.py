@@ -24,15 +24,19 @@ def stages_section(page: Page, stages: Sequence[StageResult]) -> None:
     page.heading("Stages")
     has_mfu = any("mfu" in line for result in stages for line in result.training)
     has_bigram = any("bigram" in result.probes for result in stages)
-    plan = ("stage", "parameters", "tokens", "steps", "batch", "learning rate", "time")
-    rates = ("tokens / s", "FLOP / s", *(["MFU (causal)"] if has_mfu else []))
-    losses = ("validation loss", *(["bigram"] if has_bigram else []))
+    plan = ["stage", "parameters", "tokens", "steps", "batch", "learning rate", "time"]
+    rates = ["tokens / s", "FLOP / s"]
+    if has_mfu:
+        rates.append("MFU (causal)")
+    losses = ["validation loss"]
+    if has_bigram:
+        losses.append("bigram")
     rows = []
     for result in stages:
         # MFU and the bigram's loss are the last cells, which are left out without a column.
         speed = _speed_cells(result)[: len(rates)]
         rows.append([*_plan_cells(result), *speed, *_loss_cells(result)[: len(losses)]])
-    page.table((*plan, *rates, *losses), rows)
+    page.table([*plan, *rates, *losses], rows)
     page.note(
         "Tokens: those trained on, of all positions in the packed sequences; the others are"
         " padding. The command plan prints positions. Batch: sequences × positions. Losses in"
