@@ -169,7 +169,7 @@ def _circumstances(page: Page, results: list[StageResult], seconds: float | None
         entries.append(("Processor", processor()))
     page.definitions(entries)
     if device.platform == "cpu":
-        page.note("All times and rates were measured on a CPU; an accelerator has other ones.")
+        page.note("All times and rates were measured on a CPU; those of an accelerator differ.")
 
 
 def processor() -> str:
