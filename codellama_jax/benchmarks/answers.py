@@ -21,7 +21,7 @@ from codellama_jax.generation.infill import infill
 from codellama_jax.generation.sampler import Sampling
 from codellama_jax.generation.scoring import document_losses
 from codellama_jax.generation.text import Rows, complete
-from codellama_jax.models.trained import Run
+from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sharding.hosts import gather
 
 MOST_ROWS = 256
@@ -35,7 +35,7 @@ def sampling_of(benchmark: Benchmark, settings: Settings) -> Sampling:
 
 
 def answers(
-    run: Run, benchmark: Benchmark, settings: Settings, done: set[Key]
+    model: TrainedModel, benchmark: Benchmark, settings: Settings, done: set[Key]
 ) -> Iterator[list[Sample]]:
     """Yields the samples that are not done, batch by batch, on every host those of all hosts.
 
@@ -43,7 +43,7 @@ def answers(
     would have drawn.
     """
     tasks = {
-        task.task_id: _shortened(run, task, settings.context_tokens) for task in benchmark.tasks
+        task.task_id: _shortened(model, task, settings.context_tokens) for task in benchmark.tasks
     }
     wanted = [
         (task_id, number)
@@ -51,15 +51,15 @@ def answers(
         for number in range(settings.samples)
         if (task_id, number) not in done
     ]
-    lengths = {task_id: _length(run, task) for task_id, task in tasks.items()}
+    lengths = {task_id: _length(model, task) for task_id, task in tasks.items()}
     wanted.sort(key=lambda k: -lengths[k[0]])  # the longest first: what does not fit fails at once
     sampling = sampling_of(benchmark, settings)
     ask = (
-        _chooser(run)
+        _chooser(model)
         if benchmark.tasks[0].choices
-        else _writer(run, benchmark, sampling, settings.spm)
+        else _writer(model, benchmark, sampling, settings.spm)
     )
-    host, hosts = _share(run)
+    host, hosts = _share(model)
     while wanted:
         rows = rows_at_once(lengths[wanted[0][0]] + sampling.max_new_tokens, settings.batch_tokens)
         batch, wanted = wanted[: rows * hosts], wanted[rows * hosts :]
@@ -72,12 +72,12 @@ def answers(
         yield [there[name_of(*k)] for k in batch]
 
 
-def _share(run: Run) -> tuple[int, int]:
+def _share(model: TrainedModel) -> tuple[int, int]:
     """Returns which of how many shares this host asks.
 
     All of them, as the other hosts do, where one model lies on all hosts.
     """
-    alone = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(run.params))
+    alone = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(model.params))
     return (jax.process_index(), jax.process_count()) if alone else (0, 1)
 
 
@@ -87,7 +87,7 @@ def rows_at_once(tokens: int, batch_tokens: int) -> int:
 
 
 def _writer(
-    run: Run, benchmark: Benchmark, sampling: Sampling, spm: bool
+    model: TrainedModel, benchmark: Benchmark, sampling: Sampling, spm: bool
 ) -> Callable[[Sequence[Task], Sequence[Key]], list[dict]]:
     def write(tasks: Sequence[Task], keys: Sequence[Key]) -> list[dict]:
         if not tasks:
@@ -98,30 +98,34 @@ def _writer(
         )
         if benchmark.infilling:
             texts = infill(
-                run, [(task.prompt, task.suffix) for task in tasks], sampling, spm, rows=rows
+                model, [(task.prompt, task.suffix) for task in tasks], sampling, spm, rows=rows
             )
         else:
-            texts = complete(run, [task.prompt for task in tasks], sampling, rows=rows)
+            texts = complete(model, [task.prompt for task in tasks], sampling, rows=rows)
         found = [{"completion": benchmark.finish(task, text)} for task, text in zip(tasks, texts)]
         if benchmark.checks is None or sampling.temperature == 0:
             return found
         return [
             {**one, "mean_logprob": mean}
-            for one, mean in zip(found, mean_logprobs(run, benchmark, tasks, texts, spm))
+            for one, mean in zip(found, mean_logprobs(model, benchmark, tasks, texts, spm))
         ]
 
     return write
 
 
 def mean_logprobs(
-    run: Run, benchmark: Benchmark, tasks: Sequence[Task], texts: Sequence[str], spm: bool
+    model: TrainedModel,
+    benchmark: Benchmark,
+    tasks: Sequence[Task],
+    texts: Sequence[str],
+    spm: bool,
 ) -> list[float]:
     """Returns the mean log p in nats, at temperature 1, of the tokens of each text after its
     prompt: what Codex ranks samples by.
 
     A text of no tokens counts as one guessed among the vocabulary.
     """
-    tokenizer = run.tokenizer
+    tokenizer = model.tokenizer
     if benchmark.infilling:
         prompts = [prompt_ids(tokenizer, task.prompt, task.suffix, spm) for task in tasks]
     else:
@@ -131,7 +135,7 @@ def mean_logprobs(
         for prompt, text in zip(prompts, texts)
     ]
     losses = [
-        losses[len(prompt) - 1 :] for prompt, losses in zip(prompts, document_losses(run, wholes))
+        losses[len(prompt) - 1 :] for prompt, losses in zip(prompts, document_losses(model, wholes))
     ]
     return [
         -float(np.mean(some, dtype=np.float64)) if len(some) else -math.log(tokenizer.vocab_size)
@@ -139,34 +143,34 @@ def mean_logprobs(
     ]
 
 
-def _chooser(run: Run) -> Callable[[Sequence[Task], Sequence[Key]], list[dict]]:
+def _chooser(model: TrainedModel) -> Callable[[Sequence[Task], Sequence[Key]], list[dict]]:
     def weigh(tasks: Sequence[Task], keys: Sequence[Key]) -> list[dict]:
         return [
-            {"log_likelihoods": log_likelihoods(run, task.prompt, task.choices)} for task in tasks
+            {"log_likelihoods": log_likelihoods(model, task.prompt, task.choices)} for task in tasks
         ]
 
     return weigh
 
 
-def log_likelihoods(run: Run, prompt: str, choices: Sequence[str]) -> list[float]:
+def log_likelihoods(model: TrainedModel, prompt: str, choices: Sequence[str]) -> list[float]:
     """Returns log p of each choice after the prompt, in nats."""
-    encode = lambda text: [run.tokenizer.bos_id, *run.tokenizer.encode(text)]
+    encode = lambda text: [model.tokenizer.bos_id, *model.tokenizer.encode(text)]
     start, wholes = len(encode(prompt)), [encode(prompt + choice) for choice in choices]
     return [
         -float(np.sum(losses[start - 1 :], dtype=np.float64))
-        for losses in document_losses(run, wholes)
+        for losses in document_losses(model, wholes)
     ]
 
 
-def _shortened(run: Run, task: Task, tokens: int) -> Task:
-    ids = run.tokenizer.encode(task.prompt)
+def _shortened(model: TrainedModel, task: Task, tokens: int) -> Task:
+    ids = model.tokenizer.encode(task.prompt)
     if not tokens or len(ids) <= tokens:
         return task
     return dataclasses.replace(
-        task, prompt=run.tokenizer.decode(ids[-tokens:], leading_space=False)
+        task, prompt=model.tokenizer.decode(ids[-tokens:], leading_space=False)
     )
 
 
-def _length(run: Run, task: Task) -> int:
+def _length(model: TrainedModel, task: Task) -> int:
     # BOS and sentinels
-    return len(run.tokenizer.encode(task.prompt)) + len(run.tokenizer.encode(task.suffix)) + 4
+    return len(model.tokenizer.encode(task.prompt)) + len(model.tokenizer.encode(task.suffix)) + 4

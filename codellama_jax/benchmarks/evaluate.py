@@ -33,9 +33,9 @@ from codellama_jax.system.files import user_path, write_json
 from codellama_jax.system.progress import note
 
 if TYPE_CHECKING:
-    from codellama_jax.models.trained import Run
+    from codellama_jax.models.trained import TrainedModel
 
-LoadModel = Callable[[], "Run"]
+LoadModel = Callable[[], "TrainedModel"]
 CANONICAL = "canonical solutions"
 UNDECIDED = ("not_comparable", "too_large")  # statuses of a verdict that judges no program
 
@@ -81,18 +81,18 @@ def evaluate(
             name, load_model is not None, options, settings, checking, out, samples_file, reference
         )
     )
-    model = samples_file or CANONICAL
+    model_name = samples_file or CANONICAL
     with contextlib.ExitStack() as held:
         on_all_hosts(lambda: held.enter_context(only_writer(prepared.out)))
         executor = held.enter_context(on_all_hosts(lambda: start_executor(prepared, checking)))
-        run = None
+        model = None
         if load_model and (not scores_only or prepared.suite.texts):
-            run = load_model()
-            model = model if scores_only else run.name
-        summary, benchmark = _measure(prepared, run, options, checking, executor)
+            model = load_model()
+            model_name = model_name if scores_only else model.name
+        summary, benchmark = _measure(prepared, model, options, checking, executor)
     if is_first():
         why_not = comparable.why_not(name, prepared.suite, benchmark, options, "partial" in summary)
-        _report(summary, model, benchmark, why_not, prepared.out)
+        _report(summary, model_name, benchmark, why_not, prepared.out)
     wait_for_all("evaluated")
 
 
@@ -168,7 +168,7 @@ def start_executor(
 
 def _measure(
     prepared: Prepared,
-    run: Run | None,
+    model: TrainedModel | None,
     options: Options,
     checking: Checking,
     executor: Executor | None,
@@ -179,19 +179,19 @@ def _measure(
     """
     benchmark, settings, suite = prepared.benchmark, prepared.settings, prepared.suite
     if suite.measure:
-        assert run is not None
-        return suite.measure(run, options), None
+        assert model is not None
+        return suite.measure(model, options), None
     if benchmark is None:
-        assert run is not None and suite.load is not None
-        load, tokenizer = suite.load, run.tokenizer
+        assert model is not None and suite.load is not None
+        load, tokenizer = suite.load, model.tokenizer
         benchmark = on_all_hosts(lambda: load(options, tokenizer))
         settings = replace(settings, temperature=temperature_of(benchmark, settings))
     if prepared.samples is None:
         from codellama_jax.benchmarks.generate import generate_samples
 
-        assert run is not None
+        assert model is not None
         request = request_of(replace(prepared, settings=settings), benchmark, options)
-        samples = generate_samples(run, benchmark, request, settings, prepared.out)
+        samples = generate_samples(model, benchmark, request, settings, prepared.out)
     else:
         samples = prepared.samples.by_key
     if not is_first():

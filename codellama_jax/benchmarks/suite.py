@@ -16,7 +16,7 @@ from codellama_jax.benchmarks.benchmark import RECORD_FILES, Benchmark, files_of
 from codellama_jax.benchmarks.settings import Options
 
 if TYPE_CHECKING:
-    from codellama_jax.models.trained import Run
+    from codellama_jax.models.trained import TrainedModel
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 
@@ -36,7 +36,7 @@ class Suite:
     # tokens.
     texts: tuple[str, ...] = ()
     # Replaces `load` where there are no tasks to answer: returns a summary as `summarise` does.
-    measure: Callable[[Run, Any], dict[str, Any]] | None = None
+    measure: Callable[[TrainedModel, Any], dict[str, Any]] | None = None
     # Checksums of the records of the published files, as `comparable.checksum` computes them.
     checksums: tuple[str, ...] = ()
     # The files whose records must have one of these checksums.

@@ -31,9 +31,9 @@ class Bigram(Probe, name="bigram"):
 
         Raises UserError if the model was trained on no token.
         """
-        model = fit(subject.training_rows(), subject.run.model.vocab_size)
-        loss, tokens = model.evaluate(subject.validation_rows)
-        return {"loss": loss, "tokens": tokens, "training_tokens": int(model.counts_V.sum())}
+        bigrams = fit(subject.training_rows(), subject.model.config.vocab_size)
+        loss, tokens = bigrams.evaluate(subject.validation_rows)
+        return {"loss": loss, "tokens": tokens, "training_tokens": int(bigrams.counts_V.sum())}
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from codellama_jax.probes.subject import Subject
 from codellama_jax.report.page import Code
 
 if TYPE_CHECKING:
-    from codellama_jax.models.trained import Run
+    from codellama_jax.models.trained import TrainedModel
     from codellama_jax.report.page import Page
     from codellama_jax.report.results import StageResult
 
@@ -91,7 +91,7 @@ class Infilling(Probe, name="infilling"):
         for name in ("PSM", "SPM"):
             prompt_format = FORMATS[name]
             answers[name] = _line_measures(
-                subject.run, examples, self.max_new_tokens, prompt_format
+                subject.model, examples, self.max_new_tokens, prompt_format
             )
         return answers
 
@@ -143,7 +143,7 @@ class InfillingKinds(Probe, name="infilling_kinds"):
         limits = (self.examples, subject.seq_len, self.max_new_tokens, subject.seed)
         for name in self.kinds:
             kind = KINDS[name]
-            tokenizer, texts = subject.run.tokenizer, subject.documents
+            tokenizer, texts = subject.model.tokenizer, subject.documents
             examples = held_out_examples(kind.splits, tokenizer, texts, *limits)
             if not examples:
                 fits = f"no held-out document that fits {subject.seq_len} tokens"
@@ -153,16 +153,16 @@ class InfillingKinds(Probe, name="infilling_kinds"):
                 # Healing changes nothing for a kind whose prefix ends at a token boundary.
                 if kind.healing or not prompt_format.healing:
                     answers[name][format_name] = _measures(
-                        subject.run, examples, self.max_new_tokens, kind, prompt_format
+                        subject.model, examples, self.max_new_tokens, kind, prompt_format
                     )
         return answers
 
 
 def _line_measures(
-    run: Run, examples: list[Example], max_new_tokens: int, prompt_format: Format
+    model: TrainedModel, examples: list[Example], max_new_tokens: int, prompt_format: Format
 ) -> dict[str, Any]:
     """Returns the measures of `Infilling` in one format."""
-    generated = fill(run, examples, max_new_tokens, LINE, prompt_format)
+    generated = fill(model, examples, max_new_tokens, LINE, prompt_format)
     # The text may continue after the newline at which generation stopped.
     lines = [text.split("\n")[0] for text in generated]
     exact = 0
@@ -171,7 +171,7 @@ def _line_measures(
         exact += line.rstrip() == example.middle.rstrip()
         if len(samples) < SAMPLES:
             samples.append({**example._asdict(), "generated": line})
-    losses = token_losses(run, examples[:LOSS_EXAMPLES], prompt_format.spm)
+    losses = token_losses(model, examples[:LOSS_EXAMPLES], prompt_format.spm)
     return {
         "exact": exact / len(examples),
         "examples": len(examples),
@@ -182,11 +182,15 @@ def _line_measures(
 
 
 def _measures(
-    run: Run, examples: list[Example], max_new_tokens: int, kind: Kind, prompt_format: Format
+    model: TrainedModel,
+    examples: list[Example],
+    max_new_tokens: int,
+    kind: Kind,
+    prompt_format: Format,
 ) -> Measures:
     """Returns the measures of `InfillingKinds` for one kind and format."""
-    texts = fill(run, examples, max_new_tokens, kind, prompt_format)
-    losses = middle_losses(run, examples, prompt_format)
+    texts = fill(model, examples, max_new_tokens, kind, prompt_format)
+    losses = middle_losses(model, examples, prompt_format)
     measures: Measures = {"exact": [], "right": [], "loss": []}
     for text, example, loss in zip(texts, examples, losses):
         middle = example.middle.rstrip()
@@ -207,12 +211,16 @@ def _share_of_prefix(text: str, truth: str) -> float:
 
 
 def fill(
-    run: Run, examples: list[Example], max_new_tokens: int, kind: Kind, prompt_format: Format
+    model: TrainedModel,
+    examples: list[Example],
+    max_new_tokens: int,
+    kind: Kind,
+    prompt_format: Format,
 ) -> list[str]:
     """Generates the middles of examples greedily.
 
     Args:
-      run: the model.
+      model: the model.
       examples: the documents.
       max_new_tokens: the maximum number of tokens of a middle.
       kind: gives the strings that end a middle.
@@ -223,7 +231,7 @@ def fill(
 
     sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
     spm, healing = prompt_format.spm, prompt_format.healing
-    documents = [infill_ids(run.tokenizer, *example, spm) for example in examples]
+    documents = [infill_ids(model.tokenizer, *example, spm) for example in examples]
     # Batches of equal size, so that generation is compiled for one shape (and one remainder).
     tokens = max(map(len, documents)) + max_new_tokens
     batches = math.ceil(len(examples) * tokens / CACHED_TOKENS)
@@ -232,11 +240,11 @@ def fill(
     texts: list[str] = []
     for start in range(0, len(pairs), size):
         batch = pairs[start : start + size]
-        texts += infill(run, batch, sampling, spm, kind.stop_strings, healing=healing)
+        texts += infill(model, batch, sampling, spm, kind.stop_strings, healing=healing)
     return texts
 
 
-def token_losses(run: Run, examples: Sequence[Example], spm: bool) -> list[np.ndarray]:
+def token_losses(model: TrainedModel, examples: Sequence[Example], spm: bool) -> list[np.ndarray]:
     """Returns -log p of each token of the true middles, given their prompts, in nats.
 
     There is one array [tokens] per example, without EOT. The middle is encoded separately from the
@@ -244,21 +252,23 @@ def token_losses(run: Run, examples: Sequence[Example], spm: bool) -> list[np.nd
     """
     from codellama_jax.generation.scoring import document_losses
 
-    encode = run.tokenizer.encode
-    prompts = _prompts(run, examples, spm)
+    encode = model.tokenizer.encode
+    prompts = _prompts(model, examples, spm)
     documents = []
     for prompt, example in zip(prompts, examples):
         documents.append([*prompt, *encode(example.middle, leading_space=False)])
-    losses = document_losses(run, documents)
+    losses = document_losses(model, documents)
     # losses_T[i] is the loss of token i + 1: that of the middle's first is at len(prompt) - 1.
     return [losses_T[len(prompt) - 1 :] for losses_T, prompt in zip(losses, prompts)]
 
 
-def _prompts(run: Run, examples: Sequence[Example], spm: bool) -> list[list[int]]:
-    return [prompt_ids(run.tokenizer, e.prefix, e.suffix, spm) for e in examples]
+def _prompts(model: TrainedModel, examples: Sequence[Example], spm: bool) -> list[list[int]]:
+    return [prompt_ids(model.tokenizer, e.prefix, e.suffix, spm) for e in examples]
 
 
-def middle_losses(run: Run, examples: Sequence[Example], prompt_format: Format) -> list[float]:
+def middle_losses(
+    model: TrainedModel, examples: Sequence[Example], prompt_format: Format
+) -> list[float]:
     """Returns -log p of each true middle, given its prompt, in nats.
 
     With healing it is -log p(tokens of prefix + middle) + log p(all token sequences whose text
@@ -266,16 +276,16 @@ def middle_losses(run: Run, examples: Sequence[Example], prompt_format: Format) 
     """
     spm = prompt_format.spm
     if not prompt_format.healing:
-        return [float(losses.sum()) for losses in token_losses(run, examples, spm)]
+        return [float(losses.sum()) for losses in token_losses(model, examples, spm)]
     from codellama_jax.generation.healing import heal
     from codellama_jax.generation.scoring import document_losses
 
-    prompts = _prompts(run, examples, spm)
+    prompts = _prompts(model, examples, spm)
     # In SPM order infill_ids encodes prefix and middle as one text. EOT is not part of the middle.
-    documents = [infill_ids(run.tokenizer, *example, spm=True)[:-1] for example in examples]
+    documents = [infill_ids(model.tokenizer, *example, spm=True)[:-1] for example in examples]
     losses = []
     for document_T, prompt_T, healed in zip(
-        document_losses(run, documents), document_losses(run, prompts), heal(run, prompts)
+        document_losses(model, documents), document_losses(model, prompts), heal(model, prompts)
     ):
         # log_odds: log p of all sequences that start with the prefix, minus that of the prompt's
         # tokens.

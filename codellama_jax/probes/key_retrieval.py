@@ -19,7 +19,7 @@ from codellama_jax.probes.subject import Subject
 
 if TYPE_CHECKING:
     from codellama_jax.benchmarks.benchmark import Task
-    from codellama_jax.models.trained import Run
+    from codellama_jax.models.trained import TrainedModel
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 DIGITS = "0123456789"
@@ -51,7 +51,7 @@ class KeyRetrieval(Probe, name="key_retrieval"):
         """
         from codellama_jax.benchmarks.suites.key_retrieval import lines_of, task_of
 
-        tokenizer = subject.run.tokenizer
+        tokenizer = subject.model.tokenizer
         lines = list(lines_of(subject.files, tokenizer))
         digits = digit_ids(tokenizer)
         answers: dict[str, dict[str, Measures]] = {}
@@ -62,7 +62,7 @@ class KeyRetrieval(Probe, name="key_retrieval"):
                 # Each task gives two examples, one for each of its two keys.
                 for number in range(math.ceil(self.examples / 2)):
                     prompts += _key_pairs(task_of(lines, tokenizer, length, position, number))
-                answers[str(length)][f"{position:g}"] = _measures(subject.run, prompts, digits)
+                answers[str(length)][f"{position:g}"] = _measures(subject.model, prompts, digits)
         return answers
 
 
@@ -108,7 +108,9 @@ def _hiding(task: Task, key: int) -> str:
     return task.prompt.replace(KEY.format(**task.record), KEY.format(value=key))
 
 
-def _measures(run: Run, prompts: Sequence[tuple[str, int]], digits: Sequence[int]) -> Measures:
+def _measures(
+    model: TrainedModel, prompts: Sequence[tuple[str, int]], digits: Sequence[int]
+) -> Measures:
     """Returns the measures of pairs of a prompt and a key, four per task as in `_key_pairs`."""
     from codellama_jax.generation.scoring import last_logits
 
@@ -116,10 +118,10 @@ def _measures(run: Run, prompts: Sequence[tuple[str, int]], digits: Sequence[int
     # and of the token after it. last_logits returns the last position first.
     ids, keys = [], []
     for text, key in prompts:
-        ids.append([run.tokenizer.bos_id, *run.tokenizer.encode(f"{text}{key}")])
+        ids.append([model.tokenizer.bos_id, *model.tokenizer.encode(f"{text}{key}")])
         tens, ones = divmod(key, 10)
         keys.append([digits[tens], digits[ones]])
-    logits_B3V = last_logits(run, ids, 3)[:, ::-1].astype(np.float64)
+    logits_B3V = last_logits(model, ids, 3)[:, ::-1].astype(np.float64)
     keys_B2 = np.array(keys)
     # Retrieved as by greedy decoding: both digits are the argmax, and no third digit follows.
     best_B3 = logits_B3V.argmax(-1)

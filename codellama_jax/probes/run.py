@@ -27,7 +27,7 @@ def run_probes(
     """
     answers = {}
     for name, probe in probes.items():
-        print_line(f"{subject.run.name}: probe {name}")
+        print_line(f"{subject.model.name}: probe {name}")
         try:
             answers[name] = probe.measure(subject)
         except UserError as error:  # a small corpus is no reason to lose the other probes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from codellama_jax.models.trained import Run
+    from codellama_jax.models.trained import TrainedModel
 
 Batch = dict[str, np.ndarray]  # see codellama_jax/data/pipeline.py
 
@@ -18,7 +18,7 @@ Batch = dict[str, np.ndarray]  # see codellama_jax/data/pipeline.py
 class Subject:
     """A model after a stage, with held-out and training data; the same on every host."""
 
-    run: Run
+    model: TrainedModel
     files: Sequence[str]  # held-out files of the stage's main source, complete
     # The same files, split into documents as for the first stage of the arm.
     documents: Sequence[str]

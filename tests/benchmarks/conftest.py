@@ -10,23 +10,25 @@ from toy import MODEL
 
 from codellama_jax.errors import UserError
 from codellama_jax.models.llama.model import Llama
-from codellama_jax.models.trained import Run
+from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sandbox import Executor
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory) -> Run:
+def model(tmp_path_factory) -> TrainedModel:
     """A random model with a real tokenizer."""
     words = [
         f"def name_{i}(x):\n    return x + {i}\n\n\nclass Thing{i}:\n    é = '日本'\n"
         for i in range(300)
     ]
     tokenizer = tokenizers.train(words, 360, tmp_path_factory.mktemp("tokenizer"))
-    model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
+    config = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
     tokens = jnp.zeros((1, 2), jnp.int32)
-    init = lambda: nn.unbox(Llama(model).init(jax.random.key(0), tokens, tokens))["params"]
-    return Run(model, jax.jit(lambda: jax.tree.map(lambda p: 6 * p, init()))(), tokenizer, "toy")
+    init = lambda: nn.unbox(Llama(config).init(jax.random.key(0), tokens, tokens))["params"]
+    return TrainedModel(
+        config, jax.jit(lambda: jax.tree.map(lambda p: 6 * p, init()))(), tokenizer, "toy"
+    )
 
 
 @pytest.fixture(scope="session")

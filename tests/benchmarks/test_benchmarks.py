@@ -17,7 +17,7 @@ from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.errors import UserError
 from codellama_jax.generation import sampler, text
 from codellama_jax.models.llama.config import LlamaConfig
-from codellama_jax.models.trained import Run
+from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sandbox import languages
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 
@@ -25,9 +25,9 @@ NEXT = "\ndef other():\n    return 1\n"  # what a model writes where nothing sto
 BRACE = "\n\nint other() {\n    return 1;\n}\n"
 
 
-def knows(run: Run, benchmark: Benchmark, babble: str, spm: bool, monkeypatch) -> None:
+def knows(model: TrainedModel, benchmark: Benchmark, babble: str, spm: bool, monkeypatch) -> None:
     """Puts the canonical solutions, then `babble`, in the place of what a model draws."""
-    tokenizer = run.tokenizer
+    tokenizer = model.tokenizer
     plain = lambda task: [tokenizer.bos_id, *tokenizer.encode(task.prompt)]
     infill = lambda task: prompt_ids(tokenizer, task.prompt, task.suffix, spm)
     known = {
@@ -61,11 +61,11 @@ def needs(benchmark: Benchmark) -> None:
             pytest.skip(str(error))
 
 
-def results_of(run, benchmark, executor, out, babble="", spm=False, monkeypatch=None) -> dict:
+def results_of(model, benchmark, executor, out, babble="", spm=False, monkeypatch=None) -> dict:
     needs(benchmark)
-    knows(run, benchmark, babble, spm, monkeypatch)
+    knows(model, benchmark, babble, spm, monkeypatch)
     samples = {}
-    for batch in ask.answers(run, benchmark, Settings(spm=spm), set()):
+    for batch in ask.answers(model, benchmark, Settings(spm=spm), set()):
         samples |= {(sample["task_id"], sample["sample"]): sample for sample in batch}
     assert len(samples) == len(benchmark.tasks)
     return summarise(benchmark, score(benchmark, samples, executor, out))["measures"]
@@ -103,20 +103,20 @@ INFILLING = ("humaneval_infilling", "single_line", "docstring")
     [(*case, spm) for case in CASES for spm in (False, True)[: 1 + (case[0] in INFILLING)]],
 )
 def test_a_model_that_knows_the_answers_scores_all(
-    name, file, babble, options, spm, run, files, executor, tmp_path, monkeypatch
+    name, file, babble, options, spm, model, files, executor, tmp_path, monkeypatch
 ):
     options = {**options, **({"source": files[options["source"]]} if "source" in options else {})}
     benchmark = load(name, data=files[file], **options)
-    measures = results_of(run, benchmark, executor, tmp_path, babble, spm, monkeypatch)
+    measures = results_of(model, benchmark, executor, tmp_path, babble, spm, monkeypatch)
     reached = {name: value for name, value in measures.items() if name in HUNDRED}
     assert reached and set(reached.values()) == {100.0}
 
 
-def test_multipl_e_knows_where_a_function_ends(run, files, executor, tmp_path, monkeypatch):
+def test_multipl_e_knows_where_a_function_ends(model, files, executor, tmp_path, monkeypatch):
     benchmark = load("multipl_e", data=files["multipl_e"])
     tasks = [dataclasses.replace(task, reference="\n    return 2 * x;") for task in benchmark.tasks]
     measures = results_of(
-        run,
+        model,
         dataclasses.replace(benchmark, tasks=tasks),
         executor,
         tmp_path,
@@ -128,7 +128,7 @@ def test_multipl_e_knows_where_a_function_ends(run, files, executor, tmp_path, m
 
 
 def test_programs_that_reason_are_judged_by_what_they_print(
-    run, files, executor, tmp_path, monkeypatch
+    model, files, executor, tmp_path, monkeypatch
 ):
     benchmark = load("gsm8k_programs", data=files["gsm8k/test"])
     assert (
@@ -138,7 +138,7 @@ def test_programs_that_reason_are_judged_by_what_they_print(
     program = "\n\n\ndef solution():\n\n    apples = 19\n    return apples + 2\n"
     tasks = [dataclasses.replace(task, reference=program) for task in benchmark.tasks]
     measures = results_of(
-        run,
+        model,
         dataclasses.replace(benchmark, tasks=tasks),
         executor,
         tmp_path,
@@ -149,16 +149,17 @@ def test_programs_that_reason_are_judged_by_what_they_print(
     assert measures["correct"] == 1  # of 2, 21 and 2,000
 
 
-def test_a_key_is_found_by_who_knows_it(run, files, tmp_path, monkeypatch):
+def test_a_key_is_found_by_who_knows_it(model, files, tmp_path, monkeypatch):
     benchmark = load(
         "key_retrieval",
-        tokenizer=run.tokenizer,
+        tokenizer=model.tokenizer,
         data=files["filler"],
         lengths=(200, 300),
         examples=2,
     )
     assert (
-        results_of(run, benchmark, None, tmp_path, "assert", False, monkeypatch)["retrieved"] == 100
+        results_of(model, benchmark, None, tmp_path, "assert", False, monkeypatch)["retrieved"]
+        == 100
     )
 
 
@@ -314,14 +315,16 @@ def test_published_solutions_come_through_llama_2s_tokens(name, file, babble, op
     One ends elsewhere than the published rule says, with the brace that closes the function.
     """
     tokenizer = tokenizers.load(DATA / "tokenizer_llama2" / "tokenizer.model")
-    run = Run(LlamaConfig(tokenizer.vocab_size, 8, 1, 1, 1, 8, 8), {}, tokenizer, "knowing")
+    model = TrainedModel(
+        LlamaConfig(tokenizer.vocab_size, 8, 1, 1, 1, 8, 8), {}, tokenizer, "knowing"
+    )
     benchmark = load(name, data=str(DATA / file), **options)
     tasks = [task for task in benchmark.tasks if task.task_id != "CPP/94"]
     benchmark = dataclasses.replace(benchmark, tasks=tasks[:: max(1, len(tasks) // 40)])
-    knows(run, benchmark, babble, False, monkeypatch)
+    knows(model, benchmark, babble, False, monkeypatch)
     known = {
         task.task_id: benchmark.finish(task, task.reference).rstrip() for task in benchmark.tasks
     }
-    for batch in ask.answers(run, benchmark, Settings(), set()):
+    for batch in ask.answers(model, benchmark, Settings(), set()):
         for sample in batch:
             assert sample["completion"].rstrip() == known[sample["task_id"]]

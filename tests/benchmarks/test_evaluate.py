@@ -40,12 +40,14 @@ def by_key(path) -> dict:
     return {(line["task_id"], line["sample"]): line for line in lines(path)}
 
 
-def test_a_killed_run_goes_on_and_draws_what_it_would_have_drawn(run, files, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_and_draws_what_it_would_have_drawn(
+    model, files, tmp_path, monkeypatch
+):
     benchmark = load("lcc", data=files["lcc"])
 
     def drawn(settings, folder):
         request = {"settings": dataclasses.asdict(settings)}
-        return generate.generate_samples(run, benchmark, request, settings, tmp_path / folder)
+        return generate.generate_samples(model, benchmark, request, settings, tmp_path / folder)
 
     whole = drawn(HOT, "whole")
     assert len(whole) == 15 == len(lines(tmp_path / "whole" / "samples.jsonl"))
@@ -92,7 +94,7 @@ def test_scores_are_added_once(files, executor, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["humaneval", "RandomSpan", "truthfulqa", "key_retrieval"])
-def test_a_model_runs_from_end_to_end(name, run, files, executor, tmp_path, capsys):
+def test_a_model_runs_from_end_to_end(name, model, files, executor, tmp_path, capsys):
     """A random one; twice, as the second time finds all done."""
     more = {
         "truthfulqa": {"shots": 2},
@@ -103,7 +105,7 @@ def test_a_model_runs_from_end_to_end(name, run, files, executor, tmp_path, caps
     options = SUITES[suite].options(data=data_path, **more.get(name, {}))
     settings = Settings(max_new_tokens=8, samples=2 if name == "RandomSpan" else 1)
     for _ in range(2):
-        evaluate.evaluate(suite, lambda: run, options, settings, ONE, tmp_path / "out")
+        evaluate.evaluate(suite, lambda: model, options, settings, ONE, tmp_path / "out")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["model"] == "toy" and results["samples"] == len(
         lines(tmp_path / "out" / "samples.jsonl")
@@ -253,29 +255,29 @@ def test_a_file_in_the_place_of_the_folder_and_no_workers_are_refused(tmp_path):
         Checking(workers=0)
 
 
-def forward(run):
+def forward(model):
     """Log-probabilities of whole rows, read anew, nothing cached."""
     read = jax.jit(
-        lambda ids_T: Llama(run.model).apply(
-            {"params": run.params}, ids_T[None], jnp.arange(len(ids_T))[None]
+        lambda ids_T: Llama(model.config).apply(
+            {"params": model.params}, ids_T[None], jnp.arange(len(ids_T))[None]
         )[0]
     )
     return lambda ids: jax.nn.log_softmax(read(jnp.array(ids)))
 
 
-def test_a_key_is_asked_for_at_its_place_and_answered_as_without_a_cache(run, files):
+def test_a_key_is_asked_for_at_its_place_and_answered_as_without_a_cache(model, files):
     options = {"lengths": (200, 400), "positions": (0.0, 0.5), "examples": 2}
-    benchmark = load("key_retrieval", run.tokenizer, data=files["filler"], **options)
+    benchmark = load("key_retrieval", model.tokenizer, data=files["filler"], **options)
     assert len(benchmark.tasks) == len({task.prompt for task in benchmark.tasks}) == 8
-    log_p = forward(run)
-    [batch] = ask.answers(run, benchmark, Settings(max_new_tokens=3), set())
+    log_p = forward(model)
+    [batch] = ask.answers(model, benchmark, Settings(max_new_tokens=3), set())
     written = {sample["task_id"]: sample["completion"] for sample in batch}
     for task in benchmark.tasks:
         length, position = task.group.split("@")
-        ids = [run.tokenizer.bos_id, *run.tokenizer.encode(task.prompt)]
+        ids = [model.tokenizer.bos_id, *model.tokenizer.encode(task.prompt)]
         assert int(length) - 30 < len(ids) <= int(length)
         before, after = (
-            len(run.tokenizer.encode(part))
+            len(model.tokenizer.encode(part))
             for part in re.split(r"\ndef my_function.*?\n\n", task.prompt, flags=re.S)
         )
         assert abs(before / (before + after) - float(position)) < 0.15
@@ -287,21 +289,23 @@ def test_a_key_is_asked_for_at_its_place_and_answered_as_without_a_cache(run, fi
             ids.append(
                 int(
                     log_p(ids + [0] * (padded - len(ids)))[
-                        len(ids) - 1, : run.tokenizer.vocab_size
+                        len(ids) - 1, : model.tokenizer.vocab_size
                     ].argmax()
                 )
             )
         new = ids[prompt:]
-        new = new[: new.index(run.tokenizer.eos_id)] if run.tokenizer.eos_id in new else new
-        expected = whole_characters(lambda ids: run.tokenizer.decode(ids, leading_space=False), new)
+        new = new[: new.index(model.tokenizer.eos_id)] if model.tokenizer.eos_id in new else new
+        expected = whole_characters(
+            lambda ids: model.tokenizer.decode(ids, leading_space=False), new
+        )
         assert written[task.task_id] == benchmark.cut(task, expected)
 
 
-def test_likelihoods_and_perplexity_are_those_of_a_direct_computation(run, files):
+def test_likelihoods_and_perplexity_are_those_of_a_direct_computation(model, files):
     prompt, choices = "def name_1(x):\n", (" return", "    return x + 12", "é")
-    encode = lambda text: [run.tokenizer.bos_id, *run.tokenizer.encode(text)]
-    log_p, start = forward(run), len(encode(prompt))
-    for choice, found in zip(choices, ask.log_likelihoods(run, prompt, choices)):
+    encode = lambda text: [model.tokenizer.bos_id, *model.tokenizer.encode(text)]
+    log_p, start = forward(model), len(encode(prompt))
+    for choice, found in zip(choices, ask.log_likelihoods(model, prompt, choices)):
         ids = encode(prompt + choice)
         rows = log_p(ids)
         assert found == pytest.approx(
@@ -309,7 +313,7 @@ def test_likelihoods_and_perplexity_are_those_of_a_direct_computation(run, files
         )
     suite = SUITES["perplexity"]
     options = suite.options(data=files["filler"], lengths=(32, 64), examples=1)
-    measures = suite.measure(run, options)["measures"]
+    measures = suite.measure(model, options)["measures"]
     text = files_of(files["filler"], (".py",))[0].read_text()
     ids = encode(text)[:65]
     losses = np.array([-float(log_p(ids)[i, ids[i + 1]]) for i in range(64)])
@@ -317,17 +321,17 @@ def test_likelihoods_and_perplexity_are_those_of_a_direct_computation(run, files
     assert np.log(measures["64 last_block"]) == pytest.approx(losses[48:].mean(), rel=1e-5)
 
 
-def test_samples_are_ranked_by_the_mean_log_probability_of_their_tokens(run, files):
+def test_samples_are_ranked_by_the_mean_log_probability_of_their_tokens(model, files):
     benchmark = load("humaneval", data=files["humaneval"])
-    texts, log_p = ("\n    return x\n", ""), forward(run)
-    written, empty = ask.mean_logprobs(run, benchmark, benchmark.tasks, texts, False)
-    before = [run.tokenizer.bos_id, *run.tokenizer.encode(benchmark.tasks[0].prompt)]
-    new = run.tokenizer.encode(texts[0], leading_space=False)
+    texts, log_p = ("\n    return x\n", ""), forward(model)
+    written, empty = ask.mean_logprobs(model, benchmark, benchmark.tasks, texts, False)
+    before = [model.tokenizer.bos_id, *model.tokenizer.encode(benchmark.tasks[0].prompt)]
+    new = model.tokenizer.encode(texts[0], leading_space=False)
     rows = log_p(before + new)
     assert written == pytest.approx(
         np.mean([rows[len(before) + i - 1, token] for i, token in enumerate(new)]), rel=1e-5
     )
-    assert empty == pytest.approx(-np.log(run.tokenizer.vocab_size))
+    assert empty == pytest.approx(-np.log(model.tokenizer.vocab_size))
     passed = {"HumanEval/0": (False, True, True), "HumanEval/1": (True, False, True)}
     results = [
         {"task_id": task_id, "sample": i, "passed": some[i], "mean_logprob": -1.0 - i}

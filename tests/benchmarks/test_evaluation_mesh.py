@@ -39,12 +39,12 @@ commands.run_command(lambda: [commands.cli(commands.COMMANDS, args=shlex.split(l
 """
 
 
-def placed(run, mesh: dict):
+def placed(model, mesh: dict):
     on = make_mesh(MeshConfig(**mesh))
     shardings = jax.tree.map(
-        lambda a: a.sharding, abstract_state(stage(model=run.model), on).params
+        lambda a: a.sharding, abstract_state(stage(model=model.config), on).params
     )
-    return dataclasses.replace(run, params=jax.device_put(run.params, shardings))
+    return dataclasses.replace(model, params=jax.device_put(model.params, shardings))
 
 
 @pytest.fixture(scope="module")
@@ -53,22 +53,22 @@ def benchmark(files):
 
 
 @pytest.fixture(scope="module")
-def expected(run, benchmark):
-    return answered(run, benchmark)
+def expected(model, benchmark):
+    return answered(model, benchmark)
 
 
-def answered(run, benchmark) -> tuple[list[str], list[float]]:
+def answered(model, benchmark) -> tuple[list[str], list[float]]:
     """What a model writes greedily, and the mean log-probability of other texts."""
-    [batch] = ask.answers(run, benchmark, Settings(max_new_tokens=24), set())
+    [batch] = ask.answers(model, benchmark, Settings(max_new_tokens=24), set())
     return [s["completion"] for s in batch], ask.mean_logprobs(
-        run, benchmark, benchmark.tasks, ("\n    return x\n", " 1"), False
+        model, benchmark, benchmark.tasks, ("\n    return x\n", " 1"), False
     )
 
 
 # The last one splits 2 key heads over 4 devices.
 @pytest.mark.parametrize("mesh", [*MESHES[:2], {"fsdp": 2, "tensor": 4}])
-def test_a_mesh_answers_as_one_device_does(run, benchmark, expected, mesh):
-    texts, means = answered(placed(run, mesh), benchmark)
+def test_a_mesh_answers_as_one_device_does(model, benchmark, expected, mesh):
+    texts, means = answered(placed(model, mesh), benchmark)
     assert texts == expected[0] and all(texts)
     assert means == pytest.approx(expected[1], rel=1e-5)
 
@@ -83,13 +83,13 @@ def most_bytes(tree: object) -> int:
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_a_device_holds_its_part_of_weights_and_cache(run, mesh):
+def test_a_device_holds_its_part_of_weights_and_cache(model, mesh):
     parts, sizes = mesh["fsdp"] * mesh.get("tensor", 1), {True: 0, False: 0}
-    params = placed(run, mesh).params
+    params = placed(model, mesh).params
     with on_mesh_of(params, decoding.LOGICAL_AXES):
-        weights = decoding.prepare(run.model, params)
+        weights = decoding.prepare(model.config, params)
         start = jax.jit(
-            lambda p, tokens, lengths: decoding.prefill(run.model, p, tokens, lengths, 32)[1]
+            lambda p, tokens, lengths: decoding.prefill(model.config, p, tokens, lengths, 32)[1]
         )
         cache = start(params, np.zeros((2, 64), np.int32), np.full(2, 64, np.int32))
     for tree in (params, weights):
@@ -103,16 +103,16 @@ def test_a_device_holds_its_part_of_weights_and_cache(run, mesh):
 
 
 @pytest.fixture(scope="module")
-def folder(run, tmp_path_factory) -> Path:
+def folder(model, tmp_path_factory) -> Path:
     """The model as a run that has trained 0 steps."""
     root = tmp_path_factory.mktemp("run")
-    trained = stage(model=run.model)
+    trained = stage(model=model.config)
     checkpoints = Checkpoints(root / "checkpoints", trained)
-    checkpoints.save(0, with_fresh_optimizer(trained, run.params), {}, 0)
+    checkpoints.save(0, with_fresh_optimizer(trained, model.params), {}, 0)
     checkpoints.wait()
     checkpoints.close()
     (root / "config.json").write_text(json.dumps(to_dict(trained)))
-    run.tokenizer.save(root / "tokenizer.model")
+    model.tokenizer.save(root / "tokenizer.model")
     return root
 
 
@@ -130,7 +130,7 @@ def by_key(path: Path) -> dict:
     return found
 
 
-def test_two_hosts_draw_what_one_draws_apart_and_together(run, folder, files, executor, tmp_path):
+def test_two_hosts_draw_what_one_draws_apart_and_together(model, folder, files, executor, tmp_path):
     """Each with its share of the samples, ranked as well; then with one model cut over both. What one host refuses ends both."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -168,7 +168,7 @@ def test_two_hosts_draw_what_one_draws_apart_and_together(run, folder, files, ex
         for text in said
     )
     options, checking = Options(data=files["humaneval"]), Checking(workers=1)
-    evaluate.evaluate("humaneval", lambda: run, options, DRAWN, checking, tmp_path / "alone")
+    evaluate.evaluate("humaneval", lambda: model, options, DRAWN, checking, tmp_path / "alone")
     measures = lambda out: json.loads((tmp_path / out / "results.json").read_text())["measures"]
     alone = by_key(tmp_path / "alone" / "samples.jsonl")
     for out in ("apart", "together"):

@@ -19,7 +19,7 @@ from codellama_jax.data.infilling import plain_ids
 from codellama_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from codellama_jax.models.trained import Run
+    from codellama_jax.models.trained import TrainedModel
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 KINDS = (
@@ -52,10 +52,10 @@ class PerplexityOptions(LengthOptions):
         check_integer("--examples", self.examples, 1)
 
 
-def measure(run: Run, options: PerplexityOptions) -> dict[str, Any]:
+def measure(model: TrainedModel, options: PerplexityOptions) -> dict[str, Any]:
     """Returns a summary of the perplexities of the first files that have the longest length."""
     texts = (text_of(file) for file in files_of(options.data, KINDS))
-    by_length = perplexity_by_length(run, texts, options.lengths, options.examples)
+    by_length = perplexity_by_length(model, texts, options.lengths, options.examples)
     files = next(iter(by_length.values()))["documents"]
     measures = {}
     for length, measured in by_length.items():
@@ -66,7 +66,7 @@ def measure(run: Run, options: PerplexityOptions) -> dict[str, Any]:
 
 
 def perplexity_by_length(
-    run: Run, texts: Iterable[str], lengths: tuple[int, ...], rows: int
+    model: TrainedModel, texts: Iterable[str], lengths: tuple[int, ...], rows: int
 ) -> dict[int, dict[str, float]]:
     """Reads the first `rows` texts of at least max(lengths) tokens, each as one document.
 
@@ -76,8 +76,8 @@ def perplexity_by_length(
     """
     from codellama_jax.generation.scoring import document_losses
 
-    documents = long_documents(run.tokenizer, texts, max(lengths), rows)
-    losses_RT = np.stack(document_losses(run, documents)).astype(np.float64)
+    documents = long_documents(model.tokenizer, texts, max(lengths), rows)
+    losses_RT = np.stack(document_losses(model, documents)).astype(np.float64)
     return {length: _measures(losses_RT[:, :length]) for length in sorted(lengths)}
 
 
