@@ -12,6 +12,6 @@ class UserError(Exception):
     """
 
 
-def some(names: list[str]) -> str:
+def name_list(names: list[str]) -> str:
     """Returns a list of names for a message of one line."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from codellama_jax.config import ModelConfig
-from codellama_jax.errors import UserError, some
+from codellama_jax.errors import UserError, name_list
 from codellama_jax.models.family import family_of, family_of_model_type
 from codellama_jax.sharding.hosts import is_first
 from codellama_jax.system.files import is_bucket, reason, write_json
@@ -83,7 +83,9 @@ def open_source(folder: epath.Path) -> Source:
     # A tensor without a place would be dropped silently, such as a bias or a LoRA adapter.
     extra = [n for n in sorted(tensors.files) if n not in known and not n.endswith(COMPUTED)]
     if extra:
-        raise UserError(f"{folder} holds tensors that this model has no place for: {some(extra)}")
+        raise UserError(
+            f"{folder} holds tensors that this model has no place for: {name_list(extra)}"
+        )
     dtypes = check_tensors(folder / "config.json", model, headers, file_name)
 
     def read(name: str, layer: int, index: Index) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from etils import epath
 
-from codellama_jax.errors import UserError, some
+from codellama_jax.errors import UserError, name_list
 from codellama_jax.sharding.hosts import is_first
 from codellama_jax.system.files import LIBRARY_ERRORS, open_file, reason, write_json
 from codellama_jax.system.progress import counted
@@ -39,7 +39,9 @@ def verify(folder: epath.Path) -> int:
     # Before any checksum: reading all files of a large model takes minutes.
     missing = [name for name, path in paths.items() if not path.exists()]
     if missing:
-        raise UserError(f"{folder} lacks {some(missing)}, listed in {NAME}: copy the folder again")
+        raise UserError(
+            f"{folder} lacks {name_list(missing)}, listed in {NAME}: copy the folder again"
+        )
     damaged = []
     total = sum(path.stat().length for path in paths.values())
     with counted("verifying", total, unit="bytes", quiet=not is_first()) as advance:
@@ -49,7 +51,7 @@ def verify(folder: epath.Path) -> int:
                 damaged.append(name)
     if damaged:
         fix = "the files are damaged or were changed; copy or export them again"
-        raise UserError(f"{folder}: checksums of {some(damaged)} do not match {NAME}: {fix}")
+        raise UserError(f"{folder}: checksums of {name_list(damaged)} do not match {NAME}: {fix}")
     return len(checksums)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from codellama_jax.config import ModelConfig
-from codellama_jax.errors import UserError, some
+from codellama_jax.errors import UserError, name_list
 from codellama_jax.models.family import boxed_params, family_of
 from codellama_jax.models.published import Place
 
@@ -201,7 +201,7 @@ def check_tensors(
     # Before shapes: a truncated download has the right shapes for the tensors that it has.
     missing = [file_name(*key) for key in expected if key not in headers]
     if missing:
-        raise UserError(f"{folder} lacks {some(missing)}: is the download complete?")
+        raise UserError(f"{folder} lacks {name_list(missing)}: is the download complete?")
     expected_shapes = shapes(model)
     dtypes: dict[str, set[str]] = {}
     for name, layer in expected:

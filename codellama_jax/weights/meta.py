@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from etils import epath
 
-from codellama_jax.errors import UserError, some
+from codellama_jax.errors import UserError, name_list
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.params_json import model_config, params_of
 from codellama_jax.sharding.hosts import is_first
@@ -88,7 +88,7 @@ def open_source(folder: epath.Path) -> Source:
         stored_names.update(rank)
     extra = stored_names - known
     if extra:
-        tensors = some(sorted(extra))
+        tensors = name_list(sorted(extra))
         raise UserError(f"{folder} holds tensors that this model has no place for: {tensors}")
     headers = {}
     for name, layer in names(model):
@@ -116,14 +116,14 @@ def _rank_files(folder: epath.Path) -> list[str]:
     files = [n for n in present if n.startswith("consolidated.") and n.endswith(".pth")]
     unused = unused_weights(present, files, "config.json")
     if not files:
-        others = f", only {some(unused)}" if unused else ""
+        others = f", only {name_list(unused)}" if unused else ""
         raise UserError(f"{folder} has no consolidated.NN.pth{others}: is the download complete?")
     # A rank that is missing would shift the parts of the ranks after it.
     if files != [f"consolidated.{rank:02}.pth" for rank in range(len(files))]:
         missing = f"not all files from consolidated.00.pth to {files[-1]}"
-        raise UserError(f"{folder} has {some(files)}, {missing}: is the download complete?")
+        raise UserError(f"{folder} has {name_list(files)}, {missing}: is the download complete?")
     if unused:
-        warn(f"{folder}: weights are read from {some(files)}; not used: {', '.join(unused)}")
+        warn(f"{folder}: weights are read from {name_list(files)}; not used: {', '.join(unused)}")
     return files
 
 
@@ -242,7 +242,9 @@ def _check_ranks(model: LlamaConfig, ranks: int) -> None:
         if shapes(model)[name][axis] % ranks:
             uneven.append(file_name(name, 0))
     if uneven:
-        raise UserError(f"{some(uneven)} cannot be split evenly over {ranks} ranks: change --ranks")
+        raise UserError(
+            f"{name_list(uneven)} cannot be split evenly over {ranks} ranks: change --ranks"
+        )
 
 
 def _write_rank(

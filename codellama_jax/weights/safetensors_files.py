@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from safetensors import SafetensorError, safe_open
 
-from codellama_jax.errors import UserError, some
+from codellama_jax.errors import UserError, name_list
 from codellama_jax.system.console import warn
 from codellama_jax.system.files import is_bucket, reason
 from codellama_jax.system.settings import read_settings, shown_value
@@ -84,12 +84,12 @@ def choose_files(folder: epath.Path) -> list[str]:
     # Also for names of an index, which lists files that a truncated download lacks.
     absent = [name for name in used if name not in names]
     if absent:
-        raise UserError(f"{folder} has no {some(absent)}: is the download complete?")
+        raise UserError(f"{folder} has no {name_list(absent)}: is the download complete?")
     # An index beside model.safetensors is unused, and a params.json means Meta's files as well.
     known = used if used == [SINGLE] else [*used, INDEX]
     unused = unused_weights(names, known, "params.json")
     if unused:
-        warn(f"{folder}: weights are read from {some(used)}; not used: {', '.join(unused)}")
+        warn(f"{folder}: weights are read from {name_list(used)}; not used: {', '.join(unused)}")
     return used
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from codellama_jax.errors import UserError, some
+from codellama_jax.errors import UserError, name_list
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.config_json import (
     MAX_HEADS,
@@ -60,7 +60,7 @@ def _check_supported(params: Settings) -> None:
     unknown = sorted(name for name in set(params.values) - KNOWN if params.values[name])
     if unknown:
         fix = "remove it if it does not change what the model computes"
-        raise UserError(f"{params.file}: {some(unknown)}: not a setting of Llama 2; {fix}")
+        raise UserError(f"{params.file}: {name_list(unknown)}: not a setting of Llama 2; {fix}")
 
 
 def params_of(c: LlamaConfig) -> dict[str, Any]:
