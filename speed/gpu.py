@@ -25,8 +25,9 @@ from rich.table import Table
 from codellama_jax.command_line import cli, run_command
 from codellama_jax.config import DataConfig, MixtureConfig, ModelConfig, OptimizerConfig, Stage
 from codellama_jax.errors import UserError
-from codellama_jax.models.accounting import PEAK_FLOPS, flops_per_token
+from codellama_jax.models.accounting import flops_per_token
 from codellama_jax.models.llama.config import LlamaConfig
+from kernels.static.chips import PEAK_FLOPS
 
 SHAPES = {
     "1b": LlamaConfig(

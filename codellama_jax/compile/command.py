@@ -17,6 +17,7 @@ from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage
 from codellama_jax.errors import UserError
 from codellama_jax.models.accounting import flops_per_token
 from codellama_jax.sharding.mesh import make_mesh
+from kernels.static.chips import CHIPS
 
 INFERENCE = ("prefill", "decode")
 TOO_LARGE = 3  # exit code
@@ -164,7 +165,7 @@ def _compile_stage(experiment: Experiment, choice: Any, stage: Stage) -> None:
         else:
             report, tokens = compile_job(job, chip, make_mesh(job.mesh, devices), choice.cache)
     except TooLarge as refusal:
-        print(f"DOES NOT FIT {target.CHIPS[chip].hbm_gib} GiB of HBM: {refusal}\n{cost()}")
+        print(f"DOES NOT FIT {CHIPS[chip].hbm_gib} GiB of HBM: {refusal}\n{cost()}")
         sys.exit(TOO_LARGE)
     print(
         "\n".join(

@@ -14,10 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from codellama_jax.compile.hlo import Kernel
-from codellama_jax.compile.target import CHIPS
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import read_json, user_path, write_file
-from kernels.static.chips import ENVIRONMENT
+from kernels.static.chips import CHIPS, ENVIRONMENT
 from kernels.static.schedule import flags
 
 FOLDER = Path(__file__).resolve().parent.parent.parent

@@ -12,10 +12,9 @@ from jax.sharding import Mesh
 
 from codellama_jax.compile.hlo import Collective, Program
 from codellama_jax.compile.kernel_cycles import cycles
-from codellama_jax.compile.target import CHIPS
 from codellama_jax.errors import UserError
-from codellama_jax.models.accounting import PEAK_FLOPS
 from codellama_jax.report.plan import short
+from kernels.static.chips import CHIPS
 
 GIB = 2**30
 BUFFERS = 8  # shown of what does not fit
@@ -43,14 +42,12 @@ class Report:
     )  # of the model a step and device: full square of attention, causal
 
     def mfu(self, chip: str) -> tuple[float, float]:
-        full, causal = (
-            flops / (self.seconds * PEAK_FLOPS[CHIPS[chip].kind]) for flops in self.flops
-        )
+        full, causal = (flops / (self.seconds * CHIPS[chip].peak_flops) for flops in self.flops)
         return full, causal
 
     def reading(self, chip: str) -> float:
         """Returns the share of a step that reading the arguments once takes."""
-        return self.arguments / CHIPS[chip].hbm_speed / self.seconds
+        return self.arguments / CHIPS[chip].hbm_bandwidth / self.seconds
 
 
 def gib(number: float) -> str:
@@ -99,7 +96,7 @@ def examine(
             uncounted.add(kernel.name)
         else:
             reading = (
-                kernel.bytes / device.hbm_speed * device.clock
+                kernel.bytes / device.hbm_bandwidth * device.clock
             )  # schedules know of no memory that is slow
             kernel_cycles += max(counted / device.cores, reading) * kernel.times
     return Report(

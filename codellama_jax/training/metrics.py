@@ -13,9 +13,10 @@ from rich.progress import Progress
 from codellama_jax.checkpoints.folder import StageFolder
 from codellama_jax.config import Stage
 from codellama_jax.errors import UserError
-from codellama_jax.models.accounting import PEAK_FLOPS, flops_per_token
+from codellama_jax.models.accounting import flops_per_token
 from codellama_jax.system.console import warn
 from codellama_jax.system.files import is_bucket, read_file, write_file
+from kernels.static.chips import PEAK_FLOPS
 
 SHOWN = {
     "loss": "loss {:.4f}",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.cross_entropy import block_sizes, pallas_tpu
-from kernels.static.chips import VMEM_MIB, compile_inputs
+from kernels.static.chips import CHIPS, compile_inputs
 from kernels.static.passes import Pass, grid_step, inside, total
 from kernels.static.schedule import Schedule, read
 from kernels.tpu import ceil_div
@@ -32,7 +32,7 @@ def compile_for(
     """Compiles all kernels and returns their block sizes.
 
     Args:
-      chip: a key of `chips.TOPOLOGIES`.
+      chip: a key of `chips.CHIPS`.
       tokens, d_model, vocab: dimensions of the matmul.
       head_dtype: dtype of the head; activations are bf16.
     """
@@ -41,7 +41,7 @@ def compile_for(
     targets_T = jax.ShapeDtypeStruct((tokens,), jnp.int32)
     weights_T = jax.ShapeDtypeStruct((tokens,), jnp.float32)
     itemsizes = 2, jnp.dtype(head_dtype).itemsize
-    vmem = VMEM_MIB[chip] << 20
+    vmem = CHIPS[chip].vmem_bytes
     sizes = block_sizes.choose(tokens, vocab, d_model, *itemsizes, vmem=vmem)
 
     def loss(*arrays):

@@ -14,7 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from kernels.flash_attention import block_sizes, pallas_tpu
 from kernels.flash_attention.block_sizes import BlockSizes
-from kernels.static.chips import VMEM_MIB, compile_inputs
+from kernels.static.chips import CHIPS, compile_inputs
 from kernels.static.passes import Pass, grid_step, inside, matrix_slots, total
 from kernels.static.schedule import Region, Schedule, read
 
@@ -153,7 +153,7 @@ def ours(chip: str, args, dump: str) -> list[Pass]:
     heads = jax.ShapeDtypeStruct((1, HEADS, seq, args.head_dim), jnp.bfloat16)
     first_BT = jax.ShapeDtypeStruct((1, seq), jnp.int32)
     inputs = compile_inputs(chip, heads, heads, heads, first_BT)
-    sizes = block_sizes.choose(seq, VMEM_MIB[chip] << 20)
+    sizes = block_sizes.choose(seq, CHIPS[chip].vmem_bytes)
 
     def loss(q, k, v, first_BT):
         return pallas_tpu.attend(q, k, v, first_BT, sizes, False).astype(jnp.float32).sum()
@@ -175,7 +175,7 @@ def _splash(chip: str, args, forward: tuple, backward: tuple, dump: str) -> list
     """Compiles splash attention with a fused backward pass; returns both passes.
 
     Args:
-      chip: a key of `chips.TOPOLOGIES`.
+      chip: a key of `chips.CHIPS`.
       args: `seq` and `head_dim`.
       forward, backward: (block, compute block) of each pass.
       dump: folder of libtpu's dumps.
@@ -197,7 +197,7 @@ def _splash(chip: str, args, forward: tuple, backward: tuple, dump: str) -> list
 
     heads = jax.ShapeDtypeStruct((1, HEADS, args.seq, args.head_dim), jnp.bfloat16)
     inputs = compile_inputs(chip, heads, heads, heads)
-    vmem_kib = (VMEM_MIB[chip] - VMEM_MIB[chip] // 16) << 10
+    vmem_kib = (CHIPS[chip].vmem_mib - CHIPS[chip].vmem_mib // 16) << 10
     options = {"xla_tpu_scoped_vmem_limit_kib": str(vmem_kib)}
     jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*inputs).compile(options)
     passes = []
