@@ -20,12 +20,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels import MASKED
 from kernels.cross_entropy.block_sizes import BlockSizes, choose
 from kernels.cross_entropy.xla import chunks, over_shards
 from kernels.tpu import (
     CONTRACT_ROWS,
     LANES,
-    MASKED,
     TRANSPOSED,
     broadcast_lanes,
     matmul,

@@ -15,9 +15,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels import MASKED
 from kernels.tpu import (
     LANES,
-    MASKED,
     TRANSPOSED,
     broadcast_lanes,
     matmul,

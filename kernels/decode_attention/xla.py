@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from kernels.tpu import MASKED
+from kernels import MASKED
 
 
 def decode_attention(q_MGH, k_MSH, v_MSH, lengths_M) -> jax.Array:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels import MASKED
 from kernels.flash_attention.pallas_tpu_forward import score_scale
-from kernels.tpu import MASKED
 
 SIZE = 128  # queries and keys per block: their scores stay in the L2 cache of a CPU core
 

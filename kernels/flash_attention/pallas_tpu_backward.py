@@ -16,10 +16,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels import UnsupportedError
+from kernels import MASKED, UnsupportedError
 from kernels.flash_attention.block_sizes import BlockSizes, backward_bytes, pieces
 from kernels.flash_attention.pallas_tpu_forward import score_scale
-from kernels.tpu import CONTRACT_ROWS, MASKED, TRANSPOSED, matmul
+from kernels.tpu import CONTRACT_ROWS, TRANSPOSED, matmul
 
 
 def _gradients(q_RH, do_RH, k_CH, v_CH, lse_1R, delta_1R, visible_CR, scale):

@@ -21,9 +21,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels import UnsupportedError
+from kernels import MASKED, UnsupportedError
 from kernels.flash_attention.block_sizes import BlockSizes, pieces
-from kernels.tpu import LANES, MASKED, TRANSPOSED, broadcast_lanes, matmul, sum_lane_groups
+from kernels.tpu import LANES, TRANSPOSED, broadcast_lanes, matmul, sum_lane_groups
 
 
 def score_scale(head_dim: int) -> float:

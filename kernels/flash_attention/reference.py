@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from kernels import MASKED
+
 
 def visible(q_positions_BT, kv_positions_BS, q_segments_BT=None, kv_segments_BS=None) -> jax.Array:
     """Returns mask_BTS: which keys a query may read."""
@@ -24,7 +26,7 @@ def attention(
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H).astype(dtype) * H**-0.5
     logits_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH.astype(dtype))
     mask_BTS = visible(q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)
-    logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, jnp.finfo(dtype).min)
+    logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, MASKED)
     weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1)
     out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH.astype(dtype))
     return out_BTKGH.reshape(B, T, N, H).astype(q_BTNH.dtype)

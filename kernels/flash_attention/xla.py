@@ -13,9 +13,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from kernels import MASKED
 from kernels.flash_attention import blocked
 from kernels.flash_attention.reference import visible
-from kernels.tpu import MASKED
 
 BLOCK = 128  # queries per unrolled block
 UNROLLED = 2048  # longest row whose blocks are unrolled: at most 16 blocks
