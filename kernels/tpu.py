@@ -47,7 +47,7 @@ def round_up(number: int, multiple: int) -> int:
 def sum_lane_groups(x_RC: jax.Array) -> jax.Array:
     """Returns x_RL, the sum over groups of 128 columns, one partial sum per lane.
 
-    Adding whole registers costs one instruction each. Adding the lanes of a register to each other
+    Adding full registers costs one instruction each. Adding the lanes of a register to each other
     is slow, so a kernel does that only once, when all columns have been added.
     """
     groups = [x_RC[:, i : i + LANES] for i in range(0, x_RC.shape[1], LANES)]

@@ -51,8 +51,8 @@ def test_regions_end_where_branches_say(dump):
     (loop,) = toy.root.children
     (body,) = loop.children
     assert (loop.start, loop.end, body.start, body.end) == (5, 33, 12, 20)
-    assert [len(toy.own(region)) for region in toy.root.walk()] == [12, 20, 8]
-    assert toy.own(body)[:, 0].sum() == 8 and toy.own(loop)[:, 0].sum() == 0
+    assert [len(toy.exclusive_use(region)) for region in toy.root.walk()] == [12, 20, 8]
+    assert toy.exclusive_use(body)[:, 0].sum() == 8 and toy.exclusive_use(loop)[:, 0].sum() == 0
     assert toy.vmem_bytes == 0x1800
 
 
@@ -79,7 +79,8 @@ def test_unknown_format_is_refused(dump, tmp_path):
     listing.write_text(LISTING.replace("[0, 40)", "[0, 38)"))
     with pytest.raises(ValueError, match="another format"):
         schedule.read(dump, "toy")
-    assert schedule.read(dump, "absent") is None
+    with pytest.raises(ValueError, match="no schedule of a kernel named absent"):
+        schedule.read(dump, "absent")
 
 
 def test_says_what_to_install(monkeypatch, capsys):
