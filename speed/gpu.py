@@ -100,7 +100,7 @@ def ours(model: ModelConfig, rows: int, length: int, recompute: str) -> dict:
     with on_mesh(mesh):
         state, train_step = init_state(stage, mesh, 0), compile_train_step(stage, mesh)
         owned = owned_rows(mesh, rows)
-        placed = place(batch, owned, rows, mesh) | {"stop": stop_flags(0, owned, rows, mesh)}
+        placed = place(batch, owned, rows, mesh) | {"stop": stop_flags(0, rows, mesh)}
 
         def step():
             nonlocal state
