@@ -104,8 +104,10 @@ mesh = make_mesh(MeshConfig(*map(int, sys.argv[1:])), list(pod.devices))
 with on_mesh(mesh):
     rows = {k: jax.ShapeDtypeStruct((16, 512), dtype) for k, dtype in BATCH_DTYPES.items()}
     rows["stop"] = jax.ShapeDtypeStruct((16,), "int32")
-    text = compile_train_step(toy, mesh).lower(abstract_state(toy, mesh), rows).compile().as_text()
-print(text.count("custom_call_target=\\"tpu_custom_call\\""), text.count("collective-permute-start("))
+    lowered = compile_train_step(toy, mesh).lower(abstract_state(toy, mesh), rows)
+    text = lowered.compile().as_text()
+kernels = text.count("custom_call_target=\\"tpu_custom_call\\"")
+print(kernels, text.count("collective-permute-start("))
 """
 
 
