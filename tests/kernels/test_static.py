@@ -9,7 +9,7 @@ from kernels.static import passes, schedule
 
 LISTING = """\
 $region0: #{toy.1}
-  #allocation3 [shape = 'f32[8,128]', space=vmem, size = 0x1000, offset = 0x800, scoped, tag = 'scratch operand']
+  #allocation3 [shape = 'f32[8,128]', space=vmem, size = 0x1000, offset = 0x800, scoped]
   // region range: [0, 40)
   $region1: #{toy.1} parent=0 // loop_body
     // region range: [5, 30)
@@ -46,7 +46,7 @@ def dump(tmp_path):
     return str(tmp_path)
 
 
-def test_regions_end_where_branches_say(dump):
+def test_regions_end_at_their_branches(dump):
     toy = schedule.read(dump, "toy")
     (loop,) = toy.root.children
     (body,) = loop.children
@@ -83,7 +83,7 @@ def test_unknown_format_is_refused(dump, tmp_path):
         schedule.read(dump, "absent")
 
 
-def test_says_what_to_install(monkeypatch, capsys):
+def test_names_the_package_to_install(monkeypatch, capsys):
     monkeypatch.setattr(static.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["static", "flash_attention"])
     assert static.main() == 2
