@@ -136,6 +136,7 @@ def candidates(job: Job, devices: int) -> list[Job]:
             model=dataclasses.replace(model, remat=remat),
             micro_batches=micro_batches,
         )
+        # fsdp = -1 takes all devices that the other axes leave.
         mesh = MeshConfig(data=job.mesh.data, fsdp=-1, context=context, tensor=tensor)
         jobs.append(dataclasses.replace(job, stage=stage, mesh=mesh))
 
@@ -165,6 +166,7 @@ def search(job: Job, chip: str, devices: list, cache: str) -> tuple[Job, Report,
         try:
             report, tokens = compile_job(candidate, chip, make_mesh(mesh, devices), cache)
         except TooLarge:
+            # The line shows that the search is still running.
             print(f"{settings}: does not fit", flush=True)
             continue
         print(f"{settings}: fits, MFU {report.mfu(chip)[0]:.3f} (compiler estimate)", flush=True)
@@ -209,7 +211,7 @@ def compile_experiment(experiment: Experiment, choice: Any) -> None:
 def _compile_stage(experiment: Experiment, choice: Any, stage: Stage) -> None:
     """Compiles one program; takes the arguments of `compile_experiment` and the chosen stage."""
     devices, chip = target.devices(choice.target, choice.slices), choice.target.partition(":")[0]
-    mesh = experiment.mesh
+    mesh = experiment.mesh  # as in training, unless options change it
     if mesh.data == 1:
         # One copy of the model per slice, unless the experiment has more.
         mesh = dataclasses.replace(mesh, data=choice.slices)

@@ -158,6 +158,7 @@ class Program:
         self.text = text
         self.entry = ""
         self.computations: dict[str, list[Operation]] = {}
+        # A computation is a header line, its operations, indented, and a closing brace.
         operations: list[Operation] = []
         for line in text.splitlines():
             if header := _COMPUTATION.match(line):
@@ -194,6 +195,8 @@ class Program:
         """
         times: dict[str, int] = {}
 
+        # Walks the calls from the entry on. A computation that is called from several places adds
+        # up the runs of all of them.
         def enter(name: str, runs: int) -> None:
             times[name] = times.get(name, 0) + runs
             for operation in self.computations[name]:
@@ -234,6 +237,7 @@ class Program:
             is_kernel = 'custom_call_target="tpu_custom_call"' in operation.rest
             if operation.kind != "custom-call" or not is_kernel:
                 continue
+            # The operands are only names in this line; their types are in the layout constraints.
             types = _OPERAND_TYPES.search(operation.rest)
             operands = []
             for dtype, shape, _ in arrays(types[1] if types else ""):
@@ -295,12 +299,14 @@ class Program:
         """
         frame_id = re.search(r"stack_frame_id=(\d+)", operation.rest)
         frame = int(frame_id[1]) if frame_id else 0
+        # Frames lead from the innermost call outwards. JAX's and Flax's own files are skipped.
         while frame in self._frames:
             location, parent = self._frames[frame]
             file, line = self._locations[location]
             if project_file := _PROJECT_FILE.match(file):
                 return f"{project_file[1]}:{line}"
             frame = parent if parent != frame else 0
+        # An operation that the compiler made up has no name in JAX either.
         traced = re.search(r'op_name="([^"]*)"', operation.rest)
         return re.sub(r"jit\([^)]*\)/|closed_call/", "", traced[1]) if traced else operation.name
 

@@ -85,7 +85,8 @@ def _flash_attention(kernel: Kernel) -> tuple[dict[str, Any], float]:
     """Returns the arguments of a pass, and the number of such passes in a run of the kernel."""
     B, N, T, H = kernel.result
     length = min(LONGEST, round_up(T, MULTIPLE))
-    # A pass is one head. Its cycles grow with the square of the length.
+    # A pass is one head. Compiling a long sequence takes minutes and may not fit the VMEM, but its
+    # cycles grow with the square of the length.
     return {"seq": length, "head_dim": H}, B * N * (T / length) ** 2
 
 
@@ -120,6 +121,7 @@ def count(package: str, chip: str, args: str, cache: str) -> list[int]:
       args: the arguments of `static_passes.ours` as JSON.
       cache: folder that keeps the counts.
     """
+    # A change of the kernels, of the counting code or of libtpu invalidates the cached result.
     digest = hashlib.sha256(f"{version('libtpu')} {args}".encode())
     sources: list[Path] = []
     for folder in ("kernels", "kernels/static", f"kernels/{package}"):

@@ -77,6 +77,7 @@ def compile_within_memory(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         try:
             return lowered.compile({"xla_dump_to": dump, "xla_dump_hlo_as_text": True})
         except JaxRuntimeError as error:
+            # The first line is the reason; pages of allocations and stack frames follow.
             problem = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
             if "on HBM" not in problem and "memory space hbm" not in problem:
                 raise UserError(f"the TPU compiler refuses this program: {problem}") from error
@@ -113,6 +114,7 @@ def examine(
     for kernel in program.kernels():
         core_cycles = cycles(chip, kernel, cache)
         if core_cycles is None:
+            # Its time is missing from the estimate, and the report names it.
             uncounted.add(kernel.name)
             continue
         # A schedule does not contain memory stalls, so a kernel takes at least the time in which
@@ -156,6 +158,7 @@ def lines(report: Report, chip: str, mesh: Mesh, tokens: int, decoding: bool) ->
         f"mesh {axes}, {mesh.size} devices",
         f"fits {CHIPS[chip].hbm_gib} GiB of HBM: {buffers}, {output}",
     ]
+    # The compiler does not estimate communication, so only counts and bytes are printed.
     for collective in report.collectives:
         size = f"{short(collective.bytes, 'G')}B per device"
         shown.append(f"collectives: {collective.count} {collective.kind}, {size}")

@@ -135,7 +135,8 @@ def fill(kept: dict[str, list[str]], name: str, args: list[str]) -> None:
     """Compiles a cell, adds the lines that it printed to `kept`, and writes docs/tpu.json."""
     command = [sys.executable, str(ROOT / "launch.py"), "compile", *args]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    # Exit code 3 is a program that does not fit: that, too, is a result.
+    # The first printed line repeats the command. Exit code 3 is a program that does not fit: that,
+    # too, is a result.
     if done.returncode in (0, 3):
         kept[name] = done.stdout.splitlines()[1:]
     else:

@@ -105,6 +105,7 @@ def check_mesh(
       micro_batches: parts that a batch is split into.
       seq_len: tokens per sequence.
     """
+    # Every micro-batch must give each of these devices the same number of sequences.
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % micro_batches or (batch_size // micro_batches) % rows:
         problem = (
@@ -143,6 +144,7 @@ def check_attention(mesh: Mesh, model: ModelConfig) -> None:
     reasons = {}
     for name in flash_attention.IMPLEMENTATIONS:
         reasons[name] = flash_attention.refusal(name, platform, model.compute_dtype)
+        # Over several devices a sequence needs ring attention, which has fewer implementations.
         if mesh.shape["context"] > 1 and name not in ring_attention.IMPLEMENTATIONS:
             reasons[name] = "it cannot split sequences over context"
     if model.attention and reasons[model.attention]:
@@ -181,6 +183,7 @@ def shardings(boxed: object, mesh: Mesh) -> object:
     placed = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, LOGICAL_AXES)
 
     def divided(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> NamedSharding:
+        # An entry of a spec is None, the name of a mesh axis, or several names.
         spec = list(sharding.spec)
         for axis, names in enumerate(spec):
             group = (names,) if isinstance(names, str) else names or ()

@@ -162,7 +162,7 @@ class StageRun:
         if restored:
             step, self.state, cursors = restored
             self.batches.restore(cursors["rows"])
-            self.tokens = cursors["tokens"]
+            self.tokens = cursors["tokens"]  # tokens learned so far, for the log
             return step
         if initial:
             self.state = fresh_state(self.stage, self.mesh, initial())
@@ -177,6 +177,7 @@ class StageRun:
           step: number of steps before this one.
           stop: signal that this host received, 0 for none.
         """
+        # The state of the input stream after this batch is saved with the step's checkpoint.
         batch = next(self.batches)
         placed = place(batch, self.rows, self.stage.data.batch_size, self.mesh)
         placed["stop"] = stop_flags(stop, self.stage.data.batch_size, self.mesh)
@@ -195,6 +196,8 @@ class StageRun:
             step, metrics, batch = self.pending.popleft()
             # Reading a number waits until the device has computed it.
             numbers = {key: float(value) for key, value in metrics.items()}
+            # The flag has passed through the train step, so every host reads the same value here
+            # and stops after the same step, even if only one host received the signal.
             self.stop = max(self.stop, int(numbers.pop("stop")))
             self.tokens += int(numbers["tokens"])
             if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"])):
@@ -205,6 +208,7 @@ class StageRun:
 
     def _not_finite(self, step: int, numbers: dict[str, float], batch: dict) -> str:
         """Returns the message for a loss or gradient that is infinite or not a number."""
+        # The stage's name in the command line is the part after the arm's.
         option = f"--{self.name.split('/')[-1]}.optimizer"
         optimizer = self.stage.optimizer
         names = self.batches.document_names(batch)
@@ -225,6 +229,7 @@ class StageRun:
         tokens = sum(float(batch_tokens) for _, batch_tokens in results)
         self.metrics.write(step, {"validation_loss": loss / tokens})
         self.metrics.flush()
+        # Evaluating is not training: its time must not lower the tokens per second.
         self.throughput.pause()
 
     def save(self, step: int) -> None:
@@ -259,6 +264,9 @@ def train_stage(run: StageRun, initial: Callable[[], dict] | None, seed: int) ->
             # A stage without steps still saves its parameters, for the stages that start from it.
             if stage.steps == 0 and not run.checkpoints.manager.all_steps():
                 run.save(0)
+            # The order within a step matters. A step is dispatched first, so that the device is
+            # busy while the host reads the metrics of an earlier one. Then follow evaluation and
+            # saving, which wait for the step.
             for step in range(first, stage.steps):
                 run.train(step, signalled())
                 run.settle(IN_FLIGHT)
@@ -268,9 +276,12 @@ def train_stage(run: StageRun, initial: Callable[[], dict] | None, seed: int) ->
                     run.evaluate(done)
                 if done % stage.checkpoint_every == 0 or done == stage.steps or run.stop:
                     run.save(done)
+                # After the last step the stage is complete, and the signal is handled below.
                 if run.stop and done < stage.steps:
                     run.checkpoints.wait()
                     raise Stopped(run.stop)
+            # Checkpoints are written in the background. A stage counts as done only after the last
+            # one is complete.
             run.checkpoints.wait()
             if jax.process_index() == 0:
                 run.folder.mark_done(stage.steps, run.tokens)
@@ -314,5 +325,6 @@ def check_stage(stage: Stage, mesh: Mesh) -> None:
     """
     check_attention(mesh, stage.model)
     check_mesh(mesh, stage.model, stage.data.batch_size, stage.micro_batches, stage.data.seq_len)
+    # Tracing the model finds parameters that the mesh leaves replicated.
     with on_mesh(mesh):
         abstract_state(stage, mesh)

@@ -37,6 +37,7 @@ def read_metrics(path: epath.Path) -> list[dict]:
         return []
     metrics: list[dict] = []
     damaged: list[int] = []
+    # After the last line break there is either nothing or an interrupted line.
     for number, line in enumerate(read_file(path).split(b"\n")[:-1], 1):
         try:
             values = json.loads(line)
@@ -68,6 +69,7 @@ class Throughput:
     def __init__(self, stage: Stage):
         self.stage, self.time = stage, time.perf_counter()
         self.step: int | None = None  # step of the last call; None after a pause
+        # 0 for a device that the table does not list: no MFU is reported then.
         self.peak = PEAK_FLOPS.get(jax.devices()[0].device_kind, 0) * jax.device_count()
 
     def rates(self, step: int) -> dict[str, float]:
@@ -83,6 +85,7 @@ class Throughput:
             return {}
         data = self.stage.data
         tokens_per_second = (step - last_step) * data.batch_size * data.seq_len / (now - before)
+        # Attention's FLOPs are counted in both usual ways, because papers differ.
         causal = tokens_per_second * flops_per_token(self.stage.model, data.seq_len, True)
         full = tokens_per_second * flops_per_token(self.stage.model, data.seq_len, False)
         rates = {"tokens_per_second": tokens_per_second, "flops_per_second": causal}
@@ -114,6 +117,7 @@ class Metrics:
         # Importing it takes a second, which only the host that writes should wait for.
         from tensorboardX import SummaryWriter
 
+        # Seconds continue from the last line that is kept, as if the run had not been interrupted.
         kept = [line for line in read_metrics(self.path) if line["step"] <= start]
         self.lines = [json.dumps(line) for line in kept]
         self.seconds_before = kept[-1]["seconds"] if kept else 0.0

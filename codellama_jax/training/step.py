@@ -56,7 +56,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
         0.0,
         config.peak_lr,
         config.warmup_steps,
-        max(steps, config.warmup_steps + 1),
+        max(steps, config.warmup_steps + 1),  # a stage shorter than its warm-up only warms up
         config.peak_lr * config.final_fraction,
     )
 
@@ -132,6 +132,7 @@ def check_memory(stage: Stage, mesh: Mesh) -> None:
     It counts only the state, its gradient, and the input of every layer of one micro-batch, which
     every rematerialization policy keeps. A stage that passes may still not fit.
     """
+    # A stage without steps allocates no gradient and no activations.
     if not stage.steps:
         return
     limit = _device_memory(mesh)
@@ -225,8 +226,10 @@ def train_step(
         (loss, tokens), gradient = loss_and_gradient(state.params, arrays)
     else:
         parts = {key: _split(array, stage.micro_batches) for key, array in arrays.items()}
+        # A scan holds the activations of one micro-batch at a time; the sums are fp32.
         zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
         (loss, tokens, gradient), _ = jax.lax.scan(accumulate, zeros, parts)
+    # The gradient of the mean over all tokens. On a mesh, XLA has summed it over the devices.
     gradient = jax.tree.map(lambda g: g / tokens, gradient)
     updates, opt_state = make_optimizer(stage).update(gradient, state.opt_state, state.params)
     metrics = {
@@ -263,7 +266,9 @@ def compile_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
     """
     state = _state_shardings(stage, mesh)
     batch = {key: batch_sharding(mesh) for key in BATCH_DTYPES}
+    # One flag per sequence, so that the flags are sharded like the sequences they come with.
     batch["stop"] = NamedSharding(mesh, PartitionSpec(ROWS))
+    # The stage is a constant of the compiled program. The sharding of the metrics is left to XLA.
     step = functools.partial(train_step, stage)
     return jax.jit(step, in_shardings=(state, batch), out_shardings=(state, None), donate_argnums=0)
 
