@@ -56,6 +56,7 @@ def sum_lane_groups(x_RC: jax.Array) -> jax.Array:
 
 def broadcast_lanes(x_RL: jax.Array, width: int) -> jax.Array:
     """Returns (R, width) columns that repeat a value which is equal in all lanes of x_RL."""
+    # Taking lanes or repeating registers moves no data between lanes.
     if width <= LANES:
         return x_RL[:, :width]
     return jnp.tile(x_RL, (1, ceil_div(width, LANES)))[:, :width]
@@ -101,6 +102,8 @@ def run_kernel(function: Callable[..., Any], *arrays: jax.Array, interpret: bool
     """
     if interpret is not None:
         return function(*arrays, interpret=interpret)
+    # The choice is made when the program is lowered, not when it is traced: a program that is
+    # traced on a CPU may be compiled for a TPU.
     compiled = functools.partial(function, interpret=False)
     interpreted = functools.partial(function, interpret=True)
     return lax.platform_dependent(*arrays, tpu=compiled, default=interpreted)

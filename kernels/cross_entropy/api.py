@@ -142,6 +142,7 @@ def _sharded(function, layout: _Layout, *out_specs: PartitionSpec):
 
     `function` takes x_BTD, head_DV, targets_BT and weights_BT; `out_specs` are of its results.
     """
+    # Without a mesh the only shard is the full array.
     if jax.sharding.get_abstract_mesh().empty:
         return function
     x_spec = PartitionSpec(*layout.tokens, None)
@@ -162,6 +163,7 @@ def _local_inputs(x_BTD, head_DV, targets_BT, layout: _Layout):
         )
     first_column = 0
     if layout.vocab_axes:
+        # Along the axes that shard V, device i holds columns i V to (i + 1) V - 1.
         first_column = jax.lax.axis_index(layout.vocab_axes) * head_DV.shape[1]
     return x_BTD.reshape(-1, x_BTD.shape[-1]), head_DV, targets_BT.reshape(-1) - first_column
 
@@ -172,6 +174,7 @@ def _losses(x_BTD, head_DV, targets_BT, layout: _Layout):
         losses_T = layout.functions.losses(*inputs, layout.vocab_axes)
         return (losses_T.reshape(targets_BT.shape),)
 
+    # The last argument only fills the place of the weights, which the losses do not need.
     return _sharded(local, layout, layout.tokens)(x_BTD, head_DV, targets_BT, targets_BT)[0]
 
 
@@ -200,6 +203,7 @@ def _losses_and_gradients(x_BTD, head_DV, targets_BT, weights_BT, layout: _Layou
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _cross_entropy(x_BTD, head_DV, targets_BT, weights_BT, layout: _Layout):
+    # Without a gradient (in evaluation) the losses alone take one matmul instead of four.
     return jnp.sum(_losses(x_BTD, head_DV, targets_BT, layout) * weights_BT)
 
 
@@ -212,6 +216,7 @@ def _forward(x_BTD, head_DV, targets_BT, weights_BT, layout: _Layout):
 
 
 def _backward(_, residuals, g):
+    # g is the gradient of the returned sum, a scalar that scales the gradients found already.
     losses_BT, dx_BTD, dhead_DV = ((a * g).astype(a.dtype) for a in residuals)
     # The sum is linear in the weights: its derivative by a weight is the loss of that token.
     return dx_BTD, dhead_DV, np.zeros(losses_BT.shape, jax.dtypes.float0), losses_BT

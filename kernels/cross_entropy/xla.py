@@ -43,6 +43,7 @@ def _softmax(x_TD, head_DV, targets_T, axes):
     The two factors stay separate, because the scale is then multiplied with the loss weights, T
     numbers, before it is multiplied with T x V numbers.
     """
+    # fp32 logits: in bf16 the loss would have only two or three correct digits.
     logits_TV = jnp.matmul(x_TD, head_DV, preferred_element_type=jnp.float32)
     largest_T = logits_TV.max(axis=1)
     e_TV = jnp.exp(logits_TV - largest_T[:, None])
@@ -124,6 +125,7 @@ def losses_and_gradients(
         return dhead_DV, (losses_T, dx_TD.astype(x_TD.dtype))
 
     T, D = x_TD.shape
+    # Cast once, outside of the loop over chunks.
     head_DV = head_DV.astype(x_TD.dtype)
     zero_DV = jnp.zeros(head_DV.shape, jnp.float32)
     parts = chunks(CHUNK, x_TD, targets_T, weights_T)

@@ -67,9 +67,11 @@ def decode_attention(
     if M % B:
         raise ValueError(f"{M} key heads of all sequences are not a multiple of {B} sequences")
     function = IMPLEMENTATIONS[implementation]
+    # The sequences of one key head are neighbours, so the lengths repeat once per key head.
     arrays = (q_MGH, k_MSH, v_MSH, jnp.tile(lengths_B, M // B))
     if not head_axes:
         return function(*arrays)
+    # The first axis of all four arrays is the key heads, so each device gets complete heads.
     spec = PartitionSpec(head_axes)
     sharded = jax.shard_map(function, in_specs=(spec,) * 4, out_specs=spec, check_vma=False)
     return sharded(*arrays)

@@ -18,6 +18,7 @@ def decode_attention(q_MGH, k_MSH, v_MSH, lengths_M) -> jax.Array:
     """
     scale = q_MGH.shape[-1] ** -0.5
     logits_MGS = jnp.einsum("MGH,MSH->MGS", q_MGH, k_MSH, preferred_element_type=jnp.float32)
+    # Slot s holds position s, so the filled slots are the first ones.
     visible_MS = jnp.arange(k_MSH.shape[1])[None] < lengths_M[:, None]
     logits_MGS = jnp.where(visible_MS[:, None], logits_MGS * scale, MASKED)
     weights_MGS = jax.nn.softmax(logits_MGS, axis=-1)

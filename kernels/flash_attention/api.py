@@ -61,6 +61,7 @@ def default_implementation(split: bool, dtype) -> str:
         devices a Pallas kernel needs them, because the compiler cannot partition it by itself.
       dtype: dtype of the queries.
     """
+    # Each platform has one implementation that is faster than `xla`, if it can run at all.
     if platform() == "tpu" and (split or jax.device_count() == 1):
         return "pallas_tpu"
     if platform() == "gpu" and dtype in cudnn.DTYPES:
@@ -112,6 +113,7 @@ def attention(
     if N % K:
         raise ValueError(f"{N} query heads are not a multiple of {K} key heads")
     function = IMPLEMENTATIONS[implementation]
+    # Positional arguments, because `shard_map` takes no others.
     positions = (q_positions_BT, kv_positions_BS)
     arguments = (q_BTNH, k_BSKH, v_BSKH, *positions, q_segments_BT, kv_segments_BS)
     if not is_split:
@@ -121,5 +123,6 @@ def attention(
     heads = PartitionSpec(batch_axes, None, head_axes, None)
     per_token = PartitionSpec(batch_axes, None)
     specs = tuple(heads if x.ndim == 4 else per_token for x in arrays)
+    # The length is not sharded here; `kernels.ring_attention` does that.
     sharded = jax.shard_map(function, in_specs=specs, out_specs=heads, check_vma=False)
     return sharded(*arrays)

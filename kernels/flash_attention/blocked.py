@@ -78,6 +78,8 @@ def _scores(
     B, K, X, H = q_BKXH.shape
     C = k_BKCH.shape[2]
     query_C, key_C = i * C + jnp.arange(C), j * C + jnp.arange(C)
+    # A query sees the keys up to itself, from the first one of its document on. Unlike on a TPU,
+    # computing both masks for every block costs little beside the matmul.
     causal_CC = key_C[None] <= query_C[:, None]
     visible_BCC = (key_C[None, None] >= first_BC[..., None]) & causal_CC[None]
     s_BKXC = _matmul("BKXH,BKCH->BKXC", q_BKXH, k_BKCH) * score_scale(H)
@@ -109,6 +111,7 @@ def forward(
     K, C = k_BKTH.shape[1], _size(T)
     q_BKGTH = _grouped(q_BNTH, K)
 
+    # One iteration of the outer loop: a block of queries against all key blocks that it sees.
     def query_block(i):
         q_BKXH = _flat(_block(q_BKGTH, i, C, axis=3))
         first_BC = _block(first_BT, i, C, axis=1)
@@ -121,6 +124,8 @@ def forward(
             new_BKX1 = jnp.maximum(m_BKX1, s_BKXC.max(axis=-1, keepdims=True))
             keep_BKX1, p_BKXC = jnp.exp2(m_BKX1 - new_BKX1), jnp.exp2(s_BKXC - new_BKX1)
             v_BKCH = _block(v_BKTH, j, C, axis=2)
+            # The weights are rounded to the dtype of the values, as a bf16 matmul needs; their sum
+            # below is taken from the fp32 weights.
             part_BKXH = _matmul("BKXC,BKCH->BKXH", p_BKXC.astype(v_BKCH.dtype), v_BKCH)
             l_BKX1 = l_BKX1 * keep_BKX1 + p_BKXC.sum(axis=-1, keepdims=True)
             return new_BKX1, l_BKX1, acc_BKXH * keep_BKX1 + part_BKXH
@@ -132,6 +137,7 @@ def forward(
         m_BKX1, l_BKX1, acc_BKXH = jax.lax.fori_loop(
             _first_block(first_BC, i), i + 1, add_keys, start
         )
+        # Dividing once per query block replaces dividing every weight.
         return acc_BKXH / l_BKX1, m_BKX1 + jnp.log2(l_BKX1)
 
     out_nBKXH, lse_nBKX1 = jax.lax.map(query_block, jnp.arange(T // C))
@@ -177,9 +183,11 @@ def backward(
         def add_keys(j, state):
             dq_BKXH, dk_BKTH, dv_BKTH = state
             k_BKCH, v_BKCH = _block(k_BKTH, j, C, axis=2), _block(v_BKTH, j, C, axis=2)
+            # P from the log-sum-exp, then dP = dO V^T and dS = P (dP - delta) / sqrt(H).
             p_BKXC = jnp.exp2(_scores(q_BKXH, k_BKCH, first_BC, i, j) - lse_BKX1)
             dp_BKXC = _matmul("BKXH,BKCH->BKXC", do_BKXH, v_BKCH)
             ds_BKXC = (p_BKXC * (dp_BKXC - delta_BKX1) * scale).astype(q_BKXH.dtype)
+            # dQ = dS K, dK = dS^T Q and dV = P^T dO, accumulated in fp32.
             dq_BKXH += _matmul("BKXC,BKCH->BKXH", ds_BKXC, k_BKCH)
             dk_BKCH = _matmul("BKXC,BKXH->BKCH", ds_BKXC, q_BKXH)
             dv_BKCH = _matmul("BKXC,BKXH->BKCH", p_BKXC.astype(do_BKXH.dtype), do_BKXH)

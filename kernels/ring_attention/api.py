@@ -60,7 +60,8 @@ def attention(
       implementation: a key of `IMPLEMENTATIONS`; "" takes the fastest that works here.
 
     Returns:
-      out_BTNH in the same order and in q's dtype. Tokens of segment 0 (padding) hold finite values without meaning.
+      out_BTNH in the same order and in q's dtype. Tokens of segment 0 (padding) hold finite values
+      without meaning.
 
     Raises:
       ValueError: for an unknown implementation.
@@ -73,6 +74,8 @@ def attention(
     per_token = PartitionSpec(batch_axes, length_axes)
     if segments_BT is None:
         segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
+    # Each device runs the ring on its tokens. The gathering of segments and `ppermute` inside it
+    # are the only communication.
     local = functools.partial(_local, axes=length_axes, make_blocks=IMPLEMENTATIONS[implementation])
     in_specs = (heads, heads, heads, per_token)
     sharded = jax.shard_map(local, in_specs=in_specs, out_specs=heads, check_vma=False)
@@ -98,8 +101,11 @@ def _local(q_BTNH, k_BTKH, v_BTKH, segments_BT, axes, make_blocks):
     T = q_BTNH.shape[1]
     blocks, padding = make_blocks(T)
     starts_BT = _segment_starts(segments_BT, axes)
+    # Padding repeats the last token's start, so that the starts still never fall. It comes after
+    # all tokens of this device, so no query sees it.
     starts_BT = jnp.pad(starts_BT, ((0, 0), (0, padding)), mode="edge")
     heads_first = []
+    # With heads first, a block of one head is contiguous in memory.
     for x_BTNH in (q_BTNH, k_BTKH, v_BTKH):
         x_BNTH = x_BTNH.swapaxes(1, 2)
         heads_first.append(jnp.pad(x_BNTH, ((0, 0), (0, 0), (0, padding), (0, 0))))

@@ -43,6 +43,7 @@ def _hop(arrays: tuple[jax.Array, ...], axes: tuple[str, ...]) -> tuple[jax.Arra
     The shift moves the last token to the front, where `_first_keys` hides it from every query.
     """
     devices = jax.lax.axis_size(axes)
+    # Device p sends to p + 1, and the last one to the first.
     pairs = [(device, (device + 1) % devices) for device in range(devices)]
     received = jax.lax.ppermute(arrays, axes, pairs)
     is_first = jax.lax.axis_index(axes) == 0
@@ -102,9 +103,11 @@ def _ring_forward(q_BNTH, k_BKTH, v_BKTH, starts_BT, axes, blocks):
         first_BT = _first_keys(starts_BT, step, axes)
         return _merge(*total, *blocks.forward(q_BNTH, *kv, first_BT))
 
+    # One step of the ring. The hop does not depend on the pass, so the compiler sends the block
+    # while the device computes with it.
     def body(carry, step):
         kv, total = carry
-        next_kv = _hop(kv, axes)  # overlaps with the pass below
+        next_kv = _hop(kv, axes)
         return (next_kv, add_block(total, kv, step)), None
 
     B, N, T, _ = q_BNTH.shape
@@ -136,7 +139,7 @@ def _ring_backward(axes, blocks, residuals, do_BNTH):
 
     def body(carry, step):
         kv, dq_total, dkv_total = carry
-        next_kv = _hop(kv, axes)  # overlaps with the pass below
+        next_kv = _hop(kv, axes)  # overlaps with the pass below, as in the forward pass
         dkv_total = _hop(dkv_total, axes)  # the gradients follow their keys and values
         dq, dkv = block_gradients(kv, step)
         return (next_kv, dq_total + dq, tuple(map(jnp.add, dkv_total, dkv))), None
