@@ -27,7 +27,7 @@ class Bigram(Probe, name="bigram"):
     """
 
     def measure(self, subject: Subject) -> dict[str, float]:
-        model = fit(subject.training_rows(), subject.run.model.vocab_size)
+        model = fit(subject.training_rows(), subject.model.config.vocab_size)
         loss, tokens = model.evaluate(subject.validation_rows)
         return {"loss": loss, "tokens": tokens, "training_tokens": int(model.counts_V.sum())}
 

@@ -28,7 +28,7 @@ class Completions(Probe, name="completions"):
         from codellama_jax.generation.text import complete
 
         sampling = Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens)
-        texts = complete(subject.run, list(self.prompts), sampling)
+        texts = complete(subject.model, list(self.prompts), sampling)
         return [{"prompt": prompt, "completion": text} for prompt, text in zip(self.prompts, texts)]
 
     def show(self, page: Page, answers: Sequence[tuple[StageResult, Any]]) -> None:

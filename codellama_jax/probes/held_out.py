@@ -69,11 +69,11 @@ def lines_to_fill(subject: Subject, count: int, max_new_tokens: int) -> list[Exa
 
     Raises UserError for a model without infilling sentinels, and if there is no line.
     """
-    run = subject.run
-    if run.model.vocab_size < run.tokenizer.vocab_size:
+    model = subject.model
+    if model.config.vocab_size < model.tokenizer.vocab_size:
         raise UserError("this model's vocabulary has no infilling sentinels")
     limits = (count, subject.seq_len, max_new_tokens, subject.seed)
-    examples = held_out_examples(single_lines, run.tokenizer, subject.documents, *limits)
+    examples = held_out_examples(single_lines, model.tokenizer, subject.documents, *limits)
     if not examples:
         fits = f"no held-out document that fits {subject.seq_len} tokens"
         raise UserError(f"{fits} has a line to fill in")

@@ -29,7 +29,7 @@ from codellama_jax.probes.subject import Subject
 from codellama_jax.report.page import Code
 
 if TYPE_CHECKING:
-    from codellama_jax.models.trained import Run
+    from codellama_jax.models.trained import TrainedModel
     from codellama_jax.report.page import Page
     from codellama_jax.report.results import StageResult
 
@@ -82,7 +82,7 @@ class Infilling(Probe, name="infilling"):
     def measure(self, subject: Subject) -> dict[str, dict[str, Any]]:
         examples = lines_to_fill(subject, self.examples, self.max_new_tokens)
         return {
-            name: _line_measures(subject.run, examples, self.max_new_tokens, FORMATS[name])
+            name: _line_measures(subject.model, examples, self.max_new_tokens, FORMATS[name])
             for name in ("PSM", "SPM")
         }
 
@@ -129,7 +129,7 @@ class InfillingKinds(Probe, name="infilling_kinds"):
         limits = (self.examples, subject.seq_len, self.max_new_tokens, subject.seed)
         for name in self.kinds:
             kind = KINDS[name]
-            tokenizer, texts = subject.run.tokenizer, subject.documents
+            tokenizer, texts = subject.model.tokenizer, subject.documents
             examples = held_out_examples(kind.splits, tokenizer, texts, *limits)
             if not examples:
                 fits = f"no held-out document that fits {subject.seq_len} tokens"
@@ -137,17 +137,17 @@ class InfillingKinds(Probe, name="infilling_kinds"):
             answers[name] = {}
             for order, form in FORMATS.items():
                 if kind.healing or not form.healing:
-                    measures = _measures(subject.run, examples, self.max_new_tokens, kind, form)
+                    measures = _measures(subject.model, examples, self.max_new_tokens, kind, form)
                     answers[name][order] = measures
         return answers
 
 
 def _line_measures(
-    run: Run, examples: list[Example], max_new_tokens: int, form: Format
+    model: TrainedModel, examples: list[Example], max_new_tokens: int, form: Format
 ) -> dict[str, Any]:
-    texts = [text.split("\n")[0] for text in fill(run, examples, max_new_tokens, LINE, form)]
+    texts = [text.split("\n")[0] for text in fill(model, examples, max_new_tokens, LINE, form)]
     exact = [text.rstrip() == e.middle.rstrip() for text, e in zip(texts, examples)]
-    losses = token_losses(run, examples[:LOSS_EXAMPLES], form.spm)
+    losses = token_losses(model, examples[:LOSS_EXAMPLES], form.spm)
     samples = [{**e._asdict(), "generated": text} for e, text in zip(examples[:SAMPLES], texts)]
     return {
         "exact": sum(exact) / len(examples),
@@ -159,11 +159,11 @@ def _line_measures(
 
 
 def _measures(
-    run: Run, examples: list[Example], max_new_tokens: int, kind: Kind, form: Format
+    model: TrainedModel, examples: list[Example], max_new_tokens: int, kind: Kind, form: Format
 ) -> Measures:
-    texts = fill(run, examples, max_new_tokens, kind, form)
+    texts = fill(model, examples, max_new_tokens, kind, form)
     middles = [e.middle.rstrip() for e in examples]
-    losses = middle_losses(run, examples, form)
+    losses = middle_losses(model, examples, form)
     return {
         "exact": [float(text.rstrip() == middle) for text, middle in zip(texts, middles)],
         "right": [_right(text, middle) for text, middle in zip(texts, middles)],
@@ -182,14 +182,14 @@ def _right(text: str, truth: str) -> float:
 
 
 def fill(
-    run: Run, examples: list[Example], max_new_tokens: int, kind: Kind, form: Format
+    model: TrainedModel, examples: list[Example], max_new_tokens: int, kind: Kind, form: Format
 ) -> list[str]:
     """Generates middles greedily, in equal batches whose caches hold about CACHED_TOKENS."""
     from codellama_jax.generation.infill import infill
     from codellama_jax.generation.sampler import Sampling
 
     sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
-    documents = [infill_ids(run.tokenizer, *example, form.spm) for example in examples]
+    documents = [infill_ids(model.tokenizer, *example, form.spm) for example in examples]
     tokens = max(map(len, documents)) + max_new_tokens
     batches = -(-len(examples) * tokens // CACHED_TOKENS)
     size = -(-len(examples) // batches)
@@ -198,43 +198,43 @@ def fill(
     for start in range(0, len(pairs), size):
         batch = pairs[start : start + size]
         stops, healing = kind.stop_strings, form.healing
-        texts += infill(run, batch, sampling, form.spm, stops, healing=healing)
+        texts += infill(model, batch, sampling, form.spm, stops, healing=healing)
     return texts
 
 
-def token_losses(run: Run, examples: Sequence[Example], spm: bool) -> list[np.ndarray]:
+def token_losses(model: TrainedModel, examples: Sequence[Example], spm: bool) -> list[np.ndarray]:
     """Returns -log p in nats of each token of the true middles after their prompts, EOT left out.
 
     The middle is encoded separately from the prefix.
     """
     from codellama_jax.generation.scoring import document_losses
 
-    encode = run.tokenizer.encode
-    prompts = [prompt_ids(run.tokenizer, e.prefix, e.suffix, spm) for e in examples]
+    encode = model.tokenizer.encode
+    prompts = [prompt_ids(model.tokenizer, e.prefix, e.suffix, spm) for e in examples]
     documents = []
     for prompt, example in zip(prompts, examples):
         documents.append([*prompt, *encode(example.middle, leading_space=False)])
-    losses = document_losses(run, documents)
+    losses = document_losses(model, documents)
     return [losses_T[len(prompt) - 1 :] for losses_T, prompt in zip(losses, prompts)]
 
 
-def middle_losses(run: Run, examples: Sequence[Example], form: Format) -> list[float]:
+def middle_losses(model: TrainedModel, examples: Sequence[Example], form: Format) -> list[float]:
     """Returns -log p in nats of each true middle after its prompt.
 
     With healing, -log p(prefix and middle encoded as one text) + log p(any tokens whose text begins
     with the prefix).
     """
     if not form.healing:
-        return [float(losses.sum()) for losses in token_losses(run, examples, form.spm)]
+        return [float(losses.sum()) for losses in token_losses(model, examples, form.spm)]
     from codellama_jax.generation.healing import heal
     from codellama_jax.generation.scoring import document_losses
 
-    tokenizer = run.tokenizer
+    tokenizer = model.tokenizer
     prompts = [prompt_ids(tokenizer, e.prefix, e.suffix, form.spm) for e in examples]
     joined = [infill_ids(tokenizer, *e, spm=True)[:-1] for e in examples]
-    of_texts = [float(losses.sum()) for losses in document_losses(run, joined)]
-    of_prompts = [float(losses.sum()) for losses in document_losses(run, prompts)]
-    odds = [healed.log_odds for healed in heal(run, prompts)]
+    of_texts = [float(losses.sum()) for losses in document_losses(model, joined)]
+    of_prompts = [float(losses.sum()) for losses in document_losses(model, prompts)]
+    odds = [healed.log_odds for healed in heal(model, prompts)]
     return [text - prompt + odd for text, prompt, odd in zip(of_texts, of_prompts, odds)]
 
 

@@ -35,7 +35,7 @@ class Infills(Probe, name="infills"):
 
         examples = lines_to_fill(subject, self.examples, self.max_new_tokens)
         sampling = Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens)
-        texts = infill(subject.run, [(e.prefix, e.suffix) for e in examples], sampling)
+        texts = infill(subject.model, [(e.prefix, e.suffix) for e in examples], sampling)
         return [{**e._asdict(), "generated": text} for e, text in zip(examples, texts)]
 
     def show(self, page: Page, answers: Sequence[tuple[StageResult, Any]]) -> None:

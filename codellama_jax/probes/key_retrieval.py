@@ -17,7 +17,7 @@ from codellama_jax.probes.subject import Subject
 
 if TYPE_CHECKING:
     from codellama_jax.benchmarks.benchmark import Task
-    from codellama_jax.models.trained import Run
+    from codellama_jax.models.trained import TrainedModel
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 DIGITS = "0123456789"
@@ -42,7 +42,7 @@ class KeyRetrieval(Probe, name="key_retrieval"):
         """Raises UserError for too little filler, or a tokenizer that does not split digits."""
         from codellama_jax.benchmarks.suites.key_retrieval import lines_of, task_of
 
-        tokenizer = subject.run.tokenizer
+        tokenizer = subject.model.tokenizer
         lines = list(lines_of(subject.files, tokenizer))
         digits = digit_ids(tokenizer)
         answers: dict[str, dict[str, Measures]] = {}
@@ -52,7 +52,7 @@ class KeyRetrieval(Probe, name="key_retrieval"):
                 prompts: list[tuple[str, int]] = []
                 for number in range(-(-self.examples // 2)):
                     prompts += _both_ways(task_of(lines, tokenizer, length, position, number))
-                answers[str(length)][f"{position:g}"] = _measures(subject.run, prompts, digits)
+                answers[str(length)][f"{position:g}"] = _measures(subject.model, prompts, digits)
         return answers
 
 
@@ -92,12 +92,16 @@ def _hiding(task: Task, key: int) -> str:
     return task.prompt.replace(KEY.format(**task.record), KEY.format(value=key))
 
 
-def _measures(run: Run, prompts: Sequence[tuple[str, int]], digits: Sequence[int]) -> Measures:
+def _measures(
+    model: TrainedModel, prompts: Sequence[tuple[str, int]], digits: Sequence[int]
+) -> Measures:
     from codellama_jax.generation.scoring import last_logits
 
-    ids = [[run.tokenizer.bos_id, *run.tokenizer.encode(f"{text}{key}")] for text, key in prompts]
+    ids = [
+        [model.tokenizer.bos_id, *model.tokenizer.encode(f"{text}{key}")] for text, key in prompts
+    ]
     # Of the token before the key, in it, and after it.
-    logits_B3V = last_logits(run, ids, 3)[:, ::-1].astype(np.float64)
+    logits_B3V = last_logits(model, ids, 3)[:, ::-1].astype(np.float64)
     keys_B2 = np.array([[digits[int(digit)] for digit in str(key)] for _, key in prompts])
     best_B3 = logits_B3V.argmax(-1)
     retrieved_B = (best_B3[:, :2] == keys_B2).all(1) & ~np.isin(best_B3[:, 2], digits)

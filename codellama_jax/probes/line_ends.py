@@ -19,7 +19,7 @@ from codellama_jax.probes.subject import Subject
 
 if TYPE_CHECKING:
     from codellama_jax.generation.sampler import Sampling
-    from codellama_jax.models.trained import Run
+    from codellama_jax.models.trained import TrainedModel
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 HELD_BACK = 2  # tokens of a line that the model must write
@@ -47,14 +47,16 @@ class LineEnds(Probe, name="line_ends"):
         from codellama_jax.benchmarks.pass_at_k import pass_at_k
         from codellama_jax.generation.sampler import Sampling
 
-        run, seq_len, seed = subject.run, subject.seq_len, subject.seed
-        lines = unfinished_lines(run.tokenizer, subject.documents, self.lines, seq_len, seed)
+        model, seq_len, seed = subject.model, subject.seq_len, subject.seed
+        lines = unfinished_lines(model.tokenizer, subject.documents, self.lines, seq_len, seed)
         if not lines:
             raise UserError(f"no held-out document has a line within {seq_len} tokens to end")
         answers: dict[str, dict[str, Any]] = {}
         for temperature in self.temperatures:
             samples = self.samples if temperature else 1
-            passed = _passed(run, lines, Sampling(temperature, 0, TOP_P, NEW_TOKENS, seed), samples)
+            passed = _passed(
+                model, lines, Sampling(temperature, 0, TOP_P, NEW_TOKENS, seed), samples
+            )
             answer: dict[str, Any] = {"passed": passed, "samples": samples}
             for k in KS:
                 if k <= samples:
@@ -101,20 +103,20 @@ def _beginning(tokenizer: Tokenizer, line: str) -> str:
 
 
 def _passed(
-    run: Run, lines: Sequence[UnfinishedLine], sampling: Sampling, samples: int
+    model: TrainedModel, lines: Sequence[UnfinishedLine], sampling: Sampling, samples: int
 ) -> list[int]:
     """Returns how many of the samples of each line are exact."""
     from codellama_jax.generation.sampler import generate
 
-    tokenizer = run.tokenizer
+    tokenizer = model.tokenizer
     stop_ids = [tokenizer.eos_id, *tokenizer.encode("\n", leading_space=False)]
     wanted = [line for line in lines for _ in range(samples)]
     passed: list[bool] = []
     for start in range(0, len(wanted), ROWS):
         batch = wanted[start : start + ROWS]
         generated = generate(
-            run.model,
-            run.params,
+            model.config,
+            model.params,
             [line.prompt for line in batch],
             sampling,
             stop_ids,

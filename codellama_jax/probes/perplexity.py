@@ -29,7 +29,7 @@ class Perplexity(Probe, name="perplexity"):
     def measure(self, subject: Subject) -> Measures:
         from codellama_jax.benchmarks.suites.perplexity import perplexity_by_length
 
-        by_length = perplexity_by_length(subject.run, subject.files, self.lengths, self.rows)
+        by_length = perplexity_by_length(subject.model, subject.files, self.lengths, self.rows)
         return {str(length): measures for length, measures in by_length.items()}
 
     def show(self, page: Page, answers: Sequence[tuple[StageResult, Any]]) -> None:

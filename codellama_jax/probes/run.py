@@ -22,7 +22,7 @@ def run_probes(probes: Mapping[str, Probe], subject: Subject, say: Say = silent)
     """
     answers = {}
     for name, probe in probes.items():
-        say(f"{subject.run.name}: probe {name}")
+        say(f"{subject.model.name}: probe {name}")
         try:
             answers[name] = probe.measure(subject)
         except UserError as error:  # a small corpus is no reason to lose the other probes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from codellama_jax.models.trained import Run
+    from codellama_jax.models.trained import TrainedModel
 
 Batch = dict[str, np.ndarray]  # `tokens`, `targets`, `segment_ids`, int [rows, T]
 
@@ -18,7 +18,7 @@ Batch = dict[str, np.ndarray]  # `tokens`, `targets`, `segment_ids`, int [rows, 
 class Subject:
     """A model after a stage, with held-out and training data: the same on every host."""
 
-    run: Run
+    model: TrainedModel
     files: Sequence[str]  # held-out texts of the stage's main source, each a complete file
     # The same texts as the first stage of the arm trains on them; it may split files.
     documents: Sequence[str]

@@ -35,8 +35,8 @@ def ours(folder: epath.Path, named_tokenizer: str = "") -> Reader:
     """Opens a run or published weights with this code, in fp32."""
     mesh = make_mesh(MeshConfig())
     if load.kind_of(folder) == "run":
-        run = load_run(str(folder), mesh=mesh)
-        model, params, tokenizer = run.model, run.params, run.tokenizer
+        trained = load_run(str(folder), mesh=mesh)
+        model, params, tokenizer = trained.config, trained.params, trained.tokenizer
     else:
         _, source = load.open_published(folder)
         model, tokenizer = source.model, load.needed_tokenizer(folder, named_tokenizer)

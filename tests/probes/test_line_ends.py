@@ -8,8 +8,8 @@ from tiny_model import DOCUMENTS, SEQ_LEN, subject
 from codellama_jax.probes import line_ends
 
 
-def test_line_ends_are_the_last_tokens_of_held_out_lines(run):
-    tokenizer = run.tokenizer
+def test_line_ends_are_the_last_tokens_of_held_out_lines(model):
+    tokenizer = model.tokenizer
     found = line_ends.unfinished_lines(tokenizer, DOCUMENTS, 20, SEQ_LEN, seed=0)
     assert (
         found == line_ends.unfinished_lines(tokenizer, DOCUMENTS, 20, SEQ_LEN, seed=0)
@@ -23,20 +23,20 @@ def test_line_ends_are_the_last_tokens_of_held_out_lines(run):
         assert len(tokenizer.encode(line, leading_space=False)) == line_ends.HELD_BACK
 
 
-def test_samples_pass_where_they_end_the_line(run, monkeypatch):
+def test_samples_pass_where_they_end_the_line(model, monkeypatch):
     """A sampler that ends every second line of a task right."""
-    tasks = line_ends.unfinished_lines(run.tokenizer, DOCUMENTS, 6, SEQ_LEN, seed=0)
+    tasks = line_ends.unfinished_lines(model.tokenizer, DOCUMENTS, 6, SEQ_LEN, seed=0)
     ends = {tuple(task.prompt): task.end for task in tasks}
     seen: list[int] = []
 
     def write(config, params, prompts, sampling, stop_ids, vocab, numbers):
         seen.extend(numbers)
         texts = [ends[tuple(p)] + "x" * (n % 2) for p, n in zip(prompts, numbers)]
-        return [run.tokenizer.encode(text, leading_space=False) for text in texts]
+        return [model.tokenizer.encode(text, leading_space=False) for text in texts]
 
     monkeypatch.setattr("codellama_jax.generation.sampler.generate", write)
     monkeypatch.setattr(line_ends, "ROWS", 8)
-    found = line_ends.LineEnds((0.5,), 6, 20).measure(subject(run))["0.5"]
+    found = line_ends.LineEnds((0.5,), 6, 20).measure(subject(model))["0.5"]
     assert (
         found["passed"] == [10] * 6 and found["samples"] == 20 and sorted(seen) == list(range(120))
     )

@@ -106,9 +106,9 @@ def case(request, tmp_path_factory):
     published.tokenizer(32_000).save(folder / "hf" / "tokenizer.model")
     commands.Import(str(folder / "hf"), str(folder / "run"))()
     commands.Export(str(folder / "run"), str(folder / "out"), "hf")()
-    run = load_run(str(folder / "run"))
-    exact = dataclasses.replace(run.model, compute_dtype="float32", remat="none")
-    return folder, dataclasses.replace(run, model=exact), theirs(folder / "hf")
+    model = load_run(str(folder / "run"))
+    exact = dataclasses.replace(model.config, compute_dtype="float32", remat="none")
+    return folder, dataclasses.replace(model, config=exact), theirs(folder / "hf")
 
 
 def spread(rows, length, vocab):
@@ -123,10 +123,10 @@ def spread(rows, length, vocab):
 
 
 def test_logits_are_transformers(case):
-    _, run, reference = case
-    ids_BT, positions_BT = spread(2, 48, run.model.vocab_size)
-    ours_BTV = jax.jit(Llama(run.model).apply)(
-        {"params": run.params}, jnp.array(ids_BT), jnp.array(positions_BT)
+    _, model, reference = case
+    ids_BT, positions_BT = spread(2, 48, model.config.vocab_size)
+    ours_BTV = jax.jit(Llama(model.config).apply)(
+        {"params": model.params}, jnp.array(ids_BT), jnp.array(positions_BT)
     )
     theirs_BTV = their_logits(reference, ids_BT, positions_BT)
     assert theirs_BTV.std() > 0.5
@@ -134,12 +134,12 @@ def test_logits_are_transformers(case):
 
 
 def test_export_is_the_original_bit_for_bit(case):
-    folder, run, reference = case
+    folder, model, reference = case
     exported, stored = (
         theirs(folder / "out"),
         json.loads((folder / "out" / "config.json").read_text()),
     )
-    ids_BT, positions_BT = spread(1, 32, run.model.vocab_size)
+    ids_BT, positions_BT = spread(1, 32, model.config.vocab_size)
     np.testing.assert_array_equal(
         their_logits(exported, ids_BT, positions_BT), their_logits(reference, ids_BT, positions_BT)
     )
@@ -149,13 +149,13 @@ def test_export_is_the_original_bit_for_bit(case):
 
 
 def test_greedy_generation_token_for_token(case):
-    folder, run, _ = case
+    folder, model, _ = case
     prompt = np.random.default_rng(1).integers(3, 32_000, 8).tolist()
-    model = theirs(folder / "out")
+    reference = theirs(folder / "out")
     options = {"do_sample": False, "max_new_tokens": 64, "eos_token_id": None, "pad_token_id": 0}
     with torch.inference_mode():
-        wanted = model.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist()
-    assert generate(run.model, run.params, [prompt], Sampling(max_new_tokens=64))[0] == wanted
+        wanted = reference.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist()
+    assert generate(model.config, model.params, [prompt], Sampling(max_new_tokens=64))[0] == wanted
 
 
 @pytest.mark.parametrize("rows", [published.PIECES, published.PIECES + 16])
@@ -295,11 +295,11 @@ def test_meta_files_of_any_width(meta_weights, tmp_path, ranks):
     (folder / "params.json").write_text(json.dumps(META))
     published.tokenizer().save(folder / "tokenizer.model")
     commands.Import(str(folder), str(tmp_path / "run"))()
-    run = load_run(str(tmp_path / "run"))
-    model = dataclasses.replace(run.model, compute_dtype="float32", remat="none")
+    model = load_run(str(tmp_path / "run"))
+    exact = dataclasses.replace(model.config, compute_dtype="float32", remat="none")
     ids_BT, positions_BT = spread(1, 48, ROWS)
-    ours_BTV = jax.jit(Llama(model).apply)(
-        {"params": run.params}, jnp.array(ids_BT), jnp.array(positions_BT)
+    ours_BTV = jax.jit(Llama(exact).apply)(
+        {"params": model.params}, jnp.array(ids_BT), jnp.array(positions_BT)
     )
     wanted_TV = meta_logits(meta_weights, torch.tensor(ids_BT[0]), torch.tensor(positions_BT[0]))
     np.testing.assert_allclose(ours_BTV[0], wanted_TV, atol=1e-4, rtol=0)

@@ -65,14 +65,14 @@ def test_a_device_reads_only_its_part(folders):
 
 
 def test_an_imported_model_is_a_run(folders, params):
-    run = load_run(str(folders / "run"))
-    published.assert_same(params, run.params)
-    assert run.model == replace(published.MODEL, compute_dtype="bfloat16", remat="full")
-    assert run.tokenizer.fingerprint == published.tokenizer().fingerprint
+    model = load_run(str(folders / "run"))
+    published.assert_same(params, model.params)
+    assert model.config == replace(published.MODEL, compute_dtype="bfloat16", remat="full")
+    assert model.tokenizer.fingerprint == published.tokenizer().fingerprint
     sampling = Sampling(max_new_tokens=3)
     assert (
-        len(complete(run, ["def f(x):"], sampling))
-        == len(infill(run, [("def f(", "\n")], sampling))
+        len(complete(model, ["def f(x):"], sampling))
+        == len(infill(model, [("def f(", "\n")], sampling))
         == 1
     )
 
