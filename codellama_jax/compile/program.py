@@ -75,9 +75,7 @@ def lower_decode(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> ja
         weights = jax.eval_shape(lambda p: family.prepare(model, p), params)
         weights = jax.tree.map(placed, weights, family.weight_specs(model))
         shape = (model.n_kv_heads * batch, context, model.head_dim)
-        slots = placed(
-            jax.ShapeDtypeStruct(shape, model.compute_dtype), decoding.cache_spec(model)
-        )
+        slots = placed(jax.ShapeDtypeStruct(shape, model.compute_dtype), decoding.cache_spec(model))
         cache = decoding.Cache((slots,) * model.n_layers, (slots,) * model.n_layers)
         rows = placed(jax.ShapeDtypeStruct((batch,), jnp.int32), decoding.REPLICATED)
         return jax.jit(step, donate_argnums=1).lower(weights, cache, rows, rows)
