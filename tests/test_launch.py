@@ -189,7 +189,7 @@ def test_overrides_reach_every_arm(cli):
             ["run", "quickstart", "--mesh.fsdp", "3"],
             "needs 3 devices and there are 8: change --mesh",
         ),
-        (["run", "quickstart", "--code.data.batch-size", "6"], "6 rows .* multiple of 8"),
+        (["run", "quickstart", "--code.data.batch-size", "6"], "6 sequences .* multiple of 8"),
         (["run", "code_llama", "--corpus.code", "/nowhere"], "there is no folder .*llama2"),
     ],
 )
