@@ -12,29 +12,36 @@ CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 
 
-def check_memory(compiled: jax.stages.Compiled, later: int, prompts: int, tokens: int) -> None:
-    """Raises UserError with the numbers if a compiled program needs more memory than is free.
+def check_weights_memory(size: int) -> None:
+    """Raises UserError if a copy of the weights for decoding, `size` bytes per device, does not fit."""
+    fix = "split the model over more devices (--mesh.tensor, --mesh.fsdp)"
+    _check("the weights in the layout for decoding need", size, fix)
+
+
+def check_prompt_memory(compiled: jax.stages.Compiled, prompts: int, tokens: int) -> None:
+    """Raises UserError if the program that reads the prompts needs more memory than is free.
 
     Args:
-      compiled: the program that reads the prompts; its arguments are on the devices already.
-      later: bytes per device that are allocated after the program, beside its outputs.
+      compiled: the program; its arguments are on the devices already.
       prompts: how many prompts are read at once.
       tokens: length of the longest one.
     """
-    memory, free = compiled.memory_analysis(), free_bytes()
-    if memory is None or free is None:
-        return
-    needed = memory.output_size_in_bytes + max(memory.temp_size_in_bytes, later)
-    if needed <= free:
+    memory = compiled.memory_analysis()
+    if memory is None:
         return
     subject = f"a prompt of {tokens:,} tokens needs"
     fix = "shorten it, or split it over more devices (--mesh.tensor, --mesh.context)"
     if prompts > 1:
         subject = f"{prompts} prompts of up to {tokens:,} tokens need"
         fix = "use fewer at once, shorten them, or use more devices"
-    raise UserError(
-        f"{subject} {needed / 1e9:,.2f} GB beside the model and {free / 1e9:,.2f} GB are free: {fix}"
-    )
+    _check(subject, memory.output_size_in_bytes + memory.temp_size_in_bytes, fix)
+
+
+def _check(subject: str, needed: int, fix: str) -> None:
+    free = free_bytes()
+    if free is not None and needed > free:
+        sizes = f"{needed / 1e9:,.2f} GB beside the model and {free / 1e9:,.2f} GB are free"
+        raise UserError(f"{subject} {sizes}: {fix}")
 
 
 def free_bytes() -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,11 @@ from flax import struct
 
 from codellama_jax.config import ModelConfig
 from codellama_jax.errors import UserError
-from codellama_jax.generation.memory import check_memory
+from codellama_jax.generation.memory import check_prompt_memory, check_weights_memory
 from codellama_jax.generation.settings import CAPACITY, Sampling
 from codellama_jax.models import decoding
 from codellama_jax.models.family import family_of
+from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sharding.mesh import on_mesh_of
 
 CHUNK = 64  # tokens a row between two looks at what came out
@@ -45,8 +47,7 @@ class Draws:
 
 
 def generate(
-    config: ModelConfig,
-    params: dict,
+    model: TrainedModel,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     stop_ids: Sequence[int] = (),
@@ -71,11 +72,11 @@ def generate(
     """
     if not prompts:
         return []
-    _check(config, prompts, sampling.max_new_tokens)
-    config = decoding.for_decoding(config)
+    _check(model.config, prompts, sampling.max_new_tokens)
+    config = decoding.for_decoding(model.config)
     rows = _Rows(len(prompts), sampling.max_new_tokens, stop_ids, stop, on_tokens)
     chunk = CHUNK_STREAMED if on_tokens else CHUNK_WITH_STOP if stop else CHUNK
-    with on_mesh_of(params, decoding.LOGICAL_AXES):
+    with on_mesh_of(model.params, decoding.LOGICAL_AXES):
         tokens_BT, lengths_B = _pad(prompts, jax.sharding.get_abstract_mesh().shape.get("data", 1))
         numbers_B = np.resize(np.array(numbers or range(len(tokens_BT)), np.uint32), len(tokens_BT))
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(sampling.seed), numbers_B)
@@ -86,16 +87,15 @@ def generate(
             np.int32(vocab or config.vocab_size),
             _mask(first, len(tokens_BT), config.vocab_size),
         )
+        weights = _decoding_weights(model)
         static = config, dataclasses.replace(sampling, max_new_tokens=1, seed=0)
-        start = (*static, bucket(sampling.max_new_tokens), params, tokens_BT, lengths_B, draws)
-        prepared = jax.eval_shape(decoding.prepare, config, params)
+        start = (*static, bucket(sampling.max_new_tokens), weights, tokens_BT, lengths_B, draws)
         # Compiled here and found again by the call: neither happens twice.
         compiled = _start.lower(*start).compile()
-        check_memory(compiled, _bytes_per_device(prepared), len(prompts), max(map(len, prompts)))
+        check_prompt_memory(compiled, len(prompts), max(map(len, prompts)))
         state = _start(*start)
         rows.take(_fetched(state.tokens_B)[:, None])
         draws = draws.replace(first_BV=None)
-        weights = decoding.prepare(config, params)
         while not rows.done.all():
             steps = min(chunk, sampling.max_new_tokens - rows.count)
             done_B = np.pad(rows.done, (0, len(tokens_BT) - len(prompts)), constant_values=True)
@@ -107,6 +107,18 @@ def generate(
 def _fetched(x: jax.Array) -> np.ndarray:
     """Returns an array's values. Ctrl-C ends the wait for them, which `np.asarray` alone ignores."""
     return np.asarray(jax.block_until_ready(x))
+
+
+def _decoding_weights(model: TrainedModel) -> Any:
+    """Returns the model's decoding weights.
+
+    Raises UserError if they are still to be prepared and do not fit in memory.
+    """
+    if not model.is_prepared:
+        prepare = functools.partial(decoding.prepare, decoding.for_decoding(model.config))
+        shapes = jax.eval_shape(prepare, model.params)
+        check_weights_memory(_bytes_per_device(shapes))
+    return model.decoding_weights
 
 
 def _bytes_per_device(tree: object) -> int:
@@ -158,8 +170,8 @@ def keep(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _start(config, sampling, new_slots, params, tokens_BT, lengths_B, draws) -> State:
-    logits_BV, cache = decoding.prefill(config, params, tokens_BT, lengths_B, new_slots)
+def _start(config, sampling, new_slots, weights, tokens_BT, lengths_B, draws) -> State:
+    logits_BV, cache = decoding.prefill(config, weights, tokens_BT, lengths_B, new_slots)
     tokens_B = _draw(logits_BV, sampling, draws, lengths_B)
     return State(cache, tokens_B, lengths_B, jnp.zeros(tokens_B.shape, bool))
 

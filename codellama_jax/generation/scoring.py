@@ -103,10 +103,8 @@ def _last_logits(
 def _hidden(config: ModelConfig, params: dict, tokens_BT: jax.Array) -> jax.Array:
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     variables = {"params": params}
-    x_BTD, _ = (
-        family_of(config).module(config).apply(variables, tokens_BT, positions_BT, method="hidden")
-    )
-    return x_BTD
+    module = family_of(config).module(config)
+    return module.apply(variables, tokens_BT, positions_BT, method="hidden")
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -127,8 +127,7 @@ def generate_text(
         return truncated(row, text) != text
 
     new = generate(
-        model.config,
-        model.params,
+        model,
         prompts,
         sampling,
         stop_ids,

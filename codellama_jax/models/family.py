@@ -42,10 +42,9 @@ class Family(abc.ABC):
         """Returns the Linen module that trains.
 
         It is called with (tokens_BT, positions_BT, segment_ids_BT=None) and returns fp32
-        logits_BTV. Its method `hidden(tokens_BT, positions_BT, segment_ids_BT=None, keep_kv=False)`
-        returns the normalised last activations x_BTD and, with `keep_kv`, the keys and values of
-        all layers, both _LBTKH; `unembed(x_BTD)` returns fp32 logits_BTV. Parameters carry logical
-        axes, which `sharding/mesh.py` maps to mesh axes.
+        logits_BTV. Its method `hidden(tokens_BT, positions_BT, segment_ids_BT=None)` returns the
+        normalised last activations x_BTD, and `unembed(x_BTD)` fp32 logits_BTV. Parameters carry
+        logical axes, which `sharding/mesh.py` maps to mesh axes.
         """
 
     @abc.abstractmethod
@@ -69,11 +68,28 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, config: ModelConfig, params: dict) -> Any:
-        """Returns the parameters in the compute dtype and the layout that `step` reads."""
+        """Returns the parameters in the compute dtype and the layout of `prefill` and `step`.
+
+        It runs once per loaded model (`TrainedModel.decoding_weights`), so copies cost little. The
+        layout should suit `step`, which reads every weight for one token per sequence.
+        """
 
     @abc.abstractmethod
     def weight_specs(self, config: ModelConfig) -> Any:
         """Returns the PartitionSpec of each array that `prepare` returns."""
+
+    @abc.abstractmethod
+    def prefill(
+        self, config: ModelConfig, weights: Any, tokens_BT: jax.Array, lengths_B: jax.Array
+    ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+        """Returns fp32 logits_BV after each prompt, and each layer's keys and values, both _BTKH.
+
+        Args:
+          config: the model.
+          weights: as `prepare` returned them.
+          tokens_BT: prompts, int32, padded on the right to T.
+          lengths_B: their lengths in tokens, at least 1.
+        """
 
     @abc.abstractmethod
     def step(

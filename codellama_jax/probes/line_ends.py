@@ -115,8 +115,7 @@ def _passed(
     for start in range(0, len(wanted), ROWS):
         batch = wanted[start : start + ROWS]
         generated = generate(
-            model.config,
-            model.params,
+            model,
             [line.prompt for line in batch],
             sampling,
             stop_ids,

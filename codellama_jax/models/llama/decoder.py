@@ -1,6 +1,6 @@
-"""One token per sequence at a time, after a prompt: the same function as `model.py`.
+"""Reads a prompt, then one token per sequence at a time: the same function as `model.py`.
 
-The layout follows the cost of decoding. A step reads every weight once for a few columns of
+Prefill and decoding read the same weights. Their layout follows the cost of decoding. A step reads every weight once for a few columns of
 activations. So the weights are cast and split into layers once and not at every step (a scan over
 layers would copy each layer out of the stack), and are output-major with activations as columns,
 x_DB: XLA's CPU backend multiplies (X, D) @ (D, B) about twice as fast as (B, D) @ (D, X).
@@ -12,6 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import PartitionSpec
 
 from codellama_jax.models.decoding import (
     BY_INPUTS,
@@ -22,8 +23,19 @@ from codellama_jax.models.decoding import (
     constrain,
 )
 from codellama_jax.models.family import output_head
-from codellama_jax.models.layers import mesh_axes, rms_norm, rope_angles, rotate
+from codellama_jax.models.layers import (
+    Inputs,
+    collected,
+    dealt,
+    length_shards,
+    mesh_axes,
+    rms_norm,
+    rope_angles,
+    rotate,
+)
 from codellama_jax.models.llama.config import LlamaConfig
+from codellama_jax.models.llama.layers import Block
+from codellama_jax.models.llama.model import embed, rope
 from kernels.decode_attention import decode_attention
 
 
@@ -35,7 +47,7 @@ class Layer:
     qkv_XD: jax.Array
     out_DX: jax.Array
     ffn_norm_D: jax.Array
-    gate_up_XD: jax.Array
+    gate_up_XFD: jax.Array  # X = 2: gate and up
     down_DF: jax.Array
 
 
@@ -54,7 +66,7 @@ LAYER_SPECS = Layer(
     qkv_XD=BY_OUTPUTS,
     out_DX=BY_INPUTS,
     ffn_norm_D=REPLICATED,
-    gate_up_XD=BY_OUTPUTS,
+    gate_up_XFD=PartitionSpec(None, *BY_OUTPUTS),
     down_DF=BY_INPUTS,
 )
 
@@ -65,7 +77,7 @@ def weight_specs(config: LlamaConfig) -> Weights:
 
 
 def prepare(config: LlamaConfig, params: dict) -> Weights:
-    """Casts parameters to the compute dtype and lays them out for `step`."""
+    """Casts parameters to the compute dtype and makes them output-major, one array per layer."""
 
     def output_major(w: jax.Array, inputs: int) -> jax.Array:
         return w.astype(config.compute_dtype).reshape(inputs, -1).T
@@ -79,13 +91,51 @@ def prepare(config: LlamaConfig, params: dict) -> Weights:
             qkv_XD=output_major(attention["qkv"][i], config.d_model),
             out_DX=output_major(attention["out"][i], config.n_heads * config.head_dim),
             ffn_norm_D=stack["ffn_norm"]["scale"][i],
-            gate_up_XD=output_major(ffn["gate_up"][i], config.d_model),
+            gate_up_XFD=jnp.einsum("DXF->XFD", ffn["gate_up"][i].astype(config.compute_dtype)),
             down_DF=output_major(ffn["down"][i], config.d_ff),
         )
         layers.append(layer)
     embedding_VD = params["embedding"].astype(config.compute_dtype)
     head_VD = output_major(output_head(params), config.d_model)
     return Weights(embedding_VD, tuple(layers), params["final_norm"]["scale"], head_VD)
+
+
+def block_params(config: LlamaConfig, layer: Layer) -> dict:
+    """Returns a layer's weights as parameters of `Block`.
+
+    They are views: XLA folds the transposes into the matmuls and copies nothing.
+    """
+    K, G, H = config.n_kv_heads, config.n_heads // config.n_kv_heads, config.head_dim
+    qkv_DKXH = layer.qkv_XD.T.reshape(-1, K, G + 2, H)
+    out_KGHD = layer.out_DX.T.reshape(K, G, H, -1)
+    gate_up_DXF = jnp.einsum("XFD->DXF", layer.gate_up_XFD)
+    return {
+        "attention_norm": {"scale": layer.attention_norm_D},
+        "attention": {"qkv": qkv_DKXH, "out": out_KGHD},
+        "ffn_norm": {"scale": layer.ffn_norm_D},
+        "ffn": {"gate_up": gate_up_DXF, "down": layer.down_DF.T},
+    }
+
+
+def prefill(
+    config: LlamaConfig, weights: Weights, tokens_BT: jax.Array, lengths_B: jax.Array
+) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+    """Reads prompts; see `family.Family.prefill` for arguments and results."""
+    shards = length_shards(tokens_BT.shape[1])
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    positions_BT = dealt(positions_BT, shards)
+    inputs = Inputs(positions_BT, None, rope(config, positions_BT), keep_kv=True)
+    x_BTD = embed(weights.embedding_VD, dealt(tokens_BT, shards))
+    block, layers = Block(config), []
+    for layer in weights.layers:
+        params = {"params": block_params(config, layer)}
+        x_BTD, (k_BTKH, v_BTKH) = block.apply(params, x_BTD, inputs)
+        layers.append((collected(k_BTKH, shards), collected(v_BTKH, shards)))
+    x_BTD = rms_norm(x_BTD, weights.final_norm_D[None, None], config.norm_eps)
+    ends_B11 = lengths_B[:, None, None] - 1
+    last_BD = jnp.take_along_axis(collected(x_BTD, shards), ends_B11, axis=1)[:, 0]
+    logits_BV = jnp.matmul(last_BD, weights.head_VD.T, preferred_element_type=jnp.float32)
+    return logits_BV, layers
 
 
 def step(
@@ -99,7 +149,7 @@ def step(
     B, K, H = tokens_B.shape[0], config.n_kv_heads, config.head_dim
     G = config.n_heads // K
     angles = rope_angles(positions_B[:, None], H, config.rope_theta, config.rope_scaling)
-    rope = tuple(a[:, 0].T[None, None] for a in angles)
+    cos_sin_11HB = tuple(a[:, 0].T[None, None] for a in angles)
     # Row and slot of the cache that each new key and value is written to.
     row_M, slot_M = jnp.arange(K * B), jnp.tile(positions_B, K)
 
@@ -119,7 +169,7 @@ def step(
     for layer, k_MSH, v_MSH in zip(weights.layers, cache.k_MSH, cache.v_MSH):
         qkv_XB = layer.qkv_XD @ norm(x_DB, layer.attention_norm_D)
         qkv_KXHB = qkv_XB.reshape(K, G + 2, H, B)
-        qk_KXHB = rotate(qkv_KXHB[:, : G + 1], rope, axis=-2)
+        qk_KXHB = rotate(qkv_KXHB[:, : G + 1], cos_sin_11HB, axis=-2)
         keys.append(append(k_MSH, qk_KXHB[:, G:]))
         values.append(append(v_MSH, qkv_KXHB[:, G + 1 :]))
         out_MGH = decode_attention(
@@ -131,7 +181,7 @@ def step(
         )
         out_XB = jnp.einsum("KBGH->KGHB", out_MGH.reshape(K, B, G, H)).reshape(-1, B)
         x_DB += layer.out_DX @ out_XB
-        gate_FB, up_FB = jnp.split(layer.gate_up_XD @ norm(x_DB, layer.ffn_norm_D), 2)
+        gate_FB, up_FB = jnp.tensordot(layer.gate_up_XFD, norm(x_DB, layer.ffn_norm_D), 1)
         x_DB += layer.down_DF @ (jax.nn.silu(gate_FB) * up_FB)
     x_DB = norm(x_DB, weights.final_norm_D)
     logits_VB = jnp.matmul(weights.head_VD, x_DB, preferred_element_type=jnp.float32)

@@ -55,6 +55,13 @@ class LlamaFamily(Family):
 
         return decoder.weight_specs(config)
 
+    def prefill(
+        self, config: LlamaConfig, weights: Any, tokens_BT: jax.Array, lengths_B: jax.Array
+    ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+        from codellama_jax.models.llama import decoder
+
+        return decoder.prefill(config, weights, tokens_BT, lengths_B)
+
     def step(
         self,
         config: LlamaConfig,
