@@ -1,4 +1,4 @@
-"""What a prompt needs of a device's memory, checked before the prompt is read."""
+"""Checks the free memory of a device before weights are prepared and prompts are read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def check_weights_memory(size: int) -> None:
-    """Raises UserError if a copy of the weights for decoding, `size` bytes per device, does not fit."""
+    """Raises UserError if decoding weights of `size` bytes per device do not fit."""
     fix = "split the model over more devices (--mesh.tensor, --mesh.fsdp)"
     _check("the weights in the layout for decoding need", size, fix)
 
@@ -69,8 +69,7 @@ def _host_free() -> int | None:
 
 
 def _cgroup_free() -> int | None:
-    """Returns what the container's limit leaves; None without a limit. Caches of files count as
-    free, as the kernel drops them first."""
+    """Returns the free bytes of the container's limit; None without a limit."""
     try:
         limit = (CGROUP / "memory.max").read_text().strip()
         if limit == "max":
@@ -78,6 +77,7 @@ def _cgroup_free() -> int | None:
         used = int((CGROUP / "memory.current").read_text())
         lines = (CGROUP / "memory.stat").read_text().splitlines()
         statistics = dict(line.split() for line in lines)
+        # The kernel drops cached files before it refuses memory.
         return int(limit) - used + int(statistics["inactive_file"])
     except (OSError, KeyError, ValueError):
         return None

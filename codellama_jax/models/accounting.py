@@ -1,6 +1,6 @@
-"""What a stage costs, computed from its config alone: parameters, FLOPs, bytes.
+"""The cost of a stage, computed from its config alone: parameters, FLOPs, bytes.
 
-XLA's own count of FLOPs misses what a scan repeats.
+XLA's own count of FLOPs counts the body of a scan once, so it cannot be used here.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def flops_per_token(model: ModelConfig, seq_len: int, causal: bool) -> float:
 
 
 def stage_tokens(stage: Stage) -> int:
-    """Positions read by the whole stage, padding included."""
+    """Returns the positions that a stage reads in all its steps, padding included."""
     return stage.steps * stage.data.batch_size * stage.data.seq_len
 
 
 def stage_flops(stage: Stage) -> float:
-    """FLOPs of the whole stage, causal attention."""
+    """Returns the FLOPs of all steps of a stage, with causal attention."""
     return stage_tokens(stage) * flops_per_token(stage.model, stage.data.seq_len, causal=True)
 
 
 def checkpoint_bytes(model: ModelConfig) -> int:
-    """Bytes of one checkpoint."""
+    """Returns the bytes of one checkpoint."""
     return STATE_BYTES * parameter_count(model)

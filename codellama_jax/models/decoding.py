@@ -1,4 +1,4 @@
-"""What decoding shares between model families: the KV cache, its sharding, and prefill.
+"""The parts of decoding that model families share: the KV cache, shardings, prefill.
 
 Dims: those of `models/layers.py`, and S slots of the cache, M = K B key heads of all sequences.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from jax.sharding import PartitionSpec
 from codellama_jax.config import ModelConfig
 from codellama_jax.models.family import family_of
 from codellama_jax.models.layers import mesh_axes
+
+Tree = TypeVar("Tree")
 
 
 @struct.dataclass
@@ -46,7 +48,7 @@ def cache_spec(config: ModelConfig) -> PartitionSpec:
     return PartitionSpec((*heads, "data"), "context")
 
 
-def constrain(tree: object, specs: object) -> object:
+def constrain(tree: Tree, specs: Any) -> Tree:
     """Shards arrays over the mesh in use; without a mesh of several devices it does nothing."""
     if jax.sharding.get_abstract_mesh().size > 1:
         return jax.lax.with_sharding_constraint(tree, specs)

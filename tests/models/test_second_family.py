@@ -135,7 +135,7 @@ class Weights:
     final_norm: dict
 
 
-class ToyFamily(Family):
+class ToyFamily(Family[ToyConfig]):
     def module(self, config):
         return ToyGPT(config)
 

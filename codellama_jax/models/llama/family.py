@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from codellama_jax.system.settings import Settings
 
 
-class LlamaFamily(Family):
+class LlamaFamily(Family[LlamaConfig]):
     """Llama, Llama 2 and Code Llama. Methods: see `Family`."""
 
     model_type = "llama"

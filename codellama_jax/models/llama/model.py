@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from codellama_jax.models.layers import (
     Inputs,
     RMSNorm,
-    collected,
-    dealt,
     length_shards,
     parameter,
     rope_angles,
     stacked,
+    striped,
+    unstriped,
 )
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.layers import Block
@@ -39,7 +39,8 @@ class Llama(nn.Module):
 
     config: LlamaConfig
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declares the parameters and submodules."""
         c = self.config
         self.embedding_VD = parameter(
             self, "embedding", (c.vocab_size, c.d_model), ("vocab", "embed"), 1 / c.d_model
@@ -64,12 +65,13 @@ class Llama(nn.Module):
         are in the sequence's natural order.
         """
         c, shards = self.config, length_shards(tokens_BT.shape[1])
-        tokens_BT, positions_BT = dealt(tokens_BT, shards), dealt(positions_BT, shards)
-        segment_ids_BT = dealt(segment_ids_BT, shards)
+        tokens_BT, positions_BT = striped(tokens_BT, shards), striped(positions_BT, shards)
+        if segment_ids_BT is not None:
+            segment_ids_BT = striped(segment_ids_BT, shards)
         x_BTD = embed(self.embedding_VD.astype(c.compute_dtype), tokens_BT)
         inputs = Inputs(positions_BT, segment_ids_BT, rope(c, positions_BT))
         x_BTD, _ = self.layers(x_BTD, inputs)
-        x_BTD = collected(self.final_norm(x_BTD), shards)
+        x_BTD = unstriped(self.final_norm(x_BTD), shards)
         return nn.with_logical_constraint(x_BTD, ("batch", "length", None))
 
     def unembed(self, x_BTD: jax.Array) -> jax.Array:
