@@ -1,8 +1,8 @@
 """Token healing: backs a prompt up that may end inside a token.
 
 A model never saw `enu` before `merate`: where `enumerate` is one token, no training text has a
-token border after `enu`. The prompt's last tokens are removed, and the first new token must begin with
-their characters. Code Llama's appendix on infilling advises it for such prompts in SPM order.
+token border after `enu`. The prompt's last tokens are removed, and the first new token must begin
+with their characters. Code Llama's appendix on infilling advises it for such prompts in SPM order.
 
 The model decides how many tokens to remove. For each number whose text is the beginning of a longer
 piece, the probability of all such pieces is compared with that of the tokens removed.

@@ -66,8 +66,7 @@ class Stream:
 
     Held back are the beginning of a stop string and the text that `shown` truncates; `shown` must
     be monotone: appending text never takes back a text that it returned. The text ends with the
-    first update that
-    holds a stop string; no later update changes it.
+    first update that holds a stop string; no later update changes it.
     """
 
     def __init__(

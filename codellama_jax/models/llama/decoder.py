@@ -115,7 +115,12 @@ def block_params(config: LlamaConfig, layer: Layer[jax.Array]) -> dict:
     K, G, H = config.n_kv_heads, config.n_heads // config.n_kv_heads, config.head_dim
     qkv_DKXH = layer.qkv_XD.T.reshape(-1, K, G + 2, H)
     out_KGHD = layer.out_DX.T.reshape(K, G, H, -1)
-    gate_up_DXF = jnp.einsum("XFD->DXF", layer.gate_up_XFD)
+    if mesh_axes("ffn"):
+        gate_up_DXF = jnp.einsum("XFD->DXF", layer.gate_up_XFD)
+    else:
+        # As a matrix, because XLA's CPU backend copies transposed weights of three dims.
+        _, F, D = layer.gate_up_XFD.shape
+        gate_up_DXF = layer.gate_up_XFD.reshape(2 * F, D).T.reshape(D, 2, F)
     return {
         "attention_norm": {"scale": layer.attention_norm_D},
         "attention": {"qkv": qkv_DKXH, "out": out_KGHD},
@@ -140,12 +145,19 @@ def prefill(
         outputs: Any = block.apply(params, x_BTD, inputs)
         x_BTD, (k_BTKH, v_BTKH) = outputs
         layers.append((unstriped(k_BTKH, shards), unstriped(v_BTKH, shards)))
-    x_BTD = rms_norm(x_BTD, weights.final_norm_D[None, None], config.norm_eps)
     # Logits of every position would take T x V floats, and only the next token is wanted.
     ends_B11 = lengths_B[:, None, None] - 1
-    last_BD = jnp.take_along_axis(unstriped(x_BTD, shards), ends_B11, axis=1)[:, 0]
-    logits_BV = jnp.matmul(last_BD, weights.head_VD.T, preferred_element_type=jnp.float32)
-    return logits_BV, layers
+    last_B1D = jnp.take_along_axis(unstriped(x_BTD, shards), ends_B11, axis=1)
+    return unembed(config, weights, last_B1D[:, 0].T), layers
+
+
+def unembed(config: LlamaConfig, weights: Weights[jax.Array], x_DB: jax.Array) -> jax.Array:
+    """Returns fp32 logits_BV of one token per sequence, from the last block's activations."""
+    x_DB = rms_norm(x_DB, weights.final_norm_D[:, None], config.norm_eps, axis=0)
+    logits_VB = jnp.matmul(weights.head_VD, x_DB, preferred_element_type=jnp.float32)
+    # The barrier keeps XLA from folding the transpose into the matmul, which would then run in the
+    # slower orientation.
+    return jax.lax.optimization_barrier(logits_VB).T
 
 
 def step(
@@ -194,9 +206,4 @@ def step(
         x_DB += layer.out_DX @ out_XB
         gate_FB, up_FB = jnp.tensordot(layer.gate_up_XFD, norm(x_DB, layer.ffn_norm_D), 1)
         x_DB += layer.down_DF @ (jax.nn.silu(gate_FB) * up_FB)
-    x_DB = norm(x_DB, weights.final_norm_D)
-    logits_VB = jnp.matmul(weights.head_VD, x_DB, preferred_element_type=jnp.float32)
-    # The barrier keeps XLA from folding the transpose into the matmul, which would then run in the
-    # slower orientation.
-    logits_BV = jax.lax.optimization_barrier(logits_VB).T
-    return logits_BV, Cache(tuple(keys), tuple(values))
+    return unembed(config, weights, x_DB), Cache(tuple(keys), tuple(values))
