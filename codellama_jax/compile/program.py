@@ -20,7 +20,10 @@ from kernels import UnsupportedError
 
 
 def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
-    """Lowers the step of a stage. Raises UserError where the mesh does not divide it, or a kernel cannot run on the chip."""
+    """Lowers the train step of a stage.
+
+    Raises UserError where the mesh does not divide it or a kernel cannot run on the chip.
+    """
     B, T = stage.data.batch_size, stage.data.seq_len
     check_mesh(mesh, stage.model, B, stage.micro_batches, T)
     batch = {key: jax.ShapeDtypeStruct((B, T), dtype) for key, dtype in BATCH_DTYPES.items()}
@@ -33,7 +36,7 @@ def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
 
 
 def abstract_weights(model: ModelConfig, mesh: Mesh) -> Any:
-    """Returns the weights that prefill and decoding read, as shapes sharded over the mesh in use."""
+    """Returns the weights that prefill and decoding read, as sharded shapes."""
     family, params = family_of(model), abstract_params(model, mesh)
     weights = jax.eval_shape(lambda p: family.prepare(model, p), params)
 
