@@ -25,10 +25,14 @@ def model(tmp_path_factory) -> TrainedModel:
     tokenizer = tokenizers.train(words, 360, tmp_path_factory.mktemp("tokenizer"))
     config = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
     tokens = jnp.zeros((1, 2), jnp.int32)
-    init = lambda: nn.unbox(Llama(config).init(jax.random.key(0), tokens, tokens))["params"]
-    return TrainedModel(
-        config, jax.jit(lambda: jax.tree.map(lambda p: 6 * p, init()))(), tokenizer, "toy"
-    )
+
+    @jax.jit
+    def init() -> dict:
+        params = nn.unbox(Llama(config).init(jax.random.key(0), tokens, tokens))["params"]
+        # Larger weights make the predictions differ from each other.
+        return jax.tree.map(lambda p: 6 * p, params)
+
+    return TrainedModel(config, init(), tokenizer, "toy")
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +47,7 @@ def executor():
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory) -> dict[str, str]:
-    """Our small data in the published formats, by name."""
+    """Paths of the small data in the published formats, by name."""
     root = tmp_path_factory.mktemp("data")
     records = {
         "humaneval": data.HUMANEVAL,
@@ -60,15 +64,16 @@ def files(tmp_path_factory) -> dict[str, str]:
         "lcc": data.LCC,
         **{kind: data.infilling(kind) for kind in ("SingleLine", "MultiLine", "RandomSpan")},
     }
-    paths = {
-        name: str(data.write_lines(root / f"{name}.jsonl", some)) for name, some in records.items()
-    }
-    for name, some in {
+    paths = {}
+    for name, values in records.items():
+        paths[name] = str(data.write_lines(root / f"{name}.jsonl", values))
+    documents = {
         "multipl_e": data.MULTIPL_E,
         "truthfulqa": data.TRUTHFUL,
         "gsm8k/pal_few_shot": data.PAL,
-    }.items():
-        (root / f"{name}.json").write_text(json.dumps(some))
+    }
+    for name, document in documents.items():
+        (root / f"{name}.json").write_text(json.dumps(document))
         paths[name] = str(root / f"{name}.json")
     data.write_apps(root / "apps")
     (root / "filler").mkdir()

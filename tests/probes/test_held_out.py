@@ -44,7 +44,7 @@ def test_examples_depend_on_the_seed_alone(model):
     assert lines(model) != lines(model, seed=1)
 
 
-def test_few_documents_give_several_lines_and_at_most_what_they_hold(model):
+def test_few_documents_give_several_lines_each(model):
     text = "def f(x):\n    y = x\n\n    z = y\n    return z\n\nlast"
     examples = lines(model, texts=[text, "one line", "two\nlines"])
     assert sorted(e.middle for e in examples) == ["    return z", "    y = x", "    z = y"]
@@ -59,10 +59,10 @@ def examples(model, kind: str, count: int = 30, seed: int = 0):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_splits_rebuild_the_text_and_depend_on_the_seed(model, kind):
-    found = examples(model, kind)
-    assert found == examples(model, kind) != examples(model, kind, seed=1)
-    assert len(found) > 10
-    for e in found:
+    splits = examples(model, kind)
+    assert splits == examples(model, kind) != examples(model, kind, seed=1)
+    assert len(splits) > 10
+    for e in splits:
         assert (
             e.prefix + e.middle + e.suffix in DOCUMENTS
             and e.middle.strip()

@@ -31,9 +31,9 @@ def test_exact_means_the_same_line_but_for_trailing_spaces(model, monkeypatch, w
     )
     monkeypatch.setattr(infilling, "token_losses", lambda *_: [np.zeros(1)])
     monkeypatch.setattr(infilling, "SAMPLES", 2)
-    found = Infilling(5, NEW_TOKENS).measure(subject(model))
-    assert list(found) == ["PSM", "SPM"]
-    for measures in found.values():
+    answers = Infilling(5, NEW_TOKENS).measure(subject(model))
+    assert list(answers) == ["PSM", "SPM"]
+    for measures in answers.values():
         assert (
             measures["exact"] == exact
             and measures["examples"] == 5
@@ -70,27 +70,29 @@ def test_loss_is_that_of_the_true_middle_after_its_prompt(model, spm):
 )
 def test_measures_of_texts_that_no_model_wrote(model, monkeypatch, written, exact, right):
     monkeypatch.setattr(
-        infilling, "fill", lambda _, some, *__: [written.format(e.middle.rstrip()) for e in some]
+        infilling,
+        "fill",
+        lambda _, chosen, *__: [written.format(e.middle.rstrip()) for e in chosen],
     )
     monkeypatch.setattr(
-        infilling, "middle_losses", lambda _, some, __: [2.0 * len(e.middle) for e in some]
+        infilling, "middle_losses", lambda _, chosen, __: [2.0 * len(e.middle) for e in chosen]
     )
-    found = InfillingKinds(tuple(KINDS), 5, LONGEST).measure(subject(model))
-    assert {kind: list(by_format) for kind, by_format in found.items()} == {
+    answers = InfillingKinds(tuple(KINDS), 5, LONGEST).measure(subject(model))
+    assert {kind: list(by_format) for kind, by_format in answers.items()} == {
         "single-line": ["PSM", "SPM"],
         "multi-line": ["PSM", "SPM"],
         "random-span": ["PSM", "SPM", "SPM, healed"],
     }
-    for measures in (m for by_format in found.values() for m in by_format.values()):
+    for measures in (m for by_format in answers.values() for m in by_format.values()):
         assert measures == {"exact": [exact] * 5, "right": [right] * 5, "loss": [2.0] * 5}
 
 
-def test_healing_changes_no_loss_of_whole_lines(model):
+def test_healing_changes_no_loss_of_complete_lines(model):
     limits = (8, SEQ_LEN, LONGEST, 0)
-    some = held_out_examples(KINDS["single-line"].splits, model.tokenizer, DOCUMENTS, *limits)
+    chosen = held_out_examples(KINDS["single-line"].splits, model.tokenizer, DOCUMENTS, *limits)
     np.testing.assert_allclose(
-        middle_losses(model, some, FORMATS["SPM, healed"]),
-        middle_losses(model, some, FORMATS["SPM"]),
+        middle_losses(model, chosen, FORMATS["SPM, healed"]),
+        middle_losses(model, chosen, FORMATS["SPM"]),
         rtol=1e-4,
     )
 

@@ -31,7 +31,11 @@ def hidden(model, ids: list[int]) -> str:
 def test_keys_are_found_by_a_model_that_looks_at_them(
     model, monkeypatch, looks, counts, retrieved, gain
 ):
-    """One that likes to end and sevens wherever it is; one that also copies the hidden key, 6 nats a digit; one that counts on."""
+    """A model that prefers EOS and sevens everywhere.
+
+    With `looks` it also copies the hidden key, by 6 nats per digit; with `counts` it continues to
+    count from the last digit.
+    """
     digits = key_probe.digit_ids(model.tokenizer)
 
     def logits(model, prompts, count):

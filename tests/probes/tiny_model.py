@@ -23,7 +23,7 @@ SEQ_LEN, NEW_TOKENS = 256, 24
 
 
 def packed(model: TrainedModel, texts: list[str]) -> dict[str, np.ndarray]:
-    """A document a row."""
+    """Returns a batch with one document in each sequence."""
     ids_BT = np.zeros((len(texts), SEQ_LEN + 1), np.int32)
     weights_BT = np.zeros((len(texts), SEQ_LEN), np.float32)
     for row, text in enumerate(texts):

@@ -105,7 +105,7 @@ def test_bfloat16_stays_bfloat16(params, tmp_path):
     assert load_run(str(tmp_path / "run")).params["head"].dtype == "float32"
 
 
-def test_files_may_be_cut_anywhere(folders, params, tmp_path, monkeypatch):
+def test_tensors_may_be_in_any_number_of_files(folders, params, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface, "FILE_BYTES", 10_000)
     huggingface.write(
         published.source_of(params, published.MODEL),
@@ -131,7 +131,7 @@ def test_width_of_the_feed_forward_layer_survives_params_json():
         assert width == d_ff
 
 
-def test_vocabulary_grows_by_what_it_is(params):
+def test_vocabulary_grows(params):
     whole = {
         name: params[name][: published.PIECES] if name == "embedding" else params[name]
         for name in params
