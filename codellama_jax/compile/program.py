@@ -37,13 +37,20 @@ def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
             raise UserError(str(refusal)) from refusal
 
 
-def params_in_compute_dtype(model: ModelConfig, mesh: Mesh) -> dict:
-    """Returns the parameters as shapes in the compute dtype, sharded as for training."""
+def abstract_weights(model: ModelConfig, mesh: Mesh) -> Any:
+    """Returns the weights that prefill and decoding read, as sharded shapes."""
+    family, params = family_of(model), abstract_params(model, mesh)
+    weights = jax.eval_shape(lambda p: family.prepare(model, p), params)
 
-    def cast(a: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(a.shape, model.compute_dtype, sharding=a.sharding)
+    def place(a: jax.ShapeDtypeStruct, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        return placed(mesh, a.shape, a.dtype, spec)
 
-    return jax.tree.map(cast, abstract_params(model, mesh))
+    return jax.tree.map(place, weights, family.weight_specs(model))
+
+
+def placed(mesh: Mesh, shape: tuple[int, ...], dtype: Any, spec: PartitionSpec) -> Any:
+    """Returns an array on the mesh as a shape."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
 
 def lower_prefill(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> jax.stages.Lowered:
@@ -52,11 +59,11 @@ def lower_prefill(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> j
     tokens_BT = jax.ShapeDtypeStruct((batch, context), jnp.int32)
     lengths_B = jax.ShapeDtypeStruct((batch,), jnp.int32)
 
-    def prefill(params: dict, tokens_BT: jax.Array, lengths_B: jax.Array) -> tuple:
-        return decoding.prefill(model, params, tokens_BT, lengths_B, 0)
+    def prefill(weights: Any, tokens_BT: jax.Array, lengths_B: jax.Array) -> tuple:
+        return decoding.prefill(model, weights, tokens_BT, lengths_B, 0)
 
     with on_mesh(mesh):
-        return jax.jit(prefill).lower(params_in_compute_dtype(model, mesh), tokens_BT, lengths_B)
+        return jax.jit(prefill).lower(abstract_weights(model, mesh), tokens_BT, lengths_B)
 
 
 def lower_decode(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> jax.stages.Lowered:
@@ -64,18 +71,13 @@ def lower_decode(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> ja
     model = dataclasses.replace(model, remat="none")
     family = family_of(model)
 
-    def placed(a: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, spec))
-
     def step(weights: Any, cache: decoding.Cache, tokens_B: jax.Array, positions_B: jax.Array):
         return family.step(model, weights, cache, tokens_B, positions_B)
 
     with on_mesh(mesh, decoding.LOGICAL_AXES):
-        params = params_in_compute_dtype(model, mesh)
-        weights = jax.eval_shape(lambda p: family.prepare(model, p), params)
-        weights = jax.tree.map(placed, weights, family.weight_specs(model))
         shape = (model.n_kv_heads * batch, context, model.head_dim)
-        slots = placed(jax.ShapeDtypeStruct(shape, model.compute_dtype), decoding.cache_spec(model))
+        slots = placed(mesh, shape, model.compute_dtype, decoding.cache_spec(model))
         cache = decoding.Cache((slots,) * model.n_layers, (slots,) * model.n_layers)
-        rows = placed(jax.ShapeDtypeStruct((batch,), jnp.int32), decoding.REPLICATED)
-        return jax.jit(step, donate_argnums=1).lower(weights, cache, rows, rows)
+        ids_B = placed(mesh, (batch,), jnp.int32, decoding.REPLICATED)
+        weights = abstract_weights(model, mesh)
+        return jax.jit(step, donate_argnums=1).lower(weights, cache, ids_B, ids_B)

@@ -41,11 +41,11 @@ def infill(
       spm: suffix-prefix-middle order, in which the middle continues the prefix's tokens. In
         prefix-suffix-middle order it begins with separate tokens and no leading space.
       stop_strings: each ends a middle before it.
-      rows: replaces the stop strings by a truncation per row, and gives each row its PRNG number.
+      rows: replaces the stop strings by a truncation per middle, and gives each its PRNG number.
       healing: lets an SPM middle also end the token in which its prefix stops.
     """
     generated = _generated(model, pairs, sampling, spm, stop_strings, None, rows, healing)
-    return [one.text for one in generated]
+    return [middle.text for middle in generated]
 
 
 def infill_one(
@@ -79,7 +79,17 @@ def infill_one(
     return middle
 
 
-def _generated(model, pairs, sampling, spm, stop_strings, stream, rows, healing) -> list[Generated]:
+def _generated(
+    model: TrainedModel,
+    pairs: Sequence[tuple[str, str]],
+    sampling: Sampling,
+    spm: bool,
+    stop_strings: Sequence[str],
+    stream: Stream | None,
+    rows: Rows | None,
+    healing: bool,
+) -> list[Generated]:
+    """Returns the generated middles. Arguments: as in `infill`, and the stream of the first one."""
     tokenizer = model.tokenizer
     if model.config.vocab_size < tokenizer.vocab_size:
         raise UserError(without_infilling(model.name))
@@ -91,6 +101,7 @@ def _generated(model, pairs, sampling, spm, stop_strings, stream, rows, healing)
     elif spm:
         decode = continuation(model, prefixes)
     else:
-        decode = continuation(model, ["text"] * len(pairs))  # a PSM middle has no leading space
+        # The middle token precedes a PSM middle, so that its first piece has no leading space.
+        decode = continuation(model, ["text"] * len(pairs))
     ends = [tokenizer.eot_id, tokenizer.eos_id]
     return generate_text(model, prompts, decode, sampling, ends, stop_strings, stream, rows, first)

@@ -1,4 +1,4 @@
-"""What a prompt needs of a device's memory, checked before the prompt is read."""
+"""Checks the free memory of a device before weights are prepared and prompts are read."""
 
 from __future__ import annotations
 
@@ -12,29 +12,36 @@ CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 
 
-def check_memory(compiled: jax.stages.Compiled, later: int, prompts: int, tokens: int) -> None:
-    """Raises UserError with the numbers if a compiled program needs more memory than is free.
+def check_weights_memory(size: int) -> None:
+    """Raises UserError if decoding weights of `size` bytes per device do not fit."""
+    fix = "split the model over more devices (--mesh.tensor, --mesh.fsdp)"
+    _check("the weights in the layout for decoding need", size, fix)
+
+
+def check_prompt_memory(compiled: jax.stages.Compiled, prompts: int, tokens: int) -> None:
+    """Raises UserError if the program that reads the prompts needs more memory than is free.
 
     Args:
-      compiled: the program that reads the prompts; its arguments are on the devices already.
-      later: bytes per device that are allocated after the program, beside its outputs.
+      compiled: the program; its arguments are on the devices already.
       prompts: how many prompts are read at once.
       tokens: length of the longest one.
     """
-    memory, free = compiled.memory_analysis(), free_bytes()
-    if memory is None or free is None:
-        return
-    needed = memory.output_size_in_bytes + max(memory.temp_size_in_bytes, later)
-    if needed <= free:
+    memory = compiled.memory_analysis()
+    if memory is None:
         return
     subject = f"a prompt of {tokens:,} tokens needs"
     fix = "shorten it, or split it over more devices (--mesh.tensor, --mesh.context)"
     if prompts > 1:
         subject = f"{prompts} prompts of up to {tokens:,} tokens need"
         fix = "use fewer at once, shorten them, or use more devices"
-    raise UserError(
-        f"{subject} {needed / 1e9:,.2f} GB beside the model and {free / 1e9:,.2f} GB are free: {fix}"
-    )
+    _check(subject, memory.output_size_in_bytes + memory.temp_size_in_bytes, fix)
+
+
+def _check(subject: str, needed: int, fix: str) -> None:
+    free = free_bytes()
+    if free is not None and needed > free:
+        sizes = f"{needed / 1e9:,.2f} GB beside the model and {free / 1e9:,.2f} GB are free"
+        raise UserError(f"{subject} {sizes}: {fix}")
 
 
 def free_bytes() -> int | None:
@@ -62,8 +69,7 @@ def _host_free() -> int | None:
 
 
 def _cgroup_free() -> int | None:
-    """Returns what the container's limit leaves; None without a limit. Caches of files count as
-    free, as the kernel drops them first."""
+    """Returns the free bytes of the container's limit; None without a limit."""
     try:
         limit = (CGROUP / "memory.max").read_text().strip()
         if limit == "max":
@@ -71,6 +77,7 @@ def _cgroup_free() -> int | None:
         used = int((CGROUP / "memory.current").read_text())
         lines = (CGROUP / "memory.stat").read_text().splitlines()
         statistics = dict(line.split() for line in lines)
+        # The kernel drops cached files before it refuses memory.
         return int(limit) - used + int(statistics["inactive_file"])
     except (OSError, KeyError, ValueError):
         return None

@@ -1,4 +1,6 @@
-"""Teacher-forced scoring: what a model makes of given ids, in one forward pass over each batch.
+"""Teacher-forced scoring: losses and logits of given ids, one forward pass per batch.
+
+It reads the training parameters in the config's compute dtype, as the validation loss does.
 
 Dims: B sequences, T positions, D features, V vocabulary entries, M ends of one sequence.
 """
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +24,9 @@ from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sharding.mesh import loss_specs, on_mesh_of
 from kernels.cross_entropy import token_losses
 
-TOKENS = 16_384  # per forward pass: bounds its memory
-MOST_LOGITS = 64  # sequences per forward pass that keeps logits
+# Per forward pass, which bounds its memory.
+TOKENS = 16_384
+MOST_LOGITS = 64  # sequences of a pass that returns logits
 
 
 def document_losses(model: TrainedModel, documents: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -66,26 +70,28 @@ def _batches(
     shape = jax.sharding.get_abstract_mesh().shape
     shards = shape.get("data", 1) * shape.get("fsdp", 1)
     length = _round_up(bucket(longest), length_shards())
-    rows = min(_round_up(most, shards), _round_up(max(1, TOKENS // length), shards))
-    for start in range(0, len(sequences), rows):
-        batch = sequences[start : start + rows]
-        ids_BT = np.zeros((rows, length + extra), np.int32)
-        for row, ids in enumerate(batch):
-            ids_BT[row, : len(ids)] = ids
+    size = min(_round_up(most, shards), _round_up(max(1, TOKENS // length), shards))
+    for start in range(0, len(sequences), size):
+        batch = sequences[start : start + size]
+        ids_BT = np.zeros((size, length + extra), np.int32)
+        for index, ids in enumerate(batch):
+            ids_BT[index, : len(ids)] = ids
         yield batch, ids_BT
 
 
 def _fetched(x: jax.Array) -> np.ndarray:
     """Returns the values of an array that may be sharded over several hosts."""
-    whole = x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
-    return np.asarray(whole)
+    if not x.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _losses(
     config: ModelConfig, params: dict, tokens_BT: jax.Array, targets_BT: jax.Array
 ) -> jax.Array:
-    """Returns -log p(target) in nats of every token of one document per row, fp32 (B, T)."""
+    """Returns -log p(target) in nats of every token, fp32 (B, T); a sequence is one document."""
+    # The fused loss never holds the (tokens x vocabulary) logits.
     x_BTD = _hidden(config, params, tokens_BT)
     return token_losses(x_BTD, output_head(params), targets_BT, **loss_specs())
 
@@ -94,19 +100,26 @@ def _losses(
 def _last_logits(
     config: ModelConfig, count: int, params: dict, tokens_BT: jax.Array, ends_B: jax.Array
 ) -> jax.Array:
+    """Returns fp32 logits_BMV at the positions ends_B - m, or 0 where there are fewer.
+
+    Args:
+      config: the model.
+      count: M, static.
+      params: the parameters.
+      tokens_BT: padded ids.
+      ends_B: the position of the last id of each sequence.
+    """
     x_BTD = _hidden(config, params, tokens_BT)
-    at_BM = jnp.maximum(ends_B[:, None] - jnp.arange(count)[None], 0)
-    x_BMD = jnp.take_along_axis(x_BTD, at_BM[:, :, None], axis=1)
-    return family_of(config).module(config).apply({"params": params}, x_BMD, method="unembed")
+    positions_BM = jnp.maximum(ends_B[:, None] - jnp.arange(count)[None], 0)
+    x_BMD = jnp.take_along_axis(x_BTD, positions_BM[:, :, None], axis=1)
+    module = family_of(config).module(config)
+    return cast(jax.Array, module.apply({"params": params}, x_BMD, method="unembed"))
 
 
 def _hidden(config: ModelConfig, params: dict, tokens_BT: jax.Array) -> jax.Array:
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    variables = {"params": params}
-    x_BTD, _ = (
-        family_of(config).module(config).apply(variables, tokens_BT, positions_BT, method="hidden")
-    )
-    return x_BTD
+    module, variables = family_of(config).module(config), {"params": params}
+    return cast(jax.Array, module.apply(variables, tokens_BT, positions_BT, method="hidden"))
 
 
 def _round_up(number: int, multiple: int) -> int:

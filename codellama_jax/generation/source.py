@@ -46,8 +46,8 @@ class Source:
         """Returns the text before and after the mark. Raises UserError unless there is one mark."""
         count = self.text.count(FILL_ME)
         if count != 1:
-            found = f"{self.name} holds {count} marks {FILL_ME}"
-            raise UserError(f"{found}: put exactly one where the middle is wanted")
+            problem = f"{self.name} holds {count} marks {FILL_ME}"
+            raise UserError(f"{problem}: put exactly one where the middle is wanted")
         prefix, _, suffix = self.text.partition(FILL_ME)
         return prefix, suffix
 

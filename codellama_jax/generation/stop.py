@@ -1,4 +1,4 @@
-"""Where a text is truncated: at the first stop string. Imports nothing, for commands that use no model."""
+"""Truncates a text at the first stop string. Imports no JAX, for commands that use no model."""
 
 from __future__ import annotations
 

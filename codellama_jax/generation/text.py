@@ -15,27 +15,39 @@ from codellama_jax.generation.settings import check_stop_strings
 from codellama_jax.generation.stop import until
 from codellama_jax.models.trained import TrainedModel
 
-Decode = Callable[[int, list[int]], str]  # (row, new ids) -> text
-Cut = Callable[[int, str], str]  # (row, text) -> the text up to where it ends
+# Both get the index of a prompt first.
+Decode = Callable[[int, list[int]], str]  # returns the text of new ids
+Truncate = Callable[[int, str], str]  # returns a text up to where it ends
 BROKEN = "\ufffd"  # what each byte of an unfinished character decodes to
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What differs between the rows of a batch beside their prompts."""
+    """Truncations and PRNG numbers of the sequences of a batch.
 
-    cut: Cut  # a row ends as soon as this cuts something off, and what is cut off once must stay so with more text
-    numbers: Sequence[int]  # what each row's chance hangs on
+    Attributes:
+      truncate: a sequence stops once `truncate(index, text) != text`. It must be monotone:
+        appending text never moves the end.
+      numbers: each sequence's PRNG key depends on the seed and its number.
+    """
+
+    truncate: Truncate
+    numbers: Sequence[int]
 
 
 def whole_characters(decode: Callable[[list[int]], str], ids: list[int]) -> str:
-    """Decodes ids but for the last character, if its bytes are not all there yet. One that was written out as U+FFFD stays."""
+    """Decodes ids, except for a last character some of whose bytes are still missing.
+
+    A U+FFFD that the model wrote itself stays.
+    """
     text, ids = decode(ids), list(ids)
-    for _ in range(3):  # bytes that a character of UTF-8 may have without being finished
+    for _ in range(3):  # an unfinished character of UTF-8 has up to 3 bytes
         if not text.endswith(BROKEN):
             break
-        while len(shorter := decode(ids)) == len(text):  # ids that are no text decode to nothing
+        # Sentinels decode to nothing: remove ids until the text changes.
+        while len(shorter := decode(ids)) == len(text):
             ids.pop()
+        # Without its last byte the character would decode to more: it was complete.
         if len(shorter) > len(text):
             break
         text = shorter
@@ -50,11 +62,11 @@ class Generated(NamedTuple):
 
 
 class Stream:
-    """Writes a growing text piece by piece, and holds back what may still be taken from it.
+    """Writes a growing text piece by piece, and holds back its end while that may still change.
 
-    That is the beginning of a stop string, and what `shown` truncates; `shown` must be monotone:
-    appending text never takes back what it returned. The text ends with the first update that
-    holds a stop string; no later update changes it.
+    Held back are the beginning of a stop string and the text that `shown` truncates; `shown` must
+    be monotone: appending text never takes back a text that it returned. The text ends with the
+    first update that holds a stop string; no later update changes it.
     """
 
     def __init__(
@@ -63,10 +75,17 @@ class Stream:
         stop_strings: Sequence[str],
         shown: Callable[[str], str] | None = None,
     ):
+        """Starts with an empty text.
+
+        Args:
+          write: gets each new piece.
+          stop_strings: each ends the text before it.
+          shown: truncates the text further; None shows all of it.
+        """
         self.write, self.stop_strings, self.shown, self.written = write, stop_strings, shown, 0
 
     def update(self, text: str) -> None:
-        """Writes what is new of a text, except for what may be taken back."""
+        """Writes the new part of a text, except for an end that may still change."""
         kept = until(text, self.stop_strings)
         if kept == text:
             begun = 0
@@ -78,7 +97,7 @@ class Stream:
         self.finish(self.shown(kept) if self.shown else kept)
 
     def finish(self, text: str) -> None:
-        """Writes what is new of the final text."""
+        """Writes the new part of the final text."""
         if text[self.written :]:
             self.write(text[self.written :])
             self.written = len(text)
@@ -102,33 +121,33 @@ def generate_text(
     Args:
       model: the model and its tokenizer.
       prompts: ids of any lengths.
-      decode: turns the new ids of a row into its text.
+      decode: returns the text of the new ids of a prompt.
       sampling: how tokens are drawn.
-      stop_ids: each ends the row that draws it.
+      stop_ids: each ends the sequence that draws it.
       stop_strings: each ends a text before it.
       stream: gets the first prompt's text as it grows; its caller finishes it.
-      rows: replaces the stop strings by a truncation per row, and gives each row its PRNG number.
-      first: the ids that may begin each row; None for any.
+      rows: replaces the stop strings by a truncation per prompt, and gives each its PRNG number.
+      first: the ids that may come first after each prompt; None for any.
     """
     check_stop_strings(stop_strings)
 
-    def text_of(row: int, ids: list[int]) -> str:
-        return whole_characters(functools.partial(decode, row), ids)
+    def text_of(index: int, ids: list[int]) -> str:
+        return whole_characters(functools.partial(decode, index), ids)
 
-    def show(row: int, ids: list[int]) -> None:
-        if row == 0 and stream:
-            stream.update(text_of(row, ids))
+    def show(index: int, ids: list[int]) -> None:
+        if index == 0 and stream:
+            stream.update(text_of(index, ids))
 
-    def truncated(row: int, text: str) -> str:
-        return rows.cut(row, text) if rows else until(text, stop_strings)
+    def truncated(index: int, text: str) -> str:
+        return rows.truncate(index, text) if rows else until(text, stop_strings)
 
-    def stopped(row: int, ids: list[int]) -> bool:
-        text = text_of(row, ids)
-        return truncated(row, text) != text
+    def stopped(index: int, ids: list[int]) -> bool:
+        # Decoded as one text: a stop string may begin in one token and end in the next.
+        text = text_of(index, ids)
+        return truncated(index, text) != text
 
     new = generate(
-        model.config,
-        model.params,
+        model,
         prompts,
         sampling,
         stop_ids,
@@ -139,9 +158,9 @@ def generate_text(
         first=first,
     )
     generated = []
-    for row, ids in enumerate(new):
-        text = text_of(row, ids)
-        kept = truncated(row, text)
+    for index, ids in enumerate(new):
+        text = text_of(index, ids)
+        kept = truncated(index, text)
         is_ended = kept != text or len(ids) < sampling.max_new_tokens
         generated.append(Generated(kept, is_ended))
     return generated
@@ -156,7 +175,7 @@ def complete(
     rows: Rows | None = None,
     healing: bool = False,
 ) -> list[str]:
-    """Returns what follows each prompt, up to EOS or a stop string.
+    """Returns the text after each prompt, up to EOS or a stop string.
 
     Prompts are taken as they are, trailing white space included.
 
@@ -166,7 +185,7 @@ def complete(
       sampling: how tokens are drawn.
       stop_strings: each ends a text before it.
       stream: gets the pieces of the first prompt's text as they come.
-      rows: replaces the stop strings by a truncation per row, and gives each row its PRNG number.
+      rows: replaces the stop strings by a truncation per prompt, and gives each its PRNG number.
       healing: lets the first token end the one in which a prompt stops (see `healing.py`).
     """
     encoded = [[model.tokenizer.bos_id, *model.tokenizer.encode(prompt)] for prompt in prompts]
@@ -178,7 +197,7 @@ def complete(
     generated = generate_text(model, encoded, decode, sampling, eos, stop_strings, out, rows, first)
     if out:
         out.finish(generated[0].text)
-    return [one.text for one in generated]
+    return [completion.text for completion in generated]
 
 
 def continuation(model: TrainedModel, prompts: Sequence[str]) -> Decode:
@@ -187,8 +206,8 @@ def continuation(model: TrainedModel, prompts: Sequence[str]) -> Decode:
     After an empty prompt the first token carries the leading space.
     """
 
-    def decode(row: int, ids: list[int]) -> str:
-        return model.tokenizer.decode(ids, leading_space=not prompts[row])
+    def decode(index: int, ids: list[int]) -> str:
+        return model.tokenizer.decode(ids, leading_space=not prompts[index])
 
     return decode
 
@@ -198,12 +217,14 @@ def healed_prompts(
 ) -> tuple[list[list[int]], Decode, list[np.ndarray | None]]:
     """Backs prompts up by token healing. `prompts` are the texts at the ends of `encoded`.
 
-    Returns the ids to continue from, the decoding of what follows the texts, and for each prompt
-    the ids that may come first.
+    Returns the ids to continue from, the decoding of the ids after them, and for each prompt the
+    ids that may come first.
     """
     healed, plain = heal(model, encoded), continuation(model, prompts)
 
-    def decode(row: int, ids: list[int]) -> str:
-        return plain(row, ids)[len(healed[row].removed) :]
+    def decode(index: int, ids: list[int]) -> str:
+        # The new ids repeat the characters removed, which are already in the prompt's text.
+        return plain(index, ids)[len(healed[index].removed) :]
 
-    return [one.ids for one in healed], decode, [one.first for one in healed]
+    ids = [prompt.ids for prompt in healed]
+    return ids, decode, [prompt.first for prompt in healed]

@@ -1,4 +1,4 @@
-"""What decoding shares between model families: the KV cache, its sharding, and prefill.
+"""The parts of decoding that model families share: the KV cache, shardings, prefill.
 
 Dims: those of `models/layers.py`, and S slots of the cache, M = K B key heads of all sequences.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from jax.sharding import PartitionSpec
 from codellama_jax.config import ModelConfig
 from codellama_jax.models.family import family_of
 from codellama_jax.models.layers import mesh_axes
+
+Tree = TypeVar("Tree")
 
 
 @struct.dataclass
@@ -46,7 +48,7 @@ def cache_spec(config: ModelConfig) -> PartitionSpec:
     return PartitionSpec((*heads, "data"), "context")
 
 
-def constrain(tree: object, specs: object) -> object:
+def constrain(tree: Tree, specs: Any) -> Tree:
     """Shards arrays over the mesh in use; without a mesh of several devices it does nothing."""
     if jax.sharding.get_abstract_mesh().size > 1:
         return jax.lax.with_sharding_constraint(tree, specs)
@@ -65,36 +67,30 @@ def for_decoding(config: ModelConfig) -> ModelConfig:
 
 @functools.partial(jax.jit, static_argnums=0)
 def prepare(config: ModelConfig, params: dict) -> Any:
-    """Returns the weights that the family's `step` reads, sharded over the mesh in use."""
+    """Returns the weights of the family's `prefill` and `step`, sharded over the mesh in use."""
     family = family_of(config)
     return constrain(family.prepare(config, params), family.weight_specs(config))
 
 
 def prefill(
-    config: ModelConfig, params: dict, tokens_BT: jax.Array, lengths_B: jax.Array, new_slots: int
+    config: ModelConfig, weights: Any, tokens_BT: jax.Array, lengths_B: jax.Array, new_slots: int
 ) -> tuple[jax.Array, Cache]:
     """Reads prompts; returns fp32 logits_BV after each, and a cache.
 
     Args:
       config: the model.
-      params: its parameters.
+      weights: as `prepare` returned them.
       tokens_BT: the prompts, padded on the right to T.
       lengths_B: their lengths in tokens, at least 1.
       new_slots: room in the cache for this many more tokens.
     """
-    B, T = tokens_BT.shape
-    model = family_of(config).module(config)
-    positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
-    variables = {"params": params}
-    x_BTD, (k_LBTKH, v_LBTKH) = model.apply(
-        variables, tokens_BT, positions_BT, keep_kv=True, method="hidden"
-    )
-    last_B1D = jnp.take_along_axis(x_BTD, lengths_B[:, None, None] - 1, axis=1)
-    logits_BV = model.apply(variables, last_B1D, method="unembed")[:, 0]
+    logits_BV, layers = family_of(config).prefill(config, weights, tokens_BT, lengths_B)
 
     def to_slots(a_BTKH: jax.Array) -> jax.Array:
-        a_MSH = jnp.einsum("BTKH->KBTH", a_BTKH).reshape(-1, T, a_BTKH.shape[-1])
+        _, T, _, H = a_BTKH.shape
+        a_MSH = jnp.einsum("BTKH->KBTH", a_BTKH).reshape(-1, T, H)
         return jnp.pad(a_MSH, ((0, 0), (0, new_slots), (0, 0)))
 
-    cache = Cache(tuple(map(to_slots, k_LBTKH)), tuple(map(to_slots, v_LBTKH)))
+    keys, values = zip(*layers)
+    cache = Cache(tuple(map(to_slots, keys)), tuple(map(to_slots, values)))
     return logits_BV, constrain(cache, cache_spec(config))

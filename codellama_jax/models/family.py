@@ -1,7 +1,7 @@
 """The seam between a model family and the rest of the code.
 
-Training, generation, weights, plans and the pod compiler ask a `Family` for everything that depends
-on the architecture; nothing outside `models/` names one. To add a family:
+Training, generation, weights, plans and the pod compiler get everything that depends on the
+architecture from a `Family`; nothing outside `models/` names one. To add a family:
 
 1. Write a config: a subclass of `config.ModelConfig` with its own `family` tag.
 2. Write a Linen module, a decoder and the table of published tensors, as `models/llama` does.
@@ -14,7 +14,7 @@ they need.
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from codellama_jax.errors import UserError
 
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from codellama_jax.models.published import Place
     from codellama_jax.system.settings import Settings
 
+Config = TypeVar("Config", bound="ModelConfig")
 
-class Family(abc.ABC):
-    """Everything that the rest of the code may ask of a model family.
+
+class Family(abc.ABC, Generic[Config]):
+    """Everything that the rest of the code needs to know about a model family.
 
     Parameters are a nested dict. By convention `embedding` is (V, D), `head` is (D, V) and absent
     where the embeddings are tied, and everything under `layers` is stacked along a leading L.
@@ -38,26 +40,25 @@ class Family(abc.ABC):
     model_type = ""  # of transformers' config.json; "" if transformers has no such family
 
     @abc.abstractmethod
-    def module(self, config: ModelConfig) -> nn.Module:
+    def module(self, config: Config) -> nn.Module:
         """Returns the Linen module that trains.
 
         It is called with (tokens_BT, positions_BT, segment_ids_BT=None) and returns fp32
-        logits_BTV. Its method `hidden(tokens_BT, positions_BT, segment_ids_BT=None, keep_kv=False)`
-        returns the normalised last activations x_BTD and, with `keep_kv`, the keys and values of
-        all layers, both _LBTKH; `unembed(x_BTD)` returns fp32 logits_BTV. Parameters carry logical
-        axes, which `sharding/mesh.py` maps to mesh axes.
+        logits_BTV. Its method `hidden(tokens_BT, positions_BT, segment_ids_BT=None)` returns the
+        normalised last activations x_BTD, and `unembed(x_BTD)` fp32 logits_BTV. Parameters carry
+        logical axes, which `sharding/mesh.py` maps to mesh axes.
         """
 
     @abc.abstractmethod
-    def positions(self, config: ModelConfig) -> str:
+    def positions(self, config: Config) -> str:
         """Returns how the model encodes positions, in a few words for plans and reports."""
 
     @abc.abstractmethod
-    def parameter_count(self, config: ModelConfig) -> int:
+    def parameter_count(self, config: Config) -> int:
         """Returns the number of parameters, embedding and head included."""
 
     @abc.abstractmethod
-    def multiplied_parameters(self, config: ModelConfig) -> int:
+    def multiplied_parameters(self, config: Config) -> int:
         """Returns the number of parameters that take part in a matmul for every token.
 
         The output head counts; an embedding lookup, norms and biases do not.
@@ -68,17 +69,34 @@ class Family(abc.ABC):
         """Returns whether weight decay applies to the parameter of this dotted path."""
 
     @abc.abstractmethod
-    def prepare(self, config: ModelConfig, params: dict) -> Any:
-        """Returns the parameters in the compute dtype and the layout that `step` reads."""
+    def prepare(self, config: Config, params: dict) -> Any:
+        """Returns the parameters in the compute dtype and the layout of `prefill` and `step`.
+
+        It runs once per loaded model (`TrainedModel.decoding_weights`), so copies cost little. The
+        layout should suit `step`, which reads every weight for one token per sequence.
+        """
 
     @abc.abstractmethod
-    def weight_specs(self, config: ModelConfig) -> Any:
+    def weight_specs(self, config: Config) -> Any:
         """Returns the PartitionSpec of each array that `prepare` returns."""
+
+    @abc.abstractmethod
+    def prefill(
+        self, config: Config, weights: Any, tokens_BT: jax.Array, lengths_B: jax.Array
+    ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+        """Returns fp32 logits_BV after each prompt, and each layer's keys and values, both _BTKH.
+
+        Args:
+          config: the model.
+          weights: as `prepare` returned them.
+          tokens_BT: prompts, int32, padded on the right to T.
+          lengths_B: their lengths in tokens, at least 1.
+        """
 
     @abc.abstractmethod
     def step(
         self,
-        config: ModelConfig,
+        config: Config,
         weights: Any,
         cache: Cache,
         tokens_B: jax.Array,
@@ -94,42 +112,42 @@ class Family(abc.ABC):
         """
 
     @abc.abstractmethod
-    def places(self, config: ModelConfig) -> dict[str, Place]:
+    def places(self, config: Config) -> dict[str, Place]:
         """Returns where each published tensor is in our parameters."""
 
-    def transformers_names(self, config: ModelConfig) -> dict[str, str]:
+    def transformers_names(self, config: Config) -> dict[str, str]:
         """Returns transformers' name of each published tensor, `{}` in place of the layer."""
         raise UserError(f"models of the family {config.family} have no layout of transformers")
 
-    def config_from_transformers(self, settings: Settings) -> ModelConfig:
+    def config_from_transformers(self, settings: Settings) -> Config:
         """Returns the model that a config.json of `model_type` describes.
 
         Raises UserError naming the field for a value out of range and for what is not implemented.
         """
         raise UserError(f"{settings.file}: models of the type {self.model_type} are not read")
 
-    def config_to_transformers(self, config: ModelConfig) -> dict[str, Any]:
+    def config_to_transformers(self, config: Config) -> dict[str, Any]:
         """Returns the fields of config.json that describe the model."""
         raise UserError(f"models of the family {config.family} have no layout of transformers")
 
 
-_FAMILIES: dict[type, Family] = {}
+_FAMILIES: dict[type, Family[Any]] = {}
 
 
-def register(config_class: type, family: Family) -> None:
+def register(config_class: type[Config], family: Family[Config]) -> None:
     """Makes `family_of` return `family` for configs of a class."""
     _FAMILIES[config_class] = family
 
 
-def family_of(config: ModelConfig) -> Family:
+def family_of(config: Config) -> Family[Config]:
     """Returns the family of a model. Raises TypeError for a config that none is registered for."""
     if type(config) not in _FAMILIES:
         raise TypeError(f"no model family is registered for {type(config).__name__}")
     return _FAMILIES[type(config)]
 
 
-def family_of_model_type(settings: Settings) -> Family:
-    """Returns the family of transformers' config.json. Raises UserError naming those there are."""
+def family_of_model_type(settings: Settings) -> Family[Any]:
+    """Returns the family of transformers' config.json. Raises UserError listing the known ones."""
     known = {family.model_type: family for family in _FAMILIES.values() if family.model_type}
     model_type = settings.values.get("model_type")
     if not isinstance(model_type, str) or model_type not in known:

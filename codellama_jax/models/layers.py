@@ -8,6 +8,7 @@ mesh axes. Matmuls run in `compute_dtype`; norms, angles and softmax in fp32.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -35,7 +36,8 @@ def parameter(
       variance: of the distribution; 1 / inputs keeps activations at unit scale.
     """
     init = nn.with_logical_partitioning(nn.initializers.normal(variance**0.5), axes)
-    return module.param(name, init, shape, jnp.float32)
+    # Linen removes the box that carries the logical axes, which its annotation leaves out.
+    return cast(jax.Array, module.param(name, init, shape, jnp.float32))
 
 
 def mesh_axes(name: str, size: int = 0) -> tuple[str, ...]:
@@ -44,8 +46,9 @@ def mesh_axes(name: str, size: int = 0) -> tuple[str, ...]:
     There are none where they do not divide `size`.
     """
     mesh = jax.sharding.get_abstract_mesh().shape
-    (found,) = nn.logical_to_mesh_axes((name,))
-    candidates = (found,) if isinstance(found, str) else found or ()
+    (rule,) = nn.logical_to_mesh_axes((name,)) or (None,)
+    candidates = (rule,) if isinstance(rule, str) else rule or ()
+    # Axes of size 1 shard nothing. Left in, they would start collectives of one device.
     axes = tuple(axis for axis in candidates if mesh.get(axis, 1) > 1)
     return () if size % math.prod(mesh[axis] for axis in axes) else axes
 
@@ -63,31 +66,34 @@ def _devices(axes: tuple[str, ...]) -> int:
     return math.prod(shape[axis] for axis in axes)
 
 
-def dealt(x_BT: jax.Array | None, shards: int) -> jax.Array | None:
-    """Puts sequences in the order in which ring attention over `shards` devices reads them."""
-    if x_BT is None or shards == 1:
-        return x_BT
-    return ring_attention.stripe(x_BT, shards)
+def striped(x_BT: jax.Array, shards: int) -> jax.Array:
+    """Orders the tokens of sequences (B, T, ...) for ring attention over `shards` devices.
+
+    Device i gets the tokens i, i + shards, ... of every sequence, so that causal attention costs
+    all devices the same.
+    """
+    return x_BT if shards == 1 else ring_attention.stripe(x_BT, shards)
 
 
-def collected(x_BT: jax.Array, shards: int) -> jax.Array:
-    """Puts `dealt` sequences (B, T, ...) back in their own order."""
+def unstriped(x_BT: jax.Array, shards: int) -> jax.Array:
+    """Returns `striped` sequences (B, T, ...) in their natural order."""
     return x_BT if shards == 1 else ring_attention.stripe(x_BT, x_BT.shape[1] // shards)
 
 
 def project(x_BTD: jax.Array, w_DX: jax.Array) -> jax.Array:
     """Multiplies by a weight of any number of output dims, in x's dtype.
 
-    Sequences are flattened to (B T, D) and the output dims to one, which XLA's CPU backend trains
-    1.3 times faster. Where a mesh shards them they are not: a sharded length stays as it is, and
-    gate and up flattened together could be sharded by neither.
+    The result has the dims of x without D, and then those of the weight without D.
     """
     w_DX = w_DX.astype(x_BTD.dtype)
-    rows = x_BTD if length_shards() > 1 else x_BTD.reshape(-1, x_BTD.shape[-1])
+    # One large 2-D matmul: XLA's CPU backend trains 1.3 times faster than with 3-D operands. A
+    # length that is sharded stays a dim, because flattening it with B would gather it.
+    x = x_BTD if length_shards() > 1 else x_BTD.reshape(-1, x_BTD.shape[-1])
     if mesh_axes("ffn"):
-        out = jnp.tensordot(rows, w_DX, 1)
+        # Gate and up, flattened to one dim, would each end in the middle of a shard.
+        out = jnp.tensordot(x, w_DX, 1)
     else:
-        out = rows @ w_DX.reshape(w_DX.shape[0], -1)
+        out = x @ w_DX.reshape(w_DX.shape[0], -1)
     return out.reshape(*x_BTD.shape[:-1], *w_DX.shape[1:])
 
 
@@ -96,22 +102,23 @@ def rope_angles(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns cos_BTH and sin_BTH over half the head, fp32.
 
-    The angle is position / scaling x theta^(-2i / H) (Code Llama, section 2.4). A scaling above 1 is
-    linear position interpolation (Chen et al. 2023).
+    The angle is position / scaling x theta^(-2i / H) (Code Llama, section 2.4). A scaling above 1
+    is linear position interpolation (Chen et al. 2023).
     """
-    # Rounded where the published code rounds: one unit in the last place is 1e-3 radians at
-    # position 8,191.
+    # The published code rounds the frequencies to fp32 here. One unit in the last place would be
+    # 1e-3 radians at position 8,191.
     frequencies_H = 1 / (theta ** (np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
     angles_BTH = (positions_BT.astype(jnp.float32) / scaling)[..., None] * frequencies_H[None, None]
     return jnp.cos(angles_BTH), jnp.sin(angles_BTH)
 
 
 def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array], axis: int = -1) -> jax.Array:
-    """Rotates the pairs (i, i + H/2) of every head along `axis`; computes in fp32, returns x's dtype.
+    """Rotates the pairs (i, i + H/2) of every head along `axis`, in fp32; returns x's dtype.
 
     `rope` holds cos and sin, which broadcast to half of x.
     """
     cos, sin = rope
+    # Halves, as in transformers: no strided access, unlike pairs of neighbours.
     a, b = jnp.split(x.astype(jnp.float32), 2, axis)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis).astype(x.dtype)
 
@@ -121,6 +128,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float, axis: int = -1) -> 
 
     `scale` broadcasts to x.
     """
+    # bf16 has 8 bits of mantissa: a mean of thousands of squares needs more.
     x32 = x.astype(jnp.float32)
     x32 *= jax.lax.rsqrt(jnp.mean(x32**2, axis, keepdims=True) + epsilon)
     return (x32 * scale).astype(x.dtype)
@@ -133,18 +141,15 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        scale_D = self.param(
-            "scale",
-            nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
-            x_BTD.shape[-1:],
-            jnp.float32,
-        )
+        """Returns the normalized activations, in their dtype."""
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        scale_D = cast(jax.Array, self.param("scale", init, x_BTD.shape[-1:], jnp.float32))
         return rms_norm(x_BTD, scale_D[None, None], self.epsilon)
 
 
 @struct.dataclass
 class Inputs:
-    """What every layer reads beside its activations."""
+    """The inputs of every layer beside its activations."""
 
     positions_BT: jax.Array
     segment_ids_BT: jax.Array | None
@@ -160,29 +165,42 @@ def attend(
 
     A kernel runs on each device's shard of the batch and heads, in a ring where the length is
     sharded. Key heads that the mesh does not divide (one, in multi-query attention) are repeated
-    until it does, so that each device holds those of its query heads.
+    until it does.
+
+    Args:
+      q_BTNH, k_BTKH, v_BTKH: queries, keys and values, in the compute dtype.
+      inputs: positions, and the segments that tokens must not look out of.
+      implementation: one of those of `kernels`; "" takes the fastest.
     """
+    # A kernel runs on local arrays, so query heads and their key heads must be on one device.
     repeats = _head_repeats(q_BTNH.shape[2], k_BTKH.shape[2])
     if repeats > 1:
         k_BTKH, v_BTKH = jnp.repeat(k_BTKH, repeats, axis=2), jnp.repeat(v_BTKH, repeats, axis=2)
     B, T, K, _ = k_BTKH.shape
-    split = {
-        "batch_axes": mesh_axes("batch", B),
-        "head_axes": mesh_axes("heads", K),
-        "implementation": implementation,
-    }
+    batch_axes, head_axes = mesh_axes("batch", B), mesh_axes("heads", K)
     if length_axes := mesh_axes("length", T):
         return ring_attention.attention(
             q_BTNH,
             k_BTKH,
             v_BTKH,
             segments_BT=inputs.segment_ids_BT,
+            batch_axes=batch_axes,
             length_axes=length_axes,
-            **split,
+            head_axes=head_axes,
+            implementation=implementation,
         )
-    positions = {"q_positions_BT": inputs.positions_BT, "kv_positions_BS": inputs.positions_BT}
-    segments = {"q_segments_BT": inputs.segment_ids_BT, "kv_segments_BS": inputs.segment_ids_BT}
-    return flash_attention.attention(q_BTNH, k_BTKH, v_BTKH, **positions, **segments, **split)
+    return flash_attention.attention(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        q_positions_BT=inputs.positions_BT,
+        kv_positions_BS=inputs.positions_BT,
+        q_segments_BT=inputs.segment_ids_BT,
+        kv_segments_BS=inputs.segment_ids_BT,
+        batch_axes=batch_axes,
+        head_axes=head_axes,
+        implementation=implementation,
+    )
 
 
 def _head_repeats(n_heads: int, n_kv_heads: int) -> int:
@@ -192,10 +210,11 @@ def _head_repeats(n_heads: int, n_kv_heads: int) -> int:
     return 1 if n_heads % (n_kv_heads * repeats) else repeats
 
 
-# What the backward pass computes again, by the config's `remat`.
+# By the config's `remat`: the activations that are kept for the backward pass. It computes the
+# others again.
 REMAT_POLICIES = {
-    "full": None,  # everything but the input of every layer
-    # The matmuls with weights are kept as well.
+    "full": None,  # only the input of every layer
+    # Also the results of matmuls with weights, which cost the most to compute again.
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
 }
 
@@ -203,8 +222,9 @@ REMAT_POLICIES = {
 def stacked(block: type[nn.Module], config: ModelConfig) -> nn.Module:
     """Returns `n_layers` blocks as a scan, parameters stacked along a leading L.
 
-    The block is called with (x_BTD, inputs) and returns x_BTD and what is stacked as outputs.
+    The block is called with (x_BTD, inputs) and returns x_BTD and outputs, which are stacked.
     """
+    # A scan compiles one layer instead of `n_layers`: the pod compiler needs seconds, not minutes.
     if config.remat != "none":
         block = nn.remat(block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
     scan = nn.scan(

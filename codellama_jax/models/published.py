@@ -14,8 +14,8 @@ class Place:
 
     Args:
       param: dotted path of our parameter.
-      order: the parameter's axes, L left out, that make the rows and then the columns.
-      rows: how many of them make the rows.
+      order: the parameter's axes, L left out: first those of the outputs, then of the inputs.
+      rows: how many of them are outputs, which are the matrix's rows.
       axis, start, size: the section along `axis`; size 0 takes all of it.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,9 @@ from flax.core import meta
 from jax.sharding import Mesh
 
 from codellama_jax.config import ModelConfig
+from codellama_jax.models import decoding
 from codellama_jax.models.family import boxed_params
-from codellama_jax.sharding.mesh import check_sharded, on_mesh, shardings
+from codellama_jax.sharding.mesh import check_sharded, on_mesh, on_mesh_of, shardings
 
 if TYPE_CHECKING:
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
@@ -25,6 +27,22 @@ class TrainedModel:
     params: dict
     tokenizer: Tokenizer
     name: str
+
+    @functools.cached_property
+    def decoding_weights(self) -> Any:
+        """The weights that prefill and decoding read, on the mesh of `params`.
+
+        They are a copy of the parameters in another layout (`decoding.prepare`), made when first
+        used and kept as long as the model.
+        """
+        config = decoding.for_decoding(self.config)
+        with on_mesh_of(self.params, decoding.LOGICAL_AXES):
+            return jax.block_until_ready(decoding.prepare(config, self.params))
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether `decoding_weights` are in memory."""
+        return "decoding_weights" in vars(self)
 
 
 def placed_shapes(boxed: Any, mesh: Mesh) -> Any:

@@ -128,8 +128,7 @@ def _passed(
     for start in range(0, len(repeated), BATCH_SIZE):
         batch = repeated[start : start + BATCH_SIZE]
         generated = generate(
-            model.config,
-            model.params,
+            model,
             [line.prompt for line in batch],
             sampling,
             stop_ids,

@@ -32,7 +32,7 @@ def next_token(
       batch: arrays (B, T): int32 `tokens`, `targets`, `segment_ids` and `positions`, and float32
         `weights`, which are 0 in padding.
     """
-    x_BTD, _ = model.apply(
+    x_BTD = model.apply(
         {"params": params},
         batch["tokens"],
         batch["positions"],

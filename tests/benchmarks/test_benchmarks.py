@@ -40,10 +40,8 @@ def knows(model: TrainedModel, benchmark: Benchmark, babble: str, spm: bool, mon
         known[tuple(ids)] = task.reference
     end = tokenizer.eot_id if benchmark.infilling else tokenizer.eos_id
 
-    def generate(
-        config, params, prompts, sampling, stop_ids, *, stop, on_tokens, vocab, numbers, first
-    ):
-        rows = sampler._Rows(len(prompts), sampling.max_new_tokens, stop_ids, stop, on_tokens)
+    def generate(model, prompts, sampling, stop_ids, *, stop, on_tokens, vocab, numbers, first):
+        rows = sampler._Sequences(len(prompts), sampling.max_new_tokens, stop_ids, stop, on_tokens)
         drawn = [
             [*tokenizer.encode(known[tuple(prompt)] + babble, leading_space=False), end]
             for prompt in prompts

@@ -90,13 +90,13 @@ def most_bytes(tree: object) -> int:
 @pytest.mark.parametrize("mesh", MESHES)
 def test_a_device_holds_its_part_of_weights_and_cache(model, mesh):
     parts, sizes = mesh["fsdp"] * mesh.get("tensor", 1), {True: 0, False: 0}
-    params = placed(model, mesh).params
+    on_devices = placed(model, mesh)
+    params, weights = on_devices.params, on_devices.decoding_weights
     with on_mesh_of(params, decoding.LOGICAL_AXES):
-        weights = decoding.prepare(model.config, params)
         start = jax.jit(
-            lambda p, tokens, lengths: decoding.prefill(model.config, p, tokens, lengths, 32)[1]
+            lambda w, tokens, lengths: decoding.prefill(model.config, w, tokens, lengths, 32)[1]
         )
-        cache = start(params, np.zeros((2, 64), np.int32), np.full(2, 64, np.int32))
+        cache = start(weights, np.zeros((2, 64), np.int32), np.full(2, 64, np.int32))
     for tree in (params, weights):
         for array in jax.tree.leaves(tree):
             sizes[array.sharding.is_fully_replicated] += array.nbytes

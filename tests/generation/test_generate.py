@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from characters import Characters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import MODEL, stage
@@ -18,6 +19,7 @@ from codellama_jax.generation import memory
 from codellama_jax.generation import text as texts
 from codellama_jax.generation.sampler import generate, keep, sample
 from codellama_jax.generation.settings import CAPACITY, Sampling
+from codellama_jax.models import decoding
 from codellama_jax.models.llama.model import Llama
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
@@ -34,8 +36,8 @@ def params_of(config, seed=0):
 
 
 @pytest.fixture(scope="module")
-def params():
-    return params_of(MODEL)
+def toy_model():
+    return TrainedModel(MODEL, params_of(MODEL), Characters(), "toy")
 
 
 @pytest.fixture(scope="module")
@@ -65,49 +67,69 @@ def without_cache(params, prompt, count):
     return row[len(prompt) : len(prompt) + count].tolist()
 
 
-def test_greedy_is_the_same_with_cache_and_without_ragged_or_alone(params):
+def test_greedy_is_the_same_with_cache_and_without_ragged_or_alone(toy_model):
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 64, n).tolist() for n in (1, 7, 30)]
-    expected = [without_cache(params, prompt, 24) for prompt in prompts]
-    assert generate(MODEL, params, prompts, GREEDY) == expected
-    assert [generate(MODEL, params, [prompt], GREEDY)[0] for prompt in prompts] == expected
+    expected = [without_cache(toy_model.params, prompt, 24) for prompt in prompts]
+    assert generate(toy_model, prompts, GREEDY) == expected
+    assert [generate(toy_model, [prompt], GREEDY)[0] for prompt in prompts] == expected
     streamed: list[list[list[int]]] = [[], [], []]
-    generate(
-        MODEL, params, prompts, GREEDY, on_tokens=lambda row, ids: streamed[row].append(list(ids))
-    )
+    generate(toy_model, prompts, GREEDY, on_tokens=lambda row, ids: streamed[row].append(list(ids)))
     assert [row[-1] for row in streamed] == expected
     assert [[len(ids) for ids in row] for row in streamed] == [[1, 5, 9, 13, 17, 21, 24]] * 3
 
 
-def test_parameters_on_a_mesh_give_the_same(params):
+def test_parameters_on_a_mesh_give_the_same(toy_model):
     """A batch that does not divide over it included."""
     prompts = [[1, 2, 3]]
     with on_mesh(make_mesh(MeshConfig(fsdp=2, context=2, tensor=2))) as mesh:
         placed = jax.device_put(
-            params, jax.tree.map(lambda a: a.sharding, abstract_state(stage(), mesh).params)
+            toy_model.params,
+            jax.tree.map(lambda a: a.sharding, abstract_state(stage(), mesh).params),
         )
         assert not placed["head"].sharding.is_fully_replicated
-        on_devices = generate(MODEL, placed, prompts, GREEDY)
-    assert on_devices == generate(MODEL, params, prompts, GREEDY)
+        on_devices = generate(dataclasses.replace(toy_model, params=placed), prompts, GREEDY)
+    assert on_devices == generate(toy_model, prompts, GREEDY)
 
 
-def test_a_stop_id_ends_its_row_only(params):
+def test_weights_are_prepared_once_per_model(monkeypatch):
+    model = TrainedModel(MODEL, params_of(MODEL), Characters(), "toy")
+    prepare, calls = decoding.prepare, []
+
+    def counted(config, params):
+        is_traced = isinstance(jax.tree.leaves(params)[0], jax.core.Tracer)
+        calls.append("shapes" if is_traced else "weights")
+        return prepare(config, params)
+
+    monkeypatch.setattr(decoding, "prepare", counted)
+    assert not model.is_prepared
+    first = generate(model, [[1, 2, 3]], GREEDY)
+    weights = model.decoding_weights
+    assert generate(model, [[1, 2, 3], [4]], GREEDY)[0] == first[0]
+    assert model.decoding_weights is weights
+    assert calls.count("weights") == 1
+    # Another model, as after another stage, has its own weights.
+    other = dataclasses.replace(model, params=params_of(MODEL, seed=1))
+    assert not other.is_prepared and generate(other, [[1, 2, 3]], GREEDY) != first
+
+
+def test_a_stop_id_ends_its_row_only(toy_model):
     prompts = [[1, 2, 3], [4, 5]]
-    free = generate(MODEL, params, prompts, GREEDY)
+    free = generate(toy_model, prompts, GREEDY)
     stop = free[0][5]
-    stopped = generate(MODEL, params, prompts, GREEDY, [stop])
+    stopped = generate(toy_model, prompts, GREEDY, [stop])
     for before, after in zip(free, stopped):
         assert after == (before[: before.index(stop)] if stop in before else before)
 
 
-def test_a_row_ends_with_the_token_that_is_enough(params):
+def test_a_row_ends_with_the_token_that_is_enough(toy_model):
     """Wherever chunks begin and end; the other row goes on."""
-    free = generate(MODEL, params, [[1, 2, 3], [4, 5]], GREEDY)
+    free = generate(toy_model, [[1, 2, 3], [4, 5]], GREEDY)
     for enough in range(1, 25):
         for on_tokens in (None, lambda row, ids: None):
             stop = lambda row, ids, enough=enough: row == 0 and len(ids) >= enough
             stopped = generate(
-                MODEL, params, [[1, 2, 3], [4, 5]], GREEDY, stop=stop, on_tokens=on_tokens
+                toy_model, [[1, 2, 3], [4, 5]], GREEDY, stop=stop, on_tokens=on_tokens
             )
             assert stopped == [free[0][:enough], free[1]]
 
@@ -116,15 +138,13 @@ def test_a_row_ends_with_the_token_that_is_enough(params):
     "prompt, wrong",
     [([], "0 tokens"), ([1] * CAPACITY, f"{CAPACITY} tokens"), ([1, 64], "ids from 1 to 64")],
 )
-def test_a_prompt_that_cannot_be_read_is_named(params, prompt, wrong):
+def test_a_prompt_that_cannot_be_read_is_named(toy_model, prompt, wrong):
     with pytest.raises(UserError, match=f"prompt 1 has {wrong}"):
-        generate(MODEL, params, [[1], prompt], GREEDY)
+        generate(toy_model, [[1], prompt], GREEDY)
 
 
-def test_ids_that_pad_the_vocabulary_are_never_drawn(params):
-    ids = generate(MODEL, params, [[1]], Sampling(temperature=50.0, max_new_tokens=200), vocab=10)[
-        0
-    ]
+def test_ids_that_pad_the_vocabulary_are_never_drawn(toy_model):
+    ids = generate(toy_model, [[1]], Sampling(temperature=50.0, max_new_tokens=200), vocab=10)[0]
     assert max(ids) == 9
 
 
@@ -177,11 +197,11 @@ def test_what_is_kept_is_what_sorting_keeps(top_k, top_p):
     assert (kept_BV == (left_BV & (before_BV < top_p + 1e-9)))[clear_BV].all()
 
 
-def test_a_sample_does_not_depend_on_its_companions(params):
+def test_a_sample_does_not_depend_on_its_companions(toy_model):
     hot = Sampling(temperature=1.0, max_new_tokens=16, seed=3)
-    alone = generate(MODEL, params, [[5, 6]], hot)
-    assert generate(MODEL, params, [[5, 6], [7, 8, 9]], hot)[0] == alone[0]
-    assert generate(MODEL, params, [[5, 6]], dataclasses.replace(hot, seed=4)) != alone
+    alone = generate(toy_model, [[5, 6]], hot)
+    assert generate(toy_model, [[5, 6], [7, 8, 9]], hot)[0] == alone[0]
+    assert generate(toy_model, [[5, 6]], dataclasses.replace(hot, seed=4)) != alone
 
 
 def test_completion_stops_at_a_string_wherever_it_falls(model):
@@ -287,9 +307,16 @@ def test_a_prompt_that_does_not_fit_in_memory_is_refused_with_the_numbers(model,
     with pytest.raises(
         UserError, match=r"1,000 tokens needs \d\.\d\d GB .* and 0\.00 GB are free: s"
     ):
-        generate(model.config, model.params, [[1] * 1000], GREEDY)
+        generate(model, [[1] * 1000], GREEDY)
     with pytest.raises(UserError, match=r"2 prompts of up to 1,000 tokens need .* fewer at once"):
-        generate(model.config, model.params, [[1] * 1000, [1]], GREEDY)
+        generate(model, [[1] * 1000, [1]], GREEDY)
+    unprepared = dataclasses.replace(model)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
+    with pytest.raises(
+        UserError, match=r"the weights in the layout for decoding need .* --mesh.fsdp"
+    ):
+        generate(unprepared, [[1]], GREEDY)
+    assert not unprepared.is_prepared
 
 
 def test_free_memory_is_at_most_what_the_container_leaves(monkeypatch, tmp_path):

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from characters import Characters
 from flax import struct
 from jax.sharding import PartitionSpec
 
@@ -41,6 +42,7 @@ from codellama_jax.models.decoding import (
 from codellama_jax.models.family import Family, boxed_params, family_of, register
 from codellama_jax.models.layers import Inputs, attend, parameter, project, stacked
 from codellama_jax.models.published import Place
+from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
 from codellama_jax.training.step import compile_train_step, init_state
 from kernels.decode_attention import decode_attention
@@ -109,18 +111,18 @@ class ToyGPT(nn.Module):
         self.layers = stacked(Block, c)
         self.final_norm = LayerNorm(c.norm_eps)
 
-    def hidden(self, tokens_BT, positions_BT, segment_ids_BT=None, keep_kv=False):
+    def hidden(self, tokens_BT, positions_BT, segment_ids_BT=None):
         dtype = self.config.compute_dtype
         x_BTD = (self.embedding_VD[tokens_BT] + self.position_PD[positions_BT]).astype(dtype)
-        x_BTD, kv = self.layers(x_BTD, Inputs(positions_BT, segment_ids_BT, keep_kv=keep_kv))
-        return self.final_norm(x_BTD), kv
+        x_BTD, _ = self.layers(x_BTD, Inputs(positions_BT, segment_ids_BT))
+        return self.final_norm(x_BTD)
 
     def unembed(self, x_BTD):
         head_DV = self.embedding_VD.T.astype(x_BTD.dtype)
         return jnp.matmul(x_BTD, head_DV, preferred_element_type=jnp.float32)
 
     def __call__(self, tokens_BT, positions_BT, segment_ids_BT=None):
-        return self.unembed(self.hidden(tokens_BT, positions_BT, segment_ids_BT)[0])
+        return self.unembed(self.hidden(tokens_BT, positions_BT, segment_ids_BT))
 
 
 @struct.dataclass
@@ -133,7 +135,7 @@ class Weights:
     final_norm: dict
 
 
-class ToyFamily(Family):
+class ToyFamily(Family[ToyConfig]):
     def module(self, config):
         return ToyGPT(config)
 
@@ -170,6 +172,18 @@ class ToyFamily(Family):
             "ffn_norm": norm,
         }
         return Weights(BY_OUTPUTS, PartitionSpec(None, "fsdp"), (layer,) * config.n_layers, norm)
+
+    def prefill(self, config, weights, tokens_BT, lengths_B):
+        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        inputs, layers = Inputs(positions_BT, None, keep_kv=True), []
+        x_BTD = weights.embedding_VD[tokens_BT] + weights.position_PD[positions_BT]
+        for layer in weights.layers:
+            x_BTD, kv = Block(config).apply({"params": layer}, x_BTD, inputs)
+            layers.append(kv)
+        last_BD = jnp.take_along_axis(x_BTD, lengths_B[:, None, None] - 1, axis=1)[:, 0]
+        last_BD = layer_norm(last_BD, **weights.final_norm, epsilon=config.norm_eps)
+        logits_BV = jnp.matmul(last_BD, weights.embedding_VD.T, preferred_element_type=jnp.float32)
+        return logits_BV, layers
 
     def step(self, config, weights, cache, tokens_B, positions_B):
         c, B = config, tokens_B.shape[0]
@@ -279,7 +293,8 @@ def test_it_decodes_with_a_cache_as_without():
     params = jax.jit(lambda: nn.unbox(boxed_params(MODEL, jax.random.key(0))))()
     module = family_of(MODEL).module(MODEL)
     prompts = [[1, 2, 3], [5]]
-    answers = generate(MODEL, params, prompts, Sampling(max_new_tokens=12))
+    model = TrainedModel(MODEL, params, Characters(), "toy")
+    answers = generate(model, prompts, Sampling(max_new_tokens=12))
     for prompt, answer in zip(prompts, answers):
         ids = np.array([prompt + answer])
         positions_BT = np.arange(ids.shape[1])[None]

@@ -155,9 +155,7 @@ def test_greedy_generation_token_for_token(case):
     options = {"do_sample": False, "max_new_tokens": 64, "eos_token_id": None, "pad_token_id": 0}
     with torch.inference_mode():
         expected = reference.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist()
-    assert (
-        generate(model.config, model.params, [prompt], Sampling(max_new_tokens=64))[0] == expected
-    )
+    assert generate(model, [prompt], Sampling(max_new_tokens=64))[0] == expected
 
 
 @pytest.mark.parametrize("rows", [published.PIECES, published.PIECES + 16])

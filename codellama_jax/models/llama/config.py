@@ -21,6 +21,7 @@ class LlamaConfig(ModelConfig):
     rope_scaling: Annotated[float, Range(0, 1e6, open_least=True)] = 1.0
 
     def check_relations(self) -> None:
+        """Raises FieldError for an odd head width, beside the checks of every family."""
         super().check_relations()
         if self.head_dim % 2:
             problem = f" is {self.head_dim}: it must be even, since RoPE rotates pairs"

@@ -1,17 +1,21 @@
-"""One token per sequence at a time, after a prompt: the same function as `model.py`.
+"""Reads a prompt, then one token per sequence at a time: the same function as `model.py`.
 
-The layout follows the cost of decoding. A step reads every weight once for a few columns of
-activations. So the weights are cast and split into layers once and not at every step (a scan over
-layers would copy each layer out of the stack), and are output-major with activations as columns,
-x_DB: XLA's CPU backend multiplies (X, D) @ (D, B) about twice as fast as (B, D) @ (D, X).
+Prefill and decoding read the same weights, whose layout follows the cost of decoding. A step reads
+every weight once for a few columns of activations. So the weights are cast and split into layers
+once and not at every step (a scan over layers would copy each layer out of the stack), and are
+output-major with activations as columns, x_DB: XLA's CPU backend multiplies (X, D) @ (D, B) about
+twice as fast as (B, D) @ (D, X). For the many tokens of a prompt both take the same time.
 Dims: those of `models/layers.py` and `models/decoding.py`, and X any output.
 """
 
 from __future__ import annotations
 
+from typing import Any, Generic, TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import PartitionSpec
 
 from codellama_jax.models.decoding import (
     BY_INPUTS,
@@ -22,50 +26,65 @@ from codellama_jax.models.decoding import (
     constrain,
 )
 from codellama_jax.models.family import output_head
-from codellama_jax.models.layers import mesh_axes, rms_norm, rope_angles, rotate
+from codellama_jax.models.layers import (
+    Inputs,
+    length_shards,
+    mesh_axes,
+    rms_norm,
+    rope_angles,
+    rotate,
+    striped,
+    unstriped,
+)
 from codellama_jax.models.llama.config import LlamaConfig
+from codellama_jax.models.llama.layers import Block
+from codellama_jax.models.llama.model import embed, rope
 from kernels.decode_attention import decode_attention
 
-
-@struct.dataclass
-class Layer:
-    """Weights of one layer, output-major."""
-
-    attention_norm_D: jax.Array
-    qkv_XD: jax.Array
-    out_DX: jax.Array
-    ffn_norm_D: jax.Array
-    gate_up_XD: jax.Array
-    down_DF: jax.Array
+Leaf = TypeVar("Leaf", jax.Array, PartitionSpec)
 
 
 @struct.dataclass
-class Weights:
-    """Weights of a model, output-major."""
+class Layer(Generic[Leaf]):
+    """Weights of one layer, output-major, or their shardings."""
 
-    embedding_VD: jax.Array
-    layers: tuple[Layer, ...]
-    final_norm_D: jax.Array
-    head_VD: jax.Array
+    attention_norm_D: Leaf
+    qkv_XD: Leaf
+    out_DX: Leaf
+    ffn_norm_D: Leaf
+    # X is gate and up. One flattened output dim would be sharded between the two, and every step
+    # would have to bring matching parts of them together.
+    gate_up_XFD: Leaf
+    down_DF: Leaf
 
 
-LAYER_SPECS = Layer(
+@struct.dataclass
+class Weights(Generic[Leaf]):
+    """Weights of a model, output-major, or their shardings."""
+
+    embedding_VD: Leaf
+    layers: tuple[Layer[Leaf], ...]
+    final_norm_D: Leaf
+    head_VD: Leaf
+
+
+LAYER_SPECS: Layer[PartitionSpec] = Layer(
     attention_norm_D=REPLICATED,
     qkv_XD=BY_OUTPUTS,
     out_DX=BY_INPUTS,
     ffn_norm_D=REPLICATED,
-    gate_up_XD=BY_OUTPUTS,
+    gate_up_XFD=PartitionSpec(None, *BY_OUTPUTS),
     down_DF=BY_INPUTS,
 )
 
 
-def weight_specs(config: LlamaConfig) -> Weights:
+def weight_specs(config: LlamaConfig) -> Weights[PartitionSpec]:
     """Returns the PartitionSpec of each weight."""
     return Weights(BY_OUTPUTS, (LAYER_SPECS,) * config.n_layers, REPLICATED, BY_OUTPUTS)
 
 
-def prepare(config: LlamaConfig, params: dict) -> Weights:
-    """Casts parameters to the compute dtype and lays them out for `step`."""
+def prepare(config: LlamaConfig, params: dict) -> Weights[jax.Array]:
+    """Casts parameters to the compute dtype and makes them output-major, one array per layer."""
 
     def output_major(w: jax.Array, inputs: int) -> jax.Array:
         return w.astype(config.compute_dtype).reshape(inputs, -1).T
@@ -79,7 +98,7 @@ def prepare(config: LlamaConfig, params: dict) -> Weights:
             qkv_XD=output_major(attention["qkv"][i], config.d_model),
             out_DX=output_major(attention["out"][i], config.n_heads * config.head_dim),
             ffn_norm_D=stack["ffn_norm"]["scale"][i],
-            gate_up_XD=output_major(ffn["gate_up"][i], config.d_model),
+            gate_up_XFD=jnp.einsum("DXF->XFD", ffn["gate_up"][i].astype(config.compute_dtype)),
             down_DF=output_major(ffn["down"][i], config.d_ff),
         )
         layers.append(layer)
@@ -88,9 +107,62 @@ def prepare(config: LlamaConfig, params: dict) -> Weights:
     return Weights(embedding_VD, tuple(layers), params["final_norm"]["scale"], head_VD)
 
 
+def block_params(config: LlamaConfig, layer: Layer[jax.Array]) -> dict:
+    """Returns a layer's weights as parameters of `Block`.
+
+    They are views: XLA folds the transposes into the matmuls and copies nothing.
+    """
+    K, G, H = config.n_kv_heads, config.n_heads // config.n_kv_heads, config.head_dim
+    qkv_DKXH = layer.qkv_XD.T.reshape(-1, K, G + 2, H)
+    out_KGHD = layer.out_DX.T.reshape(K, G, H, -1)
+    if mesh_axes("ffn"):
+        gate_up_DXF = jnp.einsum("XFD->DXF", layer.gate_up_XFD)
+    else:
+        # As a matrix, because XLA's CPU backend copies transposed weights of three dims.
+        _, F, D = layer.gate_up_XFD.shape
+        gate_up_DXF = layer.gate_up_XFD.reshape(2 * F, D).T.reshape(D, 2, F)
+    return {
+        "attention_norm": {"scale": layer.attention_norm_D},
+        "attention": {"qkv": qkv_DKXH, "out": out_KGHD},
+        "ffn_norm": {"scale": layer.ffn_norm_D},
+        "ffn": {"gate_up": gate_up_DXF, "down": layer.down_DF.T},
+    }
+
+
+def prefill(
+    config: LlamaConfig, weights: Weights[jax.Array], tokens_BT: jax.Array, lengths_B: jax.Array
+) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+    """Reads prompts; see `family.Family.prefill` for arguments and results."""
+    # Compiled for a mesh that shards the length, prefill runs ring attention as training does.
+    shards = length_shards(tokens_BT.shape[1])
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    positions_BT = striped(positions_BT, shards)
+    inputs = Inputs(positions_BT, None, rope(config, positions_BT), keep_kv=True)
+    x_BTD = embed(weights.embedding_VD, striped(tokens_BT, shards))
+    block, layers = Block(config), []
+    for layer in weights.layers:
+        params = {"params": block_params(config, layer)}
+        outputs: Any = block.apply(params, x_BTD, inputs)
+        x_BTD, (k_BTKH, v_BTKH) = outputs
+        layers.append((unstriped(k_BTKH, shards), unstriped(v_BTKH, shards)))
+    # Logits of every position would take T x V floats, and only the next token is wanted.
+    ends_B11 = lengths_B[:, None, None] - 1
+    last_B1D = jnp.take_along_axis(unstriped(x_BTD, shards), ends_B11, axis=1)
+    return unembed(config, weights, last_B1D[:, 0].T), layers
+
+
+def unembed(config: LlamaConfig, weights: Weights[jax.Array], x_DB: jax.Array) -> jax.Array:
+    """Returns fp32 logits_BV of one token per sequence, from the last block's activations."""
+    x_DB = rms_norm(x_DB, weights.final_norm_D[:, None], config.norm_eps, axis=0)
+    logits_VB = jnp.matmul(weights.head_VD, x_DB, preferred_element_type=jnp.float32)
+    # The barrier keeps XLA from folding the transpose into the matmul, which would then run in the
+    # slower orientation.
+    return jax.lax.optimization_barrier(logits_VB).T
+
+
 def step(
     config: LlamaConfig,
-    weights: Weights,
+    weights: Weights[jax.Array],
     cache: Cache,
     tokens_B: jax.Array,
     positions_B: jax.Array,
@@ -99,9 +171,9 @@ def step(
     B, K, H = tokens_B.shape[0], config.n_kv_heads, config.head_dim
     G = config.n_heads // K
     angles = rope_angles(positions_B[:, None], H, config.rope_theta, config.rope_scaling)
-    rope = tuple(a[:, 0].T[None, None] for a in angles)
-    # Row and slot of the cache that each new key and value is written to.
-    row_M, slot_M = jnp.arange(K * B), jnp.tile(positions_B, K)
+    cos_11HB, sin_11HB = (a[:, 0].T[None, None] for a in angles)
+    # The key head and sequence, and the slot, to which each new key and value is written.
+    head_M, slot_M = jnp.arange(K * B), jnp.tile(positions_B, K)
 
     def norm(x_DB: jax.Array, scale_D: jax.Array) -> jax.Array:
         return rms_norm(x_DB, scale_D[:, None], config.norm_eps, axis=0)
@@ -110,8 +182,9 @@ def step(
         return jnp.einsum("KXHB->KBXH", a_KXHB).reshape(K * B, -1, H)
 
     def append(slots_MSH: jax.Array, new_KXHB: jax.Array) -> jax.Array:
+        # Unique indices let XLA write in place, in any order.
         new_MH = by_head(new_KXHB)[:, 0]
-        slots_MSH = slots_MSH.at[row_M, slot_M].set(new_MH, unique_indices=True)
+        slots_MSH = slots_MSH.at[head_M, slot_M].set(new_MH, unique_indices=True)
         return constrain(slots_MSH, cache_spec(config))
 
     x_DB = weights.embedding_VD[tokens_B].T
@@ -119,7 +192,7 @@ def step(
     for layer, k_MSH, v_MSH in zip(weights.layers, cache.k_MSH, cache.v_MSH):
         qkv_XB = layer.qkv_XD @ norm(x_DB, layer.attention_norm_D)
         qkv_KXHB = qkv_XB.reshape(K, G + 2, H, B)
-        qk_KXHB = rotate(qkv_KXHB[:, : G + 1], rope, axis=-2)
+        qk_KXHB = rotate(qkv_KXHB[:, : G + 1], (cos_11HB, sin_11HB), axis=-2)
         keys.append(append(k_MSH, qk_KXHB[:, G:]))
         values.append(append(v_MSH, qkv_KXHB[:, G + 1 :]))
         out_MGH = decode_attention(
@@ -131,10 +204,6 @@ def step(
         )
         out_XB = jnp.einsum("KBGH->KGHB", out_MGH.reshape(K, B, G, H)).reshape(-1, B)
         x_DB += layer.out_DX @ out_XB
-        gate_FB, up_FB = jnp.split(layer.gate_up_XD @ norm(x_DB, layer.ffn_norm_D), 2)
+        gate_FB, up_FB = jnp.tensordot(layer.gate_up_XFD, norm(x_DB, layer.ffn_norm_D), 1)
         x_DB += layer.down_DF @ (jax.nn.silu(gate_FB) * up_FB)
-    x_DB = norm(x_DB, weights.final_norm_D)
-    logits_VB = jnp.matmul(weights.head_VD, x_DB, preferred_element_type=jnp.float32)
-    # The barrier keeps XLA from folding the transpose into the matmul, whose layout is chosen above.
-    logits_BV = jax.lax.optimization_barrier(logits_VB).T
-    return logits_BV, Cache(tuple(keys), tuple(values))
+    return unembed(config, weights, x_DB), Cache(tuple(keys), tuple(values))

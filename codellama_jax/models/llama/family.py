@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from codellama_jax.system.settings import Settings
 
 
-class LlamaFamily(Family):
+class LlamaFamily(Family[LlamaConfig]):
     """Llama, Llama 2 and Code Llama. Methods: see `Family`."""
 
     model_type = "llama"
@@ -54,6 +54,13 @@ class LlamaFamily(Family):
         from codellama_jax.models.llama import decoder
 
         return decoder.weight_specs(config)
+
+    def prefill(
+        self, config: LlamaConfig, weights: Any, tokens_BT: jax.Array, lengths_B: jax.Array
+    ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+        from codellama_jax.models.llama import decoder
+
+        return decoder.prefill(config, weights, tokens_BT, lengths_B)
 
     def step(
         self,

@@ -32,10 +32,13 @@ class Attention(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, inputs: Inputs
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Returns the attention's output x_BTD, and keys and values, both _BTKH."""
         c = self.config
         B, T, D = x_BTD.shape
         K, G, H = c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim
         w_qkv = parameter(self, "qkv", (D, K, G + 2, H), ("embed", "heads", None, None), 1 / D)
+        # The variances of `out` and `down` are divided by 2 L, the number of terms that all layers
+        # add to the residual stream, so that its scale does not grow with depth (GPT-2).
         w_out = parameter(
             self,
             "out",
@@ -43,12 +46,16 @@ class Attention(nn.Module):
             ("heads", None, None, "embed"),
             1 / (K * G * H * 2 * c.n_layers),
         )
+        rope = inputs.rope
+        assert rope is not None, "Llama rotates queries and keys"
+        # One key head cannot be sharded: its projection is then replicated.
         heads = "heads" if mesh_axes("heads", K) else None
         qkv_BTKXH = nn.with_logical_constraint(
             project(x_BTD, w_qkv), ("batch", "length", heads, None, None)
         )
-        q_BTNH = rotate(qkv_BTKXH[:, :, :, :G].reshape(B, T, K * G, H), inputs.rope)
-        k_BTKH, v_BTKH = rotate(qkv_BTKXH[:, :, :, G], inputs.rope), qkv_BTKXH[:, :, :, G + 1]
+        q_BTNH = rotate(qkv_BTKXH[:, :, :, :G].reshape(B, T, K * G, H), rope)
+        # Keys are kept rotated: a cached key never needs its position again.
+        k_BTKH, v_BTKH = rotate(qkv_BTKXH[:, :, :, G], rope), qkv_BTKXH[:, :, :, G + 1]
         out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, inputs, c.attention)
         return project(out_BTNH.reshape(B, T, -1), w_out.reshape(-1, D)), (k_BTKH, v_BTKH)
 
@@ -60,6 +67,7 @@ class SwiGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns the layer's output x_BTD."""
         c = self.config
         w_gate_up = parameter(
             self, "gate_up", (c.d_model, 2, c.d_ff), ("embed", None, "ffn"), 1 / c.d_model
@@ -82,11 +90,14 @@ class Block(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, inputs: Inputs
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """Returns x_BTD after the block, and keys and values if `inputs.keep_kv`."""
         c = self.config
         normed_BTD = RMSNorm(c.norm_eps, name="attention_norm")(x_BTD)
         out_BTD, kv = Attention(c, name="attention")(normed_BTD, inputs)
         x_BTD = x_BTD + out_BTD
         normed_BTD = RMSNorm(c.norm_eps, name="ffn_norm")(x_BTD)
         x_BTD = x_BTD + SwiGLU(c, name="ffn")(normed_BTD)
+        # Without a constraint on the scan's carry, XLA may choose another sharding for the loop
+        # and communicate in every layer.
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
         return x_BTD, kv if inputs.keep_kv else None

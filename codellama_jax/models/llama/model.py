@@ -9,15 +9,29 @@ import jax.numpy as jnp
 from codellama_jax.models.layers import (
     Inputs,
     RMSNorm,
-    collected,
-    dealt,
     length_shards,
     parameter,
     rope_angles,
     stacked,
+    striped,
+    unstriped,
 )
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.layers import Block
+
+
+def embed(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    """Returns the embeddings x_BTD of tokens, in the dtype of the table."""
+    # Every device gathers the full width D once, and then looks up its tokens without
+    # communication. Left to XLA, each lookup would be a sum over the shards of D.
+    table_VD = nn.with_logical_constraint(table_VD, ("vocab", None))
+    return nn.with_logical_constraint(table_VD[tokens_BT], ("batch", "length", None))
+
+
+def rope(config: LlamaConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns cos and sin of the RoPE angles, fp32 [B, T, 1, H / 2]: the same for all heads."""
+    cos, sin = rope_angles(positions_BT, config.head_dim, config.rope_theta, config.rope_scaling)
+    return cos[:, :, None], sin[:, :, None]
 
 
 class Llama(nn.Module):
@@ -25,7 +39,8 @@ class Llama(nn.Module):
 
     config: LlamaConfig
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declares the parameters and submodules."""
         c = self.config
         self.embedding_VD = parameter(
             self, "embedding", (c.vocab_size, c.d_model), ("vocab", "embed"), 1 / c.d_model
@@ -42,30 +57,22 @@ class Llama(nn.Module):
         tokens_BT: jax.Array,
         positions_BT: jax.Array,
         segment_ids_BT: jax.Array | None = None,
-        keep_kv: bool = False,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """Returns the normalized last activations x_BTD, and the keys and values of all layers.
+    ) -> jax.Array:
+        """Returns the normalized last activations x_BTD.
 
-        Positions count from 0 in every document. The keys and values, both _LBTKH, are None unless
-        `keep_kv` asks for them. Where a mesh shards the length, the layers see each sequence in the
-        order in which ring attention deals it to the devices; what is given and returned is in the
-        sequence's own order.
+        Positions count from 0 in every document. Where a mesh shards the length, the layers read
+        each sequence striped over the devices, as ring attention needs it; arguments and result
+        are in the sequence's natural order.
         """
         c, shards = self.config, length_shards(tokens_BT.shape[1])
-        tokens_BT, positions_BT = dealt(tokens_BT, shards), dealt(positions_BT, shards)
-        segment_ids_BT = dealt(segment_ids_BT, shards)
-        # Gathered whole in D: each device then looks up its own tokens.
-        table_VD = nn.with_logical_constraint(
-            self.embedding_VD.astype(c.compute_dtype), ("vocab", None)
-        )
-        x_BTD = nn.with_logical_constraint(table_VD[tokens_BT], ("batch", "length", None))
-        cos, sin = rope_angles(positions_BT, c.head_dim, c.rope_theta, c.rope_scaling)
-        rope = cos[:, :, None], sin[:, :, None]
-        x_BTD, kv_LBTKH = self.layers(x_BTD, Inputs(positions_BT, segment_ids_BT, rope, keep_kv))
-        x_BTD = collected(self.final_norm(x_BTD), shards)
-        x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
-        in_order = jax.vmap(lambda a_BTKH: collected(a_BTKH, shards))
-        return x_BTD, jax.tree.map(in_order, kv_LBTKH)
+        tokens_BT, positions_BT = striped(tokens_BT, shards), striped(positions_BT, shards)
+        if segment_ids_BT is not None:
+            segment_ids_BT = striped(segment_ids_BT, shards)
+        x_BTD = embed(self.embedding_VD.astype(c.compute_dtype), tokens_BT)
+        inputs = Inputs(positions_BT, segment_ids_BT, rope(c, positions_BT))
+        x_BTD, _ = self.layers(x_BTD, inputs)
+        x_BTD = unstriped(self.final_norm(x_BTD), shards)
+        return nn.with_logical_constraint(x_BTD, ("batch", "length", None))
 
     def unembed(self, x_BTD: jax.Array) -> jax.Array:
         """Returns fp32 logits_BTV."""
@@ -76,4 +83,4 @@ class Llama(nn.Module):
         self, tokens_BT: jax.Array, positions_BT: jax.Array, segment_ids_BT: jax.Array | None = None
     ) -> jax.Array:
         """Returns fp32 logits_BTV."""
-        return self.unembed(self.hidden(tokens_BT, positions_BT, segment_ids_BT)[0])
+        return self.unembed(self.hidden(tokens_BT, positions_BT, segment_ids_BT))

@@ -30,8 +30,8 @@ KNOWN = {
 def model_config(params: Settings, rows: int) -> LlamaConfig:
     """Returns the model of a params.json whose output head has `rows` rows.
 
-    Its vocab_size may be -1, for the rows of the head. Raises UserError naming the field for a value
-    out of its range and for what a Llama 2 cannot be.
+    Its vocab_size may be -1, for the rows of the head. Raises UserError naming the field for a
+    value out of its range and for what a Llama 2 cannot be.
     """
     _check_supported(params)
     if params.values.get("vocab_size", -1) not in (-1, rows):
