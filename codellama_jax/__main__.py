@@ -21,7 +21,7 @@ from codellama_jax.system.files import is_bucket, user_path
 from codellama_jax.weights import commands as weights
 
 if TYPE_CHECKING:
-    from codellama_jax.models.trained import Run
+    from codellama_jax.models.trained import TrainedModel
 
 
 def _suite_options() -> type:
@@ -99,7 +99,7 @@ class Evaluate:
             self.reference,
         )
 
-    def load(self) -> Run:
+    def load(self) -> TrainedModel:
         """Loads the model onto its devices: those of this host, or of all."""
         print(f"starting JAX and loading {self.run}", file=sys.stderr, flush=True)
         import jax

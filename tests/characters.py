@@ -7,7 +7,7 @@ import numpy as np
 import toy
 
 from codellama_jax.models.llama.model import Llama
-from codellama_jax.models.trained import Run
+from codellama_jax.models.trained import TrainedModel
 
 
 class Characters:
@@ -19,13 +19,13 @@ class Characters:
         return [3 + ord(c) % 60 for c in text]
 
 
-def untrained() -> Run:
+def untrained() -> TrainedModel:
     """Returns a model whose weights are large enough that context counts."""
     zeros, rng = jnp.zeros((1, 4), jnp.int32), np.random.default_rng(0)
     init = Llama(toy.MODEL).init
     shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0), zeros, zeros)["params"])
     params = jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.5, a.shape), jnp.float32), shapes)
-    return Run(toy.MODEL, params, Characters(), "toy")
+    return TrainedModel(toy.MODEL, params, Characters(), "toy")
 
 
 def texts(*lengths: int) -> list[str]:

@@ -1,6 +1,7 @@
-"""Asks a model the tasks of a benchmark.
+"""Prompts a model with the tasks of a benchmark.
 
-Batches of like length, each host its share or all together, every sample's chance its own.
+Prompts of similar length form a batch. If every host has a full model, each takes a share of the
+batch; otherwise all hosts take part in every sample. Each sample has its own PRNG key.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,152 +23,200 @@ from codellama_jax.generation.infill import infill
 from codellama_jax.generation.sampler import Sampling
 from codellama_jax.generation.scoring import document_losses
 from codellama_jax.generation.text import Rows, complete
-from codellama_jax.models.trained import Run
+from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sharding.hosts import gather
 
-MOST_ROWS = 256
+MAX_BATCH = 256  # sequences
+SPECIAL_TOKENS = 4  # of one prompt at most: BOS and the three infilling tokens
+# Returns the fields of the answer to each task. The keys identify the samples.
+AnswerBatch = Callable[[Sequence[Task], Sequence[Key]], list[dict[str, Any]]]
 
 
 def sampling_of(benchmark: Benchmark, settings: Settings) -> Sampling:
-    """Returns how tokens are drawn: as the settings say, else as the benchmark's paper did."""
+    """Returns how tokens are sampled: by the settings, else as in the benchmark's paper."""
+    # Top-k is off (0): the papers sample with top-p alone.
     temperature = temperature_of(benchmark, settings)
     max_new_tokens = settings.max_new_tokens or benchmark.max_new_tokens
     return Sampling(temperature, 0, settings.top_p, max_new_tokens, settings.seed)
 
 
 def answers(
-    run: Run, benchmark: Benchmark, settings: Settings, done: set[Key]
+    model: TrainedModel, benchmark: Benchmark, settings: Settings, done: set[Key]
 ) -> Iterator[list[Sample]]:
-    """Yields the samples that are not done, batch by batch, on every host those of all hosts.
+    """Yields the samples that are not in `done`, batch by batch.
 
-    A sample hangs on the seed, its task and its number alone, so a run that goes on draws what it
-    would have drawn.
+    Every host gets the samples of all hosts. A sample depends only on the seed, its task and its
+    number, so an evaluation that resumes draws the same samples.
     """
-    tasks = {
-        task.task_id: _shortened(run, task, settings.context_tokens) for task in benchmark.tasks
-    }
-    wanted = [
-        (task_id, number)
-        for task_id in tasks
-        for number in range(settings.samples)
-        if (task_id, number) not in done
-    ]
-    lengths = {task_id: _length(run, task) for task_id, task in tasks.items()}
-    wanted.sort(key=lambda k: -lengths[k[0]])  # the longest first: what does not fit fails at once
+    tasks = {}
+    lengths = {}
+    for task in benchmark.tasks:
+        tasks[task.task_id] = _truncated(model, task, settings.context_tokens)
+        lengths[task.task_id] = _length(model, tasks[task.task_id])
+    remaining = []
+    for task_id in tasks:
+        for number in range(settings.samples):
+            if (task_id, number) not in done:
+                remaining.append((task_id, number))
+    # The longest prompts first: if they do not fit into memory, the first batch already fails.
+    remaining.sort(key=lambda sample: -lengths[sample[0]])
     sampling = sampling_of(benchmark, settings)
-    ask = (
-        _chooser(run)
-        if benchmark.tasks[0].choices
-        else _writer(run, benchmark, sampling, settings.spm)
-    )
-    host, hosts = _share(run)
-    while wanted:
-        rows = rows_at_once(lengths[wanted[0][0]] + sampling.max_new_tokens, settings.batch_tokens)
-        batch, wanted = wanted[: rows * hosts], wanted[rows * hosts :]
-        mine = batch[host::hosts]
-        found = [
-            {"task_id": k[0], "sample": k[1], **answer}
-            for k, answer in zip(mine, ask([tasks[k[0]] for k in mine], mine))
-        ]
-        there = gather({name_of(*key(sample)): sample for sample in found})
-        yield [there[name_of(*k)] for k in batch]
+    if benchmark.tasks[0].choices:
+        answer_batch = _choice_scorer(model)
+    else:
+        answer_batch = _completer(model, benchmark, sampling, settings.spm)
+    host, hosts = _share(model)
+    while remaining:
+        longest = lengths[remaining[0][0]] + sampling.max_new_tokens
+        batch_size = batch_size_of(longest, settings.batch_tokens) * hosts
+        batch, remaining = remaining[:batch_size], remaining[batch_size:]
+        # Every host takes each `hosts`-th sample: their lengths are then nearly the same.
+        local_batch = batch[host::hosts]
+        fields = answer_batch([tasks[task_id] for task_id, _ in local_batch], local_batch)
+        local_samples = {}
+        for (task_id, number), answer in zip(local_batch, fields):
+            sample = {"task_id": task_id, "sample": number, **answer}
+            local_samples[name_of(*key(sample))] = sample
+        # JSON objects have strings as keys, so samples travel under their names.
+        samples = gather(local_samples)
+        yield [samples[name_of(*sample_key)] for sample_key in batch]
 
 
-def _share(run: Run) -> tuple[int, int]:
-    """Returns which of how many shares this host asks.
+def _share(model: TrainedModel) -> tuple[int, int]:
+    """Returns (index, number) of the share of a batch that this host computes.
 
-    All of them, as the other hosts do, where one model lies on all hosts.
+    A model that is sharded over the hosts is one share: all hosts compute every sample together.
     """
-    alone = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(run.params))
-    return (jax.process_index(), jax.process_count()) if alone else (0, 1)
+    # An array that is sharded over several hosts is not fully addressable from any of them.
+    is_local = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(model.params))
+    return (jax.process_index(), jax.process_count()) if is_local else (0, 1)
 
 
-def rows_at_once(tokens: int, batch_tokens: int) -> int:
-    """Returns a power of two, as `generate` pads to one."""
-    return 1 << min(max(1, batch_tokens // tokens), MOST_ROWS).bit_length() - 1
+def batch_size_of(tokens: int, batch_tokens: int) -> int:
+    """Returns how many sequences of `tokens` tokens fit into `batch_tokens`.
+
+    It is a power of two, because `generate` pads the batch to one, and at most MAX_BATCH.
+    """
+    largest = min(max(1, batch_tokens // tokens), MAX_BATCH)
+    return 1 << (largest.bit_length() - 1)
 
 
-def _writer(
-    run: Run, benchmark: Benchmark, sampling: Sampling, spm: bool
-) -> Callable[[Sequence[Task], Sequence[Key]], list[dict]]:
-    def write(tasks: Sequence[Task], keys: Sequence[Key]) -> list[dict]:
+def _completer(
+    model: TrainedModel, benchmark: Benchmark, sampling: Sampling, spm: bool
+) -> AnswerBatch:
+    """Returns the function that answers tasks by sampled text."""
+
+    def answer_batch(tasks: Sequence[Task], keys: Sequence[Key]) -> list[dict[str, Any]]:
         if not tasks:
             return []
-        rows = Rows(
-            lambda row, text: benchmark.cut(tasks[row], text),
-            [zlib.crc32(name_of(*k).encode()) for k in keys],
-        )
-        if benchmark.infilling:
-            texts = infill(
-                run, [(task.prompt, task.suffix) for task in tasks], sampling, spm, rows=rows
-            )
-        else:
-            texts = complete(run, [task.prompt for task in tasks], sampling, rows=rows)
-        found = [{"completion": benchmark.finish(task, text)} for task, text in zip(tasks, texts)]
-        if benchmark.checks is None or sampling.temperature == 0:
-            return found
-        return [
-            {**one, "mean_logprob": mean}
-            for one, mean in zip(found, mean_logprobs(run, benchmark, tasks, texts, spm))
-        ]
 
-    return write
+        def truncate(row: int, text: str) -> str:
+            return benchmark.truncate(tasks[row], text)
+
+        # A number from the sample's name alone is folded into the seed: the sample does not
+        # depend on the batch that it is in.
+        rows = Rows(truncate, [zlib.crc32(name_of(*k).encode()) for k in keys])
+        if benchmark.infilling:
+            # `infill` builds the prompt with the special tokens in PSM or SPM order.
+            prompts = [(task.prompt, task.suffix) for task in tasks]
+            texts = infill(model, prompts, sampling, spm, rows=rows)
+        else:
+            texts = complete(model, [task.prompt for task in tasks], sampling, rows=rows)
+        fields: list[dict[str, Any]] = []
+        for task, text in zip(tasks, texts):
+            fields.append({"completion": benchmark.finish(task, text)})
+        # Codex ranks several samples of a program by this mean. Greedy samples are all equal.
+        if benchmark.checks is not None and sampling.temperature != 0:
+            means = mean_logprobs(model, benchmark, tasks, texts, spm)
+            for answer, mean in zip(fields, means):
+                answer["mean_logprob"] = mean
+        return fields
+
+    return answer_batch
 
 
 def mean_logprobs(
-    run: Run, benchmark: Benchmark, tasks: Sequence[Task], texts: Sequence[str], spm: bool
+    model: TrainedModel,
+    benchmark: Benchmark,
+    tasks: Sequence[Task],
+    texts: Sequence[str],
+    spm: bool,
 ) -> list[float]:
-    """Returns the mean log p in nats, at temperature 1, of the tokens of each text after its
-    prompt: what Codex ranks samples by.
+    """Returns the mean log-probability per token of each text after its prompt.
 
-    A text of no tokens counts as one guessed among the vocabulary.
+    It is in nats, at temperature 1. Codex (section 3.3) ranks samples by it. An empty text counts
+    as one token that is uniform over the vocabulary.
+
+    Args:
+        model: scores the texts.
+        benchmark: decides whether the prompts are infilling prompts.
+        tasks: the task of each text.
+        texts: sampled texts.
+        spm: whether infilling prompts are in suffix-prefix-middle order.
     """
-    tokenizer = run.tokenizer
-    if benchmark.infilling:
-        prompts = [prompt_ids(tokenizer, task.prompt, task.suffix, spm) for task in tasks]
-    else:
-        prompts = [[tokenizer.bos_id, *tokenizer.encode(task.prompt)] for task in tasks]
-    wholes = [
-        [*prompt, *tokenizer.encode(text, leading_space=False)]
-        for prompt, text in zip(prompts, texts)
-    ]
-    losses = [
-        losses[len(prompt) - 1 :] for prompt, losses in zip(prompts, document_losses(run, wholes))
-    ]
-    return [
-        -float(np.mean(some, dtype=np.float64)) if len(some) else -math.log(tokenizer.vocab_size)
-        for some in losses
-    ]
+    tokenizer = model.tokenizer
+    prompts = []
+    sequences = []
+    for task, text in zip(tasks, texts):
+        if benchmark.infilling:
+            prompt = prompt_ids(tokenizer, task.prompt, task.suffix, spm)
+        else:
+            prompt = [tokenizer.bos_id, *tokenizer.encode(task.prompt)]
+        prompts.append(prompt)
+        # The text continues the prompt, so it has no leading space.
+        sequences.append([*prompt, *tokenizer.encode(text, leading_space=False)])
+    means = []
+    for prompt, losses_T in zip(prompts, document_losses(model, sequences)):
+        # losses_T[i] belongs to token i + 1.
+        text_losses_T = losses_T[len(prompt) - 1 :]
+        if len(text_losses_T):
+            means.append(-float(np.mean(text_losses_T, dtype=np.float64)))
+        else:
+            means.append(-math.log(tokenizer.vocab_size))
+    return means
 
 
-def _chooser(run: Run) -> Callable[[Sequence[Task], Sequence[Key]], list[dict]]:
-    def weigh(tasks: Sequence[Task], keys: Sequence[Key]) -> list[dict]:
-        return [
-            {"log_likelihoods": log_likelihoods(run, task.prompt, task.choices)} for task in tasks
-        ]
+def _choice_scorer(model: TrainedModel) -> AnswerBatch:
+    """Returns the function that answers tasks by the log-likelihoods of their choices."""
 
-    return weigh
+    def answer_batch(tasks: Sequence[Task], keys: Sequence[Key]) -> list[dict[str, Any]]:
+        fields = []
+        for task in tasks:
+            likelihoods = log_likelihoods(model, task.prompt, task.choices)
+            fields.append({"log_likelihoods": likelihoods})
+        return fields
 
-
-def log_likelihoods(run: Run, prompt: str, choices: Sequence[str]) -> list[float]:
-    """Returns log p of each choice after the prompt, in nats."""
-    encode = lambda text: [run.tokenizer.bos_id, *run.tokenizer.encode(text)]
-    start, wholes = len(encode(prompt)), [encode(prompt + choice) for choice in choices]
-    return [
-        -float(np.sum(losses[start - 1 :], dtype=np.float64))
-        for losses in document_losses(run, wholes)
-    ]
+    return answer_batch
 
 
-def _shortened(run: Run, task: Task, tokens: int) -> Task:
-    ids = run.tokenizer.encode(task.prompt)
+def log_likelihoods(model: TrainedModel, prompt: str, choices: Sequence[str]) -> list[float]:
+    """Returns the log-probability of each choice after the prompt, in nats."""
+    tokenizer = model.tokenizer
+
+    def encode(text: str) -> list[int]:
+        return [tokenizer.bos_id, *tokenizer.encode(text)]
+
+    start = len(encode(prompt))
+    # Prompt and choice are encoded together, as in the training data: a token may span both.
+    sequences = [encode(prompt + choice) for choice in choices]
+    likelihoods = []
+    for losses_T in document_losses(model, sequences):
+        likelihoods.append(-float(np.sum(losses_T[start - 1 :], dtype=np.float64)))
+    return likelihoods
+
+
+def _truncated(model: TrainedModel, task: Task, tokens: int) -> Task:
+    """Returns the task with only the last `tokens` tokens of its prompt; 0 keeps all."""
+    ids = model.tokenizer.encode(task.prompt)
     if not tokens or len(ids) <= tokens:
         return task
-    return dataclasses.replace(
-        task, prompt=run.tokenizer.decode(ids[-tokens:], leading_space=False)
-    )
+    # The end of the prompt is kept: it is next to the answer.
+    prompt = model.tokenizer.decode(ids[-tokens:], leading_space=False)
+    return dataclasses.replace(task, prompt=prompt)
 
 
-def _length(run: Run, task: Task) -> int:
-    # BOS and sentinels
-    return len(run.tokenizer.encode(task.prompt)) + len(run.tokenizer.encode(task.suffix)) + 4
+def _length(model: TrainedModel, task: Task) -> int:
+    """Returns the number of tokens of a task's prompt and suffix, with special tokens."""
+    prompt = model.tokenizer.encode(task.prompt)
+    suffix = model.tokenizer.encode(task.suffix)
+    return len(prompt) + len(suffix) + SPECIAL_TOKENS

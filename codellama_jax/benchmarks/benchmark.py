@@ -1,4 +1,4 @@
-"""Tasks of a benchmark, where generated text is truncated, and how it is checked and judged."""
+"""A benchmark: its tasks, where generated text is truncated, and how answers are checked."""
 
 from __future__ import annotations
 
@@ -9,34 +9,46 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codellama_jax.benchmarks import published
-from codellama_jax.benchmarks.data_files import Value, read_values
 from codellama_jax.benchmarks.fields import Kind, check_record
 from codellama_jax.benchmarks.paper import Paper
 from codellama_jax.benchmarks.settings import Settings
+from codellama_jax.data import downloads
 from codellama_jax.errors import UserError
-from codellama_jax.generation.stop import until as cut_before
+from codellama_jax.generation import stop
 from codellama_jax.sandbox import Program, Verdict
 from codellama_jax.system.files import check_not_root, is_bucket, read_file, user_path
+from codellama_jax.system.json_files import Value, read_values
 
 Record = Mapping[str, Any]  # one record of a published file
 Sample = dict[str, Any]  # one answer of a model: task_id, sample, and completion or log_likelihoods
 RECORD_FILES = (".jsonl", ".jsonl.gz", ".json")
+# White space that `stripped` removes, as in BigCode's harness.
 PROMPT_SPACE = " \n\t\r"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One question. The model goes on from `prompt`, fills in before `suffix`, or weighs
-    `choices`.
+    """One task of a benchmark.
+
+    The model continues `prompt`, or fills in the text between `prompt` and `suffix`, or scores
+    each of `choices` after `prompt`.
+
+    Attributes:
+        task_id: unique in the benchmark.
+        prompt: the text before the answer.
+        suffix: the text after the answer, for infilling.
+        choices: possible answers, for multiple choice.
+        reference: the text that a perfect model would write, if it is published.
+        group: a part of the benchmark whose result is also reported separately.
+        record: the published record.
     """
 
     task_id: str
     prompt: str
     suffix: str = ""
     choices: tuple[str, ...] = ()
-    reference: str | None = None  # what a model that knows the answer writes after the prompt
-    group: str = ""  # a part of the benchmark that is reported on its own as well
+    reference: str | None = None
+    group: str = ""
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -47,46 +59,63 @@ def passed(verdict: Verdict) -> bool:
 
 @dataclass(frozen=True)
 class Check:
-    """A program and what its verdict must be."""
+    """A program, and a function that decides whether its verdict is accepted."""
 
     program: Program
     accepts: Callable[[Verdict], bool] = passed
 
 
+def unchanged(task: Task, text: str) -> str:
+    """Returns `text`: the default of `Benchmark.truncate` and `Benchmark.finish`."""
+    return text
+
+
 @dataclass(frozen=True)
 class Benchmark:
-    """Tasks and how they are asked and judged.
+    """Tasks, how a model is prompted with them, and how its answers are measured.
 
-    `cut` and `finish` run in this order on what the model writes.
+    `truncate` and then `finish` are applied to the text that the model writes.
+
+    Attributes:
+        name: of the benchmark, in results and messages.
+        tasks: at least one; the task ids are unique.
+        infilling: whether tasks have a suffix.
+        max_new_tokens: tokens of an answer at most.
+        temperature: the paper's for more than one sample per task.
+        truncate: returns the text up to its end. It must be monotone: appending text never moves
+            the end.
+        finish: returns the completion in the form that the published harness takes.
+        checks: returns the programs that test a completion. They run one after the other, and all
+            must be accepted. None for a benchmark without programs.
+        program_checks: like `checks`, for a complete program instead of a completion.
+        judge: returns measures of a sample that need no program, by name. Each is from 0 to 1 and
+            reported as a mean.
+        paper: the papers' numbers for these measures.
+        own_tasks: the reason why the tasks are not the published ones, if an option changed them.
+
+    Raises UserError if a task id occurs twice, or if there is no task.
     """
 
     name: str
     tasks: Sequence[Task]
     infilling: bool = False
     max_new_tokens: int = 512
-    temperature: float = 0.8  # of the paper, for more than one sample
-    # The text up to where it ends; more text never moves that end
-    cut: Callable[[Task, str], str] = lambda task, text: text
-    # The completion, as the published harness takes it
-    finish: Callable[[Task, str], str] = lambda task, text: text
-    # Programs that must all be accepted; run one after the other
+    temperature: float = 0.8
+    truncate: Callable[[Task, str], str] = unchanged
+    finish: Callable[[Task, str], str] = unchanged
     checks: Callable[[Task, str], list[Check]] | None = None
-    # The same for a complete program instead of a completion
     program_checks: Callable[[Task, str], list[Check]] | None = None
-    # Measures of a sample that take no program, by name: each from 0 to 1, reported as a mean
     judge: Callable[[Task, Sample], dict[str, float]] | None = None
-    paper: Paper | None = None  # the papers' numbers of these measures
-    own_tasks: str = ""  # why the tasks are not the published ones, where an option changes them
+    paper: Paper | None = None
+    own_tasks: str = ""
 
-    def __post_init__(self):
-        double = [
-            task_id
-            for task_id, count in Counter(task.task_id for task in self.tasks).items()
-            if count > 1
-        ]
-        if double:
+    def __post_init__(self) -> None:
+        # Samples are matched to tasks by these ids.
+        counts = Counter(task.task_id for task in self.tasks)
+        repeated = [task_id for task_id, count in counts.items() if count > 1]
+        if repeated:
             raise UserError(
-                f"the data of {self.name} holds {double[0]} more than once: give one file of "
+                f"the data of {self.name} holds {repeated[0]} more than once: give one file of "
                 "each kind"
             )
         if not self.tasks:
@@ -94,52 +123,60 @@ class Benchmark:
 
 
 def temperature_of(benchmark: Benchmark, settings: Settings) -> float:
-    """Returns the temperature given, else 0 for one sample and the paper's for more."""
+    """Returns the temperature of the settings; by default 0 for one sample, else the paper's."""
     if settings.temperature is not None:
         return settings.temperature
     return 0.0 if settings.samples == 1 else benchmark.temperature
 
 
 def until(stops: Sequence[str]) -> Callable[[Task, str], str]:
-    """Returns the cut before the first stop string."""
-    return lambda task, text: cut_before(text, stops)
+    """Returns a `Benchmark.truncate` that stops before the first of the stop strings."""
+
+    def truncate(task: Task, text: str) -> str:
+        return stop.until(text, stops)
+
+    return truncate
 
 
 def stripped(prompt: str) -> tuple[str, str]:
-    """Returns a prompt as the model sees it, without white space at its ends, and the space that
-    was behind it.
+    """Returns the prompt without white space at its ends, and the white space that followed it.
 
-    SentencePiece then begins the answer with the pieces that it was trained on (BigCode's harness
-    does the same).
+    SentencePiece tokens start with a space or newline. A prompt that ends with white space would
+    force the model to continue after a token that it rarely saw in training; without it the answer
+    starts with usual tokens. BigCode's harness strips prompts as well.
     """
-    seen = prompt.strip(PROMPT_SPACE)
-    return seen, prompt[len(prompt.rstrip(PROMPT_SPACE)) :]
+    space = prompt[len(prompt.rstrip(PROMPT_SPACE)) :]
+    return prompt.strip(PROMPT_SPACE), space
 
 
 def after_space(space: str, text: str) -> str:
-    """Undoes `stripped` for what the model wrote.
+    """Returns the completion of the original prompt from that of the stripped prompt.
 
-    A completion of the whole prompt, so that public harnesses can score it.
+    The model wrote `text` after `stripped` had removed `space`. Public harnesses append the
+    completion to the original prompt.
     """
     return text.removeprefix(space)
 
 
 def files_of(path: str, kinds: Sequence[str]) -> list[Path]:
-    """Returns a file, or the files of a folder with these endings, sorted.
+    """Returns a file itself, or the sorted files below a folder whose names end with a kind.
 
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     if not path:
         raise UserError("pass --data, the benchmark's file or folder")
     if is_bucket(path):
         raise UserError(f"--data {path}: benchmarks are read from local files; copy it here first")
-    place = Path(user_path(path))
-    if not os.path.exists(place):  # False also for a name that is too long, where a Path raises
+    local_path = Path(user_path(path))
+    # os.path.exists returns False for a name that is too long; Path.exists raises.
+    if not os.path.exists(local_path):
         raise UserError(f"--data: no file or folder {path[:200]}")
-    if not place.is_dir():
-        return [place]
-    check_not_root(place, f"--data {path[:200]}")
-    files = [file for file in place.rglob("*") if file.name.endswith(tuple(kinds))]
+    if not local_path.is_dir():
+        return [local_path]
+    # Searching a root directory would take minutes and read files of others.
+    check_not_root(local_path, f"--data {path[:200]}")
+    files = [file for file in local_path.rglob("*") if file.name.endswith(tuple(kinds))]
+    # Sorted: task numbers must not depend on the file system.
     files = sorted(file for file in files if file.is_file())
     if not files:
         raise UserError(f"--data: {path} holds no {' or '.join(kinds)} file")
@@ -148,6 +185,7 @@ def files_of(path: str, kinds: Sequence[str]) -> list[Path]:
 
 def text_of(file: Path) -> str:
     """Returns the text of a source file; bytes that are not UTF-8 become U+FFFD."""
+    # Filler and long documents are any text: one bad byte must not end an evaluation.
     text = read_file(file).decode(errors="replace")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -155,18 +193,20 @@ def text_of(file: Path) -> str:
 def read_records(path: str | Path, fields: Mapping[str, Kind]) -> list[Record]:
     """Reads the records of .jsonl, .jsonl.gz and .json files and checks their `fields`.
 
-    Each record also gets `file`, the stem of its file's name, and `place`, for messages.
+    Each record also gets `file`, the file's name without its ending, and `place`, where the record
+    is, for messages.
 
     Raises UserError naming the file, line, field, value and expected type of the first fault.
     """
     records: list[Record] = []
-    if str(path).startswith(published.PREFIX):
-        name = str(path).removeprefix(published.PREFIX)
-        downloaded = published.records(name)
+    if str(path).startswith(downloads.PREFIX):
+        name = str(path).removeprefix(downloads.PREFIX)
+        downloaded = downloads.records(name)
         values = [Value(f"record {n} of {name}", value) for n, value in enumerate(downloaded, 1)]
         return _checked(values, fields, name)
     for file in files_of(str(path), RECORD_FILES):
         stored = read_values(file)
+        # A truncated copy would silently drop the last task.
         if stored.unfinished:
             raise UserError(f"the last line of {file} was not written to its end: copy it again")
         records += _checked(stored.values, fields, file.name.split(".")[0])
@@ -174,6 +214,7 @@ def read_records(path: str | Path, fields: Mapping[str, Kind]) -> list[Record]:
 
 
 def _checked(values: Sequence[Value], fields: Mapping[str, Kind], file: str) -> list[Record]:
+    # All records are checked before the first is used.
     for place, record in values:
         check_record(record, fields, place)
     return [{**record, "file": file, "place": place} for place, record in values]

@@ -1,6 +1,6 @@
-"""Whether a result may stand beside the papers' numbers.
+"""Decides whether a result may be compared with the papers' numbers.
 
-Only one on all of the published tasks may.
+Only a result on all of the published tasks may.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from codellama_jax.benchmarks import published
 from codellama_jax.benchmarks.benchmark import Benchmark
-from codellama_jax.benchmarks.data_files import read_values
 from codellama_jax.benchmarks.settings import Options
 from codellama_jax.benchmarks.suite import Suite
+from codellama_jax.data import downloads
+from codellama_jax.system.json_files import read_values
 
 
 def checksum(records: Iterable[Any]) -> str:
-    """Returns the SHA-256 of records, whatever their order and the layout of their file.
+    """Returns the SHA-256 of records as a hexadecimal string.
 
-    It is the same for a published file that was unpacked, sorted or written anew.
+    It does not depend on the order of the records or on the layout of their file, so a published
+    file may be unpacked, sorted or written anew.
     """
+    # Sorted keys and records: only the content counts.
     lines = sorted(json.dumps(record, sort_keys=True) for record in records)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -32,23 +34,26 @@ def why_not(
     """Returns why a result must not be compared with the papers', or "" if it may be.
 
     Args:
-        name: the benchmark on the command line.
+        name: of the benchmark on the command line.
         suite: its entry in the registry.
-        benchmark: what was measured; None for a suite without tasks.
-        options: where its data is.
-        partial: whether tasks lack a sample.
+        benchmark: the tasks that were measured; None for a suite without tasks.
+        options: with the path of the data.
+        partial: whether some tasks have no sample.
     """
     if benchmark is None or benchmark.paper is None:
         return "no paper's number of this measure is known"
+    # A mean over some tasks is not comparable with one over all.
     if partial:
         return "only some of the tasks have samples"
     if benchmark.own_tasks:
         return benchmark.own_tasks
-    if options.data.startswith(published.PREFIX):
-        return ""  # downloaded with its checksum
+    if options.data.startswith(downloads.PREFIX):
+        # The download has checked the file's checksum.
+        return ""
     if not suite.checksums:
         return f"no checksum of the published data of {name} is known"
     for file in suite.published_files(options):
+        # One changed record changes the checksum.
         if checksum(value for _, value in read_values(file).values) not in suite.checksums:
             return f"the records of {file} are not those that the papers' numbers are for"
     return ""

@@ -1,7 +1,7 @@
-"""One benchmark from samples to a table: generate or read them, score them, print the result.
+"""Evaluates one benchmark: generates or reads samples, scores them and prints the result.
 
 Arguments, data and samples are checked before JAX is imported, so that a mistake is reported at
-once; scoring alone never imports it.
+once. Scoring alone never imports it.
 """
 
 from __future__ import annotations
@@ -33,22 +33,33 @@ from codellama_jax.system.files import user_path, write_json
 from codellama_jax.system.progress import note
 
 if TYPE_CHECKING:
-    from codellama_jax.models.trained import Run
+    from codellama_jax.models.trained import TrainedModel
 
-LoadModel = Callable[[], "Run"]
+# A function, because loading a model takes minutes and the inputs are checked first.
+LoadModel = Callable[[], "TrainedModel"]
+# Takes the place of a model's name in results.
 CANONICAL = "canonical solutions"
-UNDECIDED = ("not_comparable", "too_large")  # statuses of a verdict that judges no program
+# Statuses of programs that isolated mode could neither pass nor fail.
+UNDECIDED = ("not_comparable", "too_large")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known and checked before a model is loaded."""
+    """The checked inputs of an evaluation, before a model is loaded.
+
+    Attributes:
+        out: the folder to write to.
+        settings: with the temperature, unless the benchmark is not loaded yet.
+        suite: the benchmark's entry in the registry.
+        benchmark: None if loading it needs the model's tokenizer, or if it has no tasks.
+        samples: None if the model draws them.
+    """
 
     out: Path
     settings: Settings
     suite: Suite
-    benchmark: Benchmark | None = None  # None where loading it needs the model or it has no tasks
-    samples: Samples | None = None  # None where the model is to draw them
+    benchmark: Benchmark | None = None
+    samples: Samples | None = None
 
 
 def evaluate(
@@ -61,38 +72,43 @@ def evaluate(
     samples_file: str = "",
     reference: bool = False,
 ) -> None:
-    """Generates or reads samples, scores them and prints one benchmark's result.
+    """Generates or reads samples, scores them and prints the result of one benchmark.
 
-    The same call continues where a kill left it. All hosts call it; the first one writes.
+    After a kill, the same call continues. All hosts call this; the first one writes.
 
     Args:
         name: one of `suites.SUITES`.
         load_model: returns the model; None to score a file of samples or canonical solutions.
-        options: what the benchmark loads, of the suite's own class.
+        options: the data and prompts, an instance of the suite's options class.
         settings: how samples are drawn.
         checking: how samples are scored.
         out: the folder to write to.
-        samples_file: samples to score instead of generating any.
+        samples_file: samples to score instead of generating them.
         reference: scores the canonical solutions instead.
     """
     scores_only = bool(samples_file or reference)
+    has_model = load_model is not None
+    # `on_all_hosts` raises an error of one host on all of them: the others would wait for it.
     prepared = on_all_hosts(
-        lambda: prepare(
-            name, load_model is not None, options, settings, checking, out, samples_file, reference
-        )
+        lambda: prepare(name, has_model, options, settings, checking, out, samples_file, reference)
     )
-    model = samples_file or CANONICAL
-    with contextlib.ExitStack() as held:
-        on_all_hosts(lambda: held.enter_context(only_writer(prepared.out)))
-        executor = held.enter_context(on_all_hosts(lambda: start_executor(prepared, checking)))
-        run = None
+    model_name = samples_file or CANONICAL
+    with contextlib.ExitStack() as stack:
+        # The lock is held until the results are written: two evaluations of one folder would mix
+        # their samples.
+        on_all_hosts(lambda: stack.enter_context(only_writer(prepared.out)))
+        executor = stack.enter_context(on_all_hosts(lambda: start_executor(prepared, checking)))
+        model = None
+        # Suites of text files need the tokenizer even to score: their tasks have a number of
+        # tokens.
         if load_model and (not scores_only or prepared.suite.texts):
-            run = load_model()
-            model = model if scores_only else run.name
-        summary, benchmark = _measure(prepared, run, options, checking, executor)
+            model = load_model()
+            model_name = model_name if scores_only else model.name
+        summary, benchmark = _measure(prepared, model, options, checking, executor)
     if is_first():
+        # Results on other data, or on some of the tasks, must not be beside the papers' numbers.
         why_not = comparable.why_not(name, prepared.suite, benchmark, options, "partial" in summary)
-        _report(summary, model, benchmark, why_not, prepared.out)
+        _report(summary, model_name, benchmark, why_not, prepared.out)
     wait_for_all("evaluated")
 
 
@@ -106,31 +122,45 @@ def prepare(
     samples_file: str,
     reference: bool,
 ) -> Prepared:
-    """Checks what `evaluate` was given, reads data and samples; imports no JAX.
+    """Checks the arguments of `evaluate`, and reads data and samples. Imports no JAX.
+
+    Args:
+        name: one of `suites.SUITES`.
+        has_model: whether a model will be loaded.
+        options: see `evaluate`, also for the arguments below.
+        settings: how samples are drawn.
+        checking: how samples are scored.
+        out: the folder to write to.
+        samples_file: samples to score.
+        reference: scores the canonical solutions.
 
     Raises UserError for a mistake in any of them.
     """
     folder = local_folder(out)
     suite = suite_of(name)
     if not isinstance(options, suite.options):
-        right, wrong = suite.options.__name__, type(options).__name__
-        raise UserError(f"the options of {name} must be {right}, not {wrong}")
+        expected, actual = suite.options.__name__, type(options).__name__
+        raise UserError(f"the options of {name} must be {expected}, not {actual}")
     if suite.texts:
         if not has_model:
             raise UserError(f"{name} needs a model and its tokenizer: pass --run")
+        # Only checks that the files exist: loading them needs the tokenizer.
         files_of(options.data, suite.texts)
     if suite.texts or suite.load is None:
         return Prepared(folder, settings, suite)
     benchmark = suite.load(options, None)
     settings = replace(settings, temperature=temperature_of(benchmark, settings))
+    # The settings now hold the temperature itself, which settings.json records.
     prepared = Prepared(folder, settings, suite, benchmark)
     samples = None
     if samples_file:
         samples = read_samples(Path(user_path(samples_file)), benchmark, checking.partial)
+        # A file may be read in another format than the user expects, so the format is printed.
         note(f"{samples_file}: {len(samples.by_key)} samples, read as {samples.form}")
     elif reference:
         samples = reference_samples(benchmark)
     else:
+        # The model is compared once it is loaded: see `out_folder.open_folder`.
         check_same(folder, request_of(prepared, benchmark, options), model_known=False)
     return replace(prepared, samples=samples)
 
@@ -141,7 +171,7 @@ def only_writer(out: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def request_of(prepared: Prepared, benchmark: Benchmark, options: Options) -> dict[str, Any]:
-    """Returns what decides the samples of a folder, but for the model."""
+    """Returns the settings that samples depend on, for settings.json; `model` is not filled in."""
     return {
         "benchmark": benchmark.name,
         "model": None,
@@ -153,53 +183,70 @@ def request_of(prepared: Prepared, benchmark: Benchmark, options: Options) -> di
 def start_executor(
     prepared: Prepared, checking: Checking
 ) -> contextlib.AbstractContextManager[Executor | None]:
-    """Starts what runs programs, before a model is loaded: what is missing is reported at once."""
+    """Starts the executor of programs; the context is None for a benchmark without programs.
+
+    This happens before a model is loaded, so that a missing compiler is reported at once.
+    """
     benchmark = prepared.benchmark
     if benchmark is None or benchmark.checks is None or not is_first():
         return contextlib.nullcontext()
-    needed = set()
+    required = set()
     for task in benchmark.tasks:
+        # All programs of a task are in one language.
         for check in checks_of(benchmark, task, {"completion": ""})[:1]:
-            needed.add(check.program.language)
-    for language in sorted(needed):
+            required.add(check.program.language)
+    # In a fixed order, so that the same message appears every time.
+    for language in sorted(required):
         languages.require(language)
     return Executor(checking.workers, checking.mode, checking.allow_unsafe, jars=checking.jars)
 
 
 def _measure(
     prepared: Prepared,
-    run: Run | None,
+    model: TrainedModel | None,
     options: Options,
     checking: Checking,
     executor: Executor | None,
 ) -> tuple[dict[str, Any], Benchmark | None]:
-    """Generates samples where none were read, and scores them on the first host.
+    """Generates samples unless they were read, and scores them on the first host.
 
-    Returns the summary, empty on the other hosts, and the benchmark, if there are tasks.
+    Args:
+        prepared: the checked inputs.
+        model: None to score a file or canonical solutions.
+        options: an instance of the suite's options class.
+        checking: how samples are scored.
+        executor: runs programs; None for a benchmark without programs.
+
+    Returns the summary, which is empty on the other hosts, and the benchmark, None for a suite
+    without tasks.
     """
     benchmark, settings, suite = prepared.benchmark, prepared.settings, prepared.suite
     if suite.measure:
-        assert run is not None
-        return suite.measure(run, options), None
+        assert model is not None
+        # All hosts measure: the model may be sharded over them.
+        return suite.measure(model, options), None
     if benchmark is None:
-        assert run is not None and suite.load is not None
-        load, tokenizer = suite.load, run.tokenizer
+        assert model is not None and suite.load is not None
+        load, tokenizer = suite.load, model.tokenizer
         benchmark = on_all_hosts(lambda: load(options, tokenizer))
         settings = replace(settings, temperature=temperature_of(benchmark, settings))
     if prepared.samples is None:
+        # Imported only here, because it imports JAX.
         from codellama_jax.benchmarks.generate import generate_samples
 
-        assert run is not None
+        assert model is not None
         request = request_of(replace(prepared, settings=settings), benchmark, options)
-        samples = generate_samples(run, benchmark, request, settings, prepared.out)
+        samples = generate_samples(model, benchmark, request, settings, prepared.out)
     else:
         samples = prepared.samples.by_key
     if not is_first():
+        # The other hosts only help to sample.
         return {}, benchmark
     make_folder(prepared.out)
     results = score(benchmark, samples, executor, prepared.out, checking.extract_code)
     summary = summarise(benchmark, results)
     if prepared.samples is not None and prepared.samples.form != CANONICAL:
+        # The format is part of the result: it decides how answers were read.
         summary["samples form"] = prepared.samples.form
     return {**summary, **_conditions(executor, checking, results)}, benchmark
 
@@ -207,18 +254,22 @@ def _measure(
 def _conditions(
     executor: Executor | None, checking: Checking, results: Sequence[Result]
 ) -> dict[str, Any]:
-    """Returns how programs were run, for results.json."""
+    """Returns the conditions under which programs ran, for results.json."""
     if executor is None:
         return {}
     conditions: dict[str, Any] = {"mode": executor.mode, "layers": executor.layers}
     conditions["timeouts"] = sum(result["result"].startswith("timeout") for result in results)
     conditions["undecided"] = _undecided(results)
+    # Timeouts depend on the machine's speed, so both are recorded.
     conditions["machine"] = executor.machine()
-    return {**conditions, "extract_code": True} if checking.extract_code else conditions
+    if checking.extract_code:
+        conditions["extract_code"] = True
+    return conditions
 
 
 def _undecided(results: Sequence[Result]) -> dict[str, int]:
-    """Returns how many verdicts are neither passed nor failed, by status. None of them passes."""
+    """Returns the number of verdicts of each status of UNDECIDED; they count as not passed."""
+    # Also zeros: a reader of results.json sees that nothing was undecided.
     counts = dict.fromkeys(UNDECIDED, 0)
     for result in results:
         status = result["result"].partition(":")[0]
@@ -228,11 +279,12 @@ def _undecided(results: Sequence[Result]) -> dict[str, int]:
 
 
 def reference_samples(benchmark: Benchmark) -> Samples:
-    """Returns what a model would be credited with that writes each canonical solution."""
+    """Returns the samples of a model that writes each canonical solution."""
     samples: dict[Key, Sample] = {}
     for task in benchmark.tasks:
         if task.reference is not None:
-            completion = benchmark.finish(task, benchmark.cut(task, task.reference))
+            completion = benchmark.finish(task, benchmark.truncate(task, task.reference))
+            # Truncated like a model's text: this shows whether a stop string occurs in a solution.
             sample = {"task_id": task.task_id, "sample": 0, "completion": completion}
             samples[task.task_id, 0] = sample
     if not samples:
@@ -247,26 +299,30 @@ def _report(
     """Writes results.json and prints the table.
 
     Args:
-        summary: the result.
-        model: the name of what was measured.
+        summary: the measures.
+        model: name of the model or of the samples.
         benchmark: has the papers' numbers.
-        reason: why the result must not be beside them; "" where it may be.
+        reason: why the result must not be compared with them; "" if it may be.
         out: the folder.
     """
     paper = benchmark.paper if benchmark and not reason else None
+    # Written before the table is printed: a closed terminal loses nothing.
     file = out / "results.json"
     result = {"model": model, **summary, "compared with the papers": not reason}
     make_folder(out)
     write_json(file, result)
     console = Console()
     console.print(show(summary, model, paper))
-    for line in (*_remarks(summary), f"not compared with the papers: {reason}" if reason else ""):
-        if line:
-            console.print(line, soft_wrap=True, highlight=False)
+    lines = _remarks(summary)
+    if reason:
+        lines.append(f"not compared with the papers: {reason}")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
     console.print(f"results: {file}", soft_wrap=True, highlight=False)
 
 
 def _remarks(summary: Mapping[str, Any]) -> list[str]:
+    """Returns lines that are printed below the table."""
     remarks = []
     if "partial" in summary:
         remarks.append(
@@ -280,10 +336,11 @@ def _remarks(summary: Mapping[str, Any]) -> list[str]:
             f"({machine['retried']} retried alone, {machine['retried and finished']} finished "
             f"then); machine speed {machine['speed']:.2f} (1: an idle server processor)"
         )
+    # Neither passed nor failed: the user should know how many there are, and how to decide them.
     if any(summary.get("undecided", {}).values()):
         counts = ", ".join(f"{count} {status}" for status, count in summary["undecided"].items())
         remarks.append(
             f"undecided: {counts}; these count as not passed. results.jsonl gives the reasons; "
-            "--mode compatible decides them as the public harnesses do, and believes the program"
+            "--mode compatible decides them as the public harnesses do, and trusts the program"
         )
     return remarks

@@ -1,6 +1,6 @@
-"""What the fields of a benchmark's records must hold, checked when the file is read.
+"""Types of the fields of a benchmark's records, which are checked when the file is read.
 
-A suite declares its fields once, as {"prompt": TEXT, "stop_tokens": list_of(WORD)}; whatever reads
+A suite declares its fields once, as {"prompt": TEXT, "stop_tokens": list_of(WORD)}. Code that uses
 the records later may rely on the types.
 """
 
@@ -18,7 +18,13 @@ SHOWN = 60  # characters of a faulty value in a message
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of a field: its name in messages, and the test of a value."""
+    """A type of a field.
+
+    Attributes:
+        name: the type in messages, such as "a string".
+        accepts: returns whether a value has the type.
+        optional: whether the field may be missing.
+    """
 
     name: str
     accepts: Callable[[Any], bool]
@@ -26,17 +32,22 @@ class Kind:
 
 
 def _is_text(value: Any) -> bool:
-    """Half a surrogate pair is no text: neither a tokenizer nor a file takes it."""
+    """Returns whether a value is a string without lone surrogates.
+
+    JSON can hold half of a surrogate pair, which neither a tokenizer nor a file accepts.
+    """
     return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _is_number(value: Any) -> bool:
+    """Returns whether a value is a finite number that float64 can hold, and no boolean."""
     return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
 
 
 TEXT = Kind("a string", _is_text)
 WORD = Kind("a string that is not empty", lambda value: _is_text(value) and bool(value))
 IDENTIFIER = Kind("a Python name", lambda value: _is_text(value) and value.isidentifier())
+# `type(...) is int`, because a boolean is an instance of int.
 INTEGER = Kind("an integer", lambda value: type(value) is int)
 NUMBER = Kind("a number", _is_number)
 
@@ -48,14 +59,17 @@ def optional(kind: Kind) -> Kind:
 
 def or_null(kind: Kind) -> Kind:
     """Returns the kind of a field that may be null."""
-    return replace(
-        kind, name=f"{kind.name} or null", accepts=lambda v: v is None or kind.accepts(v)
-    )
+
+    def accepts(value: Any) -> bool:
+        return value is None or kind.accepts(value)
+
+    return replace(kind, name=f"{kind.name} or null", accepts=accepts)
 
 
 def list_of(kind: Kind, least: int = 0) -> Kind:
-    """Returns the kind of a list whose items are all of `kind`, at least `least` of them."""
-    name = f"a list{', not empty,' if least else ''} whose items are each {kind.name}"
+    """Returns the kind of a list of at least `least` items that are all of `kind`."""
+    not_empty = ", not empty," if least else ""
+    name = f"a list{not_empty} whose items are each {kind.name}"
 
     def accepts(value: Any) -> bool:
         return isinstance(value, list) and len(value) >= least and all(map(kind.accepts, value))
@@ -71,9 +85,10 @@ def check_record(record: Any, fields: Mapping[str, Kind], place: str) -> None:
     """Raises UserError naming the place, field, value and expected type of the first fault."""
     if not isinstance(record, dict):
         raise UserError(f"{place} must be a JSON object, not {shown(record)}")
-    lacking = [name for name, kind in fields.items() if not kind.optional and name not in record]
-    if lacking:
-        names = ", ".join(lacking)
+    # Missing fields first: they mean that the file is of another benchmark.
+    missing = [name for name, kind in fields.items() if not kind.optional and name not in record]
+    if missing:
+        names = ", ".join(missing)
         raise UserError(f"{place} has no {names}: is it a file of another benchmark?")
     for name, kind in fields.items():
         if name in record and not kind.accepts(record[name]):
@@ -81,13 +96,16 @@ def check_record(record: Any, fields: Mapping[str, Kind], place: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """Returns a value as a message shows it: its type and its beginning."""
+    """Returns the type and the beginning of a value, for a message."""
+    # Messages use the names of JSON, which users know from their file.
     names = {"str": "string", "NoneType": "null", "dict": "object", "bool": "boolean"}
     name = names.get(type(value).__name__, type(value).__name__)
     try:
         text = repr(value)
-    except (RecursionError, ValueError):  # nested deeply, or an integer of very many digits
+    except (RecursionError, ValueError):
+        # The value is nested too deeply, or is an integer of too many digits.
         return f"a {name}"
     if value is None:
         return "null"
-    return f"the {name} {text[:SHOWN]}{'...' if len(text) > SHOWN else ''}"
+    beginning = f"{text[:SHOWN]}..." if len(text) > SHOWN else text
+    return f"the {name} {beginning}"

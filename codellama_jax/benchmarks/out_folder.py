@@ -12,12 +12,14 @@ from codellama_jax.config import differences
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import is_bucket, read_json, user_path, write_json
 
-FREE = ("settings.samples", "settings.batch_tokens")  # may change when an evaluation continues
-UNKNOWN = "model: "  # the line of `differences` about the model, which is not loaded yet
+# Settings that may change when an evaluation continues.
+FREE = ("settings.samples", "settings.batch_tokens")
+# The line of `differences` about the model starts so.
+MODEL_LINE = "model: "
 
 
 def local_folder(name: str | Path) -> Path:
-    """Returns the path of --out. Raises UserError for a file, and for an object store."""
+    """Returns the path of --out. Raises UserError for a file or an address in an object store."""
     if is_bucket(name):
         raise UserError(f"--out {name} must be a local folder: results are added line by line")
     path = Path(user_path(name))
@@ -25,44 +27,51 @@ def local_folder(name: str | Path) -> Path:
         if path.exists() and not path.is_dir():
             raise UserError(f"--out {path} is a file: name a folder with --out")
     except OSError as error:
+        # The name is too long, or a parent is not readable.
         raise UserError(f"--out {str(path)[:200]}: {error.strerror}") from None
     return path
 
 
 def check_same(out: Path, request: Mapping[str, Any], model_known: bool = True) -> None:
-    """Raises UserError if the folder holds samples that were drawn in another way."""
+    """Raises UserError if the folder holds samples that were drawn with other settings.
+
+    Without `model_known` the model is not compared, because it is not loaded yet.
+    """
     file = out / "settings.json"
     if not file.exists():
         return
     stored = read_json(file)
     if not isinstance(stored, dict):
+        # Another program's settings.json must not be overwritten.
         raise UserError(f"{file} must hold an object: remove it or choose another --out")
-    wanted = json.loads(json.dumps(request))
-    changed = []
-    for line in differences(_with_options_of(stored, wanted), wanted):
-        if not line.startswith(FREE) and (model_known or not line.startswith(UNKNOWN)):
-            changed.append(line)
-    if changed:
-        reasons = "; ".join(changed)
+    # The file holds lists where `request` holds tuples.
+    requested = json.loads(json.dumps(request))
+    ignored = FREE if model_known else (*FREE, MODEL_LINE)
+    changes = []
+    for line in differences(_with_options_of(stored, requested), requested):
+        if not line.startswith(ignored):
+            changes.append(line)
+    if changes:
+        reasons = "; ".join(changes)
         raise UserError(
             f"{out} holds samples drawn in another way ({reasons}): choose another --out"
         )
 
 
-def _with_options_of(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _with_options_of(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> dict[str, Any]:
     """Returns stored settings without options that the suite does not have.
 
     Earlier versions wrote the options of all suites.
     """
     options = stored.get("options")
-    if not isinstance(options, dict) or not isinstance(wanted.get("options"), dict):
+    if not isinstance(options, dict) or not isinstance(requested.get("options"), dict):
         return dict(stored)
-    kept = {name: value for name, value in options.items() if name in wanted["options"]}
+    kept = {name: value for name, value in options.items() if name in requested["options"]}
     return {**stored, "options": kept}
 
 
 def open_folder(out: Path, request: Mapping[str, Any]) -> None:
-    """Makes the folder and writes its settings, or checks that they are the same."""
+    """Makes the folder and writes its settings; checks them if the folder already has some."""
     check_same(out, request)
     make_folder(out)
     write_json(out / "settings.json", request)

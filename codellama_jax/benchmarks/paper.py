@@ -1,4 +1,4 @@
-"""What papers measured on a benchmark, beside which results are printed."""
+"""Numbers that papers measured on a benchmark. Results are printed beside them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ PASS = ("pass@1", "pass@10", "pass@100")
 
 @dataclass(frozen=True)
 class Paper:
-    """A table of papers' numbers in percent. `rows` has one line per model, its name first."""
+    """A table of papers' numbers in percent.
 
-    columns: tuple[str, ...]  # names of measures, as results have them
+    Attributes:
+        columns: names of measures, as in results.
+        rows: one line per model: its name, then one number per column.
+    """
+
+    columns: tuple[str, ...]
     rows: str
 
     def numbers(self) -> dict[str, dict[str, float]]:
@@ -20,11 +25,15 @@ class Paper:
         table = {}
         for line in self.rows.split("\n"):
             if line.strip():
+                # From the right, because names contain spaces.
                 name, *values = line.rsplit(maxsplit=len(self.columns))
                 table[name.strip()] = dict(zip(self.columns, map(float, values), strict=True))
         return table
 
 
 def crossed(groups: Iterable[str], measures: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the columns of a benchmark that has all measures for each group of tasks."""
-    return tuple(f"{group} {measure}" for group in groups for measure in measures)
+    """Returns the columns "GROUP MEASURE" of all measures for each group of tasks."""
+    columns = []
+    for group in groups:
+        columns += [f"{group} {measure}" for measure in measures]
+    return tuple(columns)

@@ -1,4 +1,4 @@
-"""Scores samples: runs their programs, judges them, and writes each result as it comes.
+"""Scores samples: runs their programs, computes measures, and appends each result to a file.
 
 Imports neither JAX nor Flax.
 """
@@ -16,8 +16,9 @@ from codellama_jax.benchmarks.samples import Key, append, continue_file, key
 from codellama_jax.sandbox import Executor, Verdict
 from codellama_jax.system.progress import counted
 
-DETAIL = 500  # characters kept of what went wrong
+DETAIL = 500  # characters of the description of a verdict
 Result = dict[str, Any]  # a sample with `passed` and `result`, or with the benchmark's measures
+# Fields of a result that programs decided.
 FIELDS = {
     "passed": Kind("true or false", lambda value: isinstance(value, bool)),
     "result": Kind("a string", lambda value: isinstance(value, str)),
@@ -31,41 +32,47 @@ def score(
     out: Path,
     extract_code: bool = False,
 ) -> list[Result]:
-    """Scores the samples and adds each to `out`/results.jsonl; what is there is not done again.
+    """Scores the samples and appends each result to `out`/results.jsonl.
+
+    Samples that already have a result there are not scored again.
 
     Args:
-        benchmark: how samples are checked and judged.
+        benchmark: has the checks and measures.
         samples: by task and number.
-        executor: runs programs; None for a benchmark that is judged without any.
+        executor: runs programs; None for a benchmark without programs.
         out: the folder of results.jsonl.
         extract_code: scores the code inside a markdown fence.
     """
     tasks = {task.task_id: task for task in benchmark.tasks}
     if extract_code:
+        # The original answer stays in the result, beside the code that was scored.
         samples = {name: _extracted(sample) for name, sample in samples.items()}
-    path, results = out / "results.jsonl", {}
+    path = out / "results.jsonl"
+    results = {}
     for line in continue_file(path, FIELDS if executor else {}):
         if _is_result_of(line, samples.get(key(line)), executor):
+            # Measures are computed again: they are cheap, and their code may have changed.
             results[key(line)] = {**line, **_judged(benchmark, tasks[line["task_id"]], line)}
-    todo = {name: sample for name, sample in samples.items() if name not in results}
+    unscored = {name: sample for name, sample in samples.items() if name not in results}
     with counted("scored", len(samples), len(results)) as advance:
-        for name, checked in _checked(benchmark, tasks, todo, executor):
+        for name, checked in _checked(benchmark, tasks, unscored, executor):
             judged = _judged(benchmark, tasks[name[0]], samples[name])
             results[name] = {**samples[name], **checked, **judged}
+            # One by one: a kill loses only the programs that are running.
             append(path, [results[name]])
             advance(1)
     return [results[name] for name in samples]
 
 
 def _extracted(sample: Sample) -> Sample:
-    """Adds the code inside the answer as `extracted`, where that differs."""
+    """Adds the code inside the answer as `extracted`, if it differs from the answer."""
     text = program_text(sample)
     code = wrapping.extract(text)
     return sample if code == text else {**sample, "extracted": code}
 
 
 def program_text(sample: Sample) -> str:
-    """Returns the code of a sample, "" for one that has none."""
+    """Returns the code of a sample, "" if it has none."""
     for field in ("extracted", "completion", "solution"):
         if field in sample:
             return sample[field]
@@ -77,17 +84,20 @@ def _judged(benchmark: Benchmark, task: Task, sample: Sample) -> dict[str, float
 
 
 def _is_result_of(line: Result, sample: Sample | None, executor: Executor | None) -> bool:
-    """Returns whether a line holds the result of the same answer, scored in the same way."""
+    """Returns whether a line holds the result of this sample, scored with the same settings."""
     if sample is None or line.get("extracted") != sample.get("extracted"):
         return False
+    # Results of earlier versions have no mode: they are kept.
     if executor is not None and line.get("mode", executor.mode) != executor.mode:
         return False
+    # A changed answer under the same task and number is scored again.
     return all(line.get(field) == value for field, value in sample.items())
 
 
 def checks_of(benchmark: Benchmark, task: Task, sample: Sample) -> list[Check]:
-    """Returns the programs that check a sample: a completion, or a complete program."""
+    """Returns the programs that test a sample, which is a completion or a complete program."""
     assert benchmark.checks is not None
+    # A complete program must not be appended to the prompt.
     if "solution" in sample and benchmark.program_checks is not None:
         return benchmark.program_checks(task, program_text(sample))
     return benchmark.checks(task, program_text(sample))
@@ -104,13 +114,17 @@ def _checked(
     A sample's programs run one after the other; the first that is not accepted ends it.
     """
     if benchmark.checks is None or executor is None:
-        yield from ((name, {}) for name in samples)
+        for name in samples:
+            yield name, {}
         return
-    alive, number = list(samples), 0
-    while alive:
+    # Round n runs program n of every sample that passed the programs before it. The executor then
+    # has many programs to run at once, although those of one sample run in sequence.
+    remaining = list(samples)
+    number = 0
+    while remaining:
         checks: list[Check] = []
         names: list[Key] = []
-        for name in alive:
+        for name in remaining:
             all_checks = checks_of(benchmark, tasks[name[0]], samples[name])
             if number < len(all_checks):
                 checks.append(all_checks[number])
@@ -118,19 +132,26 @@ def _checked(
             else:
                 result = {"passed": number > 0, "result": "passed" if number else "no tests"}
                 yield name, {**result, "mode": executor.mode}
-        alive, number = [], number + 1
+        remaining = []
+        number += 1
         for index, verdict in executor.run([check.program for check in checks]):
             if checks[index].accepts(verdict):
-                alive.append(names[index])
+                remaining.append(names[index])
             else:
                 text = description(verdict, program_text(samples[names[index]]))
                 yield names[index], {"passed": False, "result": text, "mode": executor.mode}
 
 
 def description(verdict: Verdict, text: str = "") -> str:
-    """Returns a verdict in words, with the cause of a syntax error where `text` shows it."""
+    """Returns the description of a verdict that was not accepted.
+
+    If the detail is a syntax error and the sample's `text` shows its cause, that is named as well.
+    """
+    # A program that ran to its end was not accepted because of its output.
     status = "wrong output" if verdict.status == "passed" else verdict.status
     detail = verdict.detail
-    if wrapping.is_syntax_error(detail) and (reason := wrapping.cause(text)):
-        detail = f"{reason} (--extract-code scores the code inside): {detail}"
+    if wrapping.is_syntax_error(detail):
+        reason = wrapping.cause(text)
+        if reason:
+            detail = f"{reason} (--extract-code scores the code inside): {detail}"
     return f"{status}: {detail}"[:DETAIL] if detail else status

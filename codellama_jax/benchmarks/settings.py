@@ -1,6 +1,6 @@
-"""Options of an evaluation, checked here for the command line and the library alike.
+"""Options of an evaluation, which check their own values.
 
-Imports neither JAX nor Flax.
+So the command line and the library report the same mistakes. Imports neither JAX nor Flax.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import tyro
 from codellama_jax.errors import UserError
 
 Mode = Literal["isolated", "compatible"]
-DATA = "A published file or folder (.jsonl, .jsonl.gz, .json), or tfds:NAME, which is downloaded."
 SHOTS = "Solved examples in the prompt; -1: the paper's number, 0: a prompt for Instruct models."
-MANY = 1_000_000  # upper limit of counts: beyond it a typing error is more likely than a wish
+MANY = 1_000_000  # upper limit of counts: a larger number is most likely a typing error
 MAX_WORKERS = 256
-MAX_SEED = 2**32 - 1  # a PRNG key of JAX holds no more without 64-bit types
+MAX_SEED = 2**32 - 1  # without 64-bit types, JAX makes PRNG keys from 32 bits
 DATA = (
     "A published file or folder (.jsonl, .jsonl.gz, .json); for key_retrieval and perplexity text"
     " files. `tfds:NAME` downloads one."
@@ -29,18 +28,26 @@ MODE = (
 
 
 def check_integer(option: str, value: Any, low: int, high: int = MANY) -> None:
-    """Raises UserError unless `value` is an integer from `low` to `high`."""
+    """Raises UserError unless `value` is an integer from `low` to `high`, inclusive."""
+    # `type(...)`, because a boolean is an instance of int.
     if type(value) is not int or not low <= value <= high:
         raise UserError(f"{option} must be an integer from {low} to {high}, not {value!r}")
 
 
 def check_real(option: str, value: Any, low: float, high: float, above: bool = False) -> None:
-    """Raises UserError unless `value` is finite and from `low` (or, with `above`, more) to
-    `high`.
+    """Raises UserError unless `value` is a number from `low` to `high`, inclusive.
+
+    Args:
+        option: as on the command line, for the message.
+        value: the value to check.
+        low: the smallest allowed number.
+        high: the largest allowed number.
+        above: excludes `low` itself.
     """
     allowed = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
-    number = type(value) in (int, float)
-    if not number or not low <= value <= high or (above and value == low):
+    # NaN fails the comparisons below.
+    is_number = type(value) in (int, float)
+    if not is_number or not low <= value <= high or (above and value == low):
         raise UserError(f"{option} must be a number {allowed}, not {value!r}")
 
 
@@ -53,16 +60,16 @@ def check_list(option: str, value: Any) -> None:
 
 
 def described(text: str) -> Any:
-    """Returns the help text of an option, to be annotated."""
+    """Returns the annotation that gives an option its help text."""
     return tyro.conf.arg(help=text)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a benchmark loads and how it prompts: the base of every suite's options.
+    """Where a benchmark's data is: the base class of every suite's options.
 
-    A suite with further options has a subclass in its file. Options of several suites with the same
-    name have the same type and default.
+    A suite with more options has a subclass in its file. Options of several suites with the same
+    name must have the same type and default, because the command line shows them as one.
     """
 
     data: Annotated[str, described(DATA)] = ""
@@ -74,7 +81,7 @@ class ShotOptions(Options):
 
     shots: Annotated[int, described(SHOTS)] = -1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_integer("--shots", self.shots, -1)
 
 
@@ -89,7 +96,7 @@ class LengthOptions(Options):
         24000,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_list("--lengths", self.lengths)
         for length in self.lengths:
             check_integer("--lengths", length, 1, 1 << 24)
@@ -97,10 +104,10 @@ class LengthOptions(Options):
 
 @dataclass(frozen=True)
 class Settings:
-    """How answers are sampled: as in the paper unless given."""
+    """How answers are sampled: by default as in the paper."""
 
     samples: int = 1
-    """Samples per task; the paper's pass@10 and pass@100 take 200."""
+    """Samples per task; the paper's pass@10 and pass@100 use 200."""
     temperature: float | None = None
     """0 for one sample and the paper's for more, unless given."""
     top_p: float = 0.95
@@ -112,11 +119,11 @@ class Settings:
     spm: bool = False
     """Infilling: suffix-prefix-middle order instead of prefix-suffix-middle."""
     context_tokens: int = 0
-    """Read only so many tokens before the answer; 0 reads the full prompt."""
+    """Use only this many tokens at the end of each prompt; 0 uses the full prompt."""
     batch_tokens: int = 65_536
-    """Tokens of prompts and answers that a model holds at once; it bounds the memory."""
+    """Tokens of prompts and answers in one batch; it bounds the memory."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_integer("--samples", self.samples, 1, 100_000)
         if self.temperature is not None:
             check_real("--temperature", self.temperature, 0, 1000)
@@ -129,21 +136,21 @@ class Settings:
 
 @dataclass(frozen=True)
 class Checking:
-    """How samples are scored, and how the programs that a model wrote are run."""
+    """How samples are scored, and how their programs are run."""
 
     mode: Annotated[Mode, tyro.conf.arg(help=MODE)] = "isolated"
     workers: int | None = None
-    """Programs at once; one for each core unless given."""
+    """How many programs run at once; by default one per core."""
     allow_unsafe: bool = False
-    """Run programs even where this machine cannot isolate them."""
+    """Run programs even if this machine cannot isolate them."""
     jars: tuple[str, ...] = ()
     """Java archives that tests need, such as javatuples for multipl_e."""
     partial: bool = False
-    """Score a samples file that has no sample of some tasks; the result says how many it has."""
+    """Score a samples file although some tasks have no sample; the result reports their number."""
     extract_code: bool = False
-    """Score the code inside a completion's markdown fence, without stray invisible characters."""
+    """Score the code inside a completion's markdown fence, without invisible characters."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise UserError(f"--mode must be one of {', '.join(get_args(Mode))}, not {self.mode!r}")
         if self.workers is not None:

@@ -1,8 +1,8 @@
 """The entry of a benchmark in the registry `suites.SUITES`.
 
-To add a suite, write one file in `suites/` with a function `load` and a `SUITE`, and add a line to
-the registry. Options, the name of each measure, published checksums and papers' numbers are in that
-file.
+To add a suite, write one file in `suites/` with a function `load` and a `SUITE`, and add one line
+to the registry. The file also holds the suite's options, the names of its measures, the checksums
+of the published data and the papers' numbers: see docs/extending.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from codellama_jax.benchmarks.benchmark import RECORD_FILES, Benchmark, files_of
 from codellama_jax.benchmarks.settings import Options
 
 if TYPE_CHECKING:
-    from codellama_jax.models.trained import Run
+    from codellama_jax.models.trained import TrainedModel
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 
@@ -27,17 +27,22 @@ def record_files(options: Options) -> list[Path]:
 
 @dataclass(frozen=True)
 class Suite:
-    """How a benchmark is loaded, with which options, and what its published data is."""
+    """How a benchmark is loaded, its options, and the identity of its published data.
 
-    # Returns the benchmark, with the measures that its checks and its `judge` give.
+    Attributes:
+        load: returns the benchmark for an instance of `options` and the model's tokenizer.
+        options: the class of its options.
+        texts: endings of the text files that it reads, for a suite whose loading needs a
+            tokenizer, which counts their tokens.
+        measure: for a suite without tasks, instead of `load`: returns a summary of a model like
+            `summary.summarise`.
+        checksums: checksums of the records of the published files, from `comparable.checksum`.
+        published_files: returns the files whose records must have one of these checksums.
+    """
+
     load: Callable[[Any, Tokenizer | None], Benchmark] | None
     options: type[Options] = Options
-    # Endings of the text files it reads, for a suite that needs a model: a tokenizer counts their
-    # tokens.
     texts: tuple[str, ...] = ()
-    # Replaces `load` where there are no tasks to answer: returns a summary as `summarise` does.
-    measure: Callable[[Run, Any], dict[str, Any]] | None = None
-    # Checksums of the records of the published files, as `comparable.checksum` computes them.
+    measure: Callable[[TrainedModel, Any], dict[str, Any]] | None = None
     checksums: tuple[str, ...] = ()
-    # The files whose records must have one of these checksums.
     published_files: Callable[[Any], list[Path]] = record_files

@@ -1,4 +1,4 @@
-"""From results to measures, and to the table beside the papers' numbers."""
+"""Computes the measures of a benchmark from results, and the table beside the papers' numbers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ KS = (1, 5, 10, 100)
 def summarise(benchmark: Benchmark, results: Sequence[Result]) -> dict[str, Any]:
     """Returns the measures of all tasks and of each group, in percent.
 
-    pass@k has its interval; those of the benchmark's judge are means over tasks. A result that does not cover every
-    task has `partial`, the number of tasks of the benchmark.
+    pass@k comes with its confidence interval. Measures of the benchmark's judge are means over
+    tasks. If some tasks have no result, the summary has `partial` with the numbers of tasks.
     """
     groups: dict[str, list[Result]] = defaultdict(list)
+    # A group is a language, a difficulty or a context length.
     group_of = {task.task_id: task.group for task in benchmark.tasks}
     for result in results:
         groups[group_of[result["task_id"]]].append(result)
@@ -31,8 +32,9 @@ def summarise(benchmark: Benchmark, results: Sequence[Result]) -> dict[str, Any]
     summary: dict[str, Any] = {"benchmark": benchmark.name, "tasks": tasks, "samples": len(results)}
     if tasks < len(benchmark.tasks):
         summary["partial"] = {"tasks": tasks, "of": len(benchmark.tasks)}
-    names = _judged(benchmark, results[0])
+    names = _judged_measures(benchmark, results[0])
     summary["measures"] = _measures(results, names)
+    # Tasks without a group have the group "".
     if set(groups) != {""}:
         summary["groups"] = {}
         for group, members in groups.items():
@@ -40,8 +42,8 @@ def summarise(benchmark: Benchmark, results: Sequence[Result]) -> dict[str, Any]
     return summary
 
 
-def _judged(benchmark: Benchmark, result: Result) -> list[str]:
-    """Returns the names of the measures that the benchmark's judge gives each result."""
+def _judged_measures(benchmark: Benchmark, result: Result) -> list[str]:
+    """Returns the names of the measures that the benchmark's judge adds to each result."""
     if benchmark.judge is None:
         return []
     [task] = [task for task in benchmark.tasks if task.task_id == result["task_id"]]
@@ -49,6 +51,7 @@ def _judged(benchmark: Benchmark, result: Result) -> list[str]:
 
 
 def _measures(results: Sequence[Result], names: Sequence[str]) -> dict[str, Any]:
+    """Returns pass@k and the judge's measures `names` of these results, in percent."""
     by_task: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         by_task[result["task_id"]].append(result)
@@ -56,25 +59,34 @@ def _measures(results: Sequence[Result], names: Sequence[str]) -> dict[str, Any]
     if "passed" in results[0]:
         measures |= _pass_measures(list(by_task.values()))
     for name in names:
-        means = [np.mean([result[name] for result in rows]) for rows in by_task.values()]
-        measures[name] = 100 * float(np.mean(means))
+        # Every task counts the same, however many samples it has.
+        task_means = []
+        for task_results in by_task.values():
+            task_means.append(np.mean([result[name] for result in task_results]))
+        measures[name] = 100 * float(np.mean(task_means))
     return measures
 
 
 def _pass_measures(by_task: Sequence[Sequence[Result]]) -> dict[str, Any]:
+    """Returns the number of correct samples, and pass@k for each k that has enough samples."""
     counts = []
+    has_logprobs = True
     for results in by_task:
         counts.append((len(results), sum(result["passed"] for result in results)))
+        for result in results:
+            has_logprobs = has_logprobs and isinstance(result.get("mean_logprob"), float)
     measures: dict[str, Any] = {"correct": sum(passed for _, passed in counts)}
+    # pass@k is undefined for a task with fewer than k samples.
     fewest = min(samples for samples, _ in counts)
-    ranked = all(isinstance(r.get("mean_logprob"), float) for results in by_task for r in results)
     for k in KS:
         if fewest < k:
             continue
+        # Results hold percentages, like the papers' tables.
         rate = estimate(counts, k)
         measures[f"pass@{k}"] = 100 * rate.mean
         measures[f"pass@{k} interval"] = [100 * rate.low, 100 * rate.high]
-        if fewest > k and ranked:
+        # With exactly k samples, ranking selects all of them.
+        if fewest > k and has_logprobs:
             shares = [_ranked(results, k) for results in by_task]
             measures[f"pass@{k} ranked"] = 100 * float(np.mean(shares))
     return measures
@@ -86,26 +98,31 @@ def _ranked(results: Sequence[Result], k: int) -> float:
 
 
 def show(summary: Mapping[str, Any], model: str, paper: Paper | None = None) -> Table:
-    """Returns the table of a result, beside the papers' numbers if they are given.
+    """Returns the table of a result, beside the papers' numbers if `paper` is given.
 
-    Models are rows or columns, whichever needs fewer columns.
+    Models are rows or columns of the table, whichever needs fewer columns.
     """
-    ours = _numbers(summary["measures"])
+    measured = _numbers(summary["measures"])
     for group, measures in summary.get("groups", {}).items():
-        ours |= _numbers(measures, f"{group} ")
-    rows = {model: ours, **(paper.numbers() if paper else {})}
-    measures = list(dict.fromkeys(column for row in rows.values() for column in row))
+        measured |= _numbers(measures, f"{group} ")
+    by_model = {model: measured}
+    if paper:
+        by_model |= paper.numbers()
+    names: list[str] = []
+    for numbers in by_model.values():
+        names += [name for name in numbers if name not in names]
     table = Table(title=_title(summary))
-    if len(measures) <= len(rows):
-        for heading in ("", *measures):
+    # A terminal is narrow: the longer list becomes rows.
+    if len(names) <= len(by_model):
+        for heading in ("", *names):
             table.add_column(heading)
-        for name in rows:
-            table.add_row(name, *(_cell(rows[name], measure) for measure in measures))
+        for model_name, numbers in by_model.items():
+            table.add_row(model_name, *[_cell(numbers, name) for name in names])
     else:
-        for heading in ("", *rows):
+        for heading in ("", *by_model):
             table.add_column(heading)
-        for measure in measures:
-            table.add_row(measure, *(_cell(row, measure) for row in rows.values()))
+        for name in names:
+            table.add_row(name, *[_cell(numbers, name) for numbers in by_model.values()])
     return table
 
 
@@ -118,8 +135,13 @@ def _title(summary: Mapping[str, Any]) -> str:
 
 
 def _numbers(measures: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    return {f"{prefix}{name}": v for name, v in measures.items() if isinstance(v, float)}
+    """Returns the measures that a table shows: neither intervals nor counts."""
+    numbers = {}
+    for name, value in measures.items():
+        if isinstance(value, float):
+            numbers[f"{prefix}{name}"] = value
+    return numbers
 
 
-def _cell(row: Mapping[str, float], measure: str) -> str:
-    return f"{row[measure]:.1f}" if measure in row else ""
+def _cell(numbers: Mapping[str, float], measure: str) -> str:
+    return f"{numbers[measure]:.1f}" if measure in numbers else ""

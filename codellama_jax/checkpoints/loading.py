@@ -20,7 +20,7 @@ from codellama_jax.checkpoints.folder import StageFolder, find_trained
 from codellama_jax.checkpoints.vocabulary import check_vocabulary, resized
 from codellama_jax.config import MeshConfig, ModelConfig
 from codellama_jax.errors import UserError
-from codellama_jax.models.trained import Run, abstract_params
+from codellama_jax.models.trained import TrainedModel, abstract_params
 from codellama_jax.sharding.hosts import on_all_hosts
 from codellama_jax.sharding.mesh import check_cuts, make_mesh, on_mesh
 from codellama_jax.system.console import warn
@@ -160,7 +160,7 @@ def check_shapes(folder: object, saved: ModelConfig, wanted: ModelConfig) -> Non
     check_vocabulary(folder, saved.vocab_size, wanted.vocab_size)
 
 
-def load_run(path: str, arm: str = "", stage: str = "", mesh: Mesh | None = None) -> Run:
+def load_run(path: str, arm: str = "", stage: str = "", mesh: Mesh | None = None) -> TrainedModel:
     """Loads a run's model and tokenizer, on all devices unless a mesh is given.
 
     Raises UserError for a run that does not exist, has not trained, or does not fit the mesh.
@@ -169,4 +169,4 @@ def load_run(path: str, arm: str = "", stage: str = "", mesh: Mesh | None = None
     tokenizer, mesh = folder.load_tokenizer(), mesh or make_mesh(MeshConfig())
     check_cuts(mesh, config.model, "the least cache, in slots,", 32)
     name = "/".join(folder.path.parts[-3:])
-    return Run(config.model, load_params(folder, config.model, mesh), tokenizer, name)
+    return TrainedModel(config.model, load_params(folder, config.model, mesh), tokenizer, name)

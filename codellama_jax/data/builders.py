@@ -1,6 +1,6 @@
 """Prepared documents: a TFDS dataset in ArrayRecord files, cached in a folder and read at random.
 
-No TensorFlow. A cached dataset that is damaged is prepared again.
+TensorFlow is not imported. A cached dataset that is damaged is prepared again.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ from codellama_jax.system.files import (
 )
 from codellama_jax.system.progress import Say, announced, silent
 
-VERSION = "1.1.0"  # of what is kept and how it is split; part of the name of the cache folder
+# Of the contents and the split of a prepared corpus; part of the name of its folder.
+VERSION = "1.1.0"
 CODE = ("code", "python")
 SPLITS = ("train", "validation")
-RECORD = "prepared.json"  # names the folder that counts; written last
+# The file of a cache folder that names the subfolder with complete documents; it is written last.
+RECORD = "prepared.json"
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class Prepared:
 
     train: Sequence[dict[str, bytes]]
     validation: Sequence[dict[str, bytes]]
-    counts: dict[str, int]  # sources.COUNTS of the files, then the documents of each split
-    fingerprint: str  # of all ids and texts of both splits, wherever they were prepared
+    counts: dict[str, int]  # of files by the names of sources.COUNTS; of documents by split
+    fingerprint: str  # of the ids and texts of both splits; the same in every cache folder
 
 
 def prepare(
@@ -53,44 +55,58 @@ def prepare(
     source: str,
     block_chars: int,
     cache_dir: epath.PathLike,
-    say: Say = silent,
+    print_line: Say = silent,
 ) -> Prepared:
-    """Prepares the documents of a source, or finds them prepared in `cache_dir`.
+    """Returns the prepared documents of a source, from `cache_dir` if they are prepared already.
 
-    Any number of processes may do so at once: the others wait for the first or, where there are no
-    locks, each writes a separate folder. One small file, written last, names the folder that counts.
-    Raises UserError if there is nothing to read or no room to write.
+    Any number of processes may do so at the same time. The others wait for the first; where the
+    file system has no locks, each writes a separate subfolder. One small file, written last, names
+    the subfolder in use.
+
+    Raises UserError if there is nothing to read or the disk is full.
 
     Args:
         corpus: where the documents of each source come from.
         source: `code`, `python`, `discussions` or `language`.
-        block_chars: characters of the longest document; 0 keeps files complete.
+        block_chars: the maximum length of a document in characters; 0 does not split files.
         cache_dir: a folder, local or gs://.
-        say: prints a line of progress.
+        print_line: prints a line of progress.
     """
-    place = getattr(corpus, source)
-    with announced(say, f"{source}: listing the files of {place}"):
-        items = sources.sample(sources.find(place), corpus.max_files)
-    code = source in CODE
-    stamps = [(item.id, item.stamp) for item in items]
-    made_of = [VERSION, code, block_chars, corpus.validation_fraction, stamps]
-    key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
-    name = re.sub(r"\W+", "-", place).strip("-")[-40:]
-    folder = user_path(cache_dir) / f"{name}-{key}"
+    path = getattr(corpus, source)
+    with announced(print_line, f"{source}: listing the files of {path}"):
+        items = sources.sample(sources.find(path), corpus.max_files)
+    is_code = source in CODE
+    folder = user_path(cache_dir) / _folder_name(path, items, is_code, block_chars, corpus)
     try:
-        if prepared := _found(folder, say):
+        if prepared := _cached(folder, print_line):
             return prepared
-        with locks.one_after_another(folder, say):
-            if prepared := _found(folder, silent):  # by the process that this one has waited for
+        with locks.one_after_another(folder, print_line):
+            # Another process may have prepared it while this one waited for the lock.
+            if prepared := _cached(folder, silent):
                 return prepared
-            with announced(say, f"{source}: reading {len(items):,} files of {place}"):
-                loaded = sources.load(items, code)
-                splits = _splits(loaded, place, len(items), block_chars, corpus.validation_fraction)
+            with announced(print_line, f"{source}: reading {len(items):,} files of {path}"):
+                loaded = sources.load(items, is_code)
+                splits = _splits(loaded, path, len(items), block_chars, corpus.validation_fraction)
                 _write(folder, splits, loaded.counts)
-        say(_summary(source, loaded))
+        print_line(_summary(source, loaded))
         return _open(folder, read_json(folder / RECORD))
-    except (OSError, ImportError, RuntimeError) as error:  # TFDS wraps a full disk
+    except (OSError, ImportError, RuntimeError) as error:  # TFDS raises RuntimeError: disk full
         raise UserError(f"cannot prepare the corpus in {folder}: {reason(error)}") from error
+
+
+def _folder_name(
+    path: str, items: list[sources.Item], is_code: bool, block_chars: int, corpus: CorpusConfig
+) -> str:
+    """Returns a folder name that changes with anything that changes the documents.
+
+    A stamp changes with the content of a file, so that a prepared corpus is found again without
+    reading the files.
+    """
+    stamps = [(item.id, item.stamp) for item in items]
+    inputs = [VERSION, is_code, block_chars, corpus.validation_fraction, stamps]
+    key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
+    readable = re.sub(r"\W+", "-", path).strip("-")[-40:]
+    return f"{readable}-{key}"
 
 
 def _summary(source: str, loaded: sources.Loaded) -> str:
@@ -100,34 +116,53 @@ def _summary(source: str, loaded: sources.Loaded) -> str:
 
 
 def _splits(
-    loaded: sources.Loaded, place: str, listed: int, block_chars: int, fraction: float
+    loaded: sources.Loaded, path: str, listed: int, block_chars: int, fraction: float
 ) -> dict[str, list[tuple[str, str]]]:
-    """Returns the (id, text) of the documents of each split. All of a file are in one split."""
+    """Returns the (id, text) of the documents of each split.
+
+    All documents of a file are in the same split. Raises UserError for fewer than two files.
+
+    Args:
+        loaded: the files that are kept.
+        path: the corpus, for the message.
+        listed: the number of files before any was dropped, for the message.
+        block_chars: the maximum length of a document in characters; 0 does not split files.
+        fraction: the share of files in the validation split.
+    """
     files = loaded.documents
     if len(files) < 2:
         raise UserError(
-            f"of the {listed:,} files of the corpus {len(files)} can be used ({place}), "
+            f"of the {listed:,} files of the corpus {len(files)} can be used ({path}), "
             "and it takes one to train and one to validate. "
-            f"Left out: {loaded.reasons() or 'none'}. Add files: {sources.WHAT_IS_READ}"
+            f"Left out: {loaded.reasons() or 'none'}. Add files: {sources.READABLE_CORPUS}"
         )
-    places = sorted((sources.position(file.id), file.id) for file in files)
-    count = min(max(sum(place < fraction for place, _ in places), 1), len(files) - 1)
-    held_out = {name for _, name in places[:count]}
-    splits: dict[str, list] = {split: [] for split in SPLITS}
+    # The position of a file depends on its name only, so that a new file moves no other one from
+    # training to validation.
+    positions = sorted((sources.position(file.id), file.id) for file in files)
+    below = sum(position < fraction for position, _ in positions)
+    count = min(max(below, 1), len(files) - 1)  # neither split may be empty
+    validation_ids = {name for _, name in positions[:count]}
+    splits: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
     for file in files:
-        parts = sources.blocks(file.text, block_chars) if block_chars else [file.text]
-        ids = [f"{file.id}#{i}" for i in range(len(parts))] if block_chars else [file.id]
-        splits["validation" if file.id in held_out else "train"] += zip(ids, parts)
+        split = splits["validation" if file.id in validation_ids else "train"]
+        if block_chars:
+            for i, block in enumerate(sources.blocks(file.text, block_chars)):
+                split.append((f"{file.id}#{i}", block))
+        else:
+            split.append((file.id, file.text))
     return splits
 
 
 def _write(folder: epath.Path, splits: dict[str, list], counts: dict[str, int]) -> None:
+    """Writes the documents to a new subfolder of `folder`, then the record that names it."""
     attempt = folder / uuid.uuid4().hex
     try:
         builder = _builder(attempt, splits)
+        # TFDS prints its progress and its paths.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(file_format="array_record")
-        if _found(folder, silent):  # another process was faster
+        # Without locks another process may have written the same documents meanwhile.
+        if _cached(folder, silent):
             attempt.rmtree()
             return
         record = {
@@ -137,16 +172,19 @@ def _write(folder: epath.Path, splits: dict[str, list], counts: dict[str, int]) 
             "files": _checksums(builder.data_path),
         }
         write_json(folder / RECORD, record)
-    except BaseException:
+    except BaseException:  # an interrupt too must leave no half of a corpus behind
         attempt.rmtree(missing_ok=True)
         raise
 
 
 def _builder(folder: epath.Path, splits: dict[str, list]) -> Any:
-    """Returns what writes the (id, text) of each split. Imports TFDS, which takes a while."""
-    import tensorflow_datasets as tfds
+    """Returns the TFDS builder that writes the (id, text) of each split to `folder`."""
+    import tensorflow_datasets as tfds  # takes seconds: only where documents are written or read
 
-    class Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    # mypy does not see the base class, which TFDS imports lazily.
+    class Documents(  # type: ignore[call-arg]
+        tfds.core.GeneratorBasedBuilder, skip_registration=True
+    ):
         """Documents with their ids, in the splits train and validation."""
 
         VERSION = tfds.core.Version(VERSION)
@@ -165,37 +203,41 @@ def _builder(folder: epath.Path, splits: dict[str, list]) -> Any:
             return {split: self._generate_examples(splits[split]) for split in splits}
 
         def _generate_examples(self, documents: list) -> Any:
-            return ((name, {"id": name, "text": text}) for name, text in documents)
+            for name, text in documents:
+                yield name, {"id": name, "text": text}
 
     tfds.disable_progress_bar()
     return Documents(data_dir=folder)
 
 
-def _found(folder: epath.Path, say: Say) -> Prepared | None:
-    """Returns the prepared documents in a cache folder; None where they are missing or damaged."""
+def _cached(folder: epath.Path, print_line: Say) -> Prepared | None:
+    """Returns the prepared documents in a cache folder, None if they are missing or damaged."""
     if not (folder / RECORD).exists():
         return None
     try:
         return _open(folder, read_json(folder / RECORD))
-    except Exception as error:  # whatever TFDS and ArrayRecord raise for a damaged file
-        say(f"the prepared corpus in {folder} is damaged ({reason(error)}): preparing it again")
+    except Exception as error:  # TFDS and ArrayRecord raise many types for a damaged file
+        problem = f"the prepared corpus in {folder} is damaged ({reason(error)})"
+        print_line(f"{problem}: preparing it again")
         return None
 
 
 def _open(folder: epath.Path, record: dict[str, Any]) -> Prepared:
-    """Opens what prepared.json names. Raises some exception for files that are damaged."""
+    """Opens the documents that prepared.json names. Raises an exception if a file is damaged."""
     import tensorflow_datasets as tfds
 
     data = folder / record["path"]
     # Caches of earlier versions have no checksums.
-    for name, wanted in record.get("files", {}).items():
-        if _checksum(data / name) != wanted:
+    for name, checksum in record.get("files", {}).items():
+        if _checksum(data / name) != checksum:
             raise ValueError(f"{name} has changed")
     builder = tfds.builder_from_directory(data)
     splits = [builder.as_data_source(split) for split in SPLITS]
     for split, documents in zip(SPLITS, splits):
         if len(documents) != record["counts"][split]:
             raise ValueError(f"{split} holds {len(documents)} documents")
+        # Reading the first and the last document shows a truncated file of a cache without
+        # checksums.
         _ = documents[0], documents[len(documents) - 1]
     train, validation = splits
     return Prepared(train, validation, record["counts"], record["fingerprint"])
@@ -206,7 +248,8 @@ def _checksums(data: epath.Path) -> dict[str, list[int]]:
 
 
 def _checksum(path: epath.Path) -> list[int]:
-    """Returns [size, CRC-32] of a file; on an object store only the size, to read it once."""
+    """Returns [size, CRC-32] of a file, on an object store only [size]."""
+    # The CRC would download the corpus once more.
     if is_bucket(path):
         return [path.stat().length]
     size = crc = 0

@@ -1,7 +1,11 @@
-"""Infilling examples: a document cut into prefix, middle and suffix, in PSM or SPM order (Code Llama, section 2.3).
+"""Infilling examples: a document split into prefix, middle and suffix (Code Llama, section 2.3).
 
-Sentinels are ids, never text. Where BOS and EOS go around such a document is not published; here BOS opens every
-document and EOT, not EOS, closes one that was cut: generation begins with BOS and stops at EOT in the published code.
+The order is prefix-suffix-middle (PSM) or suffix-prefix-middle (SPM). Sentinels are inserted as
+token ids and never as text, so that a document that contains "<PRE>" cannot imitate one.
+
+The paper does not publish where BOS and EOS are in such a document. Here BOS starts every
+document, and EOT, not EOS, ends one that was split: the published generation code starts its prompt
+with BOS and stops at EOT.
 """
 
 from __future__ import annotations
@@ -11,28 +15,49 @@ from typing import Any
 
 from codellama_jax.config import InfillingConfig
 
-LONG = 3  # characters a token, above which a document is likely too long for a row: only the order of two checks hangs on it
+# Characters per token above which a document probably exceeds one sequence. It decides only which
+# of two lengths is checked first, never the result.
+MANY_CHARACTERS_PER_TOKEN = 3
 
 
 def split(text: str, rng: Random) -> tuple[str, str, str]:
-    """Cuts a text into (prefix, middle, suffix) at two characters drawn independently and uniformly, both ends included."""
+    """Splits `text` into (prefix, middle, suffix).
+
+    Both positions are drawn independently and uniformly between characters, 0 and len(text)
+    included, so each part may be empty.
+    """
     first, second = sorted(int(rng.random() * (len(text) + 1)) for _ in range(2))
     return text[:first], text[first:second], text[second:]
 
 
 def infill_ids(tokenizer: Any, prefix: str, middle: str, suffix: str, spm: bool) -> list[int]:
-    """Returns the ids of a training example: `prompt_ids`, then the middle and EOT; in SPM prefix and middle are encoded as one text."""
+    """Returns the token ids of a training example: `prompt_ids`, then the middle and EOT.
+
+    Args:
+        tokenizer: encodes text and holds the sentinels' ids.
+        prefix: the text before the middle.
+        middle: the text that the model learns to generate.
+        suffix: the text after the middle.
+        spm: whether the order is suffix-prefix-middle.
+    """
     if spm:
+        # No sentinel separates prefix and middle in SPM, so they are encoded as one text: a token
+        # may span the boundary, and the model learns no artificial token boundary there.
         return [*prompt_ids(tokenizer, prefix + middle, suffix, spm), tokenizer.eot_id]
     return [
         *prompt_ids(tokenizer, prefix, suffix, spm),
+        # SentencePiece adds a space before a text; the middle continues one and has none.
         *tokenizer.encode(middle, leading_space=False),
         tokenizer.eot_id,
     ]
 
 
 def prompt_ids(tokenizer: Any, prefix: str, suffix: str, spm: bool) -> list[int]:
-    """Returns the ids to generate a middle from: BOS PRE prefix SUF suffix MID, or in SPM BOS PRE SUF suffix MID prefix."""
+    """Returns the token ids from which a model generates the middle.
+
+    PSM: BOS PRE prefix SUF suffix MID. SPM: BOS PRE SUF suffix MID prefix.
+    """
+    # As in the published code, the suffix is encoded without the space that SentencePiece adds.
     suffix_ids = tokenizer.encode(suffix, leading_space=False)
     if spm:
         return [
@@ -54,21 +79,32 @@ def prompt_ids(tokenizer: Any, prefix: str, suffix: str, spm: bool) -> list[int]
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
-    """Returns the ids of a document that is read from left to right: BOS, text, EOS."""
+    """Returns the token ids of a document without infilling: BOS, text, EOS."""
     return [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
 
 
 def document_ids(
     tokenizer: Any, text: str, rng: Random, infilling: InfillingConfig, seq_len: int
 ) -> list[int]:
-    """Returns the ids of a training document, cut for infilling at the configured rate if it then fits one row of `seq_len` tokens.
+    """Returns the token ids of a training document, transformed for infilling or plain.
 
-    A row holds an id and its successor in each place, so `seq_len + 1` ids fit. A longer document stays plain.
+    The document is transformed with probability `infilling.rate` if the transformed ids fit one
+    sequence. Training shifts ids by one to get targets, so `seq_len + 1` ids fit.
+
+    Args:
+        tokenizer: encodes text and holds the sentinels' ids.
+        text: the document.
+        rng: the random numbers of this document.
+        infilling: the rate, and the share of SPM order.
+        seq_len: tokens per sequence.
     """
     if rng.random() >= infilling.rate:
         return plain_ids(tokenizer, text)
     spm = rng.random() < infilling.spm
-    plain = plain_ids(tokenizer, text) if len(text) > LONG * seq_len else []
+    # Encoding takes most of the time. A long document most likely stays plain, so its plain ids
+    # come first, and the split is tried only if they fit after all.
+    is_long = len(text) > MANY_CHARACTERS_PER_TOKEN * seq_len
+    plain = plain_ids(tokenizer, text) if is_long else []
     if len(plain) <= seq_len + 1:
         ids = infill_ids(tokenizer, *split(text, rng), spm)
         if len(ids) <= seq_len + 1:

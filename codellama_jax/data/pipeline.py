@@ -1,12 +1,19 @@
-"""Packed rows of tokens as a pure function of the step, whatever the number of hosts.
+"""Packed sequences of tokens: a pure function of the step, the same for any number of hosts.
 
-Row r of the global batch is a lane: from each source it reads documents r, r + lanes, ... of an endless stream of shuffled
-epochs, packs them, and keeps cursors of its own. A host computes the rows it owns and needs nothing from the others.
+Sequence i of every global batch belongs to lane i. From each source, lane i reads documents i,
+i + lanes, i + 2 * lanes, ... of an endless stream of shuffled epochs, packs them into sequences and
+keeps a cursor. A host computes only its own lanes and needs nothing from other hosts.
 
-A batch holds int32 arrays [rows, T]: `tokens`, `targets` (the next token), `segment_ids` (1, 2, ...; 0 is padding),
-`positions` (from 0 in each segment), `documents` (index in the source; -1 in padding), and `source` [rows], an index in
-SOURCES; and float32 `weights` [rows, T], how much the loss of each target counts: 1, in padding 0.
-A document longer than a row goes on in other rows, as segments of their own.
+A batch holds these arrays, where B is the number of sequences and T the tokens per sequence:
+
+- `tokens`, `targets`: int32 [B, T]; a target is the next token.
+- `segment_ids`: int32 [B, T]; 1, 2, ... number the documents of a sequence, 0 is padding.
+- `positions`: int32 [B, T]; counted from 0 in each segment.
+- `documents`: int32 [B, T]; index of the document in its source, -1 in padding.
+- `source`: int32 [B]; index in SOURCES.
+- `weights`: float32 [B, T]; weight of each target in the loss: 1, in padding 0.
+
+A document longer than a sequence continues in other sequences, as separate segments.
 """
 
 from __future__ import annotations
@@ -29,24 +36,30 @@ from codellama_jax.data.shuffle import shuffled
 from codellama_jax.errors import UserError
 
 SOURCES = tuple(field.name for field in dataclasses.fields(MixtureConfig))
+GOLDEN_RATIO = 0x9E3779B97F4A7C15  # its fraction, times 2**64
 Batch = dict[str, np.ndarray]
 Encoded = dict[str, np.ndarray]  # a document: see `encoder`
+Packed = dict[str, np.ndarray]  # a sequence of encoded documents, with Grain's names
 
 
-def source_of_row(row: int, shares: Sequence[float]) -> int:
-    """Returns the index of the source that global row `step * batch_size + lane` reads from.
+def source_of_sequence(index: int, shares: Sequence[float]) -> int:
+    """Returns the index of the source that sequence `index` reads from.
 
-    Multiples of the golden ratio fill [0, 1) evenly, so that every run of rows, a batch or many, holds nearly the shares.
+    `index` counts the sequences of a stage: `step * batch_size + lane`. Multiples of the golden
+    ratio modulo 1 fill [0, 1) evenly, so that any consecutive sequences, within one batch or over
+    many, have nearly the shares `shares`, which random numbers would reach only on average.
     """
-    point = ((row * 0x9E3779B97F4A7C15) % 2**64 >> 11) / 2**53
+    # 53 bits are the precision of a float: more would round up to 1 and exceed the last source.
+    point = ((index * GOLDEN_RATIO) % 2**64 >> 11) / 2**53
     *bounds, total = itertools.accumulate(shares)
     return bisect.bisect(bounds, point * total)
 
 
 def bins(seq_len: int) -> int:
-    """Returns how many rows a lane packs at once: more of them waste less padding, and take longer to pack again after a resume.
+    """Returns the number of packing bins per lane, which is also the number of batches prefetched.
 
-    All lanes pack at about the same time; as many prefetched batches bridge it.
+    More bins waste less padding but slow down resuming, because a resume repacks them. All lanes
+    finish their bins at about the same step; as many prefetched batches hide that pause.
     """
     return min(max(16_384 // seq_len, 16), 64)
 
@@ -54,19 +67,34 @@ def bins(seq_len: int) -> int:
 def lane_documents(
     documents: Sequence, encode: Callable, seed: int, lane: int, lanes: int
 ) -> grain.MapDataset:
-    """Returns the endless documents of a lane; all lanes together read each document once an epoch, shuffled anew in every epoch.
+    """Returns the endless encoded documents of a lane.
 
-    `encode(index, document)` is given `epoch * len(documents) + index of the document`.
+    All lanes together read each document once per epoch, and every epoch has another order.
+
+    Args:
+        documents: random access to the documents of a source.
+        encode: a function of `epoch * len(documents) + index` and the document at `index`.
+        seed: the random seed of the order.
+        lane: the index of the lane.
+        lanes: the number of lanes of all hosts.
     """
     encoded = grain.MapDataset.source(documents).map_with_index(encode)
     return shuffled(encoded, seed).repeat()[lane::lanes]
 
 
 class Batches(Iterator[Batch], contextlib.AbstractContextManager):
-    """An endless iterator over the rows `lanes` of each global batch of a stage, prefetched in a thread.
+    """An endless iterator over one host's part of each global batch, prefetched in a thread.
 
-    `sources` maps names in SOURCES to random access to {"id", "text"}; one without a share is not touched. Close it when
-    done, or use it in a `with` block. Raises UserError if a source that has a share is missing or empty.
+    Close it when done, or use it in a `with` block. Raises UserError if a source that has a share
+    is missing or empty.
+
+    Args:
+        sources: random access to documents {"id", "text"} by a name in SOURCES. A source without a
+            share is not read.
+        data: sequence length, global batch size, mixture and infilling.
+        tokenizer: encodes the documents.
+        seed: the random seed of order, infilling and packing.
+        lanes: the indices of this host's sequences in the global batch.
     """
 
     def __init__(
@@ -78,12 +106,10 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
         lanes: Sequence[int],
     ):
         self._sources, self._lanes = sources, list(lanes)
-        self._batches = _Prefetch(
-            Rows(sources, data, tokenizer, seed, self._lanes), bins(data.seq_len)
-        )
-        self.close = weakref.finalize(
-            self, self._batches.close
-        )  # at the latest when the interpreter exits
+        direct = DirectBatches(sources, data, tokenizer, seed, self._lanes)
+        self._batches = _Prefetch(direct, bins(data.seq_len))
+        # Closes at the latest when the interpreter exits.
+        self.close = weakref.finalize(self, self._batches.close)
 
     def __next__(self) -> Batch:
         return next(self._batches)
@@ -92,34 +118,40 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
         self.close()
 
     def state(self) -> dict[str, Any]:
-        """Returns the cursors of this host's lanes after the last batch handed out, by lane, ready for JSON."""
+        """Returns the cursors of this host by lane, after the last batch returned, as JSON."""
         return self._batches.get_state()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on after the batch at which `state` was taken, on any number of hosts: `state` may hold other hosts' lanes too.
+        """Continues after the batch at which `state` was taken, on any number of hosts.
 
-        Raises UserError if it lacks a lane of this host.
+        `state` may also hold the lanes of other hosts. Raises UserError if it lacks one of this
+        host's lanes.
         """
         missing = [lane for lane in self._lanes if str(lane) not in state]
         if missing:
             raise UserError(
-                f"the checkpoint has no data cursor for row {missing[0]} of the batch: set batch_size to that of its run"
+                f"the checkpoint has no data cursor for sequence {missing[0]} of the batch:"
+                " set batch_size to that of its run"
             )
         self._batches.set_state(state)
 
     def document_names(self, batch: Batch) -> list[str]:
-        """Lists the ids of the documents in a batch, row by row."""
-        rows = zip(batch["source"].tolist(), batch["documents"].tolist())
-        places = dict.fromkeys(
-            (source, i) for source, documents in rows for i in documents if i >= 0
-        )
-        return list(
-            dict.fromkeys(_str(self._sources[SOURCES[source]][i]["id"]) for source, i in places)
-        )
+        """Returns the ids of the documents in `batch`, each once, sequence by sequence."""
+        names: dict[str, None] = {}  # a dict keeps the order of insertion
+        sequences = zip(batch["source"].tolist(), batch["documents"].tolist())
+        for source, documents in sequences:
+            # A document has many tokens: each index is read once.
+            for index in dict.fromkeys(documents):
+                if index >= 0:
+                    names[_decoded(self._sources[SOURCES[source]][index]["id"])] = None
+        return list(names)
 
 
-class Rows:
-    """What Batches prefetches: the same batches and states, made when they are asked for."""
+class DirectBatches:
+    """The batches and states of `Batches`, each computed when it is read, without a thread.
+
+    Args: as for `Batches`.
+    """
 
     def __init__(
         self,
@@ -129,157 +161,185 @@ class Rows:
         seed: int,
         lanes: Sequence[int],
     ):
-        self._lanes, self._step, self._streams = lanes, 0, {}
-        self._size, self._shares = data.batch_size, dataclasses.astuple(data.mixture)
+        self._lanes, self._step = lanes, 0
+        self._batch_size, self._shares = data.batch_size, dataclasses.astuple(data.mixture)
+        self._streams: dict[tuple[int, int], grain.DatasetIterator] = {}  # by lane and source
         for name, documents in _with_share(sources, data).items():
             source = SOURCES.index(name)
-            own_seed = int(np.random.SeedSequence([seed, source]).generate_state(1)[0])
-            encode = encoder(tokenizer, data, own_seed, len(documents))
+            # Sources get independent seeds: two sources of equal length differ in their order.
+            source_seed = int(np.random.SeedSequence([seed, source]).generate_state(1)[0])
+            encode = encoder(tokenizer, data, source_seed, len(documents))
             for lane in lanes:
-                read = lane_documents(documents, encode, own_seed, lane, data.batch_size)
-                self._streams[lane, source] = _packed(read, data.seq_len, own_seed + (lane << 32))
+                encoded = lane_documents(documents, encode, source_seed, lane, data.batch_size)
+                packing_seed = source_seed + (lane << 32)
+                self._streams[lane, source] = _packed(encoded, data.seq_len, packing_seed)
 
     def __next__(self) -> Batch:
-        sources = [
-            source_of_row(self._step * self._size + lane, self._shares) for lane in self._lanes
-        ]
+        sequences = []
+        for lane in self._lanes:
+            source = source_of_sequence(self._step * self._batch_size + lane, self._shares)
+            sequences.append((source, next(self._streams[lane, source])))
         self._step += 1
-        return _batch(
-            [
-                (source, next(self._streams[lane, source]))
-                for lane, source in zip(self._lanes, sources)
-            ]
-        )
+        return _batch(sequences)
 
     def get_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {
-            str(lane): {"step": self._step, "sources": {}} for lane in self._lanes
-        }
+        """Returns the step and the cursor of each source, by lane, as JSON."""
+        state: dict[str, Any] = {}
+        for lane in self._lanes:
+            state[str(lane)] = {"step": self._step, "sources": {}}
         for (lane, source), stream in self._streams.items():
             state[str(lane)]["sources"][SOURCES[source]] = stream.get_state()
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
+        """Continues after the batch at which `get_state` returned `state`."""
         self._step = state[str(self._lanes[0])]["step"]
         for (lane, source), stream in self._streams.items():
             stream.set_state(state[str(lane)]["sources"][SOURCES[source]])
 
 
 def validation_batches(
-    sources: dict[str, Sequence], data: DataConfig, tokenizer: Any, rows: int
+    sources: dict[str, Sequence], data: DataConfig, tokenizer: Any, count: int
 ) -> list[Batch]:
-    """Packs `rows` rows of validation documents in the shares of the mixture, plain, once through, the same on every host.
+    """Returns `count` sequences of validation documents in batches, the same on every host.
 
-    Batches hold `data.batch_size` rows, the last one what is left. A source that has no more documents drops out, so that
-    there may be fewer rows. Raises UserError like Batches.
+    Each document is read once, without infilling, in the shares of the mixture. A source without
+    further documents drops out, so there may be fewer sequences. Every batch but the last holds
+    `data.batch_size` sequences. Raises UserError like Batches.
     """
-    plain, streams = dataclasses.replace(data, infilling=InfillingConfig(rate=0.0)), {}
+    plain = dataclasses.replace(data, infilling=InfillingConfig(rate=0.0))
+    streams = {}
     for name, documents in _with_share(sources, data).items():
-        encoded = grain.MapDataset.source(documents).map_with_index(
-            encoder(tokenizer, plain, 0, len(documents))
-        )
+        encode = encoder(tokenizer, plain, 0, len(documents))
+        encoded = grain.MapDataset.source(documents).map_with_index(encode)
         streams[SOURCES.index(name)] = _packed(encoded, data.seq_len, 0)
-    packed = list(itertools.islice(_mixed(streams, data), rows))
-    return [_batch(packed[i : i + data.batch_size]) for i in range(0, len(packed), data.batch_size)]
+    sequences = list(itertools.islice(_mixed(streams, data), count))
+    starts = range(0, len(sequences), data.batch_size)
+    return [_batch(sequences[start : start + data.batch_size]) for start in starts]
 
 
 def text_of(document: dict[str, bytes]) -> str:
-    """Returns the text of what a data source holds."""
-    return _str(document["text"])
+    """Returns the text of a document of a data source."""
+    return _decoded(document["text"])
 
 
 def _with_share(sources: dict[str, Sequence], data: DataConfig) -> dict[str, Sequence]:
+    """Returns the sources with a share. Raises UserError if one of them has no documents."""
     names = [name for name in SOURCES if getattr(data.mixture, name) > 0]
     if not names:
         raise UserError(f"the mixture is empty: give one of {', '.join(SOURCES)} a share")
     for name in names:
         if not len(sources.get(name, ())):
             raise UserError(
-                f"the mixture reads from {name!r}, which holds no documents: set its share to 0 or name it a folder of files"
+                f"the mixture reads from {name!r}, which holds no documents:"
+                " set its share to 0 or name it a folder of files"
             )
     return {name: sources[name] for name in names}
 
 
 def encoder(tokenizer: Any, data: DataConfig, seed: int, count: int) -> Callable:
-    """Returns the function from a document to its `ids` and `weights`.
+    """Returns the function that encodes a document of a source of `count` documents.
 
-    `ids` is int32 [length, 3]: token, next token, document. `weights` is float32 [length]: how much
-    the loss of the next token counts.
+    It returns `ids`, int32 [length, 3] (token, next token, index of the document), and `weights`,
+    float32 [length], the weight of each next token in the loss.
     """
 
     def encode(index: int, document: dict) -> Encoded:
-        epoch, i = divmod(index, count)
-        rng = random.Random(
-            f"{seed} {epoch} {i}"
-        )  # whose numbers, unlike NumPy's, are the same in any version
-        ids = np.array(
-            document_ids(tokenizer, text_of(document), rng, data.infilling, data.seq_len), np.int32
-        )
+        epoch, document_index = divmod(index, count)
+        # Each epoch splits a document at other positions. The numbers of random.Random, unlike
+        # NumPy's, are the same in every version, so that a run resumes bit for bit.
+        rng = random.Random(f"{seed} {epoch} {document_index}")
+        text = text_of(document)
+        ids = np.array(document_ids(tokenizer, text, rng, data.infilling, data.seq_len), np.int32)
         length = len(ids) - 1
-        columns = np.stack([ids[:-1], ids[1:], np.full(length, i, np.int32)], axis=1)
+        document_indices = np.full(length, document_index, np.int32)
+        columns = np.stack([ids[:-1], ids[1:], document_indices], axis=1)
         return {"ids": columns, "weights": np.ones(length, np.float32)}
 
     return encode
 
 
 def _packed(documents: grain.MapDataset, seq_len: int, seed: int) -> grain.DatasetIterator:
-    direct = documents.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    chunks = grain.experimental.FlatMapIterDataset(direct, _Chunks(seq_len))
-    rows = grain.experimental.FirstFitPackIterDataset(
+    """Returns an iterator over encoded documents, packed into sequences of `seq_len` tokens."""
+    # Without Grain's own threads: there would be one pool per lane and source.
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    chunks = grain.experimental.FlatMapIterDataset(
+        documents.to_iter_dataset(options), _Chunks(seq_len)
+    )
+    sequences = grain.experimental.FirstFitPackIterDataset(
         chunks,
         length_struct={"ids": seq_len, "weights": seq_len},
         num_packing_bins=bins(seq_len),
         seed=seed,
     )
-    rows.has_child = True  # else Grain wraps the iterator's class once more each time, and many lanes exceed the recursion limit
-    return rows.__iter__()
+    # Otherwise Grain wraps the class of the iterator once more for each lane, and many lanes exceed
+    # the recursion limit.
+    sequences.has_child = True
+    return iter(sequences)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Chunks(grain.experimental.FlatMapTransform):
+    """Splits an encoded document into chunks of at most `seq_len` tokens."""
+
     seq_len: int
 
     def flat_map(self, document: Encoded) -> list[Encoded]:
-        starts = range(0, len(document["ids"]), self.seq_len)
-        chunks = [slice(start, start + self.seq_len) for start in starts]
-        return [{key: array[chunk] for key, array in document.items()} for chunk in chunks]
+        chunks = []
+        for start in range(0, len(document["ids"]), self.seq_len):
+            end = start + self.seq_len
+            chunks.append({key: array[start:end] for key, array in document.items()})
+        return chunks
 
 
-def _mixed(streams: dict[int, Iterator], data: DataConfig) -> Iterator[tuple[int, dict]]:
-    """Draws (source, row) in the shares of the mixture until every stream has ended."""
-    shares, rows = dataclasses.astuple(data.mixture), itertools.count()
-    while streams:
-        source = source_of_row(next(rows), shares)
-        if row := next(streams.get(source, iter(())), None):
-            yield source, row
+def _mixed(streams: dict[int, Iterator], data: DataConfig) -> Iterator[tuple[int, Packed]]:
+    """Yields (source, sequence) in the shares of the mixture until every stream has ended."""
+    shares = dataclasses.astuple(data.mixture)
+    for index in itertools.count():
+        if not streams:
+            return
+        source = source_of_sequence(index, shares)
+        if source not in streams:
+            continue
+        try:
+            sequence = next(streams[source])
+        except StopIteration:
+            del streams[source]
         else:
-            streams.pop(source, None)
+            yield source, sequence
 
 
-def _batch(rows: list[tuple[int, dict]]) -> Batch:
-    ids, segment_ids, positions = (
-        np.stack([row[key] for _, row in rows])
-        for key in ("ids", "ids_segment_ids", "ids_positions")
+def _batch(sequences: list[tuple[int, Packed]]) -> Batch:
+    """Returns the batch of these (source, sequence)."""
+    stacked = {}
+    for key in ("ids", "ids_segment_ids", "ids_positions", "weights"):
+        stacked[key] = np.stack([sequence[key] for _, sequence in sequences])
+    # Contiguous, because each of the three is transferred to the devices as an array.
+    tokens, targets, documents = (
+        np.ascontiguousarray(stacked["ids"][..., column]) for column in range(3)
     )
-    tokens, targets, documents = (np.ascontiguousarray(ids[..., i]) for i in range(3))
-    source = np.array([source for source, _ in rows], np.int32)
-    batch = {
+    segment_ids = stacked["ids_segment_ids"]
+    return {
         "tokens": tokens,
         "targets": targets,
         "segment_ids": segment_ids,
-        "positions": positions,
-        "weights": np.stack([row["weights"] for _, row in rows]),
+        "positions": stacked["ids_positions"],
+        "weights": stacked["weights"],
+        # Grain pads with 0, which is also the index of a document.
+        "documents": np.where(segment_ids > 0, documents, -1),
+        "source": np.array([source for source, _ in sequences], np.int32),
     }
-    return batch | {"documents": np.where(segment_ids > 0, documents, -1), "source": source}
 
 
-def _str(text: bytes | str) -> str:
+def _decoded(text: bytes | str) -> str:
     return text if isinstance(text, str) else text.decode()
 
 
 class _Prefetch(grain.experimental.ThreadPrefetchDatasetIterator):
+    """Grain's prefetching thread, which may be closed twice."""
+
     def close(self) -> None:
-        if (
-            not self._closed
-        ):  # Grain's own closes again when the interpreter has taken its modules apart
+        # Grain's method closes again at the exit of the interpreter, when the modules that it
+        # needs no longer exist.
+        if not self._closed:
             super().close()

@@ -9,11 +9,12 @@ The order is exactly Grain's: runs of any size keep their documents.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import grain
 import numpy as np
 
-MOST = 4096  # documents, from which on Grain's own way takes less than 20 applications each
+MOST = 4096  # documents; above, Grain's own shuffle applies its cipher fewer than 20 times each
 BLOCK = 1 << 16  # values of the cipher: two bytes, called left and right
 JUMPS = 4  # squarings of the table before it is followed one value at a time
 WORD = 0xFFFFFFFF
@@ -29,42 +30,55 @@ class Shuffled(grain.MapDataset):
     def __len__(self) -> int:
         return len(self._parent)
 
-    def __getitem__(self, index: int | slice):
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return self.slice(index)
         count = len(self._parent)
-        epoch, place = divmod(index, count)
+        epoch, position = divmod(index, count)
+        # Grain, too, shuffles epoch e with seed + e.
         order = epoch_order(count, (self._seed + epoch) & WORD)
-        return self._parent[epoch * count + int(order[place])]
+        return self._parent[epoch * count + int(order[position])]
 
 
 def shuffled(documents: grain.MapDataset, seed: int) -> grain.MapDataset:
-    """Returns `documents.shuffle(seed)`, computed the faster of two ways that agree."""
+    """Returns the order of `documents.shuffle(seed)`, from the faster of two implementations."""
     if len(documents) > MOST:
         return documents.shuffle(seed)
     return Shuffled(documents, seed)
 
 
-@lru_cache(maxsize=8192)  # lanes read different epochs at a time; 2 bytes per document
+# Lanes read different epochs at the same time. An order takes 2 bytes per document.
+@lru_cache(maxsize=8192)
 def epoch_order(count: int, seed: int) -> np.ndarray:
-    """Returns Grain's order of `count` documents, uint16 [count], for the seed of one epoch."""
+    """Returns Grain's order of `count` documents, uint16 [count], for the seed of one epoch.
+
+    The document at position i is the first value below `count` that the repeated cipher reaches
+    from i (cycle walking).
+    """
     if count == 1:
         return np.zeros(1, np.uint16)
     table = _cipher_table(seed)
-    jump = table.copy()
-    jump[:count] = np.arange(count)  # a value below `count` is final
+    following = table.copy()
+    # A value below `count` is final, so it leads to itself. Squaring the table then never moves
+    # past a final value, and each squaring doubles the applications that one lookup stands for.
+    following[:count] = np.arange(count)
     for _ in range(JUMPS):
-        jump = jump[jump]
-    following, order = jump.data, []
+        following = following[following]
+    # Indexing a memoryview returns Python integers faster than indexing an array.
+    lookup, order = following.data, []
+    # The first application is from `table`: i itself is below `count`, but not yet a result.
     for value in table[:count].tolist():
         while value >= count:
-            value = following[value]
+            value = lookup[value]
         order.append(value)
     return np.array(order, np.uint16)
 
 
 def _cipher_table(seed: int) -> np.ndarray:
-    """Returns the cipher of every 16-bit value: Simon with 4 rounds and the keys' low bytes."""
+    """Returns the cipher of every 16-bit value, intp [65536].
+
+    It is the block cipher Simon with 4 rounds, keyed by the low bytes of `_round_keys`.
+    """
     keys = np.array(_round_keys(seed), np.uint32).astype(np.uint8)
     value = np.arange(BLOCK, dtype=np.uint16)
     left, right = (value >> 8).astype(np.uint8), value.astype(np.uint8)
@@ -75,18 +89,24 @@ def _cipher_table(seed: int) -> np.ndarray:
 
 
 def _simon(x: np.ndarray) -> np.ndarray:
-    """Simon's round function for bytes, of which a rotation by 8 is the byte itself."""
-    once = _rotated(x)
-    return (once & x) ^ _rotated(once)
+    """Returns Simon's round function of bytes, uint8 of any shape."""
+    # Simon combines rotations by 1, 8 and 2 bits. A byte rotated by 8 bits is the byte itself.
+    by_one = _rotated(x)
+    return (by_one & x) ^ _rotated(by_one)
 
 
 def _rotated(x: np.ndarray) -> np.ndarray:
     """Rotates bytes left by one bit, in operations that NumPy vectorizes."""
+    # x + x drops the highest bit, which the second term returns as the lowest.
     return (x + x) | (x >= 128).view(np.uint8)
 
 
 def _round_keys(seed: int) -> list[int]:
-    """Returns four 32-bit keys: std::seed_seq{seed}.generate of the C++ standard."""
+    """Returns the four 32-bit numbers of std::seed_seq{seed}.generate of the C++ standard.
+
+    The names and constants are those of the standard's [rand.util.seedseq], for 4 outputs, where
+    both of its offsets are 1 and 2.
+    """
     keys = [0x8B8B8B8B] * 4
     for k in range(4):
         mixed = keys[k] ^ keys[(k + 1) % 4] ^ keys[k - 1]

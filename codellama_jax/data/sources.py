@@ -1,9 +1,10 @@
-"""Document texts: source files and natural language of this machine, or a folder of files.
+"""Reads the texts of a corpus: files of a folder, or texts that every machine has.
 
-A file is dropped when it is empty, not UTF-8, binary, generated or a near-duplicate of a kept one.
-Code counts as generated when a marker in its first lines says so, when a line has over 1,000
-characters or the mean line over 100, or when fewer than 40 % of its visible characters are letters,
-as in tables of data (after Codex, section 3.1; the last bound is our own).
+A file is dropped if it is empty, not UTF-8, binary, generated or a near-duplicate of a file that is
+kept. Code counts as generated if its first lines hold a marker such as "do not edit", if a line has
+over 1,000 characters or the mean line over 100, or if fewer than 40 % of its visible characters are
+letters, as in tables of data. The bounds on lines are those of Codex, section 3.1; the paper
+mentions the share of letters without a number, and 40 % is our choice.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ COUNTS = (
     "generated",
     "near_duplicates",
 )
-FORMATS = {  # files that hold texts in a form that is not read
+# Files that hold texts in a format that is not read, by the end of their name.
+FORMATS = {
     ".parquet": "parquet tables",
     ".arrow": "Arrow tables",
     ".jsonl": "JSON lines",
@@ -54,120 +56,132 @@ FORMATS = {  # files that hold texts in a form that is not read
     ".tgz": "archives",
     ".pdf": "PDF",
 }
-WHAT_IS_READ = (
+READABLE_CORPUS = (
     "a corpus is a folder of plain text files in UTF-8, such as .py or .md, one document per file: "
     "write the texts of tables, JSON lines, notebooks and archives to such files"
 )
-HEAD_LINES = 10
-MAX_LINE, MAX_MEAN_LINE, MIN_LETTERS = 1000, 100, 0.4
-SIMILARITY = 0.85  # Jaccard index of two sets of lines that makes the later file a near-duplicate
+HEAD_LINES = 10  # lines at the start of a file in which a marker counts
+MAX_LINE = 1000  # characters
+MAX_MEAN_LINE = 100  # characters
+MIN_LETTERS = 0.4  # share of the visible characters
+SIMILARITY = 0.85  # Jaccard index of the lines of two files above which they are near-duplicates
 
 _GENERATED = re.compile(
     r"auto(matically)?[- ]?generated|@generated|do not edit|generated and used by"
     r"|generated (by|from|with) \S*\w[./]\w",
     re.IGNORECASE,
 )
-# With any byte of a UTF-8 letter outside ASCII.
+# Bytes that count as letters. Every byte of a character outside ASCII is one of the upper 128.
 _LETTERS = string.ascii_letters.encode() + bytes(range(128, 256))
 _DEFINITION = re.compile(r"\n[ \t\r]*\n(?=\S)")  # a blank line that an unindented line follows
 _BLANK_LINES = re.compile(r"\n([ \t\r]*\n)+")
 
 
 class Item(NamedTuple):
-    """Something to read: a stable name, a stamp that changes with the content, and how to read it."""
+    """A file or text that can be read."""
 
-    id: str
-    stamp: str
-    read: Callable[[], bytes]
+    id: str  # the name, the same on every machine
+    stamp: str  # changes when the content changes
+    read: Callable[[], bytes]  # returns the content
 
 
 class Document(NamedTuple):
-    """A text that is kept, and where it comes from."""
+    """A text that is kept."""
 
-    id: str
+    id: str  # of the Item
     text: str
 
 
 class Dropped(NamedTuple):
-    """A file that is not kept: its name in COUNTS, and the reason for a person."""
+    """A file that is not kept."""
 
-    kind: str
-    reason: str
+    kind: str  # a name in COUNTS
+    reason: str  # for the message; continues "1 file"
 
 
 class Loaded(NamedTuple):
-    """What `load` kept and why it dropped the rest."""
+    """The documents that `load` kept, and why it dropped the other files."""
 
     documents: list[Document]
     counts: dict[str, int]  # by the names of COUNTS
     dropped: dict[str, list[str]]  # ids of the dropped items by reason
 
     def reasons(self) -> str:
-        """Returns how many files were dropped for each reason, most first, naming one of each."""
-        by_size = sorted(self.dropped.items(), key=lambda item: -len(item[1]))
-        return "; ".join(f"{len(ids):,} {why} (first: {ids[0]})" for why, ids in by_size)
+        """Returns the number of files dropped for each reason, most first, with the first file."""
+        by_count = sorted(self.dropped.items(), key=lambda item: -len(item[1]))
+        return "; ".join(f"{len(ids):,} {why} (first: {ids[0]})" for why, ids in by_count)
 
 
 def find(source: str) -> list[Item]:
-    """Lists `stdlib`, `topics`, `descriptions` or the files of a folder (local or gs://).
+    """Returns the items of a source, sorted by id.
 
-    Items are sorted by id. Hidden files, symlinks and what is no regular file are left out.
+    `source` is `stdlib`, `topics`, `descriptions` (see `CorpusConfig`) or a folder, local or gs://.
+    Of a folder only regular files are listed, without hidden files and symlinks.
 
     Raises UserError if there is nothing to read.
     """
-    named = {"stdlib": _stdlib, "topics": _topics, "descriptions": _descriptions}
-    listed = named[source]() if source in named else _folder(source)
-    items = sorted(listed, key=lambda item: item.id)
+    builtin = {"stdlib": _stdlib, "topics": _topics, "descriptions": _descriptions}
+    unsorted = builtin[source]() if source in builtin else _folder(source)
+    items = sorted(unsorted, key=lambda item: item.id)
     if not items:
-        names = ", ".join(named)
+        names = ", ".join(builtin)
         fix = f"name a folder of text files, or one of {names}"
         raise UserError(f"the corpus {source!r} holds no files: {fix}")
     return items
 
 
 def sample(items: list[Item], max_files: int) -> list[Item]:
-    """Takes `max_files` of the items, the same ones wherever the folder is; 0 takes all."""
+    """Returns `max_files` of the items, sorted by id; all items if `max_files` is 0.
+
+    The choice depends only on the ids, so that it is the same wherever the folder is.
+    """
     if not max_files or len(items) <= max_files:
         return items
-    return sorted(sorted(items, key=lambda item: position(item.id))[:max_files])
+    by_position = sorted(items, key=lambda item: position(item.id))
+    return sorted(by_position[:max_files])
 
 
 def position(name: str) -> float:
-    """Returns a fixed pseudo-random number in [0, 1) for a name: what splits and samples files."""
+    """Returns a pseudo-random number in [0, 1) that depends only on `name`.
+
+    It decides which files are sampled and which are in the validation split.
+    """
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
 
 
 def load(items: Iterable[Item], code: bool) -> Loaded:
-    """Reads what is worth keeping, in order, and counts what was kept and dropped.
+    """Reads the items in order and drops those that are not worth training on.
 
-    `code` also drops generated files; prose has long lines of its own.
+    Generated files are dropped only if `code` is true, because prose too has long lines.
     """
     counts = Counter(dict.fromkeys(COUNTS, 0))
     dropped: dict[str, list[str]] = {}
     documents = []
     for item in items:
-        read = _read(item, code)
-        if isinstance(read, Document):
-            documents.append(read)
+        result = _read(item, code)
+        if isinstance(result, Document):
+            documents.append(result)
         else:
-            counts[read.kind] += 1
-            dropped.setdefault(_named_format(item.id) or read.reason, []).append(item.id)
-    copies = near_duplicates([d.text for d in documents])
-    kept = [d for i, d in enumerate(documents) if i not in copies]
+            counts[result.kind] += 1
+            # "JSON lines" helps a user more than "with a line over 1,000 characters".
+            dropped.setdefault(_named_format(item.id) or result.reason, []).append(item.id)
+    # Last, so that an unusable file cannot make a usable one its duplicate.
+    copies = near_duplicates([document.text for document in documents])
+    kept = [document for i, document in enumerate(documents) if i not in copies]
     if copies:
         dropped["nearly equal to another file"] = [documents[i].id for i in sorted(copies)]
-    characters = sum(len(d.text) for d in kept)
+    characters = sum(len(document.text) for document in kept)
     counts.update(near_duplicates=len(copies), files=len(kept), characters=characters)
     return Loaded(kept, dict(counts), dropped)
 
 
-def generated(text: str) -> bool:
-    """Tells code that a program wrote, or that is mostly data, from code that people write."""
+def is_generated(text: str) -> bool:
+    """Returns whether a program, not a person, seems to have written the code, or it is data."""
     return bool(_why_generated(text))
 
 
 def _why_generated(text: str) -> str:
-    """Returns the reason for which code counts as generated; "" for code that people write."""
+    """Returns the reason why code counts as generated; "" for code that a person wrote."""
     lines = text.splitlines()
     if _GENERATED.search("\n".join(lines[:HEAD_LINES])):
         return "marked as generated"
@@ -182,19 +196,27 @@ def _why_generated(text: str) -> str:
 
 
 def _named_format(name: str) -> str:
+    """Returns the format that the end of a file's name stands for, "" if it may be text."""
     return FORMATS.get(PurePosixPath(name).suffix.lower(), "")
 
 
 def near_duplicates(texts: list[str]) -> set[int]:
-    """Returns the indices of texts whose set of stripped lines nearly equals an earlier text's."""
+    """Returns the indices of the texts that are near-duplicates of an earlier text.
+
+    Two texts are near-duplicates if the Jaccard index of their sets of stripped lines, estimated by
+    MinHash, is at least SIMILARITY.
+    """
     from datasketch import MinHash, MinHashLSH
 
-    index, copies = MinHashLSH(threshold=SIMILARITY, num_perm=128), set()
+    index = MinHashLSH(threshold=SIMILARITY, num_perm=128)
+    copies = set()
     kept: dict[int, MinHash] = {}
+    # Copying one empty sketch is faster than drawing its 128 permutations for each text.
     empty = MinHash(num_perm=128, hashfunc=zlib.crc32)
     for i, text in enumerate(texts):
         sketch = empty.copy()
         sketch.update_batch({line.strip() for line in text.encode().splitlines()})
+        # The index returns candidates, some of them below the threshold.
         if any(sketch.jaccard(kept[j]) >= SIMILARITY for j in index.query(sketch)):
             copies.add(i)
         else:
@@ -206,8 +228,8 @@ def near_duplicates(texts: list[str]) -> set[int]:
 def blocks(text: str, max_chars: int) -> list[str]:
     """Splits a text between top-level definitions into parts of at most `max_chars` characters.
 
-    A longer definition is split at its blank lines. A stretch without a blank line that is longer
-    by itself stays in one part. The parts joined are the text.
+    A longer definition is split at its blank lines. Lines without a blank line between them stay in
+    one part, even if they are longer. Joining the parts gives `text`.
     """
     parts = []
     for definitions in _split(text, _DEFINITION, max_chars):
@@ -216,9 +238,11 @@ def blocks(text: str, max_chars: int) -> list[str]:
 
 
 def _split(text: str, boundary: re.Pattern, max_chars: int) -> list[str]:
+    """Splits `text` after matches of `boundary`, as late as `max_chars` allows."""
     parts, begin = [], 0
     ends = (m.end() for m in boundary.finditer(text) if m.end() < len(text))
     for start, end in itertools.pairwise([0, *ends, len(text)]):
+        # The piece from start to end no longer fits into the part that starts at `begin`.
         if end - begin > max_chars and start > begin:
             parts.append(text[begin:start])
             begin = start
@@ -229,7 +253,7 @@ def _read(item: Item, code: bool) -> Document | Dropped:
     try:
         data = item.read()
         text = "" if b"\0" in data else data.decode()
-    except (OSError, UserError):  # since it was listed: gone, replaced by a pipe, made private
+    except (OSError, UserError):  # deleted, replaced by a pipe or made private since it was listed
         return Dropped("unreadable", "that cannot be read")
     except UnicodeDecodeError:
         return Dropped("not_utf8", "not in UTF-8")
@@ -237,8 +261,10 @@ def _read(item: Item, code: bool) -> Document | Dropped:
         return Dropped("binary", "binary")
     if not text.strip():
         return Dropped("empty", "empty")
-    why = _why_generated(text) if code else ""
-    return Dropped("generated", why) if why else Document(item.id, text)
+    why_generated = _why_generated(text) if code else ""
+    if why_generated:
+        return Dropped("generated", why_generated)
+    return Document(item.id, text)
 
 
 def _stdlib() -> Iterator[Item]:
@@ -250,42 +276,53 @@ def _stdlib() -> Iterator[Item]:
 def _folder(folder: str) -> Iterator[Item]:
     try:
         root = user_path(folder)
-        found = root.is_dir()
+        is_folder = root.is_dir()
     except UserError as error:
         raise UserError(f"the corpus {folder!r} cannot be read: {error}") from None
     except (OSError, ImportError) as error:  # epath needs another package for gs://
         raise UserError(f"cannot read the corpus {folder!r}: {reason(error)}") from error
-    if not found:
+    if not is_folder:
         raise UserError(
-            f"the corpus {folder!r} is not a folder: name a folder of text files, or stdlib, topics or descriptions"
+            f"the corpus {folder!r} is not a folder:"
+            " name a folder of text files, or stdlib, topics or descriptions"
         )
     check_not_root(root, f"the corpus {folder!r}")
     return _files(root, root.resolve().name)
 
 
 def _files(root: str | os.PathLike, prefix: str, skip: tuple[str, ...] = ()) -> Iterator[Item]:
+    """Yields the regular files under `root`, with `prefix` in the place of `root` in their ids."""
     top = epath.Path(root)
     for folder, subfolders, names in top.walk():
+        # In place: walk() then leaves out the removed subfolders.
         subfolders[:] = [n for n in subfolders if not n.startswith(".") and n not in skip]
-        inside = PurePosixPath(prefix) / folder.relative_to(top).as_posix()
-        for path in (folder / name for name in names if not name.startswith(".")):
+        id_folder = PurePosixPath(prefix) / folder.relative_to(top).as_posix()
+        for name in names:
+            path = folder / name
+            if name.startswith("."):
+                continue
             if stamp := _stamp(path):
-                # Names of files may be any bytes.
-                name = f"{inside / path.name}".encode(errors="backslashreplace").decode()
-                yield Item(name, stamp, partial(read_file, path))
+                # The name of a file may be any bytes; an id must be UTF-8.
+                item_id = f"{id_folder / path.name}".encode(errors="backslashreplace").decode()
+                yield Item(item_id, stamp, partial(read_file, path))
 
 
 def _stamp(path: os.PathLike) -> str:
-    """Returns what changes with a file's content; "" for what is no regular file, or gone."""
-    # etils' own stat fails on a local file whose owner has no name, as in many containers.
+    """Returns a text that changes with the content of a file.
+
+    It is "" for a file that is not regular or no longer exists.
+    """
+    # etils' stat fails on a local file whose owner has no name, as in many containers.
     if is_bucket(path):
-        found = epath.Path(path).stat()
-        return f"{found.length}:{found.mtime}"
+        status = epath.Path(path).stat()
+        return f"{status.length}:{status.mtime}"
     try:
-        found = os.lstat(path)
+        local_status = os.lstat(path)  # lstat, because a symlink could lead out of the folder
     except OSError:
         return ""
-    return f"{found.st_size}:{found.st_mtime_ns}" if stat.S_ISREG(found.st_mode) else ""
+    if not stat.S_ISREG(local_status.st_mode):
+        return ""
+    return f"{local_status.st_size}:{local_status.st_mtime_ns}"
 
 
 def _topics() -> Iterator[Item]:
@@ -293,19 +330,23 @@ def _topics() -> Iterator[Item]:
         from pydoc_data.topics import topics
     except ImportError:
         raise UserError(
-            "this Python comes without its documentation topics: name a folder of text files instead of 'topics'"
+            "this Python comes without its documentation topics:"
+            " name a folder of text files instead of 'topics'"
         ) from None
     return (_text("topics", name, text) for name, text in topics.items())
 
 
 def _descriptions() -> Iterator[Item]:
-    found = {}
+    texts = {}
     for distribution in importlib.metadata.distributions():
         metadata = distribution.metadata
-        found[metadata["Name"]] = metadata.get_payload() or metadata["Description"]
-    return (_text("descriptions", name, text) for name, text in found.items() if name and text)
+        # The description is the body of the metadata file, in old packages a header.
+        body = getattr(metadata, "get_payload", str)()
+        texts[metadata["Name"]] = body or metadata["Description"]
+    return (_text("descriptions", name, text) for name, text in texts.items() if name and text)
 
 
 def _text(prefix: str, name: str, text: str) -> Item:
+    """Returns the item of a text in memory. Its stamp is a hash of the text."""
     data = text.encode(errors="surrogatepass")
     return Item(f"{prefix}/{name}", hashlib.sha256(data).hexdigest(), partial(bytes, data))

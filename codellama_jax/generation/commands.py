@@ -25,7 +25,7 @@ from codellama_jax.system.files import user_path
 
 if TYPE_CHECKING:
     from codellama_jax.checkpoints.folder import StageFolder
-    from codellama_jax.models.trained import Run
+    from codellama_jax.models.trained import TrainedModel
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 
@@ -80,16 +80,16 @@ class Asking:
             trained_on = f"the model was trained on sequences of {length:,}"
             note(f"warning: {name} and {new:,} new tokens are {len(ids) + new:,}; {trained_on}")
 
-    def load(self, ids: list[int]) -> Run:
+    def load(self, ids: list[int]) -> TrainedModel:
         """Starts JAX and loads the model, to read a prompt of `ids`."""
         note(f"starting JAX and loading {self.run}")
         from codellama_jax.checkpoints.loading import keep_compiled, load_run
         from codellama_jax.sharding.mesh import make_mesh
 
         keep_compiled(CACHE)
-        run = load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
+        model = load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
         note(f"reading the prompt, tokens: {len(ids):,} (a new length compiles first)")
-        return run
+        return model
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,12 @@ class Complete(Asking):
         prompt, trained = source.for_model(source.text), self.find()
         ids = [trained.tokenizer.bos_id, *trained.tokenizer.encode(prompt)]
         self.check_length(trained, ids, source.name)
-        run = self.load(ids)
+        model = self.load(ids)
         from codellama_jax.generation.text import complete
 
         output = Output(source, source.text)
         with ends_at_once():
-            complete(run, [prompt], self.sampling, self.stop, output.write, healing=self.healing)
+            complete(model, [prompt], self.sampling, self.stop, output.write, healing=self.healing)
         output.finish("\n")
 
 
@@ -158,7 +158,7 @@ class Infill(Asking):
         note(f"order {'SPM' if order.spm else 'PSM'}: {order.reason}")
         ids = prompt_ids(tokenizer, prefix, suffix, order.spm)
         self.check_length(trained, ids, source.name)
-        run = self.load(ids)
+        model = self.load(ids)
         from codellama_jax.generation.infill import infill_one
 
         output = Output(source, before)
@@ -166,7 +166,7 @@ class Infill(Asking):
         stream = output.write if sys.stdout.isatty() else None
         options = (self.sampling, order.spm, self.stop, stream, self.healing)
         with ends_at_once():
-            middle = infill_one(run, prefix, suffix, *options)
+            middle = infill_one(model, prefix, suffix, *options)
         if stream is None:
             output.write(middle.text)
         output.finish(after)

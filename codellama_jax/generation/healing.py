@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from codellama_jax.generation.scoring import last_logits
-from codellama_jax.models.trained import Run
+from codellama_jax.models.trained import TrainedModel
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
 from codellama_jax.tokenizers.training import LONGEST_SPACES
 
@@ -47,10 +47,10 @@ class Pieces:
         ]
 
 
-def heal(run: Run, prompts: Sequence[Sequence[int]]) -> list[Healed]:
+def heal(model: TrainedModel, prompts: Sequence[Sequence[int]]) -> list[Healed]:
     """Backs up each prompt of ids, whose last tokens are text, as far as the model finds most likely."""
-    pieces = Pieces(run.tokenizer)
-    logits_BMV = last_logits(run, prompts, MOST + 1)
+    pieces = Pieces(model.tokenizer)
+    logits_BMV = last_logits(model, prompts, MOST + 1)
     return [
         _most_likely(pieces, list(ids), logits_MV) for ids, logits_MV in zip(prompts, logits_BMV)
     ]

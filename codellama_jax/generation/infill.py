@@ -18,11 +18,11 @@ from codellama_jax.generation.text import (
     generate_text,
     healed_prompts,
 )
-from codellama_jax.models.trained import Run
+from codellama_jax.models.trained import TrainedModel
 
 
 def infill(
-    run: Run,
+    model: TrainedModel,
     pairs: Sequence[tuple[str, str]],
     sampling: Sampling,
     spm: bool = False,
@@ -35,7 +35,7 @@ def infill(
     Raises UserError for a model that was trained without infilling.
 
     Args:
-      run: the model and its tokenizer.
+      model: the model and its tokenizer.
       pairs: texts before and after each middle.
       sampling: how tokens are drawn.
       spm: suffix-prefix-middle order, in which the middle continues the prefix's tokens. In
@@ -44,12 +44,12 @@ def infill(
       rows: replaces the stop strings by a truncation per row, and gives each row its PRNG number.
       healing: lets an SPM middle also end the token in which its prefix stops.
     """
-    generated = _generated(run, pairs, sampling, spm, stop_strings, None, rows, healing)
+    generated = _generated(model, pairs, sampling, spm, stop_strings, None, rows, healing)
     return [one.text for one in generated]
 
 
 def infill_one(
-    run: Run,
+    model: TrainedModel,
     prefix: str,
     suffix: str,
     sampling: Sampling,
@@ -63,7 +63,7 @@ def infill_one(
     A middle that never reaches EOT is truncated by `without_ramble`.
 
     Args:
-      run, sampling, spm, stop_strings, healing: as in `infill`.
+      model, sampling, spm, stop_strings, healing: as in `infill`.
       prefix: text before the middle.
       suffix: text after it.
       stream: gets the pieces of the middle as they come, never what is truncated later.
@@ -71,7 +71,7 @@ def infill_one(
     shown = functools.partial(without_ramble, prefix=prefix, suffix=suffix)
     out = Stream(stream, stop_strings, shown) if stream else None
     pairs = [(prefix, suffix)]
-    (middle,) = _generated(run, pairs, sampling, spm, stop_strings, out, None, healing)
+    (middle,) = _generated(model, pairs, sampling, spm, stop_strings, out, None, healing)
     if not middle.is_ended:
         middle = Generated(shown(middle.text), False)
     if out:
@@ -79,18 +79,18 @@ def infill_one(
     return middle
 
 
-def _generated(run, pairs, sampling, spm, stop_strings, stream, rows, healing) -> list[Generated]:
-    tokenizer = run.tokenizer
-    if run.model.vocab_size < tokenizer.vocab_size:
-        raise UserError(without_infilling(run.name))
+def _generated(model, pairs, sampling, spm, stop_strings, stream, rows, healing) -> list[Generated]:
+    tokenizer = model.tokenizer
+    if model.config.vocab_size < tokenizer.vocab_size:
+        raise UserError(without_infilling(model.name))
     prompts = [prompt_ids(tokenizer, prefix, suffix, spm) for prefix, suffix in pairs]
     prefixes, first = [prefix for prefix, _ in pairs], None
     decode: Decode
     if spm and healing:
-        prompts, decode, first = healed_prompts(run, prompts, prefixes)
+        prompts, decode, first = healed_prompts(model, prompts, prefixes)
     elif spm:
-        decode = continuation(run, prefixes)
+        decode = continuation(model, prefixes)
     else:
-        decode = continuation(run, ["text"] * len(pairs))  # a PSM middle has no leading space
+        decode = continuation(model, ["text"] * len(pairs))  # a PSM middle has no leading space
     ends = [tokenizer.eot_id, tokenizer.eos_id]
-    return generate_text(run, prompts, decode, sampling, ends, stop_strings, stream, rows, first)
+    return generate_text(model, prompts, decode, sampling, ends, stop_strings, stream, rows, first)

@@ -17,7 +17,7 @@ from codellama_jax.config import ModelConfig
 from codellama_jax.generation.sampler import bucket
 from codellama_jax.models.family import family_of, output_head
 from codellama_jax.models.layers import length_shards
-from codellama_jax.models.trained import Run
+from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sharding.mesh import loss_specs, on_mesh_of
 from kernels.cross_entropy import token_losses
 
@@ -25,29 +25,29 @@ TOKENS = 16_384  # per forward pass: bounds its memory
 MOST_LOGITS = 64  # sequences per forward pass that keeps logits
 
 
-def document_losses(run: Run, documents: Sequence[Sequence[int]]) -> list[np.ndarray]:
+def document_losses(model: TrainedModel, documents: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """Returns -log p of every id after the first of each document, given those before it.
 
     In nats, fp32 [len(document) - 1].
     """
     losses: list[np.ndarray] = []
-    with on_mesh_of(run.params):
+    with on_mesh_of(model.params):
         longest = max(map(len, documents)) - 1
         for batch, ids_BT in _batches(documents, longest, len(documents), extra=1):
-            losses_BT = _fetched(_losses(run.model, run.params, ids_BT[:, :-1], ids_BT[:, 1:]))
+            losses_BT = _fetched(_losses(model.config, model.params, ids_BT[:, :-1], ids_BT[:, 1:]))
             losses += [losses_T[: len(ids) - 1] for losses_T, ids in zip(losses_BT, batch)]
     return losses
 
 
-def last_logits(run: Run, prompts: Sequence[Sequence[int]], count: int) -> np.ndarray:
+def last_logits(model: TrainedModel, prompts: Sequence[Sequence[int]], count: int) -> np.ndarray:
     """Returns fp32 logits_BMV after all but the last m = 0, 1, ..., count - 1 ids of a prompt."""
     parts = []
-    with on_mesh_of(run.params):
+    with on_mesh_of(model.params):
         most = min(1 << (len(prompts) - 1).bit_length(), MOST_LOGITS)
         for batch, ids_BT in _batches(prompts, max(map(len, prompts)), most):
             ends_B = np.zeros(len(ids_BT), np.int32)
             ends_B[: len(batch)] = [len(ids) - 1 for ids in batch]
-            logits_BMV = _last_logits(run.model, count, run.params, ids_BT, ends_B)
+            logits_BMV = _last_logits(model.config, count, model.params, ids_BT, ends_B)
             parts.append(_fetched(logits_BMV)[: len(batch)])
     return np.concatenate(parts)
 

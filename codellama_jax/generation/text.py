@@ -13,7 +13,7 @@ from codellama_jax.generation.healing import heal
 from codellama_jax.generation.sampler import Sampling, generate
 from codellama_jax.generation.settings import check_stop_strings
 from codellama_jax.generation.stop import until
-from codellama_jax.models.trained import Run
+from codellama_jax.models.trained import TrainedModel
 
 Decode = Callable[[int, list[int]], str]  # (row, new ids) -> text
 Cut = Callable[[int, str], str]  # (row, text) -> the text up to where it ends
@@ -85,7 +85,7 @@ class Stream:
 
 
 def generate_text(
-    run: Run,
+    model: TrainedModel,
     prompts: Sequence[Sequence[int]],
     decode: Decode,
     sampling: Sampling,
@@ -100,7 +100,7 @@ def generate_text(
     A character that is unfinished where the tokens end is left out.
 
     Args:
-      run: the model and its tokenizer.
+      model: the model and its tokenizer.
       prompts: ids of any lengths.
       decode: turns the new ids of a row into its text.
       sampling: how tokens are drawn.
@@ -127,14 +127,14 @@ def generate_text(
         return truncated(row, text) != text
 
     new = generate(
-        run.model,
-        run.params,
+        model.config,
+        model.params,
         prompts,
         sampling,
         stop_ids,
         stop=stopped if rows or stop_strings else None,
         on_tokens=show if stream else None,
-        vocab=min(run.model.vocab_size, run.tokenizer.vocab_size),
+        vocab=min(model.config.vocab_size, model.tokenizer.vocab_size),
         numbers=rows.numbers if rows else None,
         first=first,
     )
@@ -148,7 +148,7 @@ def generate_text(
 
 
 def complete(
-    run: Run,
+    model: TrainedModel,
     prompts: Sequence[str],
     sampling: Sampling,
     stop_strings: Sequence[str] = (),
@@ -161,7 +161,7 @@ def complete(
     Prompts are taken as they are, trailing white space included.
 
     Args:
-      run: the model and its tokenizer.
+      model: the model and its tokenizer.
       prompts: texts.
       sampling: how tokens are drawn.
       stop_strings: each ends a text before it.
@@ -169,39 +169,39 @@ def complete(
       rows: replaces the stop strings by a truncation per row, and gives each row its PRNG number.
       healing: lets the first token end the one in which a prompt stops (see `healing.py`).
     """
-    encoded = [[run.tokenizer.bos_id, *run.tokenizer.encode(prompt)] for prompt in prompts]
-    decode, first = continuation(run, prompts), None
+    encoded = [[model.tokenizer.bos_id, *model.tokenizer.encode(prompt)] for prompt in prompts]
+    decode, first = continuation(model, prompts), None
     if healing:
-        encoded, decode, first = healed_prompts(run, encoded, prompts)
+        encoded, decode, first = healed_prompts(model, encoded, prompts)
     out = Stream(stream, stop_strings) if stream else None
-    eos = [run.tokenizer.eos_id]
-    generated = generate_text(run, encoded, decode, sampling, eos, stop_strings, out, rows, first)
+    eos = [model.tokenizer.eos_id]
+    generated = generate_text(model, encoded, decode, sampling, eos, stop_strings, out, rows, first)
     if out:
         out.finish(generated[0].text)
     return [one.text for one in generated]
 
 
-def continuation(run: Run, prompts: Sequence[str]) -> Decode:
+def continuation(model: TrainedModel, prompts: Sequence[str]) -> Decode:
     """Returns the decoding of ids that follow encoded prompts.
 
     After an empty prompt the first token carries the leading space.
     """
 
     def decode(row: int, ids: list[int]) -> str:
-        return run.tokenizer.decode(ids, leading_space=not prompts[row])
+        return model.tokenizer.decode(ids, leading_space=not prompts[row])
 
     return decode
 
 
 def healed_prompts(
-    run: Run, encoded: Sequence[Sequence[int]], prompts: Sequence[str]
+    model: TrainedModel, encoded: Sequence[Sequence[int]], prompts: Sequence[str]
 ) -> tuple[list[list[int]], Decode, list[np.ndarray | None]]:
     """Backs prompts up by token healing. `prompts` are the texts at the ends of `encoded`.
 
     Returns the ids to continue from, the decoding of what follows the texts, and for each prompt
     the ids that may come first.
     """
-    healed, plain = heal(run, encoded), continuation(run, prompts)
+    healed, plain = heal(model, encoded), continuation(model, prompts)
 
     def decode(row: int, ids: list[int]) -> str:
         return plain(row, ids)[len(healed[row].removed) :]

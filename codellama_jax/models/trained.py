@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A trained model as probes, generation and benchmarks use it."""
+class TrainedModel:
+    """A trained model with its tokenizer, as generation, probes and benchmarks use it."""
 
-    model: ModelConfig
+    config: ModelConfig
     params: dict
     tokenizer: Tokenizer
     name: str

@@ -1,7 +1,9 @@
-"""What a model is evaluated on after its stages: one dataclass and one file each.
+"""Probes: small evaluations of a model after each stage, one dataclass and one file each.
 
-`Experiment.probes` maps their names to them. A new probe needs its file and a line here. Importing
-this starts no JAX.
+`Experiment.probes` maps names to probes. A new probe needs its file and an import here.
+
+An experiment file imports this package before the command line is parsed, so a probe imports JAX
+only inside `measure`.
 """
 
 from codellama_jax.probes.bigram import Bigram

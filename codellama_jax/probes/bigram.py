@@ -1,8 +1,8 @@
-"""An interpolated bigram model of token ids: the loss that counting pairs of tokens reaches.
+"""A bigram model of token ids: a baseline for the loss that needs no neural network.
 
-Interpolated modified Kneser-Ney (Chen and Goodman 1998, section 3): the strongest count-based
-smoothing of their study. On the quickstart's tokens it is ahead of Witten-Bell and of Jelinek-Mercer
-with bucketed weights by up to 0.02 nats per token.
+Its smoothing is interpolated modified Kneser-Ney, the best count-based method in the study of Chen
+and Goodman (1998, section 3). On the quickstart's tokens its loss is up to 0.02 nats per token
+lower than that of Witten-Bell, and of Jelinek-Mercer with bucketed weights.
 """
 
 from __future__ import annotations
@@ -16,74 +16,87 @@ from codellama_jax.config import Probe
 from codellama_jax.errors import UserError
 from codellama_jax.probes.subject import Batch, Subject
 
-SMALLEST_DISCOUNT = 0.01  # keeps every probability positive where a tiny corpus has no rare pairs
+SMALLEST_DISCOUNT = 0.01  # keeps all probabilities positive in a tiny corpus without rare pairs
 
 
 @dataclass(frozen=True)
 class Bigram(Probe, name="bigram"):
-    """The validation loss of a bigram model of the tokens that the model was trained on.
+    """The validation loss of a bigram model, fitted to the tokens that the model was trained on.
 
-    The report has it in the table of stages and beside the loss curves.
+    The report shows it in the table of stages and in the figure of the loss.
     """
 
     def measure(self, subject: Subject) -> dict[str, float]:
-        model = fit(subject.training_rows(), subject.run.model.vocab_size)
-        loss, tokens = model.evaluate(subject.validation_rows)
-        return {"loss": loss, "tokens": tokens, "training_tokens": int(model.counts_V.sum())}
+        """Returns `loss` in nats per token, and the numbers of validation and training tokens.
+
+        Raises UserError if the model was trained on no token.
+        """
+        bigrams = fit(subject.training_rows(), subject.model.config.vocab_size)
+        loss, tokens = bigrams.evaluate(subject.validation_rows)
+        return {"loss": loss, "tokens": tokens, "training_tokens": int(bigrams.counts_V.sum())}
 
 
 @dataclass(frozen=True)
 class BigramModel:
-    """p(token | history) = kept(history, token) / count(history) + backoff(history) p(token)."""
+    """Interpolates the discounted counts of pairs (history, token) with a unigram model.
 
-    keys: np.ndarray  # history x V + token of every pair seen, sorted
-    kept: np.ndarray  # its count less the discount
-    counts_V: np.ndarray  # of every history
-    backoff_V: np.ndarray  # share of a history's mass that its discounts free; 1 for one never seen
-    # From the number of different histories before a token, and the uniform distribution.
-    unigram_V: np.ndarray
+    p(token | history) = kept(history, token) / count(history) + backoff(history) * unigram(token)
+    """
+
+    keys: np.ndarray  # int64, sorted: history * V + token of every pair that occurs
+    kept: np.ndarray  # float64: the count of that pair minus its discount
+    counts_V: np.ndarray  # occurrences of every history
+    # The probability that the discounts of a history leave for the unigram model; 1 for a history
+    # that does not occur.
+    backoff_V: np.ndarray
+    unigram_V: np.ndarray  # probabilities
 
     def losses(self, histories: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Returns -log p(token | history) in nats; any shape."""
+        """Returns -log p(token | history) in nats, with the shape of `histories` and `tokens`."""
         keys = histories.astype(np.int64) * len(self.counts_V) + tokens
-        found = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
-        kept = np.where(self.keys[found] == keys, self.kept[found], 0.0)
-        return -np.log(
-            kept / np.maximum(self.counts_V[histories], 1)
-            + self.backoff_V[histories] * self.unigram_V[tokens]
-        )
+        # searchsorted returns a position for a pair that does not occur, too: compare the keys.
+        positions = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
+        kept = np.where(self.keys[positions] == keys, self.kept[positions], 0.0)
+        pair_share = kept / np.maximum(self.counts_V[histories], 1)
+        return -np.log(pair_share + self.backoff_V[histories] * self.unigram_V[tokens])
 
     def evaluate(self, batches: Iterable[Batch]) -> tuple[float, int]:
-        """Returns the mean loss in nats over the tokens of packed rows, and their number.
+        """Returns the mean loss in nats per token of packed batches, and the number of tokens.
 
-        Padding is left out.
+        Targets of weight 0, such as padding, do not count.
         """
         losses = np.concatenate([self.losses(*_pairs(batch)) for batch in batches])
         return float(losses.mean()), losses.size
 
 
 def fit(batches: Iterable[Batch], vocab_size: int) -> BigramModel:
-    """Counts the pairs (token, target) of packed rows, padding left out.
+    """Fits a bigram model to the pairs (token, target) of packed batches, without padding.
 
-    No pair spans two documents. Raises UserError if there is no pair, as after 0 steps.
+    No pair spans two documents, because a target never does. Raises UserError if there is no pair,
+    as after a stage of 0 steps.
     """
     V = vocab_size
     pairs = [history.astype(np.int64) * V + token for history, token in map(_pairs, batches)]
     if not sum(map(len, pairs)):
         raise UserError("the model was trained on no token that a bigram model could count")
+    # One sort of all pairs: a V x V table would not fit the memory for a real vocabulary.
     keys, counts = np.unique(np.concatenate(pairs), return_counts=True)
     histories, tokens = np.divmod(keys, V)
     counts_V = np.bincount(histories, counts, V)
     kept = counts - _discounts(counts)
     kept_V = np.bincount(histories, kept, V)
+    # The rest to 1 is distributed by the unigram model, so that the probabilities sum to 1.
     backoff_V = np.where(counts_V > 0, 1 - kept_V / np.maximum(counts_V, 1), 1.0)
-    return BigramModel(keys, kept, counts_V, backoff_V, _unigram(np.bincount(tokens, minlength=V)))
+    # `tokens` has each pair once: this counts the different histories before each token.
+    continuations_V = np.bincount(tokens, minlength=V)
+    return BigramModel(keys, kept, counts_V, backoff_V, _unigram(continuations_V))
 
 
 def _unigram(continuations_V: np.ndarray) -> np.ndarray:
-    """Returns p(token) from how many different histories each token follows.
+    """Returns p(token), given the number of different histories that each token follows.
 
-    It is discounted in favour of the uniform distribution.
+    That number, not the token's count, is the idea of Kneser and Ney: a token that is frequent only
+    after one history is improbable after a new one. Discounts go to the uniform distribution.
     """
     kept_V = np.where(continuations_V > 0, continuations_V - _discounts(continuations_V), 0.0)
     total = continuations_V.sum()
@@ -91,16 +104,21 @@ def _unigram(continuations_V: np.ndarray) -> np.ndarray:
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """Returns the discount of each count, from how many pairs occur 1 to 4 times.
+    """Returns the discount of each count, which is one for 1, one for 2 and one for 3 or more.
 
-    It is one number for 1, one for 2, and one for 3 and more.
+    n1 to n4 are the numbers of pairs that occur 1 to 4 times, as in Chen and Goodman's formula.
     """
+    # At least 1, because a tiny corpus may have no such pair.
     n1, n2, n3, n4 = (max(int(np.sum(counts == n)), 1) for n in range(1, 5))
     y = n1 / (n1 + 2 * n2)
     discounts = np.array([0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])
-    return discounts.clip([0] + [SMALLEST_DISCOUNT] * 3, [0, 1, 2, 3])[np.minimum(counts, 3)]
+    # A discount must be positive and at most the count, which the formula violates with few pairs.
+    least = [0, SMALLEST_DISCOUNT, SMALLEST_DISCOUNT, SMALLEST_DISCOUNT]
+    by_count = discounts.clip(least, [0, 1, 2, 3])
+    return by_count[np.minimum(counts, 3)]
 
 
 def _pairs(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    real = np.asarray(batch["weights"]) > 0
-    return np.asarray(batch["tokens"])[real], np.asarray(batch["targets"])[real]
+    """Returns the tokens and the targets of a batch whose weight is positive, flattened."""
+    counted = np.asarray(batch["weights"]) > 0
+    return np.asarray(batch["tokens"])[counted], np.asarray(batch["targets"])[counted]

@@ -1,4 +1,4 @@
-"""Greedy completions of given prompts, to be read in the report."""
+"""Greedy completions of given prompts, for a person to read in the report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Completions(Probe, name="completions"):
-    """Completes prompts greedily; the report shows those of the last stage."""
+    """Completes prompts greedily; the report shows the completions of the last stage."""
 
     title = "Completions"
 
@@ -24,14 +24,17 @@ class Completions(Probe, name="completions"):
     max_new_tokens: Tokens = 64
 
     def measure(self, subject: Subject) -> list[dict[str, str]]:
+        """Returns `prompt` and `completion` of each prompt."""
         from codellama_jax.generation.sampler import Sampling
         from codellama_jax.generation.text import complete
 
         sampling = Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens)
-        texts = complete(subject.run, list(self.prompts), sampling)
+        texts = complete(subject.model, list(self.prompts), sampling)
         return [{"prompt": prompt, "completion": text} for prompt, text in zip(self.prompts, texts)]
 
     def show(self, page: Page, answers: Sequence[tuple[StageResult, Any]]) -> None:
+        """Adds the prompts of the last stage with their completions marked."""
+        # Earlier stages are kept in probes.json; a reader is interested in the trained model.
         result, samples = answers[-1]
         page.note(f"Greedy, after {result.name}; generated text is marked.")
         for sample in samples:

@@ -1,11 +1,15 @@
-"""The `config` of a probes.json that was written when all probes shared one flat config."""
+"""Reads the `config` of an older probes.json, from when all probes shared one flat config.
+
+Answers in such a file are kept, so that an older run resumes without measuring them again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-FLAT = {  # probe -> its option -> the field of the flat config
+# The field of the flat config for each option of each probe.
+FLAT_FIELDS = {
     "perplexity": {"lengths": "perplexity_lengths", "rows": "perplexity_rows"},
     "infilling": {"examples": "infilling_examples", "max_new_tokens": "max_new_tokens"},
     "infills": {"examples": "infills", "max_new_tokens": "max_new_tokens"},
@@ -30,12 +34,13 @@ FLAT = {  # probe -> its option -> the field of the flat config
 
 
 def options_by_probe(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the options of each probe, by name."""
+    """Returns the options of each probe, by the probe's name, from a config of any version."""
     if "perplexity_lengths" not in config:
         return config
     options: dict[str, dict[str, Any]] = {}
-    for name, fields in FLAT.items():
-        options[name] = {
-            option: config[field] for option, field in fields.items() if field in config
-        }
+    for name, fields in FLAT_FIELDS.items():
+        options[name] = {}
+        for option, field in fields.items():
+            if field in config:
+                options[name][option] = config[field]
     return options

@@ -1,11 +1,12 @@
-"""Infilling of held-out code by prompt format and by what is taken out (Code Llama, section 3.2).
+"""Infilling of held-out code, by prompt format and by kind of middle (Code Llama, section 3.2).
 
-In the paper's tables 6 and 14 a middle counts as right when it is the same line or when tests pass;
-here it must be the same text. A toy model seldom writes that, so there are also graded measures.
+In the paper's tables 6 and 14 a middle is right if it is the same line or if tests pass. Here it
+must be the same text, which a toy model seldom generates, so there are also graded measures.
 """
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,29 +30,30 @@ from codellama_jax.probes.subject import Subject
 from codellama_jax.report.page import Code
 
 if TYPE_CHECKING:
-    from codellama_jax.models.trained import Run
+    from codellama_jax.models.trained import TrainedModel
     from codellama_jax.report.page import Page
     from codellama_jax.report.results import StageResult
 
-CACHED_TOKENS = 65_536  # of a batch that generates: bounds the memory
-LOSS_EXAMPLES = 128  # whose loss is measured: it needs far fewer than the share of exact lines does
-SAMPLES = 8  # lines kept with what was generated for them
+CACHED_TOKENS = 65_536  # tokens in the KV cache of a batch; bounds the memory
+LOSS_EXAMPLES = 128  # enough for a mean loss; the share of exact lines varies more and needs all
+SAMPLES = 8  # lines that are kept with the generated text, for the report
 
 
 class Kind(NamedTuple):
-    """What is taken out of a document, and how its generation ends."""
+    """A kind of middle."""
 
-    splits: Splits
-    stop_strings: tuple[str, ...] = ()
-    # Only where a prefix may end inside a token: no piece spans a newline.
+    splits: Splits  # removes such middles from a text
+    stop_strings: tuple[str, ...] = ()  # end the generation of one
+    # Whether the prefix may end inside a token. It cannot at the end of a line, because no piece
+    # spans a newline.
     healing: bool = False
 
 
 class Format(NamedTuple):
-    """A prompt format."""
+    """A format of the prompt."""
 
-    spm: bool
-    healing: bool = False
+    spm: bool  # suffix-prefix-middle order
+    healing: bool = False  # token healing: generates the last tokens of the prefix again
 
 
 LINE = Kind(single_lines, ("\n",))
@@ -69,9 +71,12 @@ Measures = dict[str, list[float]]
 class Infilling(Probe, name="infilling"):
     """Single lines, filled in greedily in PSM and SPM format, up to the first newline.
 
-    For each format: `exact`, the share of lines that are right but for trailing spaces; `examples`,
-    their number; `loss`, nats per token of the first `loss_examples` true lines; `samples`, the
-    first few with what was generated.
+    The measures of each format are:
+
+    - `exact`: share of lines that equal the true line except for trailing spaces.
+    - `examples`: number of lines.
+    - `loss`: nats per token of the true line, over the first `loss_examples` lines.
+    - `samples`: the first lines with the generated text.
     """
 
     title = "Infilling of single lines"
@@ -80,17 +85,22 @@ class Infilling(Probe, name="infilling"):
     max_new_tokens: Tokens = 64
 
     def measure(self, subject: Subject) -> dict[str, dict[str, Any]]:
+        """Returns the measures by format. Raises UserError if there is no line to fill in."""
         examples = lines_to_fill(subject, self.examples, self.max_new_tokens)
-        return {
-            name: _line_measures(subject.run, examples, self.max_new_tokens, FORMATS[name])
-            for name in ("PSM", "SPM")
-        }
+        answers = {}
+        for name in ("PSM", "SPM"):
+            prompt_format = FORMATS[name]
+            answers[name] = _line_measures(
+                subject.model, examples, self.max_new_tokens, prompt_format
+            )
+        return answers
 
     def show(self, page: Page, answers: Sequence[tuple[StageResult, Any]]) -> None:
+        """Adds a table of the stages, the better format, and the first lines of the last stage."""
         last, formats = answers[-1]
         headings = ["after stage"]
-        for order in formats:
-            headings += [f"{order} exact", f"{order} loss"]
+        for name in formats:
+            headings += [f"{name} exact", f"{name} loss"]
         rows = []
         for result, answer in answers:
             row = [result.name]
@@ -98,12 +108,13 @@ class Infilling(Probe, name="infilling"):
                 row += [_exact(measures), f"{measures['loss']:.3f}"]
             rows.append(row)
         page.table(headings, rows)
-        losses_of = next(iter(formats.values()))["loss_examples"]
+        first_format, *_ = formats.values()
+        loss_examples = first_format["loss_examples"]  # the same in every format
         page.note(
             "Lines of held-out documents that fit the stage's sequences, generated greedily from"
             " the text before and after them. PSM: prefix, suffix, middle; SPM: suffix, prefix,"
-            " middle. Exact: the same line but for trailing spaces. Loss: nats per token of the"
-            f" true line, over the first {losses_of}."
+            " middle. Exact: the same line except for trailing spaces. Loss: nats per token of the"
+            f" true line, over the first {loss_examples}."
         )
         page.note(_better_format(last.name, formats))
         page.heading(f"The first of these lines, after {last.name}", 3)
@@ -115,9 +126,11 @@ class Infilling(Probe, name="infilling"):
 class InfillingKinds(Probe, name="infilling_kinds"):
     """Middles of several kinds, filled in greedily in every format.
 
-    For each kind and format, one number per example: `exact`, 1.0 where the text is right but for
-    trailing spaces; `right`, the share of its characters before the first wrong one; `loss`, nats
-    per character of the true middle.
+    The measures of each kind and format have one number per example:
+
+    - `exact`: 1.0 if the text equals the true middle except for trailing spaces, otherwise 0.0.
+    - `right`: share of the characters of the true middle before the first wrong one.
+    - `loss`: nats per character of the true middle.
     """
 
     kinds: tuple[Literal["single-line", "multi-line", "random-span"], ...]
@@ -125,32 +138,42 @@ class InfillingKinds(Probe, name="infilling_kinds"):
     max_new_tokens: Tokens = 64
 
     def measure(self, subject: Subject) -> dict[str, dict[str, Measures]]:
+        """Returns the measures by kind and format. Raises UserError for a kind without example."""
         answers: dict[str, dict[str, Measures]] = {}
         limits = (self.examples, subject.seq_len, self.max_new_tokens, subject.seed)
         for name in self.kinds:
             kind = KINDS[name]
-            tokenizer, texts = subject.run.tokenizer, subject.documents
+            tokenizer, texts = subject.model.tokenizer, subject.documents
             examples = held_out_examples(kind.splits, tokenizer, texts, *limits)
             if not examples:
                 fits = f"no held-out document that fits {subject.seq_len} tokens"
                 raise UserError(f"{fits} has a {name} middle of at most {self.max_new_tokens}")
             answers[name] = {}
-            for order, form in FORMATS.items():
-                if kind.healing or not form.healing:
-                    measures = _measures(subject.run, examples, self.max_new_tokens, kind, form)
-                    answers[name][order] = measures
+            for format_name, prompt_format in FORMATS.items():
+                # Healing changes nothing for a kind whose prefix ends at a token boundary.
+                if kind.healing or not prompt_format.healing:
+                    answers[name][format_name] = _measures(
+                        subject.model, examples, self.max_new_tokens, kind, prompt_format
+                    )
         return answers
 
 
 def _line_measures(
-    run: Run, examples: list[Example], max_new_tokens: int, form: Format
+    model: TrainedModel, examples: list[Example], max_new_tokens: int, prompt_format: Format
 ) -> dict[str, Any]:
-    texts = [text.split("\n")[0] for text in fill(run, examples, max_new_tokens, LINE, form)]
-    exact = [text.rstrip() == e.middle.rstrip() for text, e in zip(texts, examples)]
-    losses = token_losses(run, examples[:LOSS_EXAMPLES], form.spm)
-    samples = [{**e._asdict(), "generated": text} for e, text in zip(examples[:SAMPLES], texts)]
+    """Returns the measures of `Infilling` in one format."""
+    generated = fill(model, examples, max_new_tokens, LINE, prompt_format)
+    # The text may continue after the newline at which generation stopped.
+    lines = [text.split("\n")[0] for text in generated]
+    exact = 0
+    samples: list[dict[str, str]] = []
+    for line, example in zip(lines, examples):
+        exact += line.rstrip() == example.middle.rstrip()
+        if len(samples) < SAMPLES:
+            samples.append({**example._asdict(), "generated": line})
+    losses = token_losses(model, examples[:LOSS_EXAMPLES], prompt_format.spm)
     return {
-        "exact": sum(exact) / len(examples),
+        "exact": exact / len(examples),
         "examples": len(examples),
         "loss": float(np.concatenate(losses).mean()),
         "loss_examples": len(losses),
@@ -159,83 +182,115 @@ def _line_measures(
 
 
 def _measures(
-    run: Run, examples: list[Example], max_new_tokens: int, kind: Kind, form: Format
+    model: TrainedModel,
+    examples: list[Example],
+    max_new_tokens: int,
+    kind: Kind,
+    prompt_format: Format,
 ) -> Measures:
-    texts = fill(run, examples, max_new_tokens, kind, form)
-    middles = [e.middle.rstrip() for e in examples]
-    losses = middle_losses(run, examples, form)
-    return {
-        "exact": [float(text.rstrip() == middle) for text, middle in zip(texts, middles)],
-        "right": [_right(text, middle) for text, middle in zip(texts, middles)],
-        "loss": [loss / len(e.middle) for loss, e in zip(losses, examples)],
-    }
+    """Returns the measures of `InfillingKinds` for one kind and format."""
+    texts = fill(model, examples, max_new_tokens, kind, prompt_format)
+    losses = middle_losses(model, examples, prompt_format)
+    measures: Measures = {"exact": [], "right": [], "loss": []}
+    for text, example, loss in zip(texts, examples, losses):
+        middle = example.middle.rstrip()
+        measures["exact"].append(float(text.rstrip() == middle))
+        measures["right"].append(_share_of_prefix(text, middle))
+        measures["loss"].append(loss / len(example.middle))
+    return measures
 
 
-def _right(text: str, truth: str) -> float:
-    """Returns the share of the characters of `truth` with which `text` begins."""
+def _share_of_prefix(text: str, truth: str) -> float:
+    """Returns the length of the common prefix as a share of the length of `truth`."""
     count = 0
-    for a, b in zip(text, truth):
-        if a != b:
+    for character, true_character in zip(text, truth):
+        if character != true_character:
             break
         count += 1
     return count / len(truth)
 
 
 def fill(
-    run: Run, examples: list[Example], max_new_tokens: int, kind: Kind, form: Format
+    model: TrainedModel,
+    examples: list[Example],
+    max_new_tokens: int,
+    kind: Kind,
+    prompt_format: Format,
 ) -> list[str]:
-    """Generates middles greedily, in equal batches whose caches hold about CACHED_TOKENS."""
+    """Generates the middles of examples greedily.
+
+    Args:
+      model: the model.
+      examples: the documents.
+      max_new_tokens: the maximum number of tokens of a middle.
+      kind: gives the strings that end a middle.
+      prompt_format: the order, and whether tokens are healed.
+    """
     from codellama_jax.generation.infill import infill
     from codellama_jax.generation.sampler import Sampling
 
     sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
-    documents = [infill_ids(run.tokenizer, *example, form.spm) for example in examples]
+    spm, healing = prompt_format.spm, prompt_format.healing
+    documents = [infill_ids(model.tokenizer, *example, spm) for example in examples]
+    # Batches of equal size, so that generation is compiled for one shape (and one remainder).
     tokens = max(map(len, documents)) + max_new_tokens
-    batches = -(-len(examples) * tokens // CACHED_TOKENS)
-    size = -(-len(examples) // batches)
-    pairs = [(e.prefix, e.suffix) for e in examples]
+    batches = math.ceil(len(examples) * tokens / CACHED_TOKENS)
+    size = math.ceil(len(examples) / batches)
+    pairs = [(example.prefix, example.suffix) for example in examples]
     texts: list[str] = []
     for start in range(0, len(pairs), size):
         batch = pairs[start : start + size]
-        stops, healing = kind.stop_strings, form.healing
-        texts += infill(run, batch, sampling, form.spm, stops, healing=healing)
+        texts += infill(model, batch, sampling, spm, kind.stop_strings, healing=healing)
     return texts
 
 
-def token_losses(run: Run, examples: Sequence[Example], spm: bool) -> list[np.ndarray]:
-    """Returns -log p in nats of each token of the true middles after their prompts, EOT left out.
+def token_losses(model: TrainedModel, examples: Sequence[Example], spm: bool) -> list[np.ndarray]:
+    """Returns -log p of each token of the true middles, given their prompts, in nats.
 
-    The middle is encoded separately from the prefix.
+    There is one array [tokens] per example, without EOT. The middle is encoded separately from the
+    prefix, as a model generates it.
     """
     from codellama_jax.generation.scoring import document_losses
 
-    encode = run.tokenizer.encode
-    prompts = [prompt_ids(run.tokenizer, e.prefix, e.suffix, spm) for e in examples]
+    encode = model.tokenizer.encode
+    prompts = _prompts(model, examples, spm)
     documents = []
     for prompt, example in zip(prompts, examples):
         documents.append([*prompt, *encode(example.middle, leading_space=False)])
-    losses = document_losses(run, documents)
+    losses = document_losses(model, documents)
+    # losses_T[i] is the loss of token i + 1: that of the middle's first is at len(prompt) - 1.
     return [losses_T[len(prompt) - 1 :] for losses_T, prompt in zip(losses, prompts)]
 
 
-def middle_losses(run: Run, examples: Sequence[Example], form: Format) -> list[float]:
-    """Returns -log p in nats of each true middle after its prompt.
+def _prompts(model: TrainedModel, examples: Sequence[Example], spm: bool) -> list[list[int]]:
+    return [prompt_ids(model.tokenizer, e.prefix, e.suffix, spm) for e in examples]
 
-    With healing, -log p(prefix and middle encoded as one text) + log p(any tokens whose text begins
-    with the prefix).
+
+def middle_losses(
+    model: TrainedModel, examples: Sequence[Example], prompt_format: Format
+) -> list[float]:
+    """Returns -log p of each true middle, given its prompt, in nats.
+
+    With healing it is -log p(tokens of prefix + middle) + log p(all token sequences whose text
+    starts with the prefix).
     """
-    if not form.healing:
-        return [float(losses.sum()) for losses in token_losses(run, examples, form.spm)]
+    spm = prompt_format.spm
+    if not prompt_format.healing:
+        return [float(losses.sum()) for losses in token_losses(model, examples, spm)]
     from codellama_jax.generation.healing import heal
     from codellama_jax.generation.scoring import document_losses
 
-    tokenizer = run.tokenizer
-    prompts = [prompt_ids(tokenizer, e.prefix, e.suffix, form.spm) for e in examples]
-    joined = [infill_ids(tokenizer, *e, spm=True)[:-1] for e in examples]
-    of_texts = [float(losses.sum()) for losses in document_losses(run, joined)]
-    of_prompts = [float(losses.sum()) for losses in document_losses(run, prompts)]
-    odds = [healed.log_odds for healed in heal(run, prompts)]
-    return [text - prompt + odd for text, prompt, odd in zip(of_texts, of_prompts, odds)]
+    prompts = _prompts(model, examples, spm)
+    # In SPM order infill_ids encodes prefix and middle as one text. EOT is not part of the middle.
+    documents = [infill_ids(model.tokenizer, *example, spm=True)[:-1] for example in examples]
+    losses = []
+    for document_T, prompt_T, healed in zip(
+        document_losses(model, documents), document_losses(model, prompts), heal(model, prompts)
+    ):
+        # log_odds: log p of all sequences that start with the prefix, minus that of the prompt's
+        # tokens.
+        losses.append(float(document_T.sum()) - float(prompt_T.sum()) + healed.log_odds)
+    return losses
 
 
 def _exact(measures: Mapping[str, float]) -> str:
@@ -244,24 +299,25 @@ def _exact(measures: Mapping[str, float]) -> str:
 
 
 def _better_format(stage: str, formats: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns a sentence on the format with most exact lines, then the smaller loss."""
+    """Returns a sentence on the format with more exact lines, or if equal with the lower loss."""
 
-    def quality(order: str) -> tuple[float, float]:
-        return formats[order]["exact"], -formats[order]["loss"]
+    def quality(name: str) -> tuple[float, float]:
+        return formats[name]["exact"], -formats[name]["loss"]
 
     best = max(formats, key=quality)
     return f"After {stage} the better format, by exact lines and then by loss, is {best}."
 
 
 def _line_cells(samples: Sequence[Mapping[str, str]]) -> list[Code]:
-    """Returns the true line, then the generated ones, ticked where exact.
+    """Returns the cells of the true line and of the generated lines, exact ones with a tick.
 
-    Indentation that all of them share is left out.
+    Indentation that all lines have in common is left out.
     """
     truth = samples[0]["middle"]
     generated = [sample["generated"] for sample in samples]
     lines = textwrap.dedent("\n".join([truth, *generated])).split("\n")
     cells = [Code(lines[0])]
     for line, text in zip(lines[1:], generated):
-        cells.append(Code(line + ("  ✓" if text.rstrip() == truth.rstrip() else "")))
+        is_exact = text.rstrip() == truth.rstrip()
+        cells.append(Code(f"{line}  ✓" if is_exact else line))
     return cells

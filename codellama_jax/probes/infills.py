@@ -1,4 +1,4 @@
-"""Greedy infills of held-out lines without a limit to one line, to be read in the report."""
+"""Greedy infills of held-out lines, of any number of lines, for a person to read in the report."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LINES_BEFORE, LINES_AFTER = 8, 5  # context lines of a sample
 
 @dataclass(frozen=True)
 class Infills(Probe, name="infills"):
-    """Fills in the first of the lines that the probe `infilling` measures, in PSM format.
+    """Fills in the first lines that the probe `infilling` measures, in PSM format.
 
-    The report shows those of the last stage.
+    Generation stops at EOT, not at the first newline. The report shows the last stage.
     """
 
     title = "Infills of held-out code"
@@ -30,15 +30,20 @@ class Infills(Probe, name="infills"):
     max_new_tokens: Tokens = 64
 
     def measure(self, subject: Subject) -> list[dict[str, str]]:
+        """Returns `prefix`, `middle`, `suffix` and `generated` of each example.
+
+        Raises UserError if there is no line to fill in.
+        """
         from codellama_jax.generation.infill import infill
         from codellama_jax.generation.sampler import Sampling
 
         examples = lines_to_fill(subject, self.examples, self.max_new_tokens)
         sampling = Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens)
-        texts = infill(subject.run, [(e.prefix, e.suffix) for e in examples], sampling)
-        return [{**e._asdict(), "generated": text} for e, text in zip(examples, texts)]
+        texts = infill(subject.model, [(e.prefix, e.suffix) for e in examples], sampling)
+        return [{**example._asdict(), "generated": text} for example, text in zip(examples, texts)]
 
     def show(self, page: Page, answers: Sequence[tuple[StageResult, Any]]) -> None:
+        """Adds each example of the last stage as generated and in the original."""
         result, samples = answers[-1]
         page.note(f"PSM, greedy, after {result.name}, up to the EOT token or the token limit.")
         for sample in samples:
@@ -49,8 +54,9 @@ class Infills(Probe, name="infills"):
 
 
 def _around(sample: Mapping[str, str], key: str, mark: str) -> list[Part]:
-    """Returns a filled document with a few lines of context."""
+    """Returns `sample[key]`, marked, between a few lines of the prefix and of the suffix."""
     before, after = sample["prefix"].split("\n"), sample["suffix"].split("\n")
+    # One line more: the last line before the middle and the first one after it may be empty.
     shown_before, shown_after = before[-LINES_BEFORE - 1 :], after[: LINES_AFTER + 1]
     if len(before) > len(shown_before):
         shown_before = ["…", *shown_before]

@@ -1,6 +1,6 @@
-"""pass@k against temperature on a task for toy models: the end of a held-out line.
+"""pass@k by temperature (after Code Llama, figure 6) on a task for toy models.
 
-After Code Llama, figure 6.
+The task is to write the end of a held-out line, since a toy model solves no programming problem.
 """
 
 from __future__ import annotations
@@ -19,42 +19,47 @@ from codellama_jax.probes.subject import Subject
 
 if TYPE_CHECKING:
     from codellama_jax.generation.sampler import Sampling
-    from codellama_jax.models.trained import Run
+    from codellama_jax.models.trained import TrainedModel
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
-HELD_BACK = 2  # tokens of a line that the model must write
-LEAST = 2  # tokens of it that it reads
-NEW_TOKENS = 8  # the same text may be written in more and shorter ones
-ROWS = 512  # sampled at once
+HELD_BACK = 2  # tokens at the end of a line, which the model must generate
+MIN_READ = 2  # tokens of the line that the model reads, at least
+NEW_TOKENS = 8  # more than HELD_BACK: the same text may be of more and shorter tokens
+BATCH_SIZE = 512  # samples generated at the same time
 TOP_P = 0.95  # the paper's
-KS = (1, 10, 100)
+KS = (1, 10, 100)  # the k of pass@k
 
 
 @dataclass(frozen=True)
 class LineEnds(Probe, name="line_ends"):
     """The end of each line, sampled many times at each temperature, with the paper's top-p.
 
-    For each temperature: `passed`, how many samples of each line are exact but for trailing spaces;
-    `samples`, their number per line; and `pass@k` for those k that the samples allow.
+    The measures of each temperature are:
+
+    - `passed`: for each line, the number of samples that are exact except for trailing spaces.
+    - `samples`: number of samples per line.
+    - `pass@k`: for each k up to `samples`.
     """
 
     temperatures: tuple[Annotated[float, Range(0, 100)], ...]
     lines: Examples = 64
-    samples: Examples = 200  # of each line; greedy ones are drawn once
+    samples: Examples = 200  # per line; at temperature 0 one, because all would be equal
 
     def measure(self, subject: Subject) -> dict[str, dict[str, Any]]:
-        """Raises UserError if the documents have no line to end."""
+        """Returns the measures by temperature. Raises UserError if there is no line to end."""
         from codellama_jax.benchmarks.pass_at_k import pass_at_k
         from codellama_jax.generation.sampler import Sampling
 
-        run, seq_len, seed = subject.run, subject.seq_len, subject.seed
-        lines = unfinished_lines(run.tokenizer, subject.documents, self.lines, seq_len, seed)
+        model, seq_len, seed = subject.model, subject.seq_len, subject.seed
+        lines = unfinished_lines(model.tokenizer, subject.documents, self.lines, seq_len, seed)
         if not lines:
             raise UserError(f"no held-out document has a line within {seq_len} tokens to end")
         answers: dict[str, dict[str, Any]] = {}
         for temperature in self.temperatures:
             samples = self.samples if temperature else 1
-            passed = _passed(run, lines, Sampling(temperature, 0, TOP_P, NEW_TOKENS, seed), samples)
+            passed = _passed(
+                model, lines, Sampling(temperature, 0, TOP_P, NEW_TOKENS, seed), samples
+            )
             answer: dict[str, Any] = {"passed": passed, "samples": samples}
             for k in KS:
                 if k <= samples:
@@ -65,24 +70,32 @@ class LineEnds(Probe, name="line_ends"):
 
 
 class UnfinishedLine(NamedTuple):
-    """The ids before a line's end, BOS first, and the text of the end."""
+    """A line whose end the model must write."""
 
-    prompt: list[int]
-    end: str
+    prompt: list[int]  # BOS, then the ids of the text before the end
+    end: str  # without trailing spaces
 
 
 def unfinished_lines(
     tokenizer: Tokenizer, texts: Sequence[str], count: int, seq_len: int, seed: int
 ) -> list[UnfinishedLine]:
-    """Picks `count` lines of held-out documents, or as many as there are.
+    """Returns `count` lines of held-out documents, or fewer if there are not so many.
 
-    They are the same for the same seed. Documents have at most `seq_len` tokens.
+    They are the same for the same seed.
+
+    Args:
+      tokenizer: splits lines into tokens.
+      texts: held-out documents.
+      count: the number of lines.
+      seq_len: the maximum number of tokens of a document.
+      seed: the random seed.
     """
-    # Twice as many as needed: some are too short.
+    # Twice as many as needed, because some lines are too short.
     limits = (2 * count, seq_len, seq_len, seed)
     lines = []
     for example in held_out_examples(single_lines, tokenizer, texts, *limits):
-        if beginning := _beginning(tokenizer, example.middle):
+        beginning = _beginning(tokenizer, example.middle)
+        if beginning:
             ids = tokenizer.encode(example.prefix + beginning)
             end = example.middle[len(beginning) :].rstrip()
             lines.append(UnfinishedLine([tokenizer.bos_id, *ids], end))
@@ -90,36 +103,39 @@ def unfinished_lines(
 
 
 def _beginning(tokenizer: Tokenizer, line: str) -> str:
-    """Returns a line without its last tokens.
+    """Returns a line without its last tokens, or "" for a line that is not suitable.
 
-    Returns "" for a line that is too short, or whose beginning would have other tokens.
+    A line is not suitable if it is too short, or if its beginning alone has other tokens: the model
+    would read a prompt whose continuation it has never seen.
     """
     ids = tokenizer.encode(line, leading_space=False)[:-HELD_BACK]
     text = tokenizer.decode(ids, leading_space=False)
-    same = tokenizer.encode(text, leading_space=False) == ids
-    return text if len(ids) >= LEAST and text.strip() and same else ""
+    is_long = len(ids) >= MIN_READ and text.strip()
+    has_same_tokens = tokenizer.encode(text, leading_space=False) == ids
+    return text if is_long and has_same_tokens else ""
 
 
 def _passed(
-    run: Run, lines: Sequence[UnfinishedLine], sampling: Sampling, samples: int
+    model: TrainedModel, lines: Sequence[UnfinishedLine], sampling: Sampling, samples: int
 ) -> list[int]:
-    """Returns how many of the samples of each line are exact."""
+    """Returns the number of exact samples of each line."""
     from codellama_jax.generation.sampler import generate
 
-    tokenizer = run.tokenizer
+    tokenizer = model.tokenizer
     stop_ids = [tokenizer.eos_id, *tokenizer.encode("\n", leading_space=False)]
-    wanted = [line for line in lines for _ in range(samples)]
+    repeated = [line for line in lines for _ in range(samples)]
     passed: list[bool] = []
-    for start in range(0, len(wanted), ROWS):
-        batch = wanted[start : start + ROWS]
+    for start in range(0, len(repeated), BATCH_SIZE):
+        batch = repeated[start : start + BATCH_SIZE]
         generated = generate(
-            run.model,
-            run.params,
+            model.config,
+            model.params,
             [line.prompt for line in batch],
             sampling,
             stop_ids,
             vocab=tokenizer.pieces,
-            numbers=range(start, start + len(batch)),  # each sample has its own PRNG key
+            # Each sample has its own PRNG key, so that the batch size changes no sample.
+            numbers=range(start, start + len(batch)),
         )
         for ids, line in zip(generated, batch):
             passed.append(tokenizer.decode(ids, leading_space=False).rstrip() == line.end)

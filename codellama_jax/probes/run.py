@@ -1,4 +1,7 @@
-"""Runs the probes of an experiment on a trained stage. Nothing is written here."""
+"""Runs the probes of an experiment on a trained stage, and decides which answers are kept.
+
+The answers are returned; `runs/` writes them to probes.json.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,17 @@ from codellama_jax.probes.subject import Subject
 from codellama_jax.system.progress import Say, silent
 
 
-def run_probes(probes: Mapping[str, Probe], subject: Subject, say: Say = silent) -> dict[str, Any]:
-    """Returns what each probe measured, ready for JSON; all hosts call it together.
+def run_probes(
+    probes: Mapping[str, Probe], subject: Subject, print_line: Say = silent
+) -> dict[str, Any]:
+    """Returns the measures of each probe, as JSON. All hosts call it together.
 
-    A probe that this model or corpus does not allow is a `note` with the reason. `say` gets a line
-    before each probe, since some take minutes.
+    A probe that this model or corpus does not allow has only a `note` with the reason. `print_line`
+    prints a line before each probe, because some take minutes.
     """
     answers = {}
     for name, probe in probes.items():
-        say(f"{subject.run.name}: probe {name}")
+        print_line(f"{subject.model.name}: probe {name}")
         try:
             answers[name] = probe.measure(subject)
         except UserError as error:  # a small corpus is no reason to lose the other probes
@@ -31,28 +36,23 @@ def run_probes(probes: Mapping[str, Probe], subject: Subject, say: Say = silent)
 
 
 def config_of(probes: Mapping[str, Probe], documents: list[Any]) -> dict[str, Any]:
-    """Returns what decides the answers in a probes.json, for its entry `config`.
+    """Returns the entry `config` of probes.json: everything that the answers depend on.
 
-    Args:
-      probes: by name.
-      documents: what else decides, ready for JSON: the held-out documents and the seed.
+    `documents` identifies the held-out documents and the seed, as JSON.
     """
     config: dict[str, Any] = {"documents": documents}
     for name, probe in probes.items():
         config[name] = to_dict(probe)
-        del config[name]["stages"]
+        del config[name]["stages"]  # decides whether a probe runs, not its answer
     return config
 
 
 def kept_answers(
     written: Mapping[str, Any] | None, probes: Mapping[str, Probe], documents: list[Any]
 ) -> dict[str, Any]:
-    """Returns the answers in a probes.json to those probes whose options are still the same.
+    """Returns the answers in probes.json of the probes whose options have not changed.
 
-    Args:
-      written: the content of the file; None without one.
-      probes: the probes of the experiment, by name.
-      documents: as in `config_of`.
+    `written` is the content of the file, None if there is none; `documents` as in `config_of`.
     """
     config = written.get("config") if written else None
     if not written or not isinstance(config, dict) or config.get("documents") != documents:
@@ -66,7 +66,10 @@ def kept_answers(
 
 
 def _has_options(probe: Probe, options: Any) -> bool:
-    """Returns whether a probe has these options, those that are missing at their defaults."""
+    """Returns whether a probe has these options.
+
+    A missing option counts as its default: an older file has no option that was added later.
+    """
     try:
         other = from_dict(type(probe), options)
     except FieldError:

@@ -1,12 +1,13 @@
-"""Figures of the report. Lines and text take the colour of the page, light or dark.
+"""Draws the figures of a report. Lines and text take the colour of the page, light or dark.
 
-Every function returns the SVGs of a figure's panels, which the page puts side by side or stacks on
-a narrow screen, and one PNG that holds all of them.
+Every public function returns a `Drawing`: the SVG of each panel, which the page shows side by side
+or, on a narrow screen, below each other, and one PNG of all panels for Markdown.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -28,26 +29,29 @@ from matplotlib.ticker import (
 
 from codellama_jax.report.findings import Panel
 
-INK = "#010203"  # becomes `currentColor` in SVG; looks black on the white of a PNG
+# The colour of lines and text: black in a PNG. Used by nothing else, so that it can be replaced by
+# `currentColor` in the text of an SVG.
+INK = "#010203"
 TRAINING, VALIDATION, RATE, SPEED = "#86aee6", "#d9701e", "#8c68c8", "#2a9186"
 BIGRAM = "#c44569"
 STAGES = ("#3f7fd1", "#d9701e", "#2a9186", "#8c68c8", "#c44569", "#7a7a2a")
-PANEL_WIDTH = 4.6  # inches; on a phone of 390 px a letter then has 10 px
+PANEL_WIDTH = 4.6  # inches; letters are then 10 px high on a phone of 390 px
 LABEL = 30  # characters that fit along the y axis of a panel
-PERPLEXITIES = ("perplexity", "last_block")  # keys of the probe that are drawn
-WIDE = 4  # a ratio of perplexities from which on their axis is logarithmic
-in_style = style.context(Path(__file__).with_suffix(".mplstyle"))  # decorator of what draws
+PERPLEXITIES = ("perplexity", "last_block")  # measures of the probe that are drawn
+WIDE = 4  # ratio of the largest to the smallest perplexity above which the axis is logarithmic
+# Decorates functions that draw.
+in_style = style.context(Path(__file__).with_suffix(".mplstyle"))
 
-Drawing = tuple[list[str], bytes]  # SVG of each panel, PNG of all
+Drawing = tuple[list[str], bytes]  # the SVG of each panel, the PNG of all panels
 
 
 @dataclass(frozen=True)
 class Curves:
-    """The logged numbers of a stage: x in tokens seen, loss in nats per token."""
+    """The logged numbers of a stage, by tokens seen; losses in nats per token."""
 
     title: str
-    training: list[dict[str, float]]  # lines with `tokens` and what was measured there
-    validation: list[tuple[float, float]]  # tokens, loss
+    training: list[dict[str, float]]  # lines with `tokens` and the numbers logged there
+    validation: list[tuple[float, float]]  # (tokens, loss)
     bigram: float | None  # validation loss of the bigram model
 
 
@@ -55,11 +59,12 @@ class Curves:
 def training_figure(stages: Sequence[Curves]) -> Drawing:
     """Draws loss, learning rate and throughput over tokens, one column per stage."""
     figure, axes = _training_columns(stages)
+    # The axes of a row share their limits.
     limits = [axis.get_ylim() for axis in axes[:, 0]]
     svgs = []
     for stage in stages:
         part, column = _training_columns([stage])
-        # The panels of one figure are compared, so each has the limits that they share in the PNG.
+        # A reader compares the panels, so each SVG has the limits that they share in the PNG.
         for axis, limit in zip(column[:, 0], limits):
             axis.set_ylim(limit)
         svgs.append(_svg(part))
@@ -67,6 +72,7 @@ def training_figure(stages: Sequence[Curves]) -> Drawing:
 
 
 def _training_columns(stages: Sequence[Curves]) -> tuple[Figure, np.ndarray]:
+    """Returns a figure and its axes, [3, stages]."""
     figure = Figure(figsize=(PANEL_WIDTH * len(stages), 6.6), layout="constrained")
     axes = figure.subplots(
         3,
@@ -88,14 +94,14 @@ def _training_columns(stages: Sequence[Curves]) -> tuple[Figure, np.ndarray]:
 
 
 def _draw_stage(column: Sequence[Axes], stage: Curves) -> None:
+    """Draws a stage on the axes of loss, learning rate and throughput."""
     loss, rate, speed = column
     loss.plot(*_points(stage, "loss"), color=TRAINING, lw=1, label="training")
     if stage.bigram is not None:
-        # Dashed and in a separate colour, so that it is visible beside both curves.
+        # Dashed and in a separate colour, so that it differs from both curves.
         label = f"bigram model ({stage.bigram:.2f})"
         loss.axhline(stage.bigram, color=BIGRAM, lw=2, ls=(0, (4, 2)), label=label)
-    tokens = [point[0] for point in stage.validation]
-    losses = [point[1] for point in stage.validation]
+    tokens, losses = np.reshape(stage.validation, (-1, 2)).T  # also of no points
     loss.plot(tokens, losses, color=VALIDATION, marker="o", ms=4, lw=1.6, label="validation")
     loss.set_title(stage.title)
     loss.legend()
@@ -107,17 +113,25 @@ def _draw_stage(column: Sequence[Axes], stage: Curves) -> None:
 
 
 def _points(stage: Curves, key: str) -> tuple[list[float], list[float]]:
-    lines = [line for line in stage.training if key in line]
-    return [line["tokens"] for line in lines], [line[key] for line in lines]
+    """Returns the tokens and the values of the training lines that have `key`."""
+    tokens, values = [], []
+    for line in stage.training:
+        if key in line:
+            tokens.append(line["tokens"])
+            values.append(line[key])
+    return tokens, values
 
 
 @in_style
 def perplexity_figure(curves: Mapping[str, Mapping[int, Mapping[str, float]]]) -> Drawing:
-    """Draws perplexity over context length for each stage: of all tokens and the last quarter."""
+    """Draws the perplexity of all tokens and of the last quarter over the context length.
+
+    `curves` holds the measures of the probe `perplexity` by stage and context length.
+    """
     figure = Figure(figsize=(PANEL_WIDTH, 4.2), layout="constrained")
     axis = figure.subplots()
     values: list[float] = []
-    for color, (name, by_length) in zip(STAGES * len(curves), curves.items()):
+    for color, (name, by_length) in zip(itertools.cycle(STAGES), curves.items()):
         lengths = sorted(by_length)
         for key, line in zip(PERPLEXITIES, ("o-", "o--")):
             label = name if key == "perplexity" else f"{name}, last quarter"
@@ -125,7 +139,7 @@ def perplexity_figure(curves: Mapping[str, Mapping[int, Mapping[str, float]]]) -
             axis.plot(lengths, points, line, color=color, ms=3.5, lw=1.3, label=label)
             values += points
     axis.set_xscale("log", base=2)
-    axis.set_xticks(sorted({length for by_length in curves.values() for length in by_length}))
+    axis.set_xticks(sorted(set().union(*curves.values())))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axis.xaxis.set_minor_locator(NullLocator())
     if max(values) > WIDE * min(values):
@@ -145,7 +159,7 @@ def _logarithmic(axis: Axes) -> None:
 
 @in_style
 def panels_figure(panels: Sequence[Panel]) -> Drawing:
-    """Draws panels, in the PNG side by side under one legend, in SVG each with its legend."""
+    """Draws panels. In the PNG they have one legend below them, as SVGs each has its own."""
     return [_svg(_panels([panel])) for panel in panels], _png(_panels(panels))
 
 
@@ -166,7 +180,7 @@ def _legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
             handles[label] = handle
     if not handles:
         return
-    # Inches of a handle and of a letter.
+    # An entry takes about 0.6 inches for the line and 0.08 for each letter.
     columns = int(figure.get_figwidth() / (0.6 + 0.08 * max(map(len, handles))))
     figure.legend(
         list(handles.values()),
@@ -177,20 +191,24 @@ def _legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
 
 
 def _draw_panel(axis: Axes, panel: Panel) -> None:
-    beside = 0.8 / len(panel.lines)  # dots of one tick are shifted to be side by side
+    """Draws the seeds of each line thin, and their mean thick."""
+    # With categories, the dots of different lines at the same tick are shifted side by side.
+    spacing = 0.8 / len(panel.lines)
     for number, (name, seeds) in enumerate(panel.lines.items()):
         color = STAGES[number % len(STAGES)]
-        shift = (number - (len(panel.lines) - 1) / 2) * beside if panel.ticks else 0
+        shift = (number - (len(panel.lines) - 1) / 2) * spacing if panel.ticks else 0
         offset = np.array([shift, 0])
+        # Seeds of an unfinished run may have more points than others, for which no mean exists.
         shortest = min(map(len, seeds))
-        complete = [points for points in seeds if len(points) == shortest]
-        mean = np.mean(complete, axis=0) + offset
-        dots = bool(panel.ticks) or len(mean) == 1
-        width, size = (0, 4) if dots else (0.8, 2)
+        equally_long = [points for points in seeds if len(points) == shortest]
+        mean = np.mean(equally_long, axis=0) + offset
+        # A line between categories, or through a single point, would be meaningless.
+        is_dots = bool(panel.ticks) or len(mean) == 1
+        width, size = (0, 4) if is_dots else (0.8, 2)
         for points in seeds:
             xs, ys = (np.asarray(points) + offset).T
             axis.plot(xs, ys, color=color, lw=width, alpha=0.55, marker="o", ms=size)
-        marker = {"lw": 0, "marker": "_"} if dots else {"lw": 2}
+        marker = {"lw": 0, "marker": "_"} if is_dots else {"lw": 2}
         axis.plot(*mean.T, color=color, label=name, ms=16, mew=2, **marker)
     axis.set(xlabel=panel.x, ylabel=textwrap.fill(panel.y, LABEL))
     if panel.log_x:
@@ -201,6 +219,7 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
 
 
 def _mark_x(axis: Axes, panel: Panel) -> None:
+    """Sets the ticks of the x axis: categories, the points of a logarithmic axis, or numbers."""
     if panel.ticks:
         axis.set_xticks(range(len(panel.ticks)), panel.ticks)
         axis.set_xlim(-0.5, len(panel.ticks) - 0.5)
@@ -228,6 +247,6 @@ def _svg(figure: Figure) -> str:
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     text = svg.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    # Ids of groups repeat among the figures of a page and nothing refers to them.
+    # Two figures have groups of the same id, which must be unique in a page; nothing uses them.
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     return text.replace(INK, "currentColor")

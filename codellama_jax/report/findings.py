@@ -1,8 +1,11 @@
-"""The verdicts of an experiment, computed from its seeds.
+"""Computes whether the results of an experiment agree with the paper.
 
-An experiment file may have a function `finding(results)`. It returns a `Finding` (a question, a
-table beside the paper's numbers, figures, differences whose sign the paper predicts) or, for one
-seed, a list of `Expectation`s: the statements of the file's "Expected", each with a measurement.
+An experiment file may have a function `finding(results)`. It returns one of:
+
+- a `Finding`, for several seeds: a question, a table with the paper's numbers, figures, and
+  differences whose sign the paper predicts.
+- a list of `Expectation`s, for one seed: the statements of the file's "Expected", each with the
+  measured number.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ DIFFERENCE_HEADINGS = (
     "unit",
     "by seed",
 )
-# Raised where a damaged file of the run holds other types than were written.
+# Exceptions that a damaged file of the run causes, if it holds other types than were written.
 DAMAGED = (
     UserError,
     ArithmeticError,
@@ -42,16 +45,16 @@ DAMAGED = (
 
 @dataclass(frozen=True)
 class Interval:
-    """A Student-t interval of a mean; infinite where there is one value."""
+    """A Student-t confidence interval of a mean; infinite for one value."""
 
     mean: float
     low: float
     high: float
-    n: int
+    n: int  # values
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Interval:
-        """Returns the interval of the mean of `values`."""
+        """Returns the interval of the mean of `values` with probability CONFIDENCE."""
         n, mean = len(values), statistics.fmean(values)
         if n == 1:
             return cls(mean, -math.inf, math.inf, n)
@@ -64,31 +67,32 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference whose side of a bound the paper predicts, one value per seed."""
+    """A difference between two arms that the paper predicts to be above or below a bound."""
 
-    what: str  # "final validation loss, from scratch minus from the general model"
+    name: str  # "final validation loss, from scratch minus from the general model"
     unit: str  # "nats per token"
-    values: Sequence[float]  # by seed
-    expected: str = "above"  # or "below": the side of `bound` on which the paper has it
+    values: Sequence[float]  # one per seed
+    expected: str = "above"  # "above" or "below" `bound`
     bound: float = 0.0
 
     @property
     def interval(self) -> Interval:
-        """The interval over the seeds."""
+        """Returns the confidence interval over the seeds."""
         return Interval.of(self.values)
 
     @property
     def verdict(self) -> str:
-        """`agrees` or `disagrees` where the full interval is on one side, else `undecided`."""
+        """Returns `undecided` if the interval includes the bound, else `agrees` or `disagrees`."""
         low, high = self.interval.low - self.bound, self.interval.high - self.bound
         if low <= 0 <= high:
             return "undecided"
-        return "agrees" if (low > 0) == (self.expected == "above") else "disagrees"
+        side = "above" if low > 0 else "below"
+        return "agrees" if side == self.expected else "disagrees"
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """A statement of the experiment file's "Expected", checked against one run."""
+    """A statement of the "Expected" of an experiment file, compared with one run."""
 
     statement: str  # "final validation loss at most 0.6 of the first"
     measured: str  # "0.45"
@@ -97,33 +101,33 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines over x, a thin one per seed and a thick one for their mean.
+    """A diagram with lines: for each name a thin line per seed and a thick one for their mean.
 
-    Points are drawn as dots where x is a category or where a line has one point.
+    They are dots if x is a category, or if a line has only one point.
     """
 
-    x: str  # label with unit
-    y: str
-    lines: Mapping[str, Sequence[Sequence[tuple[float, float]]]]  # name -> seeds -> points
-    ticks: Sequence[str] = ()  # names of x = 0, 1, ... where x is a category
-    log_x: int = 0  # base of a logarithmic axis, which is marked at the points
-    log_y: bool = False
+    x: str  # the label of the axis with its unit
+    y: str  # the label of the axis with its unit
+    lines: Mapping[str, Sequence[Sequence[tuple[float, float]]]]  # by name: seeds of points (x, y)
+    ticks: Sequence[str] = ()  # the categories at x = 0, 1, ...; empty if x is a number
+    log_x: int = 0  # the base of a logarithmic x axis, with a tick at each point; 0 is linear
+    log_y: bool = False  # whether the y axis is logarithmic
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The opening of a report of several seeds. Only the verdict is computed later."""
+    """The result of an experiment with several seeds, the first section of its report."""
 
-    question: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]  # with a column of the paper's numbers
-    figures: Sequence[tuple[str, Sequence[Panel]]]  # caption, panels side by side
-    differences: Sequence[Difference]
-    reason: str  # why a small model may not show it; printed when it does not
+    question: str  # the heading
+    headings: Sequence[str]  # of the table
+    rows: Sequence[Sequence[str]]  # of the table, with a column of the paper's numbers
+    figures: Sequence[tuple[str, Sequence[Panel]]]  # caption, and panels side by side
+    differences: Sequence[Difference]  # decide the verdict
+    reason: str  # why a small model may not agree with the paper; printed if it does not
 
     @property
     def verdict(self) -> str:
-        """`disagrees` if one difference does, else `undecided` if one is, else `agrees`."""
+        """Returns the worst verdict of a difference: `disagrees`, `undecided` or `agrees`."""
         verdicts = {difference.verdict for difference in self.differences}
         for verdict in ("disagrees", "undecided"):
             if verdict in verdicts:
@@ -136,7 +140,8 @@ FindingOf = Callable[[Results], Finding | Sequence[Expectation]]
 
 
 def pairs(first: Sequence[float], second: Sequence[float]) -> list[float]:
-    """Returns the differences of two arms, seed by seed."""
+    """Returns the differences of the values of two arms, seed by seed."""
+    # Paired: both arms of a seed use the same random numbers, which reduces the variance.
     return [a - b for a, b in zip(first, second, strict=True)]
 
 
@@ -151,37 +156,37 @@ def spread(values: Sequence[float], form: str = ".3f") -> str:
 def crossing(points: Sequence[tuple[float, float]], level: float) -> float:
     """Returns the x at which a falling curve first reaches `level`, interpolated linearly.
 
-    Returns the last x if it never does.
+    It is the last x if the curve never reaches `level`.
     """
-    (x0, y0), *rest = points
-    for x1, y1 in rest:
-        if y1 <= level:
-            return x1 if y1 == y0 else float(np.interp(level, (y1, y0), (x1, x0)))
-        x0, y0 = x1, y1
-    return x0
+    (previous_x, previous_y), *rest = points
+    for x, y in rest:
+        if y <= level:
+            if y == previous_y:
+                return x
+            # np.interp needs increasing abscissas: the curve falls, so the later point is first.
+            return float(np.interp(level, (y, previous_y), (x, previous_x)))
+        previous_x, previous_y = x, y
+    return previous_x
 
 
 def write_finding(page: Page, name: str, results: Results, finding: FindingOf) -> None:
-    """Adds the verdict to a page, with the table and figures that it was computed from.
+    """Adds the verdict of an experiment to the report, with its table and figures.
 
-    Args:
-      page: the report.
-      name: name of the experiment, for the names of the figures.
-      results: the seeds in which every stage is done.
-      finding: the function of the experiment file.
+    `name` is that of the experiment; the files of the figures begin with it. `results` holds only
+    seeds in which every stage is done. `finding` is the function of the experiment file.
     """
     if not all(results.values()):
         page.note("The verdict is printed here once one seed of every arm has been trained.")
         return
     try:
-        found = finding(results)
-        if isinstance(found, Finding):
-            _write_verdict(page, name, found)
+        result = finding(results)
+        if isinstance(result, Finding):
+            _write_verdict(page, name, result)
         else:
-            _write_expectations(page, found)
-    except DAMAGED as error:  # a probe without an answer is no reason to lose the report
-        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        page.note(f"The verdict could not be computed from the run's probes: {why}")
+            _write_expectations(page, result)
+    except DAMAGED as error:  # the rest of the report does not need the missing probe
+        cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        page.note(f"The verdict could not be computed from the run's probes: {cause}")
 
 
 def _write_expectations(page: Page, expectations: Sequence[Expectation]) -> None:
@@ -191,29 +196,42 @@ def _write_expectations(page: Page, expectations: Sequence[Expectation]) -> None
         page.text(f'Yes: all {met} statements of "Expected" are met.')
     else:
         page.text(f'No: {met} of the {len(expectations)} statements of "Expected" are met.')
-    rows = [("met" if e.met else "not met", e.statement, e.measured) for e in expectations]
+    rows = []
+    for expectation in expectations:
+        verdict = "met" if expectation.met else "not met"
+        rows.append((verdict, expectation.statement, expectation.measured))
     page.table(("", "expected", "measured"), rows)
 
 
-def _write_verdict(page: Page, name: str, found: Finding) -> None:
+def _write_verdict(page: Page, name: str, finding: Finding) -> None:
     from codellama_jax.report.figures import panels_figure  # matplotlib is slow to import
 
-    rows = [(d.what, d.verdict, *_measured(d)) for d in found.differences]
-    drawn = [(caption, panels, panels_figure(panels)) for caption, panels in found.figures]
-    page.heading(found.question)
-    agrees = found.verdict == "agrees"
-    page.text("Agrees with the paper at this scale." if agrees else _not_shown(found))
+    # Everything that a damaged file may break is computed before the first block is added.
+    rows = [(d.name, d.verdict, *_measured(d)) for d in finding.differences]
+    drawings = [panels_figure(panels) for _, panels in finding.figures]
+    page.heading(finding.question)
+    agrees = finding.verdict == "agrees"
+    page.text("Agrees with the paper at this scale." if agrees else _disagreement(finding))
     page.table(DIFFERENCE_HEADINGS, rows)
     page.note("Undecided: the Student-t interval over the seeds includes the expected bound.")
-    page.table(found.headings, found.rows)
-    for number, (caption, panels, drawing) in enumerate(drawn):
-        seeds = max((len(lines) for p in panels for lines in p.lines.values()), default=0)
-        legend = " Thin: each seed; thick: their mean." if seeds > 1 else ""
-        page.figure(f"{name}-{number}", caption + legend, *drawing)
+    page.table(finding.headings, finding.rows)
+    for number, (caption, panels) in enumerate(finding.figures):
+        if _has_seeds(panels):
+            caption += " Thin: each seed; thick: their mean."
+        page.figure(f"{name}-{number}", caption, *drawings[number])
 
 
-def _not_shown(found: Finding) -> str:
-    if any(difference.interval.n == 1 for difference in found.differences):
+def _has_seeds(panels: Sequence[Panel]) -> bool:
+    """Returns whether a line has more than one seed."""
+    most = 0
+    for panel in panels:
+        most = max(most, *map(len, panel.lines.values()), 0)
+    return most > 1
+
+
+def _disagreement(finding: Finding) -> str:
+    """Returns a sentence on the differences that do not agree with the paper."""
+    if any(difference.interval.n == 1 for difference in finding.differences):
         return "Undecided: one seed gives no interval."
     openings = {
         "disagrees": "Disagrees with the paper at this scale",
@@ -221,17 +239,18 @@ def _not_shown(found: Finding) -> str:
     }
     parts = []
     for verdict, opening in openings.items():
-        names = [d.what for d in found.differences if d.verdict == verdict]
+        names = [d.name for d in finding.differences if d.verdict == verdict]
         if names:
             parts.append(f"{opening}: {'; '.join(names)}.")
-    return f"{' '.join(parts)} Likely reason: {found.reason}"
+    return f"{' '.join(parts)} Likely reason: {finding.reason}"
 
 
 def _measured(difference: Difference) -> list[str]:
+    """Returns the cells of the table after the verdict."""
     interval, form = difference.interval, "+.3g"
-    ends = "needs 2 seeds"
+    low_to_high = "needs 2 seeds"
     if interval.n > 1:
-        ends = f"{interval.low:{form}} to {interval.high:{form}}"
+        low_to_high = f"{interval.low:{form}} to {interval.high:{form}}"
     seeds = ", ".join(f"{value:{form}}" for value in difference.values)
     bound = f"{difference.expected} {difference.bound:g}"
-    return [bound, f"{interval.mean:{form}}", ends, difference.unit, seeds]
+    return [bound, f"{interval.mean:{form}}", low_to_high, difference.unit, seeds]

@@ -1,4 +1,4 @@
-"""Prints what an experiment will train and cost, without starting JAX."""
+"""Prints the stages of an experiment and their cost, without starting JAX."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from codellama_jax.models.accounting import (
 )
 from codellama_jax.models.family import family_of
 
-FILE_WIDTH = 190  # columns where the output is a file or pipe
+FILE_WIDTH = 190  # characters per line if the output is a file or pipe
 HEADINGS = (
     "stage",
     "starts from",
@@ -37,20 +37,20 @@ HEADINGS = (
 
 
 def short(number: float, billion: str = "B") -> str:
-    """Returns a number with three digits and its unit.
+    """Returns a number with three digits and a unit, such as 6.74B.
 
-    Such as 6.74B parameters, or with billion="G" 80.9G bytes.
+    Bytes and FLOPs are written with `billion="G"`, such as 80.9G.
     """
     value = float(number)
     for unit in ("", "k", "M", billion, "T"):
-        if value < 999.5:
+        if value < 999.5:  # 999.5 and above would be rounded to 1000
             return f"{value:.3g}{unit}"
         value /= 1000
     return f"{float(number):.3g}"
 
 
 def stage_row(stage: Stage) -> tuple[str, ...]:
-    """Returns the cells of a stage, in the order of HEADINGS after its name."""
+    """Returns the cells of a stage, in the order of HEADINGS, without its name."""
     data, rate = stage.data, stage.optimizer
     shares = to_dict(data.mixture)
     mixture = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share)
@@ -70,6 +70,7 @@ def stage_row(stage: Stage) -> tuple[str, ...]:
 
 
 def _infilling(stage: Stage) -> str:
+    """Returns the infilling rate and its share of SPM, such as "90%, half SPM"."""
     infilling = stage.data.infilling
     if not infilling.rate:
         return "none"
@@ -78,30 +79,33 @@ def _infilling(stage: Stage) -> str:
 
 
 def print_plan(experiment: Experiment, claim: str) -> None:
-    """Prints a table of stages for every arm."""
+    """Prints a table of stages for every arm. The title has the first line of `claim`."""
     console = Console()
-    console = console if console.is_terminal else Console(width=FILE_WIDTH)
+    if not console.is_terminal:
+        console = Console(width=FILE_WIDTH)
     seeds = f", {experiment.seeds} seeds" if experiment.seeds > 1 else ""
     title = f"{experiment.name} at scale {experiment.scale}{seeds}: {claim.splitlines()[0]}"
     console.print(escape(title), highlight=False, soft_wrap=True)
-    first: dict[str, str] = {}  # the arm that trains a stage
+    # Stages of equal identity are trained once: the first arm that has one, by identity.
+    first_arm: dict[str, str] = {}
     for arm, stages in experiment.arms.items():
         identity = ""
         rows: list[tuple[str, ...]] = []
         for index, (name, stage) in enumerate(stages.items()):
             identity = identity_of(stage, identity, index)
             starts_from, *cells = stage_row(stage)
-            equal = f"equal to {first[identity]}'s" if identity in first else starts_from
-            rows.append((name, equal, *cells))
-            first.setdefault(identity, arm)
+            if identity in first_arm:
+                starts_from = f"equal to {first_arm[identity]}'s"
+            rows.append((name, starts_from, *cells))
+            first_arm.setdefault(identity, arm)
         print_rows(console, arm, rows)
 
 
 def print_rows(console: Console, arm: str, rows: Sequence[tuple[str, ...]]) -> None:
-    """Prints the stages of an arm as rows, or as columns where rows are wider than the console.
+    """Prints the stages of an arm as rows, or as columns if rows are wider than the console.
 
-    As many columns stand side by side as fit. A column that does not fit alone is folded: no cell
-    is ever truncated.
+    A table has as many columns as fit. A column that alone is too wide is folded: no cell is ever
+    truncated.
     """
     table = _table(arm, HEADINGS, rows)
     if _width(console, table) <= console.width:
@@ -110,18 +114,20 @@ def print_rows(console: Console, arm: str, rows: Sequence[tuple[str, ...]]) -> N
     start = 0
     while start < len(rows):
         count = len(rows) - start
-        turned = _turned(arm, rows[start : start + count])
-        while count > 1 and _width(console, turned) > console.width:
+        transposed = _transposed(arm, rows[start : start + count])
+        while count > 1 and _width(console, transposed) > console.width:
             count -= 1
-            turned = _turned(arm, rows[start : start + count])
-        console.print(turned)
+            transposed = _transposed(arm, rows[start : start + count])
+        console.print(transposed)
         start += count
 
 
-def _turned(arm: str, rows: Sequence[tuple[str, ...]]) -> Table:
+def _transposed(arm: str, rows: Sequence[tuple[str, ...]]) -> Table:
+    """Returns the table with a column for each stage."""
     names, *lines = zip(HEADINGS, *rows)
-    mixture = HEADINGS.index("mixture") - 1
-    lines[mixture] = tuple(cell.replace(", ", ",\n") for cell in lines[mixture])  # narrower
+    mixture = HEADINGS.index("mixture") - 1  # the names of the stages are now the headings
+    # One source per line makes the longest cell narrower.
+    lines[mixture] = tuple(cell.replace(", ", ",\n") for cell in lines[mixture])
     return _table(arm, names, lines)
 
 
@@ -135,6 +141,6 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 
 def _width(console: Console, table: Table) -> int:
-    """Returns the columns that a table takes without wrapping a cell."""
+    """Returns the width in characters that a table takes without wrapping a cell."""
     unlimited = console.options.update(max_width=100_000)
     return console.measure(table, options=unlimited).maximum

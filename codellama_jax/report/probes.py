@@ -1,4 +1,4 @@
-"""The sections of a report on probes. What a section shows is in the file of its probe."""
+"""Adds the sections on probes to a report. Their contents are in the file of each probe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from codellama_jax.report.results import StageResult
 
 
 def probe_section(page: Page, probe: Probe, stages: Sequence[StageResult]) -> None:
-    """Adds the section of a probe, with a note for each stage where it could not be measured."""
+    """Adds the section of a probe, with a note for each stage that could not be measured."""
     answers: list[tuple[StageResult, Any]] = []
     for result in stages:
         if result.probes.get(probe.name):

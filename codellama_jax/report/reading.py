@@ -1,7 +1,7 @@
 """Reads the folder of a run for its report.
 
-A damaged file costs its own numbers and leaves a line in `StageResult.damage`; it never stops the
-report.
+The numbers of a damaged file are left out and `StageResult.damage` has a line about it; the rest of
+the report is written.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from codellama_jax.system.files import read_json, reason
 from codellama_jax.training.metrics import read_metrics
 
 Line = dict[str, float]
-TRAINING = ("step", "loss", "tokens", "seconds")  # keys of every line of a training step
+# Keys of every line of metrics.jsonl about training steps, and about a validation.
+TRAINING = ("step", "loss", "tokens", "seconds")
 VALIDATION = ("step", "validation_loss", "seconds")
 
 
 def read_run(run: RunFolder, experiment: Experiment) -> Results:
-    """Returns the results of each arm's seeds and stages, in order."""
+    """Returns the results of all stages, by arm and seed, in order."""
     results: Results = {}
     for arm, chain in experiment.arms.items():
         prefix = f"{arm}/" if len(experiment.arms) > 1 else ""
@@ -40,16 +41,17 @@ def read_run(run: RunFolder, experiment: Experiment) -> Results:
 
 
 def read_stage(folder: StageFolder, name: str, stage: Stage) -> StageResult:
-    """Reads a stage's metrics and probes.
-
-    A resumed run writes some steps again; of the lines of one step the last one counts.
-    """
+    """Returns the metrics and probes of a stage, which the report calls `name`."""
     damage: list[str] = []
+    # A stage that equals one of an earlier run has only a reference to the folder of that run.
     trained_at = _trained_at(folder, damage)
     lines = _metric_lines(trained_at.metrics, damage)
     training, validation = _by_step(lines, TRAINING), _by_step(lines, VALIDATION)
-    steps = [0, *(line["step"] for line in training)]
-    tokens = [0, *(line["tokens"] for line in training)]
+    # A line about a validation has no number of tokens: it is interpolated between training lines.
+    steps, tokens = [0.0], [0.0]
+    for line in training:
+        steps.append(line["step"])
+        tokens.append(line["tokens"])
     for line in validation:
         line["tokens"] = float(np.interp(line["step"], steps, tokens))
     probes, damaged = read_object(folder.probes)
@@ -58,7 +60,10 @@ def read_stage(folder: StageFolder, name: str, stage: Stage) -> StageResult:
 
 
 def read_object(path: epath.Path) -> tuple[dict[str, Any], list[str]]:
-    """Returns a JSON object, {} if it does not exist or is damaged; and a line about damage."""
+    """Returns the JSON object of a file, and lines about damage.
+
+    The object is {} if the file does not exist or is damaged.
+    """
     try:
         value = read_json(path) if path.exists() else {}
     except (UserError, OSError) as error:
@@ -69,6 +74,7 @@ def read_object(path: epath.Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _trained_at(folder: StageFolder, damage: list[str]) -> StageFolder:
+    """Returns the folder in which a stage was trained. Adds a line to `damage` if unknown."""
     try:
         return folder.trained()
     except (*DAMAGED, OSError) as error:
@@ -77,7 +83,7 @@ def _trained_at(folder: StageFolder, damage: list[str]) -> StageFolder:
 
 
 def _metric_lines(path: epath.Path, damage: list[str]) -> list[Line]:
-    """Returns the lines of a metrics file, each with its finite numbers only."""
+    """Returns the lines of a metrics file, each with only its finite numbers."""
     try:
         records = read_metrics(path)
     except (*DAMAGED, OSError) as error:
@@ -88,21 +94,26 @@ def _metric_lines(path: epath.Path, damage: list[str]) -> list[Line]:
         if isinstance(record, dict):
             lines.append({key: value for key, value in record.items() if is_number(value)})
     if len(lines) < len(records):
-        damage.append(f"{path} has {len(records) - len(lines)} lines that are no JSON objects.")
+        damage.append(f"{path} has {len(records) - len(lines)} lines that are not JSON objects.")
     return lines
 
 
 def is_number(value: Any) -> bool:
     """Returns whether a JSON value is a finite number."""
+    # In Python True is an int; in JSON it is not a number.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:
+    except OverflowError:  # an int that is too large for a float
         return False
 
 
 def _by_step(lines: list[Line], keys: tuple[str, ...]) -> list[Line]:
-    """Returns copies of the lines that have all keys, in the order of their steps."""
-    last = {line["step"]: dict(line) for line in lines if all(key in line for key in keys)}
-    return [last[step] for step in sorted(last)]
+    """Returns copies of the lines that have all keys, one per step, sorted by step."""
+    by_step = {}
+    for line in lines:
+        if all(key in line for key in keys):
+            # A resumed run writes some steps again, and the later line counts.
+            by_step[line["step"]] = dict(line)
+    return [by_step[step] for step in sorted(by_step)]

@@ -1,8 +1,9 @@
-"""Writes report.html and report.md from a run's folder, also while stages are missing."""
+"""Writes report.html and report.md from the folder of a run, whether it has finished or not."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import platform
 import re
@@ -20,9 +21,7 @@ from codellama_jax.models.family import family_of
 from codellama_jax.report import figures
 from codellama_jax.report.findings import DAMAGED, FindingOf, Panel, write_finding
 from codellama_jax.report.page import Code, Page
-from codellama_jax.report.probes import (
-    probe_section,
-)
+from codellama_jax.report.probes import probe_section
 from codellama_jax.report.reading import read_run
 from codellama_jax.report.results import Results, StageResult, complete
 from codellama_jax.report.tables import (
@@ -35,11 +34,13 @@ from codellama_jax.report.tables import (
 )
 from codellama_jax.system.files import is_bucket, write_file
 
-FIELD = re.compile(r"([A-Z]\w*)\s{2,}(.*)")  # "Cost      5 minutes" in a file's docstring
-COMMAND = re.compile(r"(python|make|launch\.py|codellama-jax)\b")
-VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # flags of /proc/cpuinfo, the widest first
-SCRIPT = "codellama-jax"
-PROMPT = "def mean(xs):"
+# A labelled line in the docstring of an experiment file, such as "Cost      5 minutes".
+FIELD = re.compile(r"([A-Z]\w*)\s{2,}(.*)")
+COMMAND = re.compile(r"(python|make|launch\.py|codellama-jax)\b")  # the start of a command
+# The names of vector units by their flag in /proc/cpuinfo, the widest first.
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}
+SCRIPT = "codellama-jax"  # the installed command
+PROMPT = "def mean(xs):"  # of the command that the report suggests
 
 
 def write_report(
@@ -51,22 +52,24 @@ def write_report(
 ) -> None:
     """Writes report.html (one file), report.md and figures/*.png into the run's folder.
 
-    A run of several seeds shows its finding and the stages of the first seed; a run of one seed
-    also shows its curves and the sections of its probes.
+    The report of a run with several seeds shows the finding and the stages of the first seed; that
+    of one seed also shows the curves and the sections of the probes.
 
     Args:
-      out: the run's folder, local or gs://.
+      out: the folder of the run, local or gs://.
       experiment: its config.
       claim: the docstring of the experiment file.
-      finding: the function `finding` of the experiment file.
-      seconds: how long this start of the command has taken.
+      finding: the function `finding` of the experiment file, None if it has none.
+      seconds: the time since this command was started; None leaves it out.
     """
     out = epath.Path(out)
     folder = RunFolder(out)
     results = read_run(folder, experiment)
     arms = {arm: seeds[0] for arm, seeds in results.items()}
-    stages = [result for chain in arms.values() for result in chain]
-    everything = [stage for seeds in results.values() for chain in seeds for stage in chain]
+    stages = list(itertools.chain(*arms.values()))  # of the first seed
+    everything: list[StageResult] = []
+    for seeds in results.values():
+        everything += itertools.chain(*seeds)
     page = Page(f"{experiment.name}, {experiment.scale} scale")
     if finding:
         write_finding(page, experiment.name, complete(results), finding)
@@ -86,6 +89,7 @@ def write_report(
             section = functools.partial(probe_section, page, probe, stages)
             _guarded(page, name, section)
     _next_commands(page, out, experiment, everything)
+    # Figures first: the Markdown refers to them.
     for name, png in page.images.items():
         write_file(folder.figure(name), png)
     write_file(folder.report_markdown, page.markdown())
@@ -93,8 +97,8 @@ def write_report(
 
 
 def _guarded(page: Page, name: str, section: Callable[[], None]) -> None:
-    """Adds a section, or a note where a damaged file does not hold what the section needs."""
-    mark = page.mark()
+    """Adds a section, or a note if a damaged file makes that impossible."""
+    mark = page.mark()  # a section may fail after it has added blocks
     try:
         section()
     except DAMAGED as error:
@@ -102,12 +106,15 @@ def _guarded(page: Page, name: str, section: Callable[[], None]) -> None:
         page.note(
             f"The section on {name} is left out: corpus.json or probes.json does not have the"
             f" expected form ({type(error).__name__}: {error}). Remove that file and run the same"
-            " command again; only what it holds is computed anew."
+            " command again; only the contents of that file are computed again."
         )
 
 
 def _claim(page: Page, claim: str, checked: bool) -> None:
-    """Adds the experiment file's docstring: its first line, then labelled fields and prose."""
+    """Adds the docstring of the experiment file: its first line, then labelled fields and text.
+
+    `checked` is whether the file has a function that compares "Expected" with the run.
+    """
     first, _, rest = claim.strip().partition("\n")
     page.text(first)
     fields: list[tuple[str, str]] = []
@@ -123,7 +130,10 @@ def _claim(page: Page, claim: str, checked: bool) -> None:
 
 
 def _fields(paragraph: str) -> list[tuple[str, str]]:
-    """Returns (label, text) of lines such as "Cost      5 minutes" and their continuations."""
+    """Returns (label, text) of the labelled lines of a paragraph, [] for a paragraph of text.
+
+    A line that begins with a space continues the one before, or is a further command.
+    """
     fields: list[tuple[str, str]] = []
     for line in paragraph.split("\n"):
         match = FIELD.fullmatch(line.rstrip())
@@ -137,11 +147,13 @@ def _fields(paragraph: str) -> list[tuple[str, str]]:
                 fields.append((label, line.strip()))
             else:
                 fields[-1] = (label, f"{text} {line.strip()}")
-    return [(label, Code(text) if label == "Command" else text) for label, text in fields]
+    return [(label, Code(text)) if label == "Command" else (label, text) for label, text in fields]
 
 
 def _circumstances(page: Page, results: list[StageResult], seconds: float | None) -> None:
+    """Adds command, time, software and devices."""
     device = jax.devices()[0]
+    # Equal stages of several arms are trained once, in one folder.
     trained = {result.trained_at: result.seconds for result in results if result.measured}
     time = f"{duration(sum(trained.values()))} of training and validation, all stages and starts"
     if seconds is not None:
@@ -157,11 +169,14 @@ def _circumstances(page: Page, results: list[StageResult], seconds: float | None
         entries.append(("Processor", processor()))
     page.definitions(entries)
     if device.platform == "cpu":
-        page.note("All times and rates were measured on a CPU and hold for no accelerator.")
+        page.note("All times and rates were measured on a CPU; those of an accelerator differ.")
 
 
 def processor() -> str:
-    """Returns the name of the processor, its number of cores and its widest vector unit."""
+    """Returns the name of the processor, its number of cores and its widest vector unit.
+
+    They decide the speed on a CPU. Linux lists them for each core; the first one is read.
+    """
     info = epath.Path("/proc/cpuinfo")
     fields: dict[str, str] = {}
     for line in info.read_text().split("\n") if info.exists() else []:
@@ -169,23 +184,34 @@ def processor() -> str:
         fields.setdefault(key.strip(), value.strip())
     name = fields.get("model name") or platform.processor() or platform.machine()
     flags = fields.get("flags", "").split()
-    vectors = [vector for flag, vector in VECTORS.items() if flag in flags][:1]
-    return ", ".join([name, f"{os.cpu_count()} cores", *vectors])
+    description = f"{name}, {os.cpu_count()} cores"
+    for flag, vector_unit in VECTORS.items():
+        if flag in flags:
+            return f"{description}, {vector_unit}"
+    return description
 
 
 def _damage(page: Page, results: list[StageResult]) -> None:
-    for line in dict.fromkeys(line for result in results for line in result.damage):
+    """Adds a note for each damaged file, once if several stages read it."""
+    lines: dict[str, None] = {}
+    for result in results:
+        lines |= dict.fromkeys(result.damage)
+    for line in lines:
         page.note(f"Damaged file: {line}")
 
 
 def _validation(page: Page, name: str, results: Results) -> None:
-    """Adds validation loss over the tokens of each arm's last trained stage, all seeds."""
+    """Adds the validation loss of all seeds by tokens, for the last stage of each arm.
+
+    A stage of 0 steps at the end of an arm only evaluates, so the last one that trained is shown.
+    """
     lines: dict[str, list[list[tuple[float, float]]]] = {}
     for arm, seeds in results.items():
         for chain in seeds:
-            last = [result for result in chain if result.stage.steps] or chain
-            if last[-1].validation:
-                lines.setdefault(arm, []).append(last[-1].curve)
+            trained = [result for result in chain if result.stage.steps]
+            last = (trained or chain)[-1]
+            if last.validation:
+                lines.setdefault(arm, []).append(last.curve)
     if lines:
         page.heading("Validation loss by arm")
         x = "tokens seen in the arm's last trained stage"
@@ -195,6 +221,7 @@ def _validation(page: Page, name: str, results: Results) -> None:
 
 
 def _curves(page: Page, arms: dict[str, list[StageResult]]) -> None:
+    """Adds a figure of loss, learning rate and throughput for each arm."""
     for arm, results in arms.items():
         measured = [result for result in results if result.measured]
         if not measured:
@@ -218,8 +245,9 @@ def _next_commands(
     experiment: Experiment,
     results: list[StageResult],
 ) -> None:
-    """Adds the commands that continue an unfinished run or use a finished one."""
+    """Adds the commands that resume an unfinished run or use the trained model."""
     page.heading("Next commands")
+    # A run may be unfinished and yet have stages whose model can be used.
     if not all(result.done for result in results):
         page.text("The run is not finished. The same command resumes it:")
         page.code(("", [(shlex.join(["python", *sys.argv]), "")]))
@@ -227,15 +255,15 @@ def _next_commands(
         return
     run, program = shlex.quote(_shown(out)), _program()
     lines = [f'{program} complete {run} "{PROMPT}" --max-new-tokens 48']
-    stages = [stage for chain in experiment.arms.values() for stage in chain.values()]
-    if any(stage.data.infilling.rate for stage in stages):
+    has_infilling = any(result.stage.data.infilling.rate for result in results)
+    if has_infilling:
         lines.append(f"{program} infill {run} FILE.py")
     lines += [
         f"{program} evaluate humaneval --run {run} --data HumanEval.jsonl.gz --out RESULTS",
         f"{program} export {run} FOLDER --to hf",
     ]
     page.code(("", [("\n".join(lines) + "\n", "")]))
-    notes = ["FILE.py is a file that contains <FILL_ME>."] if len(lines) == 4 else []
+    notes = ["FILE.py is a file that contains <FILL_ME>."] if has_infilling else []
     if len(experiment.arms) > 1:
         notes.append(f"The first arm is used; --arm {'|'.join(experiment.arms)} selects another.")
     if notes:
@@ -243,7 +271,7 @@ def _next_commands(
 
 
 def _shown(out: epath.Path) -> str:
-    """Returns a path as a user types it: relative where it is below the current folder."""
+    """Returns a path as a user types it: relative if it is below the current folder."""
     if is_bucket(out):
         return str(out)
     path = Path(out).absolute()
@@ -252,7 +280,7 @@ def _shown(out: epath.Path) -> str:
 
 
 def _program() -> str:
-    """Returns how the console script is called, `python -m` where it is not installed."""
+    """Returns the start of a command: the installed script, or `python -m` if there is none."""
     script = Path(sys.executable).parent / SCRIPT
     if not script.exists():
         return "python -m codellama_jax"

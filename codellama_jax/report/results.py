@@ -1,7 +1,8 @@
-"""The measurements of a run's stages, as the report and the findings read them. Imports no JAX."""
+"""The results of a run's stages, for reports and findings. Imports no JAX."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,33 +12,33 @@ from codellama_jax.errors import UserError
 
 @dataclass(frozen=True)
 class StageResult:
-    """The contents of a stage's folder; empty where nothing has been written yet."""
+    """The contents of a stage's folder, empty if nothing has been written yet."""
 
-    name: str  # of the stage, after that of its arm where there are several arms
+    name: str  # STAGE, or ARM/STAGE if there are several arms
     stage: Stage
-    training: list[dict[str, float]]  # by step
-    validation: list[dict[str, float]]  # by step, with `tokens` seen by then
-    probes: dict[str, Any]
-    trained_at: str = ""  # the folder in which it, or a stage equal to it, was trained
+    training: list[dict[str, float]]  # logged numbers, one entry per logged step
+    validation: list[dict[str, float]]  # one entry per validation, with the `tokens` seen by then
+    probes: dict[str, Any]  # answers by the name of the probe
+    trained_at: str = ""  # the folder in which this stage, or an equal one, was trained
     damage: tuple[str, ...] = ()  # one line for each file that could not be read
 
     @property
     def done(self) -> bool:
-        """Whether the last step has been validated."""
+        """Returns whether the last step has been validated."""
         return bool(self.validation) and self.validation[-1]["step"] == self.stage.steps
 
     @property
     def loss(self) -> float:
-        """Loss of the last validation in nats per token."""
+        """Returns the loss of the last validation in nats per token."""
         return self.validation[-1]["validation_loss"]
 
     @property
     def curve(self) -> list[tuple[float, float]]:
-        """(tokens seen, validation loss) of every validation."""
+        """Returns (tokens seen, validation loss) of every validation."""
         return [(line["tokens"], line["validation_loss"]) for line in self.validation]
 
     def probe(self, name: str) -> Any:
-        """Returns the result of a probe. Raises UserError with the reason if there is none."""
+        """Returns the answer of a probe. Raises UserError with the reason if there is none."""
         answer = self.probes.get(name, {"note": f"{name} was not measured"})
         if "note" in answer:
             raise UserError(f"{self.name}: {answer['note']}")
@@ -45,22 +46,25 @@ class StageResult:
 
     @property
     def measured(self) -> bool:
-        """Whether anything was logged."""
+        """Returns whether anything was logged."""
         return bool(self.training or self.validation)
 
     @property
     def seconds(self) -> float:
-        """Time of training and validation over all starts, 0 if nothing was logged."""
+        """Returns the time of training and validation over all starts, 0 if nothing was logged."""
         return max((line["seconds"] for line in (*self.training, *self.validation)), default=0.0)
 
 
-Results = dict[str, list[list[StageResult]]]  # arm -> seeds -> stages, in order
+Results = dict[str, list[list[StageResult]]]  # by arm: for each seed its stages in order
 
 
 def complete(results: Results) -> Results:
-    """Returns the seeds in which every stage of every arm is done."""
-    finished = []
+    """Returns the results of the seeds in which every stage of every arm is done."""
+    # Arms are compared seed by seed, so a seed that one arm lacks is left out of all arms.
+    finished: Results = {arm: [] for arm in results}
     for chains in zip(*results.values()):
-        if all(stage.done for chain in chains for stage in chain):
-            finished.append(chains)
-    return {arm: [chains[i] for chains in finished] for i, arm in enumerate(results)}
+        stages = itertools.chain(*chains)
+        if all(stage.done for stage in stages):
+            for arm, chain in zip(results, chains):
+                finished[arm].append(chain)
+    return finished

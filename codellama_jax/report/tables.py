@@ -1,4 +1,4 @@
-"""The tables of a report: stages, model, corpus."""
+"""Adds the tables of stages, model and corpus to a report."""
 
 from __future__ import annotations
 
@@ -16,22 +16,27 @@ from codellama_jax.report.reading import is_number, read_object
 from codellama_jax.report.results import StageResult
 
 SPLITS = ("train", "validation")
-NAMED = 3  # stages of one model that its column names
+NAMED = 3  # at most so many stages are named in the heading of their model
 
 
 def stages_section(page: Page, stages: Sequence[StageResult]) -> None:
-    """Adds one row per stage: plan, speed, losses."""
+    """Adds a table with a row for each stage: plan, speed and losses."""
     page.heading("Stages")
     has_mfu = any("mfu" in line for result in stages for line in result.training)
     has_bigram = any("bigram" in result.probes for result in stages)
-    plan = ("stage", "parameters", "tokens", "steps", "batch", "learning rate", "time")
-    rates = ("tokens / s", "FLOP / s", *(["MFU (causal)"] if has_mfu else []))
-    losses = ("validation loss", *(["bigram"] if has_bigram else []))
+    plan = ["stage", "parameters", "tokens", "steps", "batch", "learning rate", "time"]
+    rates = ["tokens / s", "FLOP / s"]
+    if has_mfu:
+        rates.append("MFU (causal)")
+    losses = ["validation loss"]
+    if has_bigram:
+        losses.append("bigram")
     rows = []
     for result in stages:
+        # MFU and the bigram's loss are the last cells, which are left out without a column.
         speed = _speed_cells(result)[: len(rates)]
         rows.append([*_plan_cells(result), *speed, *_loss_cells(result)[: len(losses)]])
-    page.table((*plan, *rates, *losses), rows)
+    page.table([*plan, *rates, *losses], rows)
     page.note(
         "Tokens: those trained on, of all positions in the packed sequences; the others are"
         " padding. The command plan prints positions. Batch: sequences × positions. Losses in"
@@ -47,12 +52,14 @@ def stages_section(page: Page, stages: Sequence[StageResult]) -> None:
 
 
 def _plan_cells(result: StageResult) -> list[str]:
+    """Returns the cells from the name to the time, with planned numbers if it was not trained."""
     stage, rate = result.stage, result.stage.optimizer
     last = result.training[-1] if result.training else {"step": 0, "tokens": 0}
     steps = f"{stage.steps:,}"
     if last["step"] != stage.steps:
         step = f"{last['step']:,.0f}"
         steps = f"{step} of {steps}" if result.measured else f"{steps}, not run"
+    # The plan counts positions; training logs the tokens among them that are not padding.
     tokens = f"{short(stage_tokens(stage))} planned"
     if result.training:
         positions = last["step"] * stage.data.batch_size * stage.data.seq_len
@@ -71,21 +78,24 @@ def _plan_cells(result: StageResult) -> list[str]:
 
 
 def _speed_cells(result: StageResult) -> list[str]:
+    """Returns medians of tokens/s, FLOP/s and MFU, "" for a number that was not logged."""
     flops = _median(result, "flops_per_second")
     mfu, causal = _median(result, "mfu"), _median(result, "mfu_causal")
     return [
         number(_median(result, "tokens_per_second"), ",.0f"),
-        "" if flops is None else short(flops).replace("B", "G"),
-        number(mfu, ".1%") + ("" if causal is None else f" ({causal:.1%})"),
+        "" if flops is None else short(flops, billion="G"),
+        number(mfu, ".1%") if causal is None else f"{number(mfu, '.1%')} ({causal:.1%})",
     ]
 
 
 def _median(result: StageResult, key: str) -> float | None:
+    # Not the mean: a compilation or a pause makes single steps much slower.
     values = [line[key] for line in result.training if key in line]
     return statistics.median(values) if values else None
 
 
 def _loss_cells(result: StageResult) -> list[str]:
+    """Returns the first and the last validation loss with their ratio, and the bigram's loss."""
     losses = [line["validation_loss"] for line in result.validation]
     change = ""
     if losses:
@@ -95,7 +105,7 @@ def _loss_cells(result: StageResult) -> list[str]:
 
 
 def bigram_loss(result: StageResult) -> float | None:
-    """Returns the validation loss of the bigram model, None without or from a damaged file."""
+    """Returns the validation loss of the bigram model, None if it is missing or damaged."""
     bigram = result.probes.get("bigram")
     if not isinstance(bigram, dict) or not is_number(bigram.get("loss")):
         return None
@@ -103,25 +113,28 @@ def bigram_loss(result: StageResult) -> float | None:
 
 
 def cost_note(page: Page, out: epath.Path, seeds: int, results: Sequence[StageResult]) -> None:
-    """Adds how long the stages of all seeds took, each counted once wherever it was trained."""
+    """Adds the time that the stages of all seeds took, of those equal to another one once."""
+    # Equal stages are trained in one folder, whether of this run (`out`) or of an earlier one.
     seconds = {result.trained_at: result.seconds for result in results if result.measured}
-    here = [time for at, time in seconds.items() if epath.Path(at).is_relative_to(out)]
+    here = [time for folder, time in seconds.items() if epath.Path(folder).is_relative_to(out)]
     page.note(
-        f"These are the stages of the first seed. All {seeds} seeds together are {len(seconds)}"
-        f" different ones, which took {duration(sum(seconds.values()))} without probes; this run"
+        f"The table shows the stages of the first seed. All {seeds} seeds have {len(seconds)}"
+        f" different stages, which took {duration(sum(seconds.values()))} without probes. This run"
         f" trained {len(here)} of them in {duration(sum(here))} and read the others from earlier"
         " runs."
     )
 
 
 def model_section(page: Page, stages: Sequence[StageResult], tokenizer: TokenizerConfig) -> None:
-    """Adds one column per distinct model config, and the tokenizer."""
+    """Adds a table with a column for each different model config, and a note on the tokenizer."""
     stages_of: dict[ModelConfig, list[str]] = {}
     for result in stages:
         stages_of.setdefault(result.stage.model, []).append(result.name)
     page.heading("Model")
     columns = [_model_cells(model) for model in stages_of]
-    rows = [(name, *(cells[name] for cells in columns)) for name in columns[0]]
+    rows = []
+    for name in columns[0]:
+        rows.append((name, *(cells[name] for cells in columns)))
     page.table(("", *map(_label, stages_of.values())), rows)
     vocabulary = f"{tokenizer.pieces:,} pieces trained on the corpus"
     if tokenizer.path:
@@ -131,8 +144,10 @@ def model_section(page: Page, stages: Sequence[StageResult], tokenizer: Tokenize
 
 
 def _label(names: Sequence[str]) -> str:
+    """Returns the heading of a model: the names of its stages."""
+    label = ", ".join(names[:NAMED])
     more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"{label} and {more} more" if more > 0 else label
 
 
 def _model_cells(model: ModelConfig) -> dict[str, str]:
@@ -150,23 +165,28 @@ def _model_cells(model: ModelConfig) -> dict[str, str]:
 
 
 def corpus_section(page: Page, path: epath.Path) -> None:
-    """Adds one column per source: its files, and its documents at each maximal length."""
+    """Adds a table with a column for each source: its files, and its documents by their limit.
+
+    `path` is that of corpus.json, where an entry is named "SOURCE" or "SOURCE, LIMIT".
+    """
     counts_of, damage = read_object(path)
     for line in damage:
         page.note(f"Damaged file: {line}")
     sources: dict[str, dict[str, int]] = {}
     for name, counts in counts_of.items():
-        source, _, blocks = name.partition(", ")
+        source, _, limit = name.partition(", ")
         column = sources.setdefault(source, {})
         for key, count in counts.items():
             if key in SPLITS:
-                column[f"{key} documents, {blocks or 'whole files'}"] = count
+                column[f"{key} documents, {limit or 'complete files'}"] = count
             else:
                 column[key.replace("_", " ")] = count
     if not sources:
         return
     page.heading("Corpus")
-    keys = dict.fromkeys(key for column in sources.values() for key in column)
+    keys: dict[str, None] = {}  # a dict keeps the order of insertion
+    for column in sources.values():
+        keys |= dict.fromkeys(column)
     rows = []
     for key in keys:
         rows.append((key, *(number(column.get(key), ",") for column in sources.values())))
@@ -176,12 +196,12 @@ def corpus_section(page: Page, path: epath.Path) -> None:
 
 
 def number(value: float | None, form: str) -> str:
-    """Returns a formatted number, "" for None."""
+    """Returns a number in a format of Python, "" for None."""
     return "" if value is None else format(value, form)
 
 
 def duration(seconds: float) -> str:
-    """Returns a time such as "1 h 5 min", "5 min 3 s" or "4 s"."""
+    """Returns a time as text, such as "1 h 5 min", "5 min 3 s" or "4 s"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -21,7 +21,7 @@ from codellama_jax.checkpoints.loading import keep_compiled, load_params
 from codellama_jax.config import Experiment, Probe, Stage, to_dict
 from codellama_jax.data import builders, pipeline
 from codellama_jax.errors import UserError
-from codellama_jax.models.trained import Run
+from codellama_jax.models.trained import TrainedModel
 from codellama_jax.probes.run import config_of, kept_answers, run_probes
 from codellama_jax.probes.subject import Subject
 from codellama_jax.report.findings import FindingOf
@@ -226,7 +226,7 @@ def ask(
     """
     stage = resolved.stage
     params = load_params(trained, stage.model, resolved.mesh)
-    run = Run(stage.model, params, corpus.tokenizer, str(resolved))
+    model = TrainedModel(stage.model, params, corpus.tokenizer, str(resolved))
     main_source = max(corpus.sources(stage), key=lambda source: getattr(stage.data.mixture, source))
     kinds = {"files": 0, "documents": first.data.block_chars}
     texts = {
@@ -234,7 +234,7 @@ def ask(
         for kind, block in kinds.items()
     }
     subject = Subject(
-        run,
+        model,
         files=texts["files"],
         documents=texts["documents"],
         training_rows=lambda: rows_trained_on(corpus, resolved),

@@ -1,6 +1,6 @@
-"""Runs programs that a model wrote.
+"""Runs programs that a model wrote, isolated from the machine and from the tests.
 
-`Executor().run(programs)` yields (index, verdict) as they finish.
+`Executor().run(programs)` yields (index, verdict) as the programs finish.
 """
 
 from codellama_jax.sandbox.executor import Executor

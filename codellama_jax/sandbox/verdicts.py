@@ -1,4 +1,4 @@
-"""What is run, and what is said about it."""
+"""A program to run, and the verdict on how it ended."""
 
 from __future__ import annotations
 
@@ -6,29 +6,40 @@ from dataclasses import dataclass
 
 LANGUAGES = ("python", "cpp", "java", "php", "ts", "cs", "sh", "js", "go")
 
-
-WALL = 4.0  # wall time allowed for each second of processor time: a busy machine does not decide
+# Seconds of wall time allowed per second of processor time. The limit of processor time decides,
+# so that a busy machine does not turn a correct program into a timeout.
+WALL = 4.0
 
 
 @dataclass(frozen=True)
 class Program:
-    """One thing to run.
+    """One program to run, with its tests.
 
     Compatible mode and every language but Python run `code`. Isolated mode runs `candidate` in one
-    process and `test` in another; `prompt` is the trusted part of the candidate: the helpers that
-    it defines are there for the test, whatever the completion says. If the test defines `check`, it
-    is called with the entry point. `entry_point` may be a comma-separated list; only these names of
-    the candidate hide a builtin of the same name from the test.
+    process and `test` in another.
+
+    Attributes:
+        task_id: copied into the verdict.
+        language: one of LANGUAGES.
+        code: the complete program with its tests, as the public harness builds it.
+        timeout: seconds of processor time of each process; the wall time is WALL times that.
+        stdin: standard input.
+        rule: how success is recognized. exit: the tests ran to their end; output: the exit status
+            is 0, and the caller judges stdout; js: the tests ran to their end and nothing was
+            printed.
+        candidate: the program without its tests.
+        test: the tests. If they define `check`, it is called with the entry point.
+        entry_point: the function under test; may be a comma-separated list. Only these names of
+            the candidate hide a builtin of the same name from the test.
+        prompt: the trusted part of the candidate. The test uses the helpers that it defines,
+            even if the completion redefines them.
     """
 
     task_id: str
     language: str
     code: str
-    # Seconds of processor time of each process, and WALL times that of wall time
     timeout: float = 3.0
     stdin: str = ""
-    # Exit: the tests ran to their end | output: exit status 0, the caller judges stdout | js:
-    # nothing was printed
     rule: str = "exit"
     candidate: str = ""
     test: str = ""
@@ -40,13 +51,19 @@ class Program:
 class Verdict:
     """How one program ended.
 
-    Isolated mode also knows not_comparable (the test cannot be decided without believing the
-    candidate) and too_large (a value exceeds the limit of one message). Neither is a failure of the
-    program, and neither is a pass.
+    Attributes:
+        task_id: of the program.
+        status: passed, failed, error, timeout, crashed or out_of_memory. Isolated mode also has
+            not_comparable (the test cannot be decided without trusting the candidate) and
+            too_large (a value exceeds the limit of one message); both are neither a failure of
+            the program nor a pass.
+        detail: the reason, such as the text of an exception.
+        seconds: wall time.
+        signal: number of the signal that ended the program, or 0.
+        stdout: the beginning of the program's standard output (compatible mode only).
     """
 
     task_id: str
-    # passed | failed | error | timeout | crashed | out_of_memory | not_comparable | too_large
     status: str
     detail: str = ""
     seconds: float = 0.0

@@ -1,9 +1,11 @@
 """Llama's SentencePiece tokenizer with Code Llama's infilling sentinels.
 
-Sentinels are ids above the pieces, never text: a text that spells one is encoded as any other text.
-Ids equal those of the published files. Unlike SentencePiece, any text comes back exactly, U+2581
-(SentencePiece's mark for a space) included. Files of other tokenizers encode as SentencePiece does;
-`Tokenizer.limits` lists what their text loses.
+Sentinels are ids above the pieces and never text: a document that contains "<PRE>" is encoded like
+any other text. Ids equal those of the published files.
+
+Unlike with SentencePiece, decoding returns any text exactly, including U+2581, SentencePiece's mark
+for a space. A file whose options make that impossible encodes as SentencePiece does, and
+`Tokenizer.limits` lists its losses.
 """
 
 from __future__ import annotations
@@ -30,53 +32,55 @@ from codellama_jax.tokenizers.training import (
     train_model,
 )
 
-SPACE_MARK = "▁".encode()  # SentencePiece writes a space as U+2581 and cannot tell the two apart
+SPACE_MARK = "▁".encode()  # SentencePiece encodes a space and U+2581 alike
 MARK_PIECES = [f"<0x{byte:02X}>" for byte in SPACE_MARK]
 FILE = "tokenizer.model"
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text to ids and back; made by `load` or `train`. Picklable."""
+    """Encodes text as token ids and decodes them. Made by `load` or `train`; picklable."""
 
-    model: bytes = field(repr=False)  # the tokenizer.model file
-    pieces: int  # SentencePiece pieces without sentinels: ids of text lie below
+    model: bytes = field(repr=False)  # the content of the file tokenizer.model
+    pieces: int  # number of SentencePiece pieces without sentinels; ids of text are below it
     bos_id: int
     eos_id: int
     pre_id: int
     suf_id: int
     mid_id: int
     eot_id: int
-    fingerprint: str  # sha256 of everything that decides ids
-    limits: tuple[str, ...]  # the file's properties by which text does not come back exactly
-    # The processor of the file itself; then those that add no space before text, of which the last
-    # keeps a space that begins a decoded text.
+    fingerprint: str  # SHA-256 of everything that decides ids
+    limits: tuple[str, ...]  # options of the file that make text differ after decoding
+    # SentencePiece with the file's options; without the space before a text; and one that also
+    # keeps a space at the start of a decoded text.
     _processor: sentencepiece.SentencePieceProcessor = field(repr=False, compare=False)
     _unprefixed: sentencepiece.SentencePieceProcessor = field(repr=False, compare=False)
     _continuing: sentencepiece.SentencePieceProcessor = field(repr=False, compare=False)
-    _prefix: str = field(repr=False, compare=False)  # what the file puts before any text
+    _prefix: str = field(repr=False, compare=False)  # " " if the file adds a space, otherwise ""
 
     @property
     def vocab_size(self) -> int:
-        """Vocabulary entries of a model with infilling: 32,016 for Llama 2's 32,000 pieces."""
+        """Returns the vocabulary size with sentinels: 32,016 for Llama 2's 32,000 pieces."""
         return self.pieces + SENTINEL_ROWS
 
     @property
     def text_ids(self) -> list[int]:
-        """Returns the ids of pieces of text: no markers, bytes or unused pieces."""
-        p = self._processor
+        """Returns the ids of pieces of text, without markers, bytes and unused pieces."""
+        processor = self._processor
         ids = []
         for i in range(self.pieces):
-            if not (p.is_control(i) or p.is_unknown(i) or p.is_byte(i) or p.is_unused(i)):
+            is_marker = processor.is_control(i) or processor.is_unknown(i)
+            if not (is_marker or processor.is_byte(i) or processor.is_unused(i)):
                 ids.append(i)
         return ids
 
     def encode(self, text: str, *, leading_space: bool = True) -> list[int]:
         """Returns the ids of `text`, without BOS and EOS.
 
-        `leading_space=False` leaves out the space that SentencePiece puts before any text: the
-        encoding of an infilling example's middle and suffix (Code Llama, section 2.3).
-        Raises UserError for a lone surrogate.
+        SentencePiece adds a space before any text. `leading_space=False` leaves it out, which is
+        the encoding of middle and suffix of an infilling example (Code Llama, section 2.3).
+
+        Raises UserError for a lone surrogate, which UTF-8 cannot represent.
         """
         try:
             data = text.encode()
@@ -87,6 +91,8 @@ class Tokenizer:
         if self.limits:
             return (self._processor if leading_space else self._unprefixed).encode(text)
         prefix = self._prefix.encode() if leading_space and text else b""
+        # SentencePiece would encode U+2581 as a space. Here the three bytes of its UTF-8 form are
+        # encoded as byte pieces, and the text between as usual, so that decoding returns both.
         parts = (prefix + data).split(SPACE_MARK)
         ids = self._unprefixed.encode(parts[0])
         mark_ids = self._unprefixed.piece_to_id(MARK_PIECES) if len(parts) > 1 else []
@@ -97,15 +103,18 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, leading_space: bool = True) -> str:
-        """Undoes `encode` with the same flag. Drops ids that are not text: BOS, sentinels, -1.
+        """Returns the text of `ids`, [length]; undoes `encode` with the same `leading_space`.
 
-        ids: [length]. Bytes that are not UTF-8, as in the middle of a character, become U+FFFD.
+        Ids that are not text are dropped: BOS, EOS, sentinels, -1. Bytes that are not valid UTF-8,
+        as after a truncation within a character, become U+FFFD.
         """
         ids = np.asarray(ids, np.int64)
         text_ids = ids[(ids >= 0) & (ids < self.pieces)].tolist()
         if self.limits and leading_space:
             return self._processor.decode(text_ids)
         text = self._continuing.decode(text_ids)
+        # The space that `encode` added is one character, removed here and not by SentencePiece,
+        # which would also remove a space that the text itself starts with.
         return text.removeprefix(self._prefix) if leading_space else text
 
     def save(self, path: epath.PathLike) -> None:
@@ -113,11 +122,12 @@ class Tokenizer:
         write_file(path, self.model)
 
     def __reduce__(self) -> tuple:
+        # The processors are C++ objects: an unpickled tokenizer builds them from the file.
         return _tokenizer, (self.model, "the pickled tokenizer")
 
 
 def load(path: epath.PathLike) -> Tokenizer:
-    """Reads a tokenizer.model. Raises UserError for any other file, naming what it is."""
+    """Reads a tokenizer.model. Raises UserError that names the kind of any other file."""
     file = user_path(path)
     if file.is_dir():
         raise UserError(f"cannot read the tokenizer {path}: {missing_in(file)}")
@@ -129,16 +139,15 @@ def load(path: epath.PathLike) -> Tokenizer:
 
 
 def missing_in(folder: epath.Path) -> str:
-    """Returns what a user does about a folder in which no tokenizer.model is read."""
+    """Returns the end of a message about `folder`, which was named in place of a file: the fix."""
     if (folder / FILE).exists():
         return f"it is a folder: name {folder / FILE}"
-    others = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
-    found = [name for name in others if (folder / name).exists()]
-    if found:
-        return (
-            f"{folder} has {found[0]} and no {FILE}: {sentencepiece_file.ONLY_SENTENCEPIECE}; "
-            "take it from the model's publisher, or a model that has one"
-        )
+    for other in ("tokenizer.json", "tokenizer_config.json", "vocab.json"):
+        if (folder / other).exists():
+            return (
+                f"{folder} has {other} and no {FILE}: {sentencepiece_file.ONLY_SENTENCEPIECE}; "
+                "take it from the model's publisher, or a model that has one"
+            )
     return f"{folder} has no {FILE}: put it there"
 
 
@@ -146,15 +155,18 @@ def train(
     texts: Iterable[str],
     pieces: int,
     cache_dir: epath.PathLike,
-    say: Say = silent,
+    print_line: Say = silent,
 ) -> Tokenizer:
-    """Trains a tokenizer as Llama 2's was, or finds it in `cache_dir` under a hash of its inputs.
+    """Returns a tokenizer trained with Llama 2's options, cached in `cache_dir`.
 
-    The order of `texts` does not matter. Of more than MAX_TRAINING_CHARS a sample is used, which
-    depends on the texts alone. Raises UserError for texts without characters or under 300 pieces.
+    The name of the cached file is a hash of everything that decides its content. The order of
+    `texts` does not matter. If they have more than MAX_TRAINING_CHARS characters, a sample is used
+    that depends on the texts only. `print_line` prints a line of progress.
+
+    Raises UserError for texts without characters and for fewer than 300 pieces.
     """
     folder = user_path(cache_dir)
-    with announced(say, "tokenizer: reading the corpus"):
+    with announced(print_line, "tokenizer: reading the corpus"):
         sampled = sample(texts, MAX_TRAINING_CHARS)
     recipe = {
         "pieces": pieces,
@@ -169,19 +181,21 @@ def train(
             return load(path)
     kept = [text for _, text in sampled]
     characters = f"{sum(map(len, kept)):,} characters"
-    with announced(say, f"tokenizer: training {pieces:,} pieces on {characters}"):
-        model = train_model(kept, pieces, say)
+    with announced(print_line, f"tokenizer: training {pieces:,} pieces on {characters}"):
+        model = train_model(kept, pieces, print_line)
     write_file(path, model)
-    say(f"tokenizer: {pieces:,} pieces from {characters} of {len(kept):,} documents")
+    print_line(f"tokenizer: {pieces:,} pieces from {characters} of {len(kept):,} documents")
     return _tokenizer(model, str(path))
 
 
 def _tokenizer(model: bytes, name: str) -> Tokenizer:
+    """Returns the tokenizer of the content of a file, which messages call `name`."""
     proto = sentencepiece_file.parse(model, name)
     pieces, sentinels = sentencepiece_file.remove_sentinels(proto, name)
     limits = sentencepiece_file.limits(proto)
     prefixed = proto.normalizer_spec.add_dummy_prefix
     build = sentencepiece_file.processor
+    # `encode` adds the space itself where decoding is exact, so one processor is enough.
     processor = unprefixed = continuing = build(proto, name, add_dummy_prefix=False)
     if limits:
         processor = build(proto, name)
@@ -189,7 +203,8 @@ def _tokenizer(model: bytes, name: str) -> Tokenizer:
         continuing = build(proto, name, **spaces)
     proto.normalizer_spec.add_dummy_prefix = False
     decisive = proto.SerializeToString(deterministic=True) + repr(sentinels).encode()
-    # The fingerprints of files with a prefix are in existing runs, and do not mention it.
+    # Existing runs hold fingerprints of files that add a space, which do not mention it. So only a
+    # file that adds none is marked.
     fingerprint = hashlib.sha256(decisive if prefixed else decisive + b" no prefix").hexdigest()
     pre_id, suf_id, mid_id, eot_id = sentinels
     return Tokenizer(

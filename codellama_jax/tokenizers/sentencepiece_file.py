@@ -1,4 +1,4 @@
-"""Reads tokenizer.model files: what they are, what they can represent, and what their text loses."""
+"""Reads tokenizer.model files, checks them, and lists the text that they cannot represent."""
 
 from __future__ import annotations
 
@@ -13,28 +13,35 @@ from codellama_jax.errors import UserError
 from codellama_jax.system.files import GIT_LFS_POINTER, reason
 from codellama_jax.tokenizers.sentinels import SENTINEL_ROWS
 
-# Rows above the pieces. Code Llama's files list the sentinels as pieces, Llama 2's file ends before.
+# mypy does not see the classes that protobuf creates when this module is imported.
+ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
+# Distance of each sentinel's id from the number of text pieces. Code Llama's files list sentinels
+# as pieces, Llama 2's file ends before them; the ids are the same.
 SENTINELS = {"▁<PRE>": 7, "▁<SUF>": 8, "▁<MID>": 9, "▁<EOT>": 10}
 ONLY_SENTENCEPIECE = "only SentencePiece files, usually named tokenizer.model, are read"
 
 
 def parse(data: bytes, name: str) -> Any:
-    """Parses a tokenizer.model. Raises UserError that says what the file is instead."""
-    proto = sentencepiece_model_pb2.ModelProto()
+    """Returns the ModelProto of a tokenizer.model, which messages call `name`.
+
+    Raises UserError that names the kind of file if it is another one.
+    """
+    proto = ModelProto()
     try:
         proto.ParseFromString(data)
-        # Both follow the pieces in the file.
-        whole = proto.HasField("trainer_spec") and proto.HasField("normalizer_spec")
+        # A truncated file may be valid protobuf, but both fields are after the pieces.
+        is_complete = proto.HasField("trainer_spec") and proto.HasField("normalizer_spec")
     except DecodeError:
-        whole = False
-    if not whole:
-        raise UserError(_what_it_is(data, name))
+        is_complete = False
+    if not is_complete:
+        raise UserError(_kind_problem(data, name))
     _check_text(proto, name)
     for marker in ("bos", "eos"):
-        row = getattr(proto.trainer_spec, f"{marker}_id")
-        if not 0 <= row < len(proto.pieces):
+        marker_id = getattr(proto.trainer_spec, f"{marker}_id")
+        if not 0 <= marker_id < len(proto.pieces):
             raise UserError(
-                f"{name} has no {marker.upper()} piece (trainer_spec.{marker}_id is {row} and it "
+                f"{name} has no {marker.upper()} piece "
+                f"(trainer_spec.{marker}_id is {marker_id} and it "
                 f"has {len(proto.pieces):,} pieces): documents begin with BOS and end with EOS, so "
                 "take a tokenizer that was trained with both"
             )
@@ -42,11 +49,11 @@ def parse(data: bytes, name: str) -> Any:
 
 
 def _check_text(proto: Any, name: str) -> None:
-    """Raises UserError for a piece, or the text of UNK, whose bytes a flipped bit has changed.
+    """Raises UserError for a piece or unknown marker whose text is not UTF-8, in a damaged file.
 
-    protobuf returns bytes for a text field that is not UTF-8; decoding would fail much later.
+    protobuf returns bytes for such a field; without the check decoding would fail much later.
     """
-    texts = {f"piece {row}": piece.piece for row, piece in enumerate(proto.pieces)}
+    texts = {f"piece {i}": piece.piece for i, piece in enumerate(proto.pieces)}
     texts["trainer_spec.unk_surface"] = proto.trainer_spec.unk_surface
     for field, text in texts.items():
         if isinstance(text, bytes):
@@ -56,7 +63,8 @@ def _check_text(proto: Any, name: str) -> None:
             )
 
 
-def _what_it_is(data: bytes, name: str) -> str:
+def _kind_problem(data: bytes, name: str) -> str:
+    """Returns the message for a file that is not a tokenizer.model."""
     if data.startswith(GIT_LFS_POINTER):
         return f"{name} is a git-lfs pointer, not the file itself: run `git lfs pull`"
     start = data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
@@ -67,7 +75,7 @@ def _what_it_is(data: bytes, name: str) -> str:
     if data[:200].partition(b"\n")[0].endswith(b" 0") and data[:1].isalnum():
         return f"{name} is a tiktoken vocabulary, as Llama 3 has: {ONLY_SENTENCEPIECE}"
     size = f"{len(data):,} bytes"
-    return f"{name} is not a whole SentencePiece model ({size}): download tokenizer.model again"
+    return f"{name} is not a complete SentencePiece model ({size}): download tokenizer.model again"
 
 
 def _json_kind(data: bytes) -> str:
@@ -79,65 +87,79 @@ def _json_kind(data: bytes) -> str:
 
 
 def remove_sentinels(proto: Any, name: str) -> tuple[int, tuple[int, ...]]:
-    """Drops the rows that Code Llama appended, so that no text is encoded as a sentinel.
+    """Deletes the sentinels from `proto`, so that no text is encoded as one.
 
-    Returns the number of text pieces and the ids of the sentinels.
+    Returns the number of text pieces and the ids of PRE, SUF, MID and EOT. Raises UserError for
+    sentinels that are not Code Llama's.
     """
-    rows = {piece.piece: row for row, piece in enumerate(proto.pieces) if piece.piece in SENTINELS}
-    if not rows:
+    ids = {piece.piece: i for i, piece in enumerate(proto.pieces) if piece.piece in SENTINELS}
+    if not ids:
         pieces = len(proto.pieces)
         return pieces, tuple(pieces + offset for offset in SENTINELS.values())
     pieces = len(proto.pieces) - SENTINEL_ROWS
-    if len(rows) < len(SENTINELS) or min(rows.values()) < pieces:
+    if len(ids) < len(SENTINELS) or min(ids.values()) < pieces:
         raise UserError(
-            f"{name} holds infilling sentinels outside its last {SENTINEL_ROWS} pieces: use Code Llama's tokenizer.model"
+            f"{name} holds infilling sentinels outside its last {SENTINEL_ROWS} pieces:"
+            " use Code Llama's tokenizer.model"
         )
     del proto.pieces[pieces:]
-    return pieces, tuple(rows[piece] for piece in SENTINELS)
+    return pieces, tuple(ids[piece] for piece in SENTINELS)
 
 
 def limits(proto: Any) -> tuple[str, ...]:
-    """Lists the properties by which text does not come back exactly, and what each loses."""
+    """Returns the options with which decoding does not return the text exactly, with their losses.
+
+    Each is one line for the user.
+    """
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    found = []
+    losses = []
     if normalizer.precompiled_charsmap:
-        found.append(
+        losses.append(
             f"normalizer_spec.name is {normalizer.name!r}: characters are replaced before encoding"
         )
     if normalizer.remove_extra_whitespaces:
-        found.append(
+        losses.append(
             "normalizer_spec.remove_extra_whitespaces is true: indentation and spaces at the ends "
             "of a text are lost, so that an infilled middle cannot begin with a space"
         )
     if not normalizer.escape_whitespaces:
-        found.append("normalizer_spec.escape_whitespaces is false: U+2581 comes back as a space")
+        losses.append("normalizer_spec.escape_whitespaces is false: U+2581 comes back as a space")
     if trainer.model_type == trainer.WORD:
-        found.append("trainer_spec.model_type is WORD: the space before an unknown word is U+2581")
+        losses.append("trainer_spec.model_type is WORD: the space before an unknown word is U+2581")
     elif not any(piece.piece == "▁" for piece in proto.pieces):
-        found.append("no piece is a space: single spaces come back as U+2581")
+        losses.append("no piece is a space: single spaces come back as U+2581")
     if not trainer.byte_fallback:
-        found.append(
+        losses.append(
             "trainer_spec.byte_fallback is false: characters without a piece become unknown"
         )
     if trainer.treat_whitespace_as_suffix:
-        found.append(
-            "trainer_spec.treat_whitespace_as_suffix is true: a text ends with a space, so that no completion continues its last word"
+        losses.append(
+            "trainer_spec.treat_whitespace_as_suffix is true: a text ends with a space,"
+            " so that no completion continues its last word"
         )
-    return tuple(found)
+    return tuple(losses)
 
 
 def is_llama(model: bytes) -> bool:
-    """Returns whether a file encodes as Llama's: BPE, bytes, a space before text, text exact."""
+    """Returns whether the file `model` encodes as Llama's does.
+
+    That is BPE with byte fallback, a space before a text, and no losses when decoding.
+    """
     proto = parse(model, "the tokenizer")
     remove_sentinels(proto, "the tokenizer")
     trainer = proto.trainer_spec
-    symbols = any(piece.type == piece.USER_DEFINED for piece in proto.pieces)
-    bpe = trainer.model_type == trainer.BPE and proto.normalizer_spec.add_dummy_prefix
-    return bpe and not symbols and not limits(proto)
+    # User-defined symbols are matched before BPE runs, and in tokenizer.json they would not be.
+    has_symbols = any(piece.type == piece.USER_DEFINED for piece in proto.pieces)
+    is_bpe = trainer.model_type == trainer.BPE
+    adds_space = proto.normalizer_spec.add_dummy_prefix
+    return is_bpe and adds_space and not has_symbols and not limits(proto)
 
 
 def processor(proto: Any, name: str, **normalizer: bool) -> sentencepiece.SentencePieceProcessor:
-    """Returns SentencePiece's processor of a file, with some fields of normalizer_spec replaced."""
+    """Returns SentencePiece's processor of `proto`, with fields of normalizer_spec replaced.
+
+    Raises UserError if SentencePiece refuses the file, which messages call `name`.
+    """
     changed = type(proto)()
     changed.CopyFrom(proto)
     for field, value in normalizer.items():
@@ -145,7 +167,8 @@ def processor(proto: Any, name: str, **normalizer: bool) -> sentencepiece.Senten
     model = changed.SerializeToString(deterministic=True)
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
-    except (RuntimeError, UnicodeDecodeError) as error:  # its message may quote damaged text
+    # A message that quotes damaged text fails to decode and raises UnicodeDecodeError.
+    except (RuntimeError, UnicodeDecodeError) as error:
         text = reason(error) if isinstance(error, RuntimeError) else ""
         detail = text.removeprefix("INTERNAL: ").rpartition("] ")[2].strip(". ")
         cause = f"SentencePiece refuses it, {detail}" if detail else "SentencePiece refuses it"

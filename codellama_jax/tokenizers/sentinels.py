@@ -1,5 +1,5 @@
-"""The rows that infilling adds to a vocabulary."""
+"""The number of vocabulary entries that infilling adds."""
 
-# <PRE>, <MID>, <SUF> and <EOT>, and 12 more that are not used: Code Llama's vocabulary with infilling
-# has 32,016 rows for Llama 2's 32,000 pieces.
+# <PRE>, <SUF>, <MID>, <EOT> and 12 entries that are not used: Code Llama's vocabulary with
+# infilling has 32,016 entries, Llama 2's has 32,000.
 SENTINEL_ROWS = 16

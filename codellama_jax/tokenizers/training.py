@@ -1,4 +1,4 @@
-"""Trains a tokenizer.model as Llama 2's was, on any corpus and with any number of pieces from 300."""
+"""Trains a tokenizer.model with Llama 2's options, on any corpus and for 300 pieces or more."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
 from codellama_jax.errors import UserError
 from codellama_jax.system.progress import Say, silent
+from codellama_jax.tokenizers.sentencepiece_file import ModelProto
 
-LEAST_PIECES = 300  # with which any corpus trains
+LEAST_PIECES = 300  # any corpus has enough text for so many
 MOST_PIECES = 1_000_000
-META_PIECES = 3 + 256  # unknown, BOS, EOS and the bytes
-LONGEST_SPACES = 16  # the longest piece, in characters
-LONGEST_LINE = 1000  # characters, under SentencePiece's limit of 4,192 bytes
+META_PIECES = 3 + 256  # UNK, BOS, EOS and the bytes
+LONGEST_SPACES = 16  # length of the longest piece, which is of spaces, in characters
+LONGEST_LINE = 1000  # characters; even of 4 bytes each they are under SentencePiece's 4,192 bytes
 MAX_TRAINING_CHARS = 16_000_000  # bounds time and memory; a toy vocabulary needs no more
-RESERVED = "▅"  # SentencePiece drops lines that hold its own mark for an unknown character
-CONTROL = sentencepiece_model_pb2.ModelProto.SentencePiece.CONTROL
-TRAINING_OPTIONS = {  # those recorded in Llama 2's tokenizer.model that are not the defaults
+RESERVED = "▅"  # SentencePiece drops a line with this character, its mark for an unknown one
+CONTROL = ModelProto.SentencePiece.CONTROL
+# The options recorded in Llama 2's tokenizer.model that are not SentencePiece's defaults.
+TRAINING_OPTIONS: dict[str, Any] = {
     "model_type": "bpe",
     "byte_fallback": True,
     "split_digits": True,
@@ -39,11 +41,12 @@ TRAINING_OPTIONS = {  # those recorded in Llama 2's tokenizer.model that are not
 
 
 def sample(texts: Iterable[str], max_chars: int) -> list[tuple[str, str]]:
-    """Keeps at least `max_chars` characters of `texts`, those of the smallest hashes.
+    """Returns a sample of `texts` with at least `max_chars` characters, as sorted (hash, text).
 
-    Returns them as sorted (hash, text), whatever the order of `texts`.
+    The texts with the smallest hashes are taken, so that the order of `texts` does not matter.
     """
-    heap: list[tuple[int, str]] = []  # the largest hash first
+    # Negative hashes: heapq keeps the smallest entry first, and the largest hash is removed first.
+    heap: list[tuple[int, str]] = []
     size = 0
     for text in texts:
         heapq.heappush(heap, (-int(hashlib.sha256(text.encode()).hexdigest(), 16), text))
@@ -53,21 +56,24 @@ def sample(texts: Iterable[str], max_chars: int) -> list[tuple[str, str]]:
     return [(f"{-digest:064x}", text) for digest, text in sorted(heap, reverse=True)]
 
 
-def train_model(texts: list[str], pieces: int, say: Say = silent) -> bytes:
-    """Trains on lines, as Llama 2's was, so that no piece holds a newline.
+def train_model(texts: list[str], pieces: int, print_line: Say = silent) -> bytes:
+    """Returns the content of a tokenizer.model with exactly `pieces` pieces, trained on `texts`.
 
-    Returns a tokenizer.model of exactly `pieces` pieces. Where the corpus has more distinct
-    characters than there is room for, the rare ones are left to the bytes; where it is too small,
-    the last pieces stay unused. Raises UserError for a corpus without text or too few pieces.
+    As for Llama 2, SentencePiece reads lines, so no piece holds a newline. If the corpus has more
+    distinct characters than the vocabulary has room for, rare characters become bytes. If the
+    corpus is too small, the last pieces stay unused, which `print_line` reports.
+
+    Raises UserError for a corpus without text and for too many or too few pieces.
     """
     if pieces > MOST_PIECES:
         limit = f"a tokenizer has {MOST_PIECES:,} or fewer"
         raise UserError(f"tokenizer.pieces is {pieces}: {limit}; pass a smaller --tokenizer.pieces")
-    # Llama 2's pieces of 2 to 16 spaces are added below, with its score, which merges them last.
+    # Pieces of 2 to 16 spaces are added below, as Llama 2's vocabulary has them.
     size = max(pieces - (LONGEST_SPACES - 1), META_PIECES)
     try:
         model = _bpe(_lines(texts), size)
     except RuntimeError as error:
+        # SentencePiece fails if the distinct characters alone exceed the vocabulary.
         if pieces < LEAST_PIECES:
             raise UserError(
                 f"tokenizer.pieces is {pieces}: this corpus takes {LEAST_PIECES} or more (256 "
@@ -75,17 +81,18 @@ def train_model(texts: list[str], pieces: int, say: Say = silent) -> bytes:
                 f"pass --tokenizer.pieces {LEAST_PIECES}"
             ) from error
         model = _bpe_of_common_characters(texts, size)
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto = ModelProto.FromString(model)
     for length in range(2, LONGEST_SPACES + 1):
         proto.pieces.add(piece="▁" * length)
+    # Llama 2's score of spaces, the lowest, so that they are merged last.
     for piece in proto.pieces:
         if not piece.piece.strip("▁"):
             piece.score = -1e9
     trained = len(proto.pieces)
     if trained < pieces:
-        say(
-            f"the corpus has text for {trained:,} pieces: the other {pieces - trained:,} of --tokenizer.pieces {pieces} stay unused"
-        )
+        unused = f"the other {pieces - trained:,} of --tokenizer.pieces {pieces} stay unused"
+        print_line(f"the corpus has text for {trained:,} pieces: {unused}")
+    # A control piece never encodes text.
     for number in range(pieces - trained):
         proto.pieces.add(piece=f"<unused_piece_{number}>", type=CONTROL)
     proto.trainer_spec.vocab_size = pieces
@@ -94,28 +101,31 @@ def train_model(texts: list[str], pieces: int, say: Say = silent) -> bytes:
 
 
 def _bpe(lines: Iterator[str], size: int) -> bytes:
+    """Returns a tokenizer.model of at most `size` pieces. Raises RuntimeError for too few."""
     writer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=lines,
         model_writer=writer,
         vocab_size=size,
-        minloglevel=3,
+        minloglevel=3,  # prints nothing
         **TRAINING_OPTIONS,
     )
     return writer.getvalue()
 
 
 def _bpe_of_common_characters(texts: list[str], size: int) -> bytes:
-    """Trains on the commonest characters, which take at most half of the room above the bytes.
+    """Returns a tokenizer.model trained on the most common characters.
 
-    SentencePiece's character_coverage does the same, but goes no lower than 0.98.
+    They take at most half of the vocabulary above the bytes. SentencePiece's character_coverage
+    would do the same, but is limited to 0.98 and above.
     """
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
+    # SentencePiece treats these characters itself.
     for character in (" ", "▁", "\n", RESERVED):
         counts.pop(character, None)
-    room = (size - META_PIECES) // 2 - 1  # one of them is the space
+    room = (size - META_PIECES) // 2 - 1  # the space takes one
     common = "".join(character for character, _ in counts.most_common(room))
     rare = re.compile(f"[^{re.escape(common)} ▁]+")
     try:

@@ -1,7 +1,7 @@
-"""The tokenizer for other software: tokenizer.model with the sentinels, and tokenizer.json.
+"""Writes the tokenizer for other software: tokenizer.model with the sentinels, and tokenizer.json.
 
-Both give the same ids. transformers 5 reads a tokenizer.model alone with other spaces, so that
-tokenizer.json lists the merges in the order of the pieces' scores.
+Both give the same ids. tokenizer.json is needed because transformers 5, given a tokenizer.model
+only, encodes spaces differently. It lists the merges of BPE in the order of the pieces' scores.
 """
 
 from __future__ import annotations
@@ -11,37 +11,41 @@ import operator
 from typing import Any
 
 from etils import epath
-from sentencepiece import sentencepiece_model_pb2
 
 from codellama_jax.system.files import write_file, write_json
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
-from codellama_jax.tokenizers.sentencepiece_file import SENTINELS, is_llama
+from codellama_jax.tokenizers.sentencepiece_file import SENTINELS, ModelProto, is_llama
 from codellama_jax.tokenizers.sentinels import SENTINEL_ROWS
 
-NORMAL, CONTROL = 1, 3  # types of SentencePiece pieces; text never becomes a control piece
-SPACE = "▁"
+NORMAL, CONTROL = 1, 3  # types of pieces; text is never encoded as a control piece
+SPACE = "▁"  # in pieces
 
 
-def with_sentinels(tokenizer: Tokenizer, rows: int) -> Any:
-    """Returns the SentencePiece model with a piece for each of the model's rows."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
-    if len(proto.pieces) < rows:
-        named = {row: piece for piece, row in SENTINELS.items()}
-        for row in range(SENTINEL_ROWS):
-            proto.pieces.add(piece=named.get(row, f"<unused{row}>"), type=CONTROL)
+def with_sentinels(tokenizer: Tokenizer, vocab_size: int) -> Any:
+    """Returns the SentencePiece ModelProto with a piece for each of `vocab_size` entries."""
+    proto = ModelProto.FromString(tokenizer.model)
+    if len(proto.pieces) < vocab_size:
+        names = {offset: piece for piece, offset in SENTINELS.items()}
+        for offset in range(SENTINEL_ROWS):
+            proto.pieces.add(piece=names.get(offset, f"<unused{offset}>"), type=CONTROL)
     return proto
 
 
-def write_tokenizer(tokenizer: Tokenizer, rows: int, context: int, folder: epath.Path) -> None:
-    """Writes tokenizer.model, tokenizer.json and tokenizer_config.json.
+def write_tokenizer(
+    tokenizer: Tokenizer, vocab_size: int, context: int, folder: epath.Path
+) -> None:
+    """Writes tokenizer.model, tokenizer.json and tokenizer_config.json to `folder`.
 
-    A tokenizer that is not like Llama's has no tokenizer.json: readers convert tokenizer.model.
+    `vocab_size` counts the model's vocabulary entries, `context` its longest sequence in tokens.
+    No tokenizer.json is written for a tokenizer unlike Llama's: readers convert tokenizer.model.
     """
-    proto = with_sentinels(tokenizer, rows)
+    proto = with_sentinels(tokenizer, vocab_size)
     llama = is_llama(tokenizer.model)
     write_file(folder / "tokenizer.model", proto.SerializeToString(deterministic=True))
     if llama:
-        fast = json.dumps(fast_tokenizer(tokenizer, proto, rows), ensure_ascii=False, indent=1)
+        fast = json.dumps(
+            fast_tokenizer(tokenizer, proto, vocab_size), ensure_ascii=False, indent=1
+        )
         write_file(folder / "tokenizer.json", fast)
     special = (proto.trainer_spec.unk_id, tokenizer.bos_id, tokenizer.eos_id)
     unk, bos, eos = (proto.pieces[i].piece for i in special)
@@ -56,24 +60,29 @@ def write_tokenizer(tokenizer: Tokenizer, rows: int, context: int, folder: epath
     write_json(folder / "tokenizer_config.json", config)
 
 
-def llama_cpp_options(tokenizer: Tokenizer, rows: int) -> str:
-    """Returns the option with which llama.cpp ends an infilled middle, "" where it needs none.
+def llama_cpp_options(tokenizer: Tokenizer, vocab_size: int) -> str:
+    """Returns the option that llama.cpp needs to stop infilling at EOT, "" if it needs none.
 
-    Its converter, convert_hf_to_gguf.py, writes the ids of the sentinels only for Code Llama's
-    32,016 rows. Its loader finds <PRE>, <SUF> and <MID> by their names in any vocabulary, but
-    not EOT, without which an infilled middle never ends.
+    The converter of llama.cpp, convert_hf_to_gguf.py, writes the ids of the sentinels only for Code
+    Llama's 32,016 vocabulary entries. Its loader finds <PRE>, <SUF> and <MID> by their names in any
+    vocabulary, but not EOT, without which an infilled middle never ends.
     """
-    if rows <= tokenizer.pieces or (rows, tokenizer.eot_id) == (32_016, 32_010):
+    has_sentinels = vocab_size > tokenizer.pieces
+    if not has_sentinels or (vocab_size, tokenizer.eot_id) == (32_016, 32_010):
         return ""
     return f"--override-kv tokenizer.ggml.eot_token_id=int:{tokenizer.eot_id}"
 
 
-def fast_tokenizer(tokenizer: Tokenizer, proto: Any, rows: int) -> dict[str, Any]:
-    """Returns tokenizer.json: byte fallback, a space before any text, BOS before a sequence."""
-    vocab = {piece.piece: row for row, piece in enumerate(proto.pieces[:rows])}
+def fast_tokenizer(tokenizer: Tokenizer, proto: Any, vocab_size: int) -> dict[str, Any]:
+    """Returns the content of tokenizer.json, in the format of Hugging Face's tokenizers library.
+
+    It reproduces SentencePiece's steps: a space before any text, BPE with byte fallback, BOS before
+    a sequence. `proto` is the result of `with_sentinels`.
+    """
+    vocab = {piece.piece: i for i, piece in enumerate(proto.pieces[:vocab_size])}
     bos = proto.pieces[tokenizer.bos_id].piece
     special = [proto.trainer_spec.unk_id, tokenizer.bos_id, tokenizer.eos_id]
-    if rows > tokenizer.pieces:
+    if vocab_size > tokenizer.pieces:
         special += [tokenizer.pre_id, tokenizer.suf_id, tokenizer.mid_id, tokenizer.eot_id]
     flags = {
         "single_word": False,
@@ -83,16 +92,15 @@ def fast_tokenizer(tokenizer: Tokenizer, proto: Any, rows: int) -> dict[str, Any
         "special": True,
     }
 
-    def begin(part: int) -> list[dict]:
-        special = {"SpecialToken": {"id": bos, "type_id": part}}
-        return [special, {"Sequence": {"id": "AB"[part], "type_id": part}}]
+    def with_bos(part: int) -> list[dict]:
+        """Returns the template of the first (0) or second (1) text of a pair."""
+        marker = {"SpecialToken": {"id": bos, "type_id": part}}
+        return [marker, {"Sequence": {"id": "AB"[part], "type_id": part}}]
 
     space = {"String": SPACE}
     return {
         "version": "1.0",
-        "added_tokens": [
-            {"id": row, "content": proto.pieces[row].piece, **flags} for row in special
-        ],
+        "added_tokens": [{"id": i, "content": proto.pieces[i].piece, **flags} for i in special],
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
@@ -103,8 +111,8 @@ def fast_tokenizer(tokenizer: Tokenizer, proto: Any, rows: int) -> dict[str, Any
         "pre_tokenizer": None,
         "post_processor": {
             "type": "TemplateProcessing",
-            "single": begin(0),
-            "pair": begin(0) + begin(1),
+            "single": with_bos(0),
+            "pair": with_bos(0) + with_bos(1),
             "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
         },
         "decoder": {
@@ -128,20 +136,24 @@ def fast_tokenizer(tokenizer: Tokenizer, proto: Any, rows: int) -> dict[str, Any
 
 
 def _merges(proto: Any, pieces: int) -> list[str]:
-    """Returns every way to join two pieces into a third, the best scored first.
+    """Returns the merges of BPE, "left right", in the order in which they are applied.
 
-    A sentinel is no piece of text. Runs of spaces have one score, and SentencePiece joins them from
-    the left, into 16 at most. Joining two equal runs first gives the same pieces.
+    A merge is any way to join two pieces into a third; the best scored third piece comes first.
+    `pieces` leaves out the sentinels, which are not pieces of text.
+
+    Pieces of spaces all have the same score, and SentencePiece joins them from the left, up to 16.
+    Joining two equal ones first gives the same pieces.
     """
     scores = {}
     for piece in proto.pieces[:pieces]:
         if piece.type == NORMAL:
             scores[piece.piece] = piece.score
     joins = []
-    for word, score in scores.items():
-        for middle in range(1, len(word)):
-            left, right = word[:middle], word[middle:]
+    for joined, score in scores.items():
+        for middle in range(1, len(joined)):
+            left, right = joined[:middle], joined[middle:]
             if left in scores and right in scores:
-                joins.append((-score, left != right, len(word), left, right))
+                joins.append((-score, left != right, len(joined), left, right))
+    # A stable sort: merges that are equal in these three keep the order of the vocabulary.
     joins.sort(key=operator.itemgetter(0, 1, 2))
     return [f"{left} {right}" for *_, left, right in joins]

@@ -1,4 +1,7 @@
-"""Compares the tokens and logits of two models on a text; transformers may read one of them."""
+"""Compares the tokens and logits of two models on a text.
+
+Either model may be read by transformers, an independent implementation.
+"""
 
 from __future__ import annotations
 
@@ -24,31 +27,37 @@ from codellama_jax.weights.rows import added_tokens, check_rows
 
 @dataclass(frozen=True)
 class Reader:
-    """A model that reads text: `ids` of a text with BOS first, fp32 `logits_TV` of ids."""
+    """A tokenizer and a model, of this project or of transformers."""
 
-    name: str
-    ids: Callable[[str], list[int]]
-    logits_TV: Callable[[list[int]], np.ndarray]
+    name: str  # for the report
+    ids: Callable[[str], list[int]]  # returns the token ids of a text, BOS first
+    logits_TV: Callable[[list[int]], np.ndarray]  # returns float32 [T, V] for T token ids
 
 
-def ours(folder: epath.Path, named_tokenizer: str = "") -> Reader:
-    """Opens a run or published weights with this code, in fp32."""
+def project_reader(folder: epath.Path, named_tokenizer: str = "") -> Reader:
+    """Opens a run or published weights with this project, in float32.
+
+    `named_tokenizer` is the path of a tokenizer.model; "" takes the one in the folder.
+    """
     mesh = make_mesh(MeshConfig())
     if load.kind_of(folder) == "run":
-        run = load_run(str(folder), mesh=mesh)
-        model, params, tokenizer = run.model, run.params, run.tokenizer
+        trained = load_run(str(folder), mesh=mesh)
+        model, params, tokenizer = trained.config, trained.params, trained.tokenizer
     else:
         _, source = load.open_published(folder)
         model, tokenizer = source.model, load.needed_tokenizer(folder, named_tokenizer)
+        # Before loading, which takes minutes for a large model.
         check_rows(source, tokenizer, added_tokens(folder))
         params = load.place_params(source, model, mesh)
+    # Rounding to bfloat16 would hide small mistakes; without a gradient, remat only costs time.
     config = replace(model, compute_dtype="float32", remat="none")
-    exact = family_of(config).module(config)
+    module = family_of(config).module(config)
 
     def logits_TV(ids: list[int]) -> np.ndarray:
         tokens_BT, positions_BT = jnp.array([ids]), jnp.arange(len(ids))[None]
+        # The default precision of a TPU matmul is bfloat16, which would hide differences.
         with on_mesh(mesh), jax.default_matmul_precision("highest"):
-            return np.asarray(jax.jit(exact.apply)({"params": params}, tokens_BT, positions_BT)[0])
+            return np.asarray(jax.jit(module.apply)({"params": params}, tokens_BT, positions_BT)[0])
 
     def ids(text: str) -> list[int]:
         return [tokenizer.bos_id, *tokenizer.encode(text)]
@@ -56,18 +65,18 @@ def ours(folder: epath.Path, named_tokenizer: str = "") -> Reader:
     return Reader(f"{folder} here", ids, logits_TV)
 
 
-def theirs(folder: epath.Path) -> Reader:
-    """Opens a folder with transformers, in fp32."""
+def transformers_reader(folder: epath.Path) -> Reader:
+    """Opens a folder with transformers, in float32. Raises UserError if it cannot be read."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     if not sys.stderr.isatty():
-        logging.disable_progress_bar()  # in a file, every step of it is a line
+        logging.disable_progress_bar()  # in a log file, each of its updates would be a line
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
-    except Exception as error:  # transformers raises anything for files that it does not expect
+    except Exception as error:  # transformers raises many types for unexpected files
         fix = "pass --against with another folder or run"
         raise UserError(f"transformers cannot read {folder}: {reason(error)}; {fix}") from error
 
@@ -88,28 +97,35 @@ def compare(
     tokens: int,
     named_tokenizer: str = "",
 ) -> list[tuple[str, str]]:
-    """Returns the rows that a check prints, as (name, figure).
+    """Returns the lines of the comparison as (name, figure).
+
+    Raises UserError if `tokens` is below 1, if a folder cannot be read, or if `against` is None and
+    transformers is not installed.
 
     Args:
       folder: a run or published weights.
-      against: the reference; by default transformers' reading of `folder`.
+      against: the reference; None reads `folder` with transformers.
       text: the text that both models read.
-      tokens: how many tokens of it they read.
-      named_tokenizer: path of the tokenizer.model of `folder`, by default the one in it.
+      tokens: the number of its tokens that they read.
+      named_tokenizer: the path of the tokenizer.model of `folder`; "" takes the one in the folder.
     """
     if tokens < 1:
         raise UserError(f"--tokens must be at least 1, got {tokens}")
     other = against or folder
+    # transformers reads only its own layout: a run or Meta's files are read by this project.
     installed = importlib.util.find_spec("transformers") is not None and load.kind_of(other) == "hf"
     if not installed and against is None:
         fix = "pass --against, or install the extra oracle to compare with transformers"
         raise UserError(f"nothing to check {folder} against: {fix}")
-    reader = ours(folder, named_tokenizer)
-    reference = theirs(other) if installed else ours(other)
+    reader = project_reader(folder, named_tokenizer)
+    reference = transformers_reader(other) if installed else project_reader(other)
     ids, reference_ids = reader.ids(text)[:tokens], reference.ids(text)[:tokens]
-    a_TV, b_TV = reader.logits_TV(ids), reference.logits_TV(ids)
-    V = min(a_TV.shape[1], b_TV.shape[1])  # the other may have padding, or no sentinels
-    difference, divergence, agreed = measures(a_TV[:, :V], b_TV[:, :V])
+    # Both models read the same ids, so that a difference of tokenizers does not also appear as one
+    # of logits.
+    logits_TV, reference_TV = reader.logits_TV(ids), reference.logits_TV(ids)
+    # One vocabulary may have padding or sentinels that the other lacks.
+    V = min(logits_TV.shape[1], reference_TV.shape[1])
+    difference, divergence, agreed = measures(logits_TV[:, :V], reference_TV[:, :V])
     same = "the same ids in both" if ids == reference_ids else "OTHER ids in the reference"
     return [
         ("reference", reference.name),
@@ -120,14 +136,15 @@ def compare(
     ]
 
 
-def measures(a_TV: np.ndarray, b_TV: np.ndarray) -> tuple[float, float, int]:
-    """Compares two tables of logits.
+def measures(logits_TV: np.ndarray, reference_TV: np.ndarray) -> tuple[float, float, int]:
+    """Compares logits, float32 [T, V], with those of a reference.
 
-    Returns the largest difference, the mean KL(b || a) in nats, and at how many positions both have
-    the same most likely token.
+    Returns the largest absolute difference of a logit, the mean over T of the Kullback-Leibler
+    divergence from the reference in nats, and the number of positions with the same argmax.
     """
-    log_a_TV = np.asarray(jax.nn.log_softmax(a_TV, axis=-1), np.float64)
-    log_b_TV = np.asarray(jax.nn.log_softmax(b_TV, axis=-1), np.float64)
-    divergence = float((np.exp(log_b_TV) * (log_b_TV - log_a_TV)).sum(1).mean())
-    agreed = int((a_TV.argmax(1) == b_TV.argmax(1)).sum())
-    return float(np.abs(a_TV - b_TV).max()), divergence, agreed
+    # float64: the sums of many small probabilities would lose digits in float32.
+    log_p_TV = np.asarray(jax.nn.log_softmax(logits_TV, axis=-1), np.float64)
+    log_q_TV = np.asarray(jax.nn.log_softmax(reference_TV, axis=-1), np.float64)
+    divergence = float((np.exp(log_q_TV) * (log_q_TV - log_p_TV)).sum(1).mean())
+    agreed = int((logits_TV.argmax(1) == reference_TV.argmax(1)).sum())
+    return float(np.abs(logits_TV - reference_TV).max()), divergence, agreed

@@ -1,4 +1,7 @@
-"""`import`, `export` and `check` of `python -m codellama_jax`."""
+"""The verbs `import`, `export` and `check` of the command line.
+
+JAX is imported only inside the commands: it takes seconds, and --help does not need it.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ INTEGRITY = "checksums.json, which `check --integrity` verifies; reads every fil
 
 
 def existing_folder(path: str) -> epath.Path:
-    """Returns the folder that a user names, and reports that it is opened.
+    """Returns the folder at `path` and prints that it is opened.
 
-    Raises UserError if there is no such folder: seconds earlier than after the import of JAX.
+    Raises UserError if there is no such folder. Commands call it before they import JAX, so that
+    the error appears seconds earlier.
     """
     from codellama_jax.system.files import user_path
     from codellama_jax.weights.inputs import file_names
@@ -30,14 +34,14 @@ def existing_folder(path: str) -> epath.Path:
 
 @dataclass(frozen=True)
 class Import:
-    """Import published weights as a run that complete, infill, export and init=run: read."""
+    """Import published weights as a run, for complete, infill, export and init=run:RUN."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """A folder of transformers' safetensors, or of Meta's consolidated.NN.pth."""
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder to make, local or gs://."""
     tokenizer: str = ""
-    """The tokenizer.model, if it is not in DIR; one beside DIR is used only if named here."""
+    """The tokenizer.model, if DIR has none. A file outside DIR is used only if named here."""
     integrity: Annotated[bool, tyro.conf.arg(help=f"Write RUN/{INTEGRITY}.")] = False
 
     def __call__(self) -> None:
@@ -48,6 +52,7 @@ class Import:
 
         kind, source = load.open_published(folder)
         tokenizer = load.needed_tokenizer(folder, self.tokenizer)
+        # A run holds no padding: its own sharding decides how much it needs.
         source = trimmed(source, tokenizer, added_tokens(folder))
         store.write_run(source, tokenizer, kind, user_path(self.run), self.integrity)
 
@@ -63,13 +68,13 @@ class Export:
     to: Literal["hf", "meta"]
     """The layout: safetensors as transformers has them, or Meta's consolidated.NN.pth."""
     arm: str = ""
-    """An arm of the run; its first one unless given."""
+    """An arm of the run; the default is its first."""
     stage: str = ""
-    """A stage of the arm; the last that has finished unless given."""
+    """A stage of the arm; the default is the last finished one."""
     dtype: Literal["", "float32", "bfloat16", "float16"] = ""
-    """Rounded to this; the checkpoint's own unless given: float32 after training."""
+    """Round weights to this type; the default keeps the checkpoint's, float32 after training."""
     ranks: int = 1
-    """Meta's model-parallel width: one file for each."""
+    """Meta's model-parallel size, which is the number of files."""
     integrity: Annotated[bool, tyro.conf.arg(help=f"Write DIR/{INTEGRITY}.")] = False
 
     def __call__(self) -> None:
@@ -95,20 +100,20 @@ class Export:
 
 @dataclass(frozen=True)
 class Check:
-    """Compare two models' tokens and logits on a text, or the files of one with its checksums."""
+    """Compare tokens and logits of two models on a text, or files with their checksums."""
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR_OR_RUN")]
     """A run, or a folder of transformers' or Meta's weights."""
     against: str = ""
-    """Another one; unless given, transformers' own reading of the first."""
+    """The reference, also a run or a folder; the default reads DIR_OR_RUN with transformers."""
     text: str = ""
-    """A file of text; a source file of this project unless given."""
+    """A text file; the default is a source file of this project."""
     tokens: int = 512
-    """How many of its tokens are read."""
+    """The number of tokens of the text that are read."""
     tokenizer: str = ""
-    """The tokenizer.model of a folder of weights, if it is not in the folder."""
+    """The tokenizer.model of DIR_OR_RUN, if that is a folder of weights without one."""
     integrity: bool = False
-    """Verify checksums.json, which import and export write with --integrity; nothing else."""
+    """Only verify checksums.json, which import and export write with --integrity."""
 
     def __call__(self) -> None:
         from codellama_jax import config

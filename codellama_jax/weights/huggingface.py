@@ -1,4 +1,7 @@
-"""Hugging Face's layout: config.json and *.safetensors, read and written without torch."""
+"""The layout of Hugging Face's transformers: config.json and *.safetensors.
+
+Read and written without torch and transformers.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from codellama_jax.system.progress import counted
 from codellama_jax.system.settings import Settings, read_settings
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
 from codellama_jax.tokenizers.transformers_files import write_tokenizer
-from codellama_jax.weights.folders import whole_folder
+from codellama_jax.weights.folders import complete_folder
 from codellama_jax.weights.integrity import write_checksums
 from codellama_jax.weights.layout import (
     DTYPES,
@@ -34,21 +37,21 @@ from codellama_jax.weights.layout import (
 )
 from codellama_jax.weights.safetensors_files import INDEX, SINGLE, Tensors
 
-MAX_CONTEXT = 1_000_000_000  # a bound that no model reaches: what is beyond it is damage
-FILE_BYTES = 1_000_000_000  # of one file written, all of which is in memory at once
-COMPUTED = "rotary_emb.inv_freq"  # some older files store it, though config.json determines it
+MAX_CONTEXT = 1_000_000_000  # tokens; no model has so many, so a larger value is damage
+FILE_BYTES = 1_000_000_000  # largest file written; a file is in memory as one piece
+COMPUTED = "rotary_emb.inv_freq"  # in some older files; it follows from config.json
 
 
 def model_config(config: Settings) -> ModelConfig:
-    """Returns the model that a config.json describes.
+    """Returns the config of the model that a config.json describes.
 
-    Raises UserError naming the field for a value out of its range and for what is not implemented.
+    Raises UserError naming the field whose value is out of range or not implemented.
     """
     return family_of_model_type(config).config_from_transformers(config)
 
 
 def file_names_of(model: ModelConfig) -> Callable[[str, int], str]:
-    """Returns a function from (tensor, layer) to the tensor's name in the files."""
+    """Returns a function of (tensor, layer) that returns the tensor's name in the files."""
     templates = family_of(model).transformers_names(model)
 
     def file_name(name: str, layer: int) -> str:
@@ -60,25 +63,28 @@ def file_names_of(model: ModelConfig) -> Callable[[str, int], str]:
 def open_source(folder: epath.Path) -> Source:
     """Opens a folder that transformers wrote.
 
-    Raises UserError for what is missing, damaged, ambiguous, or another architecture.
+    Raises UserError for a missing or damaged file, for more than one model in the folder, and for
+    another architecture.
     """
     config = read_settings(folder / "config.json")
     model = model_config(config)
     context = config.integer("max_position_embeddings", MAX_CONTEXT, default=2048)
     file_name = file_names_of(model)
     tensors = Tensors(folder)
-    found = {}
+    headers = {}
     for key in names(model):
         if file_name(*key) in tensors.files:
             shape, dtype = tensors.header(file_name(*key))
-            found[key] = (shape, DTYPES.get(dtype, dtype))
+            headers[key] = (shape, DTYPES.get(dtype, dtype))
     known = {file_name(*key) for key in names(model)}
-    if model.tied_embeddings:  # some files hold the embedding a second time, as the head
+    # Some files of a model with tied embeddings hold the embedding a second time, as the head.
+    if model.tied_embeddings:
         known.add(file_name("head", 0))
+    # A tensor without a place would be dropped silently, such as a bias or a LoRA adapter.
     extra = [n for n in sorted(tensors.files) if n not in known and not n.endswith(COMPUTED)]
     if extra:
         raise UserError(f"{folder} holds tensors that this model has no place for: {some(extra)}")
-    dtypes = check_tensors(folder / "config.json", model, found, file_name)
+    dtypes = check_tensors(folder / "config.json", model, headers, file_name)
 
     def read(name: str, layer: int, index: Index) -> np.ndarray:
         return tensors.read(file_name(name, layer), index)
@@ -95,20 +101,22 @@ def write(
       source: the model.
       tokenizer: its tokenizer.
       folder: a local folder that does not exist yet.
-      integrity: writes checksums of the files, too.
+      integrity: whether to write checksums of the files as well.
 
-    Raises UserError where the folder cannot be written.
+    Raises UserError if the folder cannot be written.
     """
     if is_bucket(folder):
         raise UserError(f"safetensors are written to a local folder, not {folder}: copy it then")
-    with whole_folder(folder) as part:
+    with complete_folder(folder) as part:
         index = _write_tensors(source, part, folder)
+        # A single file, model.safetensors, is found without an index.
         if len(set(index.values())) > 1:
             sizes = {"total_size": source_bytes(source)}
             write_json(part / INDEX, {"metadata": sizes, "weight_map": index})
         write_tokenizer(tokenizer, source.model.vocab_size, source.context, part)
         write_json(part / "config.json", _config_of(source, tokenizer))
-        ends = [tokenizer.eos_id, tokenizer.eot_id]  # an infilled middle ends with EOT
+        # Generation stops at EOS, in infilling at EOT, which a vocabulary without sentinels lacks.
+        ends = [tokenizer.eos_id, tokenizer.eot_id]
         ends = [end for end in ends if end < source.model.vocab_size]
         generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends}
         write_json(part / "generation_config.json", generation)
@@ -123,12 +131,13 @@ def _config_of(source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
         "max_position_embeddings": source.context,
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
+        # transformers has one type for a model: that of most of its weights.
         "torch_dtype": source.dtypes["embedding"].name,
     }
 
 
 def _write_tensors(source: Source, part: epath.Path, folder: epath.Path) -> dict[str, str]:
-    """Writes the files of weights. Returns the file of each tensor."""
+    """Writes the weight files to `part`. Returns the file name of each tensor."""
     files, file_name = _files(source), file_names_of(source.model)
     index: dict[str, str] = {}
     with counted("exporting", source_bytes(source), unit="bytes", quiet=not is_first()) as advance:
@@ -137,6 +146,7 @@ def _write_tensors(source: Source, part: epath.Path, folder: epath.Path) -> dict
             file = f"model-{count}.safetensors" if len(files) > 1 else SINGLE
             tensors = {}
             for name, layer in keys:
+                # safetensors writes the buffer as it is, so a transposed view must be copied.
                 tensors[file_name(name, layer)] = np.ascontiguousarray(source.tensor(name, layer))
                 advance(tensors[file_name(name, layer)].nbytes)
             _save(tensors, part / file, folder)
@@ -145,20 +155,22 @@ def _write_tensors(source: Source, part: epath.Path, folder: epath.Path) -> dict
 
 
 def _save(tensors: dict[str, np.ndarray], path: epath.Path, folder: epath.Path) -> None:
-    """Writes one file. Raises UserError naming the folder if there is no room."""
+    """Writes one file. Raises UserError naming `folder` if the disk is full."""
     try:
-        path.touch()
+        path.touch()  # gives the file the mode that the umask of the user asks for
         mode = path.stat().mode
+        # transformers refuses a file without this format.
         save_file(tensors, str(path), metadata={"format": "pt"})
-        os.chmod(path, mode)  # safetensors makes it private to the user, whatever the umask
+        os.chmod(path, mode)  # safetensors makes it private to the user and ignores the umask
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot write {folder}: {reason(error)}") from error
 
 
 def _files(source: Source) -> list[list[tuple[str, int]]]:
-    """Distributes the tensors over files of at most FILE_BYTES."""
+    """Returns the (tensor, layer) of each file. Files have at most FILE_BYTES, or one tensor."""
     files: list[list[tuple[str, int]]] = [[]]
     size = 0
+    # In the order of the layers, so that a reader of one layer opens few files.
     for name, layer in names(source.model):
         tensor_bytes = math.prod(shapes(source.model)[name]) * source.dtypes[name].itemsize
         if files[-1] and size + tensor_bytes > FILE_BYTES:

@@ -1,4 +1,7 @@
-"""Checks of a folder of weights before a library opens its files."""
+"""Checks the files of a folder of weights before a library opens them.
+
+The libraries' own errors do not name the cause, such as a git-lfs pointer in place of the file.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from etils import epath
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import GIT_LFS_POINTER, LIBRARY_ERRORS, is_bucket, reason
 
-HTML_STARTS = (b"<!doctype", b"<html")  # as the first bytes of a saved web page
+HTML_STARTS = (b"<!doctype", b"<html")  # first bytes of a saved web page, in lower case
 WEIGHT_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".gguf", ".h5", ".msgpack", ".index.json")
 
 
 def file_names(folder: epath.Path) -> list[str]:
-    """Returns the sorted names in a folder, those of broken links too.
+    """Returns the sorted names in a folder, including those of broken links.
 
-    Raises UserError if it is missing, no folder, or cannot be read.
+    Raises UserError if the folder is missing, is a file, or cannot be read.
     """
     try:
         return sorted(path.name for path in folder.iterdir())
@@ -30,28 +33,29 @@ def file_names(folder: epath.Path) -> list[str]:
 
 
 def check_file(path: epath.Path) -> None:
-    """Checks that a binary file can be opened and is no placeholder of the real one.
+    """Checks that a file can be opened and is not a git-lfs pointer or a web page.
 
-    Never waits for a pipe. Raises UserError that says what the file is instead.
+    Raises UserError that names the kind of file. Never waits for a pipe.
     """
+    # An object store has no pipes, and reading the start of a file there takes a request.
     if is_bucket(path):
         return
     try:
         # O_NONBLOCK: opening a FIFO without a writer would wait for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-            start = os.read(descriptor, len(GIT_LFS_POINTER)) if regular else b""
+            is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            start = os.read(descriptor, len(GIT_LFS_POINTER)) if is_regular else b""
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        link = (
-            f"a link to {os.readlink(path)}, which does not exist" if os.path.islink(path) else ""
-        )
-        raise UserError(f"{path} is {link or 'missing'}: is the download complete?") from None
+        state = "missing"
+        if os.path.islink(path):  # as in a cache of Hugging Face whose blobs were deleted
+            state = f"a link to {os.readlink(path)}, which does not exist"
+        raise UserError(f"{path} is {state}: is the download complete?") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
-    if not regular:
+    if not is_regular:
         kind = "a folder" if path.is_dir() else "not a regular file"
         raise UserError(f"{path} is {kind}: put the file of weights there")
     if not start:
@@ -63,6 +67,9 @@ def check_file(path: epath.Path) -> None:
 
 
 def unused_weights(names: list[str], used: list[str], *others: str) -> list[str]:
-    """Returns the files of weights among `names`, and those of `others`, that are not `used`."""
+    """Returns the names of weight files that are not `used`.
+
+    `others` are names that count as weight files as well, such as another layout's config.
+    """
     weights = [name for name in names if name.endswith(WEIGHT_ENDINGS) or name in others]
     return [name for name in weights if name not in used]

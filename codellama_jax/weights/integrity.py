@@ -1,4 +1,4 @@
-"""SHA-256 checksums of the files of a folder of weights, written and verified on request."""
+"""Writes and verifies SHA-256 checksums of the files of a folder of weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from codellama_jax.system.progress import counted
 from codellama_jax.system.settings import read_settings
 
 NAME = "checksums.json"  # {"algorithm": "sha256", "files": {name in the folder: checksum}}
-CHUNK = 2**22  # bytes read at once
+CHUNK = 2**22  # bytes per read
 
 
 def write_checksums(folder: epath.Path) -> None:
@@ -30,12 +30,13 @@ def write_checksums(folder: epath.Path) -> None:
 
 
 def verify(folder: epath.Path) -> int:
-    """Returns how many files of a folder equal their checksums.
+    """Compares the files of a folder with its checksums. Returns the number of files.
 
-    Raises UserError naming those that do not, and if the folder has no checksums.
+    Raises UserError naming the files that are missing or differ, and if there are no checksums.
     """
     checksums = _read_checksums(folder)
     paths = {name: folder / name for name in checksums}
+    # Before any checksum: reading all files of a large model takes minutes.
     missing = [name for name, path in paths.items() if not path.exists()]
     if missing:
         raise UserError(f"{folder} lacks {some(missing)}, listed in {NAME}: copy the folder again")
@@ -43,6 +44,7 @@ def verify(folder: epath.Path) -> int:
     total = sum(path.stat().length for path in paths.values())
     with counted("verifying", total, unit="bytes", quiet=not is_first()) as advance:
         for name, path in paths.items():
+            # All damaged files are named together, so that one copy replaces them.
             if _sha256(path, advance) != checksums[name]:
                 damaged.append(name)
     if damaged:
@@ -52,6 +54,7 @@ def verify(folder: epath.Path) -> int:
 
 
 def _read_checksums(folder: epath.Path) -> dict[str, str]:
+    """Returns the checksums by file name. Raises UserError for a file of another form."""
     if not (folder / NAME).exists():
         fix = "import and export write it with --integrity"
         raise UserError(f"{folder} has no {NAME}: {fix}")
@@ -63,15 +66,18 @@ def _read_checksums(folder: epath.Path) -> dict[str, str]:
         raise settings.error("files", "an object of file names and checksums")
     for name, checksum in checksums.items():
         path = epath.Path(name)
-        is_sum = isinstance(checksum, str) and re.fullmatch("[0-9a-f]{64}", checksum)
-        if not is_sum or not name or path.is_absolute() or ".." in path.parts:
-            wanted = "a path inside the folder and 64 hexadecimal digits"
-            raise UserError(f"{folder / NAME}: the entry {name[:100]!r} must be {wanted}")
+        is_checksum = isinstance(checksum, str) and re.fullmatch("[0-9a-f]{64}", checksum)
+        # A path that leads out of the folder would make `verify` read any file of the machine.
+        is_inside = name and not path.is_absolute() and ".." not in path.parts
+        if not is_checksum or not is_inside:
+            allowed = "a path inside the folder and 64 hexadecimal digits"
+            raise UserError(f"{folder / NAME}: the entry {name[:100]!r} must be {allowed}")
     return checksums
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
-    for path in folder.iterdir():  # epath refuses patterns that enter folders
+    # epath's glob refuses patterns that enter subfolders.
+    for path in folder.iterdir():
         if path.is_dir():
             yield from _files(path)
         else:

@@ -1,8 +1,11 @@
-"""The tensors of published weights, and where each of them is stored in our parameters.
+"""Translates between the tensors of published weights and the parameters of this project.
 
-Theirs are (outputs, inputs) matrices, one per layer; ours are input-major, stacked over the layers,
-and fuse matrices that share an input. A `Source` is a model on disk that any part of any tensor can
-be read from: imports and exports pass it around.
+A published tensor is an (outputs, inputs) matrix of one layer. A parameter of this project has its
+input axes first, is stacked over the layers, and fuses matrices that share an input: one matmul
+for q, k and v, one for gate and up.
+
+A `Source` is a model on disk, from which any part of any published tensor can be read. Import,
+export and training start from one, for every layout of the files.
 """
 
 from __future__ import annotations
@@ -33,53 +36,59 @@ Index = tuple[slice, ...]
 class Source:
     """A model on disk."""
 
-    name: str  # its folder, for messages
+    name: str  # the folder, for messages
     model: ModelConfig
-    context: int  # positions that it was trained for
-    dtypes: dict[str, np.dtype]  # by tensor: the widest of its layers
-    read: Callable[[str, int, Index], np.ndarray]  # (tensor, layer, part) -> that part
+    context: int  # tokens of the longest sequence that it was trained for
+    dtypes: dict[str, np.dtype]  # by tensor name: the widest type of its layers
+    read: Callable[[str, int, Index], np.ndarray]  # returns a part of (tensor, layer)
 
     def tensor(self, name: str, layer: int = 0) -> np.ndarray:
-        """Returns one full tensor."""
+        """Returns one tensor in full."""
         return self.read(name, layer, tuple(slice(0, n) for n in shapes(self.model)[name]))
 
 
 def places(model: ModelConfig) -> dict[str, Place]:
-    """Returns where every published tensor is in our parameters."""
+    """Returns the place of every published tensor in the parameters, by tensor name."""
     return family_of(model).places(model)
 
 
+# Cached: tracing the module takes much longer than a look-up, and every tensor needs one.
 @functools.cache
 def parameters(model: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]:
-    """Returns shape and logical axes of every parameter by dotted name; L is the first axis."""
-    found = {}
-    shapes = jax.eval_shape(lambda: boxed_params(model, jax.random.key(0)))
-    boxed = jax.tree_util.tree_leaves_with_path(
-        shapes, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
+    """Returns the shape and the logical axes of every parameter, by dotted name.
+
+    The first axis of a stacked parameter is L.
+    """
+    described = {}
+    # A boxed parameter holds its logical axes. eval_shape traces without computing any value.
+    boxed = jax.eval_shape(lambda: boxed_params(model, jax.random.key(0)))
+    leaves = jax.tree_util.tree_leaves_with_path(
+        boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
     )
-    for path, leaf in boxed:
-        found[dotted(path)] = (leaf.value.shape, leaf.names)
-    return found
+    for path, leaf in leaves:
+        described[dotted(path)] = (leaf.value.shape, leaf.names)
+    return described
 
 
 def dotted(path: tuple) -> str:
-    """Returns the dotted name of a leaf of the parameters."""
+    """Returns the dotted name of a parameter, given its path in the tree."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def is_stacked(param: str) -> bool:
-    """Returns whether a parameter holds all layers."""
+    """Returns whether a parameter, given its dotted name, is stacked over the layers."""
     return param.startswith("layers.")
 
 
 def one_layer(model: ModelConfig, param: str) -> tuple[int, ...]:
-    """Returns the shape of a parameter without L."""
+    """Returns the shape of a parameter in one layer, which is without L."""
     shape = parameters(model)[param][0]
     return shape[1:] if is_stacked(param) else shape
 
 
 def _section(place: Place, shape: tuple[int, ...]) -> Index:
-    section = [slice(0, n) for n in shape]
+    """Returns the part of a fused parameter of this shape that a published tensor is."""
+    section = [slice(0, length) for length in shape]
     if place.size:
         section[place.axis] = slice(place.start, place.start + place.size)
     return tuple(section)
@@ -87,66 +96,85 @@ def _section(place: Place, shape: tuple[int, ...]) -> Index:
 
 def shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every published tensor: (outputs, inputs), or (width,) of a norm."""
-    found = {}
+    by_name = {}
     for name, place in places(model).items():
-        lengths = [
-            part.stop - part.start for part in _section(place, one_layer(model, place.param))
-        ]
-        groups = (place.order[: place.rows], place.order[place.rows :])
-        found[name] = tuple(math.prod(lengths[axis] for axis in g) for g in groups if g)
-    return found
+        section = _section(place, one_layer(model, place.param))
+        lengths = [part.stop - part.start for part in section]
+        sizes = []
+        for axes in _matrix_axes(place):
+            sizes.append(math.prod(lengths[axis] for axis in axes))
+        by_name[name] = tuple(sizes)
+    return by_name
+
+
+def _matrix_axes(place: Place) -> list[tuple[int, ...]]:
+    """Returns the parameter's axes that make the rows, then those that make the columns.
+
+    For wq of Llama these are [(K, G, H), (D,)]. A norm has no columns.
+    """
+    groups = (place.order[: place.rows], place.order[place.rows :])
+    return [axes for axes in groups if axes]
 
 
 def names(model: ModelConfig) -> Iterator[tuple[str, int]]:
-    """Yields every (tensor, layer) in the order of `places`, each layer's tensors together."""
+    """Yields every (tensor, layer) in the order of `places`, with each layer's tensors together."""
     stacked = [name for name, place in places(model).items() if is_stacked(place.param)]
     for name in places(model):
         if name not in stacked:
             yield name, 0
-        elif name == stacked[0]:
+        elif name == stacked[0]:  # all layers are at the position of the first stacked tensor
             for layer in range(model.n_layers):
-                yield from ((stacked_name, layer) for stacked_name in stacked)
+                for stacked_name in stacked:
+                    yield stacked_name, layer
 
 
 def join(source: Source, param: str, layer: int, index: Index) -> np.ndarray:
-    """Returns a part of a parameter of ours, reading no more of the source than that.
+    """Returns a part of a parameter and reads no more of the source than that.
+
+    Example: `layers.attention.qkv` has the axes (D, K, G + 2, H). Its part with K from 2 to 4 is
+    joined from rows 2 * G * H to 4 * G * H of the published q, and rows 2 * H to 4 * H of k and v.
 
     Args:
       source: the published model.
-      param: dotted name of the parameter.
-      layer: the layer of a stacked parameter, else 0.
-      index: the part, without L; it takes all of fused and inner axes.
+      param: the dotted name of the parameter.
+      layer: the layer of a stacked parameter, otherwise 0.
+      index: the part, without L. It must take fused axes, and axes inside rows or columns that are
+        not the first one, in full: such parts are not consecutive in the files.
     """
     shape = one_layer(source.model, param)
-    parts, axis = [], 0
+    parts, fused_axis = [], 0
     for name, place in places(source.model).items():
         if place.param != param:
             continue
-        ranges = [range(*s.indices(n)) for s, n in zip(index, shape)]
+        ranges = [range(*part.indices(length)) for part, length in zip(index, shape)]
         lengths = list(shape)
+        # Within the published tensor, the section of a fused axis starts at 0.
         if place.size:
             ranges[place.axis], lengths[place.axis] = range(place.size), place.size
-        section = []
-        for group in (place.order[: place.rows], place.order[place.rows :]):
-            if group:
-                section.append(_flat([ranges[a] for a in group], [lengths[a] for a in group]))
+        section = [_flat(ranges, lengths, axes) for axes in _matrix_axes(place)]
         part = source.read(name, layer, tuple(section))
-        part = part.reshape([len(ranges[a]) for a in place.order])
+        # From a matrix to the axes that its rows and columns consist of, then to their order in the
+        # parameter: argsort gives the inverse of the permutation `order`.
+        part = part.reshape([len(ranges[axis]) for axis in place.order])
         parts.append(part.transpose(np.argsort(place.order)))
-        axis = place.axis
-    return np.concatenate(parts, axis)
+        fused_axis = place.axis
+    return np.concatenate(parts, fused_axis)
 
 
-def _flat(ranges: list[range], lengths: list[int]) -> slice:
-    """Returns the consecutive positions that ranges of several axes take when flattened."""
-    start = 0
-    for part, length in zip(ranges, lengths):
-        start = start * length + part.start
-    return slice(start, start + math.prod(map(len, ranges)))
+def _flat(ranges: list[range], lengths: list[int], axes: tuple[int, ...]) -> slice:
+    """Returns the positions that the ranges of `axes` take when these axes are flattened."""
+    start, count = 0, 1
+    for axis in axes:
+        start = start * lengths[axis] + ranges[axis].start
+        count *= len(ranges[axis])
+    return slice(start, start + count)
 
 
 def split(model: ModelConfig, name: str, read: Callable[[Index], np.ndarray]) -> np.ndarray:
-    """Returns a full published tensor; `read` returns a part, without L, of its parameter."""
+    """Returns a published tensor in full; the inverse of `join`.
+
+    `read` returns a part, without L, of the parameter that holds it.
+    """
     place = places(model)[name]
     section = read(_section(place, one_layer(model, place.param)))
     return section.transpose(place.order).reshape(shapes(model)[name])
@@ -155,28 +183,29 @@ def split(model: ModelConfig, name: str, read: Callable[[Index], np.ndarray]) ->
 def check_tensors(
     settings: epath.Path,
     model: ModelConfig,
-    found: dict[tuple[str, int], tuple[tuple[int, ...], str]],
+    headers: dict[tuple[str, int], tuple[tuple[int, ...], str]],
     file_name: Callable[[str, int], str],
 ) -> dict[str, np.dtype]:
-    """Returns the dtype of each tensor over all layers.
+    """Returns the dtype of each tensor, the widest over its layers.
 
     Args:
-      settings: path of the config.json or params.json that describes the model.
-      model: that model.
-      found: shape and dtype by (tensor, layer).
+      settings: the path of the config.json or params.json that describes the model.
+      model: the model that it describes.
+      headers: shape and dtype of the stored tensors by (tensor, layer).
       file_name: returns a tensor's name in the files.
 
     Raises UserError naming a tensor that is missing, of another shape, or not floating point.
     """
     folder = settings.parent
     expected = list(names(model))
-    missing = [file_name(*key) for key in expected if key not in found]
+    # Before shapes: a truncated download has the right shapes for the tensors that it has.
+    missing = [file_name(*key) for key in expected if key not in headers]
     if missing:
-        raise UserError(f"{folder} lacks {some(missing)}: is every file there?")
+        raise UserError(f"{folder} lacks {some(missing)}: is the download complete?")
     expected_shapes = shapes(model)
     dtypes: dict[str, set[str]] = {}
     for name, layer in expected:
-        shape, dtype = found[name, layer]
+        shape, dtype = headers[name, layer]
         described = expected_shapes[name]
         if shape != described:
             sizes = f"has shape {shape}, but {settings.name} describes {described}"
@@ -185,6 +214,8 @@ def check_tensors(
             readable = f"only {', '.join(DTYPES.values())} weights are read, not quantized ones"
             raise UserError(f"{folder}: {file_name(name, layer)} is {dtype}: {readable}")
         dtypes.setdefault(name, set()).add(dtype)
+    # A parameter stacks the layers, so they need one type, which must not round any of them. Some
+    # published files keep a few layers' tensors in float32 and the others in bfloat16.
     widest = {}
     for name, kinds in dtypes.items():
         widest[name] = functools.reduce(jnp.promote_types, map(jnp.dtype, kinds))
@@ -192,7 +223,7 @@ def check_tensors(
 
 
 def cast(source: Source, dtype: str) -> Source:
-    """Returns the source with every tensor rounded to a dtype."""
+    """Returns a source whose tensors are rounded to `dtype`."""
     kind = jnp.dtype(dtype)
 
     def read(name: str, layer: int, index: Index) -> np.ndarray:
@@ -202,10 +233,10 @@ def cast(source: Source, dtype: str) -> Source:
 
 
 def source_bytes(source: Source) -> int:
-    """Returns the bytes of all tensors."""
+    """Returns the size of all tensors in bytes."""
     total = 0
-    where = places(source.model)
+    place_of = places(source.model)
     for name, shape in shapes(source.model).items():
-        layers = source.model.n_layers if is_stacked(where[name].param) else 1
+        layers = source.model.n_layers if is_stacked(place_of[name].param) else 1
         total += layers * math.prod(shape) * source.dtypes[name].itemsize
     return total

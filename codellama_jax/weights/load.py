@@ -1,6 +1,6 @@
-"""Weights that a stage starts from: a run, or published files.
+"""Loads the weights that a stage starts from: those of a run, or published files.
 
-Each host reads only the parts of published files that its devices hold.
+A host reads only the parts of published files that its devices hold.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -33,9 +35,9 @@ OPEN = {"hf": huggingface.open_source, "meta": meta.open_source}
 
 
 def kind_of(folder: epath.Path) -> str:
-    """Returns hf, meta or run. Raises UserError for a folder that is none of them.
+    """Returns the kind of a folder: hf, meta or run. Raises UserError for any other folder.
 
-    A folder in both published layouts is hf, as for transformers, if it has safetensors of them.
+    A folder with both config.json and params.json is hf if it has safetensors of transformers.
     """
     names = file_names(folder)
     has_config, has_params = "config.json" in names, "params.json" in names
@@ -44,15 +46,17 @@ def kind_of(folder: epath.Path) -> str:
         raise UserError(f"{folder} holds neither config.json nor params.json: {expected}")
     if not has_config:
         return "meta"
+    # The config.json of a run has "arms", that of a stage "model"; transformers' has neither.
     if {"arms", "model"} & set(read_settings(folder / "config.json").values):
         return "run"
+    # Meta also publishes consolidated.safetensors, which transformers does not read.
     is_meta = any(n.startswith("consolidated.") and n.endswith(".pth") for n in names)
     is_hf = any(n.endswith(".safetensors") and not n.startswith("consolidated.") for n in names)
     return "meta" if has_params and is_meta and not is_hf else "hf"
 
 
 def open_published(folder: epath.Path) -> tuple[str, Source]:
-    """Returns the kind and the source of published weights. Raises UserError for a run."""
+    """Returns the kind, hf or meta, and the source of a folder. Raises UserError for a run."""
     kind = kind_of(folder)
     if kind not in OPEN:
         raise UserError(f"{folder} is a run already")
@@ -60,43 +64,48 @@ def open_published(folder: epath.Path) -> tuple[str, Source]:
 
 
 def initial_params(stage: Stage, mesh: Mesh) -> Callable[[], dict]:
-    """Returns the function that loads the parameters of `stage.init`.
+    """Returns a function that loads the parameters of `stage.init`.
 
-    Raises UserError unless that is run:DIR, run:DIR@STEP, hf:DIR or meta:DIR and they fit.
+    Everything is checked before it returns. Raises UserError unless `stage.init` is run:DIR,
+    run:DIR@STEP, hf:DIR or meta:DIR and the shapes equal those of `stage.model`.
     """
-    kind, _, place = stage.init.partition(":")
-    if kind not in ("run", *OPEN) or not place:
+    kind, _, path = stage.init.partition(":")
+    if kind not in ("run", *OPEN) or not path:
         allowed = "scratch, previous, run:DIR, run:DIR@STEP, hf:DIR, meta:DIR"
         raise UserError(f"init {stage.init!r} is none of {allowed}")
     if kind == "run":
-        place, step = _at_step(place)
-        folder, saved = find_trained(user_path(place))
+        # The folder may be that of a run or of one of its stages, or refer to an equal stage.
+        run_path, step = _path_and_step(path)
+        folder, saved = find_trained(user_path(run_path))
         loading.check_shapes(folder, saved.model, stage.model)
-        folder.steps(step)
+        folder.steps(step)  # raises UserError if the run has no checkpoint of that step
         return lambda: loading.load_params(folder, stage.model, mesh, step)
-    source = OPEN[kind](user_path(place))
+    # Headers are read and checked now; values only when the returned function is called.
+    source = OPEN[kind](user_path(path))
     loading.check_shapes(source.name, source.model, stage.model)
     return lambda: place_params(source, stage.model, mesh)
 
 
-def _at_step(place: str) -> tuple[str, int | None]:
-    path, at, step = place.rpartition("@")
-    return (path, int(step)) if at and step.isdecimal() else (place, None)
+def _path_and_step(path: str) -> tuple[str, int | None]:
+    """Returns DIR and STEP of DIR@STEP; STEP is None for DIR."""
+    folder, separator, step = path.rpartition("@")
+    return (folder, int(step)) if separator and step.isdecimal() else (path, None)
 
 
 def tokenizer_of(init: str) -> Tokenizer | None:
-    """Returns the tokenizer in the folder of an init's weights; None if it has none."""
-    kind, _, place = init.partition(":")
+    """Returns the tokenizer in the folder that `Stage.init` names, None if it has none."""
+    kind, _, path = init.partition(":")
     if kind == "run":
-        stage, _ = find_trained(user_path(_at_step(place)[0]))
+        stage, _ = find_trained(user_path(_path_and_step(path)[0]))
         return stage.load_tokenizer()
-    return published_tokenizer(user_path(place)) if place else None
+    return published_tokenizer(user_path(path)) if path else None
 
 
 def published_tokenizer(folder: epath.Path) -> Tokenizer | None:
-    """Returns the tokenizer.model in a folder of published weights; None if it has none.
+    """Returns the tokenizer.model in a folder of published weights, None if it has none.
 
-    One beside the folder may belong to another model, so it is used only when it is named.
+    A tokenizer.model beside the folder, as Meta publishes it, may belong to another model, so it is
+    used only if the user names it.
     """
     path = folder / "tokenizer.model"
     if path.name not in file_names(folder):
@@ -106,13 +115,17 @@ def published_tokenizer(folder: epath.Path) -> Tokenizer | None:
 
 
 def needed_tokenizer(folder: epath.Path, named: str = "") -> Tokenizer:
-    """Returns the tokenizer that is named, else the folder's own. Raises UserError for none."""
+    """Returns the tokenizer at the path `named`, or with "" the one in `folder`.
+
+    Raises UserError if there is none.
+    """
     if named:
         return load(user_path(named))
     tokenizer = published_tokenizer(folder)
     if tokenizer:
         return tokenizer
     outside = folder.parent / "tokenizer.model"
+    # No tokenizer is guessed: with another model's the weights would load and produce nonsense.
     fix = "name the model's own with --tokenizer"
     if "tokenizer.json" in file_names(folder):
         fix = f"only SentencePiece is read, not its tokenizer.json; {fix}"
@@ -122,16 +135,17 @@ def needed_tokenizer(folder: epath.Path, named: str = "") -> Tokenizer:
 
 
 def place_params(source: Source, model: ModelConfig, mesh: Mesh) -> dict:
-    """Returns the parameters for `model` on the mesh.
+    """Returns the parameters for `model`, sharded over `mesh`, in float32.
 
-    A host holds no more than a layer of one parameter beside them.
+    In addition to them, a host holds at most one layer of one parameter.
     """
+    # Read with the vocabulary of the files; `with_rows` adds the entries that `model` has above it.
     as_stored = replace(model, vocab_size=min(model.vocab_size, source.model.vocab_size))
     source = replace(source, model=as_stored)
     abstract = abstract_params(as_stored, mesh)
     with on_mesh(mesh):
         leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
-        total = sum(leaf.size for _, leaf in leaves) * 4
+        total = sum(leaf.size for _, leaf in leaves) * 4  # bytes of float32
         with counted("reading", total, unit="bytes", quiet=not is_first()) as advance:
             params = [_placed(source, dotted(path), leaf, advance) for path, leaf in leaves]
     return loading.with_rows(jax.tree.unflatten(tree, params), model, mesh)
@@ -140,24 +154,29 @@ def place_params(source: Source, model: ModelConfig, mesh: Mesh) -> dict:
 def _placed(
     source: Source, param: str, leaf: jax.ShapeDtypeStruct, advance: Callable[[int], None]
 ) -> jax.Array:
+    """Returns a parameter with the shape, type and sharding of `leaf`, read from `source`."""
     if not is_stacked(param):
         advance(leaf.size * 4)
-        return jax.make_array_from_callback(
-            leaf.shape,
-            leaf.sharding,
-            lambda index: join(source, param, 0, index).astype(leaf.dtype),
-        )
+
+        def shard(index: Any) -> np.ndarray:
+            return join(source, param, 0, index).astype(leaf.dtype)
+
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+    # A stacked parameter is assembled on the devices, layer by layer. JAX calls the callback once
+    # for each shard that this host holds, with its index.
     inner = NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[1:]))
+    # Zeros are made on the devices: from the host they would be transferred.
     stack = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
     for layer in range(leaf.shape[0]):
         read = functools.partial(join, source, param, layer)
-        stack = _with_layer(
-            stack, jax.make_array_from_callback(leaf.shape[1:], inner, read), layer
-        ).block_until_ready()
+        layer_part = jax.make_array_from_callback(leaf.shape[1:], inner, read)
+        # Without waiting, layers that are not yet copied would fill the memory of the host.
+        stack = _with_layer(stack, layer_part, layer).block_until_ready()
         advance(leaf.size // leaf.shape[0] * 4)
     return stack
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _with_layer(stack: jax.Array, part: jax.Array, layer: int) -> jax.Array:
+    """Returns `stack` with `part` as one layer; donation makes the update happen in place."""
     return jax.lax.dynamic_update_index_in_dim(stack, part.astype(stack.dtype), layer, 0)

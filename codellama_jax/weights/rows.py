@@ -1,4 +1,8 @@
-"""Which rows of a vocabulary belong to a tokenizer: a tokenizer of another model loses none."""
+"""Compares the vocabulary of published weights with the tokenizer, and removes its padding.
+
+A tokenizer of another model must be refused: otherwise rows of the embedding would be dropped as
+padding although they belong to tokens.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +10,37 @@ from dataclasses import replace
 from typing import Any
 
 from etils import epath
-from sentencepiece import sentencepiece_model_pb2
 
 from codellama_jax.checkpoints.vocabulary import most_rows
 from codellama_jax.errors import UserError
 from codellama_jax.system.console import warn
 from codellama_jax.system.settings import read_settings, shown_value
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
+from codellama_jax.tokenizers.sentencepiece_file import ModelProto
 from codellama_jax.weights.inputs import file_names
 from codellama_jax.weights.layout import Source
 
-MAX_DIGITS = 10  # of an id
+MAX_DIGITS = 10  # of an id in a JSON file; more are damage
 
 
 def added_tokens(folder: epath.Path) -> dict[int, str]:
-    """Returns the tokens by id that transformers adds to a folder's SentencePiece model."""
+    """Returns the tokens, by id, that a folder's JSON files add to its SentencePiece model.
+
+    transformers writes them to added_tokens.json, in newer versions to tokenizer_config.json.
+    Raises UserError for a token that is not a string or an id that is not a number.
+    """
     names: list[str] = file_names(folder)
     tokens: dict[Any, Any] = {}
     if "added_tokens.json" in names:
         for token, row in read_settings(folder / "added_tokens.json").values.items():
+            # A list or object could not be a key of `tokens`; its text is refused below.
             tokens[row if isinstance(row, int) else shown_value(row)] = token
     if "tokenizer_config.json" in names:
         decoder = read_settings(folder / "tokenizer_config.json").inner("added_tokens_decoder")
         for row, token in decoder.values.items():
             content = token.get("content") if isinstance(token, dict) else token
             tokens[int(row) if row.isdecimal() and len(row) < MAX_DIGITS else row] = content
+    # Keys and values of both files are any JSON until here.
     for row, token in tokens.items():
         if isinstance(row, bool) or not isinstance(row, int) or not isinstance(token, str):
             where = "added_tokens.json or tokenizer_config.json"
@@ -40,31 +50,36 @@ def added_tokens(folder: epath.Path) -> dict[int, str]:
 
 
 def check_rows(source: Source, tokenizer: Tokenizer, added: dict[int, str]) -> None:
-    """Raises UserError naming both counts if the tokenizer is not the one of the model.
+    """Raises UserError naming both counts if the tokenizer cannot be the model's.
 
-    The rows beyond the tokenizer's ids may be padding, up to a multiple of 256, or those of the
-    sentinels or of `added` tokens.
+    Rows of the embedding beyond the tokenizer's ids may be padding up to a multiple of 256,
+    sentinels, or `added` tokens, by id.
     """
     rows, pieces = source.model.vocab_size, tokenizer.pieces
     counts = f"{source.name} has {rows:,} rows (vocab_size) and the tokenizer {pieces:,} pieces"
     fix = "pass the model's own tokenizer.model with --tokenizer"
     if rows < pieces:
         raise UserError(f"{counts}: {fix}")
+    # Llama 2's tokenizer.model lists no sentinels, so its model needs no rows for them.
     ids = tokenizer.vocab_size if _lists_sentinels(tokenizer) else pieces
     added_ids = [row for row in added if ids <= row < rows]
+    # Padding is bounded: a tokenizer with far fewer entries belongs to another model.
     if rows > most_rows(ids + len(added_ids)):
         raise UserError(f"{counts}: {rows - pieces:,} rows of the model would be lost; {fix}")
 
 
 def trimmed(source: Source, tokenizer: Tokenizer, added: dict[int, str]) -> Source:
-    """Drops the rows of padding and of added tokens, with a warning. Sentinel rows stay.
+    """Returns the source without the rows of padding and of added tokens, which it prints.
 
-    Raises UserError like `check_rows`.
+    Sentinels remain. Raises UserError like `check_rows`.
     """
     check_rows(source, tokenizer, added)
     rows, with_sentinels = source.model.vocab_size, tokenizer.vocab_size
-    has_sentinels = rows > with_sentinels and _lists_sentinels(tokenizer)
-    kept = with_sentinels if rows == with_sentinels or has_sentinels else tokenizer.pieces
+    # More rows than pieces and sentinels: the rows above the pieces are sentinels only if the
+    # tokenizer's file lists them, otherwise they are padding.
+    has_padded_sentinels = rows > with_sentinels and _lists_sentinels(tokenizer)
+    has_sentinels = rows == with_sentinels or has_padded_sentinels
+    kept = with_sentinels if has_sentinels else tokenizer.pieces
     if kept < rows:
         dropped = [token for row, token in sorted(added.items()) if kept <= row < rows]
         kind = f"of padding and the added tokens {', '.join(dropped)}" if dropped else "of padding"
@@ -73,6 +88,6 @@ def trimmed(source: Source, tokenizer: Tokenizer, added: dict[int, str]) -> Sour
 
 
 def _lists_sentinels(tokenizer: Tokenizer) -> bool:
-    """Returns whether the file names the sentinels, as Code Llama's does and Llama 2's does not."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
+    """Returns whether tokenizer.model lists sentinels: Code Llama's does, Llama 2's does not."""
+    proto = ModelProto.FromString(tokenizer.model)
     return len(proto.pieces) > tokenizer.pieces

@@ -1,4 +1,7 @@
-"""Runs as sources and targets of weights, a layer of one parameter at a time in memory."""
+"""Reads and writes runs as sources and targets of weights.
+
+Only one layer of one parameter is in memory at any time.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from codellama_jax.sharding.hosts import is_first
 from codellama_jax.system.files import write_json
 from codellama_jax.system.progress import counted
 from codellama_jax.tokenizers.sentencepiece import Tokenizer
-from codellama_jax.weights.folders import whole_folder
+from codellama_jax.weights.folders import complete_folder
 from codellama_jax.weights.integrity import write_checksums
 from codellama_jax.weights.layout import (
     Index,
@@ -45,17 +48,21 @@ from codellama_jax.weights.layout import (
 )
 
 ARM, STAGE = "imported", "weights"
-# A stored layer is split into so many chunks along the model width: a device reads little that
-# it does not hold.
+# Chunks of a stored layer along the model width. A chunk is read in full, so that with more chunks
+# a device reads less that it does not hold.
 CHUNKS = 16
 
 
 class Stack:
-    """A parameter that is not in memory, which Orbax gets in place of an array."""
+    """A parameter that is read while it is written, and stands for an array in Orbax.
+
+    `shape`, `dtype`, `size`, `ndim` and `nbytes` are those that Orbax reads from an array.
+    """
 
     def __init__(self, source: Source, param: str, advance: Callable[[int], None]):
         self.source, self.param, self.advance = source, param, advance
         self.shape, self.axes = parameters(source.model)[param]
+        # Published tensors that are fused here may have different types.
         dtypes = set()
         for name, place in places(source.model).items():
             if place.param == param:
@@ -65,45 +72,49 @@ class Stack:
         self.nbytes = self.size * self.dtype.itemsize
 
     def chunks(self) -> list[int]:
-        """Returns the shape of a chunk, which is stored and read at once: a layer's part."""
+        """Returns the shape of a chunk: a part of one layer, split along the model width."""
         sizes = []
-        for name, n in zip(self.axes, self.shape):
-            sizes.append(n // CHUNKS if name == "embed" and n % CHUNKS == 0 else n)
+        for name, length in zip(self.axes, self.shape):
+            is_split = name == "embed" and length % CHUNKS == 0
+            sizes.append(length // CHUNKS if is_split else length)
         return [1, *sizes[1:]] if is_stacked(self.param) else sizes
 
     def pieces(self) -> Iterator[tuple[Index, np.ndarray]]:
-        """Yields (index, part), a layer at a time."""
+        """Yields (index, part) of the parameter, one layer at a time."""
         full = tuple(slice(0, n) for n in one_layer(self.source.model, self.param))
-        for layer in range(self.source.model.n_layers if is_stacked(self.param) else 1):
+        stacked = is_stacked(self.param)
+        for layer in range(self.source.model.n_layers if stacked else 1):
             part = join(self.source, self.param, layer, full).astype(self.dtype)
-            yield (layer, *full) if is_stacked(self.param) else full, part
+            yield (slice(layer, layer + 1), *full) if stacked else full, part
             self.advance(part.nbytes)
 
 
 class StackHandler(ocp.type_handlers.NumpyHandler):
-    """Writes a `Stack` as Orbax writes an array, but one piece at a time over all parameters.
+    """Writes each `Stack` like an array, but only one piece of one parameter at a time.
 
-    An error is kept in `error`: raised, Orbax would leave other writes running behind it.
+    An error is kept in `error` and not raised, because Orbax would leave other writes running.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(deepcopy_host_arrays=False)
-        self.turn = asyncio.Semaphore(1)
+        # Orbax writes all parameters concurrently, which would have a layer of each in memory.
+        self.semaphore = asyncio.Semaphore(1)
         self.error: BaseException | None = None
 
     async def _open_and_write(
         self, value: Stack, tspec: dict, ts_context: tensorstore.Context
     ) -> None:
-        async with self.turn:
+        async with self.semaphore:
             if self.error:
                 return
             try:
+                # Orbax's own chunk would be the complete parameter, or that of one device.
                 tspec["metadata"]["chunks"] = value.chunks()
                 array = await tensorstore.open(
                     tensorstore.Spec(tspec), create=True, open=True, context=ts_context
                 )
-                for where, part in value.pieces():
-                    await array[where].write(part)
+                for index, part in value.pieces():
+                    await array[index].write(part)
                     if self.error:
                         break
             except Exception as error:
@@ -113,26 +124,31 @@ class StackHandler(ocp.type_handlers.NumpyHandler):
 def write_run(
     source: Source, tokenizer: Tokenizer, kind: str, folder: epath.Path, integrity: bool = False
 ) -> None:
-    """Writes a model, in its own dtypes, as the folder of a run that has trained 0 steps.
+    """Writes a model as the folder of a run that has trained 0 steps, in the dtypes of the source.
 
     Args:
       source: the model.
       tokenizer: its tokenizer.
-      kind: hf or meta, the layout that it was published in.
+      kind: the layout in which it was published, hf or meta.
       folder: a folder that does not exist yet.
-      integrity: writes checksums of the files, too.
+      integrity: whether to write checksums of the files as well.
+
+    Raises UserError if the folder exists or cannot be written.
     """
+    # The folder of an ordinary run with one arm and one stage, so that every command that reads
+    # runs reads it. The values that only training uses are placeholders.
     data = DataConfig(seq_len=source.context, batch_size=1, mixture=MixtureConfig())
     init = f"{kind}:{source.name}"
     stage = Stage(source.model, data, OptimizerConfig(peak_lr=0.0), steps=0, init=init)
     arms = {ARM: {STAGE: stage}}
     experiment = Experiment(folder.name, kind, arms, TokenizerConfig("tokenizer.model"))
-    with whole_folder(folder) as part:
+    with complete_folder(folder) as part:
         run = RunFolder(part)
         inner = run.stage(ARM, STAGE)
         size = source_bytes(source)
         with counted("importing", size, unit="bytes", quiet=not is_first()) as advance:
             _save(_tree(source, advance), inner.checkpoint(0), folder)
+        # As after training, the checkpoint comes first and the mark of a finished stage after it.
         write_json(inner.config, to_dict(stage))
         inner.mark_done(step=0, tokens=0)
         tokenizer.save(run.tokenizer)
@@ -142,7 +158,7 @@ def write_run(
 
 
 def _tree(source: Source, advance: Callable[[int], None]) -> dict:
-    """Returns the nested parameters, none of which is in memory."""
+    """Returns the nested parameters, each a `Stack`."""
     tree: dict = {}
     for param in parameters(source.model):
         *parents, name = param.split(".")
@@ -154,7 +170,7 @@ def _tree(source: Source, advance: Callable[[int], None]) -> dict:
 
 
 def _save(tree: dict, checkpoint: epath.Path, folder: epath.Path) -> None:
-    """Writes a checkpoint. Raises UserError naming the run's folder where that fails."""
+    """Writes a checkpoint. Raises UserError naming `folder`, that of the run, if that fails."""
     handler = StackHandler()
     registry = ocp.type_handlers.create_type_handler_registry((Stack, handler))
     items = ocp.CompositeCheckpointHandler(
@@ -163,7 +179,9 @@ def _save(tree: dict, checkpoint: epath.Path, folder: epath.Path) -> None:
     try:
         with _stopped_by_ctrl_c(handler), ocp.Checkpointer(items) as checkpointer:
             checkpointer.save(checkpoint, ocp.args.Composite(params=ocp.args.PyTreeSave(tree)))
-    except Exception as error:  # Orbax misses a parameter after an error, or has one of its own
+    except Exception as error:
+        # After an error in the handler Orbax raises that a parameter is missing; the first is the
+        # cause.
         handler.error = handler.error or error
     if isinstance(handler.error, UserError | KeyboardInterrupt):
         raise handler.error
@@ -174,9 +192,9 @@ def _save(tree: dict, checkpoint: epath.Path, folder: epath.Path) -> None:
 
 @contextlib.contextmanager
 def _stopped_by_ctrl_c(handler: StackHandler) -> Iterator[None]:
-    """Lets Ctrl-C end the writes after a piece.
+    """Makes Ctrl-C end the writes after the current piece.
 
-    Raised at once, it would leave threads that crash the interpreter while it exits.
+    A KeyboardInterrupt at once would leave threads that crash the interpreter while it exits.
     """
 
     def stop(*_: object) -> None:
@@ -191,9 +209,11 @@ def _stopped_by_ctrl_c(handler: StackHandler) -> Iterator[None]:
 
 def open_run(run: epath.Path, arm: str, stage: str) -> Source:
     """Opens the newest checkpoint of a run's stage. Raises UserError if none can be read."""
+    # Orbax loads arrays in full; TensorStore reads the chunks of one layer.
     folder, config = find_trained(run, arm, stage)
     checkpoint = folder.checkpoint(max(folder.steps()))
     base = str(checkpoint)
+    # q, k and v are parts of the same chunks: the cache, in bytes, spares reading them three times.
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 2**29}})
     stores, dtypes = {}, {}
     for name, place in places(config.model).items():
@@ -205,8 +225,8 @@ def open_run(run: epath.Path, arm: str, stage: str) -> Source:
         is_layer = is_stacked(places(config.model)[name].param)
         store = stores[name][layer] if is_layer else stores[name]
 
-        def section(where: Index) -> np.ndarray:
-            return _result(base, store[where].read())
+        def section(part: Index) -> np.ndarray:
+            return _result(base, store[part].read())
 
         return split(config.model, name, section)[index]
 
@@ -214,7 +234,7 @@ def open_run(run: epath.Path, arm: str, stage: str) -> Source:
 
 
 def _result(base: str, future: tensorstore.Future) -> Any:
-    """Returns the result of a read. Raises UserError naming the checkpoint if it fails."""
+    """Returns the result of a read. Raises UserError naming the checkpoint, `base`, if it fails."""
     try:
         return future.result()
     except (ValueError, OSError) as error:  # TensorStore raises ValueError for most damage

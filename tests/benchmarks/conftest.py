@@ -10,23 +10,29 @@ from toy import MODEL
 
 from codellama_jax.errors import UserError
 from codellama_jax.models.llama.model import Llama
-from codellama_jax.models.trained import Run
+from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sandbox import Executor
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory) -> Run:
+def model(tmp_path_factory) -> TrainedModel:
     """A random model with a real tokenizer."""
     words = [
         f"def name_{i}(x):\n    return x + {i}\n\n\nclass Thing{i}:\n    é = '日本'\n"
         for i in range(300)
     ]
     tokenizer = tokenizers.train(words, 360, tmp_path_factory.mktemp("tokenizer"))
-    model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
+    config = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
     tokens = jnp.zeros((1, 2), jnp.int32)
-    init = lambda: nn.unbox(Llama(model).init(jax.random.key(0), tokens, tokens))["params"]
-    return Run(model, jax.jit(lambda: jax.tree.map(lambda p: 6 * p, init()))(), tokenizer, "toy")
+
+    @jax.jit
+    def init() -> dict:
+        params = nn.unbox(Llama(config).init(jax.random.key(0), tokens, tokens))["params"]
+        # Larger weights make the predictions differ from each other.
+        return jax.tree.map(lambda p: 6 * p, params)
+
+    return TrainedModel(config, init(), tokenizer, "toy")
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +47,7 @@ def executor():
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory) -> dict[str, str]:
-    """Our small data in the published formats, by name."""
+    """Paths of the small data in the published formats, by name."""
     root = tmp_path_factory.mktemp("data")
     records = {
         "humaneval": data.HUMANEVAL,
@@ -58,15 +64,16 @@ def files(tmp_path_factory) -> dict[str, str]:
         "lcc": data.LCC,
         **{kind: data.infilling(kind) for kind in ("SingleLine", "MultiLine", "RandomSpan")},
     }
-    paths = {
-        name: str(data.write_lines(root / f"{name}.jsonl", some)) for name, some in records.items()
-    }
-    for name, some in {
+    paths = {}
+    for name, values in records.items():
+        paths[name] = str(data.write_lines(root / f"{name}.jsonl", values))
+    documents = {
         "multipl_e": data.MULTIPL_E,
         "truthfulqa": data.TRUTHFUL,
         "gsm8k/pal_few_shot": data.PAL,
-    }.items():
-        (root / f"{name}.json").write_text(json.dumps(some))
+    }
+    for name, document in documents.items():
+        (root / f"{name}.json").write_text(json.dumps(document))
         paths[name] = str(root / f"{name}.json")
     data.write_apps(root / "apps")
     (root / "filler").mkdir()

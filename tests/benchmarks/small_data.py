@@ -1,13 +1,15 @@
-"""Small benchmarks of our own in the published formats."""
+"""Small benchmarks in the published formats."""
 
 import json
 
 DOUBLE = {
     "task_id": "HumanEval/0",
-    "prompt": 'def half(x):\n    return x / 2\n\n\ndef double(x):\n    """Twice x.\n    >>> double(2)\n    4\n    """\n',
+    "prompt": "def half(x):\n    return x / 2\n\n\n"
+    'def double(x):\n    """Twice x.\n    >>> double(2)\n    4\n    """\n',
     "entry_point": "double",
     "canonical_solution": "    y = x\n    if y:\n        y += x\n    return y\n",
-    "test": "def check(candidate):\n    assert candidate(2) == 4\n    assert half(double(3)) == 3\n",
+    "test": "def check(candidate):\n    assert candidate(2) == 4\n"
+    "    assert half(double(3)) == 3\n",
 }
 JOIN = {
     "task_id": "HumanEval/1",
@@ -24,7 +26,7 @@ PLUS = [
 
 
 def infilling(kind: str) -> list[dict]:
-    """Each task with a part of its solution taken out, as `kind` does."""
+    """Returns a task with a part of its solution removed: SingleLine, MultiLine or RandomSpan."""
     spans = {
         "SingleLine": "        y += x\n",
         "MultiLine": "    if y:\n        y += x\n",
@@ -32,12 +34,12 @@ def infilling(kind: str) -> list[dict]:
     }
     middle = spans[kind]
     before, after = DOUBLE["canonical_solution"].split(middle)
-    cut = {"prompt": DOUBLE["prompt"] + before, "suffix": after, "canonical_solution": middle}
-    return [{**DOUBLE, **cut, "task_id": f"{kind}Infilling/HumanEval/0/L1"}]
+    parts = {"prompt": DOUBLE["prompt"] + before, "suffix": after, "canonical_solution": middle}
+    return [{**DOUBLE, **parts, "task_id": f"{kind}Infilling/HumanEval/0/L1"}]
 
 
 def mbpp_record(number: int) -> dict:
-    """With the line ends of the published file, and a test that hands over a type for one task."""
+    """Returns a record of MBPP, with the line ends of the published file."""
     asserts = [
         f"assert add_{number}(1) == {number + 1}",
         f"assert set([add_{number}(0)]) == set([{number}])",
@@ -88,12 +90,15 @@ X_JAVA = {
     "test": "public class Main {\n  public static void main(String[] a) {\n"
     "    if (new Solution().twice(2) != 4) throw new AssertionError();\n  }\n}\n",
 }
-X_GO = {  # with a helper behind the function, and packages that the docstring alone seems to use
+# With a helper after the function, and packages that only the comment seems to use.
+X_GO = {
     "task_id": "Go/0",
-    "prompt": 'import (\n    "math"\n)\n\n// Twice the size of x, of all operand. No strings.\nfunc Twice(x float64) float64 {\n',
+    "prompt": 'import (\n    "math"\n)\n\n// Twice the size of x, of all operand. No strings.\n'
+    "func Twice(x float64) float64 {\n",
     "import": 'import (\n    "math"\n)\n',
     "declaration": 'import (\n    "math"\n)\n\nfunc Twice(x float64) float64 {\n',
-    "canonical_solution": "    if x < 0 {\n        return sum(math.Abs(x))\n    }\n    return sum(x)\n}\n\n"
+    "canonical_solution": "    if x < 0 {\n        return sum(math.Abs(x))\n    }\n"
+    "    return sum(x)\n}\n\n"
     "func sum(x float64) float64 {\n    return x + x\n}\n\n",
     "test_setup": 'package main\n\nimport (\n    "testing"\n)\n',
     "test": "func TestTwice(t *testing.T) {\n    if Twice(-2) != 4 {\n        t.Fail()\n    }\n}\n",
@@ -103,7 +108,8 @@ MULTIPL_E = [
         "name": "HumanEval_0_double",
         "language": "cpp",
         "prompt": "#include<assert.h>\n// Twice x.\nlong twice(long x) {\n",
-        "tests": "}\nint main() {\n    auto candidate = twice;\n    assert(candidate((2)) == (4));\n}\n",
+        "tests": "}\nint main() {\n    auto candidate = twice;\n"
+        "    assert(candidate((2)) == (4));\n}\n",
         "stop_tokens": ["\n}"],
     }
 ]
@@ -150,7 +156,10 @@ TRUTHFUL = [
 
 
 def write_apps(folder) -> None:
-    """Both kinds of problems, in train and test, with numbers of more digits than Python reads unless told."""
+    """Writes problems of both kinds into train/ and test/.
+
+    Some numbers have more digits than Python converts by default.
+    """
     huge, twice = "1" + 9000 * "0", "2" + 9000 * "0"
     standard = {"inputs": ["2\n", "30\n", huge], "outputs": ["4 \n", "60.0\n", twice]}
     call = {"fn_name": "twice", "inputs": [[2], [3], ["huge"]], "outputs": [[4], [6], ["huger"]]}

@@ -1,4 +1,4 @@
-"""A record of every suite, and a reader that does all that needs no model."""
+"""A record of every suite, and a function that uses a file as far as that needs no model."""
 
 import dataclasses
 
@@ -9,7 +9,8 @@ from codellama_jax.benchmarks.scoring import checks_of
 from codellama_jax.benchmarks.suites import SUITES as SUITES_BY_NAME
 from codellama_jax.benchmarks.suites import load
 
-SUITES = {  # suite -> a record of it; those of one-record suites must be first in their file
+# Suite -> one of its records.
+SUITES = {
     "humaneval": data.DOUBLE,
     "humaneval_plus": data.PLUS[0],
     "mbpp": data.mbpp_record(11),
@@ -36,7 +37,7 @@ def load_all(suite: str, path: str, **options) -> Benchmark:
 
 
 def use(suite: str, path, **options) -> None:
-    """Loads a file and does with its tasks all that needs no model."""
+    """Loads a file, and checks and judges an empty answer to each of its tasks."""
     benchmark = load_all(suite, str(path), **options)
     for task in benchmark.tasks:
         sample = {"completion": "", "log_likelihoods": [-1.0] * len(task.choices)}

@@ -1,4 +1,7 @@
-"""A mistake that needs no model is reported before JAX is imported; scoring never imports it."""
+"""A mistake that no model is needed for is reported before JAX is imported.
+
+Scoring never imports JAX.
+"""
 
 import subprocess
 import sys

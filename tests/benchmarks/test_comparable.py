@@ -1,4 +1,4 @@
-"""Only a result on the published tasks, all of them, stands beside the papers' numbers."""
+"""Only a result on all of the published tasks is compared with the papers' numbers."""
 
 import gzip
 import json
@@ -48,12 +48,12 @@ def test_published_data_is_compared(suite, file):
 def test_the_layout_of_a_published_file_does_not_matter_and_its_records_do(tmp_path):
     path = DATA / "humaneval" / "HumanEval.jsonl.gz"
     records = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
-    own = tmp_path / "own.json"
-    own.write_text(json.dumps(records[::-1], indent=2))
-    assert why_not("humaneval", data=str(own)) == ""
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(records[::-1], indent=2))
+    assert why_not("humaneval", data=str(path)) == ""
     records[0]["test"] += "\n"
-    own.write_text(json.dumps(records))
-    assert why_not("humaneval", data=str(own))
+    path.write_text(json.dumps(records))
+    assert why_not("humaneval", data=str(path))
     mbpp = str(DATA / "mbpp" / "mbpp.jsonl")
     assert "test split" in why_not("mbpp", data=mbpp, all_tasks=True)
 

@@ -1,4 +1,7 @@
-"""From a model to a table: runs that are killed go on, mistakes are one line, measures are those of the model."""
+"""From a model to a table.
+
+A killed evaluation continues, a mistake is one line, and measures equal a direct computation.
+"""
 
 import dataclasses
 import functools
@@ -14,8 +17,7 @@ import numpy as np
 import pytest
 import small_data as data
 
-from codellama_jax.benchmarks import answers as ask
-from codellama_jax.benchmarks import evaluate, generate, published, suites
+from codellama_jax.benchmarks import answers, evaluate, generate, suites
 from codellama_jax.benchmarks.benchmark import files_of
 from codellama_jax.benchmarks.bleu import smoothed_bleu
 from codellama_jax.benchmarks.sample_forms import read_samples
@@ -24,6 +26,7 @@ from codellama_jax.benchmarks.scoring import score
 from codellama_jax.benchmarks.settings import Checking, Options, Settings
 from codellama_jax.benchmarks.suites import SUITES, load
 from codellama_jax.benchmarks.summary import summarise
+from codellama_jax.data import downloads
 from codellama_jax.errors import UserError
 from codellama_jax.generation.text import whole_characters
 from codellama_jax.models.llama.model import Llama
@@ -40,18 +43,18 @@ def by_key(path) -> dict:
     return {(line["task_id"], line["sample"]): line for line in lines(path)}
 
 
-def test_a_killed_run_goes_on_and_draws_what_it_would_have_drawn(run, files, tmp_path, monkeypatch):
+def test_a_killed_evaluation_continues_with_the_same_samples(model, files, tmp_path, monkeypatch):
     benchmark = load("lcc", data=files["lcc"])
 
     def drawn(settings, folder):
         request = {"settings": dataclasses.asdict(settings)}
-        return generate.generate_samples(run, benchmark, request, settings, tmp_path / folder)
+        return generate.generate_samples(model, benchmark, request, settings, tmp_path / folder)
 
-    whole = drawn(HOT, "whole")
-    assert len(whole) == 15 == len(lines(tmp_path / "whole" / "samples.jsonl"))
-    assert (
-        len({sample["completion"] for sample in whole.values()}) > 10
-    )  # every sample has a chance of its own
+    uninterrupted = drawn(HOT, "uninterrupted")
+    uninterrupted_path = tmp_path / "uninterrupted" / "samples.jsonl"
+    assert len(uninterrupted) == 15 == len(lines(uninterrupted_path))
+    # Every sample has its own PRNG key.
+    assert len({sample["completion"] for sample in uninterrupted.values()}) > 10
 
     def killed(path, batch):
         append(path, batch)
@@ -66,8 +69,8 @@ def test_a_killed_run_goes_on_and_draws_what_it_would_have_drawn(run, files, tmp
     assert 0 < written < 15
     path.write_text(path.read_text() + '{"task_id": "lcc/0", "sam')
     fewer_rows = dataclasses.replace(HOT, batch_tokens=150)
-    assert drawn(fewer_rows, "killed") == whole
-    assert len(lines(path)) == 15 and by_key(path) == by_key(tmp_path / "whole" / "samples.jsonl")
+    assert drawn(fewer_rows, "killed") == uninterrupted
+    assert len(lines(path)) == 15 and by_key(path) == by_key(uninterrupted_path)
     more = dataclasses.replace(HOT, samples=6)
     assert len(drawn(more, "killed")) == 18
     with pytest.raises(
@@ -92,8 +95,8 @@ def test_scores_are_added_once(files, executor, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["humaneval", "RandomSpan", "truthfulqa", "key_retrieval"])
-def test_a_model_runs_from_end_to_end(name, run, files, executor, tmp_path, capsys):
-    """A random one; twice, as the second time finds all done."""
+def test_a_model_runs_from_end_to_end(name, model, files, executor, tmp_path, capsys):
+    """Twice: the second call finds all samples and results."""
     more = {
         "truthfulqa": {"shots": 2},
         "key_retrieval": {"lengths": (200,), "positions": (0.0, 0.4), "examples": 2},
@@ -103,7 +106,7 @@ def test_a_model_runs_from_end_to_end(name, run, files, executor, tmp_path, caps
     options = SUITES[suite].options(data=data_path, **more.get(name, {}))
     settings = Settings(max_new_tokens=8, samples=2 if name == "RandomSpan" else 1)
     for _ in range(2):
-        evaluate.evaluate(suite, lambda: run, options, settings, ONE, tmp_path / "out")
+        evaluate.evaluate(suite, lambda: model, options, settings, ONE, tmp_path / "out")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["model"] == "toy" and results["samples"] == len(
         lines(tmp_path / "out" / "samples.jsonl")
@@ -115,7 +118,7 @@ def test_a_model_runs_from_end_to_end(name, run, files, executor, tmp_path, caps
 
 
 def test_samples_of_the_public_harness_are_scored(files, executor, tmp_path, capsys):
-    """With their names, no numbers, and no newline behind the last."""
+    """They have no numbers, and no newline after the last line."""
     good = [
         {"task_id": r["task_id"], "completion": r["canonical_solution"]} for r in data.HUMANEVAL
     ]
@@ -156,7 +159,7 @@ def test_undecided_verdicts_are_counted_apart(files, executor, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-    ("added", "said"),
+    ("added", "message"),
     [
         (
             {"task_id": "HumanEval/9", "completion": ""},
@@ -181,10 +184,10 @@ def test_undecided_verdicts_are_counted_apart(files, executor, tmp_path, capsys)
         (["HumanEval/0"], "line 3 of .* must be an object with task_id, not the list"),
     ],
 )
-def test_a_faulty_sample_is_named(added, said, files, tmp_path):
+def test_a_faulty_sample_is_named(added, message, files, tmp_path):
     good = [{"task_id": r["task_id"], "completion": "", "sample": 0} for r in data.HUMANEVAL]
     benchmark = load("humaneval", data=files["humaneval"])
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_samples(data.write_lines(tmp_path / "samples.jsonl", [*good, added]), benchmark)
 
 
@@ -205,16 +208,16 @@ def test_a_half_written_last_line_is_ignored_with_a_warning_and_another_is_an_er
         tmp_path / "samples.jsonl",
         [{"task_id": r["task_id"], "completion": ""} for r in data.HUMANEVAL],
     )
-    whole = path.read_text()
-    path.write_text(whole + '{"task_id": "Hum')
+    complete = path.read_text()
+    path.write_text(complete + '{"task_id": "Hum')
     samples = read_samples(path, benchmark)
     assert len(samples.by_key) == 2 and "its last line is not complete" in samples.form
     path.write_text("".join(json.dumps(sample) + "\n" for sample in samples.by_key.values()))
-    whole = path.read_text()
-    path.write_text(whole + '{"task_id": "Hum')
-    assert len(continue_file(path, {})) == 2 and path.read_text() == whole
+    complete = path.read_text()
+    path.write_text(complete + '{"task_id": "Hum')
+    assert len(continue_file(path, {})) == 2 and path.read_text() == complete
     assert "is not complete and is ignored" in capsys.readouterr().err
-    path.write_text('{"task_id": "Hum\n' + whole)
+    path.write_text('{"task_id": "Hum\n' + complete)
     with pytest.raises(UserError, match=r"line 1 of .* is not valid JSON"):
         read_samples(path, benchmark)
 
@@ -228,7 +231,7 @@ def test_a_task_that_is_there_twice_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("human_eval", {}, "no benchmark human_eval: there are humaneval, "),
         ("humaneval", {}, "pass --data"),
@@ -237,8 +240,8 @@ def test_a_task_that_is_there_twice_is_named(tmp_path):
         ("perplexity", {"data": "x"}, "pass --run"),
     ],
 )
-def test_what_is_missing_is_named(name, options, said, tmp_path):
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_a_missing_argument_is_named(name, options, message, tmp_path):
+    with pytest.raises(UserError, match=re.escape(message)):
         given = SUITES[name].options(**options) if name in SUITES else Options(**options)
         evaluate.evaluate(name, None, given, Settings(), ONE, tmp_path, reference=True)
 
@@ -253,29 +256,33 @@ def test_a_file_in_the_place_of_the_folder_and_no_workers_are_refused(tmp_path):
         Checking(workers=0)
 
 
-def forward(run):
-    """Log-probabilities of whole rows, read anew, nothing cached."""
-    read = jax.jit(
-        lambda ids_T: Llama(run.model).apply(
-            {"params": run.params}, ids_T[None], jnp.arange(len(ids_T))[None]
-        )[0]
-    )
-    return lambda ids: jax.nn.log_softmax(read(jnp.array(ids)))
+def forward(model):
+    """Returns a function from ids [T] to log-probabilities [T, V], without a cache."""
+
+    @jax.jit
+    def log_probabilities(ids_T):
+        positions_T = jnp.arange(len(ids_T))
+        logits_BTV = Llama(model.config).apply(
+            {"params": model.params}, ids_T[None], positions_T[None]
+        )
+        return jax.nn.log_softmax(logits_BTV[0])
+
+    return lambda ids: log_probabilities(jnp.array(ids))
 
 
-def test_a_key_is_asked_for_at_its_place_and_answered_as_without_a_cache(run, files):
+def test_key_prompts_have_their_length_and_are_answered_as_without_a_cache(model, files):
     options = {"lengths": (200, 400), "positions": (0.0, 0.5), "examples": 2}
-    benchmark = load("key_retrieval", run.tokenizer, data=files["filler"], **options)
+    benchmark = load("key_retrieval", model.tokenizer, data=files["filler"], **options)
     assert len(benchmark.tasks) == len({task.prompt for task in benchmark.tasks}) == 8
-    log_p = forward(run)
-    [batch] = ask.answers(run, benchmark, Settings(max_new_tokens=3), set())
+    log_p = forward(model)
+    [batch] = answers.answers(model, benchmark, Settings(max_new_tokens=3), set())
     written = {sample["task_id"]: sample["completion"] for sample in batch}
     for task in benchmark.tasks:
         length, position = task.group.split("@")
-        ids = [run.tokenizer.bos_id, *run.tokenizer.encode(task.prompt)]
+        ids = [model.tokenizer.bos_id, *model.tokenizer.encode(task.prompt)]
         assert int(length) - 30 < len(ids) <= int(length)
         before, after = (
-            len(run.tokenizer.encode(part))
+            len(model.tokenizer.encode(part))
             for part in re.split(r"\ndef my_function.*?\n\n", task.prompt, flags=re.S)
         )
         assert abs(before / (before + after) - float(position)) < 0.15
@@ -287,29 +294,33 @@ def test_a_key_is_asked_for_at_its_place_and_answered_as_without_a_cache(run, fi
             ids.append(
                 int(
                     log_p(ids + [0] * (padded - len(ids)))[
-                        len(ids) - 1, : run.tokenizer.vocab_size
+                        len(ids) - 1, : model.tokenizer.vocab_size
                     ].argmax()
                 )
             )
         new = ids[prompt:]
-        new = new[: new.index(run.tokenizer.eos_id)] if run.tokenizer.eos_id in new else new
-        expected = whole_characters(lambda ids: run.tokenizer.decode(ids, leading_space=False), new)
-        assert written[task.task_id] == benchmark.cut(task, expected)
-
-
-def test_likelihoods_and_perplexity_are_those_of_a_direct_computation(run, files):
-    prompt, choices = "def name_1(x):\n", (" return", "    return x + 12", "é")
-    encode = lambda text: [run.tokenizer.bos_id, *run.tokenizer.encode(text)]
-    log_p, start = forward(run), len(encode(prompt))
-    for choice, found in zip(choices, ask.log_likelihoods(run, prompt, choices)):
-        ids = encode(prompt + choice)
-        rows = log_p(ids)
-        assert found == pytest.approx(
-            sum(float(rows[i - 1, ids[i]]) for i in range(start, len(ids))), rel=1e-5
+        new = new[: new.index(model.tokenizer.eos_id)] if model.tokenizer.eos_id in new else new
+        expected = whole_characters(
+            lambda ids: model.tokenizer.decode(ids, leading_space=False), new
         )
+        assert written[task.task_id] == benchmark.truncate(task, expected)
+
+
+def test_likelihoods_and_perplexity_are_those_of_a_direct_computation(model, files):
+    prompt, choices = "def name_1(x):\n", (" return", "    return x + 12", "é")
+
+    def encode(text):
+        return [model.tokenizer.bos_id, *model.tokenizer.encode(text)]
+
+    log_p, start = forward(model), len(encode(prompt))
+    for choice, likelihood in zip(choices, answers.log_likelihoods(model, prompt, choices)):
+        ids = encode(prompt + choice)
+        log_p_TV = log_p(ids)
+        expected = sum(float(log_p_TV[i - 1, ids[i]]) for i in range(start, len(ids)))
+        assert likelihood == pytest.approx(expected, rel=1e-5)
     suite = SUITES["perplexity"]
     options = suite.options(data=files["filler"], lengths=(32, 64), examples=1)
-    measures = suite.measure(run, options)["measures"]
+    measures = suite.measure(model, options)["measures"]
     text = files_of(files["filler"], (".py",))[0].read_text()
     ids = encode(text)[:65]
     losses = np.array([-float(log_p(ids)[i, ids[i + 1]]) for i in range(64)])
@@ -317,23 +328,23 @@ def test_likelihoods_and_perplexity_are_those_of_a_direct_computation(run, files
     assert np.log(measures["64 last_block"]) == pytest.approx(losses[48:].mean(), rel=1e-5)
 
 
-def test_samples_are_ranked_by_the_mean_log_probability_of_their_tokens(run, files):
+def test_samples_are_ranked_by_the_mean_log_probability_of_their_tokens(model, files):
     benchmark = load("humaneval", data=files["humaneval"])
-    texts, log_p = ("\n    return x\n", ""), forward(run)
-    written, empty = ask.mean_logprobs(run, benchmark, benchmark.tasks, texts, False)
-    before = [run.tokenizer.bos_id, *run.tokenizer.encode(benchmark.tasks[0].prompt)]
-    new = run.tokenizer.encode(texts[0], leading_space=False)
+    texts, log_p = ("\n    return x\n", ""), forward(model)
+    written, empty = answers.mean_logprobs(model, benchmark, benchmark.tasks, texts, False)
+    before = [model.tokenizer.bos_id, *model.tokenizer.encode(benchmark.tasks[0].prompt)]
+    new = model.tokenizer.encode(texts[0], leading_space=False)
     rows = log_p(before + new)
     assert written == pytest.approx(
         np.mean([rows[len(before) + i - 1, token] for i, token in enumerate(new)]), rel=1e-5
     )
-    assert empty == pytest.approx(-np.log(run.tokenizer.vocab_size))
+    assert empty == pytest.approx(-np.log(model.tokenizer.vocab_size))
     passed = {"HumanEval/0": (False, True, True), "HumanEval/1": (True, False, True)}
-    results = [
-        {"task_id": task_id, "sample": i, "passed": some[i], "mean_logprob": -1.0 - i}
-        for task_id, some in passed.items()
-        for i in range(3)
-    ]
+    results = []
+    for task_id, verdicts in passed.items():
+        for i in range(3):
+            result = {"task_id": task_id, "sample": i, "passed": verdicts[i]}
+            results.append({**result, "mean_logprob": -1.0 - i})
     assert summarise(benchmark, results)["measures"]["pass@1 ranked"] == 50
     del results[0]["mean_logprob"]
     assert "pass@1 ranked" not in summarise(benchmark, results)["measures"]
@@ -354,12 +365,13 @@ def test_choices_are_weighed(files):
 def test_bleu_is_smoothed_as_published():
     assert smoothed_bleu("Return the sum.", "return the sum .") == 1
     assert smoothed_bleu("", "a b") == smoothed_bleu("c", "a b") == 0
-    # Of 3 words against 4: 2/3, then (1+1)/(2+1), (0+1)/(1+1), (0+1)/(0+1), and the penalty for 4 counted against 5
+    # 3 words against 4: precisions 2/3, (1+1)/(2+1), (0+1)/(1+1) and (0+1)/(0+1), and the brevity
+    # penalty of length 4 against 5.
     expected = (2 / 3 * 2 / 3 * 1 / 2 * 1) ** 0.25 * np.exp(1 - 5 / 4)
     assert smoothed_bleu("a b x", "a b c d") == pytest.approx(expected)
 
 
-def test_the_papers_numbers_stand_under_their_measures():
+def test_the_papers_numbers_belong_to_their_measures():
     papers = {}
     for name in SUITES:
         module = getattr(suites, name, None)
@@ -388,16 +400,16 @@ def test_published_files_are_downloaded_once_and_checked(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/two.jsonl"
-        right = published.File(url, served.stat().st_size, sha256)
+        right = downloads.File(url, served.stat().st_size, sha256)
         monkeypatch.setattr(
-            published,
+            downloads,
             "FILES",
             {"right": right, "wrong": right._replace(url=f"{url}?", sha256="0" * 64)},
         )
-        published._builder_class.cache_clear()
-        assert published.records("right", tmp_path / "cache") == data.HUMANEVAL
+        downloads._builder_class.cache_clear()
+        assert downloads.records("right", tmp_path / "cache") == data.HUMANEVAL
         with pytest.raises(UserError, match=r"cannot download .* has wrong checksum"):
-            published.records("wrong", tmp_path / "cache")
+            downloads.records("wrong", tmp_path / "cache")
         server.shutdown()
-    assert published.records("right", tmp_path / "cache") == data.HUMANEVAL
-    published._builder_class.cache_clear()
+    assert downloads.records("right", tmp_path / "cache") == data.HUMANEVAL
+    downloads._builder_class.cache_clear()

@@ -1,4 +1,7 @@
-"""One model over a mesh, and over two hosts: the same samples as of one device, and every device holds its part alone."""
+"""A model on a mesh and on two hosts draws the samples of one device.
+
+Every device holds only its shard of weights and cache.
+"""
 
 import dataclasses
 import json
@@ -14,8 +17,7 @@ import pytest
 from paths import ROOT
 from toy import stage
 
-from codellama_jax.benchmarks import answers as ask
-from codellama_jax.benchmarks import evaluate
+from codellama_jax.benchmarks import answers, evaluate
 from codellama_jax.benchmarks.settings import Checking, Options, Settings
 from codellama_jax.benchmarks.suites import load
 from codellama_jax.checkpoints.checkpoint import Checkpoints
@@ -28,23 +30,26 @@ from codellama_jax.training.step import abstract_state, with_fresh_optimizer
 
 DRAWN = Settings(samples=2, temperature=0.5, max_new_tokens=6)
 MESHES = [{"fsdp": 8}, {"fsdp": 2, "tensor": 2, "data": 2}, {"fsdp": 1, "tensor": 2, "context": 4}]
-# Joins the other host once, then runs the commands one after the other up to the first mistake.
+# Joins the other host once, then runs the commands one after the other up to the first error.
 PROGRAM = """
 import shlex, sys
 from codellama_jax import __main__ as commands
 from codellama_jax.sharding import hosts
 hosts.start_distributed()
 hosts.start_distributed = lambda: None
-commands.run_command(lambda: [commands.cli(commands.COMMANDS, args=shlex.split(line))() for line in sys.argv[1:]])
+def run_all():
+    for line in sys.argv[1:]:
+        commands.cli(commands.COMMANDS, args=shlex.split(line))()
+commands.run_command(run_all)
 """
 
 
-def placed(run, mesh: dict):
+def placed(model, mesh: dict):
     on = make_mesh(MeshConfig(**mesh))
     shardings = jax.tree.map(
-        lambda a: a.sharding, abstract_state(stage(model=run.model), on).params
+        lambda a: a.sharding, abstract_state(stage(model=model.config), on).params
     )
-    return dataclasses.replace(run, params=jax.device_put(run.params, shardings))
+    return dataclasses.replace(model, params=jax.device_put(model.params, shardings))
 
 
 @pytest.fixture(scope="module")
@@ -53,28 +58,28 @@ def benchmark(files):
 
 
 @pytest.fixture(scope="module")
-def expected(run, benchmark):
-    return answered(run, benchmark)
+def expected(model, benchmark):
+    return answered(model, benchmark)
 
 
-def answered(run, benchmark) -> tuple[list[str], list[float]]:
-    """What a model writes greedily, and the mean log-probability of other texts."""
-    [batch] = ask.answers(run, benchmark, Settings(max_new_tokens=24), set())
-    return [s["completion"] for s in batch], ask.mean_logprobs(
-        run, benchmark, benchmark.tasks, ("\n    return x\n", " 1"), False
+def answered(model, benchmark) -> tuple[list[str], list[float]]:
+    """Returns greedy completions, and the mean log-probabilities of other texts."""
+    [batch] = answers.answers(model, benchmark, Settings(max_new_tokens=24), set())
+    return [s["completion"] for s in batch], answers.mean_logprobs(
+        model, benchmark, benchmark.tasks, ("\n    return x\n", " 1"), False
     )
 
 
 # The last one splits 2 key heads over 4 devices.
 @pytest.mark.parametrize("mesh", [*MESHES[:2], {"fsdp": 2, "tensor": 4}])
-def test_a_mesh_answers_as_one_device_does(run, benchmark, expected, mesh):
-    texts, means = answered(placed(run, mesh), benchmark)
+def test_a_mesh_answers_as_one_device_does(model, benchmark, expected, mesh):
+    texts, means = answered(placed(model, mesh), benchmark)
     assert texts == expected[0] and all(texts)
     assert means == pytest.approx(expected[1], rel=1e-5)
 
 
 def most_bytes(tree: object) -> int:
-    """What the fullest device holds."""
+    """Returns the bytes of `tree` on the device that holds most of it."""
     held = dict.fromkeys(jax.devices(), 0)
     for array in jax.tree.leaves(tree):
         for shard in array.addressable_shards:
@@ -83,13 +88,13 @@ def most_bytes(tree: object) -> int:
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_a_device_holds_its_part_of_weights_and_cache(run, mesh):
+def test_a_device_holds_its_part_of_weights_and_cache(model, mesh):
     parts, sizes = mesh["fsdp"] * mesh.get("tensor", 1), {True: 0, False: 0}
-    params = placed(run, mesh).params
+    params = placed(model, mesh).params
     with on_mesh_of(params, decoding.LOGICAL_AXES):
-        weights = decoding.prepare(run.model, params)
+        weights = decoding.prepare(model.config, params)
         start = jax.jit(
-            lambda p, tokens, lengths: decoding.prefill(run.model, p, tokens, lengths, 32)[1]
+            lambda p, tokens, lengths: decoding.prefill(model.config, p, tokens, lengths, 32)[1]
         )
         cache = start(params, np.zeros((2, 64), np.int32), np.full(2, 64, np.int32))
     for tree in (params, weights):
@@ -98,21 +103,21 @@ def test_a_device_holds_its_part_of_weights_and_cache(run, mesh):
         assert most_bytes(tree) == sizes[False] / parts + sizes[True]
         assert sizes[True] < 0.02 * sizes[False]
         sizes = {True: 0, False: 0}
-    whole = sum(array.nbytes for array in jax.tree.leaves(cache))
-    assert most_bytes(cache) == whole / (8 / mesh["fsdp"])
+    total = sum(array.nbytes for array in jax.tree.leaves(cache))
+    assert most_bytes(cache) == total / (8 / mesh["fsdp"])
 
 
 @pytest.fixture(scope="module")
-def folder(run, tmp_path_factory) -> Path:
+def folder(model, tmp_path_factory) -> Path:
     """The model as a run that has trained 0 steps."""
     root = tmp_path_factory.mktemp("run")
-    trained = stage(model=run.model)
+    trained = stage(model=model.config)
     checkpoints = Checkpoints(root / "checkpoints", trained)
-    checkpoints.save(0, with_fresh_optimizer(trained, run.params), {}, 0)
+    checkpoints.save(0, with_fresh_optimizer(trained, model.params), {}, 0)
     checkpoints.wait()
     checkpoints.close()
     (root / "config.json").write_text(json.dumps(to_dict(trained)))
-    run.tokenizer.save(root / "tokenizer.model")
+    model.tokenizer.save(root / "tokenizer.model")
     return root
 
 
@@ -125,26 +130,29 @@ def test_a_mesh_that_does_not_divide_the_model_is_refused(folder):
 
 def by_key(path: Path) -> dict:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    found = {(line["task_id"], line["sample"]): line for line in lines}
-    assert len(found) == len(lines) == 4
-    return found
+    samples = {(line["task_id"], line["sample"]): line for line in lines}
+    assert len(samples) == len(lines) == 4
+    return samples
 
 
-def test_two_hosts_draw_what_one_draws_apart_and_together(run, folder, files, executor, tmp_path):
-    """Each with its share of the samples, ranked as well; then with one model cut over both. What one host refuses ends both."""
+def test_two_hosts_draw_the_samples_of_one_host(model, folder, files, executor, tmp_path):
+    """First each host draws its share of the samples, then one model is sharded over both.
+
+    A UserError of one host ends both.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    asking = f"--run {folder} --samples 2 --temperature 0.5 --max-new-tokens 6 --workers 1"
+    common = f"--run {folder} --samples 2 --temperature 0.5 --max-new-tokens 6 --workers 1"
     lines = [
-        f"evaluate humaneval --data {files['humaneval']} --out {tmp_path}/{out} {asking} {mesh}"
+        f"evaluate humaneval --data {files['humaneval']} --out {tmp_path}/{out} {common} {mesh}"
         for out, mesh in (
             ("apart", ""),
             ("together", "--across-hosts --mesh.tensor 2"),
             ("apart", "--seed 1"),
         )
     ]
-    jax_says = {
+    environment = {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "4",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -154,26 +162,27 @@ def test_two_hosts_draw_what_one_draws_apart_and_together(run, folder, files, ex
     hosts = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *lines],
-            env={**os.environ, **jax_says, **join, "JAX_PROCESS_ID": str(i)},
+            env={**os.environ, **environment, **join, "JAX_PROCESS_ID": str(i)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         for i in range(2)
     ]
-    said = [host.communicate(timeout=300)[0] for host in hosts]
-    assert [host.returncode for host in hosts] == [2, 2], said
-    assert all(
-        "drawn in another way (settings.seed: 0 -> 1): choose another --out" in text
-        for text in said
-    )
+    outputs = [host.communicate(timeout=300)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [2, 2], outputs
+    for output in outputs:
+        assert "drawn in another way (settings.seed: 0 -> 1): choose another --out" in output
     options, checking = Options(data=files["humaneval"]), Checking(workers=1)
-    evaluate.evaluate("humaneval", lambda: run, options, DRAWN, checking, tmp_path / "alone")
-    measures = lambda out: json.loads((tmp_path / out / "results.json").read_text())["measures"]
+    evaluate.evaluate("humaneval", lambda: model, options, DRAWN, checking, tmp_path / "alone")
+
+    def measures(out):
+        return json.loads((tmp_path / out / "results.json").read_text())["measures"]
+
     alone = by_key(tmp_path / "alone" / "samples.jsonl")
     for out in ("apart", "together"):
-        found = by_key(tmp_path / out / "samples.jsonl")
-        assert found == {
+        samples = by_key(tmp_path / out / "samples.jsonl")
+        assert samples == {
             name: {**s, "mean_logprob": pytest.approx(s["mean_logprob"], rel=1e-5)}
             for name, s in alone.items()
         }

@@ -1,6 +1,6 @@
-"""Random faults in data, samples and our own files: each is read or refused in one line.
+"""Random faults in data, samples and results: each file is read, or refused in one line.
 
-`python tests/evaluation_benchmarks/test_fuzz.py 10000 SEED FOLDER` tries more of them.
+`python tests/benchmarks/test_fuzz.py 10000 SEED FOLDER` tries more of them.
 """
 
 import gzip
@@ -97,7 +97,7 @@ class Fuzzer:
         continue_file(self.path, FIELDS)
 
     def run(self, count: int) -> dict[str, int]:
-        """Tries inputs. Any exception but a UserError of one line is the caller's."""
+        """Tries inputs. Raises any exception other than a UserError of one line."""
         outcomes = {"read": 0, "refused": 0}
         for number in range(count):
             reader = (self.data_file, self.samples_file, self.own_file)[number % 3]

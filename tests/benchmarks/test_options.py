@@ -1,4 +1,4 @@
-"""Options out of range are refused where they are made: on the command line and in the library."""
+"""Options out of range are refused on the command line and in the library."""
 
 import dataclasses
 import math

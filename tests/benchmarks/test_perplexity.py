@@ -1,4 +1,4 @@
-"""Perplexity by context length: which documents are read, and up to where."""
+"""Perplexity by context length: the documents that are read, and how many tokens of each."""
 
 import numpy as np
 import pytest
@@ -8,21 +8,21 @@ from codellama_jax.benchmarks.suites import perplexity
 from codellama_jax.data.infilling import plain_ids
 from codellama_jax.errors import UserError
 from codellama_jax.generation.scoring import document_losses
-from codellama_jax.models.trained import Run
+from codellama_jax.models.trained import TrainedModel
 
 
 @pytest.fixture(scope="module")
-def run() -> Run:
+def model() -> TrainedModel:
     return untrained()
 
 
-def test_every_length_reads_the_beginnings_of_the_same_documents(run):
+def test_every_length_reads_the_beginnings_of_the_same_documents(model):
     documents = texts(20, 64, 63, 100, 70, 80)
-    found = perplexity.perplexity_by_length(run, documents, (16, 64, 4), rows=3)
-    read = [plain_ids(run.tokenizer, documents[i])[:65] for i in (1, 3, 4)]
-    losses_RT = np.stack(document_losses(run, read))
-    assert list(found) == [4, 16, 64]
-    for length, measures in found.items():
+    result = perplexity.perplexity_by_length(model, documents, (16, 64, 4), documents=3)
+    read = [plain_ids(model.tokenizer, documents[i])[:65] for i in (1, 3, 4)]
+    losses_RT = np.stack(document_losses(model, read))
+    assert list(result) == [4, 16, 64]
+    for length, measures in result.items():
         assert measures["tokens"] == 3 * length and measures["documents"] == 3
         assert measures["perplexity"] == pytest.approx(
             np.exp(losses_RT[:, :length].mean()), rel=1e-5
@@ -32,22 +32,22 @@ def test_every_length_reads_the_beginnings_of_the_same_documents(run):
         )
 
 
-def test_fewer_long_documents_than_asked_are_counted(run):
-    found = perplexity.perplexity_by_length(run, texts(20, 40, 30), (8, 32), rows=8)
-    assert found[32]["documents"] == 1 and found[8]["documents"] == 1
+def test_fewer_long_documents_than_requested_are_counted(model):
+    result = perplexity.perplexity_by_length(model, texts(20, 40, 30), (8, 32), documents=8)
+    assert result[32]["documents"] == 1 and result[8]["documents"] == 1
 
 
-def test_names_the_longest_document_if_none_is_long_enough(run):
+def test_names_the_longest_document_if_none_is_long_enough(model):
     with pytest.raises(UserError, match=r"1,024 tokens .* the longest document has 40"):
-        perplexity.perplexity_by_length(run, texts(20, 40, 30), (8, 1024), rows=8)
+        perplexity.perplexity_by_length(model, texts(20, 40, 30), (8, 1024), documents=8)
 
 
-def test_stops_reading_when_it_has_enough(run):
+def test_stops_reading_when_it_has_enough(model):
     def endless():
         while True:
             yield from texts(40)
 
-    assert len(perplexity.long_documents(run.tokenizer, endless(), 32, 5)) == 5
+    assert len(perplexity.long_documents(model.tokenizer, endless(), 32, 5)) == 5
 
 
 def test_a_diverged_model_has_no_perplexity():

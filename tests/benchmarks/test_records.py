@@ -36,7 +36,7 @@ CASES += [(suite, field) for suite, record in MORE.items() for field in record]
 
 @pytest.mark.parametrize(("suite", "field"), CASES)
 def test_a_field_of_a_wrong_type_is_one_line(suite, field, tmp_path):
-    """Whatever the value: it is taken or refused, and the refusal names what is at fault."""
+    """Any value is accepted or refused, and the refusal names the field."""
     original = SUITES[suite] if field in SUITES[suite] else MORE[suite]
     refused = 0
     for value in VALUES:
@@ -89,7 +89,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("message", FILES)
-def test_a_file_with_a_fault_says_what_it_is(message, tmp_path):
+def test_a_faulty_file_is_described(message, tmp_path):
     path = tmp_path / "data.jsonl.gz"
     path.write_bytes(FILES[message])
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""Samples in the forms that people have, partial and wrapped ones, and our own damaged files."""
+"""Samples in every format, partial and wrapped ones, and damaged files of an evaluation."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ GOOD = [
     for record in data.HUMANEVAL
 ]
 PROGRAMS = [record["prompt"] + record["canonical_solution"] for record in data.HUMANEVAL]
-WHOLE = [
+COMPLETE = [
     {"task_id": sample["task_id"], "solution": program} for sample, program in zip(GOOD, PROGRAMS)
 ]
 GENERATED = [
@@ -33,9 +33,9 @@ FORMS = {
     "gzipped JSON lines: task_id and completion": gzip.compress(AS_LINES),
     "JSON lines: task_id and completion, as": b"\xef\xbb\xbf" + AS_LINES,
     "a JSON array: task_id and completion": json.dumps(GOOD).encode(),
-    "a JSON array: task_id and solution": json.dumps(WHOLE).encode(),
+    "a JSON array: task_id and solution": json.dumps(COMPLETE).encode(),
     "JSON lines: task_id and solution, a complete program, as EvalPlus": "".join(
-        json.dumps(sample) + "\n" for sample in WHOLE
+        json.dumps(sample) + "\n" for sample in COMPLETE
     ).encode(),
     "a JSON array: a list of complete programs": json.dumps([[p] for p in PROGRAMS]).encode(),
     "a JSON array: task_id and generation, as CodeGeeX": json.dumps(GENERATED).encode(),
@@ -51,14 +51,14 @@ def humaneval(files):
 def test_every_form_is_recognised_and_scored(form, humaneval, executor, tmp_path):
     path = tmp_path / "samples"
     path.write_bytes(FORMS[form])
-    found = read_samples(path, humaneval)
-    assert found.form.startswith(form)
-    results = score(humaneval, found.by_key, executor, tmp_path)
+    result = read_samples(path, humaneval)
+    assert result.form.startswith(form)
+    results = score(humaneval, result.by_key, executor, tmp_path)
     assert [result["passed"] for result in results] == [True, True]
 
 
 def test_a_solution_is_a_complete_program(humaneval, executor, tmp_path):
-    """As EvalPlus runs it: what the prompt defines is not there unless the solution has it."""
+    """As EvalPlus runs it: definitions of the prompt are missing unless the solution has them."""
     body = [{**sample, "solution": sample["completion"]} for sample in GOOD]
     for sample in body:
         del sample["completion"]
@@ -71,8 +71,8 @@ def test_a_solution_is_a_complete_program(humaneval, executor, tmp_path):
 def test_names_of_mbpp_tasks(name, files, tmp_path):
     benchmark = load("mbpp", data=files["mbpp"])
     lines = [{"task_id": name, "solution": "x = 1"}, {"task_id": "12", "completion": "x = 1"}]
-    found = read_samples(data.write_lines(tmp_path / "s.jsonl", lines), benchmark)
-    assert list(found.by_key) == [("11", 0), ("12", 0)]
+    result = read_samples(data.write_lines(tmp_path / "s.jsonl", lines), benchmark)
+    assert list(result.by_key) == [("11", 0), ("12", 0)]
 
 
 FAULTS = [

@@ -1,4 +1,4 @@
-"""Tokenizers for the tests of the data room."""
+"""Tokenizers for the tests of the data package."""
 
 import argparse
 import ast
@@ -17,7 +17,7 @@ def tokenizer(tmp_path_factory):
 
 
 class Characters:
-    """A tokenizer of one id a character, so that ids show where a text was cut."""
+    """A tokenizer with one id per character, so that ids show where a text was split."""
 
     bos_id, eos_id, pre_id, suf_id, mid_id, eot_id = range(1, 7)
 

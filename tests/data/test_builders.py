@@ -1,4 +1,7 @@
-"""Preparation of documents: complete, found again, redone after a kill, safe for processes at once, and free of TensorFlow."""
+"""Preparation of documents: complete, cached, repeated after a kill, safe in several processes.
+
+It works without TensorFlow.
+"""
 
 import errno
 import json
@@ -17,6 +20,16 @@ from codellama_jax.config import CorpusConfig
 from codellama_jax.data import builders, pipeline, sources
 from codellama_jax.errors import UserError
 from codellama_jax.system import locks
+
+IMPORTS = """
+import sys
+from codellama_jax.config import CorpusConfig
+from codellama_jax.data import builders, sources
+
+def prepare(*arguments):
+    corpus = CorpusConfig(code=sys.argv[1], validation_fraction=0.2)
+    return builders.prepare(corpus, "code", 0, sys.argv[2], *arguments)
+"""
 
 
 @pytest.fixture
@@ -41,12 +54,8 @@ def files(prepared_split):
 
 def run(program, *args):
     """Starts a fresh Python that runs `program` with the library imported."""
-    program = (
-        "import sys\nfrom codellama_jax.config import CorpusConfig\nfrom codellama_jax.data import builders, sources\n"
-        + textwrap.dedent(program)
-    )
     return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, args)],
+        [sys.executable, "-c", IMPORTS + textwrap.dedent(program), *map(str, args)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -77,12 +86,8 @@ def test_blocks_keep_to_their_files_split(corpus, tmp_path):
     parts = documents(cut.train)
     assert len(parts) > len(whole.train) and max(map(len, parts.values())) <= 60
     for name, text in documents(whole.train).items():
-        assert (
-            "".join(
-                parts[f"{name}#{i}"] for i in range(sum(p.startswith(name + "#") for p in parts))
-            )
-            == text
-        )
+        count = sum(part.startswith(f"{name}#") for part in parts)
+        assert "".join(parts[f"{name}#{i}"] for i in range(count)) == text
 
 
 def test_a_new_file_leaves_the_others_in_their_split(corpus, tmp_path):
@@ -138,8 +143,9 @@ def test_a_small_corpus_has_both_splits(corpus, tmp_path):
 def test_a_killed_preparation_is_done_again_and_two_at_once_agree(corpus, tmp_path):
     kill = """
         import os, signal
-        builders.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # all written, not published
-        builders.prepare(CorpusConfig(code=sys.argv[1], validation_fraction=0.2), "code", 0, sys.argv[2])
+        # All files are written, but not the record that names them.
+        builders.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        prepare()
     """
     killed = run(kill, corpus.code, tmp_path / "cache")
     assert killed.wait(120) == -9
@@ -147,13 +153,14 @@ def test_a_killed_preparation_is_done_again_and_two_at_once_agree(corpus, tmp_pa
         (tmp_path / "cache").glob("*/prepared.json")
     )
     both = """
-        p = builders.prepare(CorpusConfig(code=sys.argv[1], validation_fraction=0.2), "code", 0, sys.argv[2])
-        print(sorted(p.train[i]["id"].decode() for i in range(len(p.train))), "tensorflow" in sys.modules)
+        train = prepare().train
+        names = sorted(train[i]["id"].decode() for i in range(len(train)))
+        print(names, "tensorflow" in sys.modules)
     """
     programs = [run(both, corpus.code, tmp_path / "cache") for _ in range(2)]
     outputs = [p.communicate(timeout=120)[0].decode() for p in programs]
-    wanted = builders.prepare(corpus, "code", 0, tmp_path / "cache")
-    assert outputs == [f"{sorted(documents(wanted.train))} False\n"] * 2
+    expected = builders.prepare(corpus, "code", 0, tmp_path / "cache")
+    assert outputs == [f"{sorted(documents(expected.train))} False\n"] * 2
 
 
 def test_two_at_once_read_the_corpus_once(corpus, tmp_path):
@@ -162,10 +169,7 @@ def test_two_at_once_read_the_corpus_once(corpus, tmp_path):
     (prepared,) = (tmp_path / "elsewhere").iterdir()
     second = """
         sources.load = None  # must not be called
-        builders.prepare(
-            CorpusConfig(code=sys.argv[1], validation_fraction=0.2), "code", 0, sys.argv[2],
-            lambda line: print(line, flush=True),
-        )
+        prepare(lambda line: print(line, flush=True))
     """
     folder = epath.Path(tmp_path) / "cache" / prepared.name
     with locks.one_after_another(folder, print):
@@ -177,7 +181,7 @@ def test_two_at_once_read_the_corpus_once(corpus, tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # and no lock
 
 
-def test_the_slower_of_two_without_locks_takes_what_is_there(corpus, tmp_path, monkeypatch):
+def test_the_slower_of_two_without_locks_uses_the_cache_of_the_other(corpus, tmp_path, monkeypatch):
     load, cache = sources.load, tmp_path / "cache"
 
     def no_locks(*_):
@@ -280,7 +284,7 @@ def _damages():
 def test_a_damaged_cache_is_prepared_again(corpus, tmp_path, damage):
     cache, lines = tmp_path / "cache", []
     first = builders.prepare(corpus, "code", 0, cache)
-    wanted = documents(first.train), first.fingerprint
+    expected = documents(first.train), first.fingerprint
     names = ("prepared.json", "dataset_info.json", "features.json", "*train.array_record*")
     for name in names:
         (record,) = cache.glob("*/prepared.json")
@@ -289,9 +293,9 @@ def test_a_damaged_cache_is_prepared_again(corpus, tmp_path, damage):
         before = path.read_bytes()
         path.write_bytes(_damages()[damage](before))
         again = builders.prepare(corpus, "code", 0, cache, lines.append)
-        assert (documents(again.train), again.fingerprint) == wanted, name
-    said = [line for line in lines if "is damaged" in line]
-    assert len(said) == (len(names) if damage != "flipped" else len(said)) >= len(names) - 1
+        assert (documents(again.train), again.fingerprint) == expected, name
+    warnings = [line for line in lines if "is damaged" in line]
+    assert len(warnings) == (len(names) if damage != "flipped" else len(warnings)) >= len(names) - 1
 
 
 def test_a_cache_of_an_earlier_version_is_read(corpus, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The infilling transform: layout, text that comes back, and what is left alone."""
+"""The infilling transform: the order of the parts, round trips, and documents that stay plain."""
 
 from random import Random
 
@@ -74,14 +74,14 @@ def test_layouts_are_the_published_ones(tokenizer, prefix, middle, suffix):
 
 
 def test_published_prompt():
-    """The ids that the published code makes of this prompt, as ggml-org/llama.cpp#3503 records them."""
+    """Ids of this prompt by the published code, as recorded in ggml-org/llama.cpp#3503."""
     if not TOKENIZER.exists():
         pytest.skip("needs the published files")
     prefix, suffix = 'def remove_non_ascii(s: str) -> str:\n    """ ', "\n    return result\n"
-    wanted = "1 32007 822 3349 29918 5464 29918 294 18869 29898 29879 29901 851 29897 1599 851 29901 13 1678 9995 29871"
-    wanted += " 32008 13 1678 736 1121 13 32009"
+    expected = "1 32007 822 3349 29918 5464 29918 294 18869 29898 29879 29901 851 29897 1599 851"
+    expected += " 29901 13 1678 9995 29871 32008 13 1678 736 1121 13 32009"
     assert infilling.prompt_ids(tokenizers.load(TOKENIZER), prefix, suffix, spm=False) == [
-        int(i) for i in wanted.split()
+        int(i) for i in expected.split()
     ]
 
 
@@ -92,7 +92,7 @@ def test_published_prompt():
     seq_len=st.integers(4, 80),
     rate=st.sampled_from([0.0, 0.5, 1.0]),
 )
-def test_what_fits_a_row_is_cut_and_nothing_else(tokenizer, text, seed, seq_len, rate):
+def test_only_documents_that_fit_a_sequence_are_split(tokenizer, text, seed, seq_len, rate):
     ids = infilling.document_ids(tokenizer, text, Random(seed), InfillingConfig(rate=rate), seq_len)
     rng, plain = Random(seed), infilling.plain_ids(tokenizer, text)
     chosen, spm = rng.random() < rate, rng.random() < 0.5
@@ -107,7 +107,7 @@ def test_what_fits_a_row_is_cut_and_nothing_else(tokenizer, text, seed, seq_len,
 
 @pytest.mark.parametrize("spm", [0.0, 1.0])
 @pytest.mark.parametrize("extra", [0, 1])
-def test_the_longest_document_that_is_cut(characters, spm, extra):
+def test_the_longest_document_that_is_split(characters, spm, extra):
     seq_len, around = 500, 6  # BOS, PRE, the leading space, SUF, MID, EOT
     text = "x" * (seq_len + 1 - around + extra)
     ids = infilling.document_ids(

@@ -1,4 +1,4 @@
-"""Rows as a function of the step: complete, packed without leaks, the same on any number of hosts and after any resume."""
+"""Sequences as a function of the step: complete, the same on any hosts and after resuming."""
 
 import collections
 import itertools
@@ -38,15 +38,14 @@ def small_groups():
 
 def make_documents(count, seed=0, lines=(2, 4, 20)):
     rng = random.Random(seed)
-    line = lambda: " ".join(
-        rng.choices(["def", "x", "= 1", "return", "self", "for i in", "é"], k=rng.randint(1, 6))
-    )
-    texts = [
-        "\n".join(line() for _ in range(rng.randint(1, rng.choice(lines)))) for _ in range(count)
-    ]
-    return [
-        {"id": f"{seed}/{i}.py".encode(), "text": text.encode()} for i, text in enumerate(texts)
-    ]
+    words = ["def", "x", "= 1", "return", "self", "for i in", "é"]
+    documents = []
+    for i in range(count):
+        text = []
+        for _ in range(rng.randint(1, rng.choice(lines))):
+            text.append(" ".join(rng.choices(words, k=rng.randint(1, 6))))
+        documents.append({"id": f"{seed}/{i}.py".encode(), "text": "\n".join(text).encode()})
+    return documents
 
 
 SOURCES = {
@@ -75,10 +74,12 @@ def assert_equal(batches, others):
 
 
 def joined(hosts, order):
-    """Puts hosts' batches together in the order of lanes."""
-    return [
-        {k: np.concatenate([b[k] for b in step])[order] for k in step[0]} for step in zip(*hosts)
-    ]
+    """Joins the batches of several hosts, in the order of lanes."""
+    batches = []
+    for step in zip(*hosts):
+        keys = step[0]
+        batches.append({key: np.concatenate([b[key] for b in step])[order] for key in keys})
+    return batches
 
 
 def segments(batches):
@@ -86,11 +87,19 @@ def segments(batches):
     for batch in batches:
         for row in range(len(batch["tokens"])):
             for segment in range(1, batch["segment_ids"][row].max() + 1):
-                (at,) = np.nonzero(batch["segment_ids"][row] == segment)
-                (document,) = set(batch["documents"][row, at].tolist())
-                ids = [*batch["tokens"][row, at].tolist(), int(batch["targets"][row, at[-1]])]
-                assert batch["targets"][row, at[:-1]].tolist() == ids[1:-1]
-                yield int(batch["source"][row]), document, ids, batch["positions"][row, at].tolist()
+                (columns,) = np.nonzero(batch["segment_ids"][row] == segment)
+                (document,) = set(batch["documents"][row, columns].tolist())
+                ids = [
+                    *batch["tokens"][row, columns].tolist(),
+                    int(batch["targets"][row, columns[-1]]),
+                ]
+                assert batch["targets"][row, columns[:-1]].tolist() == ids[1:-1]
+                yield (
+                    int(batch["source"][row]),
+                    document,
+                    ids,
+                    batch["positions"][row, columns].tolist(),
+                )
 
 
 def lanes_of(hosts, contiguous):
@@ -121,7 +130,7 @@ def test_the_stream_is_the_same_on_any_number_of_hosts(tokenizer, stream, hosts,
     hosts=st.sampled_from([1, 2, 4]),
     then=st.sampled_from([1, 2, 4]),
 )
-def test_a_resumed_stream_goes_on(tokenizer, stream, stop, more, hosts, then):
+def test_a_resumed_stream_continues(tokenizer, stream, stop, more, hosts, then):
     saved = {}
     for lanes in lanes_of(hosts, True):
         saved |= json.loads(json.dumps(take(tokenizer, stop, lanes)[1]))
@@ -162,17 +171,19 @@ def test_lanes_read_every_document_once_an_epoch(count, lanes, seed):
     assert [epoch for epoch, _ in read] == sorted(epoch for epoch, _ in read)
 
 
-def test_every_epoch_has_an_order_of_its_own():
-    """Of many documents: Grain's permutation of a few may be the identity, as that of 20 from seed 2385 is."""
+def test_every_epoch_has_another_order():
+    """For many documents: Grain's permutation of 20 from seed 2385 is the identity."""
     stream = pipeline.lane_documents(list(range(1000)), lambda index, d: d, 0, 0, 1)
-    orders = {tuple(stream[epoch * 1000 + i] for i in range(1000)) for epoch in range(3)}
+    orders = set()
+    for epoch in range(3):
+        orders.add(tuple(stream[epoch * 1000 + i] for i in range(1000)))
     assert len(orders) == 3
     assert tuple(range(1000)) not in orders
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 60])
-def test_rows_hold_whole_documents(tokenizer, count):
-    """With more lanes than documents too: every segment is the next part of a document, and none is missing."""
+def test_sequences_hold_complete_documents(tokenizer, count):
+    """Every segment is a part of a document and none is missing, also with few documents."""
     documents = make_documents(count, 5)
     batches, _ = take(
         tokenizer, 60, data=config(0.0, MixtureConfig(python=1.0)), sources={"python": documents}
@@ -223,7 +234,7 @@ def test_batches_are_well_formed(tokenizer):
     assert np.mean([batch["segment_ids"] > 0 for batch in batches]) > 0.85
 
 
-def test_a_document_that_spans_rows_is_never_cut_for_infilling(tokenizer):
+def test_a_document_longer_than_a_sequence_stays_plain(tokenizer):
     sentinels = {tokenizer.pre_id, tokenizer.suf_id, tokenizer.mid_id, tokenizer.eot_id}
     cut = whole = 0
     for source, i, ids, _ in segments(take(tokenizer, 150, data=config(1.0))[0]):
@@ -237,20 +248,19 @@ def test_a_document_that_spans_rows_is_never_cut_for_infilling(tokenizer):
             assert sorted(i for i in ids if i in sentinels) == sorted(sentinels)
             cut += 1
         elif len(plain) <= T + 1:
-            assert (
-                ids == plain and len(plain) > T - 20
-            )  # plain because the cut document would be too long
+            # Plain, because with the sentinels the document would be too long.
+            assert ids == plain and len(plain) > T - 20
         else:
             whole += 1
     assert cut > 100 and whole > 100
 
 
-def test_infilling_hangs_on_the_document_and_the_epoch_alone(tokenizer):
+def test_infilling_depends_only_on_the_document_and_the_epoch(tokenizer):
     documents = make_documents(40, 5, lines=(2, 3))
 
     def forms(rows, seed):
         """The ids that each short document had, in the order of reading."""
-        found, data = (
+        forms_of, data = (
             collections.defaultdict(list),
             config(0.9, MixtureConfig(code=1.0), rows, seq_len=80),
         )
@@ -258,19 +268,19 @@ def test_infilling_hangs_on_the_document_and_the_epoch_alone(tokenizer):
             tokenizer, 120 // rows, range(rows), data=data, sources={"code": documents}, seed=seed
         )
         for _, i, ids, _ in segments(batches):
-            found[i].append(tuple(ids))
-        return found
+            forms_of[i].append(tuple(ids))
+        return forms_of
 
-    one, three, other = forms(1, 3), forms(3, 3), forms(1, 4)
-    assert all(len(one[i]) >= 4 for i in range(40))
-    assert all(
-        set(one[i][:2]) <= set(three[i]) for i in range(40)
-    )  # another number of lanes moves a document and cuts it alike
-    assert sum(len(set(one[i][:3])) == 3 for i in range(40)) > 25  # another epoch cuts it elsewhere
-    assert sum(one[i][0] != other[i][0] for i in range(40)) > 25  # and so does another seed
+    single, three, other = forms(1, 3), forms(3, 3), forms(1, 4)
+    assert all(len(single[i]) >= 4 for i in range(40))
+    # With another number of lanes a document is elsewhere, but split alike.
+    assert all(set(single[i][:2]) <= set(three[i]) for i in range(40))
+    # Another epoch and another seed split it at other positions.
+    assert sum(len(set(single[i][:3])) == 3 for i in range(40)) > 25
+    assert sum(single[i][0] != other[i][0] for i in range(40)) > 25
 
 
-def test_shares_and_cuts_over_100_000_documents(characters):
+def test_shares_and_positions_of_splits_over_100_000_documents(characters):
     count, jitter = 100_000, np.random.default_rng(0)
     encode = pipeline.encoder(
         characters, config(0.9, seq_len=64), 7, count // 2
@@ -286,7 +296,10 @@ def test_shares_and_cuts_over_100_000_documents(characters):
             continue
         suffix, middle = ids.index(characters.suf_id), ids.index(characters.mid_id)
         second = length - (middle - suffix - 1)
-        place = lambda cut, length=length: (cut + jitter.random()) / (length + 1)
+
+        def place(position, length=length):
+            return (position + jitter.random()) / (length + 1)
+
         if suffix == 2 and ids[middle + 1 :][:1] == space:
             spm_seconds.append(place(second))
         else:
@@ -297,18 +310,16 @@ def test_shares_and_cuts_over_100_000_documents(characters):
     cut = len(firsts) + len(spm_seconds)
     assert abs(cut / count - 0.9) < 0.005 and abs(len(spm_seconds) / cut - 0.5) < 0.005
     assert scipy.stats.kstest([*firsts, *seconds], "uniform").pvalue > 0.01
-    assert (
-        scipy.stats.kstest(np.square(spm_seconds), "uniform").pvalue > 0.01
-    )  # the later of two uniform cuts
-    assert abs(np.mean(spare) - 1) < 0.01  # the mean middle of two independent cuts
-    assert (
-        abs(np.corrcoef(seconds[1:], seconds[:-1])[0, 1]) < 0.03
-    )  # each document has cuts of its own
+    # The later of two uniform positions.
+    assert scipy.stats.kstest(np.square(spm_seconds), "uniform").pvalue > 0.01
+    assert abs(np.mean(spare) - 1) < 0.01  # the mean middle between two independent positions
+    # Each document has its own positions.
+    assert abs(np.corrcoef(seconds[1:], seconds[:-1])[0, 1]) < 0.03
 
 
-def test_rows_come_in_the_shares_of_the_mixture(tokenizer):
+def test_sources_have_the_shares_of_the_mixture(tokenizer):
     shares = (0.85, 0.0, 0.08, 0.07)
-    drawn = np.array([pipeline.source_of_row(row, shares) for row in range(100_000)])
+    drawn = np.array([pipeline.source_of_sequence(row, shares) for row in range(100_000)])
     for source, share in enumerate(shares):
         mine = drawn == source
         assert abs(mine.mean() - share) < 1e-4
@@ -324,13 +335,10 @@ def test_rows_come_in_the_shares_of_the_mixture(tokenizer):
 
 def test_a_lane_reads_from_every_source():
     for rows in (1, 2, 8, 13, 16, 64, 1024):
-        drawn = np.array(
-            [
-                [pipeline.source_of_row(s * rows + lane, (0.9, 0.1)) for s in range(2000)]
-                for lane in range(min(rows, 16))
-            ]
-        )
-        assert np.abs(drawn.mean(1) - 0.1).max() < 0.02
+        for lane in range(min(rows, 16)):
+            indices = range(lane, 2000 * rows, rows)
+            drawn = [pipeline.source_of_sequence(index, (0.9, 0.1)) for index in indices]
+            assert abs(np.mean(drawn) - 0.1) < 0.02
 
 
 def test_sources_without_a_share_are_not_opened(tokenizer):
@@ -355,35 +363,41 @@ def test_one_line_for_a_mixture_without_documents(tokenizer):
 
 def test_one_line_for_another_batch_size(tokenizer):
     state = take(tokenizer, 1)[1]
-    with pytest.raises(UserError, match=r"no data cursor for row 4 .* batch_size"):
+    with pytest.raises(UserError, match=r"no data cursor for sequence 4 .* batch_size"):
         take(tokenizer, 1, range(ROWS + 1), state, config(rows=ROWS + 1))
 
 
 def test_document_names(tokenizer):
     with pipeline.Batches(SOURCES, config(), tokenizer, 0, range(ROWS)) as batches:
         batch = next(batches)
-        wanted = {
+        expected = {
             SOURCES[pipeline.SOURCES[s]][i]["id"].decode() for s, i, _, _ in segments([batch])
         }
         names = batches.document_names(batch)
-    assert set(names) == wanted and len(names) == len(wanted) > 3
+    assert set(names) == expected and len(names) == len(expected) > 3
 
 
-def test_validation_rows_are_plain_complete_and_fixed(tokenizer):
+def test_validation_sequences_are_plain_complete_and_fixed(tokenizer):
     data = config(0.9, MixtureConfig(code=1.0), rows=4)
     everything = pipeline.validation_batches(SOURCES, data, tokenizer, 10_000)
-    found = collections.Counter((i, tuple(ids)) for _, i, ids, _ in segments(everything))
-    wanted = collections.Counter()
+    packed = collections.Counter((i, tuple(ids)) for _, i, ids, _ in segments(everything))
+    expected = collections.Counter()
     for i, document in enumerate(SOURCES["code"]):
         plain = plain_ids(tokenizer, pipeline.text_of(document))
-        wanted.update((i, tuple(plain[a : a + T + 1])) for a in range(0, len(plain) - 1, T))
-    assert found == wanted
-    some = pipeline.validation_batches(
+        expected.update((i, tuple(plain[a : a + T + 1])) for a in range(0, len(plain) - 1, T))
+    assert packed == expected
+    first = pipeline.validation_batches(
         SOURCES, config(0.0, MixtureConfig(code=1.0), rows=5), tokenizer, 12
     )
-    assert [len(b["tokens"]) for b in some] == [5, 5, 2]
-    flat = lambda batches: [{k: np.concatenate([b[k] for b in batches])[:12] for k in batches[0]}]
-    assert_equal(flat(some), flat(everything))
+    assert [len(b["tokens"]) for b in first] == [5, 5, 2]
+
+    def flat(batches):
+        joined_batch = {}
+        for key in batches[0]:
+            joined_batch[key] = np.concatenate([batch[key] for batch in batches])[:12]
+        return [joined_batch]
+
+    assert_equal(flat(first), flat(everything))
     mixed = pipeline.validation_batches(SOURCES, config(), tokenizer, 10_000)
     assert {s for b in mixed for s in b["source"].tolist()} == {0, 2, 3}
 
@@ -403,9 +417,10 @@ def test_an_error_in_the_thread_reaches_the_caller(tokenizer):
 
 
 def test_closing_ends_the_thread(tokenizer):
-    running = lambda: [
-        t for t in threading.enumerate() if t.name.startswith("grain-thread-prefetch")
-    ]
+
+    def running():
+        return [t for t in threading.enumerate() if t.name.startswith("grain-thread-prefetch")]
+
     batches = pipeline.Batches(SOURCES, config(), tokenizer, 0, range(ROWS))
     next(batches)
     assert len(running()) == 1
@@ -427,7 +442,8 @@ def test_ctrl_c_ends_the_program(tokenizer, tmp_path):
         from codellama_jax.data import pipeline
         documents = [{"id": b"a", "text": b"def f(x):\\n    return x\\n" * 50}]
         data = DataConfig(64, 4, MixtureConfig(code=1.0))
-        batches = pipeline.Batches({"code": documents}, data, tokenizer.load(sys.argv[1]), 0, range(4))
+        loaded = tokenizer.load(sys.argv[1])
+        batches = pipeline.Batches({"code": documents}, data, loaded, 0, range(4))
         next(batches)
         raise KeyboardInterrupt
     """
@@ -439,7 +455,7 @@ def test_ctrl_c_ends_the_program(tokenizer, tmp_path):
 
 
 def test_weights_stay_with_their_tokens_when_documents_are_packed(tokenizer, monkeypatch):
-    """Weights of the encoder, here one that hangs on the token, through chunks and packing."""
+    """Weights of the encoder, which here depend on the token, after splitting and packing."""
     encoder = pipeline.encoder
 
     def weighted(*arguments):

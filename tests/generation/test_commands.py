@@ -48,11 +48,11 @@ def asked(monkeypatch):
     """Puts a stand-in in the place of the model; returns what it was asked, and what it writes."""
     calls = {"middle": "1\n2", "is_ended": True}
 
-    def infill_one(run, prefix, suffix, sampling, spm, stop, stream, healing):
+    def infill_one(model, prefix, suffix, sampling, spm, stop, stream, healing):
         calls.update(prefix=prefix, suffix=suffix, spm=spm, healing=healing)
         return Generated(calls["middle"], calls["is_ended"])
 
-    def complete(run, prompts, sampling, stop, stream, *, healing):
+    def complete(model, prompts, sampling, stop, stream, *, healing):
         calls.update(prompts=prompts, healing=healing)
         stream("1\n")
         stream("2")

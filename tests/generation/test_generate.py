@@ -19,7 +19,7 @@ from codellama_jax.generation import text as texts
 from codellama_jax.generation.sampler import generate, keep, sample
 from codellama_jax.generation.settings import CAPACITY, Sampling
 from codellama_jax.models.llama.model import Llama
-from codellama_jax.models.trained import Run
+from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 from codellama_jax.training.step import abstract_state
@@ -27,9 +27,9 @@ from codellama_jax.training.step import abstract_state
 GREEDY = Sampling(max_new_tokens=24)
 
 
-def params_of(model, seed=0):
+def params_of(config, seed=0):
     tokens = jnp.zeros((1, 2), jnp.int32)
-    init = lambda: nn.unbox(Llama(model).init(jax.random.key(seed), tokens, tokens))["params"]
+    init = lambda: nn.unbox(Llama(config).init(jax.random.key(seed), tokens, tokens))["params"]
     return jax.jit(lambda: jax.tree.map(lambda p: 6 * p, init()))()
 
 
@@ -39,15 +39,15 @@ def params():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def model(tmp_path_factory):
     """A random model with a real tokenizer."""
     words = [
         f"def name_{i}(x):\n    return x + {i}\n\n\nclass Thing{i}:\n    é = '日本'\n"
         for i in range(300)
     ]
     tokenizer = tokenizers.train(words, 360, tmp_path_factory.mktemp("tokenizer"))
-    model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
-    return Run(model, params_of(model), tokenizer, "toy")
+    config = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
+    return TrainedModel(config, params_of(config), tokenizer, "toy")
 
 
 @jax.jit
@@ -184,14 +184,16 @@ def test_a_sample_does_not_depend_on_its_companions(params):
     assert generate(MODEL, params, [[5, 6]], dataclasses.replace(hot, seed=4)) != alone
 
 
-def test_completion_stops_at_a_string_wherever_it_falls(run):
+def test_completion_stops_at_a_string_wherever_it_falls(model):
     prompt = "def name_1(x):\n"
-    whole = texts.complete(run, [prompt], Sampling(max_new_tokens=32))[0]
+    whole = texts.complete(model, [prompt], Sampling(max_new_tokens=32))[0]
     assert len(whole) > 8
     for start in range(0, len(whole) - 3, 3):
         stop = whole[start : start + 3]
         pieces: list[str] = []
-        text = texts.complete(run, [prompt], Sampling(max_new_tokens=32), (stop,), pieces.append)[0]
+        text = texts.complete(model, [prompt], Sampling(max_new_tokens=32), (stop,), pieces.append)[
+            0
+        ]
         assert text == whole[: whole.index(stop)] == "".join(pieces)
 
 
@@ -219,10 +221,10 @@ def test_pieces_of_a_stream_join_to_the_text_before_a_stop_string(text, stop_str
 
 @settings(deadline=None)
 @given(st.text(st.sampled_from("ab é€😀\ufffd▁\n")))
-def test_no_part_of_a_character_is_shown(run, text):
+def test_no_part_of_a_character_is_shown(model, text):
     """Of a text whose tokens come one by one; the tokens of these characters are bytes."""
-    ids = run.tokenizer.encode(text, leading_space=False)
-    decode = lambda ids: run.tokenizer.decode(ids, leading_space=False)
+    ids = model.tokenizer.encode(text, leading_space=False)
+    decode = lambda ids: model.tokenizer.decode(ids, leading_space=False)
     shown = [texts.whole_characters(decode, ids[:n]) for n in range(len(ids) + 1)]
     assert shown[-1] == text
     assert all(text.startswith(part) for part in shown)
@@ -230,24 +232,24 @@ def test_no_part_of_a_character_is_shown(run, text):
 
 @settings(deadline=None)
 @given(st.data())
-def test_what_was_shown_stays(run, data):
+def test_what_was_shown_stays(model, data):
     """Whatever ids a model draws, sentinels and stray bytes too."""
-    ids = data.draw(st.lists(st.integers(0, run.tokenizer.vocab_size - 1) | st.integers(3, 258)))
-    decode = lambda ids: run.tokenizer.decode(ids, leading_space=False)
+    ids = data.draw(st.lists(st.integers(0, model.tokenizer.vocab_size - 1) | st.integers(3, 258)))
+    decode = lambda ids: model.tokenizer.decode(ids, leading_space=False)
     shown = [texts.whole_characters(decode, ids[:n]) for n in range(len(ids) + 1)]
     assert all(after.startswith(before) for before, after in itertools.pairwise(shown))
 
 
-def test_an_unfinished_character_at_the_end_is_left_out(run, monkeypatch):
-    ids = run.tokenizer.encode("x = '語", leading_space=False)[:-1]
+def test_an_unfinished_character_at_the_end_is_left_out(model, monkeypatch):
+    ids = model.tokenizer.encode("x = '語", leading_space=False)[:-1]
     monkeypatch.setattr(texts, "generate", lambda *args, **kwargs: [ids])
-    assert texts.complete(run, ["a"], GREEDY) == ["x = '"]
+    assert texts.complete(model, ["a"], GREEDY) == ["x = '"]
 
 
 @pytest.mark.parametrize("prefix", ["", "def name", "    x =", "a b "])
-def test_spm_goes_on_from_the_prefix(run, prefix):
+def test_spm_goes_on_from_the_prefix(model, prefix):
     """What training would show after the prompt decodes to the middle, in both formats."""
-    tokenizer, middle, suffix = run.tokenizer, "_2(x):\n    é", "\nreturn"
+    tokenizer, middle, suffix = model.tokenizer, "_2(x):\n    é", "\nreturn"
     for spm in (False, True):
         ids = infill_ids(tokenizer, prefix, middle, suffix, spm)
         prompt = prompt_ids(tokenizer, prefix, suffix, spm)
@@ -257,37 +259,37 @@ def test_spm_goes_on_from_the_prefix(run, prefix):
             assert spm
             continue
         decode = (
-            texts.continuation(run, [prefix])
+            texts.continuation(model, [prefix])
             if spm
             else lambda row, new: tokenizer.decode(new, leading_space=False)
         )
         assert decode(0, ids[len(prompt) : -1]) == middle
 
 
-def test_infilling_generates_in_both_formats(run):
+def test_infilling_generates_in_both_formats(model):
     pairs = [("def a(x):\n", "\n"), ("", "return 1"), ("x = ", "")]
     for spm in (False, True):
-        middles = infilling.infill(run, pairs, Sampling(max_new_tokens=8), spm)
+        middles = infilling.infill(model, pairs, Sampling(max_new_tokens=8), spm)
         assert len(middles) == 3
-        assert middles[0] == infilling.infill(run, pairs[:1], Sampling(max_new_tokens=8), spm)[0]
+        assert middles[0] == infilling.infill(model, pairs[:1], Sampling(max_new_tokens=8), spm)[0]
 
 
-def test_a_model_without_sentinels_cannot_infill(run):
+def test_a_model_without_sentinels_cannot_infill(model):
     plain = dataclasses.replace(
-        run, model=dataclasses.replace(run.model, vocab_size=run.tokenizer.pieces)
+        model, config=dataclasses.replace(model.config, vocab_size=model.tokenizer.pieces)
     )
     with pytest.raises(UserError, match="toy was trained without infilling"):
         infilling.infill(plain, [("a", "b")], GREEDY)
 
 
-def test_a_prompt_that_does_not_fit_in_memory_is_refused_with_the_numbers(run, monkeypatch):
+def test_a_prompt_that_does_not_fit_in_memory_is_refused_with_the_numbers(model, monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda: 1_000_000)
     with pytest.raises(
         UserError, match=r"1,000 tokens needs \d\.\d\d GB .* and 0\.00 GB are free: s"
     ):
-        generate(run.model, run.params, [[1] * 1000], GREEDY)
+        generate(model.config, model.params, [[1] * 1000], GREEDY)
     with pytest.raises(UserError, match=r"2 prompts of up to 1,000 tokens need .* fewer at once"):
-        generate(run.model, run.params, [[1] * 1000, [1]], GREEDY)
+        generate(model.config, model.params, [[1] * 1000, [1]], GREEDY)
 
 
 def test_free_memory_is_at_most_what_the_container_leaves(monkeypatch, tmp_path):
@@ -302,9 +304,9 @@ def test_free_memory_is_at_most_what_the_container_leaves(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize("extra, text", [(0, "1, 2"), (1, "1, 2)\nfoo")])
-def test_an_infill_that_does_not_end_is_truncated_and_streamed_so(run, monkeypatch, extra, text):
+def test_an_infill_that_does_not_end_is_truncated_and_streamed_so(model, monkeypatch, extra, text):
     """With a token less than the limit the model has ended it, and all of it is kept."""
-    ids = run.tokenizer.encode("1, 2" + (")\nfoo" if extra else "\nfoo"), leading_space=False)
+    ids = model.tokenizer.encode("1, 2" + (")\nfoo" if extra else "\nfoo"), leading_space=False)
 
     def generate(*args, on_tokens, **kwargs):
         for length in range(1, len(ids) + 1):
@@ -314,23 +316,23 @@ def test_an_infill_that_does_not_end_is_truncated_and_streamed_so(run, monkeypat
     monkeypatch.setattr(texts, "generate", generate)
     pieces: list[str] = []
     sampling = Sampling(max_new_tokens=len(ids) + extra)
-    middle = infilling.infill_one(run, "x = f(", ")\n", sampling, stream=pieces.append)
+    middle = infilling.infill_one(model, "x = f(", ")\n", sampling, stream=pieces.append)
     assert middle == (text, bool(extra))
     assert "".join(pieces) == text
 
 
 @pytest.mark.parametrize("stop", ["", "x"])
-def test_an_empty_stop_string_is_refused(run, stop):
+def test_an_empty_stop_string_is_refused(model, stop):
     if stop:
-        texts.complete(run, ["a"], Sampling(max_new_tokens=2), (stop,))
+        texts.complete(model, ["a"], Sampling(max_new_tokens=2), (stop,))
     else:
         with pytest.raises(UserError, match="--stop is '': it must be text of at least one"):
-            texts.complete(run, ["a"], GREEDY, (stop,))
+            texts.complete(model, ["a"], GREEDY, (stop,))
 
 
-def test_a_healed_completion_continues_the_removed_characters(run):
+def test_a_healed_completion_continues_the_removed_characters(model):
     """Each text with its prompt is one that begins with the prompt, as the first token must."""
     prompts = ["def nam", "class Thi", "", "x"]
-    healed = texts.complete(run, prompts, Sampling(max_new_tokens=4), healing=True)
-    plain = texts.complete(run, prompts, Sampling(max_new_tokens=4))
+    healed = texts.complete(model, prompts, Sampling(max_new_tokens=4), healing=True)
+    plain = texts.complete(model, prompts, Sampling(max_new_tokens=4))
     assert len(healed) == 4 and healed[2] == plain[2]

@@ -11,7 +11,7 @@ from codellama_jax.config import MeshConfig
 from codellama_jax.data.infilling import plain_ids
 from codellama_jax.generation import scoring
 from codellama_jax.models.llama.model import Llama
-from codellama_jax.models.trained import Run
+from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
 
 LONGEST = 100
@@ -19,7 +19,7 @@ MESHES = [MeshConfig(1, 8, 1, 1), MeshConfig(2, 1, 2, 2)]
 
 
 @pytest.fixture(scope="module")
-def run() -> Run:
+def model() -> TrainedModel:
     return untrained()
 
 
@@ -28,41 +28,41 @@ def logits_of(params: dict, tokens_BT: jax.Array) -> jax.Array:
     return Llama(toy.MODEL).apply({"params": params}, tokens_BT, jnp.arange(LONGEST)[None])
 
 
-def logits_alone(run: Run, ids: list[int]) -> np.ndarray:
+def logits_alone(model: TrainedModel, ids: list[int]) -> np.ndarray:
     """The logits of one document; tokens after it do not matter to a causal model."""
     tokens_BT = np.zeros((1, LONGEST), np.int32)
     tokens_BT[0, : len(ids)] = ids
-    return np.asarray(logits_of(run.params, tokens_BT))[0, : len(ids)]
+    return np.asarray(logits_of(model.params, tokens_BT))[0, : len(ids)]
 
 
-def losses_alone(run: Run, ids: list[int]) -> np.ndarray:
-    log_p_TV = jax.nn.log_softmax(logits_alone(run, ids[:-1]))
+def losses_alone(model: TrainedModel, ids: list[int]) -> np.ndarray:
+    log_p_TV = jax.nn.log_softmax(logits_alone(model, ids[:-1]))
     return -np.asarray(log_p_TV)[np.arange(len(ids) - 1), ids[1:]]
 
 
-def test_losses_are_those_of_each_document_alone(run, monkeypatch):
+def test_losses_are_those_of_each_document_alone(model, monkeypatch):
     """Over several batches, and chunks of logits that do not divide the length."""
     monkeypatch.setattr(scoring, "TOKENS", 64)
     monkeypatch.setattr("kernels.cross_entropy.xla.CHUNK", 7)
     scoring._losses.clear_cache()
-    documents = [plain_ids(run.tokenizer, text) for text in texts(5, 31, 17, 2, 24)]
-    for losses, ids in zip(scoring.document_losses(run, documents), documents, strict=True):
-        np.testing.assert_allclose(losses, losses_alone(run, ids), atol=1e-5)
+    documents = [plain_ids(model.tokenizer, text) for text in texts(5, 31, 17, 2, 24)]
+    for losses, ids in zip(scoring.document_losses(model, documents), documents, strict=True):
+        np.testing.assert_allclose(losses, losses_alone(model, ids), atol=1e-5)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_a_mesh_changes_no_loss(run, mesh):
-    documents = [plain_ids(run.tokenizer, text) for text in texts(9, 15, 12)]
+def test_a_mesh_changes_no_loss(model, mesh):
+    documents = [plain_ids(model.tokenizer, text) for text in texts(9, 15, 12)]
     with on_mesh(make_mesh(mesh)):
-        sharded = scoring.document_losses(run, documents)
+        sharded = scoring.document_losses(model, documents)
     for losses, ids in zip(sharded, documents, strict=True):
-        np.testing.assert_allclose(losses, losses_alone(run, ids), atol=1e-5)
+        np.testing.assert_allclose(losses, losses_alone(model, ids), atol=1e-5)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_a_mesh_changes_no_logits(run, mesh):
-    prompts = [plain_ids(run.tokenizer, text) for text in texts(9, 15, 12)]
+def test_a_mesh_changes_no_logits(model, mesh):
+    prompts = [plain_ids(model.tokenizer, text) for text in texts(9, 15, 12)]
     with on_mesh(make_mesh(mesh)):
-        logits_BMV = scoring.last_logits(run, prompts, 3)
+        logits_BMV = scoring.last_logits(model, prompts, 3)
     for logits_MV, ids in zip(logits_BMV, prompts, strict=True):
-        np.testing.assert_allclose(logits_MV, logits_alone(run, ids)[:-4:-1], atol=1e-4)
+        np.testing.assert_allclose(logits_MV, logits_alone(model, ids)[:-4:-1], atol=1e-4)

@@ -1,4 +1,4 @@
-"""The bigram baseline is a proper distribution, ignores padding and borders, and is a strong one."""
+"""The bigram baseline is a distribution, ignores padding and borders, and has a low loss."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -14,7 +14,7 @@ few = hypothesis.settings(deadline=None, max_examples=40)
 
 
 def packed(tokens: list[int]) -> dict[str, np.ndarray]:
-    """One row that holds one document."""
+    """Returns a batch of one sequence that holds one document."""
     ids = np.array([tokens], np.int32)
     return {"tokens": ids[:, :-1], "targets": ids[:, 1:], "weights": np.ones(ids[:, 1:].shape)}
 
@@ -39,7 +39,7 @@ def test_probabilities_are_positive_and_sum_to_one_after_every_history(documents
 
 
 def test_discounts_are_the_published_ones():
-    """Chen and Goodman, modified Kneser-Ney, for 8, 4, 3 and 2 pairs seen once to four times: Y = 1/2."""
+    """Chen and Goodman's, for 8, 4, 3 and 2 pairs that occur once to four times: Y = 1/2."""
     counts = np.array([1] * 8 + [2] * 4 + [3] * 3 + [4] * 2 + [9])
     discounts = bigram._discounts(counts)
     np.testing.assert_allclose(
@@ -59,19 +59,20 @@ def test_padding_is_neither_counted_nor_measured():
     assert tokens == real.sum() and model.counts_V.sum() == real.sum()
 
 
-def test_rows_count_the_same_however_they_are_batched():
+def test_counts_do_not_depend_on_the_batches():
     batch = toy.batch(rows=6, length=32, vocab=V)
-    rows = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(6)]
-    together, apart = bigram.fit([batch], V), bigram.fit(iter(rows), V)
-    assert together.evaluate([batch]) == pytest.approx(apart.evaluate(rows))
+    parts = []
+    for i in range(6):
+        parts.append({key: array[i : i + 1] for key, array in batch.items()})
+    together, apart = bigram.fit([batch], V), bigram.fit(iter(parts), V)
+    assert together.evaluate([batch]) == pytest.approx(apart.evaluate(parts))
 
 
 def test_comes_near_the_entropy_of_a_bigram_source():
-    """Tokens drawn from a known sparse bigram source: no model can be below its entropy, a good one is little above."""
+    """The loss of no model is below the entropy of the source; that of a good one is near it."""
     rng = np.random.default_rng(0)
     source_VV = rng.dirichlet(np.full(64, 0.1), 64)
-    draw = lambda: packed(_walk(source_VV, 40_000, rng))
-    training, held_out = draw(), draw()
+    training, held_out = (packed(_walk(source_VV, 40_000, rng)) for _ in range(2))
     loss, _ = bigram.fit([training], 64).evaluate([held_out])
     entropy = -np.log(source_VV[held_out["tokens"], held_out["targets"]]).mean()
     assert entropy - 0.005 < loss < entropy + 0.05

@@ -20,9 +20,9 @@ LONGEST = 100  # tokens of a middle
     ("written", "exact"),
     [("{}", 1), ("{}  ", 1), ("{}\nmore", 1), ("{} # x", 0), (" {}", 0), ("\n{}", 0), ("", 0)],
 )
-def test_exact_means_the_same_line_but_for_trailing_spaces(run, monkeypatch, written, exact):
+def test_exact_means_the_same_line_but_for_trailing_spaces(model, monkeypatch, written, exact):
     """Scores texts that no model wrote."""
-    examples = lines_to_fill(subject(run), 5, NEW_TOKENS)
+    examples = lines_to_fill(subject(model), 5, NEW_TOKENS)
     middles = {(e.prefix, e.suffix): e.middle for e in examples}
     monkeypatch.setattr(infilling, "CACHED_TOKENS", 3 * SEQ_LEN)  # several batches
     monkeypatch.setattr(
@@ -31,9 +31,9 @@ def test_exact_means_the_same_line_but_for_trailing_spaces(run, monkeypatch, wri
     )
     monkeypatch.setattr(infilling, "token_losses", lambda *_: [np.zeros(1)])
     monkeypatch.setattr(infilling, "SAMPLES", 2)
-    found = Infilling(5, NEW_TOKENS).measure(subject(run))
-    assert list(found) == ["PSM", "SPM"]
-    for measures in found.values():
+    answers = Infilling(5, NEW_TOKENS).measure(subject(model))
+    assert list(answers) == ["PSM", "SPM"]
+    for measures in answers.values():
         assert (
             measures["exact"] == exact
             and measures["examples"] == 5
@@ -42,12 +42,12 @@ def test_exact_means_the_same_line_but_for_trailing_spaces(run, monkeypatch, wri
 
 
 @pytest.mark.parametrize("spm", [False, True])
-def test_loss_is_that_of_the_true_middle_after_its_prompt(run, spm):
-    examples = lines_to_fill(subject(run), 3, NEW_TOKENS)
-    tokenizer, total, count = run.tokenizer, 0.0, 0
+def test_loss_is_that_of_the_true_middle_after_its_prompt(model, spm):
+    examples = lines_to_fill(subject(model), 3, NEW_TOKENS)
+    tokenizer, total, count = model.tokenizer, 0.0, 0
     logits = jax.jit(
-        lambda ids: Llama(run.model).apply(
-            {"params": run.params}, ids[None], jnp.arange(SEQ_LEN)[None]
+        lambda ids: Llama(model.config).apply(
+            {"params": model.params}, ids[None], jnp.arange(SEQ_LEN)[None]
         )[0]
     )
     for prefix, middle, suffix in examples:
@@ -60,7 +60,7 @@ def test_loss_is_that_of_the_true_middle_after_its_prompt(run, spm):
         log_p = jax.nn.log_softmax(logits(jnp.array((ids + [0] * SEQ_LEN)[:SEQ_LEN])))
         total -= sum(float(log_p[i - 1, ids[i]]) for i in range(last - len(middle_ids), last))
         count += len(middle_ids)
-    losses = np.concatenate(token_losses(run, examples, spm))
+    losses = np.concatenate(token_losses(model, examples, spm))
     assert losses.mean() == pytest.approx(total / count, rel=1e-4) and len(losses) == count
 
 
@@ -68,29 +68,31 @@ def test_loss_is_that_of_the_true_middle_after_its_prompt(run, spm):
     ("written", "exact", "right"),
     [("{}", 1, 1), ("{}  ", 1, 1), ("{}x", 0, 1), ("\0{}", 0, 0), ("", 0, 0)],
 )
-def test_measures_of_texts_that_no_model_wrote(run, monkeypatch, written, exact, right):
+def test_measures_of_texts_that_no_model_wrote(model, monkeypatch, written, exact, right):
     monkeypatch.setattr(
-        infilling, "fill", lambda _, some, *__: [written.format(e.middle.rstrip()) for e in some]
+        infilling,
+        "fill",
+        lambda _, chosen, *__: [written.format(e.middle.rstrip()) for e in chosen],
     )
     monkeypatch.setattr(
-        infilling, "middle_losses", lambda _, some, __: [2.0 * len(e.middle) for e in some]
+        infilling, "middle_losses", lambda _, chosen, __: [2.0 * len(e.middle) for e in chosen]
     )
-    found = InfillingKinds(tuple(KINDS), 5, LONGEST).measure(subject(run))
-    assert {kind: list(by_format) for kind, by_format in found.items()} == {
+    answers = InfillingKinds(tuple(KINDS), 5, LONGEST).measure(subject(model))
+    assert {kind: list(by_format) for kind, by_format in answers.items()} == {
         "single-line": ["PSM", "SPM"],
         "multi-line": ["PSM", "SPM"],
         "random-span": ["PSM", "SPM", "SPM, healed"],
     }
-    for measures in (m for by_format in found.values() for m in by_format.values()):
+    for measures in (m for by_format in answers.values() for m in by_format.values()):
         assert measures == {"exact": [exact] * 5, "right": [right] * 5, "loss": [2.0] * 5}
 
 
-def test_healing_changes_no_loss_of_whole_lines(run):
+def test_healing_changes_no_loss_of_complete_lines(model):
     limits = (8, SEQ_LEN, LONGEST, 0)
-    some = held_out_examples(KINDS["single-line"].splits, run.tokenizer, DOCUMENTS, *limits)
+    chosen = held_out_examples(KINDS["single-line"].splits, model.tokenizer, DOCUMENTS, *limits)
     np.testing.assert_allclose(
-        middle_losses(run, some, FORMATS["SPM, healed"]),
-        middle_losses(run, some, FORMATS["SPM"]),
+        middle_losses(model, chosen, FORMATS["SPM, healed"]),
+        middle_losses(model, chosen, FORMATS["SPM"]),
         rtol=1e-4,
     )
 

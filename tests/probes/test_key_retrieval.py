@@ -20,8 +20,8 @@ def test_another_key_differs_in_both_digits():
         )
 
 
-def hidden(run, ids: list[int]) -> str:
-    return run.tokenizer.decode(ids).split('at the end."\n    return ')[1][:2]
+def hidden(model, ids: list[int]) -> str:
+    return model.tokenizer.decode(ids).split('at the end."\n    return ')[1][:2]
 
 
 @pytest.mark.parametrize(
@@ -29,23 +29,27 @@ def hidden(run, ids: list[int]) -> str:
     [(True, False, 1.0, 12.0), (False, False, 0.0, 0.0), (False, True, 0.0, 0.0)],
 )
 def test_keys_are_found_by_a_model_that_looks_at_them(
-    run, monkeypatch, looks, counts, retrieved, gain
+    model, monkeypatch, looks, counts, retrieved, gain
 ):
-    """One that likes to end and sevens wherever it is; one that also copies the hidden key, 6 nats a digit; one that counts on."""
-    digits = key_probe.digit_ids(run.tokenizer)
+    """A model that prefers EOS and sevens everywhere.
 
-    def logits(run, prompts, count):
-        found_BMV = np.zeros((len(prompts), count, run.model.vocab_size), np.float32)
+    With `looks` it also copies the hidden key, by 6 nats per digit; with `counts` it continues to
+    count from the last digit.
+    """
+    digits = key_probe.digit_ids(model.tokenizer)
+
+    def logits(model, prompts, count):
+        found_BMV = np.zeros((len(prompts), count, model.config.vocab_size), np.float32)
         found_BMV[:, 1:, digits[7]] = 5
-        found_BMV[:, :, run.tokenizer.eos_id] = 5.5
+        found_BMV[:, :, model.tokenizer.eos_id] = 5.5
         for row, ids in enumerate(prompts):
-            for place, digit in enumerate(hidden(run, ids)):
+            for place, digit in enumerate(hidden(model, ids)):
                 found_BMV[row, 2 - place, digits[int(digit)]] += 6 * looks
             found_BMV[row, 1, digits[(digits.index(ids[-2]) + 1) % 10]] += 3 * counts
         return found_BMV
 
     monkeypatch.setattr("codellama_jax.generation.scoring.last_logits", logits)
-    by_length = KeyRetrieval((120, 160), (0.0, 0.5), examples=6).measure(subject(run))
+    by_length = KeyRetrieval((120, 160), (0.0, 0.5), examples=6).measure(subject(model))
     assert {length: list(by) for length, by in by_length.items()} == {
         "120": ["0", "0.5"],
         "160": ["0", "0.5"],
@@ -56,16 +60,16 @@ def test_keys_are_found_by_a_model_that_looks_at_them(
         )
 
 
-def test_keys_of_too_little_filler_are_refused(run):
+def test_keys_of_too_little_filler_are_refused(model):
     with pytest.raises(UserError, match="filler"):
-        few = dataclasses.replace(subject(run), files=["x = 1\n"])
+        few = dataclasses.replace(subject(model), files=["x = 1\n"])
         KeyRetrieval((500,), (0.0,), examples=2).measure(few)
-    assert [line for line, _ in key_retrieval.lines_of(["a\nb\n"], run.tokenizer)] == [
+    assert [line for line, _ in key_retrieval.lines_of(["a\nb\n"], model.tokenizer)] == [
         "a\n",
         "b\n",
         "\n",
     ]
 
 
-def test_keys_without_enough_filler_are_a_note(run):
-    assert "filler" in ask(run, KeyRetrieval((100_000,)))["key_retrieval"]["note"]
+def test_keys_without_enough_filler_are_a_note(model):
+    assert "filler" in ask(model, KeyRetrieval((100_000,)))["key_retrieval"]["note"]

@@ -47,45 +47,45 @@ FLAT = {  # as every probes.json had it when all probes shared one config
 }
 
 
-def test_probes_of_one_model_and_their_keys(run):
-    found = ask(
-        run,
+def test_probes_of_one_model_and_their_keys(model):
+    answers = ask(
+        model,
         Perplexity((16, 64), 2),
         Infilling(3, NEW_TOKENS),
         Infills(2, NEW_TOKENS),
         Completions(("def mean(xs):\n",), NEW_TOKENS),
         Bigram(),
     )
-    assert list(found) == ["perplexity", "infilling", "infills", "completions", "bigram"]
-    assert set(found["perplexity"]) == {"16", "64"}
-    assert {name: m["examples"] for name, m in found["infilling"].items()} == {"PSM": 3, "SPM": 3}
-    middles = [example.middle for example in lines_to_fill(subject(run), 2, NEW_TOKENS)]
-    assert [example["middle"] for example in found["infills"]] == middles
-    assert found["completions"][0]["prompt"] == "def mean(xs):\n"
-    assert 0 < found["bigram"]["loss"] < np.log(run.model.vocab_size)
+    assert list(answers) == ["perplexity", "infilling", "infills", "completions", "bigram"]
+    assert set(answers["perplexity"]) == {"16", "64"}
+    assert {name: m["examples"] for name, m in answers["infilling"].items()} == {"PSM": 3, "SPM": 3}
+    middles = [example.middle for example in lines_to_fill(subject(model), 2, NEW_TOKENS)]
+    assert [example["middle"] for example in answers["infills"]] == middles
+    assert answers["completions"][0]["prompt"] == "def mean(xs):\n"
+    assert 0 < answers["bigram"]["loss"] < np.log(model.config.vocab_size)
 
 
-def test_probes_of_the_ablations(run):
+def test_probes_of_the_ablations(model):
     kinds = InfillingKinds(("random-span",), 2, NEW_TOKENS)
-    found = ask(run, kinds, KeyRetrieval((128,), examples=2), LineEnds((0.8,), 2, 10))
-    losses = [m["loss"] for by in found["infilling_kinds"].values() for m in by.values()]
-    assert all(len(some) == 2 and min(some) > 0 for some in losses)
-    assert set(found["key_retrieval"]["128"]) == {"0", "0.2", "0.4"}
-    answer = found["line_ends"]["0.8"]
+    answers = ask(model, kinds, KeyRetrieval((128,), examples=2), LineEnds((0.8,), 2, 10))
+    losses = [m["loss"] for by in answers["infilling_kinds"].values() for m in by.values()]
+    assert all(len(values) == 2 and min(values) > 0 for values in losses)
+    assert set(answers["key_retrieval"]["128"]) == {"0", "0.2", "0.4"}
+    answer = answers["line_ends"]["0.8"]
     assert answer["samples"] == 10 and max(answer["passed"]) <= 10
 
 
-def test_no_probe_measures_nothing(run):
-    assert ask(run) == {}
+def test_no_probe_measures_nothing(model):
+    assert ask(model) == {}
 
 
-def test_a_probe_that_cannot_run_is_a_note_with_the_reason(run):
-    model = dataclasses.replace(run.model, vocab_size=run.tokenizer.pieces)
-    plain = dataclasses.replace(run, model=model)
-    found = ask(plain, Perplexity((16, 100_000)), Infilling(3))
-    assert "100,000 tokens" in found["perplexity"]["note"]
-    assert "no infilling sentinels" in found["infilling"]["note"]
-    few = ask(run, Infills(2), documents=["one line"])
+def test_a_probe_that_cannot_run_is_a_note_with_the_reason(model):
+    config = dataclasses.replace(model.config, vocab_size=model.tokenizer.pieces)
+    plain = dataclasses.replace(model, config=config)
+    answers = ask(plain, Perplexity((16, 100_000)), Infilling(3))
+    assert "100,000 tokens" in answers["perplexity"]["note"]
+    assert "no infilling sentinels" in answers["infilling"]["note"]
+    few = ask(model, Infills(2), documents=["one line"])
     assert "fits 256 tokens" in few["infills"]["note"]
 
 
@@ -139,10 +139,10 @@ class Documents(Probe, name="documents_read"):
         page.note(f"{answers[-1][1]['documents']} documents")
 
 
-def test_a_new_probe_needs_no_other_file(run):
-    found = ask(run, Documents(), documents=["a", "b"])
-    assert found == {"documents_read": {"documents": 2}}
-    assert "too few" in ask(run, Documents(3), documents=["a"])["documents_read"]["note"]
+def test_a_new_probe_needs_no_other_file(model):
+    answers = ask(model, Documents(), documents=["a", "b"])
+    assert answers == {"documents_read": {"documents": 2}}
+    assert "too few" in ask(model, Documents(3), documents=["a"])["documents_read"]["note"]
 
 
 def test_importing_the_probes_starts_no_jax():

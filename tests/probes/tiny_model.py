@@ -9,7 +9,7 @@ import numpy as np
 
 from codellama_jax.config import Probe
 from codellama_jax.data.infilling import plain_ids
-from codellama_jax.models.trained import Run
+from codellama_jax.models.trained import TrainedModel
 from codellama_jax.probes.run import run_probes
 from codellama_jax.probes.subject import Subject
 
@@ -22,23 +22,23 @@ DOCUMENTS = [block for source in SOURCES for block in source.split("\n\n") if bl
 SEQ_LEN, NEW_TOKENS = 256, 24
 
 
-def packed(run: Run, texts: list[str]) -> dict[str, np.ndarray]:
-    """A document a row."""
+def packed(model: TrainedModel, texts: list[str]) -> dict[str, np.ndarray]:
+    """Returns a batch with one document in each sequence."""
     ids_BT = np.zeros((len(texts), SEQ_LEN + 1), np.int32)
     weights_BT = np.zeros((len(texts), SEQ_LEN), np.float32)
     for row, text in enumerate(texts):
-        ids = plain_ids(run.tokenizer, text)[: SEQ_LEN + 1]
+        ids = plain_ids(model.tokenizer, text)[: SEQ_LEN + 1]
         ids_BT[row, : len(ids)] = ids
         weights_BT[row, : len(ids) - 1] = 1
     return {"tokens": ids_BT[:, :-1], "targets": ids_BT[:, 1:], "weights": weights_BT}
 
 
-def subject(run: Run, documents: list[str] = DOCUMENTS) -> Subject:
-    training, validation = (packed(run, texts) for texts in (DOCUMENTS[::2], DOCUMENTS[1::2]))
+def subject(model: TrainedModel, documents: list[str] = DOCUMENTS) -> Subject:
+    training, validation = (packed(model, texts) for texts in (DOCUMENTS[::2], DOCUMENTS[1::2]))
     seq_len = validation["tokens"].shape[1]
-    return Subject(run, SOURCES, documents, lambda: [training], [validation], seq_len, seed=0)
+    return Subject(model, SOURCES, documents, lambda: [training], [validation], seq_len, seed=0)
 
 
-def ask(run: Run, *probes: Probe, documents: list[str] = DOCUMENTS) -> dict:
+def ask(model: TrainedModel, *probes: Probe, documents: list[str] = DOCUMENTS) -> dict:
     by_name = {probe.name: probe for probe in probes}
-    return json.loads(json.dumps(run_probes(by_name, subject(run, documents))))
+    return json.loads(json.dumps(run_probes(by_name, subject(model, documents))))

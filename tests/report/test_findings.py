@@ -1,4 +1,4 @@
-"""The verdict's arithmetic and what a report says of it."""
+"""The arithmetic of verdicts, and their section in a report."""
 
 import math
 
@@ -69,7 +69,7 @@ def test_verdict(values, expected, bound, verdict):
 def finding(*values: list[float]) -> Finding:
     panel = Panel(
         "tokens",
-        "loss (nats a token)",
+        "loss (nats per token)",
         {"a": [[(0, 3.0), (10, 2.0)], [(0, 3.1), (11, 2.1)]], "b": [[(5, 2.5)]]},
     )
     differences = [Difference(f"difference {i}", "nats", v) for i, v in enumerate(values)]
@@ -94,11 +94,11 @@ AGREES, DISAGREES, UNDECIDED = [1.0, 1.1, 1.2], [-1.0, -1.1, -1.2], [-1.0, 1.0, 
         ((AGREES, UNDECIDED, DISAGREES), "disagrees"),
     ],
 )
-def test_a_finding_agrees_only_as_a_whole(values, verdict):
-    found = finding(*values)
-    assert found.verdict == verdict
+def test_a_finding_agrees_only_if_all_its_differences_do(values, verdict):
+    result = finding(*values)
+    assert result.verdict == verdict
     page = Page("t")
-    write_finding(page, "e", {"a": [[]]}, lambda results: found)
+    write_finding(page, "e", {"a": [[]]}, lambda results: result)
     text = page.markdown()
     assert verdict.capitalize() in text
     opening = text.partition("| difference")[0]
@@ -164,11 +164,10 @@ def test_only_seeds_of_which_all_is_done_count():
         "a": [result(1.0), result(2.0), result(3.0)],
         "b": [result(4.0), result(5.0, step=9), result(6.0)],
     }
-    whole = complete(results)
-    assert {arm: [chain[-1].loss for chain in seeds] for arm, seeds in whole.items()} == {
-        "a": [1.0, 3.0],
-        "b": [4.0, 6.0],
-    }
+    finished = complete(results)
+    assert list(finished) == ["a", "b"]
+    assert [chain[-1].loss for chain in finished["a"]] == [1.0, 3.0]
+    assert [chain[-1].loss for chain in finished["b"]] == [4.0, 6.0]
     assert complete({"a": [], "b": []}) == {"a": [], "b": []}
 
 

@@ -1,4 +1,4 @@
-"""The report of run folders written here: what it shows, what it leaves out, and that nothing in it can break the page."""
+"""Reports of small run folders: their contents, and that no text of a run breaks the page."""
 
 import dataclasses
 import html.parser
@@ -56,14 +56,7 @@ def probes(quality: float = 1.0, text: str = HOSTILE) -> dict:
         "middle": "    return x",
         "suffix": "\n\nclass A:\n    pass\n",
     }
-    measures = lambda n: {
-        "perplexity": 30 * quality - math.log2(n),
-        "last_block": 28 * quality - math.log2(n),
-        "tokens": 8 * n,
-        "documents": 8,
-    }
-    order = lambda exact: {
-        "exact": exact,
+    infilling = {
         "examples": 64,
         "loss": 2.5,
         "loss_examples": 32,
@@ -72,10 +65,18 @@ def probes(quality: float = 1.0, text: str = HOSTILE) -> dict:
             {**line, "generated": text.partition("\n")[0]},
         ],
     }
+    perplexity = {}
+    for length in (128, 256, 512, 1024):
+        perplexity[str(length)] = {
+            "perplexity": 30 * quality - math.log2(length),
+            "last_block": 28 * quality - math.log2(length),
+            "tokens": 8 * length,
+            "documents": 8,
+        }
     return {
         "config": {},
-        "perplexity": {str(n): measures(n) for n in (128, 256, 512, 1024)},
-        "infilling": {"PSM": order(0.125), "SPM": order(0.25)},
+        "perplexity": perplexity,
+        "infilling": {"PSM": {**infilling, "exact": 0.125}, "SPM": {**infilling, "exact": 0.25}},
         "infills": [{**line, "generated": text}],
         "completions": [{"prompt": "def mean(xs):\n", "completion": text}],
         "bigram": {"loss": 4.1842, "tokens": 8192, "training_tokens": 1_000_000},
@@ -83,7 +84,9 @@ def probes(quality: float = 1.0, text: str = HOSTILE) -> dict:
 
 
 def write_metrics(folder, steps: int = STEPS, first: float = 8.0) -> None:
-    loss = lambda step: first * 0.5 ** (step / STEPS)
+    def loss(step: int) -> float:
+        return first * 0.5 ** (step / STEPS)
+
     lines = [{"step": 0, "validation_loss": loss(0), "seconds": 1.0}]
     for step in range(1, steps + 1):
         rates = {"tokens_per_second": 5e4 + step, "flops_per_second": 4.2e10} if step > 1 else {}

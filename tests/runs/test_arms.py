@@ -118,7 +118,7 @@ def test_the_report_opens_with_the_finding(folder, first):
     ]
     assert ", ".join(f"{value:+.3g}" for value in by_seed) in text
     assert (
-        "All 2 seeds together are 6 different ones" in text and "bigram" not in text
+        "All 2 seeds have 6 different stages" in text and "bigram" not in text
     )  # which was not asked
     assert {p.name for p in (folder / "runs/first/figures").iterdir()} == {
         "arms-0.png",

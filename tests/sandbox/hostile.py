@@ -1,4 +1,7 @@
-"""Hostile candidates for a task whose right answer is `def add(a, b): return a + b`. Each is a whole program; none adds."""
+"""Hostile candidates for a task whose right answer is `def add(a, b): return a + b`.
+
+Each is a complete program; none adds.
+"""
 
 TEST = """
 def check(candidate):
@@ -84,7 +87,9 @@ def add(a, b): return 0
     "leaves": "import sys\ndef add(a, b): sys.exit(0)\n",
     "leaves at once": "import os\nos._exit(0)\n",
     "raises SystemExit at once": "raise SystemExit(0)\n",
-    "names its exception passed": "class passed(BaseException): pass\ndef add(a, b): raise passed('passed')\n",
+    "names its exception passed": (
+        "class passed(BaseException): pass\ndef add(a, b): raise passed('passed')\n"
+    ),
     "writes to every descriptor": """
 import os
 for fd in range(3, 300):
@@ -97,11 +102,15 @@ for fd in range(3, 300):
         except OSError: pass
 def add(a, b): return 0
 """,
-    "prints": "print('passed'); print('ok'); print('{\"status\": \"passed\"}')\ndef add(a, b): return 0\n",
-    "mutates its arguments": "def add(a, b):\n    if type(a) is list: a[:] = b[:] = []\n    return 0\n",
+    "prints": (
+        "print('passed'); print('ok'); print('{\"status\": \"passed\"}')\ndef add(a, b): return 0\n"
+    ),
+    "mutates its arguments": (
+        "def add(a, b):\n    if type(a) is list: a[:] = b[:] = []\n    return 0\n"
+    ),
 }
 
-# What an answer on the wire may be; `{fd}` is where the other end reads.
+# Bytes that a candidate may write in place of an answer.
 FRAMES = {
     "junk": b"\xff" * 64,
     "a huge length": b"\xff" * 8,
@@ -112,7 +121,7 @@ FRAMES = {
     "an unhashable item": b'[true, {"set": [[1]]}]',
     "a bad tag": b'[true, {"eval": "1"}]',
     "a name that is no type": b'[true, {"type": "eval"}]',
-    "a name that is not there": b'[true, {"type": "nothing"}]',
+    "an unknown name": b'[true, {"type": "nothing"}]',
     "a type of the wrong kind": b'[true, {"type": 5}]',
     "two keys": b'[true, {"set": [], "int": "0x1"}]',
     "a reference to nowhere": b'[true, {"ref": "x"}]',
@@ -126,20 +135,21 @@ FRAMES = {
 
 
 def frame(data: bytes) -> str:
-    """Returns a candidate that answers its loading with this message, raw, and every later request with the same."""
+    """Returns a candidate that answers its loading, and every later request, with these bytes."""
     head = b"" if data.startswith(b"\xff") else len(data).to_bytes(8, "little")
     return f"""
 import os, stat
 message = {head + data!r}
+if len(message) < 10000: message *= 3
 for fd in range(3, 100):
     try:
-        if stat.S_ISFIFO(os.fstat(fd).st_mode): os.write(fd, message * 3 if len(message) < 10000 else message)
+        if stat.S_ISFIFO(os.fstat(fd).st_mode): os.write(fd, message)
     except OSError: pass
 def add(a, b): return 0
 """
 
 
-# What a candidate may try outside; each returns what it got hold of, which must be nothing.
+# Attempts to reach anything outside. Each reports the actions that succeeded: there must be none.
 REPORT = """
 import os, socket, ctypes, errno
 def add(a, b):
@@ -159,11 +169,18 @@ import posix
 def attempt():
     path = {victim!r}
     return allowed(dict(
-        unlink=lambda: posix.unlink(path), write=lambda: open(path, "w").write("x"), read=lambda: open(path).read(),
-        passwd=lambda: open("/etc/passwd").read(), shadow=lambda: open("/etc/shadow").read(), home=lambda: os.listdir("/home"),
+        unlink=lambda: posix.unlink(path),
+        write=lambda: open(path, "w").write("x"),
+        read=lambda: open(path).read(),
+        passwd=lambda: open("/etc/passwd").read(),
+        shadow=lambda: open("/etc/shadow").read(),
+        home=lambda: os.listdir("/home"),
         usr=lambda: open("/usr/x", "w"),
-        root=lambda: open("/x", "w"), sys=lambda: os.listdir("/sys"), dev=lambda: open("/dev/x", "w"),
-        closed=lambda: os.listdir("/.closed"), link=lambda: os.link("/usr/bin/env", "/tmp/env"),
+        root=lambda: open("/x", "w"),
+        sys=lambda: os.listdir("/sys"),
+        dev=lambda: open("/dev/x", "w"),
+        closed=lambda: os.listdir("/.closed"),
+        link=lambda: os.link("/usr/bin/env", "/tmp/env"),
         node=lambda: os.mknod("/tmp/n", 0o20600, 0x101)))
 """,
     "sockets": """
@@ -171,10 +188,16 @@ def connect(family, kind, address):
     s = socket.socket(family, kind); s.settimeout(1); s.connect(address); s.send(b"x")
 def attempt():
     return allowed(dict(
-        tcp=lambda: connect(2, 1, ("127.0.0.1", {port})), udp=lambda: connect(2, 2, ("192.0.2.1", 9)),
-        tcp6=lambda: connect(10, 1, ("::1", {port})), unix=lambda: connect(1, 1, "\\0{abstract}"),
-        vsock=lambda: socket.socket(40, 1), alg=lambda: socket.socket(38, 5), netlink=lambda: socket.socket(16, 3),
-        packet=lambda: socket.socket(17, 3), raw=lambda: socket.socket(2, 3, 1), bluetooth=lambda: socket.socket(31, 3)))
+        tcp=lambda: connect(2, 1, ("127.0.0.1", {port})),
+        udp=lambda: connect(2, 2, ("192.0.2.1", 9)),
+        tcp6=lambda: connect(10, 1, ("::1", {port})),
+        unix=lambda: connect(1, 1, "\\0{abstract}"),
+        vsock=lambda: socket.socket(40, 1),
+        alg=lambda: socket.socket(38, 5),
+        netlink=lambda: socket.socket(16, 3),
+        packet=lambda: socket.socket(17, 3),
+        raw=lambda: socket.socket(2, 3, 1),
+        bluetooth=lambda: socket.socket(31, 3)))
 """,
     "processes": """
 import subprocess, multiprocessing
@@ -182,10 +205,16 @@ def attempt():
     libc = ctypes.CDLL(None, use_errno=True)
     def clone(flags):
         if libc.syscall(56, flags | 17, 0, 0, 0, 0) == -1: raise OSError(ctypes.get_errno(), "")
+    fork = multiprocessing.get_context("fork")
     return allowed(dict(
-        fork=os.fork, spawn=lambda: os.posix_spawn("/bin/true", ["true"], {{}}), run=lambda: subprocess.run(["/bin/true"]),
-        execute=lambda: os.execv("/bin/true", ["true"]), process=lambda: multiprocessing.get_context("fork").Process(target=print).start(),
-        clone=lambda: clone(0), user=lambda: clone(0x10000000), system=lambda: os.system("true") == 0 or os.listdir("/nothing")))
+        fork=os.fork,
+        spawn=lambda: os.posix_spawn("/bin/true", ["true"], {{}}),
+        run=lambda: subprocess.run(["/bin/true"]),
+        execute=lambda: os.execv("/bin/true", ["true"]),
+        process=lambda: fork.Process(target=print).start(),
+        clone=lambda: clone(0),
+        user=lambda: clone(0x10000000),
+        system=lambda: os.system("true") == 0 or os.listdir("/nothing")))
 """,
     "descriptors": """
 import stat
@@ -198,28 +227,35 @@ def attempt():
 """,
     "environment": """
 def attempt():
-    return allowed({{k: lambda v=v: v for k, v in os.environ.items() if k not in ("LC_CTYPE", "LANG")}})
+    ignored = ("LC_CTYPE", "LANG")
+    return allowed({{k: lambda v=v: v for k, v in os.environ.items() if k not in ignored}})
 """,
     "other processes": """
 def attempt():
-    found = allowed({{"proc " + n: lambda n=n: open(f"/proc/{{n}}/cmdline").read() for n in ["self", *map(str, range(1, 40))]}})
-    return found + [("listed", n) for n in os.listdir("/proc")]
+    def read(name): return open(f"/proc/{{name}}/cmdline").read()
+    names = ["self", *map(str, range(1, 40))]
+    opened = allowed({{"proc " + name: lambda name=name: read(name) for name in names}})
+    return opened + [("listed", name) for name in os.listdir("/proc")]
 """,
     "kernel": """
 import platform
 def attempt():
     libc = ctypes.CDLL(None, use_errno=True)
-    calls = dict(unshare_user=(272, 0x10000000), unshare_mount=(272, 0x20000), setns=(308, 0, 0),
-        mount=(165, b"none", b"/tmp", b"tmpfs", 0, 0),
-        umount=(166, b"/tmp", 2), ptrace=(101, 16, 1, 0, 0), attach=(101, 0x4206, 1, 0, 0), io_uring=(425, 8, bytes(200)),
-        keyctl=(250, 0, -3, 1), add_key=(248, b"user", b"x", b"y", 1, -3), bpf=(321, 0, bytes(64), 64), userfaultfd=(323, 1),
-        perf=(298, bytes(128), 0, -1, -1, 0),
-        vm_read=(310, 1, 0, 0, 0, 0, 0), open_tree=(428, -100, b"/", 1), fsopen=(430, b"tmpfs", 0), chroot=(161, b"/tmp"), setuid=(105, 0),
-        pivot=(155, b".", b"."), memfd=(319, b"x", 0), shmget=(29, 0, 4096, 0o1600), msgget=(68, 0, 0o1600), clone3=(435, bytes(88), 88),
-        module=(313, 0, b"", 0), hostname=(170, b"x", 1), open_by_handle=(304, 0, bytes(16), 0), x32=(0x40000000 + 39,))
+    calls = dict(
+        unshare_user=(272, 0x10000000), unshare_mount=(272, 0x20000), setns=(308, 0, 0),
+        mount=(165, b"none", b"/tmp", b"tmpfs", 0, 0), umount=(166, b"/tmp", 2),
+        ptrace=(101, 16, 1, 0, 0), attach=(101, 0x4206, 1, 0, 0), io_uring=(425, 8, bytes(200)),
+        keyctl=(250, 0, -3, 1), add_key=(248, b"user", b"x", b"y", 1, -3),
+        bpf=(321, 0, bytes(64), 64), userfaultfd=(323, 1), perf=(298, bytes(128), 0, -1, -1, 0),
+        vm_read=(310, 1, 0, 0, 0, 0, 0), open_tree=(428, -100, b"/", 1), fsopen=(430, b"tmpfs", 0),
+        chroot=(161, b"/tmp"), setuid=(105, 0), pivot=(155, b".", b"."), memfd=(319, b"x", 0),
+        shmget=(29, 0, 4096, 0o1600), msgget=(68, 0, 0o1600), clone3=(435, bytes(88), 88),
+        module=(313, 0, b"", 0), hostname=(170, b"x", 1), open_by_handle=(304, 0, bytes(16), 0),
+        x32=(0x40000000 + 39,))
     def call(arguments):
         if libc.syscall(*arguments) == -1: raise OSError(ctypes.get_errno(), "")
-    return [] if platform.machine() != "x86_64" else allowed({{k: lambda v=v: call(v) for k, v in calls.items()}})
+    if platform.machine() != "x86_64": return []
+    return allowed({{name: lambda call_=call_: call(call_) for name, call_ in calls.items()}})
 """,
     "expected values": """
 import gc, re
@@ -227,8 +263,9 @@ def attempt():
     word = re.compile(b"MAR[K]-7000[7]")  # does not match itself
     pages = {{id(o) >> 12 for o in gc.get_objects()}}
     for value in list(gc.get_objects()):
+        if type(value) is dict: value = list(value.values())
         if isinstance(value, (dict, list, tuple)):
-            pages.update(id(item) >> 12 for item in (value.values() if type(value) is dict else value))
+            pages.update(id(item) >> 12 for item in value)
     end = ctypes.CDLL(None).sbrk; end.restype = ctypes.c_void_p
     top = end(0)
     pages.update(range((top - (1 << 19)) >> 12, top >> 12))

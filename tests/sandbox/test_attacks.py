@@ -1,4 +1,8 @@
-"""Hostile programs: none passes in isolated mode, nothing outside changes, nothing survives the verdict, the next program is right."""
+"""Hostile programs in isolated mode.
+
+None passes, nothing outside changes, no process survives the verdict, and the next program gets
+the right verdict.
+"""
 
 import glob
 import os
@@ -41,7 +45,7 @@ def add(candidate, timeout=10.0, test=hostile.TEST):
 
 
 def judged(executor, *programs):
-    """Returns the verdicts in order, and sees that right programs around them pass."""
+    """Returns the verdicts in order, and checks that right programs around them pass."""
     right = add(hostile.RIGHT)
     verdicts = dict(executor.run([right, *programs, right, right]))
     assert [verdicts[i].status for i in (0, len(programs) + 1, len(programs) + 2)] == ["passed"] * 3
@@ -50,31 +54,32 @@ def judged(executor, *programs):
 
 def processes_of(uids):
     """Lists the processes on this machine that run under one of these uids."""
-    found = []
+    folders = []
     for folder in glob.glob("/proc/[0-9]*"):
         try:
             if os.stat(folder).st_uid in uids:
-                found.append(folder)
+                folders.append(folder)
         except FileNotFoundError:
             continue
-    return found
+    return folders
 
 
 def candidate_uids(executor):
-    return (
-        {worker._config.uid + judge for worker in executor._slots for judge in (0, 1)}
-        if os.geteuid() == 0
-        else set()
-    )
+    """Returns the uids of candidates and judges; none for an ordinary user, who has only one."""
+    if os.geteuid() != 0:
+        return set()
+    uids = set()
+    for worker in executor._slots:
+        uids |= {worker._config.uid, worker._config.uid + 1}
+    return uids
 
 
 def left_behind(launchers):
     """Lists the temporary folders and the control groups of these workers."""
-    groups = [
-        path
-        for worker in launchers
-        for path in glob.glob(f"/sys/fs/cgroup/**/codellama_jax-{worker.pid}", recursive=True)
-    ]
+    groups = []
+    for worker in launchers:
+        pattern = f"/sys/fs/cgroup/**/codellama_jax-{worker.pid}"
+        groups += glob.glob(pattern, recursive=True)
     return groups + glob.glob(f"{tempfile.gettempdir()}/codellama_jax-*")
 
 
@@ -93,20 +98,18 @@ def test_no_forger_passes(executor, name):
 
 
 def test_no_message_breaks_the_judge(executor):
-    for name, verdict in zip(
-        hostile.FRAMES,
-        judged(executor, *(add(hostile.frame(data)) for data in hostile.FRAMES.values())),
-    ):
+    programs = [add(hostile.frame(data)) for data in hostile.FRAMES.values()]
+    for name, verdict in zip(hostile.FRAMES, judged(executor, *programs)):
         assert verdict.status in ("failed", "error", "crashed"), name
         assert "sandbox failed" not in verdict.detail, name
 
 
 @pytest.fixture
 def outside(tmp_path):
-    """A file that anybody could write, and listeners that anybody could reach."""
+    """A file that every user may write, and sockets that every local process may connect to."""
     os.chmod(tmp_path, 0o777)
     victim = tmp_path / "victim"
-    victim.write_text("whole")
+    victim.write_text("intact")
     os.chmod(victim, 0o666)
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
         abstract = f"codellama_jax-test-{os.getpid()}"
@@ -118,7 +121,7 @@ def outside(tmp_path):
         for listener in (tcp, unix):
             with pytest.raises(BlockingIOError):
                 listener.accept()
-    assert victim.read_text() == "whole"
+    assert victim.read_text() == "intact"
     assert os.listdir(tmp_path) == ["victim"]
 
 
@@ -126,9 +129,8 @@ def outside(tmp_path):
 def test_nothing_outside_is_in_reach(executor, name, outside, monkeypatch):
     monkeypatch.setenv("SECRET", "secret")
     reported = add(hostile.REPORT + hostile.ESCAPES[name].format(**outside))
-    for verdict in judged(
-        executor, reported, reported
-    ):  # the second one's worker has judged these tests before
+    # The second one's worker has judged these tests before.
+    for verdict in judged(executor, reported, reported):
         assert (verdict.status, verdict.detail) == ("error", "Exception: []")
 
 
@@ -137,8 +139,9 @@ def test_signals_reach_nobody(executor):
 import os, posix, signal, ctypes
 def add(a, b):
     libc = ctypes.CDLL(None)
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGSTOP, signal.SIGKILL]
     for pid in (-1, 0, 1, os.getppid(), *range(2, 60)):
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGSTOP, signal.SIGKILL):
+        for number in numbers:
             if pid not in (os.getpid(), 0, -1):
                 try: posix.kill(pid, number)
                 except OSError: pass
@@ -156,14 +159,15 @@ MEMORY = {
     "one object": "def add(a, b): return len(bytearray(2 << 30))",
     "growing": "def add(a, b):\n    x = []\n    while True: x.append(bytearray(1 << 20))",
     "a long answer": "def add(a, b): return [0] * 3_000_000",
-    "mapped": "import mmap\ndef add(a, b):\n    m = mmap.mmap(-1, 2 << 30)\n    m.write(b'x' * (2 << 30))",
+    "mapped": (
+        "import mmap\ndef add(a, b):\n    m = mmap.mmap(-1, 2 << 30)\n    m.write(b'x' * (2 << 30))"
+    ),
 }
 
 
 def test_memory_is_bounded(executor):
-    for name, verdict in zip(
-        MEMORY, judged(executor, *(add(body, 20.0) for body in MEMORY.values()))
-    ):
+    programs = [add(body, 20.0) for body in MEMORY.values()]
+    for name, verdict in zip(MEMORY, judged(executor, *programs)):
         assert verdict.status in ("out_of_memory", "error"), name
     assert judged(executor, add(MEMORY["one object"]))[0].status == "out_of_memory"
 
@@ -181,19 +185,22 @@ def add(a, b):
             except OSError: pass
     raise Exception(str(written >> 20))
 """
-    look = "import os\ndef add(a, b): raise Exception(repr(os.listdir('/tmp') + os.listdir('/dev/shm')))"
-    filled = judged(executor, add(fill), add(fill))
-    assert all(
-        verdict.detail.startswith("Exception: ") and int(verdict.detail.split()[1]) <= 2 * TMP_MB
-        for verdict in filled
-    ), filled
-    assert [verdict.detail for verdict in judged(executor, add(look), add(look))] == [
-        "Exception: []"
-    ] * 2
+    look = (
+        "import os\ndef add(a, b): "
+        "raise Exception(repr(os.listdir('/tmp') + os.listdir('/dev/shm')))"
+    )
+    for verdict in judged(executor, add(fill), add(fill)):
+        assert verdict.detail.startswith("Exception: "), verdict
+        assert int(verdict.detail.split()[1]) <= 2 * TMP_MB, verdict
+    for verdict in judged(executor, add(look), add(look)):
+        assert verdict.detail == "Exception: []"
 
 
-def test_floods_of_output_are_cut(executor):
-    streams = "import os\ndef add(a, b):\n    for fd in [1, 2] * 100: os.write(fd, bytes(1 << 20))\n    return 0"
+def test_floods_of_output_are_truncated(executor):
+    streams = (
+        "import os\ndef add(a, b):\n"
+        "    for fd in [1, 2] * 100: os.write(fd, bytes(1 << 20))\n    return 0"
+    )
     text = "def add(a, b): raise Exception('x' * (50 << 20))"
     kind = "def add(a, b): raise type('X' * (5 << 20), (Exception,), {})('x')"
     refuses = (
@@ -204,7 +211,7 @@ def test_floods_of_output_are_cut(executor):
     assert all(len(verdict.detail) < 5000 and not verdict.stdout for verdict in verdicts)
 
 
-def test_crashes_are_told_by_their_signal(executor):
+def test_crashes_are_reported_with_their_signal(executor):
     bodies = {
         9: "import os\ndef add(a, b): os.kill(os.getpid(), 9)",
         11: "import ctypes\ndef add(a, b): ctypes.string_at(0)",
@@ -231,7 +238,9 @@ def add(a, b):
         except BaseException: pass
 """,
     "at once": "while True: pass",
-    "makes the test work": "def add(a, b): return [0] * 3_000_000 + [1] if type(a) is list else 1 << (1 << 33)",
+    "makes the test work": (
+        "def add(a, b): return [0] * 3_000_000 + [1] if type(a) is list else 1 << (1 << 33)"
+    ),
     "answers half": """
 import os
 def add(a, b):
@@ -243,10 +252,9 @@ def add(a, b):
 }
 
 
-def test_endless_ones_end_on_time(executor):
-    verdicts = judged(
-        executor, *(add(body, 0.6) for name, body in LOOPS.items() if name != "makes the test work")
-    )
+def test_endless_programs_end_on_time(executor):
+    endless = [body for name, body in LOOPS.items() if name != "makes the test work"]
+    verdicts = judged(executor, *[add(body, 0.6) for body in endless])
     assert [verdict.status for verdict in verdicts] == ["timeout"] * len(verdicts)
     assert all(verdict.seconds >= 0.6 for verdict in verdicts)
     assert judged(executor, add(LOOPS["makes the test work"], 2.0))[0].status != "passed"
@@ -258,32 +266,41 @@ def test_threads_recursion_input_and_prints_change_nothing(executor):
         + hostile.RIGHT
     )
     prints = "print('passed' * 1000)\ndef add(a, b):\n    print(a, b)\n    return a + b"
-    asks = "def add(a, b):\n    try: input()\n    except EOFError: return a + b"
+    reads = "def add(a, b):\n    try: input()\n    except EOFError: return a + b"
     deep = "import sys\nsys.setrecursionlimit(10**9)\ndef add(a, b): return add(a, b) + 1"
-    verdicts = judged(executor, *(add(body, 8.0) for body in (thread, prints, asks, deep)))
+    verdicts = judged(executor, *[add(body, 8.0) for body in (thread, prints, reads, deep)])
     assert [verdict.status for verdict in verdicts[:3]] == ["passed"] * 3
     assert verdicts[3].status in ("crashed", "out_of_memory", "error", "timeout")
 
 
 def test_two_samples_of_a_task_do_not_meet(executor):
-    body = "import os, time\nopen('/tmp/mine', 'x').write('{0}'); open('/dev/shm/mine', 'x').close()\ntime.sleep(0.3)\n"
-    body += "def add(a, b): return a + b if open('/tmp/mine').read() == '{0}' else 0"
-    assert [
-        verdict.status for verdict in judged(executor, *(add(body.format(i)) for i in range(4)))
-    ] == ["passed"] * 4
+    body = """
+import os, time
+open('/tmp/mine', 'x').write('{0}')
+open('/dev/shm/mine', 'x').close()
+time.sleep(0.3)
+def add(a, b): return a + b if open('/tmp/mine').read() == '{0}' else 0
+"""
+    verdicts = judged(executor, *[add(body.format(i)) for i in range(4)])
+    assert [verdict.status for verdict in verdicts] == ["passed"] * 4
 
 
 def test_nothing_is_left():
     with Executor(workers=2) as executor:
-        judged(executor, *(add(body, 0.3) for body in [*LOOPS.values(), *hostile.FORGERS.values()]))
-        uids, launchers = candidate_uids(executor), [worker._process for worker in executor._slots]
+        bodies = [*LOOPS.values(), *hostile.FORGERS.values()]
+        judged(executor, *[add(body, 0.3) for body in bodies])
+        uids = candidate_uids(executor)
+        launchers = [worker._process for worker in executor._slots]
         assert not processes_of(uids)
     assert all(launcher.returncode == 0 for launcher in launchers)
     assert not left_behind(launchers)
 
 
-def test_a_closed_executor_ends_what_runs():
-    """Whether the caller stops listening or closes: neither waits for endless programs, and a new run is right."""
+def test_a_closed_executor_ends_running_programs():
+    """Neither a caller that stops iterating nor `close` waits for endless programs.
+
+    A new run after it gets the right verdicts.
+    """
     endless = add("while True: pass", 1000.0)
     with Executor(workers=2) as executor:
         running = executor.run([add(hostile.RIGHT), endless, endless])
@@ -306,9 +323,9 @@ def test_a_killed_worker_is_replaced():
             (add("while True: pass", 1000.0), "error"),
         ):
             launcher = executor._slots[0]._process.pid
-            [warden] = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+            [supervisor] = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
             killer = threading.Timer(
-                0.3 if expected == "error" else 0.0, os.kill, (int(warden), signal.SIGKILL)
+                0.3 if expected == "error" else 0.0, os.kill, (int(supervisor), signal.SIGKILL)
             )
             killer.start()
             if expected == "passed":

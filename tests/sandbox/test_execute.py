@@ -1,4 +1,7 @@
-"""The executor: verdicts of right and wrong programs in every language that is there, both modes of Python, bad machines."""
+"""The executor: verdicts of right and wrong programs.
+
+In every language that is installed, in both modes of Python, and on machines that cannot isolate.
+"""
 
 import gzip
 import json
@@ -18,7 +21,7 @@ from codellama_jax.sandbox import Executor, Program, languages
 
 NOBODY = 65534
 
-# right, wrong, and leaving with status 0 before the tests
+# language -> (right, wrong, ends with status 0 before the tests)
 PROGRAMS = {
     "python": (
         "assert abs(-1) == 1\n",
@@ -28,12 +31,15 @@ PROGRAMS = {
     "cpp": (
         "#include <cassert>\nint f() { return 1; }\nint main() {\n  assert(f() == 1);\n}\n",
         "#include <cassert>\nint main() {\n  assert(0 == 1);\n}\n",
-        "#include <cstdlib>\nint f() { exit(0); }\nint main() {\n  if (f() != 1) return 1;\n  return 0;\n}\n",
+        "#include <cstdlib>\nint f() { exit(0); }\nint main() {\n  if (f() != 1) return 1;\n"
+        "  return 0;\n}\n",
     ),
     "java": (
-        "class Problem { static int f() { return 1; }\npublic static void main(String[] args) { assert(f() == 1); }\n}\n",
+        "class Problem { static int f() { return 1; }\n"
+        "public static void main(String[] args) { assert(f() == 1); }\n}\n",
         "class Problem { public static void main(String[] args) { assert(0 == 1); }\n}\n",
-        "class Problem { static int f() { System.exit(0); return 0; }\npublic static void main(String[] args) { assert(f() == 1); }\n}\n",
+        "class Problem { static int f() { System.exit(0); return 0; }\n"
+        "public static void main(String[] args) { assert(f() == 1); }\n}\n",
     ),
     "php": (
         "<?php\nif (abs(-1) !== 1) { throw new Exception('x'); }\n",
@@ -51,8 +57,10 @@ PROGRAMS = {
         "process.exit(0);\n",
     ),
     "cs": (
-        "using System.Diagnostics;\nclass P { public static void Main(string[] args) { Debug.Assert(1 == 1); }\n}\n",
-        "using System.Diagnostics;\nclass P { public static void Main(string[] args) { Debug.Assert(0 == 1); }\n}\n",
+        "using System.Diagnostics;\n"
+        "class P { public static void Main(string[] args) { Debug.Assert(1 == 1); }\n}\n",
+        "using System.Diagnostics;\n"
+        "class P { public static void Main(string[] args) { Debug.Assert(0 == 1); }\n}\n",
         "class P { public static void Main(string[] args) { System.Environment.Exit(0); }\n}\n",
     ),
     "sh": (
@@ -61,9 +69,11 @@ PROGRAMS = {
         "exit 0\n",
     ),
     "go": (
-        'package main\nimport "testing"\nfunc TestF(t *testing.T) {\n  if 1 != 1 { t.Errorf("x") }\n}\n',
+        'package main\nimport "testing"\n'
+        'func TestF(t *testing.T) {\n  if 1 != 1 { t.Errorf("x") }\n}\n',
         'package main\nimport "testing"\nfunc TestF(t *testing.T) {\n  t.Errorf("x")\n}\n',
-        'package main\nimport ("testing"; "os")\nfunc init() { os.Exit(0) }\nfunc TestF(t *testing.T) {\n  t.Errorf("x")\n}\n',
+        'package main\nimport ("testing"; "os")\nfunc init() { os.Exit(0) }\n'
+        'func TestF(t *testing.T) {\n  t.Errorf("x")\n}\n',
     ),
 }
 
@@ -117,10 +127,8 @@ def test_a_compiler_error_and_a_crash_of_a_binary(compatible):
         "int main() { *(volatile int*)0 = 1; }",
         "#include <vector>\nint main() { std::vector<char> v(1L << 40); }",
     )
-    broken, crashed, memory = (
-        verdict
-        for _, verdict in sorted(compatible.run([Program("c", "cpp", code) for code in codes]))
-    )
+    verdicts = dict(compatible.run([Program("c", "cpp", code) for code in codes]))
+    broken, crashed, memory = (verdicts[i] for i in range(3))
     assert broken.status == "error"
     assert "was not declared" in broken.detail
     assert (crashed.status, crashed.signal) == ("crashed", 11)
@@ -184,7 +192,10 @@ int main() {
 
 def test_a_shell_program_sees_only_itself(compatible, monkeypatch):
     monkeypatch.setenv("SECRET", "secret")
-    code = "env; cat /proc/1/environ /proc/1/mem; ls /proc | grep -c '^[0-9]'; ls -A / /.closed /home; cat /etc/shadow; touch /usr/x\n"
+    code = (
+        "env; cat /proc/1/environ /proc/1/mem; ls /proc | grep -c '^[0-9]'; "
+        "ls -A / /.closed /home; cat /etc/shadow; touch /usr/x\n"
+    )
     [(_, verdict)] = compatible.run([Program("s", "sh", code, rule="output")])
     assert "SECRET" not in verdict.stdout
     assert "root:" not in verdict.stdout
@@ -192,16 +203,19 @@ def test_a_shell_program_sees_only_itself(compatible, monkeypatch):
         part.split(":\n", 1)
         for part in ("\n/:" + verdict.stdout.split("\n/:")[1]).strip("\n").split("\n\n")
     )
-    ways = {
-        bind.split("/")[2] for bind in compatible._config.binds if bind.startswith("/home/")
-    }  # to an interpreter or a cache
-    assert "home" not in listing["/"].split() or ways
-    assert set(listing.get("/home", "").split()) <= ways
+    # The interpreter or a cache may be in the user's home.
+    binds = [bind for bind in compatible._config.binds if bind.startswith("/home/")]
+    visible = {bind.split("/")[2] for bind in binds}
+    assert "home" not in listing["/"].split() or visible
+    assert set(listing.get("/home", "").split()) <= visible
     assert int(verdict.stdout.split("\n/:")[0].splitlines()[-1]) < 8
 
 
 def test_output_is_judged_by_the_caller(compatible):
-    echo = "import sys\nif __name__ == '__main__':\n    print(sum(map(int, sys.stdin)))\n    sys.exit()\n"
+    echo = (
+        "import sys\nif __name__ == '__main__':\n"
+        "    print(sum(map(int, sys.stdin)))\n    sys.exit()\n"
+    )
     flood = "import sys\nfor i in range(100): sys.stdout.write('x' * (1 << 20))"
     programs = [
         Program("o", "python", echo, stdin="1\n2\n", rule="output"),
@@ -226,12 +240,12 @@ def test_helpers_come_from_the_prompt_alone(isolated):
     prompt = "def helper(x):\n    return x * 2\n\n\ndef f(x):\n    '''Halves.'''\n"
     test = "def check(candidate):\n    assert candidate(helper(3)) == 3\n"
     right, fooled = "    return x // 2\n", "    return 3\ndef helper(x):\n    return 3\n"
-    cut = prompt + "    return (x"  # as infilling prompts end
+    truncated = prompt + "    return (x"  # as infilling prompts end
     programs = [
         isolated_program(prompt + body, test, entry_point="f", prompt=prompt)
         for body in (right, "    return x\n", fooled)
     ]
-    programs.append(isolated_program(prompt + right, test, entry_point="f", prompt=cut))
+    programs.append(isolated_program(prompt + right, test, entry_point="f", prompt=truncated))
     programs.append(
         isolated_program(
             prompt + fooled,
@@ -246,7 +260,8 @@ def test_helpers_come_from_the_prompt_alone(isolated):
 def test_objects_stay_with_the_candidate(isolated):
     node = "class Node:\n    def __init__(self, v): self.v, self.next = v, None\n"
     node += "def last(n):\n    while n.next: n = n.next\n    return n.v\n"
-    node += "def me(n): return n\ndef boom(): raise KeyError('k')\ndef gen(n): yield from range(n)\nSIZE = 3\nimport math\n"
+    node += "def me(n): return n\ndef boom(): raise KeyError('k')\n"
+    node += "def gen(n): yield from range(n)\nSIZE = 3\nimport math\n"
     test = """
 n = Node(1)
 n.next = Node(2)
@@ -271,7 +286,7 @@ except KeyError as error:
 def test_bad_input_is_one_line(compatible, monkeypatch):
     with pytest.raises(UserError, match="no language cobol"):
         next(compatible.run([Program("t", "cobol", "")]))
-    with pytest.raises(UserError, match="mode is isolated or compatible"):
+    with pytest.raises(UserError, match="mode must be isolated or compatible"):
         Executor(mode="fast")
     with pytest.raises(UserError, match=r"no file .*nothing\.jar"):
         Executor(jars=("nothing.jar",))
@@ -292,9 +307,10 @@ import sys; sys.path[:0] = [{root!r}, {tests!r}]
 import hostile, json
 from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Executor, Program
-from codellama_jax.sandbox.inside import linux as kernel
+from codellama_jax.system import linux
 def add(code):
-    return Program("add", "python", code + hostile.TEST + "check(add)", 5.0, candidate=code, test=hostile.TEST, entry_point="add")
+    parts = dict(candidate=code, test=hostile.TEST, entry_point="add")
+    return Program("add", "python", code + hostile.TEST + "check(add)", 5.0, **parts)
 """
 
 
@@ -310,23 +326,25 @@ def in_process(python, body, **options):
 def test_a_machine_that_cannot_isolate_is_refused():
     """Under a filter that forbids namespaces, as in most containers."""
     body = """
-kernel.seccomp(kernel.NO_MOUNTS)
+linux.seccomp(linux.NO_MOUNTS)
 try:
     Executor(1)
-    said = ""
+    message = ""
 except UserError as error:
-    said = str(error)
+    message = str(error)
 with Executor(1, allow_unsafe=True) as executor:
-    programs = [add(hostile.RIGHT), add("def add(a, b): return 0"), Program("s", "sh", "echo $HOME", rule="output")]
+    home = Program("s", "sh", "echo $HOME", rule="output")
+    programs = [add(hostile.RIGHT), add("def add(a, b): return 0"), home]
     verdicts = dict(executor.run(programs))
-    said = [said, executor.layers["namespaces"], verdicts[0].status, verdicts[1].status, verdicts[2].stdout]
-    said.append(executor._slots[0]._process.pid)
-print(json.dumps(said))
+    result = [message, executor.layers["namespaces"]]
+    result += [verdicts[0].status, verdicts[1].status, verdicts[2].stdout]
+    result.append(executor._slots[0]._process.pid)
+print(json.dumps(result))
 """
-    said, namespaces, right, wrong, home, launcher = in_process(sys.executable, body)
-    assert "--allow-unsafe" in said
-    assert "namespaces" in said
-    assert "\n" not in said
+    message, namespaces, right, wrong, home, launcher = in_process(sys.executable, body)
+    assert "--allow-unsafe" in message
+    assert "namespaces" in message
+    assert "\n" not in message
     assert (namespaces, right, wrong) == (False, "passed", "failed")
     assert home.strip().endswith("/work")
     assert not os.path.exists(home.strip())
@@ -338,30 +356,29 @@ def test_an_ordinary_user_is_as_safe():
     check = "import sys; sys.exit(sys.version_info < (3, 11))"
     for python in (sys.executable, "/usr/bin/python3"):
         try:
-            if (
-                subprocess.run(
-                    [python, "-c", check], capture_output=True, cwd="/", env={}, **options
-                ).returncode
-                == 0
-            ):
+            command = [python, "-c", check]
+            done = subprocess.run(command, capture_output=True, cwd="/", env={}, **options)
+            if done.returncode == 0:
                 break
         except OSError:
             continue
     else:
         pytest.skip("no Python 3.11 that an ordinary user can run")
     body = """
-escapes = [hostile.REPORT + code.format(victim="/etc/passwd", port=9, abstract="x") for code in hostile.ESCAPES.values()]
+outside = dict(victim="/etc/passwd", port=9, abstract="x")
+escapes = [hostile.REPORT + code.format(**outside) for code in hostile.ESCAPES.values()]
+bodies = [hostile.RIGHT, *hostile.FORGERS.values(), *escapes, hostile.RIGHT]
 with Executor(2, memory_mb=400, tmp_mb=16) as executor:
-    verdicts = dict(executor.run(map(add, [hostile.RIGHT, *hostile.FORGERS.values(), *escapes, hostile.RIGHT])))
-    print(json.dumps([executor.layers, [[verdicts[i].status, verdicts[i].detail] for i in range(len(verdicts))]]))
+    verdicts = dict(executor.run(map(add, bodies)))
+    ordered = [verdicts[i] for i in range(len(verdicts))]
+    print(json.dumps([executor.layers, [[v.status, v.detail] for v in ordered]]))
 """
     layers, verdicts = in_process(python, body, env={"SECRET": "secret"}, **options)
     assert {name for name, on in layers.items() if not on} == {"uid", "cgroup"}
     assert verdicts[0][0] == verdicts[-1][0] == "passed"
     assert "passed" not in [status for status, _ in verdicts[1:-1]]
-    assert [detail for _, detail in verdicts[-1 - len(hostile.ESCAPES) : -1]] == [
-        "Exception: []"
-    ] * len(hostile.ESCAPES)
+    for _, detail in verdicts[-1 - len(hostile.ESCAPES) : -1]:
+        assert detail == "Exception: []"
 
 
 def test_canonical_solutions_pass_in_isolated_mode(isolated):
@@ -369,12 +386,12 @@ def test_canonical_solutions_pass_in_isolated_mode(isolated):
     if not path.exists():
         pytest.skip("needs the published files")
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    names = ("prompt", "test", "entry_point")
-    programs = [
-        isolated_program(r["prompt"] + r["canonical_solution"], **{name: r[name] for name in names})
-        for r in rows
-    ]
+        records = [json.loads(line) for line in lines]
+    programs = []
+    for record in records:
+        candidate = record["prompt"] + record["canonical_solution"]
+        fields = {name: record[name] for name in ("prompt", "test", "entry_point")}
+        programs.append(isolated_program(candidate, **fields))
     assert statuses(isolated, programs) == ["passed"] * 164
 
 

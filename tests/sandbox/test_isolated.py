@@ -1,4 +1,4 @@
-"""Isolated mode gives the verdicts of one process, except where it would believe a claim."""
+"""Isolated mode has the verdicts of one process, unless it would have to trust the candidate."""
 
 import programs
 import pytest
@@ -21,10 +21,10 @@ def isolated():
 
 
 def verdict(pool, candidate, test, **more):
-    [(_, found)] = pool.run(
+    [(_, result)] = pool.run(
         [Program("t", "python", "", 20.0, candidate=candidate, test=test, **more)]
     )
-    return found
+    return result
 
 
 @pytest.mark.parametrize("mode", ["isolated", "compatible"])
@@ -33,10 +33,10 @@ def test_verdicts_of_small_programs(mode):
     cases = programs.cases()
     assert len(cases) > 99
     with executor(mode=mode) as pool:
-        found = dict(pool.run(case.program for case in cases))
+        result = dict(pool.run(case.program for case in cases))
     for index, case in enumerate(cases):
         expected = case.isolated if mode == "isolated" else case.expected
-        assert found[index].status == expected, (case.program.task_id, found[index].detail)
+        assert result[index].status == expected, (case.program.task_id, result[index].detail)
 
 
 def test_large_right_answers_pass(isolated):
@@ -50,11 +50,11 @@ def test_large_right_answers_pass(isolated):
 
 
 def test_a_value_over_the_limit_is_no_failure(isolated):
-    found = verdict(isolated, "def f(): return 'x' * 100_000_000", "assert f() == 'y'")
-    assert found.status == "too_large"
-    assert "exceeds the limit of 67108864 bytes" in found.detail
-    found = verdict(isolated, "def f(xs): return len(xs)", "assert f('x' * 100_000_000) == 1")
-    assert found.status == "too_large"
+    result = verdict(isolated, "def f(): return 'x' * 100_000_000", "assert f() == 'y'")
+    assert result.status == "too_large"
+    assert "exceeds the limit of 67108864 bytes" in result.detail
+    result = verdict(isolated, "def f(xs): return len(xs)", "assert f('x' * 100_000_000) == 1")
+    assert result.status == "too_large"
     many = "def f(): return [0] * 10_000_000"
     assert verdict(isolated, many, "assert f() == 1").status == "out_of_memory"
 
@@ -63,9 +63,9 @@ def test_nothing_hides_that_values_are_not_comparable(isolated):
     candidate = "class A:\n    def __eq__(self, other): return other == 5\ndef f(): return A()\n"
     test = "try:\n    ok = f() == 5\nexcept:\n    pass\nassert 1 == {}"
     for right in (1, 2):
-        found = verdict(isolated, candidate, test.format(right))
-        assert found.status == "not_comparable"
-        assert "class A" in found.detail
+        result = verdict(isolated, candidate, test.format(right))
+        assert result.status == "not_comparable"
+        assert "class A" in result.detail
 
 
 def test_classes_of_the_prompt_are_the_same_at_both_ends(isolated):
@@ -88,11 +88,11 @@ def check(candidate):
     assert same and isinstance(point, Point) and isinstance(node, Node) and node.value == 3
     assert color is Color.RED and again is color
 """
-    found = verdict(isolated, prompt + body, test, entry_point="f", prompt=prompt)
-    assert (found.status, found.detail) == ("passed", "")
+    result = verdict(isolated, prompt + body, test, entry_point="f", prompt=prompt)
+    assert (result.status, result.detail) == ("passed", "")
 
 
 def test_a_surrogate_in_the_source_is_the_program_s_error(isolated):
-    found = verdict(isolated, "x = '\ud83d'\ndef f(): return 1\n", "assert f() == 1")
-    assert found.status == "error"
-    assert "surrogates not allowed" in found.detail
+    result = verdict(isolated, "x = '\ud83d'\ndef f(): return 1\n", "assert f() == 1")
+    assert result.status == "error"
+    assert "surrogates not allowed" in result.detail

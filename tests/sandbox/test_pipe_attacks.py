@@ -21,7 +21,7 @@ def executor():
 
 
 def judged(executor, candidates, test=hostile.TEST, timeout=5.0):
-    """Returns the verdicts in order, and sees that a right program after them passes."""
+    """Returns the verdicts in order, and checks that a right program after them passes."""
     names = {"test": test, "entry_point": "add"}
     programs = [Program("add", "python", "", timeout, candidate=c, **names) for c in candidates]
     right = {"candidate": hostile.RIGHT, "test": hostile.TEST, "entry_point": "add"}
@@ -89,5 +89,7 @@ def test_endless_values_end_on_time(executor):
 
 def test_a_flooded_pipe_ends_the_test(executor):
     flood = hostile_pipe.END + "def add(a, b):\n    while True: raw(['answer', 0, [], []])\n"
-    calls = hostile_pipe.END + "def add(a, b):\n    while True: raw(['ask', 'call', [1], [], []])\n"
+    calls = (
+        hostile_pipe.END + "def add(a, b):\n    while True: raw(['request', 'call', [1], [], []])\n"
+    )
     check_none_passes(executor, {"answers": flood, "calls": calls}, timeout=1.0)

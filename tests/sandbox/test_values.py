@@ -1,4 +1,4 @@
-"""What crosses the pipe arrives as it left; what a hostile end may write raises WireError."""
+"""Values cross the pipe unchanged; forged messages of a hostile end raise WireError."""
 
 import array
 import collections
@@ -140,7 +140,7 @@ def test_shared_and_cyclic_values_keep_their_shape():
     assert across([row, (row,)], known=[row])[0] is row
 
 
-def test_what_would_take_too_long_is_not_comparable():
+def test_a_value_that_would_take_too_long_is_not_comparable():
     deep: list = []
     for _ in range(2000):
         deep = [deep]

@@ -1,4 +1,4 @@
-"""The tokenizer beside bare SentencePiece, on one trained here and on Llama 2's file where it lies beside the checkout."""
+"""The tokenizer compared with SentencePiece: trained here, and Llama 2's if its file is present."""
 
 import argparse
 import ast
@@ -41,7 +41,8 @@ TEXTS = [
     inspect.getsource(module) for module in (argparse, ast, inspect, random, string, dataclasses)
 ]
 PIECES = 800
-DUMMY = "☺"  # the published infilling encoding puts it before the text, then drops the space's id and its own
+# The published code encodes it before a middle or suffix, then drops its id and that of the space.
+DUMMY = "☺"
 
 ODD = [
     "\0",
@@ -132,7 +133,10 @@ def _edited(model, edit):
 
 
 def _append_sentinels(proto):
-    """As Code Llama's file has them; on a toy, whose pieces do not merge into them, as symbols that text always matches."""
+    """Appends sentinels as in Code Llama's file.
+
+    The pieces of a toy do not merge into them, so there they are symbols that text always matches.
+    """
     kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
     kind = kinds.NORMAL if len(proto.pieces) == 32_000 else kinds.USER_DEFINED
     for row, piece in enumerate(APPENDED):
@@ -210,8 +214,9 @@ def test_golden_infilling_prompt(llama):
         *llama.encode(suffix, leading_space=False),
         llama.mid_id,
     ]
-    golden = "1 32007 822 3349 29918 5464 29918 294 18869 29898 29879 29901 851 29897 1599 851 29901 13 1678 9995 29871"
-    assert ids == [int(i) for i in f"{golden} 32008 13 1678 736 1121 13 32009".split()]
+    golden = "1 32007 822 3349 29918 5464 29918 294 18869 29898 29879 29901 851 29897 1599 851"
+    golden += " 29901 13 1678 9995 29871 32008 13 1678 736 1121 13 32009"
+    assert ids == [int(i) for i in golden.split()]
     assert (llama.eot_id, llama.pieces, llama.vocab_size, llama.eos_id) == (
         32010,
         32_000,
@@ -275,7 +280,7 @@ def test_sentinels_elsewhere_are_refused(toy, tmp_path):
             tokenizer_lib.load(path)
 
 
-def test_decode_drops_what_is_not_text(tokenizer):
+def test_decode_drops_ids_that_are_not_text(tokenizer):
     ids = tokenizer.encode("def f(x):")
     noise = [
         tokenizer.bos_id,
@@ -304,7 +309,7 @@ def test_pickle_and_save(tokenizer, tmp_path):
     assert copy.encode(TEXTS[0]) == loaded.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
 
 
-def test_fingerprint_follows_what_decides_ids(toy, tmp_path):
+def test_fingerprint_depends_on_everything_that_decides_ids(toy, tmp_path):
     def rename(proto):
         proto.pieces[500].piece += "x"
 
@@ -325,12 +330,10 @@ def test_lone_surrogate_is_refused(toy):
 
 def test_truncated_file_is_refused(toy, tmp_path):
     path, end = tmp_path / "tokenizer.model", len(toy.model)
-    for size in [
-        *range(0, end - 200, 97),
-        *range(end - 200, end),
-    ]:  # the specs, without which some pieces parse, lie at the end
+    # Every size near the end, where the specs are: without them some pieces can still be parsed.
+    for size in [*range(0, end - 200, 97), *range(end - 200, end)]:
         path.write_bytes(toy.model[:size])
-        with pytest.raises(UserError, match="not a whole SentencePiece model"):
+        with pytest.raises(UserError, match="not a complete SentencePiece model"):
             tokenizer_lib.load(path)
 
 
@@ -366,11 +369,11 @@ def test_training_has_llama_2s_properties(toy, llama):
         a, b = getattr(mine, spec), getattr(theirs, spec)
         for name in set(b.DESCRIPTOR.fields_by_name) - theirs_alone:
             assert getattr(a, name) == getattr(b, name), name
-    spaces = [
-        {(p.piece, p.score, p.type) for p in proto.pieces if not p.piece.strip("▁")}
-        for proto in (mine, theirs)
-    ]
-    assert spaces[0] == spaces[1]
+
+    def spaces(proto):
+        return {(p.piece, p.score, p.type) for p in proto.pieces if not p.piece.strip("▁")}
+
+    assert spaces(mine) == spaces(theirs)
     assert [(p.piece, p.score, p.type) for p in mine.pieces[:259]] == [
         (p.piece, p.score, p.type) for p in theirs.pieces[:259]
     ]
@@ -425,7 +428,7 @@ def test_training_is_silent(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_failed_write_keeps_what_was_there(toy, tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(toy, tmp_path, monkeypatch):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(b"older")
     with pytest.raises(UserError, match="cannot write"):

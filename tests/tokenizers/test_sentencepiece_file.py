@@ -1,4 +1,4 @@
-"""SentencePiece files of other tokenizers: ids are SentencePiece's own, whatever the file says."""
+"""SentencePiece files of other tokenizers: ids are those of SentencePiece for any options."""
 
 import io
 import itertools
@@ -137,8 +137,8 @@ REFUSED = {
     "page": (b"<!DOCTYPE html>", "is an HTML or XML page"),
     "llama3": (b"IQ== 0\nIg== 1\n", "is a tiktoken vocabulary, as Llama 3 has"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-    "empty": (b"", "not a whole SentencePiece model"),
-    "nul": (bytes(4096), "not a whole SentencePiece model"),
+    "empty": (b"", "not a complete SentencePiece model"),
+    "nul": (bytes(4096), "not a complete SentencePiece model"),
     "no bos": (lambda: _sentencepiece(bos_id=-1), r"no BOS piece \(trainer_spec.bos_id is -1"),
     "no eos": (lambda: _sentencepiece(eos_id=9999), r"no EOS piece \(trainer_spec.eos_id is 9999"),
 }

@@ -17,7 +17,7 @@ from codellama_jax.weights import huggingface, layout, load, meta
 
 HUGE = 10**30
 NAN, INFINITY = math.nan, math.inf
-RANGES = {  # values of a field, and what the message must say
+RANGES = {  # values of a field, and the text of the message
     "vocab_size": [
         (HUGE, r"vocab_size must be a whole number between 1 and 10,000,000, got 1000000"),
         (0, "got 0"),
@@ -151,9 +151,9 @@ def test_settings_of_certain_meaning_are_read(hf, changes, expected):
     if "num_attention_heads" in changes:
         return  # read below, with the width that the heads give
     (hf / "config.json").write_text(json.dumps(config))
-    found = huggingface.open_source(hf).model
+    opened = huggingface.open_source(hf).model
     for name in ("rope_theta", "rope_scaling", "norm_eps", "head_dim"):
-        assert getattr(found, name) == expected.get(name, getattr(model, name)), name
+        assert getattr(opened, name) == expected.get(name, getattr(model, name)), name
 
 
 JUNK = st.one_of(

@@ -42,8 +42,8 @@ def test_every_file_has_a_checksum_and_a_flipped_bit_is_found(checked, kind, cap
     assert f"{len(listed)} files of {folder} match" in capsys.readouterr().out
     largest = max((folder / name for name in listed), key=lambda path: path.stat().st_size)
     data = largest.read_bytes()
-    for at in (0, len(data) // 2, len(data) - 1):
-        largest.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    for position in (0, len(data) // 2, len(data) - 1):
+        largest.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
         with pytest.raises(UserError, match=f"checksums of .*{largest.name} do not match"):
             commands.Check(str(folder), integrity=True)()
     largest.unlink()

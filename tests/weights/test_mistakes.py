@@ -49,7 +49,7 @@ HF = {  # what is done to a folder, and what the message must match
     "heads": (lambda f: edited(f, num_key_value_heads=2), OTHER_SHAPE),
     "rows": (lambda f: edited(f, vocab_size=32_000), OTHER_SHAPE),
     "layers": (lambda f: edited(f, num_hidden_layers=1), "no place for"),
-    "deep": (lambda f: edited(f, num_hidden_layers=9_999), "lacks model.layers.2.*: is every"),
+    "deep": (lambda f: edited(f, num_hidden_layers=9_999), "lacks model.layers.2.*: is the down"),
     "file": (lambda f: (f / "model.safetensors").unlink(), "has no .*safetensors: is the download"),
     "bin": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
@@ -252,14 +252,14 @@ def test_a_folder_of_both_layouts_is_read_as_transformers_does(folders, tmp_path
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 3000), st.integers(1, 255), st.sampled_from(["hf", "meta"]))
-def test_a_flipped_byte_of_a_header_is_one_line_or_none(folders, at, flip, kind):
+def test_a_flipped_byte_of_a_header_is_one_line_or_none(folders, position, flip, kind):
     file = {"hf": "model.safetensors", "meta": "consolidated.00.pth"}[kind]
     folder = epath.Path(folders / f"flipped_{kind}")
     if not folder.exists():
         shutil.copytree(folders / kind, folder)
     data = bytearray((folders / kind / file).read_bytes())
-    at = at if kind == "hf" else -1 - at  # the directory of a zip file is at its end
-    data[at] ^= flip
+    # The directory of a zip file is at its end.
+    data[position if kind == "hf" else -1 - position] ^= flip
     (folder / file).write_bytes(data)
     try:
         source = load.open_published(folder)[1]

@@ -74,15 +74,15 @@ def make(folder, files=1, dtype="float32", **config):
 
 
 def shared_out(folder, files):
-    """Deals the tensors of a folder out over several files."""
+    """Distributes the tensors of a folder over several files."""
     tensors = safetensors.load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    dealt, index = defaultdict(dict), {}
+    tensors_of, index = defaultdict(dict), {}
     for number, name in enumerate(sorted(tensors)):
         index[name] = f"model-{number % files + 1:05}-of-{files:05}.safetensors"
-        dealt[index[name]][name] = tensors[name]
-    for file, some in dealt.items():
-        safetensors.save_file(some, folder / file, metadata={"format": "pt"})
+        tensors_of[index[name]][name] = tensors[name]
+    for file, part in tensors_of.items():
+        safetensors.save_file(part, folder / file, metadata={"format": "pt"})
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": index})
     )
@@ -106,9 +106,9 @@ def case(request, tmp_path_factory):
     published.tokenizer(32_000).save(folder / "hf" / "tokenizer.model")
     commands.Import(str(folder / "hf"), str(folder / "run"))()
     commands.Export(str(folder / "run"), str(folder / "out"), "hf")()
-    run = load_run(str(folder / "run"))
-    exact = dataclasses.replace(run.model, compute_dtype="float32", remat="none")
-    return folder, dataclasses.replace(run, model=exact), theirs(folder / "hf")
+    model = load_run(str(folder / "run"))
+    exact = dataclasses.replace(model.config, compute_dtype="float32", remat="none")
+    return folder, dataclasses.replace(model, config=exact), theirs(folder / "hf")
 
 
 def spread(rows, length, vocab):
@@ -123,10 +123,10 @@ def spread(rows, length, vocab):
 
 
 def test_logits_are_transformers(case):
-    _, run, reference = case
-    ids_BT, positions_BT = spread(2, 48, run.model.vocab_size)
-    ours_BTV = jax.jit(Llama(run.model).apply)(
-        {"params": run.params}, jnp.array(ids_BT), jnp.array(positions_BT)
+    _, model, reference = case
+    ids_BT, positions_BT = spread(2, 48, model.config.vocab_size)
+    ours_BTV = jax.jit(Llama(model.config).apply)(
+        {"params": model.params}, jnp.array(ids_BT), jnp.array(positions_BT)
     )
     theirs_BTV = their_logits(reference, ids_BT, positions_BT)
     assert theirs_BTV.std() > 0.5
@@ -134,12 +134,12 @@ def test_logits_are_transformers(case):
 
 
 def test_export_is_the_original_bit_for_bit(case):
-    folder, run, reference = case
+    folder, model, reference = case
     exported, stored = (
         theirs(folder / "out"),
         json.loads((folder / "out" / "config.json").read_text()),
     )
-    ids_BT, positions_BT = spread(1, 32, run.model.vocab_size)
+    ids_BT, positions_BT = spread(1, 32, model.config.vocab_size)
     np.testing.assert_array_equal(
         their_logits(exported, ids_BT, positions_BT), their_logits(reference, ids_BT, positions_BT)
     )
@@ -149,13 +149,15 @@ def test_export_is_the_original_bit_for_bit(case):
 
 
 def test_greedy_generation_token_for_token(case):
-    folder, run, _ = case
+    folder, model, _ = case
     prompt = np.random.default_rng(1).integers(3, 32_000, 8).tolist()
-    model = theirs(folder / "out")
+    reference = theirs(folder / "out")
     options = {"do_sample": False, "max_new_tokens": 64, "eos_token_id": None, "pad_token_id": 0}
     with torch.inference_mode():
-        wanted = model.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist()
-    assert generate(run.model, run.params, [prompt], Sampling(max_new_tokens=64))[0] == wanted
+        expected = reference.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist()
+    assert (
+        generate(model.config, model.params, [prompt], Sampling(max_new_tokens=64))[0] == expected
+    )
 
 
 @pytest.mark.parametrize("rows", [published.PIECES, published.PIECES + 16])
@@ -173,11 +175,8 @@ def test_their_tokenizer_has_our_ids(tmp_path, rows):
     for text in texts:
         assert tokenizer(text)["input_ids"] == [ours.bos_id, *ours.encode(text)], text
         assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
-    for special in (
-        "</s>",
-        " <s>",
-        *SENTINELS,
-    ):  # a text that spells one is that one there, unless told otherwise
+    # transformers encodes such a text as the special token, unless this option forbids it.
+    for special in ("</s>", " <s>", *SENTINELS):
         ids = tokenizer(special, split_special_tokens=True)["input_ids"]
         assert max(ids) < ours.pieces and ours.eos_id not in ids
     assert len(tokenizer) == rows and (tokenizer.bos_token_id, tokenizer.eos_token_id) == (
@@ -230,47 +229,58 @@ def meta_weights():
         for name, size in layer.items()
     }
     sizes |= {"tok_embeddings.weight": (ROWS, D), "norm.weight": (D,), "output.weight": (ROWS, D)}
-    draw = lambda size: 1 + 0.3 * torch.randn(size) if len(size) == 1 else 0.12 * torch.randn(size)
-    return {name: draw(size).bfloat16() for name, size in sizes.items()}
+    weights = {}
+    for name, size in sizes.items():
+        is_norm = len(size) == 1
+        values = 1 + 0.3 * torch.randn(size) if is_norm else 0.12 * torch.randn(size)
+        weights[name] = values.bfloat16()
+    return weights
 
 
 def meta_logits(weights, ids_T, positions_T):
     """The published model, in fp32: RoPE multiplies neighbouring pairs as complex numbers."""
     w = {name: weight.float() for name, weight in weights.items()}
     N, K, H = META["n_heads"], META["n_kv_heads"], META["dim"] // META["n_heads"]
-    norm = lambda x, scale: (
-        x * torch.rsqrt(x.square().mean(-1, keepdim=True) + META["norm_eps"]) * scale
-    )
+
+    def norm(x, scale):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + META["norm_eps"]) * scale
+
     angles = torch.outer(
         positions_T.float(), 1 / META["rope_theta"] ** (torch.arange(0, H, 2).float() / H)
     )
     turn = torch.polar(torch.ones_like(angles), angles)[:, None]
-    rotate = lambda x: torch.view_as_real(
-        torch.view_as_complex(x.reshape(len(x), -1, H // 2, 2)) * turn
-    ).flatten(2)
+
+    def rotate(x):
+        pairs = torch.view_as_complex(x.reshape(len(x), -1, H // 2, 2))
+        return torch.view_as_real(pairs * turn).flatten(2)
+
     x = w["tok_embeddings.weight"][ids_T]
     for i in range(META["n_layers"]):
-        get = lambda name: w[f"layers.{i}.{name}.weight"]  # noqa: B023
-        h = norm(x, get("attention_norm"))
-        q, k = rotate(h @ get("attention.wq").T), rotate(h @ get("attention.wk").T)
+        layer = {}
+        for name, weight in w.items():
+            if name.startswith(f"layers.{i}."):
+                layer[name.removeprefix(f"layers.{i}.").removesuffix(".weight")] = weight
+        h = norm(x, layer["attention_norm"])
+        q, k = rotate(h @ layer["attention.wq"].T), rotate(h @ layer["attention.wk"].T)
         k, v = (
             a.reshape(len(x), K, H).repeat_interleave(N // K, 1)
-            for a in (k, h @ get("attention.wv").T)
+            for a in (k, h @ layer["attention.wv"].T)
         )
         scores = torch.einsum("tnh,snh->nts", q, k) / H**0.5
         scores = scores.masked_fill(positions_T[None] > positions_T[:, None], -torch.inf)
         x = (
             x
-            + torch.einsum("nts,snh->tnh", scores.softmax(-1), v).flatten(1) @ get("attention.wo").T
+            + torch.einsum("nts,snh->tnh", scores.softmax(-1), v).flatten(1)
+            @ layer["attention.wo"].T
         )
-        h = norm(x, get("ffn_norm"))
+        h = norm(x, layer["ffn_norm"])
         x = (
             x
             + (
-                torch.nn.functional.silu(h @ get("feed_forward.w1").T)
-                * (h @ get("feed_forward.w3").T)
+                torch.nn.functional.silu(h @ layer["feed_forward.w1"].T)
+                * (h @ layer["feed_forward.w3"].T)
             )
-            @ get("feed_forward.w2").T
+            @ layer["feed_forward.w2"].T
         )
     return norm(x, w["norm.weight"]) @ w["output.weight"].T
 
@@ -295,11 +305,11 @@ def test_meta_files_of_any_width(meta_weights, tmp_path, ranks):
     (folder / "params.json").write_text(json.dumps(META))
     published.tokenizer().save(folder / "tokenizer.model")
     commands.Import(str(folder), str(tmp_path / "run"))()
-    run = load_run(str(tmp_path / "run"))
-    model = dataclasses.replace(run.model, compute_dtype="float32", remat="none")
+    model = load_run(str(tmp_path / "run"))
+    exact = dataclasses.replace(model.config, compute_dtype="float32", remat="none")
     ids_BT, positions_BT = spread(1, 48, ROWS)
-    ours_BTV = jax.jit(Llama(model).apply)(
-        {"params": run.params}, jnp.array(ids_BT), jnp.array(positions_BT)
+    ours_BTV = jax.jit(Llama(exact).apply)(
+        {"params": model.params}, jnp.array(ids_BT), jnp.array(positions_BT)
     )
     wanted_TV = meta_logits(meta_weights, torch.tensor(ids_BT[0]), torch.tensor(positions_BT[0]))
     np.testing.assert_allclose(ours_BTV[0], wanted_TV, atol=1e-4, rtol=0)
@@ -349,15 +359,15 @@ def test_training_starts_at_the_loss_of_the_source(tmp_path):
     batch["weights"] = np.ones((8, 32), np.float32)
     placed = place(batch, list(range(8)), 8, mesh)
     with torch.inference_mode():
-        wanted = model(torch.tensor(rows), labels=torch.tensor(rows)).loss.item()
+        expected = model(torch.tensor(rows), labels=torch.tensor(rows)).loss.item()
     with on_mesh(mesh):
         state = fresh_state(stage, mesh, load.initial_params(stage, mesh)())
         loss, tokens = compile_eval_step(stage, mesh)(state.params, placed)
         _, metrics = compile_train_step(stage, mesh)(
             state, placed | {"stop": stop_flags(0, list(range(8)), 8, mesh)}
         )
-    assert float(metrics["loss"]) == pytest.approx(wanted, abs=1e-4)
-    assert float(loss / tokens) == pytest.approx(wanted, abs=1e-4)
+    assert float(metrics["loss"]) == pytest.approx(expected, abs=1e-4)
+    assert float(loss / tokens) == pytest.approx(expected, abs=1e-4)
 
 
 def test_check_against_transformers(tmp_path):

@@ -65,14 +65,14 @@ def test_a_device_reads_only_its_part(folders):
 
 
 def test_an_imported_model_is_a_run(folders, params):
-    run = load_run(str(folders / "run"))
-    published.assert_same(params, run.params)
-    assert run.model == replace(published.MODEL, compute_dtype="bfloat16", remat="full")
-    assert run.tokenizer.fingerprint == published.tokenizer().fingerprint
+    model = load_run(str(folders / "run"))
+    published.assert_same(params, model.params)
+    assert model.config == replace(published.MODEL, compute_dtype="bfloat16", remat="full")
+    assert model.tokenizer.fingerprint == published.tokenizer().fingerprint
     sampling = Sampling(max_new_tokens=3)
     assert (
-        len(complete(run, ["def f(x):"], sampling))
-        == len(infill(run, [("def f(", "\n")], sampling))
+        len(complete(model, ["def f(x):"], sampling))
+        == len(infill(model, [("def f(", "\n")], sampling))
         == 1
     )
 
@@ -105,7 +105,7 @@ def test_bfloat16_stays_bfloat16(params, tmp_path):
     assert load_run(str(tmp_path / "run")).params["head"].dtype == "float32"
 
 
-def test_files_may_be_cut_anywhere(folders, params, tmp_path, monkeypatch):
+def test_tensors_may_be_in_any_number_of_files(folders, params, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface, "FILE_BYTES", 10_000)
     huggingface.write(
         published.source_of(params, published.MODEL),
@@ -131,7 +131,7 @@ def test_width_of_the_feed_forward_layer_survives_params_json():
         assert width == d_ff
 
 
-def test_vocabulary_grows_by_what_it_is(params):
+def test_vocabulary_grows(params):
     whole = {
         name: params[name][: published.PIECES] if name == "embedding" else params[name]
         for name in params

@@ -1,4 +1,4 @@
-"""Random faulty inputs for every place where a user's input enters: each works or is refused.
+"""A fuzzer: random faulty inputs for every place where a user's input enters the program.
 
-`python -m tools.fuzz` tries them. See `tools.fuzz.harness` for what counts as a fault.
+`python -m tools.fuzz` tries them. `tools.fuzz.harness` defines which outcome is a fault.
 """

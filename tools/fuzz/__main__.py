@@ -1,14 +1,12 @@
 """Tries random faulty inputs: `JAX_PLATFORMS=cpu nice python -m tools.fuzz --count 12000`.
 
-Prints a row per area and every fault with what reproduces it: `--replay AREA:SEED:NUMBER`, as in
-`python -m tools.fuzz --replay tokenizers:1:314`. `--seed 1 --seed 2` tries the same number of
-other inputs with each seed. The exit code is 1 if there are faults.
+Prints one row of a table for each area, and for each fault the option that reproduces it, such as
+`python -m tools.fuzz --replay tokenizers:1:314`. An input depends only on its area, seed and
+number. `--seed 1 --seed 2` tries the same number of other inputs with each seed; the last column
+of the table lists the seeds. The exit code is 1 if there are faults.
 
-`--apart` runs each input in a process of its own, which must also end: it finds threads that wait
-for ever and crashes of native code, and takes longer where an input starts JAX.
-
-Seeds: the last column of each row lists the seeds of its inputs, so that a log of the output keeps
-what reproduces it. An input is made from its area, seed and number alone (`harness.attempt`).
+`--apart` runs each input in a separate process, which must end as well. It finds threads that wait
+forever and crashes of native code, and takes longer for inputs that start JAX.
 """
 
 from __future__ import annotations
@@ -24,19 +22,21 @@ from tools.fuzz.areas import AREAS, SHARES
 
 TITLES = "area          inputs accepted  refused   faults  slowest s  its input             seeds"
 Attempt = Callable[[str, harness.MakeInput, int, int], harness.Outcome]
-MEMORY = 2**35  # bytes of addresses; an input that asks for more is a fault, not a killed process
+# Address space in bytes. An input that allocates more gets a MemoryError, which is a fault;
+# without the limit Linux would kill the process.
+MEMORY = 2**35
 
 
 @dataclass
 class Figures:
-    """Counts of an area's inputs by outcome."""
+    """The numbers of an area's inputs by outcome."""
 
     inputs: int = 0
     accepted: int = 0
     refused: int = 0
     faults: int = 0
     slowest: float = 0.0  # seconds
-    slowest_input: str = ""  # as --replay takes it
+    slowest_input: str = ""  # in the form of --replay
 
     def add(self, other: Figures) -> None:
         """Adds the counts of other inputs."""
@@ -48,13 +48,14 @@ class Figures:
             self.slowest, self.slowest_input = other.slowest, other.slowest_input
 
     def row(self, name: str, seeds: list[int]) -> str:
-        """Returns the row of the table; TITLES names its columns."""
+        """Returns the row of the table for the area `name`, with the columns of TITLES."""
         counts = f"{self.inputs:8,} {self.accepted:8,} {self.refused:8,} {self.faults:8,}"
         listed = " ".join(map(str, seeds))
         return f"{name:11} {counts} {self.slowest:10.2f}  {self.slowest_input:20}  {listed}"
 
 
 def main() -> int:
+    """Tries the inputs that the arguments select. Returns the exit code."""
     arguments = parsed()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     if arguments.replay:
@@ -86,18 +87,19 @@ def parsed() -> argparse.Namespace:
         epilog="areas:\n" + "\n".join(described()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    only = "only this; repeatable"
-    parser.add_argument("--seed", type=int, action="append", help="0 unless given; repeatable")
-    parser.add_argument("--count", type=int, default=10_000, help="inputs of all areas per seed")
-    parser.add_argument("--start", type=int, default=0, help="number of the first input of an area")
-    parser.add_argument("--area", action="append", choices=list(AREAS), metavar="AREA", help=only)
-    parser.add_argument("--replay", metavar="AREA:SEED:NUMBER", help="one input")
-    parser.add_argument("--apart", action="store_true", help="each input in a forked process")
+    add = parser.add_argument
+    add("--seed", type=int, action="append", help="random seed, default 0; repeatable")
+    add("--count", type=int, default=10_000, help="inputs of all areas per seed")
+    add("--start", type=int, default=0, help="number of the first input of an area")
+    only = "try only this area; repeatable"
+    add("--area", action="append", choices=list(AREAS), metavar="AREA", help=only)
+    add("--replay", metavar="AREA:SEED:NUMBER", help="try one input and print its outcome")
+    add("--apart", action="store_true", help="run each input in a forked process")
     return parser.parse_args()
 
 
 def attempt_of(arguments: argparse.Namespace) -> Attempt:
-    """Returns the function that runs an input."""
+    """Returns the function that tries one input."""
     return harness.attempt_apart if arguments.apart else harness.attempt
 
 
@@ -111,18 +113,18 @@ def described() -> list[str]:
 
 
 def run_area(name: str, seeds: list[int], numbers: range, attempt: Attempt) -> Figures:
-    """Tries the inputs of an area with each seed, prints its faults and returns its figures."""
+    """Tries the inputs of an area with each seed. Prints the faults and returns the figures."""
     figures = Figures()
     for seed in seeds:
         for number in numbers:
             outcome = attempt(name, AREAS[name], seed, number)
             if outcome.fault:
                 print(f"FAULT {name}:{seed}:{number}\n{outcome.fault.rstrip()}", flush=True)
-            one = Figures(1, 0, 0, 0, outcome.seconds, f"{name}:{seed}:{number}")
-            one.faults = int(bool(outcome.fault))
-            one.accepted = int(not outcome.fault and not outcome.code)
-            one.refused = int(not outcome.fault and bool(outcome.code))
-            figures.add(one)
+            counts = Figures(1, 0, 0, 0, outcome.seconds, f"{name}:{seed}:{number}")
+            counts.faults = int(bool(outcome.fault))
+            counts.accepted = int(not outcome.fault and not outcome.code)
+            counts.refused = int(not outcome.fault and bool(outcome.code))
+            figures.add(counts)
     return figures
 
 

@@ -1,4 +1,4 @@
-"""The areas by name, and the share of all inputs that each gets."""
+"""The areas of inputs by name, and their shares of all inputs."""
 
 from tools.fuzz import checkpoints, documents, evaluation, launching, processes, weights
 from tools.fuzz.harness import MakeInput
@@ -20,7 +20,7 @@ AREAS: dict[str, MakeInput] = {
     "requests": evaluation.requests,
     "processes": processes.commands,
 }
-# Inputs that take long are fewer.
+# Relative numbers of inputs. Areas whose inputs take longer have fewer.
 SHARES = {
     "overrides": 60,
     "experiments": 80,

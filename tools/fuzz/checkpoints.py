@@ -1,4 +1,4 @@
-"""Inputs of whatever reads a checkpoint: a trained run with damaged files in its checkpoints."""
+"""Inputs of commands that read a checkpoint: a trained run with damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_trained(run: Path) -> None:
 
 
 def damaged_checkpoints(rng: Random, folder: Path) -> Callable[[], object]:
-    """A run with damaged files in its checkpoints: exported, loaded, resumed, started from."""
+    """A run with damaged checkpoints, which is exported, loaded, resumed or used as init."""
     run = folder / "run"
     shutil.copytree(made_once("trained", write_trained), run)
     place = run / ARM / NAME
@@ -63,6 +63,7 @@ def damaged_checkpoints(rng: Random, folder: Path) -> Callable[[], object]:
 
 def damage(rng: Random, checkpoints: Path) -> None:
     """Damages, replaces or removes up to four files or folders of checkpoints."""
+    # Mostly the newest checkpoint, because it is the one that is read first.
     newest = checkpoints / f"step_{STEPS[-1]}"
     for _ in range(rng.choice([1, 1, 2, 4])):
         root = newest if rng.random() < 0.7 and newest.is_dir() else checkpoints
@@ -77,7 +78,7 @@ def damage(rng: Random, checkpoints: Path) -> None:
 
 
 def resume(place: Path) -> None:
-    """Restores the newest good checkpoint, as a start of the same run does."""
+    """Restores the newest checkpoint that is not damaged, as a resumed run does."""
     opened = checkpoint.Checkpoints(epath.Path(place) / "checkpoints", STAGE)
     mesh = make_mesh(MeshConfig())
     try:
@@ -88,7 +89,7 @@ def resume(place: Path) -> None:
 
 
 def start_from(init: str) -> None:
-    """Loads the parameters that a stage starts from."""
+    """Loads the parameters of a stage with this `init`."""
     mesh = make_mesh(MeshConfig())
     stage = Stage(STAGE.model, STAGE.data, STAGE.optimizer, steps=1, init=init)
     load.initial_params(stage, mesh)()

@@ -1,4 +1,4 @@
-"""Inputs of training: corpora, tokenizer files, files to infill."""
+"""Inputs of training and infilling: corpora, tokenizer files, files with <FILL_ME>."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from random import Random
 
 import published
-from sentencepiece import sentencepiece_model_pb2
 
 from codellama_jax.config import CorpusConfig, DataConfig, MixtureConfig
 from codellama_jax.data import builders, pipeline, sources
 from codellama_jax.generation.source import read_source
 from codellama_jax.tokenizers import sentencepiece as tokenizers
+from codellama_jax.tokenizers.sentencepiece_file import ModelProto
 from tools.fuzz import mutations
 
 MARK = "<FILL_ME>"
@@ -27,7 +27,7 @@ ENDINGS = [".py", ".py", ".md", ".jsonl", ".parquet", ".ipynb", ".gz", ".json", 
 
 
 def text(rng: Random) -> str:
-    """Returns the lines of a source file."""
+    """Returns the text of a source file."""
     lines = []
     for _ in range(rng.randrange(60)):
         lines.append(rng.choice(LINES) + str(rng.choice(["", rng.randrange(99)])))
@@ -35,7 +35,7 @@ def text(rng: Random) -> str:
 
 
 def corpora(rng: Random, folder: Path) -> Callable[[], object]:
-    """A folder of documents, prepared, then encoded into a few batches."""
+    """A folder of documents, which is prepared and packed into two batches."""
     root = folder / rng.choice(["corpus", "é", "a b", "[x]"])
     root.mkdir()
     for number in range(rng.choice([0, 1, 2, 5, 9])):
@@ -45,6 +45,7 @@ def corpora(rng: Random, folder: Path) -> Callable[[], object]:
         path = root / rng.choice(["", "", "sub", ".hidden"]) / name
         path.parent.mkdir(exist_ok=True)
         data = text(rng).encode(errors="surrogatepass")
+        # A link or pipe may be there already, and writing to it could wait.
         if not os.path.lexists(path):
             path.write_bytes(mutations.damaged(rng, data) if rng.random() < 0.3 else data)
         if rng.random() < 0.1:
@@ -53,7 +54,8 @@ def corpora(rng: Random, folder: Path) -> Callable[[], object]:
     source = rng.choice(builders.CODE + ("discussions", "language"))
     block_chars, max_files = rng.choice([0, 1, 50, 250]), rng.choice([0, 0, 1, 3])
     fraction = rng.choice([0.0, 0.05, 0.5, 0.999])
-    complete = rng.random() < 0.1  # writing a dataset takes most of the time
+    # Most inputs skip the dataset on disk, whose writing takes most of the time.
+    complete = rng.random() < 0.1
 
     def call() -> None:
         corpus = CorpusConfig(**{source: place}, max_files=max_files, validation_fraction=fraction)
@@ -85,7 +87,7 @@ def proto_bytes() -> bytes:
 
 
 def tokenizer_files(rng: Random, folder: Path) -> Callable[[], object]:
-    """A tokenizer.model that was changed or damaged, and text encoded with it."""
+    """A tokenizer.model with other contents or damage, with which text is encoded and decoded."""
     file = folder / "tokenizer.model"
     data = changed_model(rng) if rng.random() < 0.6 else mutations.damaged(rng, proto_bytes())
     file.write_bytes(data)
@@ -106,8 +108,8 @@ def tokenizer_files(rng: Random, folder: Path) -> Callable[[], object]:
 
 
 def changed_model(rng: Random) -> bytes:
-    """Returns a tokenizer.model with other pieces or properties."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(proto_bytes())
+    """Returns a tokenizer.model with other pieces or options."""
+    proto = ModelProto.FromString(proto_bytes())
     for _ in range(rng.randint(1, 3)):
         kind = rng.randrange(8)
         if not proto.pieces:
@@ -142,7 +144,7 @@ def changed_model(rng: Random) -> bytes:
 
 
 def prompts(rng: Random, folder: Path) -> Callable[[], object]:
-    """A file to infill, read and split as `infill` does before it loads a run."""
+    """A file to infill, which is read and split as `infill` does before it loads a run."""
     file = folder / rng.choice(mutations.NAMES)
     mark = rng.choice(["", MARK, MARK, MARK, MARK, MARK * 2])
     data = mark.join(text(rng).replace(MARK, "x") for _ in range(2)).encode()
@@ -150,7 +152,7 @@ def prompts(rng: Random, folder: Path) -> Callable[[], object]:
     if rng.random() < 0.2:
         mutations.replace_file(rng, file)
     name = str(file) if rng.random() < 0.8 else rng.choice(mutations.TEXTS)
-    name = str(file) if name == "-" else name
+    name = str(file) if name == "-" else name  # "-" would read stdin
     tokenizer = published.trained()
 
     def call() -> None:

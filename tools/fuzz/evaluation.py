@@ -1,4 +1,4 @@
-"""Inputs of `evaluate`: benchmark data, samples to score, its own files, its options."""
+"""Inputs of `evaluate`: benchmark data, samples to score, the files that it writes, options."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ REQUEST = {"benchmark": "humaneval", "model": None, "options": {}, "settings": {
 OPTIONS = ["data", "shots", "source", "all_tasks", "lengths", "positions", "examples"]
 SETTINGS = ["samples", "temperature", "top_p", "seed", "max_new_tokens", "context_tokens"]
 SETTINGS += ["batch_tokens"]
-SCORED = {  # a task of each benchmark that samples are scored for
+# A task of each benchmark whose samples can be scored.
+SCORED = {
     "humaneval": "HumanEval/0",
     "mbpp": "Mbpp/11",
     "truthfulqa": "0",
@@ -39,7 +40,7 @@ SCORED = {  # a task of each benchmark that samples are scored for
 
 @functools.cache
 def originals() -> dict[str, str]:
-    """Returns files of good data by benchmark."""
+    """Returns a file of valid data for each benchmark."""
     files = {}
     for suite, record in SUITES.items():
         path = shared_folder() / "data" / f"{suite}.jsonl"
@@ -49,18 +50,18 @@ def originals() -> dict[str, str]:
 
 @functools.cache
 def benchmark(suite: str) -> Any:
-    """Returns a loaded benchmark of one task."""
+    """Returns a benchmark with one task, loaded."""
     return load_all(suite, originals()[suite])
 
 
 def changed(rng: Random, record: dict, names: list[str]) -> dict:
-    """Returns a record with other values in up to two of the named fields."""
+    """Returns a record in which up to two of the fields `names` have other values."""
     chosen = rng.sample(names, rng.randrange(min(3, len(names) + 1)))
     return {**record, **{name: mutations.value(rng) for name in chosen}}
 
 
 def write(rng: Random, path: Path, records: list) -> None:
-    """Writes records as JSON lines or an array, then maybe damages the file."""
+    """Writes records as JSON lines or as an array, sometimes damaged."""
     texts = [json.dumps(record) for record in records]
     text = f"[{','.join(texts)}]" if rng.random() < 0.2 else "".join(f"{line}\n" for line in texts)
     data = text.encode()
@@ -70,7 +71,7 @@ def write(rng: Random, path: Path, records: list) -> None:
 
 
 def data_files(rng: Random, folder: Path) -> Callable[[], object]:
-    """Records of every benchmark with faults, loaded and made into programs."""
+    """Faulty records of a benchmark, which are loaded and made into programs."""
     suite = rng.choice(list(SUITES))
     record = rng.choice([SUITES[suite], MORE.get(suite, SUITES[suite])])
     path = folder / rng.choice(["data.jsonl", "data.json", "data.jsonl.gz", "é.txt"])
@@ -82,7 +83,7 @@ def data_files(rng: Random, folder: Path) -> Callable[[], object]:
 
 
 def apps_folders(rng: Random, folder: Path) -> Callable[[], object]:
-    """The folder of APPS with faults in its files."""
+    """A folder of APPS with faulty files, which is loaded."""
     root = folder / "apps"
     small_data.write_apps(root)
     files = sorted(path for path in root.rglob("*") if path.is_file())
@@ -106,7 +107,7 @@ def apps_folders(rng: Random, folder: Path) -> Callable[[], object]:
 
 
 def samples_files(rng: Random, folder: Path) -> Callable[[], object]:
-    """A file of samples in a known or an unknown form."""
+    """A file of samples in a known or an unknown format, which is read for scoring."""
     path, lines = folder / "samples.jsonl", []
     suite, partial = rng.choice(list(SCORED)), rng.random() < 0.5
     for _ in range(rng.choice([0, 1, 1, 1, 1, 1, 2, 3])):
@@ -132,7 +133,7 @@ def samples_files(rng: Random, folder: Path) -> Callable[[], object]:
 
 
 def own_files(rng: Random, folder: Path) -> Callable[[], object]:
-    """The files of an evaluation's folder when it continues."""
+    """The faulty files of an evaluation's folder, which is resumed."""
     path = folder / rng.choice(["results.jsonl", "samples.jsonl"])
     results = [rng.choice([OWN, mutations.mutate(rng, OWN)]) for _ in range(rng.randrange(4))]
     write(rng, path, results)
@@ -153,12 +154,12 @@ def own_files(rng: Random, folder: Path) -> Callable[[], object]:
 
 
 def odd_or_good(rng: Random) -> Any:
-    """Returns a JSON value or a number that many options allow."""
+    """Returns either a random JSON value or a number that many options allow."""
     return mutations.value(rng) if rng.random() < 0.5 else rng.choice([0, 1, 1, 2, 0.5, 1.0])
 
 
 def requests(rng: Random, folder: Path) -> Callable[[], object]:
-    """Options of `evaluate` from the library or the command line."""
+    """Faulty options of `evaluate`."""
     suite = rng.choice([*originals(), *SUITES_BY_NAME, rng.choice(mutations.TEXTS)])
     options: dict[str, Any] = {"data": originals().get(suite, str(folder))}
     settings: dict[str, Any] = {}

@@ -1,8 +1,8 @@
-"""Runs one input and judges the outcome.
+"""Tries one input and decides whether its outcome is a fault.
 
-An input works or ends as a user's mistake does: exit code 2 after one line `error: ...` on stderr.
-A fault is any other exception or exit code, a traceback on stderr, a line that is empty or longer
-than LONGEST, and an input that takes longer than LIMIT seconds.
+An input must either succeed or end like a user's mistake: exit code 2, after one line `error: ...`
+on stderr. These are faults: any other exception or exit code; a traceback on stderr; an error line
+with control characters or longer than LONGEST; more than LIMIT seconds.
 """
 
 from __future__ import annotations
@@ -29,34 +29,35 @@ from random import Random
 from codellama_jax.command_line import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 60.0  # seconds of an input
-END_SECONDS = 30.0  # that a forked process gets to end, beside LIMIT
+LIMIT = 60.0  # seconds that an input may take
+END_SECONDS = 30.0  # in addition to LIMIT, for a forked process to end
 LONGEST = 2_000  # characters of an error line
-# Makes an input from random numbers, in an empty folder, and returns what a command does with it.
+# Makes an input from random numbers in an empty folder, and returns a function that uses the input
+# like a command does.
 MakeInput = Callable[[Random, Path], Callable[[], object]]
 
 for _folder in ("", "tests/benchmarks", "tests/weights", "tests"):
     if str(ROOT / _folder) not in sys.path:
-        sys.path.append(str(ROOT / _folder))  # small models and data that the tests have already
+        sys.path.append(str(ROOT / _folder))  # the tests' small models and data
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an input."""
+    """The result of an input."""
 
     code: int  # the exit code; 0 for success
-    seconds: float
+    seconds: float  # without making the input
     line: str  # the error line
-    fault: str  # "" for none
+    fault: str  # a description of the fault, "" if there is none
 
 
 class Hang(BaseException):
-    """Raised in an input that takes too long; no handler of Exception catches it."""
+    """Raised in an input that takes too long; not an Exception, which library code would catch."""
 
 
 @functools.cache
 def shared_folder() -> Path:
-    """Returns a folder of what several inputs start from, deleted at exit."""
+    """Returns a folder for files that several inputs start from. It is deleted at exit."""
     folder, owner = Path(tempfile.mkdtemp(prefix="fuzz-shared-")), os.getpid()
 
     def delete() -> None:
@@ -68,15 +69,15 @@ def shared_folder() -> Path:
 
 
 def made_once(name: str, write: Callable[[Path], None]) -> Path:
-    """Returns a folder of `shared_folder`, which `write` fills the first time.
+    """Returns the folder `name` of `shared_folder`, which `write` fills the first time.
 
-    Processes that are forked later find it too. An input's time begins again after it: compiling
-    takes longer than LIMIT on a busy machine.
+    Processes that are forked later share it. The time limit of the input starts again afterwards,
+    because compiling takes longer than LIMIT on a busy machine.
     """
     folder = shared_folder() / name
     if not folder.exists():
         part = folder.with_name(f"{name}.part")
-        shutil.rmtree(part, ignore_errors=True)  # of an input that was ended
+        shutil.rmtree(part, ignore_errors=True)  # left by an input that took too long
         part.mkdir()
         _stop_timers()
         write(part)
@@ -86,12 +87,13 @@ def made_once(name: str, write: Callable[[Path], None]) -> Path:
 
 
 def attempt(name: str, make: MakeInput, seed: int, number: int) -> Outcome:
-    """Makes an input of the area `name` and runs it. The same seed and number make the same input.
+    """Makes input `number` of the area `name`, and tries it.
 
-    It runs in a folder of its own with another home, so that a relative path, `~` and `../..` name
-    nothing of this machine.
+    The input depends only on the arguments. It runs in a temporary folder with another home folder,
+    so that a relative path, `~` and `../..` never name a file of this machine.
     """
     rng = Random(f"{name} {seed} {number}")
+    # Two levels below the temporary folder, because an input may name "../..".
     top = Path(tempfile.mkdtemp(prefix="fuzz-"))
     folder, home, current = top / "input", top / "home", top / "here" / "inner"
     for made in (folder, home, current):
@@ -105,21 +107,22 @@ def attempt(name: str, make: MakeInput, seed: int, number: int) -> Outcome:
     finally:
         os.chdir(before[0])
         os.environ["HOME"] = before[1] or str(home)
-        sys.set_int_max_str_digits(digits)  # loading APPS lifts it
+        sys.set_int_max_str_digits(digits)  # loading APPS removes the limit
         shutil.rmtree(top, ignore_errors=True)
 
 
 def attempt_apart(name: str, make: MakeInput, seed: int, number: int) -> Outcome:
-    """Does what `attempt` does in a forked process, whose end counts too.
+    """Tries an input like `attempt`, but in a forked process.
 
-    A process that does not end because threads of a library wait is a fault, as is one that native
-    code ends. Needs a process that has not started JAX: a forked one has none of its threads.
+    It is a fault if the process does not end, because a thread waits, or if native code crashes.
+    This process must not have started JAX, because a forked process lacks JAX's threads.
     """
     begun = time.monotonic()
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # native code's lines and Python's at the end
+        # Native code and the end of Python write to stderr, too; the harness keeps its own buffer.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         os.close(reader)
         outcome = attempt(name, make, seed, number)
         os.write(writer, json.dumps(dataclasses.astuple(outcome)).encode())
@@ -140,7 +143,7 @@ def attempt_apart(name: str, make: MakeInput, seed: int, number: int) -> Outcome
 
 
 def _ended(child: int, deadline: float) -> int | None:
-    """Returns the exit code of a process, negative for a signal; None if it had to be killed."""
+    """Returns the exit code of a process, negative for a signal, None if it had to be killed."""
     while time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -152,7 +155,7 @@ def _ended(child: int, deadline: float) -> int | None:
 
 
 def _watched(make: Callable[[], Callable[[], object]]) -> Outcome:
-    """Returns the outcome of what `make` returns; its seconds leave out those of `make`."""
+    """Makes an input and tries it. The seconds of the outcome do not include `make`."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "replace"))
     begun, code, fault = time.monotonic(), 0, ""
     before = signal.signal(signal.SIGALRM, _raise_hang)
@@ -168,6 +171,7 @@ def _watched(make: Callable[[], Callable[[], object]]) -> Outcome:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             run_command(command)
     except SystemExit as stop:
+        # As Python does: None is success, a text is an error.
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Hang:
         fault = f"took over {LIMIT:.0f} s"
@@ -183,7 +187,8 @@ def _watched(make: Callable[[], Callable[[], object]]) -> Outcome:
 
 
 def _start_timers() -> None:
-    # For a hang outside of Python; sys.stderr is a buffer in memory.
+    # A signal is handled only by Python code. For native code that hangs, faulthandler ends the
+    # process; it writes to the original stderr, since sys.stderr is a buffer in memory.
     faulthandler.dump_traceback_later(2 * LIMIT, exit=True, file=sys.__stderr__)
     signal.setitimer(signal.ITIMER_REAL, LIMIT)
 
@@ -198,13 +203,14 @@ def _raise_hang(*_: object) -> None:
 
 
 def wrong_ending(code: int, stderr: str) -> str:
-    """Returns what is wrong with the end of a command, "" for nothing."""
+    """Returns the fault in the exit code and stderr of a command, "" if there is none."""
     if "Traceback (most recent call last)" in stderr:
         return f"a traceback on stderr: {stderr[-1000:]}"
     if code == 0:
         return ""
     if code != 2:
         return f"exit code {code}: {stderr[-1000:]}"
+    # Warnings may come before the error line.
     *before, line = stderr.rstrip("\n").split("\n")
     if not line.startswith("error: ") or any(other.startswith("error: ") for other in before):
         return f"not one error line at the end: {stderr[-1000:]!r}"

@@ -26,6 +26,7 @@ def experiment(scale: str = "toy") -> Experiment:
     code = Stage(model, data, OptimizerConfig(1e-2, 2), steps=10, init="scratch")
     return Experiment("small", scale, {"main": {"code": code}}, TokenizerConfig(pieces=300))
 '''
+# Lines inserted into the experiment file.
 LINES = [
     "raise SystemExit(3)",
     "raise SystemExit",
@@ -68,6 +69,7 @@ LINES = [
     "import sys; sys.exit('text')",
     "import codellama_jax.config as c; Stage = c.Model",
 ]
+# Values of EXPERIMENT that are replaced by random ones.
 VALUES = ["64", "32", "2,", "4,", '"small"', "scale,", '"main"', '"code"', "1.0", "300"]
 FLAGS = ["--scale", "--arm", "--out", "--reuse", "--cache", "--stage", "--target", "--slices"]
 FLAGS += ["--context", "--batch", "--fresh", "--traceback", "--no-fresh", "--search"]
@@ -86,7 +88,7 @@ def small() -> Experiment:
 
 @functools.cache
 def options() -> list[str]:
-    """Returns the names of what can be overridden."""
+    """Returns the dotted names of the fields that can be overridden."""
     code = leaves({"code": to_dict(small().arms["main"]["code"])})
     rest = to_dict(small())
     for name in ("arms", "name", "scale"):
@@ -95,14 +97,15 @@ def options() -> list[str]:
 
 
 def text_of(rng: Random) -> str:
-    """Returns the text of a value on the command line; no argument of a process holds NUL."""
+    """Returns the text of a value on the command line."""
     good = [0, 1, 2, 4, 8, 0.5, 0.01, rng.randint(1, 3000), True, "none", "scratch", "psm"]
+    # An argument of a process cannot contain NUL, and Python passes bytes as \udc80 to \udcff.
     text = str(mutations.value(rng) if rng.random() < 0.6 else rng.choice(good))
     return text.replace("\0", "").replace("\ud800", "\udcff")
 
 
 def argument(rng: Random) -> list[str]:
-    """Returns an option and its value, together or apart, or something odd."""
+    """Returns an option with a value, as one or two arguments, or an argument of another form."""
     kind = rng.random()
     if kind < 0.12:
         return [rng.choice([*ODD, text_of(rng)])]
@@ -116,7 +119,7 @@ def argument(rng: Random) -> list[str]:
 
 
 def overrides(rng: Random, folder: Path) -> Callable[[], object]:
-    """Overrides of a small experiment, for every verb; `plan` also prints its table."""
+    """Overrides of a small experiment for each verb, which are parsed; `plan` also runs."""
     file = folder / "small.py"
     file.write_text(EXPERIMENT)
     odd = rng.choice(["", "Plan", "plans", "run plan"])
@@ -130,6 +133,7 @@ def overrides(rng: Random, folder: Path) -> Callable[[], object]:
 
     def call() -> None:
         choice, chosen, module = launch.parse(launch.spelled_out(given), "launch.py")
+        # Only parsed for the other verbs, which would train or compile.
         if type(choice) is launch.Plan:
             launch.start(choice, chosen, experiment_file.claim_of(module), None)
 
@@ -137,17 +141,19 @@ def overrides(rng: Random, folder: Path) -> Callable[[], object]:
 
 
 def experiments(rng: Random, folder: Path) -> Callable[[], object]:
-    """Experiment files of the user's own, and the paths that name them."""
+    """An experiment file of a user, possibly damaged or misnamed, which is planned."""
     file = folder / (rng.choice(mutations.NAMES) if rng.random() < 0.2 else "own.py")
     kind, text = rng.random(), EXPERIMENT
     if kind < 0.5:
         place = rng.choice(["\ndef experiment", "    model =", "    return", ""])
+        # The new line must have the indentation of its place: most syntax errors are alike.
         indent = " " * (len(place) - len(place.lstrip(" ")))
         line = "\n".join(indent + part for part in rng.choice(LINES).split("\n"))
         text = text.replace(place, f"\n{line}\n{place}", 1) if place else f"{text}\n{line}\n"
     elif kind < 0.8:
         old = rng.choice(VALUES)
         new = repr(mutations.value(rng))
+        # repr() writes inf and nan as names that Python does not know.
         new = new.replace("inf", "float('inf')").replace("nan", "float('nan')")
         text = text.replace(old, f"{new}{',' if ',' in old else ''}", 1)
     data = text.encode(errors="surrogatepass")
@@ -167,7 +173,7 @@ def experiments(rng: Random, folder: Path) -> Callable[[], object]:
 
 
 def configs(rng: Random, folder: Path) -> Callable[[], object]:
-    """A config.json of a run or a stage that was changed or damaged."""
+    """A config.json of a run or stage, changed or damaged, which is read."""
     experiment = rng.random() < 0.6
     original = small() if experiment else small().arms["main"]["code"]
     document = mutations.mutate(rng, to_dict(original), most=2)

@@ -1,4 +1,4 @@
-"""Faults that files and values of users have."""
+"""Makes faults in files and values like those of users, editors, downloads and storage."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-DEEP = 100_000  # nested brackets
+DEEP = 100_000  # nested brackets, more than Python's recursion limit
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
 HTML = b"<!DOCTYPE html>\n<html><body>404</body></html>\n"
+# Numbers, texts and other values at the limits of types, file systems and terminals.
 NUMBERS = [0, 1, -1, 2, 7, 0.5, 1.5, -0.0, 1e-320, 1e308, 10**12, -(10**12), 2**31, 2**63, 10**400]
 NUMBERS += [float("nan"), float("inf"), float("-inf")]
 TEXTS = ["", " ", "x", "0", "-1", "nan", "true", "null", "\0", "\n", "a\nb", "\ud800", "\ufeff"]
@@ -32,36 +33,37 @@ TEXTS += [
     "1_000",
 ]
 OTHERS = [None, True, False, [], {}, [[]], [None], {"a": None}, [1, "a", {}], {"": ""}]
-# Names that a file system allows and that programs trip over.
+# Names that a file system allows and that programs often do not expect.
 NAMES = ["é.py", "日本.py", "a b.py", "-x.py", "[a].py", "%s.py", "a\nb.py", "\udcff.py", "~.py"]
 NAMES += ["a" * 250 + ".py", "con.txt", "x.PY", ".py", "a'b\"c.py", "{x}.py", "#.py", "\u202e.py"]
 
 
 def value(rng: Random, depth: int = 0) -> Any:
-    """Returns a JSON value that is hardly ever the right one."""
+    """Returns a JSON value that is almost never valid."""
     kind = rng.random()
     if depth > 2 or kind < 0.9:
-        # A copy, since mutate() changes what it finds in a document.
+        # A copy, because `mutate` changes values of a document in place.
         return copy.deepcopy(rng.choice(rng.choice([NUMBERS, TEXTS, OTHERS])))
     items = [value(rng, depth + 1) for _ in range(rng.randrange(4))]
     return items if kind < 0.95 else {f"key{n}": item for n, item in enumerate(items)}
 
 
 def containers(document: Any) -> list[Any]:
-    """Returns every dict and list in a JSON document that is not empty, itself included."""
-    found, waiting = [], [document]
+    """Returns all nonempty dicts and lists of a JSON document, including the document itself."""
+    nonempty, waiting = [], [document]
     while waiting:
         item = waiting.pop()
         if isinstance(item, dict | list) and item:
-            found.append(item)
+            nonempty.append(item)
             waiting += item.values() if isinstance(item, dict) else item
-    return found
+    return nonempty
 
 
 def mutate(rng: Random, document: Any, least: int = 0, most: int = 3) -> Any:
-    """Returns a JSON document with a few of its values, names or items changed."""
+    """Returns a JSON document with `least` to `most` changed values, names or items."""
     changed = json.loads(json.dumps(document))
     for _ in range(rng.randint(least, most)):
+        # Collected again for each change, since a change may add or remove containers.
         places = containers(changed)
         if not places:
             return value(rng)
@@ -82,7 +84,7 @@ def mutate(rng: Random, document: Any, least: int = 0, most: int = 3) -> Any:
 
 
 def json_bytes(rng: Random, document: Any) -> bytes:
-    """Returns a document as JSON, sometimes with a fault of the text itself."""
+    """Returns a document as JSON, sometimes with a fault in the syntax or the bytes."""
     text = json.dumps(document, ensure_ascii=rng.random() < 0.9)
     kind = rng.random()
     if kind < 0.04:
@@ -90,13 +92,13 @@ def json_bytes(rng: Random, document: Any) -> bytes:
     elif kind < 0.08:
         text = re.sub(r'\{("[^"]*":)', r"{\1 5, \1", text, count=1)  # one name twice
     elif kind < 0.1:
-        text = re.sub(r"[:,]", lambda found: f"{found[0]}{'[' * DEEP}", text, count=1)
+        text = re.sub(r"([:,])", r"\1" + "[" * DEEP, text, count=1)
     data = text.encode(errors="surrogatepass")
     return damaged(rng, data) if kind > 0.85 else data
 
 
 def damaged(rng: Random, data: bytes) -> bytes:
-    """Returns the content of a file with one fault that storage, editors or downloads make."""
+    """Returns the content of a file with one fault, chosen from DAMAGES."""
     return rng.choice(DAMAGES)(rng, data)
 
 
@@ -143,7 +145,7 @@ def _encoded(rng: Random, data: bytes) -> bytes:
 
 
 def _replaced(rng: Random, data: bytes) -> bytes:
-    del data
+    del data  # all functions of DAMAGES have the same arguments
     others = [b"", b"\0" * 500, b"\n", LFS_POINTER, HTML, b"5", b"{}", b"[]", b"null"]
     return rng.choice([*others, b"[" * DEEP])
 
@@ -167,7 +169,7 @@ DAMAGES: list[Callable[[Random, bytes], bytes]] = [
 
 
 def replace_file(rng: Random, path: Path) -> None:
-    """Removes a file or folder, or puts something that is not a regular file in its place."""
+    """Removes a file or folder, or replaces it by a folder, pipe, link, socket or another file."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -201,7 +203,7 @@ def _socket(path: Path) -> None:
 
 
 def document_of(data: bytes) -> Any:
-    """Returns the value of JSON, {} for JSON that was damaged before."""
+    """Returns the value of a JSON text, {} if it is damaged."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -209,7 +211,7 @@ def document_of(data: bytes) -> Any:
 
 
 def damage_file(rng: Random, path: Path) -> None:
-    """Damages a file: its JSON values where it has any, its bytes, or the file as such."""
+    """Damages a file: the values of its JSON, its bytes, or by `replace_file`."""
     kind = rng.random()
     if kind < 0.15:
         replace_file(rng, path)

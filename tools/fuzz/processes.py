@@ -1,6 +1,6 @@
-"""Complete processes: every verb with arguments that no command takes; all must exit with 2.
+"""Starts every verb of the command line in a process, with invalid arguments.
 
-`JAX_PLATFORMS=cpu python -m tools.fuzz.processes` runs each once.
+All must exit with 2. `JAX_PLATFORMS=cpu python -m tools.fuzz.processes` runs each command once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tools.fuzz.harness import ROOT, wrong_ending
 LAUNCH = [sys.executable, str(ROOT / "launch.py")]
 MODULE = [sys.executable, "-m", "codellama_jax"]
 SECONDS = 60
+# {folder} is a folder with a faulty config.json and a pipe named fifo.
 WRONG = [
     [*LAUNCH],
     [*LAUNCH, ""],
@@ -79,7 +80,7 @@ WRONG = [
 
 
 def commands(rng: Random, folder: Path) -> Callable[[], object]:
-    """One of the wrong commands as a complete process; its line and exit code are the outcome."""
+    """An invalid command, which is run in a process."""
     prepare(folder, rng.choice(["", "{}", "[]", '{"model": 5}', "nul", "\0"]))
     words = rng.choice(WRONG)
     return lambda: run(words, folder)
@@ -92,10 +93,11 @@ def prepare(folder: Path, config: str) -> None:
 
 
 def run(words: list[str], folder: Path) -> None:
-    """Runs a command. Raises UserError if it ends as a mistake must, else AssertionError."""
+    """Runs a command. Raises UserError if it ends as it must, otherwise AssertionError."""
     command = [word.replace("{folder}", str(folder)) for word in words]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
+        # Bytes: an argument may hold surrogates, which stand for bytes that are not UTF-8.
         [os.fsencode(word) for word in command],
         cwd=ROOT,
         env=environment,
@@ -110,7 +112,7 @@ def run(words: list[str], folder: Path) -> None:
 
 
 def main() -> int:
-    """Runs every wrong command once and prints its seconds and its line. Returns the exit code."""
+    """Runs every invalid command once, prints its time and error line, returns the exit code."""
     faults = 0
     with tempfile.TemporaryDirectory(prefix="fuzz-") as top:
         folder = Path(top)

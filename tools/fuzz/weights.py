@@ -51,7 +51,7 @@ EXTRA += ["rope_theta"]
 
 
 def originals() -> Path:
-    """Returns a folder with the same small model as `hf`, `meta` and `run`."""
+    """Returns a folder with the same small model in the subfolders `hf`, `meta` and `run`."""
     return made_once("weights", write_originals)
 
 
@@ -70,12 +70,13 @@ def write_originals(top: Path) -> None:
     lines = [METRIC, {**METRIC, "step": 2, "tokens": 256, "seconds": 2.0}, VALIDATION]
     (stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (stage / "probes.json").write_text(json.dumps(PROBES))
+    # An imported run has never been trained: these are files that training would have written.
     (stage / "identity.txt").write_text("0" * 32)
     (folder / "run" / "corpus.json").write_text(json.dumps({"code": {"files": 5, "train": 4}}))
 
 
 def weights_folders(rng: Random, folder: Path) -> Callable[[], object]:
-    """A folder of published weights with faults, read as `import` does."""
+    """A faulty folder of published weights, which is imported or checked."""
     kind = rng.choice(["hf", "hf", "meta"])
     root = folder / kind
     shutil.copytree(originals() / kind, root)
@@ -87,6 +88,7 @@ def weights_folders(rng: Random, folder: Path) -> Callable[[], object]:
     action = rng.random()
 
     def call() -> None:
+        # Mostly without writing, which takes longer.
         if action < 0.02:
             commands.Import(path, str(folder / "run"), named)()
         elif action < 0.08:
@@ -98,7 +100,7 @@ def weights_folders(rng: Random, folder: Path) -> Callable[[], object]:
 
 
 def read_weights(path: str, named: str) -> None:
-    """Does what `import` does, without writing: opens, checks and reads every parameter."""
+    """Opens, checks and reads every parameter like `import`, but writes nothing."""
     root = user_path(path)
     _, source = load.open_published(root)
     tokenizer = load.needed_tokenizer(root, named)
@@ -110,7 +112,7 @@ def read_weights(path: str, named: str) -> None:
 
 
 def change_weights(rng: Random, root: Path) -> None:
-    """Damages one file of a folder of weights, or adds one that does not belong there."""
+    """Damages one file of a folder of weights, or adds a file that does not belong there."""
     kind = rng.random()
     files = sorted(path for path in root.iterdir() if path.is_file() and not path.is_symlink())
     settings = root / ("config.json" if root.name == "hf" else "params.json")
@@ -131,7 +133,7 @@ def change_weights(rng: Random, root: Path) -> None:
 
 
 def damage_settings(rng: Random, file: Path) -> None:
-    """Changes values of config.json or params.json, or adds settings of other models."""
+    """Changes values of config.json or params.json, or adds fields of other models."""
     document = mutations.document_of(file.read_bytes())
     for _ in range(rng.choice([0, 1, 2]) if isinstance(document, dict) else 0):
         rope = {"type": mutations.value(rng), "factor": mutations.value(rng)}
@@ -143,7 +145,7 @@ def damage_settings(rng: Random, file: Path) -> None:
 
 
 def change_tensors(rng: Random, root: Path) -> None:
-    """Changes tensors inside a file of safetensors or of torch.save."""
+    """Changes the header of a file of safetensors, or the pickle of a file of torch.save."""
     file = root / "model.safetensors"
     if root.name == "meta":
         pickled = pickle.dumps(rng.choice([mutations.value(rng), {"a": 1}, {1: 2}, []]))
@@ -152,15 +154,16 @@ def change_tensors(rng: Random, root: Path) -> None:
         part = root / "consolidated.00.pth"
         if not part.is_file():
             return
-        whole = part.read_bytes()
+        original = part.read_bytes()
         try:
             damage.repickled(root, content)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            part.write_bytes(whole)
+            part.write_bytes(original)
         return
     if not file.is_file():
         return
     data = file.read_bytes()
+    # A safetensors file starts with the size of its header, which is JSON.
     size = int.from_bytes(data[:8], "little")
     if size > len(data):
         return
@@ -173,7 +176,7 @@ def change_tensors(rng: Random, root: Path) -> None:
 
 
 def run_folders(rng: Random, folder: Path) -> Callable[[], object]:
-    """The folder of a run with damaged state files, read as a resume, a report and export do."""
+    """The folder of a run with damaged files, which is resumed, reported or exported."""
     root = folder / "runs" / "run"
     shutil.copytree(originals() / "run", root)
     experiment = from_dict(Experiment, read_json(originals() / "run" / "config.json"))
@@ -220,7 +223,7 @@ def run_folders(rng: Random, folder: Path) -> Callable[[], object]:
 
 
 def damage_state(rng: Random, path: Path) -> None:
-    """Damages a state file; lines of JSON become other lines of JSON."""
+    """Damages a file of a run. In metrics.jsonl mostly single lines are changed."""
     if path.name == "metrics.jsonl" and path.is_file() and rng.random() < 0.7:
         lines = [mutations.mutate(rng, line) for line in (METRIC, METRIC, VALIDATION)]
         path.write_bytes(b"\n".join(mutations.json_bytes(rng, line) for line in lines) + b"\n")

@@ -1,4 +1,4 @@
-"""The benchmarks by name; each file says how one loads, prompts, ends, checks and is compared."""
+"""The registry of benchmarks. Each file of this package defines one suite, or two related ones."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from codellama_jax.benchmarks.suites import (
 )
 from codellama_jax.errors import UserError
 
+# The order is that of --help and of messages.
 SUITES: dict[str, Suite] = {
     "humaneval": humaneval.SUITE,
     "humaneval_plus": humaneval.PLUS,
@@ -43,7 +44,7 @@ SUITES: dict[str, Suite] = {
 
 
 def suite_of(name: str) -> Suite:
-    """Returns a suite. Raises UserError that lists all for an unknown name."""
+    """Returns the suite of a name. Raises UserError that lists all names for an unknown one."""
     if name not in SUITES:
         *others, last = SUITES
         raise UserError(f"no benchmark {name}: there are {', '.join(others)} and {last}")
@@ -56,7 +57,7 @@ def load(name: str, tokenizer: Any = None, **options: Any) -> Benchmark:
     Args:
         name: one of SUITES.
         tokenizer: the model's, for suites whose prompts have a given number of tokens.
-        options: the fields of the suite's options, `data` for one.
+        **options: fields of the suite's options, such as `data`.
     """
     suite = suite_of(name)
     if suite.load is None:

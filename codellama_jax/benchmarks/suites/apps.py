@@ -1,13 +1,16 @@
-"""Programming contests in three grades: APPS, two-shot, or zero-shot for Instruct models.
+"""APPS: programming contests of three difficulties, two-shot, or zero-shot for Instruct models.
 
 Hendrycks et al. 2021; Code Llama, tables 3 and 15.
 
-The published layout: `test/0000/` and on, with question.txt, input_output.json, and where there are
-any solutions.json, starter_code.py and metadata.json; the examples of the prompt come from `train/`
-beside it. Code Llama says of its prompts what they ask and that answers stand in triple single
-quotes, but not their words. A sample passes if every test does (strict accuracy); outputs are
-compared line by line without surrounding space, whole numbers digit by digit and others to a
-relative 1e-6.
+The data has the published layout: one folder per problem, `test/0000/` and so on, with
+question.txt, input_output.json and, if they exist, solutions.json, starter_code.py and
+metadata.json. The solved examples of the prompt come from `train/` beside `test/`.
+
+Code Llama describes its prompts and states that answers are in triple single quotes, but does not
+publish the exact text, so results may differ from the paper's.
+
+A sample passes if every test passes (strict accuracy). Outputs are compared line by line, without
+surrounding space: integers must be equal, other numbers equal to a relative 1e-6.
 """
 
 from __future__ import annotations
@@ -35,15 +38,16 @@ from codellama_jax.benchmarks.paper import Paper, crossed
 from codellama_jax.benchmarks.settings import ShotOptions
 from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.errors import UserError
-from codellama_jax.sandbox import Program
+from codellama_jax.sandbox import Program, Verdict
 from codellama_jax.system.files import decode_text, parse_json, read_file, user_path
 
-TIMEOUT = 4.0  # a test
-LONGEST_EXAMPLE = 3000  # characters
+TIMEOUT = 4.0  # seconds per test
+LONGEST_EXAMPLE = 3000  # characters of an example's question and solution
 GRADES = ("introductory", "interview", "competition")
 QUOTES = "'''"
 STANDARD = "read from and write to standard IO"
 CALL = "use the provided function signature"
+# Problems with `fn_name` call a function; the others read standard input and print.
 TESTS = {"fn_name": optional(or_null(IDENTIFIER))}
 LINES = Kind("a string or a list", lambda value: TEXT.accepts(value) or isinstance(value, list))
 STANDARD_TESTS = {"inputs": optional(list_of(LINES)), "outputs": optional(list_of(LINES))}
@@ -69,14 +73,19 @@ ZERO_SHOT = Paper(
 
 
 def load(options: ShotOptions, tokenizer: object = None) -> Benchmark:
-    """Returns the tasks of APPS (Hendrycks et al. 2021): programs that read and print text."""
-    # Some tests hold numbers of 9,000 digits; JSON reads 4,300 at most unless this is off.
+    """Returns the tasks of APPS from the folder `options.data`.
+
+    Raises UserError if the folder has another layout, or too few examples.
+    """
+    # Some tests hold integers of 9,000 digits; by default Python converts at most 4,300.
     sys.set_int_max_str_digits(0)
     if not options.data:
         raise UserError(
             "pass --data, the folder of APPS, which holds test/ and, for examples, train/"
         )
+    # A folder of problems, not one file, so `read_records` does not apply.
     root = Path(user_path(options.data))
+    # The user may also name the folder test/ itself.
     root = root if os.path.isdir(root / "test") else root.parent
     if not os.path.isdir(root / "test"):
         layout = "test/ and, for examples, train/"
@@ -86,8 +95,9 @@ def load(options: ShotOptions, tokenizer: object = None) -> Benchmark:
     return Benchmark(
         "apps" if examples else "apps_zero_shot",
         tasks,
+        # Code Llama uses 0.6 for APPS, and 0.8 elsewhere.
         temperature=0.6,
-        cut=until((QUOTES,)),
+        truncate=until((QUOTES,)),
         checks=_checks,
         program_checks=_checks,
         paper=PAPER if examples else ZERO_SHOT,
@@ -99,10 +109,14 @@ def _folders(split: Path) -> list[Path]:
 
 
 def _read(folder: Path) -> Record:
-    """Returns a problem. Raises UserError naming the file and field of the first fault."""
+    """Returns a problem from its folder.
+
+    Raises UserError naming the file and field of the first fault.
+    """
     file = folder / "input_output.json"
     tests = _read_json(file, {})
     check_record(tests, TESTS, str(file))
+    # The two kinds of tests have inputs of different types.
     fields = CALL_TESTS if tests.get("fn_name") else STANDARD_TESTS
     check_record(tests, fields, str(file))
     solutions = _read_json(folder / "solutions.json", [])
@@ -125,14 +139,16 @@ def _read_text(file: Path) -> str:
 
 
 def _read_json(file: Path, empty: Any) -> Any:
-    """Returns a file's value, `empty` where there is no file or nothing in it."""
+    """Returns the value of a JSON file, `empty` if it does not exist or holds only space."""
     data = read_file(file) if file.exists() else b""
     return parse_json(data, str(file)) if data.strip() else empty
 
 
-def _asked(record: Record) -> str:
+def _instruction(record: Record) -> str:
+    """Returns the question with the instruction to write code."""
     guide = CALL if record["tests"].get("fn_name") else STANDARD
     starter = f"\n{record['starter'].rstrip()}" if record["starter"].strip() else ""
+    # Answers end at the closing quotes, see `truncate` in `load`.
     wrapped = f"wrap your code answer in {QUOTES}"
     return (
         f"{record['question'].strip()}{starter}\nWrite Python code that obeys the constraints and "
@@ -141,40 +157,51 @@ def _asked(record: Record) -> str:
 
 
 def _examples(split: Path, shots: int) -> str:
-    """Returns the first short problems of the training split, of both kinds in turn where it has
-    both.
+    """Returns the solved examples of the prompt: the first short problems of the training split.
+
+    Problems with standard input and with a function alternate as long as the split has both.
     """
-    found: dict[bool, list[Record]] = {False: [], True: []}
-    for folder in _folders(split) if shots else ():
+    if not shots:
+        return ""
+    standard: list[Record] = []
+    call: list[Record] = []
+    for folder in _folders(split):
         record = _read(folder)
-        kind = found[bool(record["tests"].get("fn_name"))]
-        if (
-            record["solutions"]
-            and len(record["question"] + record["solutions"][0]) <= LONGEST_EXAMPLE
-            and len(kind) < shots
-        ):
-            kind.append(record)
-        if all(len(kind) == shots for kind in found.values()):
+        same_kind = call if record["tests"].get("fn_name") else standard
+        if len(same_kind) < shots and _is_short(record):
+            same_kind.append(record)
+        if len(standard) == len(call) == shots:
             break
-    mixed = [record for pair in zip(*found.values()) for record in pair]
-    chosen = [*mixed, *(r for kind in found.values() for r in kind if r not in mixed)][:shots]
+    chosen: list[Record] = []
+    for pair in zip(standard, call):
+        chosen += pair
+    # The longer list continues alone.
+    pairs = len(chosen) // 2
+    chosen += standard[pairs:] + call[pairs:]
     if len(chosen) < shots:
         raise UserError(
             f"{split} has not {shots} short solved problems for the prompt: give APPS with its "
             "train/, or --shots 0"
         )
-    return "".join(
-        f"Q: {_asked(record)}\nA: {QUOTES}\n{record['solutions'][0].strip()}\n{QUOTES}\n\n"
-        for record in chosen
-    )
+    examples = []
+    for record in chosen[:shots]:
+        solution = record["solutions"][0].strip()
+        examples.append(f"Q: {_instruction(record)}\nA: {QUOTES}\n{solution}\n{QUOTES}\n\n")
+    return "".join(examples)
+
+
+def _is_short(record: Record) -> bool:
+    """Returns whether a problem is solved and short enough for an example."""
+    if not record["solutions"]:
+        return False
+    return len(record["question"]) + len(record["solutions"][0]) <= LONGEST_EXAMPLE
 
 
 def _task(record: Record, examples: str) -> Task:
-    prompt = (
-        f"{examples}Q: {_asked(record)}\nA: {QUOTES}"
-        if examples
-        else f"[INST] {_asked(record)} [/INST] {QUOTES}"
-    )
+    if examples:
+        prompt = f"{examples}Q: {_instruction(record)}\nA: {QUOTES}"
+    else:
+        prompt = f"[INST] {_instruction(record)} [/INST] {QUOTES}"
     reference = f"\n{record['solutions'][0].strip()}\n" if record["solutions"] else None
     return Task(
         record["task_id"], prompt, reference=reference, group=record["difficulty"], record=record
@@ -186,19 +213,28 @@ def _checks(task: Task, completion: str) -> list[Check]:
     pairs = list(zip(tests.get("inputs", ()), tests.get("outputs", ())))
     if tests.get("fn_name"):
         return [_call(task, completion, tests["fn_name"], pairs)]
-    return [_standard(task, completion, _text(given), _text(wanted)) for given, wanted in pairs]
+    return [_standard(task, completion, _text(stdin), _text(stdout)) for stdin, stdout in pairs]
 
 
-def _standard(task: Task, completion: str, given: str, wanted: str) -> Check:
-    accepts = lambda verdict: passed(verdict) and same_output(verdict.stdout, wanted)
-    return Check(
-        Program(task.task_id, "python", completion, TIMEOUT, stdin=given, rule="output"), accepts
-    )
+def _standard(task: Task, completion: str, stdin: str, expected: str) -> Check:
+    """Returns the check of a program by its output for one input."""
+
+    def accepts(verdict: Verdict) -> bool:
+        return passed(verdict) and same_output(verdict.stdout, expected)
+
+    program = Program(task.task_id, "python", completion, TIMEOUT, stdin=stdin, rule="output")
+    return Check(program, accepts)
 
 
 def _call(task: Task, completion: str, name: str, pairs: list) -> Check:
-    """One program for all tests of a function, which may be a method of `Solution`."""
+    """Returns one check for all tests of the function `name`.
+
+    The function may be a method of a class `Solution`, as on LeetCode. The expected value may be
+    wrapped in a list, as in the published tests.
+    """
+    # Module-level code of the candidate, so it runs in the candidate's process.
     candidate = f"{completion}\nif 'Solution' in globals():\n    {name} = Solution().{name}\n"
+    # Expected values come from JSON, so a tuple that the candidate returns must become a list.
     test = f"""
 import json
 def check(candidate):
@@ -206,34 +242,58 @@ def check(candidate):
         value = json.loads(json.dumps(candidate(*arguments)))
         assert value == wanted or [value] == wanted
 """
-    code = f"{candidate}\n{test}\ncheck({name})"
-    timeout = TIMEOUT * max(1, len(pairs))
-    return Check(
-        Program(
-            task.task_id, "python", code, timeout, candidate=candidate, test=test, entry_point=name
-        )
+    program = Program(
+        task.task_id,
+        "python",
+        f"{candidate}\n{test}\ncheck({name})",
+        # One program runs all tests of the function.
+        TIMEOUT * max(1, len(pairs)),
+        candidate=candidate,
+        test=test,
+        entry_point=name,
     )
+    return Check(program)
 
 
 def _text(value: Any) -> str:
+    """Returns an input or output as text; some files hold a list of lines."""
     return value if isinstance(value, str) else "\n".join(map(str, value))
 
 
-def same_output(written: str, wanted: str) -> bool:
-    """Whether two outputs say the same."""
-    lines = lambda text: [line.split() for line in text.strip().split("\n") if line.strip()]
-    a, b = lines(written), lines(wanted)
-    return len(a) == len(b) and all(
-        len(x) == len(y) and all(map(_same_word, x, y)) for x, y in zip(a, b)
-    )
+def same_output(written: str, expected: str) -> bool:
+    """Returns whether two outputs have the same words in the same lines.
+
+    Empty lines and spaces around words are ignored.
+    """
+    written_lines = _words_by_line(written)
+    expected_lines = _words_by_line(expected)
+    if len(written_lines) != len(expected_lines):
+        return False
+    for words, expected_words in zip(written_lines, expected_lines):
+        if len(words) != len(expected_words) or not all(map(_same_word, words, expected_words)):
+            return False
+    return True
 
 
-def _same_word(a: str, b: str) -> bool:
-    whole = all(word.lstrip("+-").isdigit() for word in (a, b))
+def _words_by_line(text: str) -> list[list[str]]:
+    return [line.split() for line in text.split("\n") if line.strip()]
+
+
+def _same_word(written: str, expected: str) -> bool:
+    """Returns whether two words are equal, or are two numbers that are close to each other."""
+    if written == expected:
+        return True
+    # Long integers would be equal as floating-point numbers although digits differ.
+    if _is_integer(written) and _is_integer(expected):
+        return False
     try:
-        return a == b or (not whole and math.isclose(float(a), float(b), rel_tol=1e-6))
+        return math.isclose(float(written), float(expected), rel_tol=1e-6)
     except ValueError:
         return False
+
+
+def _is_integer(word: str) -> bool:
+    return word.lstrip("+-").isdigit()
 
 
 SUITE = Suite(load, ShotOptions)

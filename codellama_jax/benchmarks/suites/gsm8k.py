@@ -1,11 +1,10 @@
-"""Arithmetic word problems, 8-shot: GSM8K with reasoning in text, or as programs (PAL).
+"""GSM8K: arithmetic word problems, 8-shot, with reasoning as text or as a program (PAL).
 
 Cobbe et al. 2021; Gao et al. 2022; Code Llama, table 12.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from pathlib import Path
@@ -22,9 +21,9 @@ from codellama_jax.benchmarks.benchmark import (
 )
 from codellama_jax.benchmarks.fields import TEXT, list_of
 from codellama_jax.benchmarks.paper import Paper
-from codellama_jax.benchmarks.published import PREFIX
 from codellama_jax.benchmarks.settings import Options, ShotOptions
 from codellama_jax.benchmarks.suite import Suite, record_files
+from codellama_jax.data.downloads import PREFIX
 from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Program, Verdict
 from codellama_jax.system.files import user_path
@@ -32,11 +31,13 @@ from codellama_jax.system.files import user_path
 SHOTS = 8
 FIELDS = {"question": TEXT, "answer": TEXT}
 PAL_FIELDS = {"questions": list_of(TEXT, least=1), "solutions": list_of(TEXT, least=1)}
+# A number with thousands separators and decimals.
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-MINUS = re.compile(r"(?<![\d)])\N{MINUS SIGN}")  # a sign; behind a number it is a subtraction
+# A minus sign that belongs to a number. After a number or parenthesis it is a subtraction.
+MINUS = re.compile(r"(?<![\d)])\N{MINUS SIGN}")
 MINUS_CURRENCY = re.compile(r"(?<![\d)])-[$£€](?=\d)")
-PRECISION = 1e-3
-TIMEOUT = 3.0
+PRECISION = 1e-3  # largest difference of a correct answer
+TIMEOUT = 3.0  # seconds
 # Code Llama, table 12.
 PAPER = Paper(
     ("solved",),
@@ -51,62 +52,75 @@ PAPER = Paper(
 
 
 def load(options: ShotOptions, tokenizer: object = None) -> Benchmark:
-    """Examples come from train.jsonl beside the file.
+    """Returns the problems, to be answered in text.
 
-    Without one the file's first problems are the examples, and are not asked.
+    The solved examples come from train.jsonl beside the file. Without it, the first problems of
+    the file itself are the examples, and no tasks.
     """
     shots = options.shots if options.shots >= 0 else SHOTS
-    examples, asked = _train(_folder(options.data), shots), _problems(options.data)
+    examples = _train(_folder(options.data), shots)
+    problems = _problems(options.data)
     if len(examples) < shots:
-        examples, asked = asked[:shots], asked[shots:]
-    prompt = "".join(
-        f"Question: {r['question']}\nAnswer: {_without_notes(r['answer'])}\n\n" for r in examples
-    )
-    ending = lambda record: f"Question: {record['question']}\nAnswer:"
-    tasks = [_task(r, prompt + ending(r), f" {_without_notes(r['answer'])}\n\n") for r in asked]
-    return Benchmark("gsm8k", tasks, cut=until(("\nQuestion:",)), judge=_judge, paper=PAPER)
+        # Examples must not be tasks: the prompt would hold their answers.
+        examples, problems = problems[:shots], problems[shots:]
+    solved = []
+    for record in examples:
+        answer = _without_notes(record["answer"])
+        solved.append(f"Question: {record['question']}\nAnswer: {answer}\n\n")
+    tasks = []
+    for record in problems:
+        prompt = f"{''.join(solved)}Question: {record['question']}\nAnswer:"
+        tasks.append(_task(record, prompt, f" {_without_notes(record['answer'])}\n\n"))
+    # A base model continues with another question after its answer.
+    return Benchmark("gsm8k", tasks, truncate=until(("\nQuestion:",)), judge=_judge, paper=PAPER)
 
 
 def load_programs(options: ShotOptions, tokenizer: object = None) -> Benchmark:
-    """Examples come from pal*.json beside the file, `questions` and `solutions` in two lists."""
+    """Returns the problems, to be answered by a Python function `solution`.
+
+    The solved examples come from pal*.json beside the file, which holds one object with the lists
+    `questions` and `solutions`.
+    """
     shots = options.shots if options.shots >= 0 else SHOTS
-    found = sorted(_folder(options.data).glob("pal*.json"))
-    if not found:
+    files = sorted(_folder(options.data).glob("pal*.json"))
+    if not files:
         raise UserError(
             "gsm8k_programs takes its examples from a pal*.json beside "
             f"{options.data or '--data'}: put one there"
         )
-    records = read_records(found[0], PAL_FIELDS)
+    records = read_records(files[0], PAL_FIELDS)
     if not records:
-        raise UserError(f"{found[0]} holds no examples: it needs `questions` and `solutions`")
+        raise UserError(f"{files[0]} holds no examples: it needs `questions` and `solutions`")
     pairs = list(zip(records[0]["questions"], records[0]["solutions"]))
     if options.shots > len(pairs):
-        limit = f"{len(pairs)}, the number of examples in {found[0]}"
+        limit = f"{len(pairs)}, the number of examples in {files[0]}"
         raise UserError(f"--shots must be at most {limit}, not {shots}")
-    pairs = pairs[:shots]
-    prompt = "".join(
-        f"{_program_of(question)}{solution}\n\n\n\n\n\n" for question, solution in pairs
-    )
-    tasks = [
-        _task(r, prompt + _program_of(r["question"]).rstrip()) for r in _problems(options.data)
-    ]
+    solved = []
+    for question, solution in pairs[:shots]:
+        # PAL separates its examples by five empty lines.
+        solved.append(f"{_program_prompt(question)}{solution}\n\n\n\n\n\n")
+    examples = "".join(solved)
+    tasks = []
+    for record in _problems(options.data):
+        tasks.append(_task(record, examples + _program_prompt(record["question"]).rstrip()))
     return Benchmark(
         "gsm8k_programs",
         tasks,
-        cut=until(("\n\n\n\n",)),
-        finish=lambda task, text: text.lstrip("\n"),
+        # The separator of the examples ends the program.
+        truncate=until(("\n\n\n\n",)),
+        finish=_without_empty_lines,
         checks=_checks,
     )
 
 
 def _folder(data: str) -> Path:
-    """Returns the folder of the data, where the examples are; the current one for a download."""
+    """Returns the folder with the examples: that of the data, or the current one for a download."""
     if not data or data.startswith(PREFIX):
         return Path()
-    place = Path(user_path(data))
-    if not os.path.exists(place):
+    path = Path(user_path(data))
+    if not os.path.exists(path):
         raise UserError(f"--data: no file or folder {data[:200]}")
-    return place if place.is_dir() else place.parent
+    return path if path.is_dir() else path.parent
 
 
 def _train(folder: Path, shots: int) -> list[Record]:
@@ -115,18 +129,20 @@ def _train(folder: Path, shots: int) -> list[Record]:
 
 
 def _test_files(options: Options) -> list[Path]:
-    """Leaves out the examples, which may be in the same folder."""
+    """Returns the files of the problems, without those of the examples in the same folder."""
     files = record_files(options)
     return files if len(files) == 1 else [file for file in files if file.name == "test.jsonl"]
 
 
 def _problems(data: str) -> list[Record]:
-    folder = data and not data.startswith(PREFIX) and os.path.isdir(user_path(data))
-    records = read_records(Path(user_path(data)) / "test.jsonl" if folder else data, FIELDS)
+    """Returns the problems of a file, a download, or the file test.jsonl of a folder."""
+    is_folder = data and not data.startswith(PREFIX) and os.path.isdir(user_path(data))
+    records = read_records(Path(user_path(data)) / "test.jsonl" if is_folder else data, FIELDS)
     return [{**record, "number": number} for number, record in enumerate(records)]
 
 
 def _task(record: Record, prompt: str, reference: str | None = None) -> Task:
+    # The data is checked with the function that reads the model's answers.
     answer = last_number(record["answer"])
     if answer is None:
         end = record["answer"][-60:]
@@ -135,48 +151,50 @@ def _task(record: Record, prompt: str, reference: str | None = None) -> Task:
 
 
 def _without_notes(answer: str) -> str:
-    """Leaves out the calculator's notes <<...>>."""
+    """Returns an answer without the annotations <<...>> for a calculator."""
     return re.sub(r"<<[^>]*>>", "", answer)
 
 
-def _program_of(question: str) -> str:
+def _program_prompt(question: str) -> str:
     return f"Q: {question}\n\n# solution in Python:\n\n\n"
 
 
+def _without_empty_lines(task: Task, text: str) -> str:
+    """Returns the program without empty lines before it."""
+    return text.lstrip("\n")
+
+
 def last_number(text: str) -> float | None:
-    """Returns the number after `####` or "the answer is", else the last one."""
+    """Returns the number after `####` or "the answer is", else the last number of a text.
+
+    Returns None if there is no number.
+    """
     text = MINUS_CURRENCY.sub("-", MINUS.sub("-", text))
+    # Models write the answer in either form: GSM8K's own, or that of chain-of-thought prompts.
     marked = re.split(r"####|[Tt]he answer is", text)
-    found = NUMBER.findall(marked[-1])
-    if not found:
+    numbers = NUMBER.findall(marked[-1])
+    if not numbers:
         return None
-    number = found[0] if len(marked) > 1 else found[-1]
+    number = numbers[0] if len(marked) > 1 else numbers[-1]
     return float(number.replace(",", ""))
 
 
 def _judge(task: Task, sample: Sample) -> dict[str, float]:
     written = last_number(sample["completion"])
-    return {
-        "solved": float(written is not None and abs(written - task.record["answer"]) < PRECISION)
-    }
+    is_solved = written is not None and abs(written - task.record["answer"]) < PRECISION
+    return {"solved": float(is_solved)}
 
 
 def _checks(task: Task, completion: str) -> list[Check]:
     def accepts(verdict: Verdict) -> bool:
-        with contextlib.suppress(ValueError):
-            return (
-                passed(verdict) and abs(float(verdict.stdout) - task.record["answer"]) < PRECISION
-            )
-        return False
+        try:
+            difference = abs(float(verdict.stdout) - task.record["answer"])
+        except ValueError:
+            return False
+        return passed(verdict) and difference < PRECISION
 
-    return [
-        Check(
-            Program(
-                task.task_id, "python", f"{completion}\nprint(solution())\n", TIMEOUT, rule="output"
-            ),
-            accepts,
-        )
-    ]
+    code = f"{completion}\nprint(solution())\n"
+    return [Check(Program(task.task_id, "python", code, TIMEOUT, rule="output"), accepts)]
 
 
 SUITE = Suite(

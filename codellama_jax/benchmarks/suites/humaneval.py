@@ -1,8 +1,7 @@
-"""HumanEval (Codex, section 2) and HumanEval+ (EvalPlus).
+"""HumanEval (Codex, section 2) and HumanEval+ (EvalPlus), zero-shot.
 
-A function from its signature and docstring, zero-shot.
-
-The stop strings are those of BigCode's harness, which Meta names for Code Llama.
+The model completes a function from its signature and docstring. The stop strings are those of
+BigCode's harness, which Meta names as the harness of Code Llama.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from codellama_jax.benchmarks.settings import Options
 from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.sandbox import Program
 
+# A new statement at the top level: the function has ended.
 STOPS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "<file_sep>")
 FIELDS = {
     "task_id": TEXT,
@@ -33,10 +33,11 @@ FIELDS = {
     "canonical_solution": TEXT,
 }
 INPUTS = list_of(LIST)  # the arguments of each call
+# `atol` is the tolerance of floating-point results.
 PLUS_FIELDS = {**FIELDS, "base_input": INPUTS, "plus_input": INPUTS, "atol": or_null(NUMBER)}
-TIMEOUT = 3.0
-PLUS_TIMEOUT = 60.0  # for hundreds of inputs
-ZEROS = "HumanEval/32"  # asks for any zero of a polynomial
+TIMEOUT = 3.0  # seconds
+PLUS_TIMEOUT = 60.0  # HumanEval+ has hundreds of inputs per task
+ZEROS = "HumanEval/32"  # its function returns any zero of a polynomial
 # Code Llama, table 2; Codex, table 1; PanGu-Coder2, table 2.
 PAPER = Paper(
     PASS,
@@ -56,33 +57,33 @@ PAPER = Paper(
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
-    """Returns the tasks of HumanEval (Chen et al. 2021): functions to complete."""
+    """Returns the tasks of HumanEval: functions to complete."""
     tasks = [_task(record) for record in read_records(options.data, {**FIELDS, "test": TEXT})]
     return Benchmark(
         "humaneval",
         tasks,
-        cut=until(STOPS),
+        truncate=until(STOPS),
         finish=_finish,
         checks=_checks,
-        program_checks=lambda task, program: _test(task, program, task.record["test"], TIMEOUT),
+        program_checks=_program_checks,
         paper=PAPER,
     )
 
 
 def load_plus(options: Options, tokenizer: object = None) -> Benchmark:
-    """HumanEval+: what the canonical solution returns for the file's inputs decides, up to the
+    """Returns the tasks of HumanEval+.
+
+    An answer must return the same as the canonical solution for every input of the file, up to the
     task's tolerance.
     """
     tasks = [_task(record) for record in read_records(options.data, PLUS_FIELDS)]
     return Benchmark(
         "humaneval_plus",
         tasks,
-        cut=until(STOPS),
+        truncate=until(STOPS),
         finish=_finish,
         checks=_plus_checks,
-        program_checks=lambda task, program: _test(
-            task, program, _plus_test(task.record), PLUS_TIMEOUT
-        ),
+        program_checks=_plus_program_checks,
     )
 
 
@@ -92,11 +93,12 @@ def python_check(
     """Returns the check of a Python function by a published `check(candidate)`.
 
     Args:
-        record: gives the task's id and the function's name.
-        prompt: its helper functions are those that the test uses, whatever the candidate says.
+        record: has the task's id and the function's name.
+        prompt: the test uses the helper functions that it defines, even if the candidate
+            redefines them.
         candidate: the program that defines the function.
         test: defines `check`.
-        timeout: of the program, in seconds.
+        timeout: seconds of processor time.
     """
     name = record["entry_point"]
     program = Program(
@@ -121,6 +123,7 @@ def _task(record: Record) -> Task:
     return Task(
         record["task_id"],
         prompt,
+        # The model writes the space that the prompt lost.
         reference=space + record["canonical_solution"],
         record={**record, "space": space},
     )
@@ -131,35 +134,49 @@ def _finish(task: Task, text: str) -> str:
 
 
 def _checks(task: Task, completion: str) -> list[Check]:
-    return _test(task, task.record["prompt"] + completion, task.record["test"], TIMEOUT)
+    return _program_checks(task, task.record["prompt"] + completion)
+
+
+def _program_checks(task: Task, program: str) -> list[Check]:
+    return _test(task, program, task.record["test"], TIMEOUT)
 
 
 def _plus_checks(task: Task, completion: str) -> list[Check]:
-    candidate = task.record["prompt"] + completion
-    return _test(task, candidate, _plus_test(task.record), PLUS_TIMEOUT)
+    return _plus_program_checks(task, task.record["prompt"] + completion)
+
+
+def _plus_program_checks(task: Task, program: str) -> list[Check]:
+    return _test(task, program, _plus_test(task.record), PLUS_TIMEOUT)
 
 
 def _plus_test(record: Record) -> str:
-    """Writes a `check(candidate)` that compares with the canonical solution on every input."""
+    """Returns a `check(candidate)` that compares with the canonical solution for every input.
+
+    It runs in the sandbox. Arguments are copied because functions may change them.
+    """
+    # JSON, because the inputs become part of the test's source.
     inputs = json.dumps([*record["base_input"], *record["plus_input"]])
-    zero = f"abs(known['poly'](arguments[0], value)) <= {record['atol'] or 1e-6}"
-    same = (
-        zero
-        if record["task_id"] == ZEROS
-        else "same(value, known[name](*copy.deepcopy(arguments)))"
-    )
+    if record["task_id"] == ZEROS:
+        # Other zeros than the canonical one are also correct: the polynomial decides.
+        condition = f"abs(known['poly'](arguments[0], value)) <= {record['atol'] or 1e-6}"
+    else:
+        condition = "same(value, known[name](*copy.deepcopy(arguments)))"
     return f"""
 import copy, json, math
 known, name, atol = {{}}, {record["entry_point"]!r}, {record["atol"]} or 1e-6
 exec({record["prompt"] + record["canonical_solution"]!r}, known)
 def same(a, b):
-    if a == b: return True
-    if isinstance(b, (list, tuple)): return type(a) == type(b) and len(a) == len(b) and all(map(same, a, b))
-    return type(a) == type(b) == float and (math.isclose(a, b, rel_tol=1e-7, abs_tol=atol) or a != a and b != b)
+    if a == b:
+        return True
+    if isinstance(b, (list, tuple)):
+        return type(a) == type(b) and len(a) == len(b) and all(map(same, a, b))
+    if not type(a) == type(b) == float:
+        return False
+    return math.isclose(a, b, rel_tol=1e-7, abs_tol=atol) or a != a and b != b
 def check(candidate):
     for arguments in json.loads({inputs!r}):
         value = candidate(*copy.deepcopy(arguments))
-        assert {same}, arguments
+        assert {condition}, arguments
 """
 
 

@@ -1,6 +1,7 @@
-"""HumanEval infilling: a line, several lines or a random span, in PSM or SPM order.
+"""HumanEval infilling: the model fills in one line, several lines or a random span.
 
-Bavarian et al. 2022; Code Llama, table 14.
+Prompts are in PSM (prefix, suffix, middle) or SPM order. Bavarian et al. 2022; Code Llama, table
+14.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.benchmarks.suites import humaneval
 
 FIELDS = {**humaneval.FIELDS, "suffix": TEXT, "test": TEXT}
+# The first part of a task's id. The results of the three kinds are reported separately.
 KINDS = ("SingleLineInfilling", "MultiLineInfilling", "RandomSpanInfilling")
 # Code Llama, table 14.
 PAPER = Paper(
@@ -26,10 +28,15 @@ PAPER = Paper(
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
-    """Returns HumanEval's solutions with a part to fill in (Bavarian et al. 2022)."""
+    """Returns HumanEval's canonical solutions, each with a removed part to fill in."""
     tasks = [_task(record) for record in read_records(options.data, FIELDS)]
     return Benchmark(
-        "humaneval_infilling", tasks, infilling=True, cut=_cut, checks=_checks, paper=PAPER
+        "humaneval_infilling",
+        tasks,
+        infilling=True,
+        truncate=_truncate,
+        checks=_checks,
+        paper=PAPER,
     )
 
 
@@ -45,14 +52,16 @@ def _task(record: Record) -> Task:
     )
 
 
-def _cut(task: Task, text: str) -> str:
-    """Ends a single line with its newline; other middles end where the model says so."""
+def _truncate(task: Task, text: str) -> str:
+    """Truncates a single line after its newline; other middles end at the model's <EOT>."""
     newline = text.find("\n")
-    return text[: newline + 1] if task.group == KINDS[0] and newline >= 0 else text
+    is_single_line = task.group == KINDS[0]
+    return text[: newline + 1] if is_single_line and newline >= 0 else text
 
 
 def _checks(task: Task, completion: str) -> list[Check]:
     record = task.record
+    # The prefix may end inside the function under test. Only the code before it is trusted.
     helpers = record["prompt"].rpartition(f"def {record['entry_point']}(")[0]
     candidate = record["prompt"] + completion + record["suffix"]
     return humaneval.python_check(record, helpers, candidate, record["test"])

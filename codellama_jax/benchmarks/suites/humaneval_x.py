@@ -1,10 +1,11 @@
-"""HumanEval-X (CodeGeeX, section 4).
+"""HumanEval-X (CodeGeeX, section 4): HumanEval in Python, C++, Java, JavaScript and Go.
 
-HumanEval by hand in Python, C++, Java, JavaScript and Go; generation, or translation of a solution.
+The model completes a function, or translates the solution of another language.
 
-A language's text ends as in the published harness: Python with its function, the others with the
-brace that closes theirs. In Go functions that it calls and that follow it belong to it, as in the
-solution of Go/72, which the published rule cuts in two.
+Text is truncated as in the published harness: in Python at the end of the function, in the other
+languages at the brace that closes the function. One difference: in Go, functions that follow and
+that the text before calls are kept, as in the canonical solution of Go/72, which the published rule
+truncates.
 """
 
 from __future__ import annotations
@@ -31,13 +32,17 @@ from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Program
 from codellama_jax.sandbox.languages import GO_PACKAGES
 
-# As prompts spell them
+# Names of languages in prompts.
 NAMES = {"python": "Python", "cpp": "C++", "java": "Java", "js": "JavaScript", "go": "Go"}
-# By the prefix of a task's id
+# Prefix of a task's id -> language.
 LANGUAGES = {"Python": "python", "CPP": "cpp", "Java": "java", "JavaScript": "js", "Go": "go"}
+# Seconds of processor time.
 TIMEOUTS = {"python": 5.0, "cpp": 20.0, "java": 20.0, "js": 5.0, "go": 30.0}
-RULES = {"js": "js"}  # console.assert only prints
+# A failed console.assert of JavaScript prints, but does not raise.
+RULES = {"js": "js"}
+# The first line without indentation.
 PYTHON_END = re.compile(r"\n(?=\S)")
+# Imports that the published harness adds to every Python program.
 PYTHON_IMPORTS = """import math
 import re
 import sys
@@ -49,6 +54,7 @@ import heapq
 from typing import *
 from collections import *
 """
+# Headers that the published harness adds to C++ programs.
 CPP_HEADERS = (
     "stdlib.h",
     "algorithm",
@@ -61,6 +67,7 @@ CPP_HEADERS = (
     "iostream",
 )
 GO_HELPER = re.compile(r"\s*func (\w+)\(")
+# The beginning of such a function, as far as the model has written it.
 GO_HELPER_BEGUN = re.compile(r"\s*(f(u(n(c( \w*)?)?)?)?)?")
 CALL = re.compile(r"^check\((\w+)\)", re.M)
 FIELDS = {
@@ -72,12 +79,18 @@ FIELDS = {
     "import": optional(TEXT),
     "test_setup": optional(TEXT),
 }
+CODEGEN = (
+    "CodeGen-Multi 16B 19.22 34.64 55.17 18.05 30.84 50.90 14.95 36.73 60.62 18.40 32.80 56.48"
+    " 13.03 25.46 48.77"
+)
+CODEGEEX = (
+    "CodeGeeX 13B 22.89 39.57 60.92 17.06 32.21 51.00 20.04 36.70 58.42 17.59 32.28 56.33"
+    " 14.43 25.68 47.14"
+)
 # CodeGeeX.
 PAPER = Paper(
     crossed(("python", "cpp", "java", "js", "go"), PASS),
-    """
-        CodeGen-Multi 16B 19.22 34.64 55.17 18.05 30.84 50.90 14.95 36.73 60.62 18.40 32.80 56.48 13.03 25.46 48.77
-        CodeGeeX 13B 22.89 39.57 60.92 17.06 32.21 51.00 20.04 36.70 58.42 17.59 32.28 56.33 14.43 25.68 47.14""",
+    f"{CODEGEN}\n{CODEGEEX}",
 )
 
 
@@ -91,7 +104,7 @@ class TranslationOptions(Options):
 
 
 def load(options: TranslationOptions, tokenizer: object = None) -> Benchmark:
-    """Returns HumanEval-X (Zheng et al. 2023): functions to complete, or to translate."""
+    """Returns the tasks of HumanEval-X: functions to complete, or to translate with `source`."""
     records = [_with_language(record) for record in read_records(options.data, FIELDS)]
     if not options.source:
         tasks = [_task(record) for record in records]
@@ -99,32 +112,34 @@ def load(options: TranslationOptions, tokenizer: object = None) -> Benchmark:
             "humaneval_x",
             tasks,
             max_new_tokens=1024,
-            cut=_cut,
+            truncate=_truncate,
             finish=_finish,
             checks=_checks,
             paper=PAPER,
         )
     solved = read_records(options.source, FIELDS)
     sources = {_number(record): _with_language(record) for record in solved}
-    lacking = [record["task_id"] for record in records if _number(record) not in sources]
-    if lacking:
-        raise UserError(f"{options.source} has no solution to translate for {lacking[0]}")
+    missing = [record["task_id"] for record in records if _number(record) not in sources]
+    if missing:
+        raise UserError(f"{options.source} has no solution to translate for {missing[0]}")
     tasks = [_translation(sources[_number(record)], record) for record in records]
     return Benchmark(
         "humaneval_x_translation",
         tasks,
         max_new_tokens=1024,
-        cut=_cut,
+        truncate=_truncate,
         finish=_finish,
         checks=_checks,
     )
 
 
 def _with_language(record: Record) -> Record:
-    """Adds the language. Raises UserError for one that is not known, and for a test without a
-    call.
+    """Adds the language.
+
+    Raises UserError for an unknown language, and for a Python test that does not call `check`.
     """
-    place, prefix = record["place"], record["task_id"].partition("/")[0]
+    place = record["place"]
+    prefix = record["task_id"].partition("/")[0]
     if prefix not in LANGUAGES or not _number(record):
         known = ", ".join(f"{name}/0" for name in LANGUAGES)
         raise UserError(f"{place}: task_id must be like {known}, not {record['task_id']!r}")
@@ -150,10 +165,13 @@ def _task(record: Record) -> Task:
 
 
 def _translation(source: Record, target: Record) -> Task:
-    names = NAMES[source["language"]], NAMES[target["language"]]
+    """Returns the task to translate the solution of `source` into the language of `target`."""
+    source_name = NAMES[source["language"]]
+    target_name = NAMES[target["language"]]
     solved = source["declaration"] + source["canonical_solution"]
+    # The prompt of CodeGeeX.
     prompt, space = stripped(
-        f"code translation\n{names[0]}:\n{solved}\n{names[1]}:\n{target['declaration']}"
+        f"code translation\n{source_name}:\n{solved}\n{target_name}:\n{target['declaration']}"
     )
     record = {**target, "prompt": target["declaration"], "space": space}
     group = f"{source['language']} to {target['language']}"
@@ -166,33 +184,44 @@ def _translation(source: Record, target: Record) -> Task:
     )
 
 
-def _cut(task: Task, text: str) -> str:
-    if task.record["language"] == "python":
+def _truncate(task: Task, text: str) -> str:
+    """Returns the text up to the end of the function, see the module's docstring."""
+    language = task.record["language"]
+    if language == "python":
         end = PYTHON_END.search(text)
         return text[: end.start() + 1] if end else text
+    # The prompt has opened a brace: the function ends at the first one that closes more.
     depth = 0
-    for place, character in enumerate(text):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if (
-            character == "}"
-            and depth < 0
-            and not (task.record["language"] == "go" and _helper_follows(text, place + 1))
-        ):
-            return text[: place + 1]
+    for position, character in enumerate(text):
+        if character == "{":
+            depth += 1
+        elif character == "}":
+            depth -= 1
+            end_of_function = position + 1
+            has_helper = language == "go" and _helper_follows(text, end_of_function)
+            if depth < 0 and not has_helper:
+                return text[:end_of_function]
     return text
 
 
 def _helper_follows(text: str, end: int) -> bool:
-    """Whether text[end:] begins, or may yet begin, with a Go function that the text before
-    calls.
+    """Returns whether text[end:] starts with a Go function that text[:end] calls.
+
+    Also returns True while the text is too short to decide: truncation must be monotone.
     """
     helper = GO_HELPER.match(text, end)
-    return f"{helper[1]}(" in text[:end] if helper else bool(GO_HELPER_BEGUN.fullmatch(text, end))
+    if helper:
+        return f"{helper[1]}(" in text[:end]
+    return bool(GO_HELPER_BEGUN.fullmatch(text, end))
 
 
 def _finish(task: Task, text: str) -> str:
-    closes_class = task.record["language"] == "java" and text.count("}") == text.count("{") + 1
-    return after_space(task.record["space"], text) + ("\n}" if closes_class else "")
+    """Returns the completion; in Java it also closes the class, as in the published harness."""
+    completion = after_space(task.record["space"], text)
+    closes_only_function = text.count("}") == text.count("{") + 1
+    if task.record["language"] == "java" and closes_only_function:
+        completion += "\n}"
+    return completion
 
 
 def _checks(task: Task, completion: str) -> list[Check]:
@@ -200,39 +229,36 @@ def _checks(task: Task, completion: str) -> list[Check]:
     solution = record["prompt"] + completion
     if language == "python":
         named = {**record, "entry_point": CALL.findall(record["test"])[-1]}
+        # `python_check` calls `check` itself.
         test = re.sub(r"^check\(.*\)$", "", record["test"], flags=re.M)
         prompt = PYTHON_IMPORTS + record["prompt"]
         return python_check(named, prompt, prompt + completion, test, TIMEOUTS[language])
-    # An import that is not used does not compile: `_before` names those that are
     if language == "go":
+        # Go does not compile a program with an unused import. `_preamble` adds those that are used.
         solution = solution.replace(record.get("import", ""), "", 1)
-    code = f"{_before(language, record, solution)}{solution}\n{record['test']}"
-    return [
-        Check(
-            Program(
-                task.task_id, language, code, TIMEOUTS[language], rule=RULES.get(language, "exit")
-            )
-        )
-    ]
+    code = f"{_preamble(language, record, solution)}{solution}\n{record['test']}"
+    rule = RULES.get(language, "exit")
+    return [Check(Program(task.task_id, language, code, TIMEOUTS[language], rule=rule))]
 
 
-def _before(language: str, record: Record, solution: str) -> str:
-    """Returns what the published harness adds.
+def _preamble(language: str, record: Record, solution: str) -> str:
+    """Returns the code that the published harness puts before a solution.
 
-    Headers and packages that a solution uses without naming them.
+    These are headers and packages that the solution may use without naming them.
     """
     if language == "cpp":
-        lacking = [
-            header
-            for header in CPP_HEADERS
-            if f"#include<{header}>" not in solution.replace(" ", "")
-        ]
-        return "".join(f"#include<{header}>\n" for header in lacking) + "using namespace std;\n"
+        compact = solution.replace(" ", "")
+        headers = [header for header in CPP_HEADERS if f"#include<{header}>" not in compact]
+        return "".join(f"#include<{header}>\n" for header in headers) + "using namespace std;\n"
     if language == "go":
         setup = record.get("test_setup", "")
-        uses = lambda package: re.search(rf"\b{package.split('/')[-1]}\.[A-Z]", solution)
-        used = [package for package in GO_PACKAGES if f'"{package}"' not in setup and uses(package)]
-        return setup + "".join(f'import "{package}"\n' for package in used)
+        imports = []
+        for package in GO_PACKAGES:
+            # Exported names of Go start with a capital letter.
+            is_used = re.search(rf"\b{package.split('/')[-1]}\.[A-Z]", solution)
+            if is_used and f'"{package}"' not in setup:
+                imports.append(f'import "{package}"\n')
+        return setup + "".join(imports)
     return ""
 
 

@@ -1,9 +1,8 @@
-"""Key retrieval (Code Llama, section 3.3.2 and table 17).
+"""Key retrieval (Code Llama, section 3.3.2 and table 17): a number hidden in long code.
 
-A number hidden in long code, asked for at its end.
-
-The filler is any Python code; the paper's are CodeContests' solutions. A function that returns a
-two-digit number stands at a relative position in it; the model must end `assert my_function() == `.
+The prompt is filler code with a function that returns a two-digit number, the key, at a relative
+position. It ends with `assert my_function() == `, and the model must write the number. The filler
+may be any Python code; the paper uses solutions of CodeContests.
 """
 
 from __future__ import annotations
@@ -29,20 +28,24 @@ from codellama_jax.errors import UserError
 if TYPE_CHECKING:
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
+# The note is in a separate return statement, as in the paper.
 KEY = """
 def my_function() -> int:
     return "Note: this function is used at the end."
     return {value}
 
-"""  # the note stands in a return statement of its own, as the paper's does
+"""
+# Endings of the filler's files.
 KINDS = (".py", ".txt")
 END = "\nassert my_function() == "
+GROUPS = (
+    *("8000@0", "8000@0.2", "8000@0.4"),
+    *("16000@0", "16000@0.2", "16000@0.4"),
+    *("24000@0", "24000@0.2", "24000@0.4"),
+)
 # Code Llama, table 17.
 PAPER = Paper(
-    crossed(
-        (f"{length}@{p}" for length in (8000, 16000, 24000) for p in (0, 0.2, 0.4)),
-        ("retrieved",),
-    ),
+    crossed(GROUPS, ("retrieved",)),
     """
         Code Llama 7B 100 95.3 100 54.7 100 98.4 3.1 85.9 85.9
         Code Llama 13B 100 100 100 100 100 100 100 89.1 6.3
@@ -68,8 +71,9 @@ class KeyOptions(LengthOptions):
 
 
 def load(options: KeyOptions, tokenizer: Tokenizer | None = None) -> Benchmark:
-    """Examples of each length and position begin at different lines of the filler, drawn from
-    the number of tokens.
+    """Returns `options.examples` tasks for each context length and position of the key.
+
+    Raises UserError without a tokenizer, and if the filler is shorter than a prompt.
     """
     if tokenizer is None:
         raise UserError(
@@ -77,62 +81,75 @@ def load(options: KeyOptions, tokenizer: Tokenizer | None = None) -> Benchmark:
             "tokenizer counts them"
         )
     texts = (text_of(file) for file in files_of(options.data, KINDS))
+    # Encoded once: all tasks share the lines.
     lines = list(lines_of(texts, tokenizer))
-    tasks = [
-        task_of(lines, tokenizer, length, position, number)
-        for length in options.lengths
-        for position in options.positions
-        for number in range(options.examples)
-    ]
+    tasks = []
+    for length in options.lengths:
+        for position in options.positions:
+            for number in range(options.examples):
+                tasks.append(task_of(lines, tokenizer, length, position, number))
     return Benchmark(
-        "key_retrieval", tasks, max_new_tokens=8, cut=until(("\n",)), judge=_judge, paper=PAPER
+        "key_retrieval", tasks, max_new_tokens=8, truncate=until(("\n",)), judge=_judge, paper=PAPER
     )
 
 
 def lines_of(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
-    """Yields every line of the filler with its number of tokens; no piece goes across a newline."""
+    """Yields every line of the filler with its number of tokens.
+
+    The numbers of lines add up to that of the text, because no token spans a newline.
+    """
     for text in texts:
-        yield from (
-            (line, len(tokenizer.encode(line, leading_space=False)))
-            for line in f"{text.rstrip()}\n\n".splitlines(keepends=True)
-        )
+        for line in f"{text.rstrip()}\n\n".splitlines(keepends=True):
+            yield line, len(tokenizer.encode(line, leading_space=False))
 
 
 def task_of(
     lines: list[tuple[str, int]], tokenizer: Tokenizer, length: int, position: float, number: int
 ) -> Task:
-    """Hides a key at a relative position in a prompt of `length` tokens.
+    """Returns a task with the key hidden in a prompt of at most `length` tokens.
 
-    Which key and filler hangs on length and number.
+    Args:
+        lines: (line, number of tokens) of the filler.
+        tokenizer: counts the tokens of the key.
+        length: of the prompt, in tokens.
+        position: of the key, as a fraction of the filler's tokens.
+        number: with `length`, seeds the choice of the key and of the filler's first line.
     """
+    # Without the position: all positions of one number hide the same key in the same filler.
     rng = Random(f"{length} {number}")
     value = rng.randint(10, 99)
     key = KEY.format(value=value)
-    room = length - len(tokenizer.encode(key + END)) - 2  # BOS, and the space before any text
+    # Two tokens more: BOS, and the space that SentencePiece puts before a text.
+    room = length - len(tokenizer.encode(key + END)) - 2
     start = rng.randrange(len(lines))
-    parts: tuple[list[str], list[str]] = ([], [])
+    before: list[str] = []
+    after: list[str] = []
     used = 0
+    # The filler continues at its first line after its last one.
     for i in range(start, start + len(lines)):
         line, tokens = lines[i % len(lines)]
+        # Complete lines only, so the prompt may be a few tokens shorter than `length`.
         if used + tokens > room:
             break
-        parts[used + tokens > position * room].append(line)
+        part = after if used + tokens > position * room else before
+        part.append(line)
         used += tokens
     else:
         raise UserError(
             f"the filler has {used:,} tokens and a prompt of {length:,} needs {room:,}: give "
             "more files, or shorter --lengths"
         )
-    name = f"{length}@{position:g}"
-    prompt = "".join(parts[0]) + key + "".join(parts[1]) + END
+    group = f"{length}@{position:g}"
+    prompt = "".join(before) + key + "".join(after) + END
     return Task(
-        f"{name}/{number}", prompt, reference=f"{value}\n", group=name, record={"value": value}
+        f"{group}/{number}", prompt, reference=f"{value}\n", group=group, record={"value": value}
     )
 
 
 def _judge(task: Task, sample: Sample) -> dict[str, float]:
-    found = re.match(r"\s*(\d+)", sample["completion"])
-    return {"retrieved": float(found is not None and int(found[1]) == task.record["value"])}
+    number = re.match(r"\s*(\d+)", sample["completion"])
+    is_retrieved = number is not None and int(number[1]) == task.record["value"]
+    return {"retrieved": float(is_retrieved)}
 
 
 SUITE = Suite(load, KeyOptions, texts=KINDS)

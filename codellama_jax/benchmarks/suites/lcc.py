@@ -1,10 +1,10 @@
-"""The next line of a long file, by exact match and BLEU: LCC.
+"""LCC: the next line of a long file, measured by exact match and BLEU.
 
 Guo et al. 2023; Code Llama, table 7.
 
-Code Llama resampled LCC's validation and test sets so that file sizes are balanced; which points it
-took is not published. Here a bin of BIN characters of context gives at most PER_BIN points, the
-same ones always.
+Code Llama resampled LCC's validation and test sets so that file sizes are balanced, but did not
+publish which points it used. Here at most PER_BIN points are used of each bin of BIN characters of
+context, always the same ones.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from codellama_jax.benchmarks.settings import Options, described
 from codellama_jax.benchmarks.suite import Suite
 
 FIELDS = {"context": TEXT, "gt": TEXT}
-BIN = 16_000  # about 4,000 tokens
-PER_BIN = 24  # gives about 500 points up to 100,000 tokens
+BIN = 16_000  # characters, about 4,000 tokens
+PER_BIN = 24  # this results in about 500 points up to 100,000 tokens
 # Code Llama, table 7.
 PAPER = Paper(
     crossed(("python", "java", "csharp"), ("exact", "bleu")),
@@ -44,29 +44,33 @@ class LccOptions(Options):
 
 
 def load(options: LccOptions, tokenizer: object = None) -> Benchmark:
-    """A file for each language, whose name is its group."""
+    """Returns the tasks of one file per language; the file's name is the group of its tasks."""
     records = read_records(options.data, FIELDS)
     tasks = [_task(number, record) for number, record in enumerate(records)]
     tasks = tasks if options.all_tasks else balanced(tasks)
     return Benchmark(
-        "lcc", tasks, max_new_tokens=128, cut=until(("\n",)), judge=_judge, paper=PAPER
+        "lcc", tasks, max_new_tokens=128, truncate=until(("\n",)), judge=_judge, paper=PAPER
     )
 
 
 def balanced(tasks: list[Task]) -> list[Task]:
-    """Returns at most PER_BIN tasks of each group and size, chosen by a hash of their text."""
+    """Returns at most PER_BIN tasks of each group and bin of prompt lengths, in their order.
+
+    They are chosen by a hash of their prompts, which is as good as random and always the same.
+    """
     bins: dict[tuple[str, int], list[Task]] = defaultdict(list)
+    # Sorting by the hash, not by Python's `hash`, which changes with every process.
     for task in sorted(tasks, key=lambda task: hashlib.sha256(task.prompt.encode()).digest()):
         bins[task.group, len(task.prompt) // BIN].append(task)
-    chosen = {task.task_id for some in bins.values() for task in some[:PER_BIN]}
+    chosen = set()
+    for tasks_of_bin in bins.values():
+        # The first of a bin by their hash.
+        chosen |= {task.task_id for task in tasks_of_bin[:PER_BIN]}
     return [task for task in tasks if task.task_id in chosen]
 
 
 def _task(number: int, record: Record) -> Task:
-    """A context that ends with its line's newline goes on with the target line.
-
-    The prompt is left as it is.
-    """
+    # The context ends with a newline, and the prompt keeps it: the model starts with the new line.
     return Task(
         f"{record['file']}/{number}",
         record["context"],
@@ -77,8 +81,9 @@ def _task(number: int, record: Record) -> Task:
 
 
 def _judge(task: Task, sample: Sample) -> dict[str, float]:
-    written, wanted = sample["completion"].strip(), task.record["line"].strip()
-    return {"exact": float(written == wanted), "bleu": smoothed_bleu(written, wanted)}
+    written = sample["completion"].strip()
+    line = task.record["line"].strip()
+    return {"exact": float(written == line), "bleu": smoothed_bleu(written, line)}
 
 
 SUITE = Suite(load, LccOptions)

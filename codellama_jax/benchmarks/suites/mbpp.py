@@ -1,9 +1,7 @@
-"""MBPP (Austin et al. 2021).
+"""MBPP (Austin et al. 2021): a Python function from a sentence and three assertions.
 
-A Python function from a sentence and three asserts; 3-shot, or 0-shot for Instruct models.
-
-Tasks 2, 3 and 4 are the examples and 11 to 510 the test split, as its authors say. Code Llama's own
-examples are not published.
+The prompt is 3-shot, or 0-shot for Instruct models. As its authors define, tasks 2, 3 and 4 are the
+examples, and tasks 11 to 510 the test split. Code Llama's examples are not published.
 """
 
 from __future__ import annotations
@@ -24,9 +22,10 @@ from codellama_jax.sandbox import Program
 EXAMPLES = (2, 3, 4)
 TEST = range(11, 511)
 OWN_TASKS = "the papers' numbers are those of the test split, and --all-tasks was given"
+# Marks around code, in the few-shot prompt of the MBPP paper and in that of Instruct models.
 BEGIN, DONE = "[BEGIN]\n", "\n[DONE]"
 OPEN, CLOSE = "[PYTHON]", "[/PYTHON]"
-ASKED = (
+INSTRUCTION = (
     "You are an expert Python programmer, and here is your task: {} "
     "Your code should pass these tests:\n\n{}\n"
 )
@@ -39,8 +38,7 @@ FIELDS = {
     "test_imports": optional(list_of(TEXT)),
     "test_setup_code": optional(TEXT),
 }
-# BigCode's harness allows 3.0, in which the published solution of task 123 does not always come to
-# its end
+# Seconds. BigCode's harness allows 3, but the published solution of task 123 may take longer.
 TIMEOUT = 10.0
 # Code Llama, table 2.
 PAPER = Paper(
@@ -72,32 +70,32 @@ class MbppOptions(ShotOptions):
 
 
 def load(options: MbppOptions, tokenizer: object = None) -> Benchmark:
-    """Returns the tasks of MBPP (Austin et al. 2021), complete or sanitized."""
-    records = [_unix(record) for record in read_records(options.data, FIELDS)]
+    """Returns the tasks of MBPP; the file may be the complete or the sanitized one."""
+    records = [_normalized(record) for record in read_records(options.data, FIELDS)]
     if options.shots > len(EXAMPLES):
         message = f"--shots must be at most {len(EXAMPLES)} for mbpp, whose examples are tasks"
         raise UserError(f"{message} {', '.join(map(str, EXAMPLES))}; not {options.shots}")
     shots = EXAMPLES[: options.shots] if options.shots >= 0 else EXAMPLES
+    # The examples are tasks of the same file, outside of the test split.
     by_id = {record["task_id"]: record for record in records}
-    lacking = [number for number in shots if number not in by_id]
-    if lacking:
+    missing = [number for number in shots if number not in by_id]
+    if missing:
         raise UserError(
-            f"{options.data} lacks task {lacking[0]}, an example of the prompt: give the whole "
+            f"{options.data} lacks task {missing[0]}, an example of the prompt: give the complete "
             "file, or --shots 0"
         )
-    examples = "".join(
-        f"{_asked(by_id[number])}{BEGIN}{by_id[number]['code']}{DONE}\n\n" for number in shots
-    )
-    tasks = [
-        _task(record, examples)
-        for record in records
-        if options.all_tasks or record["task_id"] in TEST
-    ]
-    cut = until((DONE,)) if shots else until((CLOSE,))
+    examples = ""
+    for number in shots:
+        record = by_id[number]
+        examples += f"{_instruction(record)}{BEGIN}{record['code']}{DONE}\n\n"
+    tasks = []
+    for record in records:
+        if options.all_tasks or record["task_id"] in TEST:
+            tasks.append(_task(record, examples))
     return Benchmark(
         "mbpp" if shots else "mbpp_zero_shot",
         tasks,
-        cut=cut,
+        truncate=until((DONE,) if shots else (CLOSE,)),
         finish=_finish,
         checks=_checks,
         program_checks=_checks,
@@ -106,13 +104,16 @@ def load(options: MbppOptions, tokenizer: object = None) -> Benchmark:
     )
 
 
-def _unix(record: Record) -> Record:
-    """The file's code has the line ends of two systems.
+def _normalized(record: Record) -> Record:
+    """Returns a record with `text` and Unix line ends, its code checked.
 
-    Its newer format names the text `prompt`.
+    The sanitized file names the text `prompt`, and some code has the line ends of Windows. Raises
+    UserError for code or tests that are not Python.
     """
     record = {**record, "text": record.get("text") or record.get("prompt", "")}
+    # Models rarely write carriage returns; the examples of the prompt should not hold any.
     record["code"] = record["code"].replace("\r\n", "\n")
+    # `tested_names` parses both later.
     for name, source in (("code", record["code"]), ("test_list", "\n".join(record["test_list"]))):
         try:
             ast.parse(source)
@@ -121,53 +122,54 @@ def _unix(record: Record) -> Record:
     return record
 
 
-def _asked(record: Record) -> str:
-    return ASKED.format(record["text"], "\n".join(record["test_list"]))
+def _instruction(record: Record) -> str:
+    return INSTRUCTION.format(record["text"], "\n".join(record["test_list"]))
 
 
 def _task(record: Record, examples: str) -> Task:
     if examples:
-        prompt, reference = examples + _asked(record) + BEGIN.rstrip(), "\n" + record["code"]
+        # Without the newline of BEGIN: the model writes it, as a token that it knows.
+        prompt = examples + _instruction(record) + BEGIN.rstrip()
+        reference = "\n" + record["code"]
     else:
-        prompt = f"[INST] {_asked(record)}Put your code between {OPEN} and {CLOSE} tags. [/INST]"
+        prompt = (
+            f"[INST] {_instruction(record)}Put your code between {OPEN} and {CLOSE} tags. [/INST]"
+        )
         reference = f" {OPEN}\n{record['code']}\n"
     return Task(str(record["task_id"]), prompt, reference=reference, record=record)
 
 
 def _finish(task: Task, text: str) -> str:
+    """Returns the code after the tag of an Instruct model, all of the text if there is none."""
     return text.rpartition(OPEN)[2]
 
 
 def _checks(task: Task, completion: str) -> list[Check]:
     record = task.record
-    test = "\n".join(
-        [*record.get("test_imports", ()), record.get("test_setup_code", ""), *record["test_list"]]
+    setup = [*record.get("test_imports", ()), record.get("test_setup_code", "")]
+    test = "\n".join([*setup, *record["test_list"]])
+    program = Program(
+        task.task_id,
+        "python",
+        f"{completion}\n{test}\n",
+        TIMEOUT,
+        candidate=completion,
+        test=test,
+        entry_point=",".join(tested_names(record["code"], record["test_list"])),
     )
-    names = ",".join(tested_names(record["code"], record["test_list"]))
-    code = f"{completion}\n{test}\n"
-    return [
-        Check(
-            Program(
-                task.task_id,
-                "python",
-                code,
-                TIMEOUT,
-                candidate=completion,
-                test=test,
-                entry_point=names,
-            )
-        )
-    ]
+    return [Check(program)]
 
 
 def tested_names(code: str, tests: Sequence[str]) -> list[str]:
-    """Returns what the tests use of what `code` defines."""
-    used = {node.id for node in ast.walk(ast.parse("\n".join(tests))) if isinstance(node, ast.Name)}
-    defined = {
-        node.name
-        for node in ast.parse(code).body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef)
-    }
+    """Returns the names of functions and classes that `code` defines and the tests use."""
+    used = set()
+    for node in ast.walk(ast.parse("\n".join(tests))):
+        if isinstance(node, ast.Name):
+            used.add(node.id)
+    defined = set()
+    for statement in ast.parse(code).body:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            defined.add(statement.name)
     return sorted(used & defined)
 
 

@@ -1,6 +1,6 @@
-"""HumanEval in C++, Java, PHP, TypeScript, C# and Bash, zero-shot.
+"""MultiPL-E: HumanEval in C++, Java, PHP, TypeScript, C# and Bash, zero-shot.
 
-MultiPL-E, Cassano et al. 2022; Code Llama, table 4.
+Cassano et al. 2022; Code Llama, table 4.
 """
 
 from __future__ import annotations
@@ -18,20 +18,12 @@ from codellama_jax.benchmarks.fields import TEXT, WORD, list_of
 from codellama_jax.benchmarks.paper import Paper, crossed
 from codellama_jax.benchmarks.settings import Options
 from codellama_jax.benchmarks.suite import Suite
-from codellama_jax.generation.stop import until as cut_before
+from codellama_jax.generation import stop
 from codellama_jax.sandbox import Program
 
-TIMEOUTS = {
-    "cpp": 15.0,
-    "java": 15.0,
-    "php": 15.0,
-    "ts": 15.0,
-    "cs": 5.0,
-    "sh": 15.0,
-    "js": 5.0,
-    "rs": 15.0,
-    "go": 30.0,
-}
+# Seconds of processor time. MultiPL-E's default is 15.
+TIMEOUTS = {"cs": 5.0, "js": 5.0, "go": 30.0}
+DEFAULT_TIMEOUT = 15.0
 FIELDS = {
     "name": TEXT,
     "language": WORD,
@@ -55,15 +47,15 @@ PAPER = Paper(
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
-    """Returns HumanEval in another language, from MultiPL-E (Cassano et al. 2022)."""
+    """Returns the tasks of one or several languages."""
     tasks = [_task(record) for record in read_records(options.data, FIELDS)]
     return Benchmark(
         "multipl_e",
         tasks,
-        cut=_cut,
+        truncate=_truncate,
         finish=_finish,
-        checks=lambda task, completion: _test(task, task.record["prompt"] + completion),
-        program_checks=_test,
+        checks=_checks,
+        program_checks=_program_checks,
         paper=PAPER,
     )
 
@@ -74,17 +66,22 @@ def _task(record: Record) -> Task:
     return Task(name, prompt, group=record["language"], record={**record, "space": space})
 
 
-def _cut(task: Task, text: str) -> str:
-    return cut_before(text, task.record["stop_tokens"])
+def _truncate(task: Task, text: str) -> str:
+    # Each language, and some tasks, have their own stop strings.
+    return stop.until(text, task.record["stop_tokens"])
 
 
 def _finish(task: Task, text: str) -> str:
     return after_space(task.record["space"], text)
 
 
-def _test(task: Task, program: str) -> list[Check]:
+def _checks(task: Task, completion: str) -> list[Check]:
+    return _program_checks(task, task.record["prompt"] + completion)
+
+
+def _program_checks(task: Task, program: str) -> list[Check]:
     code = f"{program}\n{task.record['tests']}"
-    timeout = TIMEOUTS.get(task.group, 15.0)
+    timeout = TIMEOUTS.get(task.group, DEFAULT_TIMEOUT)
     return [Check(Program(task.task_id, task.group, code, timeout))]
 
 

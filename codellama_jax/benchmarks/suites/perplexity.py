@@ -1,6 +1,7 @@
-"""Perplexity by context length on the same long documents.
+"""Perplexity at several context lengths, on the same long documents.
 
-Code Llama, section 3.3.1 and figure 4a; the paper's files were at least 50 kB, 4M tokens together.
+Code Llama, section 3.3.1 and figure 4a. The paper's files had at least 50 kB each and 4M tokens
+together.
 """
 
 from __future__ import annotations
@@ -19,26 +20,13 @@ from codellama_jax.data.infilling import plain_ids
 from codellama_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from codellama_jax.models.trained import Run
+    from codellama_jax.models.trained import TrainedModel
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
-KINDS = (
-    ".py",
-    ".txt",
-    ".c",
-    ".cc",
-    ".cpp",
-    ".h",
-    ".cs",
-    ".go",
-    ".java",
-    ".js",
-    ".php",
-    ".rs",
-    ".sh",
-    ".ts",
-)
-LARGEST_LOSS = 700.0  # nats per token: exp() of more is no float64
+# Endings of the source files that are read.
+_C_FAMILY = (".c", ".cc", ".cpp", ".h", ".cs")
+KINDS = (".py", ".txt", *_C_FAMILY, ".go", ".java", ".js", ".php", ".rs", ".sh", ".ts")
+LARGEST_LOSS = 700.0  # nats per token: exp() of a larger number overflows float64
 
 
 @dataclass(frozen=True)
@@ -52,76 +40,91 @@ class PerplexityOptions(LengthOptions):
         check_integer("--examples", self.examples, 1)
 
 
-def measure(run: Run, options: PerplexityOptions) -> dict[str, Any]:
-    """Returns a summary of the perplexities of the first files that have the longest length."""
+def measure(model: TrainedModel, options: PerplexityOptions) -> dict[str, Any]:
+    """Returns a summary like `summary.summarise`, with the perplexities of each length."""
     texts = (text_of(file) for file in files_of(options.data, KINDS))
-    by_length = perplexity_by_length(run, texts, options.lengths, options.examples)
-    files = next(iter(by_length.values()))["documents"]
+    by_length = perplexity_by_length(model, texts, options.lengths, options.examples)
+    # The same documents are measured at every length.
+    files = by_length[min(options.lengths)]["documents"]
     measures = {}
-    for length, measured in by_length.items():
+    for length, numbers in by_length.items():
         for name in ("perplexity", "last_block"):
-            measures[f"{length:,} {name}"] = measured[name]
+            measures[f"{length:,} {name}"] = numbers[name]
     counts = {"tasks": files, "samples": files}
     return {"benchmark": "perplexity", **counts, "unit": "", "measures": measures}
 
 
 def perplexity_by_length(
-    run: Run, texts: Iterable[str], lengths: tuple[int, ...], rows: int
+    model: TrainedModel, texts: Iterable[str], lengths: tuple[int, ...], documents: int
 ) -> dict[int, dict[str, float]]:
-    """Reads the first `rows` texts of at least max(lengths) tokens, each as one document.
+    """Returns perplexities of the first texts that have at least max(lengths) tokens.
 
-    Each is read once, at the longest length. For each length: `perplexity` of the first `length`
-    tokens, `last_block`, that of the last quarter of them, `tokens` and `documents` read. Raises
-    UserError naming the longest text if none is long enough.
+    Each text is scored once, at the longest length. A dictionary per length holds `perplexity` of
+    the first `length` tokens, `last_block` (the perplexity of their last quarter), and the numbers
+    of `tokens` and `documents`.
+
+    Args:
+        model: scores the texts.
+        texts: each is one document.
+        lengths: context lengths in tokens.
+        documents: how many texts are scored at most.
+
+    Raises UserError naming the length of the longest text if none is long enough.
     """
+    # Imported only here, because it imports JAX.
     from codellama_jax.generation.scoring import document_losses
 
-    documents = long_documents(run.tokenizer, texts, max(lengths), rows)
-    losses_RT = np.stack(document_losses(run, documents)).astype(np.float64)
-    return {length: _measures(losses_RT[:, :length]) for length in sorted(lengths)}
+    ids = long_documents(model.tokenizer, texts, max(lengths), documents)
+    # [documents, longest length], in nats. Losses of a prefix do not depend on the text after it.
+    losses_DT = np.stack(document_losses(model, ids)).astype(np.float64)
+    return {length: _measures(losses_DT[:, :length]) for length in sorted(lengths)}
 
 
-def _measures(losses_RT: np.ndarray) -> dict[str, float]:
-    rows, length = losses_RT.shape
-    last_block = losses_RT[:, -max(1, length // 4) :]
-    for loss in (losses_RT.mean(), last_block.mean()):
+def _measures(losses_DT: np.ndarray) -> dict[str, float]:
+    """Returns the perplexities of losses [documents, tokens] in nats."""
+    documents, length = losses_DT.shape
+    # At the end of the context the model uses the most text; a long-context model improves there.
+    last_block = losses_DT[:, -max(1, length // 4) :]
+    for loss in (losses_DT.mean(), last_block.mean()):
+        # This form is also true for NaN.
         if not loss < LARGEST_LOSS:
             problem = "perplexity is no number: the model has diverged"
             raise UserError(f"the loss is {loss:.3g} nats per token, so that {problem}")
     return {
-        "perplexity": math.exp(losses_RT.mean()),
+        "perplexity": math.exp(losses_DT.mean()),
         "last_block": math.exp(last_block.mean()),
-        "tokens": rows * length,
-        "documents": rows,
+        "tokens": documents * length,
+        "documents": documents,
     }
 
 
 def long_documents(
-    tokenizer: Tokenizer, texts: Iterable[str], length: int, rows: int
+    tokenizer: Tokenizer, texts: Iterable[str], length: int, count: int
 ) -> list[list[int]]:
-    """Returns the first `length + 1` ids, BOS first, of the first `rows` texts that have as many.
+    """Returns the first `length + 1` ids, BOS first, of the first `count` texts with as many ids.
 
     Raises UserError if there is none.
     """
-    found: list[list[int]] = []
+    documents: list[list[int]] = []
     longest = 0
     for text in texts:
-        # Byte fallback: one id per byte, the space before any text, BOS and EOS.
-        most = len(text.encode()) + 3
-        if most <= min(length, longest):
+        # A text has at most one id per byte (byte fallback), one for the space before it, BOS and
+        # EOS. Shorter texts are not encoded, unless they could be the longest one of the message.
+        max_ids = len(text.encode()) + 3
+        if max_ids <= min(length, longest):
             continue
         ids = plain_ids(tokenizer, text)
         longest = max(longest, len(ids) - 1)
         if len(ids) > length:
-            found.append(ids[: length + 1])
-        if len(found) == rows:
+            documents.append(ids[: length + 1])
+        if len(documents) == count:
             break
-    if not found:
+    if not documents:
         raise UserError(
             f"no document has the {length:,} tokens of the longest length: the longest document"
             f" has {longest:,}; give shorter lengths or longer files"
         )
-    return found
+    return documents
 
 
 SUITE = Suite(None, PerplexityOptions, texts=KINDS, measure=measure)

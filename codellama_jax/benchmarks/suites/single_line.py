@@ -1,6 +1,6 @@
-"""Single-line infilling in Python, Java and JavaScript by exact match.
+"""Single-line infilling in Python, Java and JavaScript, measured by exact match.
 
-Allal et al. 2023, SantaCoder; Code Llama, table 6.
+SantaCoder, Ben Allal et al. 2023; Code Llama, table 6.
 """
 
 from __future__ import annotations
@@ -24,30 +24,32 @@ PAPER = Paper(
 
 
 def load(options: Options, tokenizer: object = None) -> Benchmark:
-    """Returns SantaCoder's lines to fill in (Ben Allal et al. 2023), compared exactly."""
-    tasks = [
-        _task(number, record) for number, record in enumerate(read_records(options.data, FIELDS))
-    ]
+    """Returns SantaCoder's tasks: functions with one removed line."""
+    records = read_records(options.data, FIELDS)
+    tasks = [_task(number, record) for number, record in enumerate(records)]
     return Benchmark(
         "single_line",
         tasks,
         infilling=True,
         max_new_tokens=128,
-        cut=until(("\n",)),
+        # Exactly one line was removed.
+        truncate=until(("\n",)),
         judge=exact,
         paper=PAPER,
     )
 
 
 def exact(task: Task, sample: Sample) -> dict[str, float]:
-    """Returns 1 if the line equals the removed one but for spaces around it, else 0."""
-    return {
-        "exact": float(sample["completion"].strip() == task.record["canonical_solution"].strip())
-    }
+    """Returns the measure `exact`: 1 if the line equals the removed one, else 0.
+
+    Space around the lines is ignored.
+    """
+    line = task.record["canonical_solution"].strip()
+    return {"exact": float(sample["completion"].strip() == line)}
 
 
 def _task(number: int, record: Record) -> Task:
-    """Tasks of different lines may carry one name, so their number in the file tells them apart."""
+    # The published names are not unique: several lines of a function have the same one.
     name = f"{record['language']}/{number}"
     return Task(
         name,

@@ -1,4 +1,8 @@
-"""Classes and functions of Python itself, which cross the pipe by name."""
+"""Classes and functions of the standard library, which cross the pipe by name.
+
+The trusted end resolves only names of a closed list, so that a candidate cannot make it call a
+function that opens files or runs code.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +22,10 @@ from codellama_jax.sandbox.inside.wire import WireError
 _PURE = """
     abs all any ascii bin chr divmod hash hex id len max min oct ord pow repr round sorted sum
 """
-_RUNS = {"antigravity", "idlelib", "lib2to3", "this", "tkinter", "turtle", "turtledemo"}
-_RUNNING = (  # types of objects that stay where they are
+# Modules that start a program, open a window or print when they are imported.
+_RUN_AT_IMPORT = {"antigravity", "idlelib", "lib2to3", "this", "tkinter", "turtle", "turtledemo"}
+# Types of objects that stay in their process.
+_RUNNING = (
     type,
     types.FunctionType,
     types.BuiltinFunctionType,
@@ -31,53 +37,58 @@ _RUNNING = (  # types of objects that stay where they are
 
 
 def _known() -> dict[str, Any]:
-    """Returns what the trusted end believes by name: nothing that runs, opens or imports."""
-    named = [value for value in vars(builtins).values() if isinstance(value, type)]
-    named += [getattr(builtins, name) for name in _PURE.split()]
+    """Returns classes and functions by name that do not run, open or import anything."""
+    values = [value for value in vars(builtins).values() if isinstance(value, type)]
+    values += [getattr(builtins, name) for name in _PURE.split()]
     for module in (math, cmath):
-        named += [value for value in vars(module).values() if callable(value)]
-    named += [getattr(abc, name) for name in abc.__all__]
-    named += [*BY_TYPE, type(None)]
-    return {name_of(value): value for value in named if value is not type}  # which makes classes
+        values += [value for value in vars(module).values() if callable(value)]
+    values += [getattr(abc, name) for name in abc.__all__]
+    values += [*BY_TYPE, type(None)]
+    # Not `type`, because calling it makes a class.
+    return {name_of(value): value for value in values if value is not type}
 
 
 def name_of(value: Any) -> str:
     """Returns `module:qualified name` of a class or function; the empty string if it has none."""
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    module = getattr(value, "__module__", None)
+    name = getattr(value, "__qualname__", None)
     if isinstance(value, types.MethodDescriptorType | types.WrapperDescriptorType):
         module = value.__objclass__.__module__
+    # The exact type: an instance of a subclass of str may run code of the candidate.
     return f"{module}:{name}" if type(module) is str and type(name) is str else ""
 
 
 KNOWN = _known()
-# Named only as the type of an object: nobody can call these.
+# Only the type of an object or the base of a class has one of these names: nobody can call them.
 ALIASES = {name_of(value): value for value in (*_RUNNING, enum.Enum, enum.IntEnum, enum.Flag)}
 
 
 def known(name: str) -> Any:
-    """Resolves a name that the candidate gives. Raises WireError unless it is on the list.
+    """Returns the class or function of a name that the candidate sends.
 
-    Besides the list these are exception classes of the standard library's loaded modules.
+    Raises WireError unless it is in KNOWN or an exception class of a module of the standard
+    library that is already loaded here: loading a module would run its code.
     """
-    if type(name) is not str:  # a stand-in would answer for itself
+    # A proxy would run code of the candidate when it is compared or hashed.
+    if type(name) is not str:
         raise WireError("not a name")
     if name in KNOWN:
         return KNOWN[name]
     module, _, path = name.partition(":")
     if is_library_module(module) and module in sys.modules:
-        found = vars(sys.modules[module]).get(path)
-        if isinstance(found, type) and issubclass(found, Exception):
-            return found
+        value = vars(sys.modules[module]).get(path)
+        if isinstance(value, type) and issubclass(value, Exception):
+            return value
     raise WireError(f"no class {name[:100]}")
 
 
 def known_type(name: str) -> Any:
-    """Resolves the name of the type of an object, for `isinstance` and as a base class."""
+    """Returns the class of a name: the type of an object, for `isinstance`, or a base class."""
     return ALIASES[name] if type(name) is str and name in ALIASES else known(name)
 
 
 def is_known(value: Any) -> bool:
-    """Returns whether `known` gives this value for its name."""
+    """Returns whether `known` resolves the name of this value to the value itself."""
     name = name_of(value)
     try:
         return bool(name) and known(name) is value
@@ -86,34 +97,41 @@ def is_known(value: Any) -> bool:
 
 
 def library(name: str) -> Any:
-    """Resolves any name of the standard library. Only the candidate's process may call this."""
+    """Returns the value of any name of the standard library.
+
+    Only the candidate's process may call this, because it imports the module.
+    """
     module, _, path = name.partition(":")
     if not is_library_module(module):
         raise WireError(f"no module {module[:100]}")
-    found: Any = importlib.import_module(module)
+    value: Any = importlib.import_module(module)
     for part in path.split("."):
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
 def is_library(value: Any) -> bool:
-    """Returns whether a class or function of the trusted end can be named to the candidate."""
+    """Returns whether the candidate can resolve the name of this class or function."""
     module = name_of(value).partition(":")[0]
     if not is_library_module(module) or module not in sys.modules:
         return is_known(value)
-    found: Any = sys.modules[module]
+    resolved: Any = sys.modules[module]
     for part in value.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return found is value or is_known(value)
+        resolved = getattr(resolved, part, None)
+    return resolved is value or is_known(value)
 
 
 def is_importable(module: str) -> bool:
     """Returns whether the trusted end may import a module that the candidate names.
 
-    Importing a program (`__main__`) or a joke runs it.
+    Importing `__main__`, or a module such as `this`, would run its program.
     """
     is_program = any(part.startswith("__") for part in module.split("."))
-    return is_library_module(module) and not is_program and module.partition(".")[0] not in _RUNS
+    return (
+        is_library_module(module)
+        and not is_program
+        and module.partition(".")[0] not in _RUN_AT_IMPORT
+    )
 
 
 def is_library_module(module: str) -> bool:

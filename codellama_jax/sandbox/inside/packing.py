@@ -1,12 +1,18 @@
-"""Messages of values: nodes and pointers. Decoding never recurses.
+"""Encodes the values of a message as nodes and pointers.
 
-A message holds a list of nodes [tag, children]. A child is a leaf (None, bool, str, float or int of
-62 bits), a pointer [i] to node i of this message, a pointer [-1 - i] to node i of the request that
-it answers, or [0, number] for an object of the receiver. So shared and cyclic values keep their
-shape, and an argument that comes back is the caller's own object.
+A message holds a list of nodes [tag, children]. A child is
 
-A node of an immutable value comes after its children. A node of a mutable value may come before
-them: it is created empty and filled when every node exists.
+- a leaf: None, bool, str, float, or an int of at most 62 bits;
+- a pointer [i] to node i of this message;
+- a pointer [-1 - i] to node i of the request that this message answers;
+- [0, number]: an object of the receiver, by the number under which it was lent.
+
+Pointers keep the structure of shared and cyclic values, and an argument that comes back is the
+caller's own object.
+
+A node of an immutable value follows the nodes of its children. A node of a mutable value may
+precede them: the value is created empty and filled when every node exists. Decoding never
+recurses, so a deeply nested message cannot exhaust the receiver's stack.
 """
 
 from __future__ import annotations
@@ -28,22 +34,28 @@ from codellama_jax.sandbox.inside.values import (
 )
 from codellama_jax.sandbox.inside.wire import WireError
 
-MAX_DEPTH = 100
+MAX_DEPTH = 100  # of nested immutable values
 _LEAVES = {type(None), bool, int, float, str}
-_FEW = 8
+_FEW = 8  # up to this many values are packed one by one: faster than a check of all at once
 _MAX_LEAF = 1 << 62
 
 
 def _is_leaf(value: Any, kind: type) -> bool:
+    """Returns whether JSON carries a value of the exact type `kind`, one of _LEAVES, unchanged."""
     if kind is int:
         return -_MAX_LEAF < value < _MAX_LEAF
     if kind is str:
         return value.isascii() or are_leaves((value,))
-    return kind is not float or value == value  # not NaN
+    # JSON has no NaN.
+    return kind is not float or value == value
 
 
 def are_leaves(items: Sequence[Any]) -> bool:
-    """Returns whether JSON carries every item as it is, without a look at each in Python."""
+    """Returns whether JSON carries every item unchanged.
+
+    Equivalent to `_is_leaf` of each item, but the loops run in C: arguments are often long lists
+    of numbers.
+    """
     kinds = set(map(type, items))
     if not kinds <= _LEAVES:
         return False
@@ -51,28 +63,37 @@ def are_leaves(items: Sequence[Any]) -> bool:
         integers = items if len(kinds) == 1 else [item for item in items if type(item) is int]
         if min(integers) <= -_MAX_LEAF or max(integers) >= _MAX_LEAF:
             return False
-    if float in kinds and any(map(operator.ne, items, items)):  # NaN
+    # Only NaN differs from itself.
+    if float in kinds and any(map(operator.ne, items, items)):
         return False
     if str in kinds:
         texts = items if len(kinds) == 1 else [item for item in items if type(item) is str]
         try:
             "".join(texts).encode()
-        except UnicodeEncodeError:  # JSON would join two lone surrogates into one character
+        except UnicodeEncodeError:
+            # JSON would join two lone surrogates into one character.
             return False
     return True
 
 
 class Packer:
-    """Writes the values of one message as nodes.
+    """Encodes the values of one message.
 
-    `pack_other(value, packer)` adds the node of a value that is not on the list and returns its
-    index, or returns the pointer to an object of the receiver. `known` are the values of the
-    request that this message answers.
+    Attributes:
+        nodes: [tag, children] of each packed value.
+        values: the value of each node. This also keeps the values alive, so that their ids are
+            not reused.
     """
 
     def __init__(self, pack_other: Callable[[Any, Packer], Any], known: Sequence[Any] = ()):
+        """Starts an empty message.
+
+        `pack_other(value, packer)` adds the node of a value whose type is not on the closed list
+        and returns its index, or returns the pointer to an object of the receiver. `known` holds
+        the values of the request that this message answers.
+        """
         self.nodes: list[Any] = []
-        self.values: list[Any] = []  # of the nodes; this also keeps their ids from being reused
+        self.values: list[Any] = []
         self._pack_other = pack_other
         self._index = {id(value): -1 - i for i, value in enumerate(known)}
         self._open: set[int] = set()  # immutable values whose children are being packed
@@ -84,6 +105,7 @@ class Packer:
             return value
         index = self._index.get(id(value))
         if index is None:
+            # An object of the receiver is already a pointer, [0, number].
             added = self._add(value, BY_TYPE.get(kind))
             return added if type(added) is list else [added]
         return [index]
@@ -95,11 +117,22 @@ class Packer:
         return [self.pack(value) for value in values]
 
     def add(self, value: Any, tag: str, children: list[Any], mutable: bool = False) -> int:
-        """Adds a node. The children of a mutable value are packed after it, else before."""
+        """Adds a node and returns its index.
+
+        Args:
+            value: the value of the node.
+            tag: its kind.
+            children: the parts of the value, not yet packed.
+            mutable: packs the children after the value's own node, so that they may contain it.
+
+        Raises NotComparable if the value is nested too deep, or is a tuple that contains itself.
+        """
         if len(self._open) > MAX_DEPTH:
             raise NotComparable(f"a value nested deeper than {MAX_DEPTH}")
         if id(value) in self._open and not mutable:
             raise NotComparable("a tuple that holds itself")
+        # The node of a mutable value is appended first: a child that points back to it is then
+        # in the index, which ends the recursion.
         self._open.add(id(value))
         if mutable:
             index = self._append(value, [tag, []])
@@ -111,14 +144,14 @@ class Packer:
         return index
 
     def state(self, value: Any) -> list[Any]:
-        """Packs the children that a mutable value has now."""
+        """Packs the current children of a mutable value."""
         return self.pack_all(BY_TYPE[type(value)].take(value))
 
     def _add(self, value: Any, kind: Kind | None) -> Any:
         return self._pack_other(value, self) if kind is None else self.add_as(value, kind)
 
     def add_as(self, value: Any, kind: Kind) -> int:
-        """Adds the node of a value of this kind, or of a subclass as the kind's own type."""
+        """Adds the node of a value as `kind`, which is that of its type or of a base of it."""
         return self.add(value, kind.tag, kind.take(value), kind.fill is not None)
 
     def _append(self, value: Any, node: list[Any]) -> int:
@@ -130,10 +163,9 @@ class Packer:
 
 
 class Unpacker:
-    """Rebuilds the values of one message. Raises WireError for what Packer does not write.
+    """Decodes the values of one message. Raises WireError for input that Packer does not write.
 
-    `unpack_other(tag, children)` rebuilds the node of a value that is not on the list, "home" the
-    one that this end has lent.
+    The message is hostile. Every check uses exact types, before a value is used.
     """
 
     def __init__(
@@ -142,11 +174,17 @@ class Unpacker:
         unpack_other: Callable[[str, list[Any]], Any],
         known: Sequence[Any] = (),
     ):
+        """Decodes `nodes`, a list of [tag, children].
+
+        `unpack_other(tag, children)` returns the value of a node whose tag is not on the closed
+        list; the tag "home" stands for an object that this end lent. `known` holds the values of
+        the request that this message answers.
+        """
         self.values: list[Any] = []
-        self._depths: list[
-            int
-        ] = []  # of immutable values: Python hashes and frees them recursively
-        self._known, self._unpack_other = known, unpack_other
+        # Depth of each immutable value, 0 for others: Python hashes and frees them recursively.
+        self._depths: list[int] = []
+        self._known = known
+        self._unpack_other = unpack_other
         unfilled = []
         for tag, children in nodes:
             kind = BY_TAG.get(text(tag))
@@ -185,22 +223,29 @@ class Unpacker:
         return [self.get(child) for child in children]
 
     def _parts(self, kind: Kind, children: list[Any]) -> list[Any]:
+        """Returns the decoded parts of an immutable value."""
         parts = self.get_all(children)
+        # A proxy among the parts of a number or a date would run code of the candidate while the
+        # value is made.
         if kind.type not in HOLDING and not PLAIN.issuperset(map(type, parts)):
             raise WireError(f"not the parts of a {kind.tag}")
         return parts
 
     def _depth(self, children: list[Any]) -> int:
+        """Returns how deeply an immutable value with these children is nested."""
         if set(map(type, children)) <= _LEAVES:
             return 0
-        pointers = [child[0] for child in children if type(child) is list and len(child) == 1]
-        depth = 1 + max((self._depths[index] for index in pointers if index >= 0), default=0)
+        depth = 1
+        for child in children:
+            # A pointer to a value of the request is negative: this end made that value.
+            if type(child) is list and len(child) == 1 and child[0] >= 0:
+                depth = max(depth, 1 + self._depths[child[0]])
         if depth > MAX_DEPTH + 1:
             raise WireError(f"a value nested deeper than {MAX_DEPTH}")
         return depth
 
     def mutate(self, value: Any, children: list[Any]) -> None:
-        """Gives a mutable value of the request the children that it has at the other end."""
+        """Sets the children of a mutable value of the request to those at the other end."""
         kind = BY_TYPE.get(type(value)) or base_kind(type(value))
         if kind is None or kind.fill is None:
             raise WireError("not a mutable value")
@@ -214,18 +259,19 @@ class Unpacker:
 
 
 def snapshot(values: Sequence[Any]) -> list[tuple[int, list[Any]]]:
-    """Returns (index, children) of each mutable value, to find what a call changes."""
-    found = []
+    """Returns (index, children) of each mutable value, to detect later changes."""
+    states = []
     for index, value in enumerate(values):
         kind = BY_TYPE.get(type(value))
         if kind and kind.fill:
-            found.append((index, kind.take(value)))
-    return found
+            states.append((index, kind.take(value)))
+    return states
 
 
 def changed(value: Any, before: list[Any]) -> bool:
-    """Returns whether a mutable value has other children than `before`."""
+    """Returns whether the children of a mutable value differ from `before`."""
     now = BY_TYPE[type(value)].take(value)
     if type(value) in (bytearray, array.array):
         return now != before
+    # By identity: comparing with == would run code of the candidate or of the test.
     return len(now) != len(before) or not all(map(operator.is_, now, before))

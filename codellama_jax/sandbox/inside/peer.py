@@ -1,7 +1,16 @@
-"""One end of the pipe between the tests and the candidate: asks the other end, and serves it.
+"""One end of the pipe between the tests and the candidate: sends requests and serves them.
 
-Both ends take turns. While an end waits for an answer it serves what the other end asks: a test
-may hand a function over, and the candidate calls it back.
+Only one end runs at a time. While an end waits for an answer it serves requests of the other end:
+a test may pass a function as an argument, and the candidate then calls it back.
+
+Messages are lists:
+
+- a request is `["request", verb, pointers to the arguments, nodes, released numbers]`;
+- an answer is `["answer", pointer to the result, changed arguments, nodes]`, or the same with
+  "raise" and an exception as the result;
+- `["refuse", kind, text]` is sent for a result that cannot be sent.
+
+`packing` explains nodes and pointers.
 """
 
 from __future__ import annotations
@@ -16,10 +25,12 @@ from codellama_jax.sandbox.inside.values import NotComparable
 
 
 class Stopped(BaseException):
-    """The candidate can be asked no more; no `except Exception` of a test may hide it."""
+    """No more requests are possible. No `except Exception` of a test hides this."""
 
 
-PASSED_ON = (NotComparable, Stopped, wire.WireError, wire.TooLargeError)  # these end the test
+# These end the test, and are therefore not sent to the other end as an answer.
+PROPAGATED = (NotComparable, Stopped, wire.WireError, wire.TooLargeError)
+# Decoding a message that violates the protocol raises these.
 _MALFORMED = (
     TypeError,
     ValueError,
@@ -33,35 +44,36 @@ MAX_NESTED = 100  # requests within requests
 
 
 class Peer(References):
-    """One end. `names` is the program's namespace at this end."""
+    """One end of the pipe. `names` is the namespace of the program or test at this end."""
 
     def __init__(self, read_fd: int, write_fd: int, names: dict[str, Any]):
         super().__init__(names)
         self._read_fd, self._write_fd = read_fd, write_fd
         self._nested = 0
 
-    def ask(self, verb: str, *arguments: Any) -> Any:
-        """Sends a request and returns its answer, or raises the exception that it met there.
+    def request(self, verb: str, *arguments: Any) -> Any:
+        """Sends a request and returns its result, or raises the exception that the request raised.
 
-        Lists and other mutable arguments get the content that they have at the other end.
+        Lists and other mutable arguments get the content that they have at the other end
+        afterwards.
         """
         packer = Packer(self.pack_other)
         pointers = packer.pack_all(arguments)
-        self._send(["ask", verb, pointers, packer.nodes, self.take_forgotten()])
+        self._send(["request", verb, pointers, packer.nodes, self.take_forgotten()])
         while True:
             message = self._receive()
-            if message[0] != "ask":
+            if message[0] != "request":
                 return self._answer(message, packer.values, verb, arguments)
             self.serve(message)
 
     def serve(self, message: list[Any]) -> None:
-        """Does what the other end asks for and answers."""
+        """Serves one request: decodes it, acts, and sends the answer."""
         try:
             _, verb, pointers, nodes, forgotten = message
             self.release(forgotten)
-            request = Unpacker(nodes, self.unpack_other)
-            arguments = request.get_all(pointers)
-            before = snapshot(request.values)
+            unpacker = Unpacker(nodes, self.unpack_other)
+            arguments = unpacker.get_all(pointers)
+            before = snapshot(unpacker.values)
         except _MALFORMED:
             raise wire.WireError("not a request") from None
         self._nested += 1
@@ -69,45 +81,49 @@ class Peer(References):
             if self._nested > MAX_NESTED:
                 raise RecursionError(f"more than {MAX_NESTED} calls within calls")
             head, result = "answer", self.act(verb, arguments)
-        except PASSED_ON:
+        except PROPAGATED:
+            # Sent as an answer, these could be caught by the candidate.
             raise
         except BaseException as error:
             head, result = "raise", error
         finally:
             self._nested -= 1
-        packer = Packer(self.pack_other, request.values)
+        packer = Packer(self.pack_other, unpacker.values)
         pointer = packer.pack(result)
-        changes = [
-            [index, packer.state(request.values[index])]
-            for index, children in before
-            if changed(request.values[index], children)
-        ]
+        changes = []
+        for index, children in before:
+            value = unpacker.values[index]
+            if changed(value, children):
+                changes.append([index, packer.state(value)])
         self._send([head, pointer, changes, packer.nodes])
 
     def act(self, verb: str, arguments: Sequence[Any]) -> Any:
-        """Does what the other end asks for."""
+        """Performs a request and returns its result."""
         raise NotImplementedError
 
-    # What an operator of a stand-in does.
+    # The operations of a proxy, see `remote`.
 
     def operate(self, value: Any, operator: str, arguments: Sequence[Any]) -> Any:
-        return self.ask("op", operator, value, *arguments)
+        """Applies an operator of the proxy `value` at the other end."""
+        return self.request("op", operator, value, *arguments)
 
     def call(self, value: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        return self.ask("call", value, kwargs or None, *args)
+        """Calls the object of the proxy `value` at the other end."""
+        return self.request("call", value, kwargs or None, *args)
 
     def get(self, value: Any, name: str) -> Any:
-        return self.ask("get", value, name)
+        """Returns an attribute of the object of the proxy `value`."""
+        return self.request("get", value, name)
 
-    def ask_next(self, iterator: Any, count: int) -> tuple[list[Any], BaseException | None]:
-        """Returns up to `count` items, and what ended the iterator."""
-        answer = self.ask("next", iterator, count)
+    def request_items(self, iterator: Any, count: int) -> tuple[list[Any], BaseException | None]:
+        """Returns up to `count` items, and the exception that ended the iterator, if any."""
+        answer = self.request("next", iterator, count)
         if not _is_batch(answer, count):
             self.reject("not a batch of items")
         return answer
 
     def reject(self, reason: str) -> NoReturn:
-        """Ends the test: the other end does not keep to the protocol."""
+        """Ends the test, because the other end violates the protocol."""
         raise wire.WireError(reason)
 
     # Messages.
@@ -125,6 +141,7 @@ class Peer(References):
         self, message: list[Any], sent: Sequence[Any], verb: str, arguments: Sequence[Any]
     ) -> Any:
         if message[0] == "refuse":
+            # The answer is hostile: its types are checked before it is used.
             if list(map(type, message)) != [str, str, str]:
                 raise wire.WireError("not an answer")
             self.refused(*message[1:])
@@ -147,7 +164,7 @@ class Peer(References):
         """Raises NotComparable if a request must not change its mutable arguments."""
 
     def refused(self, kind: str, text: str) -> None:
-        """Ends the test: the other end cannot send what it is asked for."""
+        """Ends the test, because the other end cannot send the result."""
         raise wire.WireError("not an answer")
 
 

@@ -1,4 +1,8 @@
-"""Values that are not on the closed list: what an end lends to the other, and its stand-ins."""
+"""References to objects that stay in their process: each end lends objects and has proxies.
+
+A value whose type is not on the closed list of `values` crosses the pipe as a number under which
+its own process holds the object. The other end makes a proxy with this number, see `remote`.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +10,41 @@ import enum
 import types
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from codellama_jax.sandbox.inside import names, remote
 from codellama_jax.sandbox.inside.packing import Packer
 from codellama_jax.sandbox.inside.values import BY_TYPE, HELD, Kind, base_kind
 from codellama_jax.sandbox.inside.wire import WireError
 
-MAX_TEXT = 2000
-MAX_NAME = 200
+if TYPE_CHECKING:
+    from codellama_jax.sandbox.inside.peer import Peer
+
+MAX_TEXT = 2000  # characters of the text of an exception
+MAX_NAME = 200  # characters of the name of a class
 
 
 class _TypeOf:
-    """Names the class of stand-ins for objects of a type that itself crosses by name."""
+    """Stands for the class of proxies for objects of `type_`, if `type_` crosses by name.
+
+    It keeps apart two classes at the other end: the real one, and the one of its proxies.
+    """
 
     def __init__(self, type_: type):
         self.type = type_
 
 
 class References:
-    """The objects that this end lent, and the stand-ins that it has for those of the other end."""
+    """The objects that this end has lent, and its proxies for objects of the other end.
+
+    Attributes:
+        is_trusted: whether this is the end of the tests.
+        extends_container: whether a class of proxies here extends a list, dict or set.
+        names: the namespace of the program or test at this end.
+    """
 
     is_trusted = False
-    extends_container = False  # whether a stand-in here extends a list, dict or set
+    extends_container = False
 
     def __init__(self, program_names: dict[str, Any]):
         self.names = program_names
@@ -36,20 +52,25 @@ class References:
         self._numbers: dict[int, int] = {}  # id of a lent object -> its number
         self._count = 0
         self._definitions: dict[type, _TypeOf] = {}
-        self._sent_classes: set[int] = set()
-        self._classes: dict[int, type] = {}
-        self._members: dict[int, Any] = {}  # of enumerations that are plain data as well
+        self._sent_classes: set[int] = set()  # numbers of classes whose definition was sent
+        self._classes: dict[int, type] = {}  # number of a class of the other end -> its proxies'
+        # Proxies by number. Members of an IntEnum or a similar class are plain data as well, which
+        # cannot be referenced weakly.
+        self._members: dict[int, Any] = {}
         self._remotes: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-        self._forgotten: list[int] = []
+        self._forgotten: list[int] = []  # numbers of proxies that were deleted
 
-    # What the two ends decide differently.
+    # The two ends implement these differently.
 
     def is_named(self, value: Any) -> bool:
         """Returns whether a class or function crosses by its name in the standard library."""
         raise NotImplementedError
 
     def has_name(self, cls: type) -> bool:
-        """Returns whether the other end knows a class by name, if only as the type of an object."""
+        """Returns whether the other end can resolve the name of a class.
+
+        Some names are only valid as the type of an object, see `names.ALIASES`.
+        """
         return self.is_named(cls) or names.ALIASES.get(names.name_of(cls)) is cls
 
     def resolve(self, name: str) -> Any:
@@ -57,7 +78,7 @@ class References:
         raise NotImplementedError
 
     def resolve_type(self, name: str) -> Any:
-        """Returns the class that stands for the type of an object, or that its class extends."""
+        """Returns the class of this name, to use as the type of a proxy or as its base class."""
         raise NotImplementedError
 
     def operators_of(self, cls: type) -> Iterable[str]:
@@ -78,7 +99,8 @@ class References:
         return self._numbers[id(value)]
 
     def is_lent(self, value: Any) -> bool:
-        """Returns whether the other end knows an object of this end."""
+        """Returns whether the other end holds the number of an object of this end."""
+        # Ids are reused, so the object itself is compared.
         return self._lent.get(self._numbers.get(id(value), 0)) is value
 
     def release(self, numbers: Iterable[int]) -> None:
@@ -88,20 +110,21 @@ class References:
                 del self._numbers[id(self._lent.pop(number))]
 
     def forget(self, number: int) -> None:
-        """Notes that the stand-in for an object of the other end is gone."""
+        """Records that the proxy for an object of the other end was deleted."""
         self._forgotten.append(number)
 
     def take_forgotten(self) -> list[int]:
-        """Returns the numbers to release, once."""
+        """Returns the numbers that the other end may release; each is returned once."""
         taken, self._forgotten = self._forgotten, []
+        # The same object may have arrived again and have a new proxy.
         return [number for number in taken if number not in self._remotes]
 
-    # Writing.
+    # Encoding.
 
     def pack_other(self, value: Any, packer: Packer) -> Any:
-        """Adds the node of a value that is not on the closed list and returns its index.
+        """Adds the node of a value whose type is not on the closed list and returns its index.
 
-        An object of the other end takes no node: returns the pointer to it.
+        An object of the other end needs no node: returns the pointer to it.
         """
         kind = type(value)
         if isinstance(kind, remote.RemoteType) or kind is remote.RemoteType:
@@ -120,18 +143,21 @@ class References:
             return packer.add(value, "member", [kind, value.name, plain, self.lend(value)])
         if base and base.type in HELD:
             return packer.add(value, "held", [kind, _plain(value, base), self.lend(value)])
+        # A list of a class of the candidate stays in its process, because the class may override
+        # its methods. The classes of the test are trusted, so its values cross as plain ones.
         if base and (base.fill is None or self.is_trusted):
             return packer.add_as(value, base)
         self.check_lendable(value)
         return packer.add(value, "object", [self._definition(kind), self.lend(value)])
 
     def _definition(self, cls: type) -> Any:
-        """Returns the value that is packed as the class of stand-ins for objects of `cls`."""
+        """Returns the value whose node defines the class of proxies for objects of `cls`."""
         if not self.has_name(cls):
             return cls
         return self._definitions.setdefault(cls, _TypeOf(cls))
 
     def _pack_class(self, value: Any, packer: Packer) -> int:
+        """Adds the node of a class: its name, or its number, the first time with a definition."""
         if type(value) is not _TypeOf and self.is_named(value):
             return packer.add(value, "name", [names.name_of(value)])
         cls = value.type if type(value) is _TypeOf else value
@@ -140,22 +166,29 @@ class References:
             return packer.add(value, "class", [number])
         self._sent_classes.add(number)
         base = base_kind(cls)
+        # Base classes, without `object`, that the other end knows by name.
         known = [names.name_of(parent) for parent in cls.__mro__[:-1] if self.has_name(parent)]
-        kind, extended = "object", names.name_of(base.type) if base else None
+        kind = "object"
+        extended = names.name_of(base.type) if base else None
         if issubclass(cls, BaseException):
-            kind, extended = "exception", known[0]
+            kind = "exception"
+            extended = known[0]
         elif base and base.type in HELD:
             kind = "held"
         parents = tuple(parent for parent in cls.__bases__ if not self.is_named(parent))
+        # A class that the prompt defines exists at both ends, under the same name.
         in_program = dict.get(self.names, cls.__name__) is cls
         operators = " ".join(self.operators_of(cls))
         parts = [cls.__name__[:MAX_NAME], kind, extended, parents, operators]
         return packer.add(value, "class", [number, *parts, in_program, known[0] if known else None])
 
     def _exception_parts(self, error: BaseException) -> list[Any]:
+        """Returns class, arguments, text, number and cause of an exception."""
         text = _text_of(error)
+        # The class may override `args`.
         args = BaseException.args.__get__(error)  # type: ignore[attr-defined]
-        if isinstance(error, BaseExceptionGroup):  # made of its parts, which a list gets later
+        if isinstance(error, BaseExceptionGroup):
+            # Its constructor needs the exceptions at once, but a list is filled later.
             args = (error.message, tuple(error.exceptions))
         if sum(len(part) for part in args if type(part) in (str, bytes, list)) > MAX_TEXT:
             args = (text,)
@@ -164,16 +197,17 @@ class References:
         cls = kind if is_builtin else self._definition(kind)
         return [cls, args, text, self.lend(error), error.__cause__]
 
-    # Reading.
+    # Decoding.
 
     def unpack_other(self, tag: str, children: list[Any]) -> Any:
-        """Rebuilds the value of a node that is not on the closed list."""
+        """Returns the value of a node whose tag is not on the closed list."""
         reader = getattr(self, f"_unpack_{tag}", None) if tag in _TAGS else None
         if reader is None:
             raise WireError(f"no values of the kind {tag[:MAX_NAME]}")
         return reader(*children)
 
-    # Every part is checked before it is used: a stand-in would answer for itself.
+    # The methods below check the exact type of every part before they use it: a proxy in its place
+    # would run code of the candidate.
 
     def _unpack_home(self, number: int) -> Any:
         _check(type(number) is int)
@@ -193,24 +227,27 @@ class References:
         extended = None if extended is None else self.resolve_type(extended)
         alias = None if alias is None else self.resolve_type(alias)
         _check(kind != "held" or extended in HELD)
-        _check(kind != "exception" or issubclass(extended, BaseException))
+        is_exception = isinstance(extended, type) and issubclass(extended, BaseException)
+        _check(kind != "exception" or is_exception)
         _check(kind != "object" or extended is None or extended in BY_TYPE)
-        cls = remote.make_class(self, name, kind, extended, parents, operators.split(), number)
+        peer = cast("Peer", self)
+        cls = remote.make_class(peer, name, kind, extended, parents, operators.split(), number)
         if kind == "object":
-            own = dict.get(self.names, name) if in_program else None
-            is_own = isinstance(own, type) and type(own) is not remote.RemoteType
-            type.__setattr__(cls, "_codellama_alias", own if is_own else alias)
+            # The class of this end that `isinstance` sees: one of the prompt if both ends have it.
+            local = dict.get(self.names, name) if in_program else None
+            is_local = isinstance(local, type) and type(local) is not remote.RemoteType
+            type.__setattr__(cls, "_codellama_alias", local if is_local else alias)
             self.extends_container = self.extends_container or extended is not None
         self._classes[number] = cls
         return cls
 
     def _unpack_object(self, cls: type, number: int) -> Any:
         _check(type(number) is int)
-        found = self._remotes.get(number)
-        if found is None:
+        proxy = self._remotes.get(number)
+        if proxy is None:
             _check(type(cls) is remote.RemoteType and issubclass(cls, remote.Remote))
-            found = self._remotes[number] = remote.new_remote(cls, number)
-        return found
+            proxy = self._remotes[number] = remote.new_remote(cls, number)
+        return proxy
 
     def _unpack_held(self, cls: type, value: Any, number: int) -> Any:
         base = type(value)
@@ -220,9 +257,10 @@ class References:
 
     def _unpack_member(self, cls: type, name: str, value: Any, number: int) -> Any:
         _check(type(cls) is remote.RemoteType and type(name) is str and type(number) is int)
-        own = dict.get(self.names, cls.__name__)
-        if isinstance(own, enum.EnumMeta) and name in own.__members__:
-            return own.__members__[name]
+        # An enumeration that the prompt defines exists at both ends.
+        local = dict.get(self.names, cls.__name__)
+        if isinstance(local, enum.EnumMeta) and name in local.__members__:
+            return local.__members__[name]
         if value is None:
             return self._unpack_object(cls, number)
         if number not in self._members:
@@ -233,7 +271,7 @@ class References:
         return self._run_coroutine(self._unpack_object(cls, number))
 
     async def _run_coroutine(self, coroutine: Any) -> Any:
-        return self.ask("await", coroutine)  # type: ignore[attr-defined]
+        return cast("Peer", self).request("await", coroutine)
 
     def _unpack_exception(
         self, cls: type, args: tuple, text: str, number: int, cause: BaseException | None
@@ -254,13 +292,13 @@ _CLASS_KINDS = ("object", "held", "exception")
 _TAGS = ("home", "name", "class", "object", "held", "member", "coroutine", "exception")
 
 
-def _check(good: bool) -> None:
-    if not good:
+def _check(is_valid: bool) -> None:
+    if not is_valid:
         raise WireError("not a value")
 
 
 def _plain(value: Any, base: Kind) -> Any:
-    """Returns an instance of a subclass as the immutable base type itself."""
+    """Returns the plain value of an instance of a subclass of the immutable type `base`."""
     return base.make(base.take(value))
 
 
@@ -268,10 +306,12 @@ def _builtin_exception(cls: type, args: tuple, text: str) -> BaseException:
     try:
         return cls(*args)
     except Exception:
+        # Subclasses of UnicodeError check their arguments in `__init__`, which `__new__` skips.
         return cls.__new__(cls, text) if issubclass(cls, UnicodeError) else Exception(text)
 
 
 def _text_of(error: BaseException) -> str:
+    """Returns the text of an exception, empty if its class cannot make one."""
     try:
         return str(error)[:MAX_TEXT]
     except BaseException:

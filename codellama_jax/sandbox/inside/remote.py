@@ -1,8 +1,11 @@
-"""Stand-ins for objects that stay in the process at the other end of the pipe.
+"""Proxies for objects that stay in the process at the other end of the pipe.
 
-Every class of the other end has one class here, with the operators that it has there and no others:
-so `len`, `bool`, `iter`, `callable`, `isinstance` and `except` treat a stand-in as they treat the
-object itself. The peer decides what an operator does.
+Every class of the other end has one class here, with exactly the operators that it has there, so
+that `len`, `bool`, `iter`, `callable`, `isinstance` and `except` treat a proxy like the object
+itself. `Peer` decides how an operator is applied.
+
+Attributes of proxies that start with `_codellama_` belong to this module. They are read through
+`object.__getattribute__` and `type.__getattribute__`, which never send a request to the other end.
 """
 
 from __future__ import annotations
@@ -26,12 +29,14 @@ _OTHERS = """
     iter next reversed contains getitem setitem delitem enter exit call
 """
 OPERATORS = (*COMPARISONS, *BINARY, *(f"__{name}__" for name in _OTHERS.split()))
-_BATCH_FROM, _BATCH = 32, 256  # items taken one by one, then up to so many per request
+# The first items of an iterator are requested one by one, because a test may observe how many were
+# computed; later ones in batches, because a request takes longer than most items.
+_BATCH_FROM, _BATCH = 32, 256
 _PEER, _NUMBER, _CLASS = "_codellama_peer", "_codellama_number", "_codellama_class"
 
 
 def is_remote(value: Any) -> bool:
-    """Returns whether the value is a stand-in, or a class of stand-ins."""
+    """Returns whether the value is a proxy or a class of proxies."""
     return isinstance(type(value), RemoteType) or type(value) is RemoteType
 
 
@@ -39,10 +44,11 @@ def number_of(value: Any) -> int:
     """Returns the number under which the other end holds the object."""
     if isinstance_of(value, type):
         return type.__getattribute__(value, _CLASS)
-    return _own(value, _NUMBER)
+    return _read(value, _NUMBER)
 
 
-def _own(value: Any, name: str) -> Any:
+def _read(value: Any, name: str) -> Any:
+    """Returns an attribute of a proxy itself, not of the object at the other end."""
     return object.__getattribute__(value, name)
 
 
@@ -51,50 +57,52 @@ def _peer_of(value: Any) -> Peer:
 
 
 class RemoteType(type):
-    """The class of the classes here. What they do not have is looked up at the other end."""
+    """The metaclass of classes of proxies. Missing attributes are looked up at the other end."""
 
     def __new__(mcs, name: str, bases: Any, namespace: dict[str, Any], peer: Any = None):
-        """Makes a class of stand-ins; without `peer` this is a test that derives a class."""
+        """Makes a class of proxies. Raises NotComparable if a test derives a class from one."""
+        # A `class` statement of a test passes no peer.
         if peer is None:
             raise NotComparable(f"a class that is derived from the candidate's {bases[0].__name__}")
         return super().__new__(mcs, name, bases, {**namespace, _PEER: peer})
 
+    # `type.__init__` does not accept the keyword `peer`.
     def __init__(cls, name: str, bases: Any, namespace: dict[str, Any], peer: Any = None):
         super().__init__(name, bases, namespace)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        return cls._ask("call", kwargs or None, *args)
+        return cls._codellama_request("call", kwargs or None, *args)
 
     def __getattr__(cls, name: str) -> Any:
-        return cls._ask("get", name)
+        return cls._codellama_request("get", name)
 
     def __setattr__(cls, name: str, value: Any) -> None:
-        cls._ask("set", name, value)
+        cls._codellama_request("set", name, value)
 
     def __iter__(cls) -> Any:
-        return cls._ask("op", "__iter__")
+        return cls._codellama_request("op", "__iter__")
 
     def __len__(cls) -> int:
-        return cls._ask("op", "__len__")
+        return cls._codellama_request("op", "__len__")
 
     def __bool__(cls) -> bool:
         return True
 
     def __getitem__(cls, key: Any) -> Any:
-        return cls._ask("op", "__getitem__", key)
+        return cls._codellama_request("op", "__getitem__", key)
 
     def __contains__(cls, value: Any) -> bool:
         return isinstance(value, cls)
 
-    def _ask(cls, verb: str, *arguments: Any) -> Any:
+    def _codellama_request(cls, verb: str, *arguments: Any) -> Any:
         peer = type.__getattribute__(cls, _PEER)
         if verb == "op":
-            return peer.ask(verb, arguments[0], cls, *arguments[1:])
-        return peer.ask(verb, cls, *arguments)
+            return peer.request(verb, arguments[0], cls, *arguments[1:])
+        return peer.request(verb, cls, *arguments)
 
 
 class _Attributes:
-    """Attributes of a stand-in that its class here does not have."""
+    """Looks up attributes at the other end that the class of a proxy does not have here."""
 
     __slots__ = ()
 
@@ -105,44 +113,46 @@ class _Attributes:
         raise NotComparable("a copy of the candidate's object")
 
     def __copy__(self) -> Any:
-        return _peer_of(self).ask("copy", self, False)
+        return _peer_of(self).request("copy", self, False)
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return _peer_of(self).ask("copy", self, True)
+        return _peer_of(self).request("copy", self, True)
 
 
 class Remote(_Attributes):
-    """The base of stand-ins for objects that are not plain data."""
+    """The base class of proxies for objects that are not plain data."""
 
     __slots__ = ("__weakref__", "_codellama_batch", "_codellama_number", "_codellama_seen")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        _peer_of(self).ask("set", self, name, value)
+        _peer_of(self).request("set", self, name, value)
 
     def __delattr__(self, name: str) -> None:
-        _peer_of(self).ask("delete", self, name)
+        _peer_of(self).request("delete", self, name)
 
-    @property
+    # `isinstance` also looks at this: a test may check for a class of the prompt or of the library.
+    @property  # type: ignore[misc]
     def __class__(self) -> type:
         return type.__getattribute__(type(self), "_codellama_alias") or type(self)
 
     def __del__(self) -> None:
-        _peer_of(self).forget(_own(self, _NUMBER))
+        _peer_of(self).forget(_read(self, _NUMBER))
 
 
 def new_remote(cls: type, number: int) -> Remote:
-    """Makes a stand-in for the object with this number."""
-    made = object.__new__(cls)
-    object.__setattr__(made, _NUMBER, number)
-    object.__setattr__(made, "_codellama_seen", False)
-    object.__setattr__(made, "_codellama_batch", (0, collections.deque()))
-    return made
+    """Makes the proxy of class `cls` for the object with this number."""
+    proxy: Remote = object.__new__(cls)
+    object.__setattr__(proxy, _NUMBER, number)
+    object.__setattr__(proxy, "_codellama_seen", False)
+    # How many items were taken from this iterator, and those that wait to be taken.
+    object.__setattr__(proxy, "_codellama_batch", (0, collections.deque()))
+    return proxy
 
 
 def has_seen(value: Any) -> bool:
     """Returns whether the object was computed from a value of the test by an operator."""
     is_object = isinstance(type(value), RemoteType) and isinstance_of(value, Remote)
-    return is_object and _own(value, "_codellama_seen")
+    return is_object and _read(value, "_codellama_seen")
 
 
 def mark_seen(value: Remote) -> None:
@@ -151,36 +161,37 @@ def mark_seen(value: Remote) -> None:
 
 
 def isinstance_of(value: Any, cls: type) -> bool:
-    """`isinstance`, blind to what the value says of itself."""
+    """Like `isinstance`, but ignores the `__class__` attribute, which a proxy can fake."""
     return issubclass(type(value), cls)
 
 
-def new_held(cls: type, base: type, value: Any, number: int) -> Any:
-    """Makes plain data of a subclass of `base`."""
-    made = base.__new__(cls, value)
-    made.__dict__[_NUMBER] = number
-    return made
+def new_held(cls: Any, base: Any, value: Any, number: int) -> Any:
+    """Makes the proxy of class `cls`, which extends the plain type `base`, for a plain value."""
+    proxy = base.__new__(cls, value)
+    proxy.__dict__[_NUMBER] = number
+    return proxy
 
 
-def new_exception(cls: type, args: tuple, text: str, number: int) -> BaseException:
-    """Makes an exception of a class of the other end."""
-    made = cls.__new__(cls)
-    made.args = args
-    made.__dict__.update({_NUMBER: number, "_codellama_text": text})
-    return made
+def new_exception(cls: Any, args: tuple, text: str, number: int) -> BaseException:
+    """Makes the proxy of class `cls` for an exception with these arguments and this text."""
+    # Without `__init__`, which may require other arguments.
+    error: BaseException = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update({_NUMBER: number, "_codellama_text": text})
+    return error
 
 
 def _next(self: Remote) -> Any:
-    """Takes an item; after the first ones it asks for several, which the other end has at once."""
-    count, waiting = _own(self, "_codellama_batch")
+    """Returns the next item of an iterator; requests several at once after the first ones."""
+    count, waiting = _read(self, "_codellama_batch")
     if not waiting:
-        items, error = _peer_of(self).ask_next(self, 1 if count < _BATCH_FROM else _BATCH)
+        items, error = _peer_of(self).request_items(self, 1 if count < _BATCH_FROM else _BATCH)
         waiting.extend((True, item) for item in items)
         if error is not None:
             waiting.append((False, error))
     object.__setattr__(self, "_codellama_batch", (count + 1, waiting))
-    good, value = waiting.popleft()
-    if good:
+    is_item, value = waiting.popleft()
+    if is_item:
         return value
     raise value
 
@@ -194,6 +205,8 @@ def _iterate_self(self: Remote) -> Remote:
 
 
 def _operator(name: str) -> Callable[..., Any]:
+    """Returns the method of this name, which applies the operator at the other end."""
+
     def method(self: Any, *arguments: Any) -> Any:
         return _peer_of(self).operate(self, name, arguments)
 
@@ -206,12 +219,16 @@ def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _held_operator(name: str, base: type) -> Callable[[Any, Any], Any]:
-    """An operator that the subclass overrides: between two of its kind it is theirs, else plain."""
+    """Returns an operator that a subclass of plain data overrides.
+
+    Between two objects of the candidate, the candidate applies it. With a value of the test it is
+    the operator of the plain type: the candidate's would see the expected value.
+    """
     plain = getattr(base, name, None)
 
     def method(self: Any, other: Any) -> Any:
         if is_remote(other):
-            return _peer_of(self).ask("op", name, self, other)
+            return _peer_of(self).request("op", name, self, other)
         return NotImplemented if plain is None else plain(self, other)
 
     return method
@@ -229,27 +246,28 @@ def make_class(
     operators: Sequence[str],
     number: int,
 ) -> type:
-    """Makes the class of stand-ins for a class of the other end.
+    """Makes the class of proxies for a class of the other end.
 
     Args:
         peer: this end of the pipe.
-        name: the name of the class there.
-        kind: object, exception or held (an immutable subclass of plain data).
-        base: of an exception or held class the type here that it extends; of an object the mutable
-            type of the closed list, or None.
-        parents: classes of stand-ins for its bases.
+        name: the name of the class.
+        kind: "object", "exception" or "held" (an immutable subclass of plain data).
+        base: for an exception or held class, the type here that it extends; for an object, the
+            mutable type of the closed list that it extends, or None.
+        parents: classes of proxies for its base classes.
         operators: the operators that it has.
-        number: under which the other end holds the class.
+        number: the number under which the other end holds the class.
     """
     chosen = set(operators)
     namespace: dict[str, Any] = {_CLASS: number, "__module__": "__candidate__", "__doc__": None}
+    root: type
     if kind == "object":
         namespace |= {"__slots__": (), "__doc__": property(_doc)}
         namespace |= {"_codellama_alias": None, "_codellama_base": base}
         namespace |= {op: _METHODS[op] for op in OPERATORS if op in chosen}
         if {"__iter__", "__next__"} <= chosen:
             namespace |= {"__iter__": _iterate_self, "__next__": _next}
-        root: type = Remote
+        root = Remote
     elif kind == "held" and base is not None:
         namespace |= {"__getattr__": _Attributes.__getattr__, "_codellama_base": base}
         overridable = (*COMPARISONS, *BINARY)
@@ -262,10 +280,12 @@ def make_class(
     else:
         namespace |= {"__getattr__": _Attributes.__getattr__, "__str__": _exception_text}
         root = base or Exception
-    fitting = [parent for parent in parents if issubclass(parent, root)]
-    bases = tuple(fitting) or (root,)
+    # A parent of another kind, such as a plain class that an exception also extends, has another
+    # memory layout than `root`.
+    compatible = [parent for parent in parents if issubclass(parent, root)]
+    bases = tuple(compatible) or (root,)
     return RemoteType(name, bases, namespace, peer=peer)
 
 
 def _exception_text(self: Any) -> str:
-    return _own(self, "__dict__").get("_codellama_text", "")
+    return _read(self, "__dict__").get("_codellama_text", "")

@@ -1,6 +1,8 @@
-"""What the candidate may do with an object that a test handed over, through five verbs.
+"""The requests of the candidate for objects that a test passed to it: five verbs.
 
-Only what the test defined is open to it, and a few classes of the standard library.
+The candidate may use functions and classes that the test defines, and a few methods of the standard
+library. Everything else could run code with the rights of the test, or show it expected values;
+such a test is not comparable.
 """
 
 from __future__ import annotations
@@ -12,29 +14,36 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from codellama_jax.sandbox.inside import names, remote, wire
-from codellama_jax.sandbox.inside.peer import PASSED_ON
+from codellama_jax.sandbox.inside.peer import PROPAGATED
 from codellama_jax.sandbox.inside.values import BY_TYPE, NotComparable
 
-TEST_MODULE = "__test__"  # the module of what tests and prompts define
+TEST_MODULE = "__test__"  # the module of functions and classes that tests and prompts define
 _MAX_BATCH = 256
-# What functools.wraps copies. The last two may hold any value of the test: see _get.
+# Attributes that functools.wraps copies from a function.
 _FUNCTION_ATTRIBUTES = ("__name__", "__qualname__", "__doc__", "__module__")
+# It also copies these, which may hold any value of the test: see `_check_annotations`.
 _WRAPPED = ("__annotations__", "__dict__")
 _IDENTITY = ("__eq__", "__ne__", "__hash__", "__str__", "__repr__", "__format__")
-_STREAM = """
-    read readline readlines write writelines getvalue seek tell close flush fileno isatty encoding
-"""
-_RANDOM = "random randint randrange choice choices sample shuffle uniform gauss seed"
+_READING = ("read", "readline", "readlines", "getvalue", "seek", "tell")
+_WRITING = ("write", "writelines", "flush", "close")
+_STREAM = (*_READING, *_WRITING, "fileno", "isatty", "encoding")
+_DRAWING = ("random", "randint", "randrange", "uniform", "gauss", "seed")
+_CHOOSING = ("choice", "choices", "sample", "shuffle")
+_RANDOM = (*_DRAWING, *_CHOOSING)
+# Classes of the standard library -> methods and attributes of their objects that are harmless.
 _METHODS = {"_io:StringIO": _STREAM, "_io:BytesIO": _STREAM, "random:Random": _RANDOM}
 
 
 def defined_by_test(cls: type) -> bool:
-    """Returns whether the test, or the prompt, defines a class."""
+    """Returns whether the test or the prompt defines a class."""
     return cls.__module__ == TEST_MODULE and not isinstance(cls, remote.RemoteType)
 
 
 def operator_of(cls: type, name: str) -> Callable[..., Any] | None:
-    """Returns an operator that the test defined in a class, or a harmless one of `object`."""
+    """Returns an operator of a class that the candidate may use, None if there is none.
+
+    These are operators that the test defines, and harmless ones of `object`.
+    """
     for base in cls.__mro__:
         if name in vars(base):
             if defined_by_test(base):
@@ -51,43 +60,51 @@ def is_open(value: Any) -> bool:
 def may_be_called(value: Any) -> bool:
     """Returns whether the candidate may call this with arguments that it chooses.
 
-    A function of the library that a test prepares would run here on any file or name.
+    A function of the library, such as `open`, would run here, on a file of the candidate's choice.
     """
     if isinstance(value, functools.partial):
         return names.is_known(value.func) or may_be_called(value.func)
     if isinstance(value, types.FunctionType):
-        return value.__module__ in (TEST_MODULE, "builtins", None)  # the last two: from `exec`
+        # Functions that the test defines through `exec` have the last two modules.
+        return value.__module__ in (TEST_MODULE, "builtins", None)
     if isinstance(value, types.MethodType) and not _is_of_test(value):
         return value.__func__.__name__ in methods_of(value.__self__)
     if isinstance(value, types.BuiltinFunctionType):
+        # A method in C of a value of the closed list, such as `dict.get`, uses only that value.
         owner = type(value.__self__)
         is_pure = owner in BY_TYPE or owner is re.Pattern
         return is_pure or value.__name__ in methods_of(value.__self__)
     return callable(value)
 
 
-def methods_of(value: Any) -> list[str]:
-    """Returns the methods of a stream or random generator that the candidate may call."""
-    return _METHODS.get(names.name_of(type(value)), "").split()
+def methods_of(value: Any) -> tuple[str, ...]:
+    """Returns the methods of a stream or random generator that the candidate may use."""
+    return _METHODS.get(names.name_of(type(value)), ())
 
 
 def _is_of_test(value: Any) -> bool:
+    """Returns whether the test defines a function, method or callable object."""
     function = value.__func__ if isinstance(value, types.MethodType) else value
     return getattr(function, "__module__", None) in (TEST_MODULE, "builtins") or is_open(value)
 
 
 def _get(value: Any, name: str) -> Any:
-    if type(name) is not str:  # a stand-in would answer for itself
+    # A proxy in place of the name would run code of the candidate.
+    if type(name) is not str:
         raise wire.WireError("not an attribute's name")
     if not name.startswith("__") and is_open(value):
-        found = getattr(value, name)
-        if callable(found) and not remote.is_remote(found) and not _is_of_test(found):
+        attribute = getattr(value, name)
+        # A class of the test may inherit methods of the library.
+        runs_here = callable(attribute) and not remote.is_remote(attribute)
+        if runs_here and not _is_of_test(attribute):
             raise NotComparable(f"the candidate uses {name[:100]} of a {type(value).__name__}")
-        return found
+        return attribute
     if type(value) is types.FunctionType and name in _FUNCTION_ATTRIBUTES:
         return getattr(value, name)
     if type(value) is types.FunctionType and name in _WRAPPED:
-        return _harmless(getattr(value, name), name)
+        attributes = getattr(value, name)
+        _check_annotations(attributes, name)
+        return dict(attributes)
     if name in methods_of(value):
         return getattr(value, name)
     if not hasattr(value, name):
@@ -95,18 +112,20 @@ def _get(value: Any, name: str) -> Any:
     raise NotComparable(f"the candidate reads {name[:100]} of a {type(value).__name__}")
 
 
-def _harmless(found: dict[str, Any], name: str) -> dict[str, Any]:
-    """Returns a function's attributes or annotations if they hold nothing but known classes."""
-    if not all(isinstance(item, type) and names.is_known(item) for item in found.values()):
-        raise NotComparable(f"the candidate reads {name} of a function of the test")
-    return dict(found)
+def _check_annotations(attributes: dict[str, Any], name: str) -> None:
+    """Raises NotComparable if attributes or annotations hold other values than known classes."""
+    for value in attributes.values():
+        if not (isinstance(value, type) and names.is_known(value)):
+            raise NotComparable(f"the candidate reads {name} of a function of the test")
 
 
 def _set(value: Any, name: str, new: Any) -> None:
     if type(name) is not str:
         raise wire.WireError("not an attribute's name")
-    own_data = not callable(getattr(type(value), name, None) or getattr(value, name, None))
-    if name.startswith("__") or isinstance(value, type) or not is_open(value) or not own_data:
+    # Only data of an object: a new method would replace code of the test.
+    is_data = not callable(getattr(type(value), name, None) or getattr(value, name, None))
+    is_object = not isinstance(value, type) and is_open(value)
+    if name.startswith("__") or not is_object or not is_data:
         raise NotComparable(f"the candidate sets {name[:100]} of a {type(value).__name__}")
     setattr(value, name, new)
 
@@ -136,8 +155,9 @@ def _next(value: Any, count: int) -> tuple[list[Any], BaseException | None]:
     if not isinstance(value, Iterator) or type(count) is not int or count > _MAX_BATCH:
         raise wire.WireError("not an iterator of the test")
     try:
-        return [next(value)], None  # one at a time: the test may see how many were taken
-    except PASSED_ON:
+        # One item, whatever `count`: the test may observe how many were taken.
+        return [next(value)], None
+    except PROPAGATED:
         raise
     except Exception as error:
         return [], error

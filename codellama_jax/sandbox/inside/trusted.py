@@ -1,13 +1,16 @@
-"""The tests' end of the pipe. What the candidate sends is a claim: data, or a stand-in.
+"""The end of the tests. A message of the candidate is a claim: plain data, or a proxy.
 
-An operator of the candidate's object never decides about a value of the test: it would be handed
-the expected value. Such a test is not comparable. What the object says without seeing that value
-(its length, truth, items, attributes) is a claim like any returned value.
+Rules against forged results:
 
-What is a claim in most tests and a forgery in some leaves a doubt: a test that passes in spite of
-it is not comparable, a test that fails has failed.
+- An operator of the candidate's object never decides about a value of the test: `==` would get the
+  expected value and could return True. A test that needs such an operator is not comparable.
+- Results that the object computes without a value of the test (its length, truth, items,
+  attributes) are claims like any returned value: the test compares them.
+- Some behaviour is legitimate in most tests and a forgery in a few, such as an exception that ends
+  a loop of the test. It is recorded as a doubt: a test that passes in spite of it is not
+  comparable, a test that fails has failed.
 
-What the candidate may do with objects of the test is in `served`.
+`served` holds the requests of the candidate for objects of the test.
 """
 
 from __future__ import annotations
@@ -34,11 +37,12 @@ from codellama_jax.sandbox.inside.values import NotComparable
 
 _NUMBERS = ("__float__", "__int__", "__index__", "__complex__")
 _RAISE, _END_ASYNC_FOR = dis.opmap["RAISE_VARARGS"], dis.opmap["END_ASYNC_FOR"]
-_ENDS = (StopIteration, StopAsyncIteration)  # what code in C takes for the end of an iteration,
-_SILENT = (*_ENDS, IndexError, AttributeError)  # or for the absence of an item or attribute
-_MAX_SILENT = 1000
+# Exceptions that end an iteration in C code, or make it treat an item or attribute as missing.
+_ENDS = (StopIteration, StopAsyncIteration)
+_SILENT = (*_ENDS, IndexError, AttributeError)
+_MAX_SILENT = 1000  # recorded exceptions before those that were caught are dropped
 _IN_PLACE = {name for name in remote.BINARY if name.startswith("__i")}
-# What tests replace to give input and to catch output.
+# Streams and functions that tests replace to give input and to capture output.
 _REPLACEABLE = [("sys", "stdin"), ("sys", "stdout"), ("sys", "stderr")]
 _REPLACEABLE += [("builtins", "print"), ("builtins", "input")]
 
@@ -51,21 +55,26 @@ class Tests(Peer):
     def __init__(self, read_fd: int, write_fd: int, program_names: dict[str, Any]):
         super().__init__(read_fd, write_fd, program_names)
         self.verdict: tuple[str, str] | None = None
-        self._doubts: list[str] = []  # why a test that passes is not comparable
-        self._silent: list[Exception] = []  # that the candidate raised: see _is_caught
-        self._originals = {place: _value_at(*place) for place in _REPLACEABLE}
-        self._replaced = dict(self._originals)  # as the candidate has them
+        self._doubts: list[str] = []  # reasons why a test that passes is not comparable
+        self._silent: list[Exception] = []  # exceptions of the candidate, see `_is_caught`
+        self._originals = {key: _current(*key) for key in _REPLACEABLE}
+        self._replaced = dict(self._originals)  # as they are in the candidate's process
+        # (number of an object, operator) -> the number that it gave.
         self._numbers_given: dict[tuple[int, str], str] = {}
 
-    def ask(self, verb: str, *arguments: Any) -> Any:
-        """Asks the candidate. Raises Stopped when it can be asked no more."""
+    def request(self, verb: str, *arguments: Any) -> Any:
+        """Sends a request to the candidate and returns its result.
+
+        Raises Stopped once the test has ended early.
+        """
         if self.verdict:
             raise Stopped(self.verdict[1])
         try:
-            for place, known in self._replaced.items():
-                if _value_at(*place) is not known:
-                    super().ask("replace", *place, self._replacement(place))
-            return super().ask(verb, *arguments)
+            # The candidate must print into the stream that the test has put in place.
+            for key, replaced in self._replaced.items():
+                if _current(*key) is not replaced:
+                    super().request("replace", *key, self._replacement(key))
+            return super().request(verb, *arguments)
         except wire.WireError as error:
             self._stop("error", str(error))
         except wire.TooLargeError as error:
@@ -75,22 +84,24 @@ class Tests(Peer):
             raise
         raise Stopped(self.verdict[1] if self.verdict else "")
 
-    def _replacement(self, place: tuple[str, str]) -> Any:
-        """Returns what the test has put in a place, None if that is the original."""
-        value = self._replaced[place] = _value_at(*place)
-        return None if value is self._originals[place] else value
+    def _replacement(self, key: tuple[str, str]) -> Any:
+        """Returns the current stream or function, None if it is the original."""
+        value = self._replaced[key] = _current(*key)
+        return None if value is self._originals[key] else value
 
     def doubt(self) -> str:
-        """Returns why a test that passes is not comparable; the empty string if it is."""
+        """Returns why a test that passes is not comparable; the empty string for no reason."""
         lost = [error for error in self._silent if not _is_caught(error)]
         if lost:
             return f"{type(lost[0]).__name__} of the candidate is lost in the test's iteration"
         return self._doubts[0] if self._doubts else ""
 
     def _note(self, error: Exception, verb: str, arguments: Sequence[Any]) -> None:
-        """Records an exception of the candidate that may vanish without a failure of the test."""
+        """Records an exception of the candidate that may make the test pass without a check."""
         if any(names.name_of(base) == "unittest.case:SkipTest" for base in type(error).__mro__):
             self._doubts.append("the candidate skips a test")
+        # StopIteration is the regular result of __next__. Anywhere else it would silently end a
+        # loop of the test.
         is_step = verb == "op" and arguments[0] == "__next__"
         if isinstance(error, _ENDS if verb != "call" else _SILENT) and not is_step:
             if len(self._silent) > _MAX_SILENT:
@@ -98,13 +109,16 @@ class Tests(Peer):
             self._silent.append(error)
 
     def check_change(self, verb: str, arguments: Sequence[Any]) -> None:
-        """Raises NotComparable where an operator changes the test's operand, say what it expects."""
+        """Raises NotComparable if an operator changes its operand, such as the expected value."""
         if verb == "op" and arguments[0] in (*remote.BINARY, *remote.COMPARISONS):
             raise NotComparable(f"{arguments[0]} changes its operand")
 
-    def ask_name(self, name: str) -> tuple[str, Any]:
-        """Returns what a name of the candidate is (missing, module, value) and its value."""
-        answer = self.ask("name", name)
+    def request_name(self, name: str) -> tuple[str, Any]:
+        """Returns the kind (missing, module or value) and the value of a global name.
+
+        The name is one of the candidate's process.
+        """
+        answer = self.request("name", name)
         if type(answer) is not tuple or len(answer) != 2 or type(answer[0]) is not str:
             self.reject("not the value of a name")
         if answer[0] == "module" and type(answer[1]) is not str:
@@ -134,6 +148,8 @@ class Tests(Peer):
             return self._compare(value, operator, arguments[0])
         if operator == "__exit__":
             return self._leave(value, arguments)
+        # For a subclass of a list, dict or set the operator of the plain type is applied here, to
+        # the object's content.
         base = _container(value)
         if operator == "__contains__":
             if base is None:
@@ -147,57 +163,67 @@ class Tests(Peer):
             if base is not None:
                 return self._combine(base, value, operator, arguments[0])
             return self._seen(super().operate(value, operator, arguments))
-        shown = (value, *arguments) if operator in remote.BINARY else (value,)
-        result = self._told(shown, super().operate, value, operator, arguments)
+        objects = (value, *arguments) if operator in remote.BINARY else (value,)
+        result = self._result_of(objects, super().operate, value, operator, arguments)
         if operator in _NUMBERS:
             self._check_number(value, operator, result)
         return result
 
     def call(self, value: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        return self._told((value,), super().call, value, args, kwargs)
+        """Calls the candidate's object."""
+        return self._result_of((value,), super().call, value, args, kwargs)
 
     def get(self, value: Any, name: str) -> Any:
-        return self._told((value,), super().get, value, name)
+        """Returns an attribute of the candidate's object."""
+        return self._result_of((value,), super().get, value, name)
 
-    def ask_next(self, iterator: Any, count: int) -> tuple[list[Any], BaseException | None]:
-        """Returns up to `count` items, and what ended the iterator."""
+    def request_items(self, iterator: Any, count: int) -> tuple[list[Any], BaseException | None]:
+        """Returns up to `count` items, and the exception that ended the iterator, if any."""
         if remote.has_seen(iterator):
-            raise NotComparable("the items of what an operator computed from a value of the test")
-        return super().ask_next(iterator, count)
+            raise NotComparable("items of an object that was computed from a value of the test")
+        return super().request_items(iterator, count)
 
     def _leave(self, value: Any, arguments: Sequence[Any]) -> Any:
-        """Ends a `with` block. The candidate may suppress what the test itself raises."""
+        """Ends a `with` block. The candidate may suppress an exception that the test raises."""
         kind, error, traceback = arguments
-        result = self._told((value,), super().operate, value, "__exit__", (kind, error, None))
+        # The traceback is withheld: its frames hold the values of the test.
+        exit_arguments = (kind, error, None)
+        result = self._result_of((value,), super().operate, value, "__exit__", exit_arguments)
         if result and error is not None and not _is_raised_by_test(error, traceback):
             self._doubts.append(f"{_name(value)} suppresses {type(error).__name__} in the test")
         return result
 
     def _check_number(self, value: Any, operator: str, number: Any) -> None:
-        """Raises NotComparable for an object that is one number now and another one later."""
+        """Raises NotComparable for an object that is converted to two different numbers.
+
+        It could be one number in a comparison and another one in the next.
+        """
         key = (remote.number_of(value), operator)
         if self._numbers_given.setdefault(key, repr(number)) != repr(number):
             raise NotComparable(f"{_name(value)} is now one number and now another one")
 
     def _combine(self, base: type, value: Any, operator: str, other: Any) -> Any:
-        """Applies an operator of the plain type that the candidate's object extends."""
+        """Applies a binary operator of `base`, the plain type that the object's class extends."""
         if operator in _IN_PLACE:
             raise NotComparable(f"{operator} changes {_name(value)}")
         function = getattr(base, operator, None)
         return NotImplemented if function is None else function(self._plain(value), other)
 
     def _compare(self, value: Any, operator: str, other: Any) -> Any:
+        """Compares the candidate's object with another value, without showing it that value."""
         if remote.is_remote(other):
-            return self.ask("op", operator, value, other)
+            return self.request("op", operator, value, other)
         base = _container(value)
         if base is not None:
             return getattr(base, operator)(self._plain(value), other)
         if defined_by_test(type(other)):
-            return NotImplemented  # Python then asks the test's object
+            # Python then applies the operator of the test's object.
+            return NotImplemented
         if operator not in ("__eq__", "__ne__"):
             raise NotComparable(f"{_name(value)} is ordered beside a {type(other).__name__}")
-        # An object that equals what nobody knows would equal everything.
-        answer = self.ask("op", "__eq__", value, _decoy(other))
+        # The candidate gets a random value instead of `other`. The two must differ: an object that
+        # equals a value that it cannot know would equal every value.
+        answer = self.request("op", "__eq__", value, _decoy(other))
         if answer is NotImplemented:
             return NotImplemented
         if answer is False:
@@ -206,16 +232,22 @@ class Tests(Peer):
 
     def _plain(self, value: Any) -> Any:
         """Returns the plain list, dict or set that the candidate's object extends."""
-        plain = self.ask("plain", value)
+        plain = self.request("plain", value)
         if type(plain) is not _container(value):
             self.reject("not the plain value")
         return plain
 
-    def _told(self, shown: Sequence[Any], ask: Callable[..., Any], *arguments: Any) -> Any:
-        """Returns what objects give, unless an operator had shown one a value of the test."""
-        has_seen = any(map(remote.has_seen, shown))
+    def _result_of(
+        self, objects: Sequence[Any], request: Callable[..., Any], *arguments: Any
+    ) -> Any:
+        """Returns the result of a request to objects of the candidate.
+
+        `request(*arguments)` sends the request. If one of the objects was computed from a value of
+        the test, so is the result: it may only be another object.
+        """
+        has_seen = any(map(remote.has_seen, objects))
         try:
-            result = ask(*arguments)
+            result = request(*arguments)
         except Exception as error:
             if has_seen:
                 self._doubts.append(f"{type(error).__name__} where a value of the test was shown")
@@ -223,6 +255,10 @@ class Tests(Peer):
         return self._seen(result) if has_seen else result
 
     def _seen(self, result: Any) -> Any:
+        """Marks the result of an operator that was given a value of the test, and returns it.
+
+        Raises NotComparable if it is plain data, which the candidate could have made to match.
+        """
         if result is NotImplemented:
             return result
         if not remote.isinstance_of(result, remote.Remote):
@@ -230,11 +266,12 @@ class Tests(Peer):
         remote.mark_seen(result)
         return result
 
-    # What the candidate may do with the test's objects.
+    # Requests of the candidate for objects of the test.
 
     def act(self, verb: str, arguments: Sequence[Any]) -> Any:
-        """Does what the candidate asks of an object that the test handed over."""
-        action, target = ACTIONS.get(verb), arguments[1 if verb == "op" else 0]
+        """Performs a request for an object that the test passed to the candidate."""
+        action = ACTIONS.get(verb)
+        target = arguments[1 if verb == "op" else 0]
         if action is None or not self.is_lent(target):
             raise wire.WireError("not a request for an object of the test")
         try:
@@ -244,28 +281,34 @@ class Tests(Peer):
             raise
 
     def is_named(self, value: Any) -> bool:
+        """Returns whether `value` is a class or function of the standard library."""
         return names.is_library(value)
 
     def resolve(self, name: str) -> Any:
+        """Returns a class or function of the closed list."""
         return names.known(name)
 
     def resolve_type(self, name: str) -> Any:
+        """Returns a class of the closed list, or one that is only valid as a type."""
         return names.known_type(name)
 
     def check_lendable(self, value: Any) -> None:
+        """Raises NotComparable for an object that `served` has no requests for."""
         has_methods = bool(methods_of(value))
         is_iterator = hasattr(type(value), "__next__") and not hasattr(value, "fileno")
         if not (may_be_called(value) or is_iterator or has_methods or is_open(value)):
-            raise NotComparable(f"the test hands over a {type(value).__name__}")
+            raise NotComparable(f"the test passes a {type(value).__name__} to the candidate")
 
     def operators_of(self, cls: type) -> Iterable[str]:
+        """Returns the operators that the candidate may use on objects of `cls`."""
         if not defined_by_test(cls):
             served = ("__call__", "__iter__", "__next__")
             return [name for name in served if hasattr(cls, name)]
         return [name for name in remote.OPERATORS if operator_of(cls, name) is not None]
 
 
-def _value_at(module: str, name: str) -> Any:
+def _current(module: str, name: str) -> Any:
+    """Returns the current value of a stream or function that tests replace."""
     return getattr(sys.modules[module], name, None)
 
 
@@ -278,14 +321,15 @@ def _name(value: Any) -> str:
 
 
 def _container(value: Any) -> Any:
-    """Returns the plain mutable type that the class of a stand-in extends."""
+    """Returns the plain mutable type that the class of a proxy extends, or None."""
     return type.__getattribute__(type(value), "_codellama_base")
 
 
 def _is_used_by_library() -> bool:
-    """Returns whether code of the standard library, not the test, uses a stand-in.
+    """Returns whether code of the standard library, not of the test, uses a proxy.
 
-    A method of Counter looks up each of its own keys in the other operand.
+    A method of Counter, for example, looks up its own keys, which are values of the test, in the
+    other operand.
     """
     frame: types.FrameType | None = sys._getframe(1)
     while frame and str(frame.f_globals.get("__name__")).startswith(__package__):
@@ -294,7 +338,10 @@ def _is_used_by_library() -> bool:
 
 
 def _is_raised_by_test(error: BaseException, traceback: types.TracebackType | None) -> bool:
-    """Returns whether a `raise` statement of the test, and no assertion, raised the exception."""
+    """Returns whether a `raise` statement of the test raised the exception, and no assertion.
+
+    A test may raise an exception inside of a `with` block to check that it is suppressed.
+    """
     if traceback is None or isinstance(error, AssertionError):
         return False
     while traceback.tb_next:
@@ -305,15 +352,18 @@ def _is_raised_by_test(error: BaseException, traceback: types.TracebackType | No
 
 
 def _is_caught(error: Exception) -> bool:
-    """Returns whether a handler in Python caught this.
+    """Returns whether an `except` clause caught this exception of the candidate.
 
-    Else `map`, `zip` or `iter` took it for their end, and the test for the end of its cases.
+    If none did, C code such as `map`, `zip` or `iter` took it for the end of an iteration, and the
+    test skipped its remaining cases.
     """
-    last = error.__traceback__  # the outermost frame that the exception reached
+    # The traceback begins at the outermost frame that the exception reached.
+    last = error.__traceback__
     if last is None or str(last.tb_frame.f_globals.get("__name__")).startswith(__package__):
         return False
     code = last.tb_frame.f_code
     for entry in dis._parse_exception_table(code):  # type: ignore[attr-defined]
+        # The handler of `async for` is no `except` clause.
         is_loop = code.co_code[entry.target] == _END_ASYNC_FOR
         if entry.start <= last.tb_lasti < entry.end and not is_loop:
             return True
@@ -321,18 +371,20 @@ def _is_caught(error: Exception) -> bool:
 
 
 def _is_among(item: Any, value: Any) -> bool:
+    """Returns `item in value` from the items of the candidate's object, compared at this end."""
     if not any("__iter__" in vars(base) for base in type(value).__mro__):
         raise NotComparable(f"`in` with {_name(value)}")
     return any(item is other or item == other for other in value)
 
 
 def _decoy(other: Any) -> Any:
-    """Returns a value like `other` that nothing can know."""
-    chance = int.from_bytes(os.urandom(7), "little")
-    if type(other) in (float, complex):
-        return type(other)(chance)
-    if type(other) in (list, tuple, set, frozenset):
-        return type(other)([chance])
-    if type(other) is dict:
-        return {chance: chance}
-    return str(chance) if type(other) is str else chance
+    """Returns a random value of the type of `other`, which the candidate cannot predict."""
+    number = int.from_bytes(os.urandom(7), "little")
+    kind = type(other)
+    if kind in (float, complex):
+        return kind(number)
+    if kind in (list, tuple, set, frozenset):
+        return kind([number])
+    if kind is dict:
+        return {number: number}
+    return str(number) if kind is str else number

@@ -1,6 +1,4 @@
-"""Reads the files of an evaluation.
-
-Benchmark data and samples, plain or gzipped, JSON or JSON lines.
+"""Reads files of JSON values: plain or gzipped, JSON arrays or JSON lines.
 
 Imports neither JAX nor Flax, so that a faulty file is reported at once.
 """
@@ -28,27 +26,35 @@ LINES, ARRAY = "JSON lines", "a JSON array"
 
 
 class Value(NamedTuple):
-    """A JSON value and its place: `line 3 of FILE` or `record 3 of FILE`."""
+    """A JSON value and its place for messages: `line 3 of FILE` or `record 3 of FILE`."""
 
     place: str
     value: Any
 
 
 class Values(NamedTuple):
-    """The values of a file and how they were stored."""
+    """The values of a file, and how they were stored.
 
-    form: str  # LINES or ARRAY
+    Attributes:
+        form: LINES or ARRAY.
+        gzipped: whether the file was gzipped.
+        values: in the order of the file.
+        unfinished: the text of a last line that was not written to its end, or "".
+    """
+
+    form: str
     gzipped: bool
     values: list[Value]
-    unfinished: str  # the text of a last line that was not written to its end
+    unfinished: str
 
 
 def read_bytes(path: str | os.PathLike) -> tuple[bytes, bool]:
     """Returns the content of a file, decompressed if it is gzipped, and whether it was.
 
-    Raises UserError for what cannot be read: a pipe, a folder, a damaged or truncated gzip file.
+    Raises UserError for a pipe, a folder, and a damaged or truncated gzip file.
     """
     data = read_file(path)
+    # By content: downloads often lose the ending .gz, or keep it after unpacking.
     if not data.startswith(GZIP_MAGIC):
         return data, False
     try:
@@ -63,46 +69,53 @@ def read_bytes(path: str | os.PathLike) -> tuple[bytes, bool]:
 def read_values(path: str | os.PathLike, only_lines: bool = False) -> Values:
     """Reads JSON lines or, unless `only_lines`, the items of a JSON array.
 
-    Raises UserError naming the file and line of what is not JSON.
+    Raises UserError naming the file and line of the first text that is not JSON.
     """
     data, gzipped = read_bytes(path)
     name = str(path)
-    page = data.lstrip().startswith(b"<")
-    if page or data.startswith(GIT_LFS_POINTER) or not data.strip(b"\0 \t\r\n"):
-        parse_json(data, name)  # raises, and says what the file is
+    is_web_page = data.lstrip().startswith(b"<")
+    is_empty = not data.strip(b"\0 \t\r\n")
+    if is_web_page or is_empty or data.startswith(GIT_LFS_POINTER):
+        # This raises an error that names the kind of file instead of its first line.
+        parse_json(data, name)
     text = decode_text(data, name)
     if not only_lines and _is_one_document(text):
         document = parse_json(data, name)
+        # A file of one line is also one JSON document.
         if not isinstance(document, list):
             return Values(LINES, gzipped, [Value(f"line 1 of {name}", document)], "")
         values = [Value(f"record {n} of {name}", item) for n, item in enumerate(document, 1)]
         return Values(ARRAY, gzipped, values, "")
     values, unfinished = [], ""
-    for number, line, last in _lines(text):
+    for number, line, is_last in _lines(text):
         place = f"line {number} of {name}"
         try:
             values.append(Value(place, parse_json(line.encode(), place)))
         except UserError:
-            if not last:
+            # A process that was killed while it wrote leaves such a line. The caller decides.
+            if not is_last:
                 raise
             unfinished = line
     return Values(LINES, gzipped, values, unfinished)
 
 
 def _is_one_document(text: str) -> bool:
-    """Returns whether a text is one JSON document, or a damaged array; JSON lines are neither."""
+    """Returns whether a text is one JSON document, or a damaged JSON array, and no JSON lines."""
     try:
         json.loads(text)
     except RecursionError:
+        # It is nested too deeply, which the caller's parser reports.
         return True
     except ValueError as error:
-        extra = getattr(error, "msg", "").startswith("Extra data")
-        return text.lstrip().startswith("[") and not extra
+        # JSON lines whose values are arrays also start with "[", but fail after the first line.
+        is_several_values = getattr(error, "msg", "").startswith("Extra data")
+        return text.lstrip().startswith("[") and not is_several_values
     return True
 
 
 def _lines(text: str) -> Iterator[tuple[int, str, bool]]:
-    """Yields (number, line, whether it has no newline behind it) of lines that are not empty."""
+    """Yields (number, line, whether no newline follows it) of the lines that are not empty."""
+    # Not splitlines(): it also splits at characters that JSON strings may hold.
     lines = text.split("\n")
     for number, line in enumerate(lines, 1):
         if line.strip():
