@@ -1,63 +1,84 @@
-"""Memory of the loss, forward and backward, beside the plain form that holds all logits: 16,384 tokens, 32,016 words, bf16.
+"""Memory of the cross-entropy with gradients, beside the plain form that holds all logits.
 
-    PYTHONPATH=. python benchmarks/cross_entropy.py
+    PYTHONPATH=. python speed/cross_entropy.py
 
-TPU lines are the compiler's temporary buffers for one chip, beside arguments and results: compiler estimates, where the
-`tpu` extra is installed. CPU lines are measured: what the resident set grows by at its peak, each form in a process of its own.
+The problem is 16,384 tokens, 32,016 vocabulary entries, activations in bf16 and a head in fp32.
+TPU lines are *compiler estimates*: the temporary buffers on one core, besides arguments and
+results, where the `tpu` extra is installed. CPU lines are *measured*: the growth of the resident
+set at its peak, each form in a separate process.
 """
+
+from __future__ import annotations
 
 import importlib.util
 import multiprocessing
 import os
 import resource
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING
 
 from kernels.static.chips import ENVIRONMENT
 
-TOKENS, WORDS = 16_384, 32_016
-D_MODEL = {"v5p": 4096, "cpu": 256}  # a CPU holds and computes the logits in fp32 at any width
+if TYPE_CHECKING:
+    import jax
+
+TOKENS, VOCAB = 16_384, 32_016
+SEQUENCES = 4  # that the tokens are divided into
+# Widths of the model. A CPU holds and computes the logits in fp32 at any width.
+D_MODEL = {"v5p": 4096, "cpu": 256}
 
 
-def plain(x_BTD, head_DV, targets_BT, weights_BT):
-    """The loss as one writes it down: products in bf16, logits in fp32."""
+def plain(
+    x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
+) -> jax.Array:
+    """Returns the loss as the formula is written: a matmul in bf16 and all logits in fp32."""
     import jax.numpy as jnp
     import optax
 
     logits_BTV = jnp.matmul(x_BTD, head_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
-    return jnp.sum(
-        optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT) * weights_BT
-    )
+    losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT)
+    return jnp.sum(losses_BT * weights_BT)
 
 
-def lowered(form: str, chip: str):
-    """Returns the loss and its gradients of activations in bf16 and a head in fp32, lowered for `chip`, and its arguments' shapes."""
+def lowered(form: str, chip: str) -> tuple[jax.stages.Lowered, list[jax.ShapeDtypeStruct]]:
+    """Returns the loss with its gradients, lowered for a chip, and the shapes of its arguments.
+
+    Args:
+      form: `plain`, or an implementation of `kernels.cross_entropy`.
+      chip: a key of `D_MODEL`.
+    """
     import jax
     import jax.numpy as jnp
 
     from kernels import cross_entropy
     from kernels.static import chips
 
-    d_model = D_MODEL[chip]
-    shape = lambda dtype, *dims: jax.ShapeDtypeStruct(dims, dtype)
-    shapes = [shape(jnp.bfloat16, 4, TOKENS // 4, d_model), shape(jnp.float32, d_model, WORDS)]
-    shapes += [shape(jnp.int32, 4, TOKENS // 4), shape(jnp.float32, 4, TOKENS // 4)]
+    d_model, length = D_MODEL[chip], TOKENS // SEQUENCES
+    shapes = [
+        jax.ShapeDtypeStruct((SEQUENCES, length, d_model), jnp.bfloat16),
+        jax.ShapeDtypeStruct((d_model, VOCAB), jnp.float32),
+        jax.ShapeDtypeStruct((SEQUENCES, length), jnp.int32),
+        jax.ShapeDtypeStruct((SEQUENCES, length), jnp.float32),
+    ]
     if chip != "cpu":
-        shapes = chips.placed(chip, *shapes)
-    loss = (
-        plain
-        if form == "plain"
-        else lambda *a: cross_entropy.cross_entropy(*a, implementation=form)
-    )
+        shapes = chips.compile_inputs(chip, *shapes)
+
+    def loss(*arrays: jax.Array) -> jax.Array:
+        if form == "plain":
+            return plain(*arrays)
+        return cross_entropy.cross_entropy(*arrays, implementation=form)
+
     return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*shapes), shapes
 
 
 def estimate(form: str, chip: str) -> float:
-    """Returns GiB of temporary buffers."""
+    """Returns the temporary buffers in GiB, by the compiler; takes the arguments of `lowered`."""
     return lowered(form, chip)[0].compile().memory_analysis().temp_size_in_bytes / 2**30
 
 
 def measure(form: str, chip: str) -> float:
-    """Returns by how many GiB the resident set grows in one run, results included."""
+    """Returns the growth of the resident set in GiB in one run, results included."""
     import jax
     import jax.numpy as jnp
 
@@ -69,19 +90,29 @@ def measure(form: str, chip: str) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
 
 
-def show(title: str, function, chip: str, forms: tuple[str, ...]) -> None:
-    """Prints GiB of each form, the first the plain one, and how many times less the others take."""
-    found = {}
+def show(
+    title: str, function: Callable[[str, str], float], chip: str, forms: tuple[str, ...]
+) -> None:
+    """Prints a line per form with its GiB and how many times less than the plain form that is.
+
+    Args:
+      title: first words of a line.
+      function: `estimate` or `measure`.
+      chip: a key of `D_MODEL`.
+      forms: `plain` first, then the others.
+    """
+    sizes: dict[str, float] = {}
     for form in forms:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-            found[form] = alone.submit(function, form, chip).result()
-        print(
-            f"{title}, d_model {D_MODEL[chip]}, {form}: {found[form]:.3f} GiB, {found['plain'] / found[form]:.1f} x less",
-            flush=True,
-        )
+        # The peak of a resident set never falls, so each form needs a fresh process.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            sizes[form] = process.submit(function, form, chip).result()
+        saving = f"{sizes['plain'] / sizes[form]:.1f} x less"
+        line = f"{title}, d_model {D_MODEL[chip]}, {form}: {sizes[form]:.3f} GiB, {saving}"
+        print(line, flush=True)
 
 
 def main() -> None:
+    """Prints the memory of every form, on v5p where libtpu is installed, and on this CPU."""
     os.environ.update(ENVIRONMENT)
     if importlib.util.find_spec("libtpu"):
         show("compiler estimate v5p", estimate, "v5p", ("plain", "xla", "pallas_tpu"))

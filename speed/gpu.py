@@ -1,11 +1,13 @@
-"""Tokens a second and MFU of training on one GPU, beside transformers with torch.compile and SDPA, in one run.
+"""Tokens per second and MFU of training on one GPU, beside transformers, in one run.
 
     pip install -e '.[gpu,oracle]'
-    PYTHONPATH=. python benchmarks/gpu.py            # shapes of 1B and 3B parameters, rows of 4,096 and 16,384 tokens
-    PYTHONPATH=. python benchmarks/gpu.py --tiny     # checks the benchmark itself on a CPU; its numbers mean nothing
+    PYTHONPATH=. python speed/gpu.py         # 1B and 3B parameters, 4,096 and 16,384 tokens
+    PYTHONPATH=. python speed/gpu.py --tiny  # checks this script on a CPU; its numbers mean nothing
 
-Each side trains in a process of its own: fp32 weights and AdamW, bf16 compute, gradients clipped, the same tokens a step, rows
-of one document. Each recomputes as little in the backward pass as fits the memory. Our step is the one that `launch.py run` uses.
+The peer is transformers' Llama with torch.compile and SDPA. Each side trains in a separate process:
+fp32 weights and AdamW, bf16 compute, clipped gradients, the same tokens per step, one document per
+sequence. Each recomputes as little in the backward pass as fits the memory. Our step is the one
+that `launch.py run` uses.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -25,8 +28,9 @@ from rich.table import Table
 from codellama_jax.command_line import cli, run_command
 from codellama_jax.config import DataConfig, MixtureConfig, ModelConfig, OptimizerConfig, Stage
 from codellama_jax.errors import UserError
-from codellama_jax.models.accounting import PEAK_FLOPS, flops_per_token
+from codellama_jax.models.accounting import flops_per_token
 from codellama_jax.models.llama.config import LlamaConfig
+from kernels.static.chips import PEAK_FLOPS
 
 SHAPES = {
     "1b": LlamaConfig(
@@ -39,10 +43,12 @@ SHAPES = {
 TINY = {
     "tiny": LlamaConfig(512, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=128)
 }
-LENGTHS, STEP_TOKENS = (4096, 16_384), 16_384
+LENGTHS, STEP_TOKENS = (4096, 16_384), 16_384  # tokens per sequence, and per step
 TINY_LENGTHS, TINY_STEP_TOKENS = (64, 128), 256
-WARMUP, STEPS = 3, 10
-RECOMPUTE = {"ours": ("none", "dots", "full"), "peer": ("none", "full")}  # least first
+WARMUP, STEPS = 3, 10  # steps before the measurement, and in it
+# Rematerialization policies that are tried, the one that recomputes least first.
+RECOMPUTE = {"ours": ("none", "dots", "full"), "peer": ("none", "full")}
+# Parts of the error messages of a process that ran out of GPU memory.
 NO_MEMORY = ("RESOURCE_EXHAUSTED", "OutOfMemoryError", "out of memory")
 
 
@@ -51,11 +57,15 @@ class Options:
     """Command line."""
 
     tiny: bool = False  # small shapes on the CPU
-    worker: str = ""  # what the benchmark passes to its own processes
+    worker: str = ""  # arguments of one side as JSON, for the processes of this script
 
 
-def seconds_a_step(step: Callable[[], float]) -> tuple[float, float]:
-    """Returns seconds a step after a warm-up, and the last loss. `step` returns a number that is read after the last step."""
+def seconds_per_step(step: Callable[[], Any]) -> tuple[float, float]:
+    """Returns seconds per step after a warm-up, and the last loss.
+
+    `step` returns the loss on the device. It is read only after the last step, so that the host can
+    dispatch ahead as it does in training.
+    """
     for _ in range(WARMUP):
         loss = step()
     float(loss)
@@ -67,7 +77,14 @@ def seconds_a_step(step: Callable[[], float]) -> tuple[float, float]:
 
 
 def ours(model: ModelConfig, rows: int, length: int, recompute: str) -> dict:
-    """Times our train step."""
+    """Returns seconds per step and the last loss of our train step.
+
+    Args:
+      model: the shape.
+      rows: sequences per step.
+      length: tokens per sequence.
+      recompute: a rematerialization policy.
+    """
     import dataclasses
 
     import jax
@@ -85,9 +102,8 @@ def ours(model: ModelConfig, rows: int, length: int, recompute: str) -> dict:
         steps=1000,
         init="scratch",
     )
-    tokens = (
-        np.random.default_rng(0).integers(0, model.vocab_size, (rows, length + 1)).astype(np.int32)
-    )
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, model.vocab_size, (rows, length + 1)).astype(np.int32)
     batch = {
         "tokens": tokens[:, :-1],
         "targets": tokens[:, 1:],
@@ -99,19 +115,19 @@ def ours(model: ModelConfig, rows: int, length: int, recompute: str) -> dict:
     with on_mesh(mesh):
         state, train_step = init_state(stage, mesh, 0), compile_train_step(stage, mesh)
         owned = owned_rows(mesh, rows)
-        placed = place(batch, owned, rows, mesh) | {"stop": stop_flags(0, owned, rows, mesh)}
+        placed = place(batch, owned, rows, mesh) | {"stop": stop_flags(0, rows, mesh)}
 
         def step():
             nonlocal state
             state, metrics = train_step(state, placed)
             return metrics["loss"]
 
-        seconds, loss = seconds_a_step(step)
+        seconds, loss = seconds_per_step(step)
     return {"seconds": seconds, "loss": loss}
 
 
 def peer(model: ModelConfig, rows: int, length: int, recompute: str) -> dict:
-    """Times transformers' Llama under torch.compile with SDPA."""
+    """Returns seconds per step and the last loss of transformers' Llama; arguments as in `ours`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -149,67 +165,82 @@ def peer(model: ModelConfig, rows: int, length: int, recompute: str) -> dict:
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    seconds, loss = seconds_a_step(step)
+    seconds, loss = seconds_per_step(step)
     return {"seconds": seconds, "loss": loss}
 
 
 def measure(side: str, shape: str, rows: int, length: int, tiny: bool) -> dict:
-    """Runs one side in its own process, with the least recomputation that fits. Raises UserError where none does."""
-    platform = (
-        {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        if tiny
-        else {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.94"}
-    )
+    """Runs one side in a separate process, with the least recomputation that fits the memory.
+
+    Args:
+      side: a key of `RECOMPUTE`.
+      shape: a key of `SHAPES` or `TINY`.
+      rows: sequences per step.
+      length: tokens per sequence.
+      tiny: whether to run on the CPU.
+
+    Raises:
+      UserError: if no policy fits, or if the process fails for another reason.
+    """
+    settings = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.94"}
+    if tiny:
+        settings = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     for recompute in RECOMPUTE[side]:
         worker = json.dumps([side, shape, rows, length, recompute])
         command = [sys.executable, __file__, "--worker", worker]
         done = subprocess.run(
-            command, capture_output=True, text=True, env=os.environ | platform, check=False
+            command, capture_output=True, text=True, env=os.environ | settings, check=False
         )
         if done.returncode == 0:
             return json.loads(done.stdout.splitlines()[-1]) | {"recompute": recompute}
-        if not any(words in done.stderr for words in NO_MEMORY):
+        if not any(message in done.stderr for message in NO_MEMORY):
             raise UserError(f"{side} {shape} {length}: {done.stderr.strip().splitlines()[-1]}")
-    raise UserError(
-        f"{side} {shape} with {rows} rows of {length} tokens does not fit this GPU, even when all is computed again"
-    )
+    problem = f"{side} {shape} with {rows} sequences of {length} tokens does not fit this GPU"
+    raise UserError(f"{problem}, even with full rematerialization: use a GPU with more memory")
 
 
 def check_packages(tiny: bool) -> str:
-    """Returns the name of the device. Raises UserError where there is no GPU or a package is missing."""
+    """Returns JAX's `device_kind` of the GPU, or "CPU" for `tiny`.
+
+    Raises:
+      UserError: if there is no GPU or a package is missing.
+    """
     import importlib.util
 
     import jax
 
-    if missing := [
-        name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None
-    ]:
+    packages = ("torch", "transformers")
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
         raise UserError(f"the peer needs {' and '.join(missing)}: pip install -e '.[gpu,oracle]'")
     if tiny:
         return "CPU"
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the memory is for the two sides
+    # This process only reads the device's name: the memory is for the processes of the two sides.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     device = jax.devices()[0]
     if device.platform != "gpu":
         raise UserError(
-            "no GPU that JAX can use: run this on one, after pip install -e '.[gpu,oracle]'; --tiny checks it on a CPU"
+            "no GPU that JAX can use: run this on one, after pip install -e '.[gpu,oracle]';"
+            " --tiny checks this script on a CPU"
         )
     del os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"]
     return device.device_kind
 
 
 def main() -> None:
+    """Prints a table with a row per shape and length."""
     options = cli(Options, description=__doc__)
     if options.worker:
         side, shape, *rest = json.loads(options.worker)
         print(json.dumps({"ours": ours, "peer": peer}[side]((SHAPES | TINY)[shape], *rest)))
         return
     device = check_packages(options.tiny)
-    shapes, lengths, tokens = (
-        (TINY, TINY_LENGTHS, TINY_STEP_TOKENS) if options.tiny else (SHAPES, LENGTHS, STEP_TOKENS)
-    )
+    shapes, lengths, tokens = SHAPES, LENGTHS, STEP_TOKENS
+    if options.tiny:
+        shapes, lengths, tokens = TINY, TINY_LENGTHS, TINY_STEP_TOKENS
     columns = (
         "shape",
-        "tokens a row",
+        "tokens per sequence",
         "ours, tokens/s",
         "MFU",
         "recomputed",
@@ -225,16 +256,11 @@ def main() -> None:
             for side in ("ours", "peer"):
                 result = measure(side, shape, tokens // length, length, options.tiny)
                 speeds[side] = tokens / result["seconds"]
-                share = (
-                    speeds[side]
-                    * flops_per_token(model, length, causal=True)
-                    / PEAK_FLOPS.get(device, np.inf)
-                )
-                cells += [
-                    f"{speeds[side]:,.0f}",
-                    f"{share:.1%}" if share else "?",
-                    result["recompute"],
-                ]
+                flops = speeds[side] * flops_per_token(model, length, causal=True)
+                # A device without a known peak has no MFU.
+                mfu = flops / PEAK_FLOPS.get(device, np.inf)
+                shown_mfu = f"{mfu:.1%}" if mfu else "?"
+                cells += [f"{speeds[side]:,.0f}", shown_mfu, result["recompute"]]
             table.add_row(shape, f"{length:,}", *cells, f"{speeds['ours'] / speeds['peer']:.2f}")
     Console().print(table)
 

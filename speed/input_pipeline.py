@@ -1,10 +1,12 @@
-"""Tokens a second and core of the input pipeline, infilling and packing included, beside bare SentencePiece on the same corpus.
+"""Tokens per second and core of the input pipeline, beside bare SentencePiece on the same corpus.
 
-    PYTHONPATH=. python benchmarks/input_pipeline.py [tokenizer.model]
+    PYTHONPATH=. python speed/input_pipeline.py [tokenizer.model]
 
-Both run in turns on one core; processor time counts. The last column is the share of a row that is not padding.
+The pipeline includes infilling and packing. Both sides run alternately on one core, and processor
+time counts. The last column is the fraction of a sequence that is not padding.
 """
 
+import functools
 import sys
 import tempfile
 import time
@@ -20,12 +22,14 @@ from codellama_jax.config import CorpusConfig, DataConfig, InfillingConfig, Mixt
 from codellama_jax.data import builders, pipeline
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 
-SHAPES = ((256, 700), (1024, 0), (4096, 0))  # tokens a row, characters a block
-TURNS, TURN_TOKENS, ROWS = 8, 600_000, 4
+SHAPES = ((256, 700), (1024, 0), (4096, 0))  # tokens per sequence, characters per block
+TURNS = 8  # measurements of each side, alternately
+TURN_TOKENS = 600_000  # positions that the pipeline fills in each of them
+ROWS = 4  # sequences that are packed at once
 
 
 def timed(function: Callable[[], tuple[int, int]]) -> np.ndarray:
-    """Returns (tokens, places, seconds) of what `function` made."""
+    """Returns (tokens, positions, seconds): the result of `function`, and its processor time."""
     start = time.process_time()
     return np.array([*function(), time.process_time() - start])
 
@@ -33,43 +37,55 @@ def timed(function: Callable[[], tuple[int, int]]) -> np.ndarray:
 def measure(
     train, tokenizer: tokenizers.Tokenizer, seq_len: int, block_chars: int
 ) -> tuple[float, float, float]:
-    """Returns the pipeline's and bare tokens a second, and the packing efficiency."""
+    """Measures both sides on one corpus.
+
+    Args:
+      train: the documents.
+      tokenizer: the tokenizer of both sides.
+      seq_len: tokens per sequence.
+      block_chars: characters per block of a document; 0 does not split documents.
+
+    Returns:
+      Tokens per second of the pipeline and of bare SentencePiece, and the packing efficiency.
+    """
     data = DataConfig(
         seq_len, ROWS, MixtureConfig(code=1.0), InfillingConfig(rate=0.9), block_chars
     )
     rows = pipeline.Rows({"code": train}, data, tokenizer, 0, range(ROWS))
-    texts = (
-        pipeline.text_of(train[i % len(train)])
-        for i in iter(np.random.default_rng(0).permutation(len(train)).tolist() * TURNS)
-    )
+    order = np.random.default_rng(0).permutation(len(train)).tolist() * TURNS
+    texts = (pipeline.text_of(train[index]) for index in order)
 
     def packed() -> tuple[int, int]:
-        made = [
-            np.count_nonzero(next(rows)["segment_ids"])
-            for _ in range(TURN_TOKENS // (seq_len * ROWS))
-        ]
-        return sum(made), len(made) * seq_len * ROWS
+        """Returns the tokens and the positions of a number of batches."""
+        batches = TURN_TOKENS // (seq_len * ROWS)
+        tokens = sum(np.count_nonzero(next(rows)["segment_ids"]) for _ in range(batches))
+        return tokens, batches * seq_len * ROWS
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
 
     def bare(texts: list[str]) -> tuple[int, int]:
+        """Returns the tokens of texts, and no positions."""
         return sum(len(processor.encode(text)) for text in texts), 0
 
-    packed()  # the first rows of all lanes
+    packed()  # fills the packing bins, which a long run does only once
     ours, theirs = np.zeros(3), np.zeros(3)
     for _ in range(TURNS):
-        ours += (turn := timed(packed))
-        taken, chars = [], 0
+        turn = timed(packed)
+        ours += turn
+        # A token is about three characters: the peer gets about as many tokens.
+        taken: list[str] = []
+        chars = 0
         while chars < 3 * turn[0]:
             taken.append(next(texts))
             chars += len(taken[-1])
-        theirs += timed(lambda taken=taken: bare(taken))
+        theirs += timed(functools.partial(bare, taken))
     return ours[0] / ours[2], theirs[0] / theirs[2], ours[0] / ours[1]
 
 
 def main() -> None:
+    """Prints a table with a row per shape."""
     table = Table(
-        "tokens a row", "block", "pipeline, tokens/s", "bare, tokens/s", "ratio", "packed"
+        "tokens per sequence", "block", "pipeline, tokens/s", "bare, tokens/s", "ratio", "packed"
     )
     with tempfile.TemporaryDirectory() as cache:
         for seq_len, block_chars in SHAPES:

@@ -22,7 +22,7 @@ from codellama_jax.config import MeshConfig, ModelConfig
 from codellama_jax.errors import UserError
 from codellama_jax.models.trained import TrainedModel, abstract_params
 from codellama_jax.sharding.hosts import on_all_hosts
-from codellama_jax.sharding.mesh import check_cuts, make_mesh, on_mesh
+from codellama_jax.sharding.mesh import check_divides, make_mesh, on_mesh
 from codellama_jax.system.console import warn
 from codellama_jax.system.files import is_bucket, read_json, user_path
 
@@ -167,6 +167,6 @@ def load_run(path: str, arm: str = "", stage: str = "", mesh: Mesh | None = None
     """
     folder, config = find_trained(user_path(path), arm, stage)
     tokenizer, mesh = folder.load_tokenizer(), mesh or make_mesh(MeshConfig())
-    check_cuts(mesh, config.model, "the least cache, in slots,", 32)
+    check_divides(mesh, config.model, "the least cache, in slots,", 32)
     name = "/".join(folder.path.parts[-3:])
     return TrainedModel(config.model, load_params(folder, config.model, mesh), tokenizer, name)

@@ -1,4 +1,8 @@
-"""`launch.py compile`: compiles a stage, prefill or decoding for a pod that is not there, and says what the compiler says."""
+"""The verb `compile`: compiles a program for a TPU pod that is not attached, and prints figures.
+
+A program is a stage's train step, or prefill or a decoding step of a stage's model. Compiling needs
+no TPU, but minutes of CPU time. All figures are the compiler's estimates.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import dataclasses
 import itertools
 import resource
 import sys
-from typing import Any
+from typing import Any, Literal
 
 from jax.sharding import Mesh
 
@@ -17,120 +21,185 @@ from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage
 from codellama_jax.errors import UserError
 from codellama_jax.models.accounting import flops_per_token
 from codellama_jax.sharding.mesh import make_mesh
+from kernels.static.chips import CHIPS
 
 INFERENCE = ("prefill", "decode")
-TOO_LARGE = 3  # exit code
-SEARCHED = 16  # programs that --search compiles at most
+TOO_LARGE = 3  # exit code of a program that does not fit the memory
+SEARCHED = 16  # largest number of programs that --search compiles
+# Settings that --search combines. The policy "none", which keeps every activation, is left out.
+TENSOR_SIZES, CONTEXT_SIZES, MICRO_BATCHES = (1, 2, 4, 8), (1, 2), (1, 2, 4)
+REMAT_POLICIES: tuple[Literal["none", "dots", "full"], ...] = ("dots", "full")
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One program for one pod."""
+    """One program to compile for one pod.
+
+    Args:
+      stage: the stage, whose model prefill and decoding use.
+      kind: `train`, `prefill` or `decode`.
+      mesh: axes of the pod's mesh.
+      batch: sequences of prefill and decoding.
+      context: tokens of a prompt to prefill, or in the cache to decode after.
+    """
 
     stage: Stage
-    kind: str  # train | prefill | decode
+    kind: str
     mesh: MeshConfig
-    batch: int  # rows of prefill and decoding
-    context: int  # tokens of a prompt or of what is in the cache
+    batch: int
+    context: int
 
 
 def choose_stage(experiment: Experiment, arm: str, name: str) -> Stage:
-    """Returns the stage of that name; for prefill and decode the last one, whose model is used. Raises UserError naming those there are."""
-    chains = [chain for a, chain in experiment.arms.items() if arm in ("", a)]
+    """Returns the stage to compile.
+
+    Args:
+      experiment: the experiment.
+      arm: name of an arm, "" for all arms.
+      name: name of a stage, looked up in the arms in their order; or prefill or decode, which take
+        the last stage of the last arm.
+
+    Raises:
+      UserError: for an unknown name.
+    """
+    chains = []
+    for arm_name, chain in experiment.arms.items():
+        if arm in ("", arm_name):
+            chains.append(chain)
     if name in INFERENCE:
         return list(chains[-1].values())[-1]
-    stages = {
-        n: s for chain in reversed(chains) for n, s in chain.items()
-    }  # of the first arm that has it
+    stages: dict[str, Stage] = {}
+    # Later updates overwrite earlier ones, so the first arm that has a stage comes last.
+    for chain in reversed(chains):
+        stages.update(chain)
     if name not in stages:
         raise UserError(f"no stage {name!r}: there are {', '.join([*stages, *INFERENCE])}")
     return stages[name]
 
 
 def inference_flops(model: ModelConfig, job: Job, causal: bool) -> float:
-    """FLOPs of one prefill, or of one step of decoding: a third of training's, for there is only the forward pass."""
+    """Returns the FLOPs of one prefill, or of one decoding step.
+
+    That is a third of training's FLOPs per token, because the backward pass takes two thirds.
+    """
     if job.kind == "prefill":
         return job.batch * job.context * flops_per_token(model, job.context, causal) / 3
+    # The one new token reads every token in the cache: no score is masked.
     return job.batch * flops_per_token(model, job.context, causal=False) / 3
 
 
 def compile_job(job: Job, chip: str, mesh: Mesh, cache: str) -> tuple[Report, int]:
-    """Returns what the compiler says and the tokens of a step."""
+    """Compiles a program and returns its figures and the number of tokens per step.
+
+    Args:
+      job: the program.
+      chip: a key of `chips.CHIPS`.
+      mesh: mesh of the pod's devices.
+      cache: folder that keeps the cycles of kernels.
+    """
     model, data = job.stage.model, job.stage.data
     if job.kind == "train":
-        lowered, tokens = program.lower_train_step(job.stage, mesh), data.batch_size * data.seq_len
-        flops = [tokens * flops_per_token(model, data.seq_len, causal) for causal in (False, True)]
+        lowered = program.lower_train_step(job.stage, mesh)
+        tokens = data.batch_size * data.seq_len
+        full = tokens * flops_per_token(model, data.seq_len, causal=False)
+        causal = tokens * flops_per_token(model, data.seq_len, causal=True)
     else:
-        lower = program.lower_prefill if job.kind == "prefill" else program.lower_decode
-        lowered, tokens = (
-            lower(model, job.batch, job.context, mesh),
-            job.batch * (job.context if job.kind == "prefill" else 1),
-        )
-        flops = [inference_flops(model, job, causal) for causal in (False, True)]
-    full, causal = (f / mesh.size for f in flops)
-    return examine(lowered, chip, (full, causal), cache), tokens
+        full = inference_flops(model, job, causal=False)
+        causal = inference_flops(model, job, causal=True)
+        if job.kind == "prefill":
+            lowered = program.lower_prefill(model, job.batch, job.context, mesh)
+            tokens = job.batch * job.context
+        else:
+            lowered = program.lower_decode(model, job.batch, job.context, mesh)
+            tokens = job.batch
+    return examine(lowered, chip, (full / mesh.size, causal / mesh.size), cache), tokens
 
 
 def candidates(job: Job, devices: int) -> list[Job]:
-    """Returns what --search tries: tensor and context axes, rematerialisation, micro-batches; likely ones first."""
-    found = []
-    for tensor, context, remat, micro in itertools.product(
-        (1, 2, 4, 8), (1, 2), ("dots", "full"), (1, 2, 4)
-    ):
-        rows = devices // (tensor * context)
-        model, batch = job.stage.model, job.stage.data.batch_size
-        if (
-            devices % (tensor * context)
-            or batch % (rows * micro)
-            or model.d_model % rows
-            or model.n_kv_heads % tensor
-        ):
+    """Returns the programs that --search compiles, the most promising ones first.
+
+    They combine tensor and context axes, rematerialization policies and micro-batches. Combinations
+    that do not divide the model or the batch are left out.
+    """
+    jobs = []
+    model, batch = job.stage.model, job.stage.data.batch_size
+    settings = itertools.product(TENSOR_SIZES, CONTEXT_SIZES, REMAT_POLICIES, MICRO_BATCHES)
+    for tensor, context, remat, micro_batches in settings:
+        if devices % (tensor * context):
+            continue
+        rows = devices // (tensor * context)  # devices along data and fsdp
+        divides_model = model.d_model % rows == 0 and model.n_kv_heads % tensor == 0
+        if batch % (rows * micro_batches) or not divides_model:
             continue
         stage = dataclasses.replace(
-            job.stage, model=dataclasses.replace(model, remat=remat), micro_batches=micro
+            job.stage,
+            model=dataclasses.replace(model, remat=remat),
+            micro_batches=micro_batches,
         )
-        found.append(
-            dataclasses.replace(
-                job,
-                stage=stage,
-                mesh=MeshConfig(data=job.mesh.data, fsdp=-1, context=context, tensor=tensor),
-            )
-        )
-    return sorted(found, key=lambda j: (j.mesh.context, j.stage.micro_batches))[:SEARCHED]
+        # fsdp = -1 takes all devices that the other axes leave.
+        mesh = MeshConfig(data=job.mesh.data, fsdp=-1, context=context, tensor=tensor)
+        jobs.append(dataclasses.replace(job, stage=stage, mesh=mesh))
+
+    # Rotating keys and values and gathering weights more often both cost communication.
+    def cost_order(candidate: Job) -> tuple[int, int]:
+        return candidate.mesh.context, candidate.stage.micro_batches
+
+    return sorted(jobs, key=cost_order)[:SEARCHED]
 
 
 def search(job: Job, chip: str, devices: list, cache: str) -> tuple[Job, Report, int]:
-    """Returns the candidate that fits with the shortest estimated step. Raises UserError if none fits."""
+    """Compiles the candidates and returns the one with the shortest estimated step.
+
+    Returns:
+      The program, its figures, and its tokens per step.
+
+    Raises:
+      UserError: if no candidate fits.
+    """
     best = None
-    for trial in candidates(job, len(devices)):
-        mesh, stage = trial.mesh, trial.stage
-        said = f"tensor {mesh.tensor} context {mesh.context} remat {stage.model.remat} micro-batches {stage.micro_batches}"
+    for candidate in candidates(job, len(devices)):
+        mesh, stage = candidate.mesh, candidate.stage
+        settings = (
+            f"tensor {mesh.tensor} context {mesh.context} remat {stage.model.remat}"
+            f" micro-batches {stage.micro_batches}"
+        )
         try:
-            report, tokens = compile_job(trial, chip, make_mesh(mesh, devices), cache)
+            report, tokens = compile_job(candidate, chip, make_mesh(mesh, devices), cache)
         except TooLarge:
-            print(f"{said}: does not fit", flush=True)
+            # The line shows that the search is still running.
+            print(f"{settings}: does not fit", flush=True)
             continue
-        print(f"{said}: fits, MFU {report.mfu(chip)[0]:.3f} (compiler estimate)", flush=True)
+        print(f"{settings}: fits, MFU {report.mfu(chip)[0]:.3f} (compiler estimate)", flush=True)
         if best is None or report.seconds < best[1].seconds:
-            best = trial, report, tokens
+            best = candidate, report, tokens
     if best is None:
-        raise UserError("nothing that was tried fits: take a larger pod or a smaller batch")
+        raise UserError("no combination that was tried fits: use a larger pod or a smaller batch")
     return best
 
 
 def cost() -> str:
-    """Returns what compiling took here, in this process and those that it started."""
-    own, others = (
-        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    seconds = own.ru_utime + own.ru_stime + others.ru_utime + others.ru_stime
-    return f"compiled in {seconds:.0f} s of CPU time and {gib(1024 * max(own.ru_maxrss, others.ru_maxrss))} of memory"
+    """Returns a line with the CPU time and the memory that compiling took.
+
+    It counts this process and the processes that it started.
+    """
+    this = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = this.ru_utime + this.ru_stime + children.ru_utime + children.ru_stime
+    memory = gib(1024 * max(this.ru_maxrss, children.ru_maxrss))
+    return f"compiled in {seconds:.0f} s of CPU time and {memory} of memory"
 
 
 def compile_experiment(experiment: Experiment, choice: Any) -> None:
-    """Prints what the compiler says of `choice`, a `launch.Compile`; exits with 3 if it does not fit.
+    """Compiles one program of an experiment and prints its figures.
 
-    Raises UserError for a stage, pod or mesh that cannot be.
+    Exits with `TOO_LARGE` if the program does not fit the memory.
+
+    Args:
+      experiment: the experiment.
+      choice: the options of the verb.
+
+    Raises:
+      UserError: for a stage, pod or mesh that does not exist.
     """
     stage = choose_stage(experiment, choice.arm, choice.stage)
     try:
@@ -140,37 +209,25 @@ def compile_experiment(experiment: Experiment, choice: Any) -> None:
 
 
 def _compile_stage(experiment: Experiment, choice: Any, stage: Stage) -> None:
+    """Compiles one program; takes the arguments of `compile_experiment` and the chosen stage."""
     devices, chip = target.devices(choice.target, choice.slices), choice.target.partition(":")[0]
-    mesh = (
-        experiment.mesh
-        if experiment.mesh.data > 1
-        else dataclasses.replace(experiment.mesh, data=choice.slices)
-    )
-    job = Job(
-        stage,
-        choice.stage if choice.stage in INFERENCE else "train",
-        mesh,
-        choice.batch,
-        choice.context,
-    )
+    mesh = experiment.mesh  # as in training, unless options change it
+    if mesh.data == 1:
+        # One copy of the model per slice, unless the experiment has more.
+        mesh = dataclasses.replace(mesh, data=choice.slices)
+    kind = choice.stage if choice.stage in INFERENCE else "train"
+    job = Job(stage, kind, mesh, choice.batch, choice.context)
     slices = f", {choice.slices} slices" if choice.slices > 1 else ""
-    print(
-        f"{experiment.name} {experiment.scale} {choice.stage} on {choice.target}{slices}",
-        flush=True,
-    )
+    name = f"{experiment.name} {experiment.scale} {choice.stage}"
+    print(f"{name} on {choice.target}{slices}", flush=True)
     try:
         if choice.search and job.kind == "train":
             job, report, tokens = search(job, chip, devices, choice.cache)
         else:
             report, tokens = compile_job(job, chip, make_mesh(job.mesh, devices), choice.cache)
     except TooLarge as refusal:
-        print(f"DOES NOT FIT {target.CHIPS[chip].hbm_gib} GiB of HBM: {refusal}\n{cost()}")
+        print(f"DOES NOT FIT {CHIPS[chip].hbm_gib} GiB of HBM: {refusal}\n{cost()}")
         sys.exit(TOO_LARGE)
-    print(
-        "\n".join(
-            [
-                *lines(report, chip, make_mesh(job.mesh, devices), tokens, job.kind == "decode"),
-                cost(),
-            ]
-        )
-    )
+    is_decoding = job.kind == "decode"
+    shown = lines(report, chip, make_mesh(job.mesh, devices), tokens, is_decoding)
+    print("\n".join([*shown, cost()]))

@@ -1,7 +1,8 @@
-"""Reads the scheduled HLO that the TPU compiler ends with: what runs, how often, how long by its estimate, and what it holds.
+"""Reads the scheduled HLO of a compiled TPU program: its operations, kernels and buffers.
 
-Loops are JAX scans: they count from zero to the constant that their condition compares with, so an operation costs its own
-estimate times the trip counts of the loops around it.
+The compiler writes its estimate of cycles into every operation. A step runs an operation as often
+as the loops around it repeat. All loops are JAX scans, which count from zero to a constant in their
+condition, so that the number of iterations can be read off the text.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+DEFAULT_BYTES = 4  # per element of the dtypes that are not in BYTES: f32, s32, u32
 BYTES = {
     "pred": 1,
     "s8": 1,
@@ -33,6 +36,7 @@ COLLECTIVES = (
     "collective-permute",
     "ragged-all-to-all",
 )
+# Operations that allocate no buffer: their result is an operand, or another name for a part of it.
 NO_BUFFER = (
     "parameter",
     "tuple",
@@ -44,22 +48,51 @@ NO_BUFFER = (
     "optimization-barrier",
     "conditional",
 )
+# Operations that run other computations once each time they run, and how these are named.
+CALLERS = ("fusion", "call", "async-start", "conditional")
+_CALLED = re.compile(r"(?:calls|to_apply|(?:true|false)_computation)=%([^\s,}]+)")
+# Computations inside a fusion, by a part of their name. Their values stay in registers or VMEM.
+FUSED = ("fused_computation", "bitcast_fusion", "all-reduce-scatter")
 
+_COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
 _OPERATION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
+_OPERAND = re.compile(r"%([^\s,)]+)")
+_CYCLES = re.compile(r'estimated_cycles":"(\d+)"')
+_OPERAND_TYPES = re.compile(r"operand_layout_constraints=\{(.*?\})\}, ")
+# Suffixes that the compiler adds to the name of a kernel, such as ".3" or ".clone".
+_COPY_SUFFIX = re.compile(r"(\.\d+|\.clone)+$")
+# A file of this project in a path. The last of the names decides, because the folder of the clone
+# may be named codellama_jax, too.
+_PROJECT_FILE = re.compile(r".*/((?:codellama_jax|kernels)/.*)")
 
 
 @dataclass(frozen=True)
 class Operation:
+    """One line of the HLO.
+
+    Args:
+      name: its name in the program.
+      type: type of its result, with the layout.
+      kind: the operation, such as fusion, while or all-gather.
+      rest: operands and attributes.
+    """
+
     name: str
-    type: str  # of its result, layout included
-    kind: str  # fusion, while, all-gather, ...
-    rest: str  # operands and attributes
+    type: str
+    kind: str
+    rest: str
 
 
 @dataclass(frozen=True)
 class Collective:
-    """All collectives of a kind in one step: how many run, and the bytes of their larger side on one device."""
+    """All collectives of a kind in one step.
+
+    Args:
+      kind: a name in `COLLECTIVES`.
+      count: number of them that run.
+      bytes: sum over them of the larger one of input and output, on one device.
+    """
 
     kind: str
     count: int
@@ -68,7 +101,14 @@ class Collective:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A Pallas kernel: its name, the shape of its first result, (dtype, shape) of its operands, and how often it runs in one step."""
+    """A Pallas kernel in a program.
+
+    Args:
+      name: the kernel's name, as given to `pl.pallas_call`.
+      result: shape of its first result.
+      operands: (dtype, shape) of each operand.
+      times: how often it runs in one step.
+    """
 
     name: str
     result: tuple[int, ...]
@@ -77,29 +117,38 @@ class Kernel:
 
     @property
     def bytes(self) -> int:
-        """Of its operands."""
-        return sum(nbytes(*operand) for operand in self.operands)
+        """Bytes of all operands together."""
+        return sum(nbytes(dtype, shape) for dtype, shape in self.operands)
 
 
 @dataclass(frozen=True)
 class Buffer:
+    """A result in HBM.
+
+    Args:
+      bytes: its size.
+      type: dtype and shape, such as bf16[8,128].
+      source: file:line of the code that it comes from, or the name of its operation.
+    """
+
     bytes: int
     type: str
-    source: str  # file:line, or the operation where the compiler made it up
+    source: str
 
 
 def arrays(type_text: str) -> list[tuple[str, tuple[int, ...], str]]:
-    """Returns (dtype, shape, layout) of the arrays in a type, tuples taken apart."""
-    found = _ARRAY.findall(re.sub(r"/\*.*?\*/", "", type_text))
-    return [
-        (dtype, tuple(int(n) for n in shape.split(",") if n), layout)
-        for dtype, shape, layout in found
-    ]
+    """Returns (dtype, shape, layout) of each array in a type, also inside tuples."""
+    without_comments = re.sub(r"/\*.*?\*/", "", type_text)
+    result = []
+    for dtype, sizes, layout in _ARRAY.findall(without_comments):
+        shape = tuple(int(size) for size in sizes.split(",") if size)
+        result.append((dtype, shape, layout))
+    return result
 
 
-def nbytes(dtype: str, shape: tuple[int, ...], layout: str = "") -> int:
-    """Returns the bytes of an array, padding of its tiles left out."""
-    return BYTES.get(dtype, 4) * math.prod(shape)
+def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Returns the bytes of an array, without the padding of its tiles."""
+    return BYTES.get(dtype, DEFAULT_BYTES) * math.prod(shape)
 
 
 class Program:
@@ -107,148 +156,191 @@ class Program:
 
     def __init__(self, text: str):
         self.text = text
+        self.entry = ""
         self.computations: dict[str, list[Operation]] = {}
+        # A computation is a header line, its operations, indented, and a closing brace.
+        operations: list[Operation] = []
         for line in text.splitlines():
-            if head := re.match(r"^(ENTRY )?%(\S+) \(.*\{$", line):
-                here = self.computations[head[2]] = []
-                self.entry = head[2] if head[1] else getattr(self, "entry", head[2])
-            elif operation := _OPERATION.match(line):
-                here.append(Operation(*operation.groups()))
+            if header := _COMPUTATION.match(line):
+                operations = self.computations[header[2]] = []
+                if header[1] or not self.entry:
+                    self.entry = header[2]
+            elif match := _OPERATION.match(line):
+                operations.append(Operation(*match.groups()))
 
     def trip_count(self, condition: str) -> int:
-        """Returns the constant up to which a loop counts. Raises ValueError for a loop of another form."""
-        operations = {o.name: o for o in self.computations[condition]}
+        """Returns the number of iterations of a loop, the constant in its condition.
+
+        Args:
+          condition: name of the computation that decides whether the loop continues.
+
+        Raises:
+          ValueError: for a condition that does not compare a counter with a constant.
+        """
+        operations = {operation.name: operation for operation in self.computations[condition]}
         for operation in operations.values():
-            compares = operation.kind == "compare" and "direction=LT" in operation.rest
-            if compares or operation.kind == "fusion":  # of the comparison
-                for name in re.findall(r"%([^\s,)]+)", operation.rest.split(")")[0]):
+            is_comparison = operation.kind == "compare" and "direction=LT" in operation.rest
+            # The compiler may move the comparison into a fusion; the constant stays its operand.
+            if is_comparison or operation.kind == "fusion":
+                for name in _OPERAND.findall(operation.rest.split(")")[0]):
                     if name in operations and operations[name].kind == "constant":
                         return int(operations[name].rest.split(")")[0])
         raise ValueError(f"the loop condition {condition} does not compare with a constant")
 
     @functools.cached_property
     def times(self) -> dict[str, int]:
-        """How often each computation runs in one step; those inside a fusion as often as the fusion."""
+        """How often each computation runs in one step, by its name.
+
+        A computation inside a fusion runs as often as the fusion.
+        """
         times: dict[str, int] = {}
 
-        def enter(name: str, n: int) -> None:
-            times[name] = times.get(name, 0) + n
+        # Walks the calls from the entry on. A computation that is called from several places adds
+        # up the runs of all of them.
+        def enter(name: str, runs: int) -> None:
+            times[name] = times.get(name, 0) + runs
             for operation in self.computations[name]:
                 if operation.kind == "while":
-                    condition, body = (
-                        re.search(rf"{part}=%([^\s,}}]+)", operation.rest)[1]
-                        for part in ("condition", "body")
-                    )
-                    enter(body, n * self.trip_count(condition))
-                elif operation.kind in ("fusion", "call", "async-start", "conditional"):
-                    for called in re.findall(
-                        r"(?:calls|to_apply|(?:true|false)_computation)=%([^\s,}]+)", operation.rest
-                    ):
-                        enter(called, n)
+                    body = _attribute(operation, "body")
+                    enter(body, runs * self.trip_count(_attribute(operation, "condition")))
+                elif operation.kind in CALLERS:
+                    for called in _CALLED.findall(operation.rest):
+                        enter(called, runs)
 
         enter(self.entry, 1)
         return times
 
-    def operations(self):
-        """Yields (operation, times it runs) over the whole step, the insides of fusions included."""
-        for name, n in self.times.items():
+    def operations(self) -> Iterator[tuple[Operation, int]]:
+        """Yields each operation of a step with the number of times that it runs.
+
+        Operations inside fusions are included.
+        """
+        for name, runs in self.times.items():
             for operation in self.computations[name]:
-                yield operation, n
+                yield operation, runs
 
     def cycles(self) -> int:
-        """Returns the estimated cycles of a step: those of fusions and other operations, kernels and exchanges left out."""
-        return sum(
-            int(found[1]) * n
-            for o, n in self.operations()
-            if (found := re.search(r'estimated_cycles":"(\d+)"', o.rest))
-        )
+        """Returns the compiler's estimate of the cycles of a step.
+
+        Pallas kernels and collectives have no estimate in the HLO and are left out.
+        """
+        total = 0
+        for operation, runs in self.operations():
+            if estimate := _CYCLES.search(operation.rest):
+                total += int(estimate[1]) * runs
+        return total
 
     def kernels(self) -> list[Kernel]:
         """Returns the Pallas kernels that a step runs."""
-        found = []
-        for o, n in self.operations():
-            if o.kind == "custom-call" and 'custom_call_target="tpu_custom_call"' in o.rest:
-                given = re.search(r"operand_layout_constraints=\{(.*?\})\}, ", o.rest)
-                operands = tuple(
-                    (dtype, shape) for dtype, shape, _ in arrays(given[1] if given else "")
-                )
-                found.append(
-                    Kernel(
-                        re.sub(r"(\.\d+|\.clone)+$", "", o.name), arrays(o.type)[0][1], operands, n
-                    )
-                )
-        return found
+        kernels = []
+        for operation, runs in self.operations():
+            is_kernel = 'custom_call_target="tpu_custom_call"' in operation.rest
+            if operation.kind != "custom-call" or not is_kernel:
+                continue
+            # The operands are only names in this line; their types are in the layout constraints.
+            types = _OPERAND_TYPES.search(operation.rest)
+            operands = []
+            for dtype, shape, _ in arrays(types[1] if types else ""):
+                operands.append((dtype, shape))
+            name = _COPY_SUFFIX.sub("", operation.name)
+            _, result, _ = arrays(operation.type)[0]
+            kernels.append(Kernel(name, result, tuple(operands), runs))
+        return kernels
 
     def collectives(self) -> list[Collective]:
-        """Returns the exchanges of a step by kind; one that the compiler cut into steps that overlap with work counts once."""
+        """Returns the collectives of a step by kind.
+
+        The compiler splits some collectives into parts that overlap with computation. The parts
+        share a channel and are counted once.
+        """
         totals: dict[str, tuple[int, int]] = {}
-        seen = set()
-        for name, n in self.times.items():
-            for o in self.computations[name]:
-                kind = o.kind.removesuffix("-start")
-                channel = re.search(r"channel_id=(\d+)", o.rest)
-                key = channel[1] if channel else o.name
-                if kind not in COLLECTIVES or key in seen:
+        channels = set()
+        for name, runs in self.times.items():
+            for operation in self.computations[name]:
+                kind = operation.kind.removesuffix("-start")
+                number = re.search(r"channel_id=(\d+)", operation.rest)
+                channel = number[1] if number else operation.name
+                if kind not in COLLECTIVES or channel in channels:
                     continue
-                seen.add(key)
-                kind = (
-                    "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
-                )  # a fusion that keeps a part of the sum
-                sides = [nbytes(*array) for array in arrays(o.type)]
+                channels.add(channel)
+                if name.startswith("all-reduce-scatter"):
+                    # A fusion of an all-reduce with the slice that keeps this device's part.
+                    kind = "reduce-scatter"
+                sizes = [nbytes(dtype, shape) for dtype, shape, _ in arrays(operation.type)]
+                # The type of an asynchronous start holds the input beside the output.
+                is_start = operation.kind.endswith("-start")
+                size = max(sizes) if is_start else sum(sizes)
                 count, total = totals.get(kind, (0, 0))
-                totals[kind] = (
-                    count + n,
-                    total + n * (max(sides) if o.kind.endswith("-start") else sum(sides)),
-                )
+                totals[kind] = (count + runs, total + runs * size)
         return [Collective(kind, *total) for kind, total in sorted(totals.items())]
 
     def largest(self, count: int) -> list[Buffer]:
-        """Returns the largest results in HBM, one for each type and source line."""
-        found: dict[tuple[str, str], Buffer] = {}
+        """Returns the `count` largest results in HBM, one for each type and source line."""
+        buffers: dict[tuple[str, str], Buffer] = {}
         for name in self.times:
-            if any(
-                word in name
-                for word in ("fused_computation", "bitcast_fusion", "all-reduce-scatter")
-            ):
+            if any(part in name for part in FUSED):
                 continue
-            for o in self.computations[name]:
-                if (
-                    o.kind in NO_BUFFER
-                    or "dynamic-update-slice" in o.name
-                    or '"AllocateBuffer"' in o.rest
-                ):
+            for operation in self.computations[name]:
+                if not _has_buffer(operation):
                     continue
-                for dtype, shape, layout in arrays(o.type):
-                    if "S(" not in layout:
-                        shown, source = f"{dtype}[{','.join(map(str, shape))}]", self.source(o)
-                        found[shown, source] = Buffer(nbytes(dtype, shape), shown, source)
-        return sorted(found.values(), key=lambda b: -b.bytes)[:count]
+                for dtype, shape, layout in arrays(operation.type):
+                    if "S(" in layout:  # in another memory than HBM, such as VMEM
+                        continue
+                    array_type = f"{dtype}[{','.join(map(str, shape))}]"
+                    source = self.source(operation)
+                    buffer = Buffer(nbytes(dtype, shape), array_type, source)
+                    buffers[array_type, source] = buffer
+        return sorted(buffers.values(), key=lambda buffer: -buffer.bytes)[:count]
 
     def source(self, operation: Operation) -> str:
-        """Returns file:line of the innermost line of this project that made the operation, else what JAX or the compiler calls it."""
-        frame = re.search(r"stack_frame_id=(\d+)", operation.rest)
-        at = int(frame[1]) if frame else 0
-        while at in self._frames:
-            location, parent = self._frames[at]
+        """Returns the innermost file:line of this project that an operation comes from.
+
+        Returns the operation's name in JAX or in the compiler if it comes from no such line.
+        """
+        frame_id = re.search(r"stack_frame_id=(\d+)", operation.rest)
+        frame = int(frame_id[1]) if frame_id else 0
+        # Frames lead from the innermost call outwards. JAX's and Flax's own files are skipped.
+        while frame in self._frames:
+            location, parent = self._frames[frame]
             file, line = self._locations[location]
-            # The last of the two names: the clone's own folder may be called codellama_jax, too.
-            if ours := re.match(r".*/((?:codellama_jax|kernels)/.*)", file):
-                return f"{ours[1]}:{line}"
-            at = parent if parent != at else 0
+            if project_file := _PROJECT_FILE.match(file):
+                return f"{project_file[1]}:{line}"
+            frame = parent if parent != frame else 0
+        # An operation that the compiler made up has no name in JAX either.
         traced = re.search(r'op_name="([^"]*)"', operation.rest)
         return re.sub(r"jit\([^)]*\)/|closed_call/", "", traced[1]) if traced else operation.name
 
     @functools.cached_property
     def _frames(self) -> dict[int, tuple[int, int]]:
-        rows = re.findall(
-            r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?\}", self.text, re.MULTILINE
-        )
-        return {int(n): (int(location), int(parent or 0)) for n, location, parent in rows}
+        """The location and the parent of each stack frame, by its number; parent 0 for none."""
+        pattern = r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?\}"
+        frames = {}
+        for number, location, parent in re.findall(pattern, self.text, re.MULTILINE):
+            frames[int(number)] = (int(location), int(parent or 0))
+        return frames
 
     @functools.cached_property
     def _locations(self) -> dict[int, tuple[str, int]]:
+        """The file and line of each location, by its number."""
         files = dict(re.findall(r'^(\d+) "(/[^"]*)"$', self.text, re.MULTILINE))
-        rows = re.findall(
-            r"^(\d+) \{file_name_id=(\d+) function_name_id=\d+ line=(\d+)", self.text, re.MULTILINE
-        )
-        return {int(n): (files.get(file, ""), int(line)) for n, file, line in rows}
+        pattern = r"^(\d+) \{file_name_id=(\d+) function_name_id=\d+ line=(\d+)"
+        locations = {}
+        for number, file, line in re.findall(pattern, self.text, re.MULTILINE):
+            locations[int(number)] = (files.get(file, ""), int(line))
+        return locations
+
+
+def _attribute(operation: Operation, name: str) -> str:
+    """Returns the computation that an attribute of an operation names."""
+    match = re.search(rf"{name}=%([^\s,}}]+)", operation.rest)
+    if match is None:
+        raise ValueError(f"the operation {operation.name} has no {name}")
+    return match[1]
+
+
+def _has_buffer(operation: Operation) -> bool:
+    """Returns whether an operation allocates memory for its result."""
+    # A dynamic-update-slice writes into its operand; an AllocateBuffer is counted where it is used.
+    is_in_place = "dynamic-update-slice" in operation.name
+    is_allocation = '"AllocateBuffer"' in operation.rest
+    return operation.kind not in NO_BUFFER and not is_in_place and not is_allocation

@@ -1,4 +1,8 @@
-"""Cycles of our Pallas kernels, which the HLO does not carry: read from their schedules by `kernels.static.command`'s counters."""
+"""Cycles of the Pallas kernels in a program, read from the kernels' schedules.
+
+The HLO has no estimate for a Pallas kernel. `kernels/PACKAGE/static_passes.py` counts the cycles of
+one pass over one head or one block of tokens; this module scales them to a kernel's shapes.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +16,31 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from codellama_jax.compile.hlo import Kernel
-from codellama_jax.compile.target import CHIPS
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import read_json, user_path, write_file
-from kernels.static.chips import ENVIRONMENT
+from kernels.static.chips import CHIPS, ENVIRONMENT
 from kernels.static.schedule import flags
+from kernels.tpu import ceil_div, round_up
 
 FOLDER = Path(__file__).resolve().parent.parent.parent
-LONGEST = 16_384  # longer passes cost as the square of their length; beyond it the backward kernel does not fit every chip
-TOKENS = 4096  # of the head's loss, whose cost is linear in them
+# Longest sequence that is compiled, in tokens. The cycles of a longer one follow from its length.
+LONGEST = 16_384
+MULTIPLE = 1024  # tokens that the compiled lengths of flash attention are multiples of
+TOKENS = 4096  # tokens that the cross-entropy is compiled for; its cycles are linear in them
+# The program of the other process: prints the cycles of the passes as a JSON list.
 COUNT = """
 import importlib, json, sys, types
 package, chip, args, dump = sys.argv[1:]
-passes = importlib.import_module(f"kernels.{package}.static_passes")
-print(json.dumps([p.cycles for p in passes.ours(chip, types.SimpleNamespace(**json.loads(args)), dump)]))
+module = importlib.import_module(f"kernels.{package}.static_passes")
+passes = module.ours(chip, types.SimpleNamespace(**json.loads(args)), dump)
+print(json.dumps([p.cycles for p in passes]))
 """
-DTYPES = {"bf16": "bfloat16", "f32": "float32"}
-PACKAGES = {  # their kernels, in the order of what `ours` returns
+DTYPES = {"bf16": "bfloat16", "f32": "float32"}  # NumPy's names of HLO's dtypes
+# Kernels of each package, in the order of the passes that its `ours` returns.
+PACKAGES = {
     "flash_attention": ("flash_attention_forward", "flash_attention_backward"),
     "cross_entropy": ("cross_entropy_forward", "cross_entropy_head"),
     "decode_attention": ("decode_attention",),
@@ -38,64 +48,105 @@ PACKAGES = {  # their kernels, in the order of what `ours` returns
 
 
 def cycles(chip: str, kernel: Kernel, cache: str) -> float | None:
-    """Returns the cycles of one run of a kernel, its cores added up; None for a kernel that cannot be counted."""
-    package = next((p for p, names in PACKAGES.items() if kernel.name in names), None)
-    if package == "flash_attention":  # causal passes over heads
-        B, N, T, H = kernel.result
-        args, runs = {"seq": min(LONGEST, -(-T // 1024) * 1024), "head_dim": H}, B * N
-        runs *= (T / args["seq"]) ** 2
+    """Returns the cycles of one run of a kernel, added up over the cores of a device.
+
+    Args:
+      chip: a key of `chips.CHIPS`.
+      kernel: the kernel.
+      cache: folder that keeps the counts.
+
+    Returns:
+      None for a kernel that no package counts or that does not compile alone.
+    """
+    package = _package_of(kernel.name)
+    if package == "flash_attention":
+        args, passes = _flash_attention(kernel)
     elif package == "cross_entropy":
-        (_, (T, D)), (head, (V, _)), *_ = kernel.operands
-        args, runs = {"seq": TOKENS, "d_model": D, "vocab": V, "head": DTYPES[head]}, T / TOKENS
-    elif package == "decode_attention":  # over a full cache; a core without a head waits
-        M, S, H = max((shape for _, shape in kernel.operands), key=math.prod)
-        args, runs = (
-            {"seq": min(LONGEST, S), "head_dim": H},
-            -(-M // CHIPS[chip].cores) * CHIPS[chip].cores,
-        )
-        runs *= S / args["seq"]
+        args, passes = _cross_entropy(kernel)
+    elif package == "decode_attention":
+        args, passes = _decode_attention(kernel, CHIPS[chip].cores)
     else:
         return None
-    counted = count(package, chip, json.dumps(args), cache)
-    return counted[PACKAGES[package].index(kernel.name)] * runs if counted else None
+    counts = count(package, chip, json.dumps(args), cache)
+    if not counts:
+        return None
+    return counts[PACKAGES[package].index(kernel.name)] * passes
+
+
+def _package_of(name: str) -> str:
+    """Returns the package of a kernel, "" if it is not one of the project's."""
+    for package, names in PACKAGES.items():
+        if name in names:
+            return package
+    return ""
+
+
+def _flash_attention(kernel: Kernel) -> tuple[dict[str, Any], float]:
+    """Returns the arguments of a pass, and the number of such passes in a run of the kernel."""
+    B, N, T, H = kernel.result
+    length = min(LONGEST, round_up(T, MULTIPLE))
+    # A pass is one head. Compiling a long sequence takes minutes and may not fit the VMEM, but its
+    # cycles grow with the square of the length.
+    return {"seq": length, "head_dim": H}, B * N * (T / length) ** 2
+
+
+def _cross_entropy(kernel: Kernel) -> tuple[dict[str, Any], float]:
+    """Returns the arguments of a pass, and the number of such passes in a run of the kernel."""
+    (_, (T, D)), (head_dtype, (V, _)), *_ = kernel.operands
+    args = {"seq": TOKENS, "d_model": D, "vocab": V, "head": DTYPES[head_dtype]}
+    return args, T / TOKENS
+
+
+def _decode_attention(kernel: Kernel, cores: int) -> tuple[dict[str, Any], float]:
+    """Returns the arguments of a pass, and the number of such passes in a run of the kernel."""
+    # The largest operand is the cache of keys or that of values.
+    M, S, H = max((shape for _, shape in kernel.operands), key=math.prod)
+    slots = min(LONGEST, S)
+    # The cores share the heads evenly; a core without a head waits for the others. A pass is one
+    # head, and its cycles are linear in the slots.
+    heads = ceil_div(M, cores) * cores
+    return {"seq": slots, "head_dim": H}, heads * (S / slots)
 
 
 @functools.cache
 def count(package: str, chip: str, args: str, cache: str) -> list[int]:
-    """Returns the cycles of the passes that `kernels.PACKAGE.static_passes.ours` counts; nothing where they do not compile.
+    """Returns the cycles of the passes that a package counts, [] if they do not compile.
 
-    The schedule is written only to a libtpu that was started for it, so another process reads it; what it says is kept in `cache`.
+    libtpu writes schedules only if it was started with that option, so another process compiles the
+    kernels. Its result is kept in `cache` under a hash of libtpu's version and the kernels' code.
+
+    Args:
+      package: a key of `PACKAGES`.
+      chip: a key of `chips.CHIPS`.
+      args: the arguments of `static_passes.ours` as JSON.
+      cache: folder that keeps the counts.
     """
+    # A change of the kernels, of the counting code or of libtpu invalidates the cached result.
     digest = hashlib.sha256(f"{version('libtpu')} {args}".encode())
-    for source in sorted(
-        [
-            *FOLDER.glob("kernels/*.py"),
-            *FOLDER.glob("kernels/static/*.py"),
-            *FOLDER.glob(f"kernels/{package}/*.py"),
-        ]
-    ):
+    sources: list[Path] = []
+    for folder in ("kernels", "kernels/static", f"kernels/{package}"):
+        sources += FOLDER.glob(f"{folder}/*.py")
+    for source in sorted(sources):
         digest.update(source.read_bytes())
-    folder = user_path(cache) / "kernel_cycles"
-    kept = folder / f"{package}-{chip}-{digest.hexdigest()[:16]}.json"
-    cycles = _read_cycles(kept)
-    if cycles is None:
-        with tempfile.TemporaryDirectory() as dump:
-            settings = ENVIRONMENT | {"LIBTPU_INIT_ARGS": flags(dump), "PYTHONPATH": str(FOLDER)}
-            command = [sys.executable, "-c", COUNT, package, chip, args, dump]
-            found = subprocess.run(
-                command, env=os.environ | settings, capture_output=True, text=True
-            )
-        if found.returncode:
-            return []
-        write_file(kept, found.stdout)
-        cycles = json.loads(found.stdout)
-    return cycles
+    folder_path = user_path(cache) / "kernel_cycles"
+    file = folder_path / f"{package}-{chip}-{digest.hexdigest()[:16]}.json"
+    cached = _read_cycles(file)
+    if cached is not None:
+        return cached
+    with tempfile.TemporaryDirectory() as dump:
+        settings = ENVIRONMENT | {"LIBTPU_INIT_ARGS": flags(dump), "PYTHONPATH": str(FOLDER)}
+        command = [sys.executable, "-c", COUNT, package, chip, args, dump]
+        done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+    if done.returncode:
+        return []
+    write_file(file, done.stdout)
+    return json.loads(done.stdout)
 
 
-def _read_cycles(kept: os.PathLike) -> list[int] | None:
+def _read_cycles(file: os.PathLike) -> list[int] | None:
     """Returns the cycles in a file of the cache, None if it is missing or damaged."""
     try:
-        cycles = read_json(kept)
+        cycles = read_json(file)
     except UserError:
         return None
     return cycles if isinstance(cycles, list) else None

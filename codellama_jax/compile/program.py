@@ -20,7 +20,12 @@ from kernels import UnsupportedError
 
 
 def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
-    """Lowers the step of a stage. Raises UserError where the mesh does not divide it, or a kernel cannot run on the chip."""
+    """Lowers the train step of a stage.
+
+    Raises:
+      UserError: if the mesh does not divide the model or the batch, or if a kernel does not support
+        the chip.
+    """
     B, T = stage.data.batch_size, stage.data.seq_len
     check_mesh(mesh, stage.model, B, stage.micro_batches, T)
     batch = {key: jax.ShapeDtypeStruct((B, T), dtype) for key, dtype in BATCH_DTYPES.items()}

@@ -1,4 +1,4 @@
-"""What `launch.py compile` finds out and prints: memory, exchanges, and the compiler's estimate of time and MFU."""
+"""The figures that `compile` prints of a program: memory, collectives, estimated time and MFU."""
 
 from __future__ import annotations
 
@@ -12,22 +12,32 @@ from jax.sharding import Mesh
 
 from codellama_jax.compile.hlo import Collective, Program
 from codellama_jax.compile.kernel_cycles import cycles
-from codellama_jax.compile.target import CHIPS
 from codellama_jax.errors import UserError
-from codellama_jax.models.accounting import PEAK_FLOPS
 from codellama_jax.report.plan import short
+from kernels.static.chips import CHIPS
 
 GIB = 2**30
-BUFFERS = 8  # shown of what does not fit
+BUFFERS = 8  # buffers that are named of a program that does not fit
 
 
 class TooLarge(Exception):
-    """A program does not fit the memory; says by how much and what its largest buffers are."""
+    """A program does not fit the memory. The message has its size and its largest buffers."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Figures of one device, of a program that fits; bytes, and seconds of a step by the compiler's estimate."""
+    """Figures of a program that fits the memory, per device.
+
+    Args:
+      arguments, temporaries, output: bytes of each kind of buffer.
+      aliased: bytes of the output that reuse the buffers of the arguments.
+      collectives: the collectives of a step.
+      seconds: compiler's estimate of a step's time, without collectives.
+      kernel_seconds: the part of `seconds` that is in Pallas kernels.
+      uncounted: names of the kernels whose cycles are not known.
+      flops: FLOPs of the model per step, with the full square of attention and with the half that
+        the causal mask leaves.
+    """
 
     arguments: int
     temporaries: int
@@ -35,73 +45,87 @@ class Report:
     aliased: int
     collectives: list[Collective]
     seconds: float
-    kernel_seconds: float  # of those, in Pallas kernels
-    uncounted: tuple[str, ...]  # kernels whose cycles are not known
-    flops: tuple[float, float] = (
-        0.0,
-        0.0,
-    )  # of the model a step and device: full square of attention, causal
+    kernel_seconds: float
+    uncounted: tuple[str, ...]
+    flops: tuple[float, float] = (0.0, 0.0)
 
     def mfu(self, chip: str) -> tuple[float, float]:
-        full, causal = (
-            flops / (self.seconds * PEAK_FLOPS[CHIPS[chip].kind]) for flops in self.flops
-        )
-        return full, causal
+        """Returns the fraction of the chip's peak FLOP/s, for both counts of attention's FLOPs."""
+        available = self.seconds * CHIPS[chip].peak_flops
+        full, causal = self.flops
+        return full / available, causal / available
 
     def reading(self, chip: str) -> float:
-        """Returns the share of a step that reading the arguments once takes."""
-        return self.arguments / CHIPS[chip].hbm_speed / self.seconds
+        """Returns the fraction of a step in which the memory can read the arguments once."""
+        return self.arguments / CHIPS[chip].hbm_bandwidth / self.seconds
 
 
 def gib(number: float) -> str:
-    """Returns a number of bytes as text, in GiB."""
+    """Returns a number of bytes as text in GiB."""
     return f"{number / GIB:.3g} GiB"
 
 
 def compile_within_memory(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compiles. What the compiler counts are arguments, temporaries and output, but for what is in place.
+    """Compiles a program.
 
-    Raises TooLarge, and UserError for what the compiler refuses for another reason than memory.
+    Raises:
+      TooLarge: if its arguments, temporaries and output do not fit the memory of a device.
+      UserError: if the compiler refuses it for another reason.
     """
-    with tempfile.TemporaryDirectory() as dump:  # where it leaves a program that it refuses
+    # The compiler writes a program that it refuses into this folder.
+    with tempfile.TemporaryDirectory() as dump:
         try:
             return lowered.compile({"xla_dump_to": dump, "xla_dump_hlo_as_text": True})
         except JaxRuntimeError as error:
-            said = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
-            if "on HBM" not in said and "memory space hbm" not in said:
-                raise UserError(f"the TPU compiler refuses this program: {said}") from error
-            raise TooLarge(
-                f"{said}\nlargest buffers:\n{chr(10).join(refused_buffers(Path(dump)))}"
-            ) from error
+            # The first line is the reason; pages of allocations and stack frames follow.
+            problem = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+            if "on HBM" not in problem and "memory space hbm" not in problem:
+                raise UserError(f"the TPU compiler refuses this program: {problem}") from error
+            buffers = "\n".join(refused_buffers(Path(dump)))
+            raise TooLarge(f"{problem}\nlargest buffers:\n{buffers}") from error
 
 
 def refused_buffers(dump: Path) -> list[str]:
-    """Returns lines for the largest buffers of the program that the compiler left in `dump` when it refused it."""
-    buffers = [
-        b
-        for left in dump.glob("*oom_intermediate_module.txt")
-        for b in Program(left.read_text()).largest(BUFFERS)
-    ]
-    return [f"  {gib(b.bytes):>10}  {b.type:<32} {b.source}" for b in buffers]
+    """Returns a line for each of the largest buffers of the refused program in `dump`."""
+    buffers = []
+    for file in dump.glob("*oom_intermediate_module.txt"):
+        buffers += Program(file.read_text()).largest(BUFFERS)
+    return [f"  {gib(buffer.bytes):>10}  {buffer.type:<32} {buffer.source}" for buffer in buffers]
 
 
 def examine(
     lowered: jax.stages.Lowered, chip: str, flops: tuple[float, float], cache: str
 ) -> Report:
-    """Compiles and reads the result. Raises what `compile_within_memory` does."""
+    """Compiles a program and returns its figures.
+
+    Args:
+      lowered: the program.
+      chip: a key of `chips.CHIPS`.
+      flops: FLOPs of the model per step and device, as in `Report`.
+      cache: folder that keeps the cycles of kernels.
+
+    Raises:
+      TooLarge, UserError: as `compile_within_memory` does.
+    """
     compiled = compile_within_memory(lowered)
-    program, memory = Program(compiled.as_text()), compiled.memory_analysis()
+    program = Program(compiled.as_text() or "")
     device = CHIPS[chip]
     kernel_cycles, uncounted = 0.0, set()
     for kernel in program.kernels():
-        counted = cycles(chip, kernel, cache)
-        if counted is None:
+        core_cycles = cycles(chip, kernel, cache)
+        if core_cycles is None:
+            # Its time is missing from the estimate, and the report names it.
             uncounted.add(kernel.name)
-        else:
-            reading = (
-                kernel.bytes / device.hbm_speed * device.clock
-            )  # schedules know of no memory that is slow
-            kernel_cycles += max(counted / device.cores, reading) * kernel.times
+            continue
+        # A schedule does not contain memory stalls, so a kernel takes at least the time in which
+        # the memory can read its operands.
+        reading = kernel.bytes / device.hbm_bandwidth * device.clock
+        kernel_cycles += max(core_cycles / device.cores, reading) * kernel.times
+    memory = compiled.memory_analysis()
+    if memory is None:
+        raise UserError(
+            "this libtpu does not report the memory of a program: install libtpu 0.0.42"
+        )
     return Report(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
@@ -116,27 +140,38 @@ def examine(
 
 
 def lines(report: Report, chip: str, mesh: Mesh, tokens: int, decoding: bool) -> list[str]:
-    """Returns what to print; what bounds decoding is the memory's speed."""
-    r, hbm = report, CHIPS[chip].hbm_gib
-    axes = " x ".join(f"{axis} {n}" for axis, n in mesh.shape.items() if n > 1) or "one device"
-    memory = f"arguments {gib(r.arguments)}, temporaries {gib(r.temporaries)}, output {gib(r.output)} ({gib(r.aliased)} of it in place)"
-    shown = [f"mesh {axes}, {mesh.size} devices", f"fits {hbm} GiB of HBM: {memory}"]
-    shown += [
-        f"exchanged: {c.count} {c.kind}, {short(c.bytes, 'G')}B a device" for c in r.collectives
+    """Returns the lines to print of a program that fits.
+
+    Args:
+      report: its figures.
+      chip: a key of `chips.CHIPS`.
+      mesh: the mesh that it was compiled for.
+      tokens: tokens per step.
+      decoding: whether it is a decoding step. Reading memory limits its speed, so the time that
+        reading takes is printed in place of the MFU.
+    """
+    sizes = [f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1]
+    axes = " x ".join(sizes) or "one device"
+    buffers = f"arguments {gib(report.arguments)}, temporaries {gib(report.temporaries)}"
+    output = f"output {gib(report.output)} ({gib(report.aliased)} of it in place)"
+    shown = [
+        f"mesh {axes}, {mesh.size} devices",
+        f"fits {CHIPS[chip].hbm_gib} GiB of HBM: {buffers}, {output}",
     ]
-    times = (
-        f"{r.seconds:.4g} s a step ({r.kernel_seconds:.4g} s in Pallas kernels), exchanges left out"
-    )
-    shown.append(f"compiler estimate: {times}; {tokens / r.seconds:,.0f} tokens/s")
-    if r.uncounted:
-        shown.append(f"not in the estimate: the kernels {', '.join(r.uncounted)}")
-    full, causal = r.mfu(chip)
+    # The compiler does not estimate communication, so only counts and bytes are printed.
+    for collective in report.collectives:
+        size = f"{short(collective.bytes, 'G')}B per device"
+        shown.append(f"collectives: {collective.count} {collective.kind}, {size}")
+    kernel_time = f"{report.kernel_seconds:.4g} s in Pallas kernels"
+    time = f"{report.seconds:.4g} s per step ({kernel_time}), collectives left out"
+    shown.append(f"compiler estimate: {time}; {tokens / report.seconds:,.0f} tokens/s")
+    if report.uncounted:
+        shown.append(f"not in the estimate: the kernels {', '.join(report.uncounted)}")
     if decoding:
-        return [
-            *shown,
-            f"compiler estimate: reading weights and cache once takes {r.reading(chip):.3f} of it",
-        ]
-    shown.append(
-        f"compiler estimate: MFU {full:.3f} with attention's full square, {causal:.3f} causal"
-    )
+        fraction = f"{report.reading(chip):.3f} of it"
+        shown.append(f"compiler estimate: reading weights and cache once takes {fraction}")
+    else:
+        full, causal = report.mfu(chip)
+        mfu = f"MFU {full:.3f} with attention's full square, {causal:.3f} causal"
+        shown.append(f"compiler estimate: {mfu}")
     return shown

@@ -1,7 +1,8 @@
-"""Writes docs/tpu.md: every size and stage on pods of every chip, as the TPU compiler sees them. `make tpu-table`.
+"""Writes docs/tpu.md, a table of every size and stage on pods of every chip: `make tpu-table`.
 
-A cell is compiled in its own process and kept in docs/tpu.json, so that the table goes on where it was stopped; a kept cell is
-compiled again only when its line is removed from there.
+Each cell of the table is compiled by a separate process, in minutes. Its printed lines are kept in
+docs/tpu.json, so that an interrupted table continues where it stopped. To compile a cell again,
+remove its entry from that file.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,69 +18,76 @@ KEPT, PAGE = ROOT / "docs" / "tpu.json", ROOT / "docs" / "tpu.md"
 SCALES = ("7b", "13b", "34b", "70b")
 LARGE = ("34b", "70b")
 STAGES = {"code 4k": "code", "LCFT 16k": "long_context", "instruct": "code"}
-INSTRUCT = (
-    "--code.data.batch-size",
-    "128",
-)  # 524,288 tokens a step (Code Llama, section 2.5), in rows of the code stage
 INFERENCE = {"prefill 100k": "prefill", "decode at 100k": "decode"}
-TENSOR = {"code 4k": (1, 4), "LCFT 16k": (2, 8), "instruct": (2, 4)}  # as PODS
-MICRO_BATCHES = {
-    "v5p": (2, 2),
-    "v5e": (2, 16),
-    "v6e": (1, 8),
-    "tpu7x": (2, 2),
-    "v4": (1, 4),
-}  # of the code stage, as PODS
-TIGHT = {
-    ("v5e", "70b"): ("--code.micro-batches", "2")
-}  # instruct, where its two rows a device are too many at once
-LONG = {  # of the long-context stage on chips with little memory: what each micro-batch leaves of a row on a device
-    "v5e": ((), ("--mesh.context", "2", "--long-context.micro-batches", "4")),
-    "v6e": ((), ("--mesh.context", "2", "--long-context.micro-batches", "4")),
-    "v4": (("--mesh.context", "4", "--long-context.micro-batches", "4"),)
-    * 2,  # its vector memory holds 4,096 tokens' gradients
-}
-ROOMY = ("v5p", "tpu7x")  # keep the products of every layer
-PODS = {  # for the smaller two sizes, for the larger two
+# 128 sequences of 4,096 tokens: 524,288 tokens per step (Code Llama, section 2.5).
+INSTRUCT = ("--code.data.batch-size", "128")
+
+# In these tables a pair is for the two smaller sizes and for the two larger ones.
+PODS = {
     "v5p": ("v5p:4x4x8", "v5p:8x8x8"),
     "v5e": ("v5e:16x16", "v5e:16x16"),
     "v6e": ("v6e:16x16", "v6e:16x16"),
     "tpu7x": ("tpu7x:4x4x4", "tpu7x:4x8x8"),
     "v4": ("v4:4x4x8", "v4:8x8x8"),
 }
+INFERENCE_PODS = ("v5p:2x2x2", "v5p:2x2x4")
+TENSOR = {"code 4k": (1, 4), "LCFT 16k": (2, 8), "instruct": (2, 4)}
+# Of the code stage.
+MICRO_BATCHES = {"v5p": (2, 2), "v5e": (2, 16), "v6e": (1, 8), "tpu7x": (2, 2), "v4": (1, 4)}
+# Of the instruct stage, where two sequences per device do not fit at once.
+TIGHT = {("v5e", "70b"): ("--code.micro-batches", "2")}
+_CONTEXT_2 = ("--mesh.context", "2", "--long-context.micro-batches", "4")
+_CONTEXT_4 = ("--mesh.context", "4", "--long-context.micro-batches", "4")
+# Of the long-context stage on chips with little memory. The VMEM of a v4 holds the gradients of
+# 4,096 tokens per head, a quarter of a sequence.
+LONG: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "v5e": ((), _CONTEXT_2),
+    "v6e": ((), _CONTEXT_2),
+    "v4": (_CONTEXT_4, _CONTEXT_4),
+}
+# Chips with enough memory to keep the matmul results of every layer for the backward pass.
+ROOMY = ("v5p", "tpu7x")
+
 HEAD = """# Code Llama on TPU pods, by the TPU compiler
 
-Every figure is a *compiler estimate*: the step that `launch.py run` starts, compiled for a pod without having one, with its memory
-as the compiler lays it out and the time as it estimates each operation, exchanges between chips left out. Nothing here is
-measured, but for what compiling took on two CPU cores (empty where it was not recorded). MFU counts attention's full square / its
-causal half. Decoding reads one token a row after 100,000; what bounds it is reading weights and cache. "instruct" is the step of
-the code stage with 128 rows of 4,096 tokens. 70B's rows of 16,384 tokens are too much for v5e, whose pods end at 256 chips.
+Every figure is a *compiler estimate*: the step that `launch.py run` starts is compiled for a pod
+that is not attached. Memory is as the compiler allocates it; time is the sum of its estimates of
+the operations, without collectives between chips. Only the CPU time and memory of compiling are
+*measured*, on two CPU cores (empty where they were not recorded). MFU counts the full square of
+attention and its causal half. Decoding reads one token per sequence after 100,000; reading weights
+and cache limits its speed. "instruct" is the step of the code stage with 128 sequences of 4,096
+tokens. 70B with sequences of 16,384 tokens does not fit v5e, whose pods end at 256 chips.
 
-`make tpu-table` writes this page and goes on where it was stopped; a cell is one command, such as
-`python launch.py compile code_llama --scale 34b --stage code --target v5p:8x8x8` and its options. A cell that says so was not
-compiled yet.
+`make tpu-table` writes this page and continues where it was stopped. A cell is one command, such as
+`python launch.py compile code_llama --scale 34b --stage code --target v5p:8x8x8` and its options.
+A cell marked "not compiled yet" has no figures.
 """
+COLUMNS = (
+    "stage | pod | size",
+    "options",
+    "mesh",
+    "memory per device",
+    "compiler estimate",
+    "compiled in",
+)
+RULE = "|---|---|---|---|---|---|---|---|"
 
 
 def training(title: str, chip: str, scale: str) -> tuple[str, list[str]]:
-    """Returns a cell's name and its arguments."""
-    large, stage = scale in LARGE, STAGES[title]
-    pod, option = PODS[chip][large], f"--{stage.replace('_', '-')}"
-    args = [
-        "code_llama",
-        "--scale",
-        scale,
-        "--stage",
-        stage,
-        "--target",
-        pod,
-        "--mesh.tensor",
-        str(TENSOR[title][large]),
-    ]
+    """Returns the name of a train step's cell and the arguments of `compile`.
+
+    Args:
+      title: a key of `STAGES`.
+      chip: a key of `PODS`.
+      scale: a size in `SCALES`.
+    """
+    is_large, stage = scale in LARGE, STAGES[title]
+    pod, option = PODS[chip][is_large], f"--{stage.replace('_', '-')}"
+    args = _arguments(scale, stage, pod, TENSOR[title][is_large])
     if title == "code 4k":
-        args += ["--code.micro-batches", str(MICRO_BATCHES[chip][large])]
+        args += ["--code.micro-batches", str(MICRO_BATCHES[chip][is_large])]
     if title == "LCFT 16k" and chip in LONG:
-        args += LONG[chip][large]
+        args += LONG[chip][is_large]
     if title == "instruct":
         args += INSTRUCT + TIGHT.get((chip, scale), ())
     if chip in ROOMY:
@@ -87,76 +96,80 @@ def training(title: str, chip: str, scale: str) -> tuple[str, list[str]]:
 
 
 def inference(title: str, scale: str) -> tuple[str, list[str]]:
-    """Returns a cell's name and its arguments."""
-    pod = ("v5p:2x2x2", "v5p:2x2x4")[scale in LARGE]
-    args = [
-        "code_llama",
-        "--scale",
-        scale,
-        "--stage",
-        INFERENCE[title],
-        "--target",
-        pod,
-        "--mesh.tensor",
-        "8",
-    ]
-    return f"{title} | {pod} | {scale}", args
+    """Returns the name of a cell of prefill or decoding and the arguments of `compile`.
+
+    Args:
+      title: a key of `INFERENCE`.
+      scale: a size in `SCALES`.
+    """
+    pod = INFERENCE_PODS[scale in LARGE]
+    return f"{title} | {pod} | {scale}", _arguments(scale, INFERENCE[title], pod, 8)
+
+
+def _arguments(scale: str, stage: str, pod: str, tensor: int) -> list[str]:
+    experiment = ["code_llama", "--scale", scale, "--stage", stage]
+    return [*experiment, "--target", pod, "--mesh.tensor", str(tensor)]
 
 
 def cells() -> dict[str, list[str]]:
     """Returns the arguments of each cell by its name, in the order in which they are compiled."""
-    train = lambda titles: [
-        training(t, chip, scale) for t in titles for chip in PODS for scale in SCALES
-    ]
     first, *others = STAGES
-    return dict(
-        [
-            *train([first]),
-            *(inference(t, scale) for t in INFERENCE for scale in SCALES),
-            *train(others),
-        ]
-    )
+    table = dict(_training_cells([first]))
+    for title in INFERENCE:
+        for scale in SCALES:
+            name, args = inference(title, scale)
+            table[name] = args
+    return table | dict(_training_cells(others))
+
+
+def _training_cells(titles: Iterable[str]) -> list[tuple[str, list[str]]]:
+    table = []
+    for title in titles:
+        for chip in PODS:
+            for scale in SCALES:
+                table.append(training(title, chip, scale))
+    return table
 
 
 def fill(kept: dict[str, list[str]], name: str, args: list[str]) -> None:
-    """Compiles a cell and keeps the lines that it printed."""
+    """Compiles a cell, adds the lines that it printed to `kept`, and writes docs/tpu.json."""
     command = [sys.executable, str(ROOT / "launch.py"), "compile", *args]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    kept[name] = (
-        done.stdout.splitlines()[1:]
-        if done.returncode in (0, 3)
-        else [done.stderr.strip().splitlines()[-1]]
-    )
+    # The first printed line repeats the command. Exit code 3 is a program that does not fit: that,
+    # too, is a result.
+    if done.returncode in (0, 3):
+        kept[name] = done.stdout.splitlines()[1:]
+    else:
+        kept[name] = [done.stderr.strip().splitlines()[-1]]
     KEPT.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def page(kept: dict[str, list[str]]) -> str:
-    """Returns the page; a cell that was not compiled yet says so."""
-    rows = [
-        "| stage | pod | size | options | mesh | memory a device | compiler estimate | compiled in |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """Returns the text of docs/tpu.md.
+
+    Args:
+      kept: the printed lines of each cell that was compiled, by its name.
+    """
+    rows = [f"| {' | '.join(COLUMNS)} |", RULE]
     for name, args in cells().items():
         lines = kept.get(name, ["not compiled yet"])
-        estimates = [
-            line.removeprefix("compiler estimate: ")
-            for line in lines
-            if line.startswith("compiler estimate")
-        ]
-        memory = next((line for line in lines if "of HBM" in line), "")
-        taken = next(
-            (line.removeprefix("compiled in ") for line in lines if line.startswith("compiled in")),
-            "",
-        )
-        options = " ".join(args[args.index("--target") + 2 :])
+        memory, estimates, compiling = "", [], ""
+        for line in lines:
+            if line.startswith("compiler estimate"):
+                estimates.append(line.removeprefix("compiler estimate: "))
+            elif line.startswith("compiled in"):
+                compiling = line.removeprefix("compiled in ")
+            elif "of HBM" in line and not memory:
+                memory = line
         mesh = lines[0].removeprefix("mesh ") if lines[0] != memory else ""
-        rows.append(
-            f"| {name} | `{options}` | {mesh} | {memory} | {'; '.join(estimates)} | {taken} |"
-        )
+        options = " ".join(args[args.index("--target") + 2 :])
+        columns = [name, f"`{options}`", mesh, memory, "; ".join(estimates), compiling]
+        rows.append(f"| {' | '.join(columns)} |")
     return HEAD + "\n" + "\n".join(rows) + "\n"
 
 
 def main() -> None:
+    """Compiles the cells that are missing, and writes the page after each of them."""
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     for name, args in cells().items():
         if name not in kept:

@@ -1,6 +1,6 @@
-"""What a stage costs, computed from its config alone: parameters, FLOPs, bytes.
+"""The cost of a stage, computed from its config alone: parameters, FLOPs and bytes.
 
-XLA's own count of FLOPs misses what a scan repeats.
+XLA's own FLOP count is not used: it counts the body of a `lax.scan` once, however often it runs.
 """
 
 from __future__ import annotations
@@ -8,50 +8,38 @@ from __future__ import annotations
 from codellama_jax.config import ModelConfig, Stage
 from codellama_jax.models.family import family_of
 
-STATE_BYTES = 12  # a parameter in a checkpoint: fp32 weight and AdamW's two fp32 moments
-
-# Dense bf16 FLOP/s of a device as JAX names its kind (the makers' data sheets). No MFU is reported
-# for a device that is not listed.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU7x": 1153e12,  # one of a chip's two cores, which JAX counts as a device
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
+# Bytes per parameter in a checkpoint: the fp32 weight and AdamW's two fp32 moments.
+STATE_BYTES = 12
 
 
 def parameter_count(model: ModelConfig) -> int:
-    """Returns the number of parameters, embedding and head included."""
+    """Returns the number of parameters, including the embedding and the output head."""
     return family_of(model).parameter_count(model)
 
 
 def flops_per_token(model: ModelConfig, seq_len: int, causal: bool) -> float:
-    """Returns the FLOPs of forward and backward pass per token, rematerialization left out.
+    """Returns the FLOPs per token of a forward and a backward pass, without rematerialization.
 
-    Six for each weight that is multiplied, and attention's two matmuls over the sequence of
-    `seq_len` tokens. `causal` counts only the half that the mask leaves; without it the full
-    square counts, as in the PaLM paper (Chowdhery et al. 2022, appendix B).
+    The formula is that of the PaLM paper (Chowdhery et al. 2022, appendix B): six FLOPs for each
+    weight of a matmul, and 12 x layers x heads x head dim x `seq_len` for the two matmuls of
+    attention. `causal` halves the second term, because the causal mask hides half of the scores.
     """
     attention = 12 * model.n_layers * model.n_heads * model.head_dim * seq_len
+    # One multiply-add is two FLOPs; the backward pass has two matmuls for each one of the forward.
     weights = family_of(model).multiplied_parameters(model)
     return 6 * weights + attention / (2 if causal else 1)
 
 
 def stage_tokens(stage: Stage) -> int:
-    """Positions read by the whole stage, padding included."""
+    """Returns the number of positions that all steps of a stage read, including padding."""
     return stage.steps * stage.data.batch_size * stage.data.seq_len
 
 
 def stage_flops(stage: Stage) -> float:
-    """FLOPs of the whole stage, causal attention."""
+    """Returns the FLOPs of all steps of a stage, counting causal attention."""
     return stage_tokens(stage) * flops_per_token(stage.model, stage.data.seq_len, causal=True)
 
 
 def checkpoint_bytes(model: ModelConfig) -> int:
-    """Bytes of one checkpoint."""
+    """Returns the size of one checkpoint in bytes."""
     return STATE_BYTES * parameter_count(model)

@@ -1,6 +1,7 @@
 """The hosts of one command: joining them, gathering their values, failing together.
 
-Imports no JAX by itself: a command that never imported it runs on one host, and starts at once.
+This module does not import JAX unless there are several hosts. A command that does not import JAX
+itself runs on one host and starts at once.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ Value = TypeVar("Value")
 
 
 class Stopped(Exception):
-    """The run was told to stop and has saved; holds the signal's number."""
+    """A signal stopped the run, which has saved. The argument is the signal's number."""
 
 
 def may_be_several() -> bool:
-    """Returns whether the environment names other hosts to join."""
+    """Returns whether environment variables name other hosts to join."""
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         return True
     if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
@@ -35,7 +36,8 @@ def may_be_several() -> bool:
 def start_distributed() -> None:
     """Joins the other hosts of a pod, if there are any.
 
-    On TPU and under Slurm JAX finds them by itself; elsewhere the three JAX_ variables name them.
+    On TPU and under Slurm JAX finds them by itself. Elsewhere JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID name them.
     """
     if not may_be_several():
         return
@@ -58,20 +60,25 @@ def is_first() -> bool:
 
 
 def say(text: str) -> None:
-    """Prints a line on the first host."""
+    """Prints a line, on the first host only."""
     if is_first():
         Console(soft_wrap=True).print(text, highlight=False, markup=False)
 
 
 def gather(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the entries of all hosts; each brings its own, ready for JSON."""
+    """Returns the entries of all hosts. Every host must call it.
+
+    `values` are entries of this host that JSON can represent, under names that no other host uses.
+    """
     if _is_only():
         return values
     from jax.experimental import multihost_utils
 
-    own = np.frombuffer(json.dumps(values).encode(), np.uint8)
-    longest = int(np.max(multihost_utils.process_allgather(np.array(own.size))))
-    padded = np.pad(own, (0, longest - own.size), constant_values=ord(" "))
+    # JAX gathers arrays of equal shape, so the text is padded to the longest one with spaces, which
+    # JSON ignores.
+    encoded = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    longest = int(np.max(multihost_utils.process_allgather(np.array(encoded.size))))
+    padded = np.pad(encoded, (0, longest - encoded.size), constant_values=ord(" "))
     gathered: dict[str, Any] = {}
     for text in multihost_utils.process_allgather(padded):
         gathered |= json.loads(bytes(text))
@@ -79,31 +86,41 @@ def gather(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def on_all_hosts(action: Callable[[], Value]) -> Value:
-    """Calls `action` on every host and returns its value.
+    """Calls `action` on every host and returns this host's value. Every host must call it.
 
-    Raises a UserError of one host on all of them: the others would wait for it for ever.
+    Raises:
+      UserError: on all hosts if `action` raises it on one of them. Without this the others would
+        wait for ever in their next collective.
     """
     if _is_only():
         return action()
-    value, message = None, ""
+    values: list[Value] = []
+    message = ""
     try:
-        value = action()
+        values.append(action())
     except UserError as error:
         message = str(error)
     index = sys.modules["jax"].process_index()
     for text in gather({str(index): message}).values():
         if text:
             raise UserError(text)
-    return value  # type: ignore[return-value]
+    return values[0]
 
 
 def on_first_host(action: Callable[[], Any]) -> None:
-    """Calls `action` on the first host. Raises its UserError on all hosts."""
+    """Calls `action` on the first host. Every host must call it.
+
+    Raises:
+      UserError: on all hosts if `action` raises it.
+    """
     on_all_hosts(lambda: action() if is_first() else None)
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every host has called this: JAX ends the others when one host exits."""
+    """Returns when every host has called this with the same name.
+
+    Call it before exiting: JAX ends the other hosts as soon as one host exits.
+    """
     if _is_only():
         return
     from jax.experimental import multihost_utils
@@ -112,5 +129,6 @@ def wait_for_all(name: str) -> None:
 
 
 def _is_only() -> bool:
+    """Returns whether this host is the only one of the command."""
     jax = sys.modules.get("jax")
     return jax is None or jax.process_count() == 1

@@ -1,8 +1,9 @@
-"""Ends this process with one line, and within a minute, after another host of the command has died.
+"""Ends this process with one line, within a minute, after another host of the command has died.
 
-Every host writes a heartbeat to JAX's coordination service, which host 0 runs, and reads those of
-the others. When host 0 itself dies, the service's client aborts the process at once: a handler of
-SIGABRT prints the line in place of the client's stack.
+Every host writes heartbeats to the key-value store of JAX's coordination service, which runs on
+host 0, and reads the heartbeats of the others. When host 0 itself dies, the client of the service
+aborts the process at once. A handler of SIGABRT then prints the line in place of the client's stack
+trace.
 """
 
 from __future__ import annotations
@@ -28,54 +29,74 @@ from codellama_jax.errors import UserError
 from codellama_jax.sharding.hosts import Stopped
 from codellama_jax.system.exits import exit_within
 
-PEER_DIED = 75  # the exit code; EX_TEMPFAIL of sysexits.h: the same command may succeed later
-FOLDER = "codellama_jax/hosts/"  # of the keys in the store
-BEAT_SECONDS = 2.0
-# A host counts as dead after this time without a heartbeat. It is long because a native call may
-# keep Python's lock, and shorter than JAX's own 100 seconds.
+# The exit code, EX_TEMPFAIL of sysexits.h: the same command may succeed later.
+PEER_DIED = 75
+FOLDER = "codellama_jax/hosts/"  # prefix of the keys in the store
+BEAT_SECONDS = 2.0  # time between two heartbeats
+# A host counts as dead after this time without a heartbeat. It is long, because a native call may
+# hold Python's lock and delay heartbeats, and shorter than JAX's own limit of 100 seconds.
 SILENT_SECONDS = 60.0
-SUSPECT_SECONDS = 12.0  # the same, once a collective of this host has failed
-FAILED_SECONDS = 10.0  # that this host gets to raise the error that another host has reported
-FATAL = b"JAX distributed service detected fatal errors"  # of the client, before it aborts
-CLIENT_LOG = re.compile(  # other lines of the client's log about a service that has gone
+# The same limit after a collective of this host has failed, which a dead peer makes likely.
+SUSPECT_SECONDS = 12.0
+# Another host has reported an error: the time in which this host may raise the same error itself.
+FAILED_SECONDS = 10.0
+# The line that the service's client logs before it aborts.
+FATAL = b"JAX distributed service detected fatal errors"
+# Other lines that the client logs when the service is gone.
+CLIENT_LOG = re.compile(
     rb"coordination_service|preemption_sync_manager|^:UNKNOWN:Error received from peer"
 )
 
 
 class Watch:
-    """Heartbeats of this host and of the others; `run` in a thread ends the process."""
+    """Writes this host's heartbeats and reads those of the others.
+
+    `run`, in a thread, ends the process when another host is dead.
+
+    Args:
+      client: client of JAX's coordination service.
+      number: index of this host.
+      count: number of hosts.
+    """
 
     def __init__(self, client: Any, number: int, count: int):
         self.client, self.number, self.count = client, number, count
-        self.last_good: Callable[[], str] = str
+        self.last_good: Callable[[], str] = str  # returns the name of the last good checkpoint
         self.silent_seconds = SILENT_SECONDS
         self.ended = threading.Event()
         self.stderr = sys.stderr
         self.names: dict[int, str] = {}
-        self.beats: dict[int, tuple[Any, float]] = {}  # the last heartbeat and when it came
-        self.ending = threading.Lock()
+        self.beats: dict[int, tuple[Any, float]] = {}  # last heartbeat of a host, and when it came
+        self.ending = threading.Lock()  # only one thread ends the process
 
     def publish(self, beat: int | str) -> None:
-        """Writes this host's heartbeat: a number that grows, `ended` or `failed`."""
+        """Writes this host's heartbeat: a growing number, or `ended` or `failed` at the end."""
         value = json.dumps({"name": socket.gethostname(), "beat": beat})
         self.client.key_value_set(f"{FOLDER}{self.number}", value, allow_overwrite=True)
 
     def run(self) -> None:
+        """Writes and judges heartbeats until this host's part of the command ends."""
         beat = 0
         while not self.ended.wait(BEAT_SECONDS):
             beat += 1
             try:
                 self.publish(beat)
-                found = self.client.key_value_dir_get(FOLDER)
-            except Exception:  # of the service, which ends with host 0
+                entries = self.client.key_value_dir_get(FOLDER)
+            except Exception:
+                # The service is gone: host 0 has died, unless this host is ending as well.
                 if not self.ended.wait(BEAT_SECONDS):
                     self.end(0)
                 return
-            self.judge(found, time.monotonic())
+            self.judge(entries, time.monotonic())
 
-    def judge(self, found: list[tuple[str, str]], now: float) -> None:
-        """Ends the process if a heartbeat that was read is too old."""
-        for key, text in found:
+    def judge(self, entries: list[tuple[str, str]], now: float) -> None:
+        """Ends the process if a host has sent no new heartbeat for too long.
+
+        Args:
+          entries: (key, JSON) of every host's heartbeat in the store.
+          now: time in seconds.
+        """
+        for key, text in entries:
             host, value = int(key.rpartition("/")[2]), json.loads(text)
             self.names[host] = value["name"]
             if self.beats.get(host, (None, 0.0))[0] != value["beat"]:
@@ -87,22 +108,23 @@ class Watch:
                 self.end(host)
 
     def message(self, host: int) -> str:
+        """Returns the line that reports a dead host."""
         name = f" ({self.names[host]})" if host in self.names else ""
         last_good = self.last_good()
         saved = f"the last good checkpoint: {last_good}; " if last_good else ""
         return (
-            f"error: host {host}{name} has died or stopped with an error of its own; {saved}"
+            f"error: host {host}{name} has died or stopped with an error; {saved}"
             f"start the same command on all hosts to resume: {shlex.join(sys.argv)}\n"
         )
 
     def end(self, host: int) -> None:
-        """Prints one line and ends the process, whatever its threads wait for."""
+        """Prints the line of a dead host and ends the process, whatever its threads wait for."""
         with self.ending:
             with contextlib.suppress(Exception):
                 self.stderr.write(self.message(host))
                 self.stderr.flush()
             if self.number == 0 and host:
-                # The other hosts read this host's store: they shall see who died first.
+                # The store is on this host: the others need time to read who died first.
                 time.sleep(2 * BEAT_SECONDS)
             os._exit(PEER_DIED)
 
@@ -111,14 +133,14 @@ _current: Watch | None = None
 
 
 def name_last_good(last_good: Callable[[], str]) -> None:
-    """Makes the line that reports a dead host name the last good checkpoint."""
+    """Adds the last good checkpoint, which `last_good` returns, to the line of a dead host."""
     if _current:
         _current.last_good = last_good
 
 
 @contextlib.contextmanager
 def ending_with_peers() -> Iterator[None]:
-    """Ends this process with PEER_DIED if another host of the command dies within the block."""
+    """Ends this process with exit code PEER_DIED if another host dies within the block."""
     global _current
     if jax.process_count() == 1:
         yield
@@ -126,8 +148,10 @@ def ending_with_peers() -> Iterator[None]:
     client = distributed.global_state.client
     _current = watch = Watch(client, jax.process_index(), jax.process_count())
     with _without_client_log(watch):
-        with contextlib.suppress(Exception):  # `run` ends the process if the service has gone
-            watch.publish(0)  # at once: the others know this host's name even if it dies early
+        # Written at once, so that the others know this host's name even if it dies early. If the
+        # service is already gone, `run` ends the process.
+        with contextlib.suppress(Exception):
+            watch.publish(0)
         threading.Thread(target=watch.run, name="peers", daemon=True).start()
         try:
             yield
@@ -136,10 +160,11 @@ def ending_with_peers() -> Iterator[None]:
             raise
         except (UserError, KeyboardInterrupt):
             _leave(watch, "failed")
-            exit_within()  # JAX would wait for the other hosts
+            exit_within()  # at exit JAX would wait for the other hosts
             raise
         except Exception:
-            # A collective fails as soon as a peer's sockets close: its silence shows which one.
+            # A collective fails as soon as the sockets of a dead peer close. Waiting shows which
+            # host is silent; if none is, the error is this host's.
             watch.silent_seconds = SUSPECT_SECONDS
             time.sleep(SUSPECT_SECONDS + 3 * BEAT_SECONDS)
             _leave(watch, "failed")
@@ -149,6 +174,7 @@ def ending_with_peers() -> Iterator[None]:
 
 
 def _leave(watch: Watch, beat: str) -> None:
+    """Stops `watch` and writes its last heartbeat."""
     watch.ended.set()
     with contextlib.suppress(Exception):
         watch.publish(beat)
@@ -158,7 +184,8 @@ def _leave(watch: Watch, beat: str) -> None:
 def _without_client_log(watch: Watch) -> Iterator[None]:
     """Keeps the log of the service's client off stderr, and prints `watch`'s line if it aborts.
 
-    What native code writes passes through a pipe; Python's own stderr does not.
+    The output of native code passes through a pipe, in which lines can be left out. Python's own
+    stderr bypasses the pipe.
     """
     real = os.dup(2)
     reader, writer = os.pipe()
@@ -180,6 +207,10 @@ def _without_client_log(watch: Watch) -> Iterator[None]:
 
 
 def _pump(reader: int, real: int, fatal: threading.Event) -> None:
+    """Copies lines from a pipe to a file, without the client's log; sets `fatal` at its abort.
+
+    `reader` and `real` are file descriptors.
+    """
     with open(reader, "rb") as lines:
         for line in lines:
             if FATAL in line:
@@ -200,7 +231,7 @@ def _at_abort(action: Callable[[], None]) -> Iterator[None]:
 
     def handle(_: int) -> None:
         action()
-        libc.signal(signal.SIGABRT, None)  # SIG_DFL: abort as ever
+        libc.signal(signal.SIGABRT, None)  # None is SIG_DFL: the process then aborts as usual
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
     before = libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))

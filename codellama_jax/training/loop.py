@@ -1,8 +1,9 @@
-"""Trains one stage: restore or start, then step, watch, evaluate and save until the last step."""
+"""Trains one stage: restores it or starts it, then steps, evaluates and saves until it is done."""
 
 from __future__ import annotations
 
 import collections
+import functools
 import math
 import signal
 from collections.abc import Callable, Iterator
@@ -31,63 +32,101 @@ from codellama_jax.training.step import (
     init_state,
 )
 
-IN_FLIGHT = 2  # steps dispatched before the numbers of an earlier one are waited for
+# Steps that may be dispatched and not yet read. The host prepares the next batch while the device
+# computes, and a loss that is not finite is still noticed within two steps.
+IN_FLIGHT = 2
 
 
 def owned_rows(mesh: Mesh, batch_size: int) -> list[int]:
-    """Returns the rows of the global batch that lie on this host's devices."""
-    placed = NamedSharding(mesh, PartitionSpec(ROWS)).addressable_devices_indices_map((batch_size,))
-    return sorted({row for (rows,) in placed.values() for row in range(batch_size)[rows]})
+    """Returns the indices of the sequences of a global batch that are on this host's devices."""
+    sharding = NamedSharding(mesh, PartitionSpec(ROWS))
+    owned: set[int] = set()
+    for index in sharding.addressable_devices_indices_map((batch_size,)).values():
+        if index is not None:
+            owned.update(range(batch_size)[index[0]])
+    return sorted(owned)
 
 
 def place(
     batch: dict[str, np.ndarray], rows: list[int], batch_size: int, mesh: Mesh
 ) -> dict[str, jax.Array]:
-    """Makes global arrays [batch_size, T] from the rows that this host holds."""
-    where = {row: i for i, row in enumerate(rows)}
+    """Returns global arrays (batch_size, T) from the sequences of this host.
 
-    def globally(local: np.ndarray) -> jax.Array:
-        part = lambda index: local[[where[row] for row in range(batch_size)[index[0]]]][
-            :, *index[1:]
-        ]
-        return jax.make_array_from_callback(
-            (batch_size, *local.shape[1:]), batch_sharding(mesh), part
-        )
+    Args:
+      batch: arrays (sequences of this host, T).
+      rows: index of each of these sequences in the global batch.
+      batch_size: sequences of all hosts.
+      mesh: mesh of all devices.
+    """
+    local_index = {row: index for index, row in enumerate(rows)}
 
-    return {key: globally(batch[key]) for key in BATCH_DTYPES}
+    def shard(array: np.ndarray, index: Any) -> np.ndarray:
+        local_rows = [local_index[row] for row in range(batch_size)[index[0]]]
+        return array[local_rows][:, *index[1:]]
+
+    placed: dict[str, jax.Array] = {}
+    for key in BATCH_DTYPES:
+        shape = (batch_size, *batch[key].shape[1:])
+        # JAX calls the function for each device of this host with the slices that it holds.
+        shards = functools.partial(shard, batch[key])
+        placed[key] = jax.make_array_from_callback(shape, batch_sharding(mesh), shards)
+    return placed
 
 
-def stop_flags(stop: int, rows: list[int], batch_size: int, mesh: Mesh) -> jax.Array:
-    """Returns a flag per sequence: all hosts learn in the same step that one has to stop."""
-    part = lambda index: np.full(len(range(batch_size)[index[0]]), stop, np.int32)
-    return jax.make_array_from_callback(
-        (batch_size,), NamedSharding(mesh, PartitionSpec(ROWS)), part
-    )
+def stop_flags(stop: int, batch_size: int, mesh: Mesh) -> jax.Array:
+    """Returns int32 (batch_size,), a flag per sequence with this host's value of `stop`.
+
+    The train step takes the maximum over all sequences, and with it over all hosts, so that all
+    hosts stop after the same step.
+    """
+
+    def shard(index: Any) -> np.ndarray:
+        return np.full(len(range(batch_size)[index[0]]), stop, np.int32)
+
+    sharding = NamedSharding(mesh, PartitionSpec(ROWS))
+    return jax.make_array_from_callback((batch_size,), sharding, shard)
 
 
 @contextmanager
 def noticing_signals() -> Iterator[Callable[[], int]]:
-    """Yields a function that returns which of SIGTERM and SIGINT came, 0 for none.
+    """Yields a function that returns the number of the first SIGTERM or SIGINT, 0 for none.
 
-    A second SIGINT interrupts at once.
+    The signals do not interrupt the block, so that the stage can save first. A second SIGINT
+    interrupts at once.
     """
-    came = []
+    received: list[int] = []
 
-    def notice(number, frame):
-        if number == signal.SIGINT and came:
+    def notice(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and received:
             raise KeyboardInterrupt
-        came.append(number)
+        received.append(number)
 
-    before = {number: signal.signal(number, notice) for number in (signal.SIGTERM, signal.SIGINT)}
+    def first_signal() -> int:
+        return received[0] if received else 0
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    handlers = {number: signal.signal(number, notice) for number in signals}
     try:
-        yield lambda: came[0] if came else 0
+        yield first_signal
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 class StageRun:
-    """The parts of a stage in progress; `train_stage` drives it."""
+    """The parts of a stage in progress, which `train_stage` calls in order.
+
+    Args:
+      name: arm and stage, as in main/code.
+      stage: the config.
+      folder: where its files are written.
+      mesh: mesh of all devices.
+      batches: the stream of training batches of this host.
+      rows: indices of this host's sequences in a global batch.
+      validation: batches of validation sequences, already on the mesh.
+    """
+
+    metrics: Metrics
 
     def __init__(
         self,
@@ -97,61 +136,79 @@ class StageRun:
         mesh: Mesh,
         batches: Batches,
         rows: list[int],
-        validation: list[dict],
+        validation: list[dict[str, jax.Array]],
     ):
         self.name, self.stage, self.folder, self.mesh = name, stage, folder, mesh
         self.batches, self.rows, self.validation = batches, rows, validation
         self.checkpoints = Checkpoints(folder.checkpoints, stage)
         self.train_step = compile_train_step(stage, mesh)
         self.eval_step = compile_eval_step(stage, mesh)
+        # (step, metrics on the device, host's batch) of dispatched steps that were not read yet.
         self.pending: collections.deque = collections.deque()
         self.throughput = Throughput(stage)
         self.tokens, self.stop = 0, 0
 
-    def start(self, initial: Callable[[], Any] | None, seed: int) -> int:
-        """Restores the newest checkpoint, or begins with `initial` or random parameters.
+    def start(self, initial: Callable[[], dict] | None, seed: int) -> int:
+        """Restores the newest checkpoint, or starts with `initial` or with random parameters.
 
-        Returns the step.
+        Args:
+          initial: returns the first parameters; None draws random ones.
+          seed: of the random parameters.
+
+        Returns:
+          The number of steps that the restored state has been trained for.
         """
         restored = self.checkpoints.restore(abstract_state(self.stage, self.mesh))
         if restored:
             step, self.state, cursors = restored
             self.batches.restore(cursors["rows"])
-            self.tokens = cursors["tokens"]
+            self.tokens = cursors["tokens"]  # tokens learned so far, for the log
             return step
-        self.state = (
-            fresh_state(self.stage, self.mesh, initial())
-            if initial
-            else init_state(self.stage, self.mesh, seed)
-        )
+        if initial:
+            self.state = fresh_state(self.stage, self.mesh, initial())
+        else:
+            self.state = init_state(self.stage, self.mesh, seed)
         return 0
 
     def train(self, step: int, stop: int) -> None:
+        """Dispatches one train step.
+
+        Args:
+          step: number of steps before this one.
+          stop: signal that this host received, 0 for none.
+        """
+        # The state of the input stream after this batch is saved with the step's checkpoint.
         batch = next(self.batches)
         placed = place(batch, self.rows, self.stage.data.batch_size, self.mesh)
-        placed["stop"] = stop_flags(stop, self.rows, self.stage.data.batch_size, self.mesh)
+        placed["stop"] = stop_flags(stop, self.stage.data.batch_size, self.mesh)
         self.state, metrics = self.train_step(self.state, placed)
         self.pending.append((step + 1, metrics, batch))
 
     def settle(self, in_flight: int) -> None:
-        """Reads the numbers of all but the newest `in_flight` steps.
+        """Reads and records the metrics of all dispatched steps but the newest `in_flight`.
 
-        Sets `stop` to the signal that a host received.
+        Sets `stop` to the signal that any host received.
+
+        Raises:
+          UserError: for a loss or a gradient that is not finite.
         """
         while len(self.pending) > in_flight:
             step, metrics, batch = self.pending.popleft()
-            numbers = {k: float(v) for k, v in metrics.items()}
+            # Reading a number waits until the device has computed it.
+            numbers = {key: float(value) for key, value in metrics.items()}
+            # The flag has passed through the train step, so every host reads the same value here
+            # and stops after the same step, even if only one host received the signal.
             self.stop = max(self.stop, int(numbers.pop("stop")))
             self.tokens += int(numbers["tokens"])
             if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"])):
                 raise UserError(self._not_finite(step, numbers, batch))
             if step % self.stage.log_every == 0 or step in (1, self.stage.steps):
-                self.metrics.write(
-                    step, numbers | {"tokens": self.tokens} | self.throughput.rates(step)
-                )
+                numbers["tokens"] = self.tokens
+                self.metrics.write(step, numbers | self.throughput.rates(step))
 
     def _not_finite(self, step: int, numbers: dict[str, float], batch: dict) -> str:
         """Returns the message for a loss or gradient that is infinite or not a number."""
+        # The stage's name in the command line is the part after the arm's.
         option = f"--{self.name.split('/')[-1]}.optimizer"
         optimizer = self.stage.optimizer
         names = self.batches.document_names(batch)
@@ -159,29 +216,39 @@ class StageRun:
         return (
             f"{self.name}: loss {numbers['loss']}, gradient norm {numbers['gradient_norm']} at step"
             f" {step}. Try a lower rate ({option}.peak-lr, now {optimizer.peak_lr:g}) or a longer"
-            f" warm-up ({option}.warmup-steps, now {optimizer.warmup_steps}); if it comes again at"
-            f" this step, look at the documents of the batch: {', '.join(names[:3])}{more};"
+            f" warm-up ({option}.warmup-steps, now {optimizer.warmup_steps}). If it happens again"
+            f" at this step, look at the documents of the batch: {', '.join(names[:3])}{more};"
             f" last good checkpoint: {self.checkpoints.last_good()}"
         )
 
     def evaluate(self, step: int) -> None:
-        sums = [self.eval_step(self.state.params, rows) for rows in self.validation]
-        loss, tokens = (sum(float(v) for v in column) for column in zip(*sums))
+        """Records the loss in nats per token over the validation sequences."""
+        # All batches are dispatched before the first result is read.
+        results = [self.eval_step(self.state.params, batch) for batch in self.validation]
+        loss = sum(float(batch_loss) for batch_loss, _ in results)
+        tokens = sum(float(batch_tokens) for _, batch_tokens in results)
         self.metrics.write(step, {"validation_loss": loss / tokens})
         self.metrics.flush()
+        # Evaluating is not training: its time must not lower the tokens per second.
         self.throughput.pause()
 
     def save(self, step: int) -> None:
-        """Saves only what is known to be finite."""
+        """Saves a checkpoint, after all dispatched steps are known to be finite."""
         self.settle(0)
         self.checkpoints.save(step, self.state, self.batches.state(), self.tokens)
         self.throughput.pause()
 
 
-def train_stage(run: StageRun, initial: Callable[[], Any] | None, seed: int) -> None:
+def train_stage(run: StageRun, initial: Callable[[], dict] | None, seed: int) -> None:
     """Trains to the last step and marks the stage done.
 
-    Raises Stopped after saving if SIGTERM or Ctrl-C came.
+    Args:
+      run: the parts of the stage.
+      initial, seed: as in `StageRun.start`.
+
+    Raises:
+      Stopped: after saving, if a host received SIGTERM or Ctrl-C.
+      UserError: for a loss or a gradient that is not finite.
     """
     stage = run.stage
     peers.name_last_good(run.checkpoints.last_good)
@@ -194,8 +261,12 @@ def train_stage(run: StageRun, initial: Callable[[], Any] | None, seed: int) -> 
         with noticing_signals() as signalled:
             if first == 0:
                 run.evaluate(0)
+            # A stage without steps still saves its parameters, for the stages that start from it.
             if stage.steps == 0 and not run.checkpoints.manager.all_steps():
                 run.save(0)
+            # The order within a step matters. A step is dispatched first, so that the device is
+            # busy while the host reads the metrics of an earlier one. Then follow evaluation and
+            # saving, which wait for the step.
             for step in range(first, stage.steps):
                 run.train(step, signalled())
                 run.settle(IN_FLIGHT)
@@ -205,9 +276,12 @@ def train_stage(run: StageRun, initial: Callable[[], Any] | None, seed: int) -> 
                     run.evaluate(done)
                 if done % stage.checkpoint_every == 0 or done == stage.steps or run.stop:
                     run.save(done)
+                # After the last step the stage is complete, and the signal is handled below.
                 if run.stop and done < stage.steps:
                     run.checkpoints.wait()
                     raise Stopped(run.stop)
+            # Checkpoints are written in the background. A stage counts as done only after the last
+            # one is complete.
             run.checkpoints.wait()
             if jax.process_index() == 0:
                 run.folder.mark_done(stage.steps, run.tokens)
@@ -220,24 +294,37 @@ def train_stage(run: StageRun, initial: Callable[[], Any] | None, seed: int) -> 
 
 
 def place_validation(batches: list[dict], stage: Stage, mesh: Mesh) -> list[dict[str, jax.Array]]:
-    """Regroups packed validation sequences into batches that the mesh can shard.
+    """Returns the validation sequences in batches of another size, placed on the mesh.
 
-    The last batch is filled with padding.
+    Args:
+      batches: arrays (sequences, T), the same on all hosts.
+      stage: the stage.
+      mesh: mesh of all devices.
     """
+    # The largest multiple of the number of shards that is at most a micro-batch, whose memory the
+    # train step needs anyway.
     size = mesh.shape["data"] * mesh.shape["fsdp"]
     size *= max(1, stage.data.batch_size // stage.micro_batches // size)
-    rows = {k: np.concatenate([b[k] for b in batches]) for k in BATCH_DTYPES}
-    rows = {k: np.pad(v, ((0, -len(v) % size), (0, 0))) for k, v in rows.items()}
-    whole = list(range(size))
-    return [
-        place({k: v[i : i + size] for k, v in rows.items()}, whole, size, mesh)
-        for i in range(0, len(rows["tokens"]), size)
-    ]
+    sequences = {}
+    for key in BATCH_DTYPES:
+        joined = np.concatenate([batch[key] for batch in batches])
+        # Padding sequences have loss weight 0 and do not change the validation loss.
+        sequences[key] = np.pad(joined, ((0, -len(joined) % size), (0, 0)))
+    all_rows = list(range(size))
+    placed = []
+    for start in range(0, len(sequences["tokens"]), size):
+        part = {key: array[start : start + size] for key, array in sequences.items()}
+        placed.append(place(part, all_rows, size, mesh))
+    return placed
 
 
 def check_stage(stage: Stage, mesh: Mesh) -> None:
-    """Raises UserError where the stage does not fit the mesh; called before anything is written."""
+    """Raises UserError if the mesh cannot train the stage.
+
+    It allocates nothing, so that it can run before any file is written.
+    """
     check_attention(mesh, stage.model)
     check_mesh(mesh, stage.model, stage.data.batch_size, stage.micro_batches, stage.data.seq_len)
+    # Tracing the model finds parameters that the mesh leaves replicated.
     with on_mesh(mesh):
         abstract_state(stage, mesh)

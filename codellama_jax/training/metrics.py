@@ -1,4 +1,4 @@
-"""A stage's numbers: lines of metrics.jsonl, TensorBoard, and the terminal with the time left."""
+"""The metrics of a stage, written to metrics.jsonl, to TensorBoard and to the terminal."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from rich.progress import Progress
 from codellama_jax.checkpoints.folder import StageFolder
 from codellama_jax.config import Stage
 from codellama_jax.errors import UserError
-from codellama_jax.models.accounting import PEAK_FLOPS, flops_per_token
+from codellama_jax.models.accounting import flops_per_token
 from codellama_jax.system.console import warn
 from codellama_jax.system.files import is_bucket, read_file, write_file
+from kernels.static.chips import PEAK_FLOPS
 
+# Metrics that the terminal shows, and how.
 SHOWN = {
     "loss": "loss {:.4f}",
     "validation_loss": "validation loss {:.4f}",
@@ -26,13 +28,16 @@ SHOWN = {
 
 
 def read_metrics(path: epath.Path) -> list[dict]:
-    """Returns the lines of a metrics.jsonl.
+    """Returns the lines of a metrics.jsonl, [] if there is no such file.
 
-    Leaves out a last line that a kill interrupted, and, with a warning, damaged lines.
+    Damaged lines are left out with a warning, and without one a last line that has no line break:
+    a run that was killed while writing leaves such a line.
     """
     if not path.exists():
         return []
-    metrics, damaged = [], []
+    metrics: list[dict] = []
+    damaged: list[int] = []
+    # After the last line break there is either nothing or an interrupted line.
     for number, line in enumerate(read_file(path).split(b"\n")[:-1], 1):
         try:
             values = json.loads(line)
@@ -56,26 +61,31 @@ def duration(seconds: float) -> str:
 
 
 class Throughput:
-    """Rates over the time since the last call.
+    """Rates of training over the time since the last call.
 
-    FLOPs count every position of a sequence, in both conventions for attention.
+    FLOPs count every position of a sequence, including padding.
     """
 
     def __init__(self, stage: Stage):
-        self.stage, self.time, self.step = stage, time.perf_counter(), None
+        self.stage, self.time = stage, time.perf_counter()
+        self.step: int | None = None  # step of the last call; None after a pause
+        # 0 for a device that the table does not list: no MFU is reported then.
         self.peak = PEAK_FLOPS.get(jax.devices()[0].device_kind, 0) * jax.device_count()
 
     def rates(self, step: int) -> dict[str, float]:
-        """Returns tokens/s, FLOP/s (causal) and, where the device's peak is known, both MFUs.
+        """Returns the rates since the last call, {} after a pause and in the first call.
 
-        Returns nothing after a pause or a compilation.
+        They are `tokens_per_second`, `flops_per_second` with causal attention, and, if the peak of
+        the device is known, `mfu_causal` and `mfu` with the full square of attention.
         """
-        now, before, first = time.perf_counter(), self.time, self.step
+        now, before, last_step = time.perf_counter(), self.time, self.step
         self.time, self.step = now, step
-        if first is None:
+        # The time before the first call includes compiling.
+        if last_step is None:
             return {}
         data = self.stage.data
-        tokens_per_second = (step - first) * data.batch_size * data.seq_len / (now - before)
+        tokens_per_second = (step - last_step) * data.batch_size * data.seq_len / (now - before)
+        # Attention's FLOPs are counted in both usual ways, because papers differ.
         causal = tokens_per_second * flops_per_token(self.stage.model, data.seq_len, True)
         full = tokens_per_second * flops_per_token(self.stage.model, data.seq_len, False)
         rates = {"tokens_per_second": tokens_per_second, "flops_per_second": causal}
@@ -84,14 +94,19 @@ class Throughput:
         return rates
 
     def pause(self) -> None:
-        """Leaves out what happens until the next step: an evaluation, a checkpoint."""
+        """Leaves out the time until the next step, in which an evaluation or a save runs."""
         self.step = None
 
 
 class Metrics:
-    """Writes a stage's numbers, on the first host only.
+    """Writes the metrics of a stage; does nothing on other hosts than the first.
 
-    Lines past the step `start`, from which the run resumes, are dropped.
+    Args:
+      folder: the stage's folder.
+      name: arm and stage, as in main/code.
+      stage: the config.
+      start: step from which the stage resumes. Lines of later steps, which are trained again, are
+        dropped from metrics.jsonl.
     """
 
     def __init__(self, folder: StageFolder, name: str, stage: Stage, start: int):
@@ -99,13 +114,16 @@ class Metrics:
         self.first_host = jax.process_index() == 0
         if not self.first_host:
             return
+        # Importing it takes a second, which only the host that writes should wait for.
         from tensorboardX import SummaryWriter
 
+        # Seconds continue from the last line that is kept, as if the run had not been interrupted.
         kept = [line for line in read_metrics(self.path) if line["step"] <= start]
         self.lines = [json.dumps(line) for line in kept]
         self.seconds_before = kept[-1]["seconds"] if kept else 0.0
         self.began = time.perf_counter()
-        self.first: tuple[int, float] | None = None  # step and time of the first number of training
+        # Step and time of the first loss that was written, from which the time left is estimated.
+        self.first: tuple[int, float] | None = None
         self._rewrite()
         self.board = SummaryWriter(str(folder.tensorboard), purge_step=start if start else None)
         self.console = Console()
@@ -114,13 +132,22 @@ class Metrics:
         self.progress.start()
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Records numbers for `step`: how many updates the model has had."""
+        """Records metrics.
+
+        Args:
+          step: number of updates of the model.
+          numbers: the metrics by name.
+
+        Raises:
+          UserError: if metrics.jsonl cannot be written.
+        """
         if not self.first_host:
             return
         seconds = self.seconds_before + time.perf_counter() - self.began
         line = json.dumps({"step": step, **numbers, "seconds": round(seconds, 3)})
         self.lines.append(line)
-        if not is_bucket(self.path):  # which cannot append: there flush() writes the file
+        # Objects in a bucket cannot be appended to: there `flush` writes the full file.
+        if not is_bucket(self.path):
             try:
                 with self.path.open("a") as file:
                     file.write(line + "\n")
@@ -131,15 +158,19 @@ class Metrics:
         self._show(step, numbers)
 
     def _show(self, step: int, numbers: dict[str, float]) -> None:
-        words = [form.format(numbers[key]) for key, form in SHOWN.items() if key in numbers]
-        text = "  ".join([f"{self.name} step {step}/{self.stage.steps}", *words])
+        shown = [form.format(numbers[key]) for key, form in SHOWN.items() if key in numbers]
+        text = "  ".join([f"{self.name} step {step}/{self.stage.steps}", *shown])
+        # The bar shows the last metrics. A file or a pipe has no bar and gets a line each time.
         self.progress.update(self.bar, completed=step, description=text)
         if not self.console.is_terminal or "validation_loss" in numbers:
             text = "  ".join([text, *self._time_left(step, numbers)])
             self.console.print(text, highlight=False, soft_wrap=True)
 
     def _time_left(self, step: int, numbers: dict[str, float]) -> list[str]:
-        """Returns how long the stage will still take, from the second number of training on."""
+        """Returns the time that the stage will still take as one text, [] if it is not known.
+
+        It is known from the second loss on: the first one includes compiling.
+        """
         now = time.perf_counter()
         if self.first is None:
             self.first = (step, now) if "loss" in numbers else None
@@ -150,6 +181,7 @@ class Metrics:
         return [f"{duration(seconds / steps * (self.stage.steps - step))} left"]
 
     def flush(self) -> None:
+        """Makes all metrics so far visible to readers of the files."""
         if self.first_host:
             self.board.flush()
             if is_bucket(self.path):
@@ -159,6 +191,7 @@ class Metrics:
         write_file(self.path, "".join(f"{line}\n" for line in self.lines))
 
     def close(self) -> None:
+        """Writes the rest and closes the files and the progress bar."""
         if self.first_host:
             self.flush()
             self.progress.stop()

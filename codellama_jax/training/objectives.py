@@ -2,7 +2,7 @@
 
 To add one, write a function with the signature of `next_token`, register it in OBJECTIVES, and add
 its name to `Stage.objective`. The loss weights come from the encoder of the documents
-(data/pipeline.py): an objective that learns from some of the tokens only gives the others weight 0.
+(data/pipeline.py): an objective that learns from only some of the tokens gives the others weight 0.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from kernels.cross_entropy import cross_entropy
 def next_token(
     model: nn.Module, params: dict, batch: dict[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the weighted sum of the cross-entropies of a batch's tokens, and that of the weights.
+    """Returns the weighted sum of the cross-entropies in nats, and the sum of the weights.
+
+    Both are fp32 scalars. Sums and not means are returned, so that micro-batches and hosts with
+    different numbers of tokens can be added up before dividing.
 
     Args:
       model: the module.
       params: its parameters.
-      batch: arrays [B, T]: int32 `tokens`, `targets`, `segment_ids` and `positions`, and float32
+      batch: arrays (B, T): int32 `tokens`, `targets`, `segment_ids` and `positions`, and float32
         `weights`, which are 0 in padding.
     """
     x_BTD, _ = model.apply(
@@ -37,8 +40,10 @@ def next_token(
         method="hidden",
     )
     weights_BT, head_DV = batch["weights"], output_head(params)
+    # The kernel multiplies with the head itself: the logits of all tokens are never in memory.
     loss = cross_entropy(x_BTD, head_DV, batch["targets"], weights_BT, **loss_specs())
     return loss, jnp.sum(weights_BT)
 
 
-OBJECTIVES: dict[str, Callable] = {"next_token": next_token}  # by Stage.objective
+# By `Stage.objective`.
+OBJECTIVES: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {"next_token": next_token}

@@ -21,7 +21,8 @@ from codellama_jax.models.trained import placed_shapes
 from codellama_jax.sharding.mesh import ROWS, batch_sharding, check_sharded, on_mesh
 from codellama_jax.training.objectives import OBJECTIVES
 
-BATCH_DTYPES = {  # of the arrays [B, T] of a batch
+# The arrays (B, T) of a batch and their dtypes.
+BATCH_DTYPES = {
     "tokens": jnp.int32,
     "targets": jnp.int32,
     "segment_ids": jnp.int32,
@@ -30,27 +31,48 @@ BATCH_DTYPES = {  # of the arrays [B, T] of a batch
 }
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
+    """Everything that a checkpoint holds of a stage in progress, except the data's position.
+
+    Args:
+      step: int32 scalar, number of updates so far.
+      params: fp32 parameters.
+      opt_state: state of the optimizer, with two fp32 moments per parameter.
+    """
+
     step: jax.Array
     params: dict
     opt_state: optax.OptState
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Returns step -> rate: step 0 takes the first part of the warm-up, the last step ends at `final_fraction` of the peak."""
+    """Returns the function from a step to its learning rate: linear warm-up, then cosine decay.
+
+    Args:
+      config: peak rate, warm-up steps, and the fraction of the peak at the last step.
+      steps: number of steps of the stage.
+    """
     cosine = optax.warmup_cosine_decay_schedule(
         0.0,
         config.peak_lr,
         config.warmup_steps,
-        max(steps, config.warmup_steps + 1),
+        max(steps, config.warmup_steps + 1),  # a stage shorter than its warm-up only warms up
         config.peak_lr * config.final_fraction,
     )
-    return lambda step: cosine(step + 1)
+
+    def rate(step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+        # Optax starts the warm-up at 0. One step later, step 0 already learns, and the last step,
+        # `steps` - 1, has the final rate.
+        return cosine(step + 1)
+
+    return rate
 
 
 def decayed(model: ModelConfig, params: dict) -> dict:
-    """Returns True for each parameter that weight decay applies to, as the model's family says."""
+    """Returns a tree of bool: whether weight decay applies to each parameter.
+
+    The model's family decides; norms are exempt.
+    """
     family = family_of(model)
 
     def applies(path: tuple, _: jax.Array) -> bool:
@@ -60,9 +82,10 @@ def decayed(model: ModelConfig, params: dict) -> dict:
 
 
 def make_optimizer(stage: Stage) -> optax.GradientTransformation:
-    """Clips by the global norm, then AdamW.
+    """Returns the optimizer of a stage: gradients clipped by their global norm, then AdamW.
 
-    See Code Llama, section 2.2; what it leaves open is Llama 2's.
+    The defaults of `OptimizerConfig` are those of Code Llama (Roziere et al. 2023, section 2.2).
+    Settings that the paper does not give are those of Llama 2 (Touvron et al. 2023, section 2.2).
     """
     config = stage.optimizer
     adamw = optax.adamw(
@@ -77,20 +100,26 @@ def make_optimizer(stage: Stage) -> optax.GradientTransformation:
 
 
 def with_fresh_optimizer(stage: Stage, params: dict) -> TrainState:
-    """Adds the optimiser's first state to parameters."""
+    """Returns the state at step 0 with the given parameters."""
     return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(stage).init(params))
 
 
 def boxed_state(stage: Stage, seed: int) -> TrainState:
-    """Returns a fresh state whose parameters still carry their logical axes."""
+    """Returns the state at step 0 with random parameters, still in boxes with their logical axes.
+
+    The optimizer's moments get the same boxes, and with them the shardings of their parameters.
+    """
     return with_fresh_optimizer(stage, boxed_params(stage.model, jax.random.key(seed)))
 
 
 @functools.lru_cache(maxsize=16)
 def abstract_state(stage: Stage, mesh: Mesh) -> TrainState:
-    """Returns shapes, dtypes and shardings of the state, without allocating it.
+    """Returns shapes, dtypes and shardings of a stage's state, without allocating it.
 
-    A stage is traced once: equal stages, such as those of another seed, share the result.
+    The result is cached, because tracing a large model takes seconds. Call it within `on_mesh`.
+
+    Raises:
+      UserError: if the mesh leaves too many parameters replicated.
     """
     state = placed_shapes(jax.eval_shape(lambda: boxed_state(stage, 0)), mesh)
     check_sharded(state.params, jax.tree.map(lambda a: a.sharding, state.params), mesh)
@@ -98,18 +127,20 @@ def abstract_state(stage: Stage, mesh: Mesh) -> TrainState:
 
 
 def check_memory(stage: Stage, mesh: Mesh) -> None:
-    """Raises UserError where a step needs more memory than the devices have, whatever XLA does.
+    """Raises UserError if a train step certainly needs more memory than a device has.
 
-    Counted are only the state, its gradient, and the input of every layer of one micro-batch, which
+    It counts only the state, its gradient, and the input of every layer of one micro-batch, which
     every rematerialization policy keeps. A stage that passes may still not fit.
     """
+    # A stage without steps allocates no gradient and no activations.
     if not stage.steps:
         return
     limit = _device_memory(mesh)
     with on_mesh(mesh):
         state = abstract_state(stage, mesh)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"] * stage.micro_batches
-    tokens = stage.data.batch_size * stage.data.seq_len // (rows * mesh.shape["context"])
+    # Data, fsdp and micro-batches split the sequences of a batch, and context splits their length.
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * stage.micro_batches * mesh.shape["context"]
+    tokens = stage.data.batch_size * stage.data.seq_len // parts
     width = stage.model.d_model * jnp.dtype(stage.model.compute_dtype).itemsize
     activations = tokens * width * stage.model.n_layers
     needed = _shard_bytes(state) + _shard_bytes(state.params) + activations
@@ -123,6 +154,7 @@ def check_memory(stage: Stage, mesh: Mesh) -> None:
 
 
 def _shard_bytes(tree: object) -> int:
+    """Returns the bytes of a tree of shapes with shardings on one device."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         total += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -130,58 +162,74 @@ def _shard_bytes(tree: object) -> int:
 
 
 def _device_memory(mesh: Mesh) -> int:
-    """Returns the bytes of a device of this host, 0 if unknown. CPU devices share the machine's."""
+    """Returns the memory of a device of this host in bytes, 0 if unknown.
+
+    CPU devices share the memory of the machine evenly.
+    """
     devices = mesh.local_devices
     if devices[0].platform != "cpu":
         return (devices[0].memory_stats() or {}).get("bytes_limit", 0)
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
-    except (ValueError, OSError):  # not on this operating system
+    except (ValueError, OSError):  # this operating system does not report its memory
         return 0
 
 
 def init_state(stage: Stage, mesh: Mesh, seed: int) -> TrainState:
-    """Draws the initial state, every device only its own part; the same numbers on every mesh."""
-    placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
-    return jax.jit(lambda: nn.unbox(boxed_state(stage, seed)), out_shardings=placed)()
+    """Returns the state at step 0 with parameters drawn from `seed`.
+
+    Every device draws only its shard. The numbers are the same on every mesh.
+    """
+
+    def draw() -> TrainState:
+        return nn.unbox(boxed_state(stage, seed))
+
+    return jax.jit(draw, out_shardings=_state_shardings(stage, mesh))()
 
 
 def fresh_state(stage: Stage, mesh: Mesh, params: dict) -> TrainState:
-    """Returns the state that starts a stage from given parameters."""
-    placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
-    return jax.jit(lambda p: with_fresh_optimizer(stage, p), out_shardings=placed)(params)
+    """Returns the state at step 0 of a stage that starts from given parameters."""
+    start = functools.partial(with_fresh_optimizer, stage)
+    return jax.jit(start, out_shardings=_state_shardings(stage, mesh))(params)
+
+
+def _state_shardings(stage: Stage, mesh: Mesh) -> TrainState:
+    """Returns the sharding of each array of the state."""
+    return jax.tree.map(lambda array: array.sharding, abstract_state(stage, mesh))
 
 
 def train_step(
     stage: Stage, state: TrainState, batch: dict[str, jax.Array]
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Returns the state after one update, and the numbers of the step.
+    """Returns the state after one update, and the metrics of the step.
 
-    Gradients of the micro-batches are summed and divided by the weights of all their tokens, so
-    that tokens of equal weight count the same. The numbers are the loss (nats per token), the
-    gradient norm before clipping, the learning rate, and `tokens`, the sum of the weights.
+    The gradients of the micro-batches are summed and divided by the sum of all loss weights, so
+    that a token of weight 1 counts the same in every micro-batch.
+
+    Args:
+      stage: the stage.
+      state: the state before the update.
+      batch: the arrays of BATCH_DTYPES, and int32 `stop` (B,), a flag per sequence.
+
+    Returns:
+      The state, and fp32 scalars: `loss` in nats per token, `gradient_norm` before clipping,
+      `learning_rate`, `tokens` (the sum of the loss weights), and `stop`, the largest flag.
     """
-    model, n = family_of(stage.model).module(stage.model), stage.micro_batches
-    objective = OBJECTIVES[stage.objective]
-    loss_and_gradient = jax.value_and_grad(
-        lambda params, rows: objective(model, params, rows), has_aux=True
-    )
+    loss_and_gradient = jax.value_and_grad(_objective(stage), has_aux=True)
 
-    def accumulate(total, rows):
-        (loss, tokens), gradient = loss_and_gradient(state.params, rows)
+    def accumulate(total, micro_batch):
+        (loss, tokens), gradient = loss_and_gradient(state.params, micro_batch)
         return jax.tree.map(jnp.add, total, (loss, tokens, gradient)), None
 
-    rows = {k: batch[k] for k in BATCH_DTYPES}
-    if n == 1:
-        (loss, tokens), gradient = loss_and_gradient(state.params, rows)
-    else:  # every n-th row, so that no row leaves its device
-        split = lambda a: a.reshape(-1, n, a.shape[1]).swapaxes(0, 1)
-        rows = {
-            k: nn.with_logical_constraint(split(v), (None, "batch", "length"))
-            for k, v in rows.items()
-        }
+    arrays = {key: batch[key] for key in BATCH_DTYPES}
+    if stage.micro_batches == 1:
+        (loss, tokens), gradient = loss_and_gradient(state.params, arrays)
+    else:
+        parts = {key: _split(array, stage.micro_batches) for key, array in arrays.items()}
+        # A scan holds the activations of one micro-batch at a time; the sums are fp32.
         zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        (loss, tokens, gradient), _ = jax.lax.scan(accumulate, zeros, rows)
+        (loss, tokens, gradient), _ = jax.lax.scan(accumulate, zeros, parts)
+    # The gradient of the mean over all tokens. On a mesh, XLA has summed it over the devices.
     gradient = jax.tree.map(lambda g: g / tokens, gradient)
     updates, opt_state = make_optimizer(stage).update(gradient, state.opt_state, state.params)
     metrics = {
@@ -191,26 +239,41 @@ def train_step(
         "tokens": tokens,
         "stop": jnp.max(batch["stop"]),
     }
-    return TrainState(
-        state.step + 1, optax.apply_updates(state.params, updates), opt_state
-    ), metrics
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def compile_train_step(stage: Stage, mesh: Mesh) -> Callable:
-    """Returns the jitted step `(state, batch) -> (state, metrics)`; the state given is used up."""
-    placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
-    batch = {k: batch_sharding(mesh) for k in BATCH_DTYPES} | {
-        "stop": NamedSharding(mesh, PartitionSpec(ROWS))
-    }
-    step = lambda state, rows: train_step(stage, state, rows)
-    return jax.jit(
-        step, in_shardings=(placed, batch), out_shardings=(placed, None), donate_argnums=0
-    )
+def _objective(stage: Stage) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Returns the stage's objective as a function of the parameters and a batch."""
+    model = family_of(stage.model).module(stage.model)
+    return functools.partial(OBJECTIVES[stage.objective], model)
 
 
-def compile_eval_step(stage: Stage, mesh: Mesh) -> Callable:
-    """Returns the jitted `(params, batch) -> (weighted sum of losses, sum of weights)`."""
-    placed = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh)).params
-    model, objective = family_of(stage.model).module(stage.model), OBJECTIVES[stage.objective]
-    step = lambda params, rows: objective(model, params, rows)
-    return jax.jit(step, in_shardings=(placed, batch_sharding(mesh)))
+def _split(array_BT: jax.Array, parts: int) -> jax.Array:
+    """Returns (parts, B / parts, T) micro-batches.
+
+    A micro-batch takes every `parts`-th sequence. Each device then keeps an equal number of its
+    sequences in every micro-batch, and no sequence moves to another device.
+    """
+    split = array_BT.reshape(-1, parts, array_BT.shape[1]).swapaxes(0, 1)
+    return nn.with_logical_constraint(split, (None, "batch", "length"))
+
+
+def compile_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
+    """Returns `train_step` as a jitted function (state, batch) -> (state, metrics).
+
+    The buffers of the old state are reused for the new one: the caller must not read it again.
+    """
+    state = _state_shardings(stage, mesh)
+    batch = {key: batch_sharding(mesh) for key in BATCH_DTYPES}
+    # One flag per sequence, so that the flags are sharded like the sequences they come with.
+    batch["stop"] = NamedSharding(mesh, PartitionSpec(ROWS))
+    # The stage is a constant of the compiled program. The sharding of the metrics is left to XLA.
+    step = functools.partial(train_step, stage)
+    return jax.jit(step, in_shardings=(state, batch), out_shardings=(state, None), donate_argnums=0)
+
+
+def compile_eval_step(stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
+    """Returns the jitted objective, (params, batch) -> (weighted sum of losses, sum of weights)."""
+    params = _state_shardings(stage, mesh).params
+    return jax.jit(_objective(stage), in_shardings=(params, batch_sharding(mesh)))

@@ -1,4 +1,4 @@
-"""Output matmul and softmax loss in one, without (tokens x vocabulary) logits in memory."""
+"""Output matmul and cross-entropy fused: the logits of all tokens are never in memory."""
 
 from kernels.cross_entropy.api import IMPLEMENTATIONS, cross_entropy, token_losses
 

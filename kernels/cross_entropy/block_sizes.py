@@ -1,4 +1,4 @@
-"""How tokens and vocabulary are divided into blocks, and what fits the VMEM of a chip."""
+"""Sizes of the blocks of tokens and of vocabulary entries, limited by the VMEM of a chip."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import dataclasses
 from kernels import UnsupportedError
 from kernels.tpu import LANES, ceil_div, round_up, vmem_bytes
 
-SIDES = (1024, 512, 256, 128)  # of a block of logits, the fastest first
+SIDES = (1024, 512, 256, 128)  # rows and columns of a block of logits, the fastest first
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockSizes:
-    """Rows (tokens) and columns (vocab) of logits computed at once, and VMEM a kernel may use."""
+    """Numbers of rows and columns of the logits that are computed at once.
+
+    Args:
+      tokens: rows.
+      vocab: columns, vocabulary entries.
+      vmem_bytes: VMEM that a kernel may use, in bytes.
+    """
 
     tokens: int = 512
     vocab: int = 512
@@ -20,17 +26,24 @@ class BlockSizes:
 
 
 def needed_bytes(block: int, d_model: int, itemsize: int, head_itemsize: int) -> int:
-    """Returns the VMEM of a kernel with blocks of `block` tokens and vocabulary entries.
+    """Returns the VMEM in bytes of a kernel with square blocks of logits.
 
-    It holds two blocks of activations, of their gradient and of the head, the cast head, an
-    accumulator, and logits. `itemsize` and `head_itemsize` are bytes per element.
+    Args:
+      block: tokens, and vocabulary entries, of a block.
+      d_model: width of the model.
+      itemsize, head_itemsize: bytes per element of the activations and of the head.
     """
+    # Per element of a (block, d_model) array: the activations and their gradient in two buffers
+    # each, because the next block is fetched meanwhile; the head in two buffers, and once cast to
+    # the activations' dtype; and the fp32 accumulator. Six fp32 (block, block) arrays hold the
+    # logits and the values computed from them.
     per_column = 5 * itemsize + 2 * head_itemsize + 4
     return block * d_model * per_column + 6 * 4 * block * block
 
 
 def largest(d_model: int, itemsize: int, head_itemsize: int, vmem: int) -> int:
-    """Returns the side of the largest block that `vmem` bytes hold, 0 if they hold none."""
+    """Returns the side of the largest block that fits `vmem` bytes, 0 if none fits."""
+    # The compiler needs a sixteenth of the VMEM for its own buffers.
     for side in SIDES:
         if needed_bytes(side, d_model, itemsize, head_itemsize) <= vmem - vmem // 16:
             return side
@@ -53,7 +66,7 @@ def choose(
       vmem: bytes of VMEM; None takes those of this process's chip.
 
     Raises:
-      UnsupportedError: where not even the smallest block fits.
+      UnsupportedError: if the smallest block does not fit.
     """
     vmem = vmem or vmem_bytes()
     side = largest(d_model, itemsize, head_itemsize, vmem)
@@ -62,7 +75,7 @@ def choose(
             f"cross-entropy of width {d_model} does not fit {vmem >> 20} MiB of VMEM:"
             " use implementation='xla'"
         )
-    # Equal blocks of tokens, so that little of the last one is padding.
+    # Equal blocks of tokens, so that as little as possible of the last one is padding.
     token_blocks = ceil_div(tokens, side)
     token_block = round_up(ceil_div(tokens, token_blocks), LANES)
     return BlockSizes(min(side, token_block), min(side, round_up(vocab, LANES)), vmem - vmem // 16)

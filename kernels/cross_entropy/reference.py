@@ -1,4 +1,4 @@
-"""The oracle: all logits at once, in the precision of its inputs but never below fp32."""
+"""The tests' oracle: all logits at once, in the dtype of the inputs but at least in fp32."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def token_losses(x_BTD, head_DV, targets_BT) -> jax.Array:
-    """See `api.token_losses`."""
+    """Returns losses_BT as `api.token_losses` does."""
     dtype = jnp.promote_types(x_BTD.dtype, jnp.float32)
     logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD.astype(dtype), head_DV.astype(dtype))
     target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
@@ -15,5 +15,5 @@ def token_losses(x_BTD, head_DV, targets_BT) -> jax.Array:
 
 
 def cross_entropy(x_BTD, head_DV, targets_BT, weights_BT) -> jax.Array:
-    """See `api.cross_entropy`."""
+    """Returns the weighted sum of the losses as `api.cross_entropy` does."""
     return jnp.sum(token_losses(x_BTD, head_DV, targets_BT) * weights_BT)

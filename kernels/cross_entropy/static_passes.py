@@ -1,12 +1,18 @@
-"""Static cycles of the cross-entropy kernels: `--seq` tokens against Code Llama 7B's head."""
+"""Cycles of the cross-entropy kernels, counted from their schedules.
+
+`--seq` is the number of tokens; the head is that of Code Llama 7B.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kernels.cross_entropy import block_sizes, pallas_tpu
-from kernels.static.chips import VMEM_MIB, compile_inputs
+from kernels.static.chips import CHIPS, compile_inputs
 from kernels.static.passes import Pass, grid_step, inside, total
 from kernels.static.schedule import Schedule, read
 from kernels.tpu import ceil_div
@@ -15,9 +21,13 @@ D_MODEL, VOCAB, HEAD_DTYPE = 4096, 32_016, "float32"  # of Code Llama 7B
 
 
 def count(name: str, schedule: Schedule, steps: int, rows: int) -> Pass:
-    """Counts a pass: every step computes a block of logits.
+    """Returns the figures of a pass in which every grid step computes a block of logits.
 
-    The start and end of each of the `rows` rows of blocks are regions inside the step.
+    Args:
+      name: label of the pass.
+      schedule: the kernel's schedule.
+      steps: grid steps, one per block of logits.
+      rows: rows of blocks. Regions inside the step start and end each of them.
     """
     loop, step = grid_step(schedule)
     runs = [(loop, steps), (step, steps)]
@@ -29,10 +39,10 @@ def count(name: str, schedule: Schedule, steps: int, rows: int) -> Pass:
 def compile_for(
     chip: str, tokens: int, d_model: int, vocab: int, head_dtype: str = HEAD_DTYPE
 ) -> block_sizes.BlockSizes:
-    """Compiles all kernels and returns their block sizes.
+    """Compiles both kernels and returns their block sizes.
 
     Args:
-      chip: a key of `chips.TOPOLOGIES`.
+      chip: a key of `chips.CHIPS`.
       tokens, d_model, vocab: dimensions of the matmul.
       head_dtype: dtype of the head; activations are bf16.
     """
@@ -41,7 +51,7 @@ def compile_for(
     targets_T = jax.ShapeDtypeStruct((tokens,), jnp.int32)
     weights_T = jax.ShapeDtypeStruct((tokens,), jnp.float32)
     itemsizes = 2, jnp.dtype(head_dtype).itemsize
-    vmem = VMEM_MIB[chip] << 20
+    vmem = CHIPS[chip].vmem_bytes
     sizes = block_sizes.choose(tokens, vocab, d_model, *itemsizes, vmem=vmem)
 
     def loss(*arrays):
@@ -51,10 +61,13 @@ def compile_for(
     return sizes
 
 
-def ours(chip: str, args, dump: str) -> list[Pass]:
-    """Compiles both kernels for `chip`; returns the forward pass with dx, then the head's.
+def ours(chip: str, args: Any, dump: str) -> list[Pass]:
+    """Compiles both kernels and returns the figures of the forward pass with dx, then of dhead.
 
-    `args` may name another head by d_model, vocab and head, its dtype.
+    Args:
+      chip: a key of `chips.CHIPS`.
+      args: `seq`, and optionally `d_model`, `vocab` and `head` (the dtype) of another head.
+      dump: folder of libtpu's dumps.
     """
     d_model = getattr(args, "d_model", D_MODEL)
     vocab = getattr(args, "vocab", VOCAB)
@@ -70,4 +83,4 @@ def ours(chip: str, args, dump: str) -> list[Pass]:
     return passes
 
 
-BASELINES = {}
+BASELINES: dict[str, Callable[[str, Any, str], list[Pass]]] = {}  # none to compare with

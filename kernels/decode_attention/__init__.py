@@ -1,4 +1,4 @@
-"""Attention of one query per sequence to a cache of keys and values of different lengths."""
+"""Attention of one query per sequence to a cache whose sequences differ in length."""
 
 from kernels.decode_attention.api import IMPLEMENTATIONS, decode_attention
 

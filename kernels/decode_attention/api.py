@@ -1,6 +1,6 @@
-"""One function for attention in decoding; its implementations agree with `reference.py`.
+"""Attention in decoding, with one choice of implementation; all agree with `reference.py`.
 
-Dims: M = K B key heads of all sequences, head by head, so that the sequences of one head are
+Shapes: M = K B, the key heads of all sequences, head by head, so that the sequences of one head are
 neighbours; G query heads share a key head; S slots of the cache, where slot s of a sequence holds
 position s; H head dim.
 """
@@ -22,10 +22,10 @@ IMPLEMENTATIONS = {
 
 
 def default_implementation(split: bool) -> str:
-    """Returns the fastest implementation that works here.
+    """Returns the name of the fastest implementation that works here.
 
-    The compiler cannot partition a Pallas kernel over devices by itself: on several devices it
-    needs `split`, the axes that shard the heads.
+    `split` is whether the caller names mesh axes that shard the heads. On several devices a Pallas
+    kernel needs them, because the compiler cannot partition it by itself.
     """
     if platform() == "tpu" and (split or device_count() == 1):
         return "pallas_tpu"
@@ -43,19 +43,21 @@ def decode_attention(
 ) -> jax.Array:
     """Attends from one query per head to the first `lengths_B` slots of its sequence.
 
+    out = softmax(q k^T / sqrt(H)) v over these slots; the softmax is fp32.
+
     Args:
       q_MGH, k_MSH, v_MSH: queries, and the cache of keys and values, of one dtype.
       lengths_B: int32, at least 1: filled slots of each sequence.
       implementation: a key of `IMPLEMENTATIONS`; "" takes the fastest that works here.
       head_axes: axes of the mesh in use (`jax.set_mesh`) that shard the key heads. With them each
-        device runs the implementation on its own heads, as the Pallas kernel needs; without them
-        the compiler partitions the work.
+        device runs the implementation on its heads, as the Pallas kernel needs. Without them the
+        compiler partitions the work.
 
     Returns:
-      out_MGH in q's dtype; the softmax is fp32.
+      out_MGH in q's dtype.
 
     Raises:
-      ValueError: for an unknown implementation, or M that is not a multiple of B.
+      ValueError: for an unknown implementation, or if B does not divide M.
     """
     implementation = implementation or default_implementation(bool(head_axes))
     if implementation not in IMPLEMENTATIONS:
@@ -65,9 +67,11 @@ def decode_attention(
     if M % B:
         raise ValueError(f"{M} key heads of all sequences are not a multiple of {B} sequences")
     function = IMPLEMENTATIONS[implementation]
+    # The sequences of one key head are neighbours, so the lengths repeat once per key head.
     arrays = (q_MGH, k_MSH, v_MSH, jnp.tile(lengths_B, M // B))
     if not head_axes:
         return function(*arrays)
+    # The first axis of all four arrays is the key heads, so each device gets complete heads.
     spec = PartitionSpec(head_axes)
     sharded = jax.shard_map(function, in_specs=(spec,) * 4, out_specs=spec, check_vma=False)
     return sharded(*arrays)

@@ -1,9 +1,12 @@
-"""Static cycles of decoding attention: one key head with eight query heads and a full cache.
+"""Cycles of attention in decoding: one key head with eight query heads and a full cache.
 
 `--seq` is the number of slots.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +17,19 @@ from kernels.static.passes import Pass, grid_step, inside, matrix_slots, total
 from kernels.static.schedule import Schedule, read
 from kernels.tpu import ceil_div
 
-HEADS, GROUP = 8, 8
+HEADS, GROUP = 8, 8  # key heads of all sequences, and query heads per key head
 
 
 def count(name: str, schedule: Schedule, blocks: int) -> Pass:
-    """Counts a pass: the region with matmuls runs for each block, the others once per head."""
+    """Returns the figures of a pass over one key head.
+
+    The region with matmuls runs for each block of slots, the other regions once.
+
+    Args:
+      name: label of the pass.
+      schedule: the kernel's schedule.
+      blocks: blocks of slots.
+    """
     loop, step = grid_step(schedule)
     (busy,) = [region for region in step.children if matrix_slots(schedule, region)]
     runs = [(loop, blocks), (step, blocks)]
@@ -28,7 +39,7 @@ def count(name: str, schedule: Schedule, blocks: int) -> Pass:
 
 
 def compile_for(chip: str, slots: int, head_dim: int) -> None:
-    """Compiles the kernel for `chip`."""
+    """Compiles the kernel for `chip`, a key of `chips.CHIPS`, with a bf16 cache."""
     q_MGH = jax.ShapeDtypeStruct((HEADS, GROUP, head_dim), jnp.bfloat16)
     kv_MSH = jax.ShapeDtypeStruct((HEADS, slots, head_dim), jnp.bfloat16)
     lengths_M = jax.ShapeDtypeStruct((HEADS,), jnp.int32)
@@ -39,12 +50,18 @@ def compile_for(chip: str, slots: int, head_dim: int) -> None:
     jax.jit(kernel).lower(*compile_inputs(chip, q_MGH, kv_MSH, kv_MSH, lengths_M)).compile()
 
 
-def ours(chip: str, args, dump: str) -> list[Pass]:
-    """Compiles the kernel for `chip`; returns its pass over a full cache."""
+def ours(chip: str, args: Any, dump: str) -> list[Pass]:
+    """Compiles the kernel and returns the figures of its pass over a full cache.
+
+    Args:
+      chip: a key of `chips.CHIPS`.
+      args: `seq`, the slots, and `head_dim`.
+      dump: folder of libtpu's dumps.
+    """
     compile_for(chip, args.seq, args.head_dim)
     block = min(pallas_tpu.BLOCK, args.seq)
     label = f"{args.seq} bfloat16 cache {block}"
     return [count(label, read(dump, "decode_attention"), ceil_div(args.seq, block))]
 
 
-BASELINES = {}
+BASELINES: dict[str, Callable[[str, Any, str], list[Pass]]] = {}  # none to compare with

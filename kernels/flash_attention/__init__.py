@@ -1,4 +1,4 @@
-"""Causal grouped-query attention inside documents."""
+"""Causal grouped-query attention that does not cross document boundaries."""
 
 from kernels.flash_attention.api import IMPLEMENTATIONS, attention, refusal
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,8 @@ from jax.sharding import PartitionSpec
 from kernels.flash_attention import cudnn, pallas_tpu, reference, xla
 from kernels.tpu import platform
 
-IMPLEMENTATIONS = {
+# All have the signature of `reference.attention`.
+IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
     "pallas_tpu": pallas_tpu.attention,
     "cudnn": cudnn.attention,
     "xla": xla.attention,
@@ -20,13 +22,18 @@ IMPLEMENTATIONS = {
 
 
 class Limits(NamedTuple):
-    """Platforms that an implementation runs on, and dtypes it computes in (any if empty)."""
+    """Where an implementation can train.
+
+    Args:
+      platforms: platforms that it runs on.
+      dtypes: dtypes that it computes in; empty for any.
+    """
 
     platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
     dtypes: tuple = ()
 
 
-# On a CPU the interpreter runs Pallas kernels.
+# The interpreter runs Pallas kernels on a CPU: slowly, but the tests need no TPU.
 LIMITS = {
     "pallas_tpu": Limits(platforms=("cpu", "tpu")),
     "cudnn": Limits(platforms=("gpu",), dtypes=cudnn.DTYPES),
@@ -34,7 +41,10 @@ LIMITS = {
 
 
 def refusal(implementation: str, platform: str, dtype) -> str:
-    """Returns why an implementation cannot train on packed sequences; "" if it can."""
+    """Returns the reason why an implementation cannot train on packed sequences, "" if it can.
+
+    The reason is the end of a sentence, such as "it does not run on gpu".
+    """
     limits = LIMITS.get(implementation, Limits())
     if platform not in limits.platforms:
         return f"it does not run on {platform}"
@@ -44,11 +54,14 @@ def refusal(implementation: str, platform: str, dtype) -> str:
 
 
 def default_implementation(split: bool, dtype) -> str:
-    """Returns the fastest implementation that works here.
+    """Returns the name of the fastest implementation that works here.
 
-    The compiler cannot partition a Pallas kernel over devices by itself: on several devices it
-    needs `split`, the axes that shard the batch or the heads.
+    Args:
+      split: whether the caller names mesh axes that shard the batch or the heads. On several
+        devices a Pallas kernel needs them, because the compiler cannot partition it by itself.
+      dtype: dtype of the queries.
     """
+    # Each platform has one implementation that is faster than `xla`, if it can run at all.
     if platform() == "tpu" and (split or jax.device_count() == 1):
         return "pallas_tpu"
     if platform() == "gpu" and dtype in cudnn.DTYPES:
@@ -69,20 +82,21 @@ def attention(
     batch_axes: tuple[str, ...] = (),
     head_axes: tuple[str, ...] = (),
 ) -> jax.Array:
-    """Attends from each query to the keys of its own segment at its position or before it.
+    """Attends from each query to the keys of its segment at its position or before it.
 
-    Query head n reads key head n // (N / K). Logits and softmax are fp32.
+    out = softmax(q k^T / sqrt(H) + mask) v. Query head n reads key head n // (N / K), as in
+    grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245). Logits and softmax are fp32.
 
     Args:
-      q_BTNH, k_BSKH, v_BSKH: queries, keys and values of one dtype. If T = S, token t never needs
-        a key after token t.
-      q_positions_BT, kv_positions_BS: positions in the document, int32.
-      q_segments_BT, kv_segments_BS: document numbers, int32; without them each sequence is one
+      q_BTNH, k_BSKH, v_BSKH: queries, keys and values of one dtype. If T = S, queries and keys
+        must belong to the same tokens, in an order in which no token needs a later one.
+      q_positions_BT, kv_positions_BS: int32 positions in the document.
+      q_segments_BT, kv_segments_BS: int32 document numbers; without them each sequence is one
         document.
       implementation: a key of `IMPLEMENTATIONS`; "" takes the fastest that works here.
       batch_axes, head_axes: axes of the mesh in use (`jax.set_mesh`) that shard the batch and the
-        heads. With them each device runs the implementation on its own shard, as the Pallas
-        kernels need; without them the compiler partitions the work.
+        heads. With them each device runs the implementation on its shard, as the Pallas kernels
+        need. Without them the compiler partitions the work.
 
     Returns:
       out_BTNH in q's dtype. Tokens of segment 0 (padding) hold finite values without meaning.
@@ -90,8 +104,8 @@ def attention(
     Raises:
       ValueError: for a query head count that K does not divide, or an unknown implementation.
     """
-    split = bool(batch_axes or head_axes)
-    implementation = implementation or default_implementation(split, q_BTNH.dtype)
+    is_split = bool(batch_axes or head_axes)
+    implementation = implementation or default_implementation(is_split, q_BTNH.dtype)
     if implementation not in IMPLEMENTATIONS:
         names = ", ".join(IMPLEMENTATIONS)
         raise ValueError(f"no attention implementation {implementation!r}; choose one of {names}")
@@ -99,14 +113,16 @@ def attention(
     if N % K:
         raise ValueError(f"{N} query heads are not a multiple of {K} key heads")
     function = IMPLEMENTATIONS[implementation]
+    # Positional arguments, because `shard_map` takes no others.
     positions = (q_positions_BT, kv_positions_BS)
     arguments = (q_BTNH, k_BSKH, v_BSKH, *positions, q_segments_BT, kv_segments_BS)
-    if not split:
+    if not is_split:
         return function(*arguments)
-    # shard_map takes no None: without segments the function is called with five arguments.
+    # `shard_map` accepts no None: without segments the function is called with five arguments.
     arrays = [x for x in arguments if x is not None]
     heads = PartitionSpec(batch_axes, None, head_axes, None)
     per_token = PartitionSpec(batch_axes, None)
     specs = tuple(heads if x.ndim == 4 else per_token for x in arrays)
+    # The length is not sharded here; `kernels.ring_attention` does that.
     sharded = jax.shard_map(function, in_specs=specs, out_specs=heads, check_vma=False)
     return sharded(*arrays)

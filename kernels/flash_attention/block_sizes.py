@@ -1,4 +1,7 @@
-"""How a sequence is divided into blocks, and what fits the VMEM of a chip."""
+"""Sizes of the blocks that a sequence is divided into, limited by the VMEM of a chip.
+
+The sizes were chosen by the compiler's cycle counts on all chips (docs/kernels.md).
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,25 @@ import dataclasses
 
 from kernels.tpu import LANES, ceil_div, round_up, vmem_bytes
 
-LONG = 8192  # tokens from which a sequence counts as long
+LONG = 8192  # shortest sequence, in tokens, that takes two blocks of queries at once
+SMALL_VMEM = 32 << 20  # bytes; a chip with less, such as v4, takes shorter blocks and fewer keys
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockSizes:
-    """Rows and columns of the score matrix that are computed at once.
+    """Numbers of rows and columns of the score matrix that are computed at once, in tokens.
 
     Args:
-      block: queries, and keys, of a block; long enough to hide the latency of filling and draining
-        the matrix units.
-      queries: queries of a block in the forward pass, a multiple of `block`. More of them load the
-        matrix units less often.
-      columns: keys (queries, in the backward pass) whose scores are live at once. More of them
-        spill registers.
-      diagonal: step along the diagonal. Smaller steps compute less above it but load the matrix
-        units more often.
-      keys: keys that the forward pass keeps in VMEM at once; a multiple of `queries`.
-      vmem_bytes: VMEM that a kernel may use.
+      block: queries, and keys, of a block. It is long enough to hide the latency of filling and
+        draining the matrix units.
+      queries: queries of a block in the forward pass, a multiple of `block`. With more of them each
+        key block that is loaded into the matrix units serves more queries.
+      columns: keys (queries, in the backward pass) whose scores are live at once. With more of them
+        the scores no longer fit the registers and are spilled.
+      diagonal: queries of a strip along the diagonal. Smaller strips compute fewer scores above the
+        diagonal but load the matrix units more often.
+      keys: keys that the forward pass keeps in VMEM at once, a multiple of `queries`.
+      vmem_bytes: VMEM that a kernel may use, in bytes.
     """
 
     block: int = 1024
@@ -35,36 +39,45 @@ class BlockSizes:
 
 
 def choose(length: int, vmem: int | None = None) -> BlockSizes:
-    """Returns the sizes for sequences of `length` tokens on a chip with `vmem` bytes of VMEM.
+    """Returns the block sizes for sequences of `length` tokens.
 
-    The chip of this process if `vmem` is None. Long sequences process twice the queries at once.
-    In short ones, whose documents are short too, that would compute more masked scores.
+    Args:
+      length: tokens per sequence.
+      vmem: bytes of VMEM per core; None takes those of this process's chip.
     """
     vmem = vmem or vmem_bytes()
-    roomy = vmem >= 32 << 20
-    pair = 2 if roomy and length >= LONG else 1
-    longest_block = 1024 if roomy else 512
+    is_roomy = vmem >= SMALL_VMEM
+    # Long sequences process two blocks of queries at once. In short sequences, whose documents are
+    # short too, that would compute more masked scores than it saves.
+    pair = 2 if is_roomy and length >= LONG else 1
+    longest_block = 1024 if is_roomy else 512
+    # Equal blocks, so that as little as possible of the last one is padding.
     blocks = pair * ceil_div(length, pair * longest_block)
     block = round_up(ceil_div(length, blocks), LANES)
-    most_keys = 16_384 if roomy else 4096
+    most_keys = 16_384 if is_roomy else 4096
     resident = max(pair, min(most_keys, length) // block)
-    # The blocks in VMEM must divide the sequence into equal groups of whole query blocks.
+    # The key blocks in VMEM must divide the sequence into equal groups of full query blocks.
     while blocks % resident or resident % pair:
         resident -= 1
     return BlockSizes(
         block=block,
         queries=pair * block,
         keys=resident * block,
-        vmem_bytes=vmem - vmem // 16,
+        vmem_bytes=vmem - vmem // 16,  # the compiler needs the rest for its own buffers
     )
 
 
 def backward_bytes(length: int, head_dim: int, block: int) -> int:
-    """Returns the VMEM of the backward pass, within a tenth of the compiler's own layout.
+    """Returns the VMEM in bytes that the backward pass needs, within 10 % of libtpu's allocation.
 
-    One head takes three fp32 gradients, and q and do in bf16 for two heads in flight. The blocks
-    of k, v and the outputs, and spilled registers, come on top.
+    Args:
+      length: tokens per sequence.
+      head_dim: elements of a head.
+      block: keys per block.
     """
+    # A row is padded to full registers. A full head has three gradients in fp32 (4 bytes), and q
+    # and do in bf16 (2 bytes) in two buffers, because the next head is fetched meanwhile. The term
+    # with `block` is for the blocks of k, v and the outputs, and for spilled registers.
     width = max(head_dim, LANES)
     return length * width * (3 * 4 + 2 * 2 * 2) + block * width * 44
 

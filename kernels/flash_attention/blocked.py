@@ -1,9 +1,13 @@
 """Attention in square blocks of scores with an online softmax, for any backend.
 
-Forward and backward hold one block of scores at a time, so their memory grows linearly with the
-length of the row. Both are loops, so that the compiled program does not grow at all. Blocks: C
-queries or C keys. X is the group of query heads and the queries of a block flattened together, so
-that every matmul is one plain batched matmul.
+The formulas are those of FlashAttention-2 (Dao 2023, arXiv:2307.08691), written in
+`pallas_tpu_forward.py` and `pallas_tpu_backward.py`. Forward and backward pass hold one block of
+scores at a time, so their memory grows linearly with the length of the sequence. Both are loops, so
+the size of the compiled program does not depend on the length.
+
+Shapes: a block has C queries or C keys; X = G C is the G query heads of a key head and the queries
+of a block flattened together, so that every matmul is one plain batched matmul; n is the number of
+blocks.
 """
 
 from __future__ import annotations
@@ -12,52 +16,70 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels import MASKED
 from kernels.flash_attention.pallas_tpu_forward import score_scale
-from kernels.tpu import MASKED
 
-SIZE = 128  # queries and keys per block: their scores stay in the L2 cache of a CPU core
+SIZE = 128  # queries and keys per block; their scores stay in the L2 cache of a CPU core
 
 
 def first_keys(segments_BT: jax.Array) -> jax.Array:
-    """Returns int32 (B, T): where the run of equal segment ids that holds each token begins."""
+    """Returns int32 first_BT, the index at which the segment of each token begins.
+
+    A segment is a run of equal ids in `segments_BT`.
+    """
     T = segments_BT.shape[1]
     changes_BT = segments_BT[:, 1:] != segments_BT[:, :-1]
     begins_BT = jnp.pad(changes_BT, ((0, 0), (1, 0)), constant_values=True)
+    # The largest beginning so far is that of the current segment.
     return jax.lax.cummax(jnp.where(begins_BT, jnp.arange(T, dtype=jnp.int32), 0), axis=1)
 
 
 def padding(length: int) -> int:
-    """Returns by how many tokens to pad rows of `length` tokens, so that blocks divide them."""
+    """Returns the number of tokens to add to `length` tokens, so that blocks divide them."""
     return -length % _size(length)
 
 
 def _size(length: int) -> int:
+    """Returns the number of queries and keys per block."""
     return min(SIZE, length)
 
 
 def _matmul(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns an einsum of two arrays, accumulated in fp32."""
     return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
 
 
 def _block(x: jax.Array, index: jax.Array, size: int, axis: int) -> jax.Array:
+    """Returns block number `index` of `size` elements along an axis."""
     return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis)
 
 
 def _grouped(x_BNTH: jax.Array, heads: int) -> jax.Array:
-    """Splits query heads into key heads and groups: x_BKGTH."""
+    """Returns x_BKGTH, the query heads split into key heads and the group that shares each."""
     return x_BNTH.reshape(x_BNTH.shape[0], heads, -1, *x_BNTH.shape[2:])
 
 
 def _flat(x_BKGCH: jax.Array) -> jax.Array:
+    """Returns x_BKXH, group and queries flattened together."""
     B, K, G, C, H = x_BKGCH.shape
     return x_BKGCH.reshape(B, K, G * C, H)
 
 
-def _scores(q_BKXH, k_BKCH, first_BC, i, j) -> jax.Array:
-    """Returns masked scores s_BKXC of query block i and key block j, in powers of two."""
+def _scores(
+    q_BKXH: jax.Array, k_BKCH: jax.Array, first_BC: jax.Array, i: jax.Array, j: jax.Array
+) -> jax.Array:
+    """Returns masked fp32 scores s_BKXC, in powers of two.
+
+    Args:
+      q_BKXH, k_BKCH: a block of queries and a block of keys.
+      first_BC: first visible key of each query, counted in the sequence.
+      i, j: number of the query block and of the key block.
+    """
     B, K, X, H = q_BKXH.shape
     C = k_BKCH.shape[2]
     query_C, key_C = i * C + jnp.arange(C), j * C + jnp.arange(C)
+    # A query sees the keys up to itself, from the first one of its document on. Unlike on a TPU,
+    # computing both masks for every block costs little beside the matmul.
     causal_CC = key_C[None] <= query_C[:, None]
     visible_BCC = (key_C[None, None] >= first_BC[..., None]) & causal_CC[None]
     s_BKXC = _matmul("BKXH,BKCH->BKXC", q_BKXH, k_BKCH) * score_scale(H)
@@ -66,41 +88,56 @@ def _scores(q_BKXH, k_BKCH, first_BC, i, j) -> jax.Array:
 
 
 def _first_block(first_BC: jax.Array, i: jax.Array) -> jax.Array:
-    """Returns the first key block that a query of block i sees; at most i, so one is always read."""
+    """Returns the number of the first key block that a query of block i sees.
+
+    It is at most i: the loop over key blocks then has an iteration even for queries that see no
+    key, as in ring attention, and their state is initialised.
+    """
     return jnp.minimum(first_BC.min() // first_BC.shape[1], i)
 
 
-def forward(q_BNTH, k_BKTH, v_BKTH, first_BT) -> tuple[jax.Array, jax.Array]:
+def forward(
+    q_BNTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, first_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Attends from query t to the keys first_BT[t] to t.
 
-    Returns fp32 out_BNTH, and lse_BN1T: log2 of the sum of exponentials, in powers of two; very
-    low where a query sees nothing. T is a multiple of the block size (see `padding`).
+    T must be a multiple of the block size (see `padding`).
+
+    Returns:
+      fp32 out_BNTH, and fp32 lse_BN1T: log2 of the sum of 2^score over the keys that a query sees.
+      Where a query sees no key, lse is about MASKED, so that ring attention gives it no weight.
     """
     N, T = q_BNTH.shape[1:3]
     K, C = k_BKTH.shape[1], _size(T)
     q_BKGTH = _grouped(q_BNTH, K)
 
+    # One iteration of the outer loop: a block of queries against all key blocks that it sees.
     def query_block(i):
         q_BKXH = _flat(_block(q_BKGTH, i, C, axis=3))
         first_BC = _block(first_BT, i, C, axis=1)
 
         def add_keys(j, state):
-            # Online softmax: what was summed under a smaller maximum is scaled down to the new one.
+            # The online softmax. The sums so far are relative to the old maximum; `keep` rescales
+            # them to the new one. They are fp32, because they run over all keys.
             m_BKX1, l_BKX1, acc_BKXH = state
             s_BKXC = _scores(q_BKXH, _block(k_BKTH, j, C, axis=2), first_BC, i, j)
             new_BKX1 = jnp.maximum(m_BKX1, s_BKXC.max(axis=-1, keepdims=True))
             keep_BKX1, p_BKXC = jnp.exp2(m_BKX1 - new_BKX1), jnp.exp2(s_BKXC - new_BKX1)
             v_BKCH = _block(v_BKTH, j, C, axis=2)
+            # The weights are rounded to the dtype of the values, as a bf16 matmul needs; their sum
+            # below is taken from the fp32 weights.
             part_BKXH = _matmul("BKXC,BKCH->BKXH", p_BKXC.astype(v_BKCH.dtype), v_BKCH)
             l_BKX1 = l_BKX1 * keep_BKX1 + p_BKXC.sum(axis=-1, keepdims=True)
             return new_BKX1, l_BKX1, acc_BKXH * keep_BKX1 + part_BKXH
 
+        # Blocks before the first visible key and after the diagonal are never computed.
         column = (*q_BKXH.shape[:3], 1)
         zeros = jnp.zeros(column), jnp.zeros(q_BKXH.shape)
         start = (jnp.full(column, MASKED, jnp.float32), *zeros)
         m_BKX1, l_BKX1, acc_BKXH = jax.lax.fori_loop(
             _first_block(first_BC, i), i + 1, add_keys, start
         )
+        # Dividing once per query block replaces dividing every weight.
         return acc_BKXH / l_BKX1, m_BKX1 + jnp.log2(l_BKX1)
 
     out_nBKXH, lse_nBKX1 = jax.lax.map(query_block, jnp.arange(T // C))
@@ -108,21 +145,37 @@ def forward(q_BNTH, k_BKTH, v_BKTH, first_BT) -> tuple[jax.Array, jax.Array]:
 
 
 def _joined(x_nBKXH: jax.Array, heads: int) -> jax.Array:
-    """Joins the blocks of queries to x_BNTH."""
+    """Returns x_BNTH, the blocks of queries joined along the length."""
     n, B, K, X, H = x_nBKXH.shape
     C = X * K // heads
     x_BKGnCH = jnp.moveaxis(x_nBKXH.reshape(n, B, K, X // C, C, H), 0, 3)
     return x_BKGnCH.reshape(B, heads, n * C, H)
 
 
-def backward(q_BNTH, k_BKTH, v_BKTH, first_BT, lse_BN1T, delta_BN1T, do_BNTH):
-    """Returns dq, dk, dv, fp32; computes the scores again from `lse_BN1T` over all keys."""
+def backward(
+    q_BNTH: jax.Array,
+    k_BKTH: jax.Array,
+    v_BKTH: jax.Array,
+    first_BT: jax.Array,
+    lse_BN1T: jax.Array,
+    delta_BN1T: jax.Array,
+    do_BNTH: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns fp32 dq_BNTH, dk_BKTH and dv_BKTH; computes the scores again.
+
+    Args:
+      q_BNTH, k_BKTH, v_BKTH, first_BT: as in `forward`.
+      lse_BN1T: as `forward` returns it; in ring attention over all keys of the sequence.
+      delta_BN1T: fp32 sum of out * do over the head dim.
+      do_BNTH: gradient of the output.
+    """
     N, T = q_BNTH.shape[1:3]
     K, C = k_BKTH.shape[1], _size(T)
     columns = (lse_BN1T.swapaxes(2, 3), delta_BN1T.swapaxes(2, 3))
     per_query = [_grouped(x, K) for x in (q_BNTH, do_BNTH, *columns)]
     scale = k_BKTH.shape[-1] ** -0.5
 
+    # dq is complete after the keys of its block; dk and dv are carried over all query blocks.
     def query_block(gradients, i):
         q_BKXH, do_BKXH, lse_BKX1, delta_BKX1 = (_flat(_block(x, i, C, axis=3)) for x in per_query)
         first_BC = _block(first_BT, i, C, axis=1)
@@ -130,9 +183,11 @@ def backward(q_BNTH, k_BKTH, v_BKTH, first_BT, lse_BN1T, delta_BN1T, do_BNTH):
         def add_keys(j, state):
             dq_BKXH, dk_BKTH, dv_BKTH = state
             k_BKCH, v_BKCH = _block(k_BKTH, j, C, axis=2), _block(v_BKTH, j, C, axis=2)
+            # P from the log-sum-exp, then dP = dO V^T and dS = P (dP - delta) / sqrt(H).
             p_BKXC = jnp.exp2(_scores(q_BKXH, k_BKCH, first_BC, i, j) - lse_BKX1)
             dp_BKXC = _matmul("BKXH,BKCH->BKXC", do_BKXH, v_BKCH)
             ds_BKXC = (p_BKXC * (dp_BKXC - delta_BKX1) * scale).astype(q_BKXH.dtype)
+            # dQ = dS K, dK = dS^T Q and dV = P^T dO, accumulated in fp32.
             dq_BKXH += _matmul("BKXC,BKCH->BKXH", ds_BKXC, k_BKCH)
             dk_BKCH = _matmul("BKXC,BKXH->BKCH", ds_BKXC, q_BKXH)
             dv_BKCH = _matmul("BKXC,BKXH->BKCH", p_BKXC.astype(do_BKXH.dtype), do_BKXH)
@@ -148,14 +203,20 @@ def backward(q_BNTH, k_BKTH, v_BKTH, first_BT, lse_BN1T, delta_BN1T, do_BNTH):
 
 
 def _add_block(total_BKTH: jax.Array, x_BKCH: jax.Array, j: jax.Array) -> jax.Array:
+    """Returns total_BKTH with x_BKCH added to its block j."""
     C = x_BKCH.shape[2]
     added_BKCH = _block(total_BKTH, j, C, axis=2) + x_BKCH
     return jax.lax.dynamic_update_slice_in_dim(total_BKTH, added_BKCH, j * C, axis=2)
 
 
 @jax.custom_vjp
-def attend(q_BNTH, k_BKTH, v_BKTH, first_BT) -> jax.Array:
-    """Returns out_BNTH in q's dtype, with gradients whose memory is linear too."""
+def attend(
+    q_BNTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, first_BT: jax.Array
+) -> jax.Array:
+    """Returns `forward`'s out_BNTH in q's dtype.
+
+    Its gradient is `backward`: differentiating the loop would keep the scores of all blocks.
+    """
     return _attend_forward(q_BNTH, k_BKTH, v_BKTH, first_BT)[0]
 
 
@@ -167,8 +228,8 @@ def _attend_forward(q_BNTH, k_BKTH, v_BKTH, first_BT):
 
 def _attend_backward(residuals, do_BNTH):
     *inputs, first_BT, out_BNTH, lse_BN1T = residuals
-    products_BNTH = out_BNTH.astype(jnp.float32) * do_BNTH.astype(jnp.float32)
-    delta_BN1T = jnp.sum(products_BNTH, axis=-1)[:, :, None]
+    out_do_BNTH = out_BNTH.astype(jnp.float32) * do_BNTH.astype(jnp.float32)
+    delta_BN1T = jnp.sum(out_do_BNTH, axis=-1)[:, :, None]
     gradients = backward(*inputs, first_BT, lse_BN1T, delta_BN1T, do_BNTH)
     cast = (gradient.astype(x.dtype) for gradient, x in zip(gradients, inputs))
     return *cast, np.zeros(first_BT.shape, jax.dtypes.float0)
@@ -177,12 +238,21 @@ def _attend_backward(residuals, do_BNTH):
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def attention(q_BTNH, k_BTKH, v_BTKH, segments_BT=None) -> jax.Array:
-    """Returns out_BTNH of rows in order: a query sees its segment up to itself."""
+def attention(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segments_BT: jax.Array | None = None,
+) -> jax.Array:
+    """Returns out_BTNH in q's dtype; a query sees the tokens of its segment up to itself.
+
+    `segments_BT` holds int32 document numbers; without it each sequence is one document.
+    """
     B, T = q_BTNH.shape[:2]
     pad = padding(T)
     segments_BT = jnp.zeros((B, T), jnp.int32) if segments_BT is None else segments_BT
     first_BT = jnp.pad(first_keys(segments_BT), ((0, 0), (0, pad)), mode="edge")
+    # The padding comes after all tokens, so no token sees it; its outputs are dropped.
     heads_first = []
     for x_BTNH in (q_BTNH, k_BTKH, v_BTKH):
         x_BNTH = x_BTNH.swapaxes(1, 2)

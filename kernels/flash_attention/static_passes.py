@@ -1,11 +1,14 @@
-"""Static cycles of flash attention and of jax's splash attention.
+"""Cycles of flash attention and of JAX's splash attention, counted from their schedules.
 
-A pass is one causal pass over one head without document boundaries.
+A pass is one causal pass over one head without document boundaries. The counters know how often
+each region of a schedule runs; `kernels.static` reads the regions from the compiler.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,33 +17,33 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from kernels.flash_attention import block_sizes, pallas_tpu
 from kernels.flash_attention.block_sizes import BlockSizes
-from kernels.static.chips import VMEM_MIB, compile_inputs
+from kernels.static.chips import CHIPS, compile_inputs
 from kernels.static.passes import Pass, grid_step, inside, matrix_slots, total
 from kernels.static.schedule import Region, Schedule, read
 
-# (block, compute block) of the forward and of the backward pass: the best of fifteen sizes on some
-# chip.
+# (block, compute block) of splash's forward and of its backward pass. Of fifteen combinations these
+# three were each the fastest on some chip.
 SPLASH_BLOCKS = (
     ((2048, 256), (1024, 1024)),
     ((2048, 1024), (2048, 1024)),
     ((1024, 512), (1024, 512)),
 )
-HEADS = 8
+HEADS = 8  # heads of the compiled kernels; the cycles of one head do not depend on it
 
 
 def _name_busy_regions(
-    schedule: Schedule, step: Region, sizes: BlockSizes, per_row: int, *order: str
+    schedule: Schedule, step: Region, sizes: BlockSizes, per_query_block: int, *order: str
 ) -> dict[str, Region]:
-    """Names the step's regions with matmuls, in their order.
+    """Returns the regions of a grid step that have matmuls, by the names in `order`.
 
-    Their numbers of matmuls prove that the names are right: the block on the diagonal is `per_row`
-    blocks wide and computes the triangle below it, in steps.
+    The listing does not name its regions, so their numbers of matmuls are checked: a block on the
+    diagonal computes only the strips below the diagonal, a known fraction of a full block.
 
     Args:
       schedule, step: the kernel's schedule and its grid step.
       sizes: the kernel's block sizes.
-      per_row: key blocks per query block.
-      order: the names.
+      per_query_block: key blocks per query block.
+      *order: names of the regions in the order of the kernel's code, "full" among them.
 
     Raises:
       ValueError: for another number of regions or of matmuls than expected.
@@ -51,44 +54,50 @@ def _name_busy_regions(
             f"{len(busy)} regions with matmuls, not {len(order)}: the compiler merged or split some"
         )
     named = dict(zip(order, busy))
-    triangle = per_row * (1 + sizes.diagonal / (per_row * sizes.block)) / 2
-    whole = matrix_slots(schedule, named["whole"])
+    # Of s strips, strip i computes i of s parts of its rows: (1 + 1 / s) / 2 of the square in all.
+    inverse_strips = sizes.diagonal / (per_query_block * sizes.block)
+    triangle = per_query_block * (1 + inverse_strips) / 2
+    full = matrix_slots(schedule, named["full"])
     for name, region in named.items():
-        found = matrix_slots(schedule, region)
-        expected = whole * (triangle if "diagonal" in name else 1)
-        if found != expected:
+        slots = matrix_slots(schedule, region)
+        expected = full * (triangle if "diagonal" in name else 1)
+        if slots != expected:
             raise ValueError(
-                f"{found} matmuls in the {name} block, {whole} in a whole one: misread regions"
+                f"{slots} matmuls in the {name} block, {full} in a full one: misread regions"
             )
     return named
 
 
-def _whole_blocks(region: Region, loops: int, times: int):
-    """Returns the body of the loop over whole blocks, and the runs of the loop and of its body.
+def _full_blocks(region: Region, loops: int, times: int) -> tuple[Region, list[tuple[Region, int]]]:
+    """Returns the body of the loop over full blocks, and the runs of the loop and of its body.
 
-    The loop is entered `loops` times, its body runs `times` times.
+    Args:
+      region: the region that contains the loop.
+      loops: how often the loop is entered.
+      times: how often its body runs in all.
     """
     (body,) = region.children
     return body, [(region, loops), *inside(body, times)]
 
 
 def count_forward(schedule: Schedule, seq: int, sizes: BlockSizes) -> Pass:
-    """Counts the forward pass.
+    """Returns the figures of the forward pass over `seq` tokens.
 
-    A step has the block on the diagonal and a loop over whole blocks, and a copy of both with a
-    mask for document boundaries.
+    A grid step contains the block on the diagonal and a loop over full blocks, and a copy of both
+    with the mask of document boundaries. Without boundaries the copies do not run.
     """
     loop, step = grid_step(schedule)
-    rows, per_row = seq // sizes.queries, sizes.queries // sizes.block
-    steps = rows * (seq // sizes.keys)
-    order = ("boundary diagonal", "diagonal", "boundary", "whole")
-    named = _name_busy_regions(schedule, step, sizes, per_row, *order)
-    whole_blocks = per_row * rows * (rows - 1) // 2
-    body, runs = _whole_blocks(named["whole"], steps, whole_blocks)
-    runs += [(loop, steps), (step, steps), *inside(named["diagonal"], rows)]
+    query_blocks, per_query_block = seq // sizes.queries, sizes.queries // sizes.block
+    steps = query_blocks * (seq // sizes.keys)
+    order = ("boundary diagonal", "diagonal", "boundary", "full")
+    named = _name_busy_regions(schedule, step, sizes, per_query_block, *order)
+    # Query block i has i full query blocks of keys before it.
+    full_blocks = per_query_block * query_blocks * (query_blocks - 1) // 2
+    body, runs = _full_blocks(named["full"], steps, full_blocks)
+    runs += [(loop, steps), (step, steps), *inside(named["diagonal"], query_blocks)]
     for region in step.children:
-        if region not in named.values():  # the end of a row of blocks
-            runs += inside(region, rows)
+        if region not in named.values():  # writes the outputs of a query block
+            runs += inside(region, query_blocks)
     blocks = {
         f"interior block {sizes.queries}x{sizes.block}": body,
         f"diagonal block {sizes.queries}": named["diagonal"],
@@ -97,21 +106,23 @@ def count_forward(schedule: Schedule, seq: int, sizes: BlockSizes) -> Pass:
 
 
 def count_backward(schedule: Schedule, seq: int, sizes: BlockSizes) -> Pass:
-    """Counts the backward pass.
+    """Returns the figures of the backward pass over `seq` tokens.
 
-    The diagonal is part of each step, before a loop over whole blocks and its copy with a mask for
-    document boundaries.
+    Every grid step has its block on the diagonal. It is therefore part of the step itself, before
+    the loop over full blocks and that loop's copy with the mask of document boundaries.
     """
     loop, step = grid_step(schedule)
-    rows = seq // sizes.block
-    named = _name_busy_regions(schedule, step, sizes, 1, "whole", "boundary")
-    body, runs = _whole_blocks(named["whole"], rows, rows * (rows - 1) // 2)
-    runs += [(loop, rows), (step, rows)]
+    key_blocks = seq // sizes.block
+    named = _name_busy_regions(schedule, step, sizes, 1, "full", "boundary")
+    full_blocks = key_blocks * (key_blocks - 1) // 2
+    body, runs = _full_blocks(named["full"], key_blocks, full_blocks)
+    runs += [(loop, key_blocks), (step, key_blocks)]
     for region in step.children:
         if region not in named.values():
-            # Regions before the loops clear the accumulators, once per head.
-            before_loops = region.start < named["whole"].start
-            runs += inside(region, 1 if before_loops else rows)
+            # Regions before the loops clear the accumulators, once per head. Those after them
+            # write the gradients of a key block.
+            clears = region.start < named["full"].start
+            runs += inside(region, 1 if clears else key_blocks)
     blocks = {
         f"interior block {sizes.block}x{sizes.block}": body,
         f"diagonal block {sizes.block}": step,
@@ -120,19 +131,21 @@ def count_backward(schedule: Schedule, seq: int, sizes: BlockSizes) -> Pass:
 
 
 def count_splash(name: str, schedule: Schedule, seq: int, block: int, compute: int) -> Pass:
-    """Counts a pass of splash attention.
+    """Returns the figures of a pass of splash attention.
 
-    It runs all blocks, masked ones too, in one region, between an initial and a final region for
-    each row of blocks.
+    Splash computes every block in one region, with the mask. Another region starts each row of
+    blocks, and a third one ends it. Its grid has a step for each block, also for those above the
+    diagonal, where only the step itself runs.
 
     Args:
       name: label of the pass.
       schedule: the kernel's schedule.
       seq: tokens.
-      block, compute: block size, and the part of it that is computed at once.
+      block: queries and keys of a block.
+      compute: keys of a block that are computed at once.
     """
     loop, step = grid_step(schedule)
-    rows = seq // block
+    rows = seq // block  # rows of blocks
     (body,) = [region for region in step.children if matrix_slots(schedule, region)]
     runs = [(loop, rows * rows), (step, rows * rows)]
     for region in step.children:
@@ -144,16 +157,21 @@ def count_splash(name: str, schedule: Schedule, seq: int, block: int, compute: i
     return total(f"{seq} {name} {block}/{compute}", schedule, runs, blocks)
 
 
-def ours(chip: str, args, dump: str) -> list[Pass]:
-    """Compiles our kernels for `chip`; returns the forward and the backward pass.
+def ours(chip: str, args: Any, dump: str) -> list[Pass]:
+    """Compiles our kernels and returns the figures of the forward and of the backward pass.
 
-    The backward pass is left out where the chip's VMEM does not hold it.
+    The backward pass is left out, with a line on stderr, if the chip's VMEM does not hold it.
+
+    Args:
+      chip: a key of `chips.CHIPS`.
+      args: `seq` and `head_dim`.
+      dump: folder of libtpu's dumps.
     """
     seq = args.seq
     heads = jax.ShapeDtypeStruct((1, HEADS, seq, args.head_dim), jnp.bfloat16)
     first_BT = jax.ShapeDtypeStruct((1, seq), jnp.int32)
     inputs = compile_inputs(chip, heads, heads, heads, first_BT)
-    sizes = block_sizes.choose(seq, VMEM_MIB[chip] << 20)
+    sizes = block_sizes.choose(seq, CHIPS[chip].vmem_bytes)
 
     def loss(q, k, v, first_BT):
         return pallas_tpu.attend(q, k, v, first_BT, sizes, False).astype(jnp.float32).sum()
@@ -171,11 +189,13 @@ def ours(chip: str, args, dump: str) -> list[Pass]:
     return [count(read(dump, name), seq, sizes) for name, count in counters.items()]
 
 
-def _splash(chip: str, args, forward: tuple, backward: tuple, dump: str) -> list[Pass]:
-    """Compiles splash attention with a fused backward pass; returns both passes.
+def _splash(
+    chip: str, args: Any, forward: tuple[int, int], backward: tuple[int, int], dump: str
+) -> list[Pass]:
+    """Compiles splash attention with a fused backward pass and returns the figures of both passes.
 
     Args:
-      chip: a key of `chips.TOPOLOGIES`.
+      chip: a key of `chips.CHIPS`.
       args: `seq` and `head_dim`.
       forward, backward: (block, compute block) of each pass.
       dump: folder of libtpu's dumps.
@@ -197,8 +217,8 @@ def _splash(chip: str, args, forward: tuple, backward: tuple, dump: str) -> list
 
     heads = jax.ShapeDtypeStruct((1, HEADS, args.seq, args.head_dim), jnp.bfloat16)
     inputs = compile_inputs(chip, heads, heads, heads)
-    vmem_kib = (VMEM_MIB[chip] - VMEM_MIB[chip] // 16) << 10
-    options = {"xla_tpu_scoped_vmem_limit_kib": str(vmem_kib)}
+    vmem_kib = (CHIPS[chip].vmem_mib - CHIPS[chip].vmem_mib // 16) << 10
+    options: dict[str, str | bool] = {"xla_tpu_scoped_vmem_limit_kib": str(vmem_kib)}
     jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*inputs).compile(options)
     passes = []
     for name, blocks in {"splash_mha_fwd": forward, "splash_mha_dkv": backward}.items():
@@ -206,10 +226,13 @@ def _splash(chip: str, args, forward: tuple, backward: tuple, dump: str) -> list
     return passes
 
 
-def best_splash(chip: str, args, dump: str) -> list[Pass]:
-    """Returns splash's cheapest forward and backward pass over SPLASH_BLOCKS.
+def best_splash(chip: str, args: Any, dump: str) -> list[Pass]:
+    """Returns splash's cheapest forward and its cheapest backward pass over SPLASH_BLOCKS.
 
-    Sizes that do not compile are left out. Raises ValueError if none compiles.
+    Takes the arguments of `ours`. Sizes that do not compile are left out, with a line on stderr.
+
+    Raises:
+      ValueError: if no size compiles.
     """
     compiled = []
     for forward, backward in SPLASH_BLOCKS:
@@ -224,4 +247,5 @@ def best_splash(chip: str, args, dump: str) -> list[Pass]:
     return [min(passes, key=lambda p: p.cycles) for passes in zip(*compiled)]
 
 
-BASELINES = {"splash": best_splash}
+# Kernels to compare with, by the name that `--compare` takes.
+BASELINES: dict[str, Callable[[str, Any, str], list[Pass]]] = {"splash": best_splash}

@@ -1,4 +1,4 @@
-"""Causal grouped-query attention inside documents, for sequences sharded over devices."""
+"""Causal grouped-query attention for sequences that are sharded over devices."""
 
 from kernels.ring_attention.api import IMPLEMENTATIONS, attention, stripe
 

@@ -1,10 +1,14 @@
-"""Attention over sequences that are sharded over devices: keys and values rotate, queries stay.
+"""Attention over sequences that are sharded over devices.
 
-The tokens are striped over the P devices: device p holds tokens p, P + p, 2 P + p ... of a sequence
-(Brandon et al. 2023, Striped Attention). Every device then has the same work at every step,
-whatever documents the sequence holds, and every step is a causal pass in the order of the device's
-own tokens. That is the flash attention kernel unchanged, which skips the blocks that causality and
-document boundaries leave empty.
+Keys and values rotate around a ring of devices and queries stay (Liu et al. 2023, Ring Attention,
+arXiv:2310.01889). The tokens are striped over the P devices: device p holds tokens p, P + p,
+2 P + p ... of a sequence (Brandon et al. 2023, Striped Attention, arXiv:2311.09431). With
+contiguous shards the devices with early tokens would wait for those with late tokens, which see
+more keys. With stripes every device has the same work at every step, whatever documents the
+sequence holds.
+
+Every step is a causal pass in the order of the device's tokens. It is the flash attention kernel
+unchanged, which skips the blocks that causality and document boundaries leave empty.
 """
 
 from __future__ import annotations
@@ -20,12 +24,12 @@ from kernels.ring_attention import pallas_tpu, xla
 from kernels.ring_attention.ring import ring
 from kernels.tpu import platform
 
-# The passes that a device computes on its own tokens.
+# Functions from the tokens per device to the passes that a device computes, and the padding.
 IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu.blocks, "xla": xla.blocks}
 
 
 def stripe(x_BT: jax.Array, shards: int) -> jax.Array:
-    """Reorders (B, T, ...) so that each of `shards` equal parts holds every `shards`-th token.
+    """Returns (B, T, ...) reordered: each of `shards` equal parts holds every `shards`-th token.
 
     `stripe(x_BT, T // shards)` restores the order.
     """
@@ -44,11 +48,11 @@ def attention(
     head_axes: tuple[str, ...] = (),
     implementation: str = "",
 ) -> jax.Array:
-    """Attends from each query to the keys of its own segment up to itself.
+    """Attends from each query to the keys of its segment up to itself.
 
     Args:
-      q_BTNH, k_BTKH, v_BTKH: in the order of `stripe(x, shards)`, where `shards` is the number of
-        devices along `length_axes`. K divides N.
+      q_BTNH, k_BTKH, v_BTKH: queries, keys and values in the order of `stripe(x, shards)`, where
+        `shards` is the number of devices along `length_axes`. K divides N.
       segments_BT: int32, in the same order. A segment is a run of equal ids in the sequence before
         striping; without segments each sequence is one document.
       length_axes, batch_axes, head_axes: axes of the mesh in use (`jax.set_mesh`) that shard the
@@ -56,7 +60,8 @@ def attention(
       implementation: a key of `IMPLEMENTATIONS`; "" takes the fastest that works here.
 
     Returns:
-      out_BTNH, in the same order. Tokens of segment 0 (padding) hold finite values without meaning.
+      out_BTNH in the same order and in q's dtype. Tokens of segment 0 (padding) hold finite values
+      without meaning.
 
     Raises:
       ValueError: for an unknown implementation.
@@ -69,6 +74,8 @@ def attention(
     per_token = PartitionSpec(batch_axes, length_axes)
     if segments_BT is None:
         segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
+    # Each device runs the ring on its tokens. The gathering of segments and `ppermute` inside it
+    # are the only communication.
     local = functools.partial(_local, axes=length_axes, make_blocks=IMPLEMENTATIONS[implementation])
     in_specs = (heads, heads, heads, per_token)
     sharded = jax.shard_map(local, in_specs=in_specs, out_specs=heads, check_vma=False)
@@ -76,11 +83,12 @@ def attention(
 
 
 def _segment_starts(segments_BT: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Returns, for each token of this device, the position where its segment starts.
+    """Returns int32 starts_BT: for each token of this device, the index where its segment starts.
 
-    Positions count in the full sequence. Gathering the int32 ids costs little beside keys and
-    values, and axis P last restores the order before striping.
+    Indices count in the full sequence, before striping.
     """
+    # Gathering all int32 ids costs little beside keys and values. With the device axis P last,
+    # flattening (T, P) restores the order before striping, because token t P + p is on device p.
     B = segments_BT.shape[0]
     all_BTP = jax.lax.all_gather(segments_BT, axes, axis=2)
     starts_BTP = first_keys(all_BTP.reshape(B, -1)).reshape(all_BTP.shape)
@@ -89,12 +97,15 @@ def _segment_starts(segments_BT: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 
 def _local(q_BTNH, k_BTKH, v_BTKH, segments_BT, axes, make_blocks):
-    """Runs the ring on this device's tokens, padded to whole blocks."""
+    """Runs the ring on this device's tokens, padded to full blocks."""
     T = q_BTNH.shape[1]
     blocks, padding = make_blocks(T)
     starts_BT = _segment_starts(segments_BT, axes)
+    # Padding repeats the last token's start, so that the starts still never fall. It comes after
+    # all tokens of this device, so no query sees it.
     starts_BT = jnp.pad(starts_BT, ((0, 0), (0, padding)), mode="edge")
     heads_first = []
+    # With heads first, a block of one head is contiguous in memory.
     for x_BTNH in (q_BTNH, k_BTKH, v_BTKH):
         x_BNTH = x_BTNH.swapaxes(1, 2)
         heads_first.append(jnp.pad(x_BNTH, ((0, 0), (0, 0), (0, padding), (0, 0))))

@@ -1,4 +1,4 @@
-"""A device's passes by the flash attention kernels; the interpreter runs them off TPU."""
+"""The passes of a device with the flash attention kernels, in the interpreter without a TPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kernels.tpu import platform
 
 
 def blocks(length: int) -> tuple[Blocks, int]:
-    """Returns the passes for `length` tokens per device, and the padding in tokens."""
+    """Returns the passes for `length` tokens per device, and the tokens of padding they need."""
     sizes = block_sizes.choose(length)
     interpret = platform() != "tpu"
     passes = Blocks(

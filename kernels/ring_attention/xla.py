@@ -7,5 +7,5 @@ from kernels.ring_attention.ring import Blocks
 
 
 def blocks(length: int) -> tuple[Blocks, int]:
-    """Returns the passes for rows of `length` tokens, and by how many tokens to pad the rows."""
+    """Returns the passes for `length` tokens per device, and the tokens of padding they need."""
     return Blocks(blocked.forward, blocked.backward), blocked.padding(length)

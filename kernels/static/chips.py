@@ -1,7 +1,29 @@
-"""TPUs to compile for without having one: libtpu's environment, topologies, and VMEM per core."""
+"""The one table of chips, and how to compile for a TPU that this machine does not have.
+
+Sources of the TPU figures:
+
+- FLOP/s, HBM bandwidth and largest pod: the pages of each generation under "System architecture"
+  in the Cloud TPU documentation (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x).
+- VMEM and the side of the matrix units: `pltpu.get_tpu_info_for_chip` of JAX 0.10, which also
+  confirms the FLOP/s (tests/kernels/test_chips.py).
+- Number of matrix units: the same for v4, v5e and v5p. For v6e and TPU7x JAX lists 2 per core, with
+  which the published FLOP/s would need a clock above 3 GHz; 4 give 1.75 and 2.2 GHz.
+- HBM that a program may use: the limit that libtpu reports for a program that does not fit. It is
+  below the published capacity, because the runtime keeps a part for itself.
+
+The GPU figures are from NVIDIA's data sheets of the A100, the H100 SXM and the H200 SXM: dense
+bf16, without sparsity.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jax
+
+# Environment variables that let libtpu compile on a machine without a TPU.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -11,21 +33,141 @@ ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5p-8",  # any type: without one libtpu searches for a TPU and warns
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
-TOPOLOGIES = {  # the smallest of each chip
-    "v4": "v4:2x2x1",
-    "v5e": "v5e:2x2",
-    "v5p": "v5p:2x2x1",
-    "v6e": "v6e:2x2",
-    "tpu7x": "tpu7x:2x2x1",
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device as JAX counts devices.
+
+    A device is both cores of a v4 or v5p chip, and one of the two cores of a TPU7x chip.
+
+    Args:
+      kind: JAX's `device_kind`.
+      peak_flops: dense bf16 FLOP/s of a device.
+      matrix_units: number of matrix units in a device, over all its cores.
+      matrix_side: rows and columns of a matrix unit.
+      cores: cores that share the work of a device.
+      vmem_mib: VMEM per core in MiB.
+      hbm_gib: HBM per device in GiB that a program may use.
+      hbm_bandwidth: bytes per second between HBM and a device.
+      axes: number of axes of a pod's topology.
+      largest_pod: chips of the largest pod.
+      smallest_topology: name of the smallest topology that libtpu compiles for.
+      topology_options: keyword arguments of `get_topology_desc`.
+    """
+
+    kind: str
+    peak_flops: float
+    matrix_units: int
+    matrix_side: int
+    cores: int
+    vmem_mib: int
+    hbm_gib: float
+    hbm_bandwidth: float
+    axes: int
+    largest_pod: int
+    smallest_topology: str
+    topology_options: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def clock(self) -> float:
+        """Cycles per second at which all multiply-adds of the matrix units make the peak FLOP/s."""
+        multiply_adds = self.matrix_units * self.matrix_side**2
+        return self.peak_flops / (2 * multiply_adds)
+
+    @property
+    def vmem_bytes(self) -> int:
+        """VMEM per core in bytes."""
+        return self.vmem_mib << 20
+
+
+CHIPS = {
+    "v4": Chip(
+        kind="TPU v4",
+        peak_flops=275e12,
+        matrix_units=8,
+        matrix_side=128,
+        cores=2,
+        vmem_mib=16,
+        hbm_gib=30.75,
+        hbm_bandwidth=1228e9,
+        axes=3,
+        largest_pod=4096,
+        smallest_topology="v4:2x2x1",
+        # Without this name libtpu would compile for two separate cores.
+        topology_options=(("chip_config_name", "megacore"),),
+    ),
+    "v5e": Chip(
+        kind="TPU v5 lite",
+        peak_flops=197e12,
+        matrix_units=4,
+        matrix_side=128,
+        cores=1,
+        vmem_mib=128,
+        hbm_gib=15.75,
+        hbm_bandwidth=819e9,
+        axes=2,
+        largest_pod=256,
+        smallest_topology="v5e:2x2",
+    ),
+    "v5p": Chip(
+        kind="TPU v5p",
+        peak_flops=459e12,
+        matrix_units=8,
+        matrix_side=128,
+        cores=2,
+        vmem_mib=64,
+        hbm_gib=95.74,
+        hbm_bandwidth=2765e9,
+        axes=3,
+        largest_pod=8960,
+        smallest_topology="v5p:2x2x1",
+    ),
+    "v6e": Chip(
+        kind="TPU v6 lite",
+        peak_flops=918e12,
+        matrix_units=4,
+        matrix_side=256,
+        cores=1,
+        vmem_mib=128,
+        hbm_gib=31.25,
+        hbm_bandwidth=1638e9,
+        axes=2,
+        largest_pod=256,
+        smallest_topology="v6e:2x2",
+    ),
+    # The page gives 2,307 TFLOP/s and 7,380 GB/s per chip; a device is one of its two cores.
+    "tpu7x": Chip(
+        kind="TPU7x",
+        peak_flops=1153e12,
+        matrix_units=4,
+        matrix_side=256,
+        cores=1,
+        vmem_mib=64,
+        hbm_gib=94.75,
+        hbm_bandwidth=3690e9,
+        axes=3,
+        largest_pod=9216,
+        smallest_topology="tpu7x:2x2x1",
+    ),
 }
-VMEM_MIB = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "tpu7x": 64}
+TOPOLOGIES = {name: chip.smallest_topology for name, chip in CHIPS.items()}
+
+# Dense bf16 FLOP/s of a device by JAX's `device_kind`. No MFU is reported for other devices.
+PEAK_FLOPS = {chip.kind: chip.peak_flops for chip in CHIPS.values()} | {
+    "TPU v5": CHIPS["v5p"].peak_flops,  # the runtime's own name for a v5p
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
 
 
-def compile_inputs(chip: str, *shapes):
-    """Returns `jax.ShapeDtypeStruct`s placed on one core of `chip`.
+def compile_inputs(chip: str, *shapes: jax.ShapeDtypeStruct) -> list[jax.ShapeDtypeStruct]:
+    """Returns the shapes placed on one core of `chip`, a key of `CHIPS`.
 
     `jax.jit(f).lower(*compile_inputs(...)).compile()` then compiles for that chip.
     """
+    # Importing JAX takes a second, and the command line reads the table without needing JAX.
     import jax
     import numpy as np
     from jax.experimental import topologies

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from kernels.static.schedule import UNITS, Region, Schedule
 
@@ -12,14 +12,14 @@ SHOWN = ("MXU", "XLU", "VALU", "EUP")  # units whose load is printed
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """Figures of a pass, all compiler estimates.
+    """Figures of one pass of a kernel over its inputs, all of them compiler estimates.
 
     Args:
       kernel: a label.
-      cycles: of the full pass.
-      blocks: cycles of one block of each kind.
-      units: share of each unit's issue slots that is used.
-      fills, spills: register fills and spills.
+      cycles: cycles of the full pass.
+      blocks: cycles of one block of each kind, by the kind's name.
+      units: fraction of each unit's issue slots that the pass uses, by the unit's name.
+      fills, spills: registers read back from VMEM, and registers written to it.
       vmem_mib: VMEM in MiB.
     """
 
@@ -33,38 +33,50 @@ class Pass:
 
 
 def total(
-    kernel: str, schedule: Schedule, runs: list[tuple[Region, int]], blocks: dict[str, Region]
+    kernel: str,
+    schedule: Schedule,
+    runs: list[tuple[Region, int]],
+    blocks: Mapping[str, Region],
 ) -> Pass:
-    """Returns the pass in which the regions run as often as `runs` lists; others do not run.
+    """Returns the figures of a pass from the number of times that each region runs.
 
-    Only a region's own bundles count, not those of the regions inside it.
+    Args:
+      kernel: label of the pass.
+      schedule: the kernel's schedule.
+      runs: (region, number of times it runs). A region counts with the bundles that are in none of
+        its inner regions, and a region that is missing here counts nothing.
+      blocks: the regions whose own cycles are reported, by name.
     """
-    uses = [(schedule.own(region), times) for region, times in runs]
+    uses = [(schedule.exclusive_use(region), times) for region, times in runs]
     cycles = sum(len(use) * times for use, times in uses)
     slots = dict(zip(UNITS, sum(use.sum(0) * times for use, times in uses)))
     units = {}
     for unit in SHOWN:
         available = cycles * schedule.slots[UNITS.index(unit)]
         units[unit] = float(slots[unit] / available)
-    block_cycles = {name: len(schedule.own(region)) for name, region in blocks.items()}
+    block_cycles = {name: len(schedule.exclusive_use(region)) for name, region in blocks.items()}
     fills, spills = int(slots["FILL"]), int(slots["SPILL"])
     vmem_mib = schedule.vmem_bytes / 2**20
     return Pass(kernel, cycles, block_cycles, units, fills, spills, vmem_mib)
 
 
 def grid_step(schedule: Schedule) -> tuple[Region, Region]:
-    """Returns the grid's loop and its body.
+    """Returns the loop over the kernel's grid, and the region inside it that computes a step.
 
-    The body is the longest child: two shorter ones only start or end transfers.
+    The computing region is the longest child of the loop. The two shorter ones start the transfers
+    of the next step's blocks and wait for those of the last one.
     """
     loop = next(region for region in schedule.root.walk() if region.kind == "loop_body")
     return loop, max(loop.children, key=lambda region: region.end - region.start)
 
 
 def inside(region: Region, times: int, trips: int = 1) -> Iterator[tuple[Region, int]]:
-    """Yields a region and everything inside it with how often each runs.
+    """Yields a region and all regions inside it, each with the number of times that it runs.
 
-    The region is entered `times` times and each loop inside it makes `trips` rounds.
+    Args:
+      region: the outer region.
+      times: how often it is entered.
+      trips: iterations of every loop inside it, and of itself if it is a loop.
     """
     times *= trips if region.kind == "loop_body" else 1
     yield region, times
@@ -73,5 +85,5 @@ def inside(region: Region, times: int, trips: int = 1) -> Iterator[tuple[Region,
 
 
 def matrix_slots(schedule: Schedule, region: Region) -> int:
-    """Returns how many matrix-unit slots a region uses, with everything inside it."""
+    """Returns how many matrix-unit slots the bundles of a region and its inner regions use."""
     return int(schedule.use[region.start : region.end, UNITS.index("MXU")].sum())

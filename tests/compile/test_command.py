@@ -1,4 +1,4 @@
-"""`launch.py compile` as a user meets it. What needs the TPU compiler runs where libtpu is installed, each in its own process."""
+"""The verb `compile`. Tests that need the TPU compiler run where libtpu is installed."""
 
 import importlib.util
 import subprocess
@@ -8,7 +8,6 @@ import pytest
 from paths import ROOT
 
 from codellama_jax.compile.command import Job, candidates, choose_stage
-from codellama_jax.compile.target import CHIPS
 from codellama_jax.config import MeshConfig
 from codellama_jax.errors import UserError
 from launch import Plan, load_experiment
@@ -41,6 +40,7 @@ def test_a_toy_step_compiles_for_a_pod(tmp_path):
     for part in (
         "fsdp 2 x tensor 2, 4 devices",
         "fits 15.75 GiB",
+        "collectives: ",
         "all-reduce",
         "compiler estimate: MFU",
         "compiled in ",
@@ -136,15 +136,9 @@ def test_a_pod_that_cannot_be_is_one_line(args, message):
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
 def test_without_the_compiler_one_line_says_what_to_install():
     done = launch("quickstart")
-    assert (done.returncode, done.stderr) == (
-        2,
-        "error: the TPU compiler is not installed: pip install -e '.[tpu]' in the project's folder\n",
-    )
-
-
-def test_every_chip_has_a_peak_and_a_clock_that_a_chip_can_have():
-    for chip in CHIPS.values():
-        assert 0.9e9 < chip.clock < 2.5e9
+    install = "pip install -e '.[tpu]' in the project's folder"
+    assert done.stderr == f"error: the TPU compiler is not installed: {install}\n"
+    assert done.returncode == 2
 
 
 def test_the_search_tries_only_meshes_that_divide():

@@ -5,16 +5,16 @@ import pytest
 from hypothesis import given
 
 from codellama_jax.compile.table import PODS
-from codellama_jax.compile.target import CHIPS, parse
+from codellama_jax.compile.target import parse
 from codellama_jax.errors import UserError
-from kernels.static.chips import TOPOLOGIES
+from kernels.static.chips import CHIPS
 
 
 @pytest.mark.parametrize(
     "target",
     [
         *(pod for pods in PODS.values() for pod in pods),
-        *TOPOLOGIES.values(),
+        *(chip.smallest_topology for chip in CHIPS.values()),
         "v5p:2x2x2",
         "v5p:2x2x4",
         "v5e:2x4",

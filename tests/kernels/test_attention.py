@@ -1,4 +1,7 @@
-"""What every implementation of attention has to do. A new one joins `attention_cases.EVERY`, or WHOLE_ROWS if it takes nothing else."""
+"""Properties of every implementation of attention.
+
+A new one joins `attention_cases.EVERY`, or `WHOLE_ROWS` if its queries must be the keys' tokens.
+"""
 
 import functools
 
@@ -14,7 +17,7 @@ TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-2}
 
 @functools.cache
 def random_problem(seed):
-    """Returns a problem of random shape, groups, head dim, dtype and documents, and its solution in float64."""
+    """Returns a random problem, its solution in float64, and the tolerance of its dtype."""
     rng = np.random.default_rng(seed)
     dtype = ("float32", "bfloat16")[seed % 2]
     K, G, H = rng.choice([1, 2]), rng.choice([1, 2, 4]), rng.choice([64, 128])
@@ -41,7 +44,7 @@ def test_agrees_with_float64(implementation, seed):
 
 @pytest.mark.parametrize("implementation", WHOLE_ROWS)
 def test_documents_do_not_leak(implementation):
-    """Changing one document changes no output and no gradient of its neighbours, and something in every tensor of its own."""
+    """Changing a document changes its outputs and gradients, and none of its neighbours'."""
     qkv, do, rows = problem(1, 2, 400, 2, 1, 64)
     second = rows[2] == 2
     changed = [np.where(second[..., None, None], x + 3, x) for x in qkv]
@@ -57,13 +60,13 @@ def test_one_token_reads_a_cache_up_to_its_position(implementation):
     (q, k, v), _, _ = problem(0, 3, 16, 4, 2, 8)
     positions = np.array([[3], [9], [15]])
     slots = np.broadcast_to(np.arange(16), (3, 16))
-    one = EVERY[implementation](q[:, :1], k, v, positions, slots)
+    out = EVERY[implementation](q[:, :1], k, v, positions, slots)
     for row, (position,) in enumerate(positions):
         part = [x[row : row + 1, : position + 1] for x in (k, v)]
         alone = EVERY[implementation](
             q[row : row + 1, :1], *part, positions[row : row + 1], slots[:1, : position + 1]
         )
-        np.testing.assert_allclose(one[row], alone[0], atol=1e-6)
+        np.testing.assert_allclose(out[row], alone[0], atol=1e-6)
 
 
 def test_refuses_what_it_cannot_do():
@@ -91,7 +94,7 @@ def test_refuses_what_it_cannot_do():
         ("gpu", True, "float32", "xla"),
     ],
 )
-def test_default_runs_on_the_devices_at_hand(monkeypatch, backend, split, dtype, chosen):
+def test_default_runs_on_these_devices(monkeypatch, backend, split, dtype, chosen):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert api.default_implementation(split, np.dtype(dtype)) == chosen
     assert chosen in IMPLEMENTATIONS

@@ -1,4 +1,4 @@
-"""Attention in a loop over blocks: what long rows on a CPU or GPU use."""
+"""Attention in a loop over blocks, which long sequences on a CPU or GPU use."""
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,18 @@ def looped(q, k, v, _q_positions, _kv_positions, segments=None, _=None):
     [(300, "float32", True), (256, "float32", False), (40, "bfloat16", True)],
 )
 def test_agrees_with_float64(length, dtype, documents):
-    """Rows of several blocks with and without a rest, and shorter than one block."""
+    """Lengths of several blocks with and without a remainder, and shorter than one block."""
     given = problem(3, 2, length, 4, 2, 16, dtype, documents)
-    solve = lambda qkv, do: with_gradients(looped, qkv, do, given[2])
+
+    def solve(qkv, do):
+        return with_gradients(looped, qkv, do, given[2])
+
     for actual, expected in zip(compiled(solve, *given[:2]), oracle(*given)):
         assert relative_error(actual, expected) <= {"float32": 2e-5, "bfloat16": 1e-2}[dtype]
 
 
 def test_long_rows_are_looped_and_short_ones_unrolled(monkeypatch):
-    """Where the two meet they agree."""
+    """At a length that both can compute they agree."""
     qkv, _, rows = problem(0, 1, 257, 2, 1, 16)
     unrolled = xla.attention(*qkv, *rows)
     monkeypatch.setattr(xla, "UNROLLED", 256)
@@ -42,17 +45,25 @@ def test_long_rows_are_looped_and_short_ones_unrolled(monkeypatch):
 def temporaries(function, length):
     x = jax.ShapeDtypeStruct((1, length, 2, 32), jnp.float32)
     positions = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    call = lambda x, positions: function(x, x, x, positions, positions)
+
+    def call(x, positions):
+        return function(x, x, x, positions, positions)
+
     return jax.jit(call).lower(x, positions).compile().memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.parametrize("gradients", [False, True])
 def test_memory_grows_linearly(gradients):
-    """Four times the length takes at most four times the memory, and no more than ten rows' worth."""
-    loss = lambda x, positions: xla.attention(x, x, x, positions, positions).sum()
-    function = lambda x, _k, _v, p, _p: (
-        jax.grad(loss)(x, p) if gradients else xla.attention(x, x, x, p, p)
-    )
+    """Four times the length takes at most four times the memory, and at most that of ten inputs."""
+
+    def loss(x, positions):
+        return xla.attention(x, x, x, positions, positions).sum()
+
+    def function(x, _k, _v, positions, _positions):
+        if gradients:
+            return jax.grad(loss)(x, positions)
+        return xla.attention(x, x, x, positions, positions)
+
     short, long = temporaries(function, 4096), temporaries(function, 16_384)
     assert long <= 4 * short
     assert long <= 10 * 16_384 * 2 * 32 * 4

@@ -1,4 +1,4 @@
-"""The loss of the head against the float64 oracle: chunks, blocks, padding and shards, forward and all gradients."""
+"""The cross-entropy and its gradients against the float64 oracle, in blocks and over shards."""
 
 import contextlib
 
@@ -37,7 +37,10 @@ def small_blocks(monkeypatch):
 
 
 def problem(B, T, D, V, dtype, seed=0):
-    """Returns x_BTD, head_DV, targets_BT and weights_BT, some of them 0; logits reach 10 or so, as a trained model's do."""
+    """Returns x_BTD, head_DV, targets_BT and weights_BT, some of them 0.
+
+    The largest logits are about 10, like those of a trained model.
+    """
     rng = np.random.default_rng(seed)
     x_BTD, head_DV = rng.normal(size=(B, T, D)), 3 * rng.normal(size=(D, V)) / D**0.5
     targets_BT = rng.integers(0, V, (B, T)).astype(np.int32)
@@ -81,7 +84,7 @@ def test_equals_oracle(implementation, B, T, D, V, dtype):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_a_head_in_fp32_keeps_its_precision(implementation):
-    """Activations in bf16: the products round, the sum over tokens does not."""
+    """With activations in bf16 the matmul inputs round, the sum over tokens does not."""
     x_BTD, head_DV, targets_BT, weights_BT = problem(1, 256, 32, 256, "bfloat16")
     inputs = x_BTD, head_DV.astype(jnp.float32), targets_BT, weights_BT
     actual = run(inputs, implementation=implementation)
@@ -137,13 +140,11 @@ def test_logits_are_never_whole():
         targets_BT,
         jax.ShapeDtypeStruct((1, T), jnp.float32),
     )
-    temporary = lambda f: (
-        jax.jit(jax.grad(f, (0, 1)))
-        .lower(*arguments)
-        .compile()
-        .memory_analysis()
-        .temp_size_in_bytes
-    )
+
+    def temporary(loss):
+        lowered = jax.jit(jax.grad(loss, (0, 1))).lower(*arguments)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
     assert 8 * temporary(cross_entropy) < temporary(reference.cross_entropy)
 
 
@@ -175,10 +176,11 @@ def test_refuses_what_it_cannot_do():
         ("cpu", True, 4096, "xla"),
     ],
 )
-def test_default_runs_on_the_devices_at_hand(monkeypatch, where, on_mesh, d_model, chosen):
+def test_default_runs_on_these_devices(monkeypatch, where, on_mesh, d_model, chosen):
     """A kernel that no mesh splits runs on one device only, and there are eight."""
     monkeypatch.setattr(api, "platform", lambda: where)
     mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh) if on_mesh else contextlib.nullcontext():
-        shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
-        assert api.default_implementation(shape(1, 8, d_model), shape(d_model, 128)) == chosen
+        x_BTD = jax.ShapeDtypeStruct((1, 8, d_model), jnp.float32)
+        head_DV = jax.ShapeDtypeStruct((d_model, 128), jnp.float32)
+        assert api.default_implementation(x_BTD, head_DV) == chosen

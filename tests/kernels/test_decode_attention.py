@@ -1,5 +1,7 @@
 """Decoding attention against the float64 oracle: lengths, groups, blocks after a sequence's end."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +16,15 @@ TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-2}
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    kernel = lambda *a: pallas_tpu.decode_attention(*a, block=128)
+    kernel = functools.partial(pallas_tpu.decode_attention, block=128)
     monkeypatch.setitem(IMPLEMENTATIONS, "pallas_tpu", kernel)
 
 
 def problem(seed, dtype="float32"):
-    """Returns q_MGH, k_MSH, v_MSH and lengths_B of random sizes; a row of one slot and a full one among them."""
+    """Returns q_MGH, k_MSH, v_MSH and lengths_B of random sizes.
+
+    One sequence has one filled slot, another one fills all slots.
+    """
     rng = np.random.default_rng(seed)
     B, K, G, H, S = (
         int(rng.choice(sizes)) for sizes in ((2, 3), (1, 2), (1, 3, 8), (32, 128), (100, 256, 300))
@@ -56,12 +61,10 @@ def test_equals_oracle(implementation, seed, dtype):
 def test_heads_split_over_devices_equal_whole():
     q_MGH, k_MSH, v_MSH, lengths_B = problem(0)
     q_MGH, k_MSH, v_MSH = (jnp.concatenate([x, 2 * x]) for x in (q_MGH, k_MSH, v_MSH))
-    with jax.set_mesh(
-        jax.make_mesh(
-            (2,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2]
-        )
-    ):
-        call = lambda *a: decode_attention(*a, implementation="pallas_tpu", head_axes=("tensor",))
+    call = functools.partial(decode_attention, implementation="pallas_tpu", head_axes=("tensor",))
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((2,), ("tensor",), axis_types=auto, devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
         parts = jax.jit(call)(q_MGH, k_MSH, v_MSH, lengths_B)
     whole = decode_attention(q_MGH, k_MSH, v_MSH, lengths_B, implementation="reference")
     assert relative_error(parts, whole) < 2e-5

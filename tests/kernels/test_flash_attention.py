@@ -1,6 +1,7 @@
-"""The TPU kernels beyond what `test_attention.py` asks of every implementation."""
+"""The TPU kernels beyond the properties in `test_attention.py`."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,11 @@ CHECKED = pltpu.InterpretParams(
 def test_no_race_and_no_read_out_of_bounds(T, N, H, documents):
     given = problem(0, 1, T, N, 1, H, documents=documents)
     sizes = block_sizes.BlockSizes(block=128, queries=128, columns=128, diagonal=128, keys=128)
-    kernel = lambda *arguments: pallas_tpu.attention(*arguments, sizes=sizes, interpret=CHECKED)
-    run = lambda qkv, do: with_gradients(kernel, qkv, do, given[2])
+    kernel = functools.partial(pallas_tpu.attention, sizes=sizes, interpret=CHECKED)
+
+    def run(qkv, do):
+        return with_gradients(kernel, qkv, do, given[2])
+
     for actual, expected in zip(compiled(run, *given[:2]), oracle(*given)):
         assert relative_error(actual, expected) <= 2e-5
     assert not interpret_pallas_call.races.races_found
@@ -42,12 +46,10 @@ def test_split_over_batch_and_heads_equals_whole():
     names = ("q_positions_BT", "kv_positions_BS", "q_segments_BT", "kv_segments_BS")
     given = dict(zip(names, map(jnp.asarray, rows)))
     whole = attention(*inputs, **given, implementation="reference")
-    with jax.set_mesh(
-        jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    ):
-        call = lambda *qkv: attention(
-            *qkv, **given, implementation="pallas_tpu", batch_axes=("fsdp",), head_axes=("tensor",)
-        )
+    axes = {"batch_axes": ("fsdp",), "head_axes": ("tensor",)}
+    call = functools.partial(attention, **given, implementation="pallas_tpu", **axes)
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    with jax.set_mesh(jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=auto)):
         parts = jax.jit(call).lower(*inputs).compile(UNOPTIMISED)(*inputs)
     np.testing.assert_allclose(
         np.where(visible(rows), parts, 0), np.where(visible(rows), whole, 0), atol=2e-6
@@ -75,7 +77,10 @@ def test_refuses_blocks_that_leave_a_rest():
 
 def test_refuses_gradients_that_fit_no_chip():
     x = jax.ShapeDtypeStruct((1, 1 << 17, 1, 128), jnp.bfloat16)
-    loss = lambda x: pallas_tpu.attention(x, x, x, None, None, interpret=False).sum()
+
+    def loss(x):
+        return pallas_tpu.attention(x, x, x, None, None, interpret=False).sum()
+
     with pytest.raises(
         ValueError, match="shard the sequence over more devices of the context axis"
     ):
@@ -87,7 +92,7 @@ def test_refuses_gradients_that_fit_no_chip():
     [(4096, 1024, 15.4), (16384, 1024, 45.4), (4096, 512, 12.8)],
 )
 def test_knows_what_the_backward_pass_takes(length, block, compiled_mib):
-    """Beside the vector memory that `python -m kernels.static.command` read from the compiler."""
+    """The estimate agrees with the VMEM in the compiler's schedules."""
     assert block_sizes.backward_bytes(length, 128, block) / 2**20 == pytest.approx(
         compiled_mib, rel=0.02
     )

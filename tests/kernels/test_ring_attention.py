@@ -1,4 +1,7 @@
-"""Ring attention on eight CPU devices against attention on one. That documents do not leak is in test_attention.py."""
+"""Ring attention on eight CPU devices against attention on one.
+
+test_attention.py tests that documents do not leak.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +28,7 @@ def on_mesh(sizes, function, *arguments):
 
 
 def around(context, implementation="xla"):
-    """Returns attention, as `reference.attention` has it, of rows that are split over `context` devices."""
+    """Returns a function like `reference.attention`, for sequences on `context` devices."""
 
     def attention(q, k, v, q_positions, kv_positions, segments, _):
         T = q.shape[1]
@@ -48,7 +51,10 @@ def around(context, implementation="xla"):
 
 def check(sizes, given, implementation="xla"):
     qkv, do, rows = given
-    solve = lambda qkv, do: with_gradients(around(sizes[1], implementation), qkv, do, rows)
+
+    def solve(qkv, do):
+        return with_gradients(around(sizes[1], implementation), qkv, do, rows)
+
     for here, alone in zip(
         on_mesh(sizes, solve, qkv, do)(qkv, do), with_gradients(reference.attention, *given)
     ):
@@ -64,9 +70,8 @@ def test_ring_is_attention_on_one_device(sizes, documents):
 
 
 def test_ring_of_kernels_is_attention_on_one_device(monkeypatch):
-    small = block_sizes.BlockSizes(
-        block=128, queries=128, columns=128, diagonal=128, keys=128
-    )  # three blocks a device
+    # Three blocks per device.
+    small = block_sizes.BlockSizes(block=128, queries=128, columns=128, diagonal=128, keys=128)
     monkeypatch.setattr(block_sizes, "choose", lambda length: small)
     check((1, 2, 1), problem(1, 1, 600, 2, 1, 64), "pallas_tpu")
 
@@ -74,11 +79,13 @@ def test_ring_of_kernels_is_attention_on_one_device(monkeypatch):
 @pytest.mark.parametrize("implementation", ring_attention.IMPLEMENTATIONS)
 def test_bfloat16_keeps_its_precision_around_the_ring(implementation, monkeypatch):
     monkeypatch.setattr(block_sizes, "choose", lambda length: SMALL)
-    context = (
-        8 if implementation == "xla" else 2
-    )  # what the interpreter unrolls takes long to compile
+    # The interpreter unrolls the ring, and a long one takes long to compile.
+    context = 8 if implementation == "xla" else 2
     qkv, do, rows = problem(2, 1, 512, 2, 1, 64, "bfloat16")
-    solve = lambda qkv, do: with_gradients(around(context, implementation), qkv, do, rows)
+
+    def solve(qkv, do):
+        return with_gradients(around(context, implementation), qkv, do, rows)
+
     for here, alone in zip(
         on_mesh((1, context, 1), solve, qkv, do)(qkv, do), oracle(qkv, do, rows)
     ):
@@ -87,24 +94,22 @@ def test_bfloat16_keeps_its_precision_around_the_ring(implementation, monkeypatc
 
 def test_rows_come_back_in_order():
     x_BT = np.arange(2 * 24 * 3).reshape(2, 24, 3)
-    dealt = ring_attention.stripe(x_BT, 4)
-    np.testing.assert_array_equal(dealt[:, 6:12], x_BT[:, 1::4])
-    np.testing.assert_array_equal(ring_attention.stripe(dealt, 6), x_BT)
+    striped = ring_attention.stripe(x_BT, 4)
+    np.testing.assert_array_equal(striped[:, 6:12], x_BT[:, 1::4])
+    np.testing.assert_array_equal(ring_attention.stripe(striped, 6), x_BT)
 
 
 def temporaries(context, length=8192):
-    """Returns the bytes that one of `context` devices takes to get all gradients of a row, beside those it is given."""
+    """Returns the temporary bytes of one of `context` devices for all gradients of a sequence."""
     x = jax.ShapeDtypeStruct((1, length, 1, 64), jnp.float32)
     ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
     split = {"length_axes": ("context",), "implementation": "xla"}
-    loss = lambda q, k, v, ids: jnp.sum(
-        ring_attention.attention(q, k, v, segments_BT=ids, **split) ** 2
-    )
-    return (
-        on_mesh((1, context, 1), jax.grad(loss, argnums=(0, 1, 2)), x, x, x, ids)
-        .memory_analysis()
-        .temp_size_in_bytes
-    )
+
+    def loss(q, k, v, ids):
+        return jnp.sum(ring_attention.attention(q, k, v, segments_BT=ids, **split) ** 2)
+
+    compiled = on_mesh((1, context, 1), jax.grad(loss, argnums=(0, 1, 2)), x, x, x, ids)
+    return compiled.memory_analysis().temp_size_in_bytes
 
 
 def test_memory_of_a_device_falls_with_the_ring():
@@ -121,37 +126,41 @@ def test_refuses_what_it_does_not_know():
 
 
 def of_a_tpu(length, head_dim):
-    """Traces the gradients of a device's part of a row, a quarter of `length`, as a TPU would run them."""
+    """Traces the gradients of a device's quarter of a sequence, as a TPU would run them."""
     blocks, _ = ring_attention.IMPLEMENTATIONS["pallas_tpu"](length // 4)
     mesh = jax.sharding.AbstractMesh((4,), ("context",), axis_types=(jax.sharding.AxisType.Auto,))
     q, starts = (
         jax.ShapeDtypeStruct((1, 1, length, head_dim), jnp.bfloat16),
         jax.ShapeDtypeStruct((1, length), jnp.int32),
     )
-    local = lambda q, starts: ring(q, q, q, starts, ("context",), blocks)
+
+    def local(q, starts):
+        return ring(q, q, q, starts, ("context",), blocks)
+
     split = {
         "mesh": mesh,
         "in_specs": (P(None, None, "context"), P(None, "context")),
         "out_specs": P(None, None, "context"),
     }
-    whole = jax.shard_map(local, check_vma=False, **split)
+    sharded = jax.shard_map(local, check_vma=False, **split)
     jax.eval_shape(
-        jax.grad(lambda q, starts: whole(q, starts).astype(jnp.float32).sum()), q, starts
+        jax.grad(lambda q, starts: sharded(q, starts).astype(jnp.float32).sum()), q, starts
     )
 
 
 @pytest.mark.parametrize(
-    ("length", "head_dim", "said"),
+    ("length", "head_dim", "message"),
     [
         (
             1 << 17,
             128,
-            "the gradients of 32768 tokens per head take .* shard the sequence over more devices of the context axis",
+            "the gradients of 32768 tokens per head take .*"
+            " shard the sequence over more devices of the context axis",
         ),
         (1 << 12, 192, "a head dim up to 128 or a multiple of it, got 192"),
     ],
 )
-def test_refuses_what_fits_no_chip(monkeypatch, length, head_dim, said):
+def test_refuses_what_fits_no_chip(monkeypatch, length, head_dim, message):
     monkeypatch.setattr(pallas_tpu, "platform", lambda: "tpu")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         of_a_tpu(length, head_dim)

@@ -9,7 +9,7 @@ from kernels.static import passes, schedule
 
 LISTING = """\
 $region0: #{toy.1}
-  #allocation3 [shape = 'f32[8,128]', space=vmem, size = 0x1000, offset = 0x800, scoped, tag = 'scratch operand']
+  #allocation3 [shape = 'f32[8,128]', space=vmem, size = 0x1000, offset = 0x800, scoped]
   // region range: [0, 40)
   $region1: #{toy.1} parent=0 // loop_body
     // region range: [5, 30)
@@ -46,13 +46,13 @@ def dump(tmp_path):
     return str(tmp_path)
 
 
-def test_regions_end_where_branches_say(dump):
+def test_regions_end_at_their_branches(dump):
     toy = schedule.read(dump, "toy")
     (loop,) = toy.root.children
     (body,) = loop.children
     assert (loop.start, loop.end, body.start, body.end) == (5, 33, 12, 20)
-    assert [len(toy.own(region)) for region in toy.root.walk()] == [12, 20, 8]
-    assert toy.own(body)[:, 0].sum() == 8 and toy.own(loop)[:, 0].sum() == 0
+    assert [len(toy.exclusive_use(region)) for region in toy.root.walk()] == [12, 20, 8]
+    assert toy.exclusive_use(body)[:, 0].sum() == 8 and toy.exclusive_use(loop)[:, 0].sum() == 0
     assert toy.vmem_bytes == 0x1800
 
 
@@ -79,10 +79,11 @@ def test_unknown_format_is_refused(dump, tmp_path):
     listing.write_text(LISTING.replace("[0, 40)", "[0, 38)"))
     with pytest.raises(ValueError, match="another format"):
         schedule.read(dump, "toy")
-    assert schedule.read(dump, "absent") is None
+    with pytest.raises(ValueError, match="no schedule of a kernel named absent"):
+        schedule.read(dump, "absent")
 
 
-def test_says_what_to_install(monkeypatch, capsys):
+def test_names_the_package_to_install(monkeypatch, capsys):
     monkeypatch.setattr(static.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["static", "flash_attention"])
     assert static.main() == 2

@@ -11,13 +11,16 @@ from kernels.static.schedule import UNITS, Region, Schedule
 
 
 def build(tree):
-    """Lays out (kind, own bundles, matrix products a bundle, children); own bundles come first. Returns the schedule."""
+    """Returns the schedule of a tree of (kind, bundles, matmuls per bundle, children).
+
+    The bundles of a region come before those of its children.
+    """
     numbers, rows = itertools.count(), []
 
     def lay(node, parent):
-        kind, own, products, children = node
+        kind, bundles, matmuls, children = node
         region = Region(next(numbers), parent, kind, start=len(rows))
-        rows.extend([[products] + [0] * (len(UNITS) - 1)] * own)
+        rows.extend([[matmuls] + [0] * (len(UNITS) - 1)] * bundles)
         region.children = [lay(child, region.number) for child in children]
         region.end = len(rows)
         return region
@@ -28,20 +31,26 @@ def build(tree):
 
 
 def kernel(*children):
-    """Returns a kernel whose grid step has these children: 1 bundle outside, 10 of the loop, 100 of the step."""
+    """Returns a kernel whose grid step has these children.
+
+    It has 1 bundle outside the loop, 10 of the loop and 100 of the step.
+    """
     return build(("root", 1, 0, [("loop_body", 10, 0, [("pred_region", 100, 0, list(children))])]))
 
 
-def block(bundles, products=1):
-    return ("pred_region", bundles, products, [])
+def block(bundles, matmuls=1):
+    return ("pred_region", bundles, matmuls, [])
 
 
 def loop(bundles):
     return ("pred_region", 1, 0, [("loop_body", bundles, 1, [])])
 
 
-def test_forward_counts_what_runs():
-    """512 tokens: 2 rows of 256 queries, 2 stretches each, so 4 steps; the second row has two whole blocks before it."""
+def test_forward_counts_the_regions_that_run():
+    """512 tokens: 2 query blocks of 256 with 2 key groups each, so 4 steps.
+
+    The second query block has two full key blocks before it.
+    """
     p = count_forward(
         kernel(block(3000), block(3000), loop(2000), loop(2000), block(7, 0)), 512, SMALL
     )
@@ -50,8 +59,8 @@ def test_forward_counts_what_runs():
     assert p.units["MXU"] == pytest.approx((2 * 2000 + 2 * 3000) / (4 * p.cycles))
 
 
-def test_backward_counts_what_runs():
-    """512 tokens: 4 blocks of keys, 6 whole block pairs behind the diagonal; the gradient of a head is zeroed once."""
+def test_backward_counts_the_regions_that_run():
+    """512 tokens: 4 key blocks, 6 full pairs below the diagonal; accumulators are cleared once."""
     p = count_backward(kernel(block(5, 0), loop(2000), loop(2000), block(7, 0)), 512, SMALL)
     assert p.cycles == 4 * (10 + 100) + 5 + 4 * 1 + 6 * 2000 + 4 * 7
 

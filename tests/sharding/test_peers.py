@@ -43,7 +43,7 @@ def test_a_host_that_is_silent_for_too_long_is_named(watch):
             last = now
     assert 300 + peers.SILENT_SECONDS - 6 < last < 300 + peers.SILENT_SECONDS
     line = str(ended.value)
-    assert line.startswith("error: host 2 (h2) has died or stopped with an error of its own; ")
+    assert line.startswith("error: host 2 (h2) has died or stopped with an error; ")
     assert "the last good checkpoint: runs/x/step_7; start the same command" in line
     assert line.count("\n") == 1
 

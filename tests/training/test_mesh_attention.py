@@ -1,4 +1,4 @@
-"""How training uses the attention kernels: the same step whichever computes it, on TPUs that are not at hand, or a refusal."""
+"""Attention in training: every implementation trains alike, compiles for a pod, or is refused."""
 
 import dataclasses
 import importlib.util
@@ -23,14 +23,18 @@ SMALL = dataclasses.replace(MODEL, n_heads=2, n_kv_heads=1, head_dim=64)
 
 
 def trained(attention, steps=20, length=100, rows=2):
-    """Returns loss and gradient norm of each step on packed rows, and the parameters after the last."""
+    """Trains on packed sequences.
+
+    Returns:
+      (loss, gradient norm) of each step, and the parameters after the last one.
+    """
     toy = stage(length, rows, dataclasses.replace(SMALL, attention=attention))
     mesh, history = make_mesh(MeshConfig(), jax.devices()[:1]), []
     with on_mesh(mesh):
         state, step, flags = (
             init_state(toy, mesh, 0),
             compile_train_step(toy, mesh),
-            stop_flags(0, [0, 1], rows, mesh),
+            stop_flags(0, rows, mesh),
         )
         for i in range(steps):
             placed = place(batch(rows, length, seed=i), [0, 1], rows, mesh)
@@ -51,7 +55,7 @@ def test_the_kernels_in_the_interpreter_train_like_xla():
         (
             MeshConfig(context=2),
             {"attention": "reference"},
-            "'reference': it cannot split rows over context; use one of pallas_tpu, xla,",
+            "'reference': it cannot split sequences over context; use one of pallas_tpu, xla,",
         ),
         (
             MeshConfig(),
@@ -73,7 +77,7 @@ def test_refusal_comes_before_anything_is_written(tmp_path, monkeypatch):
     experiment = Experiment(
         "bad", "toy", {"main": {"code": bad}}, mesh=MeshConfig(fsdp=4, context=2)
     )
-    with pytest.raises(UserError, match="it cannot split rows over context"):
+    with pytest.raises(UserError, match="it cannot split sequences over context"):
         run.run_experiment(
             experiment,
             "",
@@ -91,12 +95,19 @@ from codellama_jax.config import MeshConfig
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
 from codellama_jax.training.step import BATCH_DTYPES, abstract_state, compile_train_step
 
-toy = stage(512, 16, dataclasses.replace(MODEL, d_model=256, n_kv_heads=4, head_dim=64, compute_dtype="bfloat16", remat="full"))
-mesh = make_mesh(MeshConfig(*map(int, sys.argv[1:])), list(topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4").devices))
+model = dataclasses.replace(
+    MODEL, d_model=256, n_kv_heads=4, head_dim=64, compute_dtype="bfloat16", remat="full"
+)
+toy = stage(512, 16, model)
+pod = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4")
+mesh = make_mesh(MeshConfig(*map(int, sys.argv[1:])), list(pod.devices))
 with on_mesh(mesh):
-    rows = {k: jax.ShapeDtypeStruct((16, 512), t) for k, t in BATCH_DTYPES.items()} | {"stop": jax.ShapeDtypeStruct((16,), "int32")}
-    text = compile_train_step(toy, mesh).lower(abstract_state(toy, mesh), rows).compile().as_text()
-print(text.count("custom_call_target=\\"tpu_custom_call\\""), text.count("collective-permute-start("))
+    rows = {k: jax.ShapeDtypeStruct((16, 512), dtype) for k, dtype in BATCH_DTYPES.items()}
+    rows["stop"] = jax.ShapeDtypeStruct((16,), "int32")
+    lowered = compile_train_step(toy, mesh).lower(abstract_state(toy, mesh), rows)
+    text = lowered.compile().as_text()
+kernels = text.count("custom_call_target=\\"tpu_custom_call\\"")
+print(kernels, text.count("collective-permute-start("))
 """
 
 

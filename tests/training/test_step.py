@@ -1,3 +1,5 @@
+"""The train step: the same on every mesh, with micro-batches, and refused if it cannot run."""
+
 import dataclasses
 
 import jax
@@ -38,7 +40,7 @@ def train(stage, mesh_config, devices, steps=1):
         rows = owned_rows(mesh, size)
         for i in range(steps):
             placed = place(batch(size, stage.data.seq_len, seed=i), rows, size, mesh) | {
-                "stop": stop_flags(0, rows, size, mesh)
+                "stop": stop_flags(0, size, mesh)
             }
             state, metrics = step(state, placed)
             history.append({k: float(v) for k, v in metrics.items()})
@@ -52,18 +54,21 @@ def alone():
 
 @pytest.mark.parametrize("name", list(MESHES)[1:])
 def test_meshes_agree(alone, name):
-    """Loss, gradient norm and parameters after two updates; AdamW's first updates are the sign of every gradient."""
+    """Loss, gradient norm and parameters agree after two updates.
+
+    AdamW's first updates are the sign of every gradient.
+    """
     history, params = train(stage(), *MESHES[name], steps=2)
-    for here, there in zip(history, alone[0]):
-        assert here == pytest.approx(there, abs=1e-5)
+    for metrics, expected in zip(history, alone[0]):
+        assert metrics == pytest.approx(expected, abs=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, alone[1])
 
 
 def test_micro_batches_weigh_every_token_the_same(alone):
     """The rows hold different numbers of tokens, so that a mean of means would differ."""
     history, params = train(stage(micro_batches=4), *MESHES["1"], steps=2)
-    for here, there in zip(history, alone[0]):
-        assert here == pytest.approx(there, abs=1e-5)
+    for metrics, expected in zip(history, alone[0]):
+        assert metrics == pytest.approx(expected, abs=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, alone[1])
 
 
@@ -84,7 +89,7 @@ def test_loss_falls_and_evaluation_agrees():
         assert float(loss / tokens) == pytest.approx(history[0]["loss"], abs=1e-6)
         assert int(tokens) == int(np.asarray(rows["weights"]).sum())
         step = compile_train_step(stage(), mesh)
-        flags = stop_flags(0, list(range(8)), 8, mesh)
+        flags = stop_flags(0, 8, mesh)
         losses = []
         for _ in range(8):
             state, metrics = step(state, rows | {"stop": flags})
@@ -107,7 +112,7 @@ def test_the_loss_is_the_weighted_mean_of_the_tokens(micro_batches):
             sums.append(compile_eval_step(toy_stage, mesh)(state.params, placed))
         loss, tokens = (float(once + twice) for once, twice in zip(*sums))
         placed = place(rows | {"weights": weights}, list(range(8)), 8, mesh)
-        placed["stop"] = stop_flags(0, list(range(8)), 8, mesh)
+        placed["stop"] = stop_flags(0, 8, mesh)
         _, metrics = compile_train_step(toy_stage, mesh)(state, placed)
     assert tokens == weights.sum() == float(metrics["tokens"])
     assert float(metrics["loss"]) == pytest.approx(loss / tokens, abs=1e-6)
@@ -116,7 +121,7 @@ def test_the_loss_is_the_weighted_mean_of_the_tokens(micro_batches):
 def test_a_stop_flag_reaches_the_metrics():
     mesh = make_mesh(MeshConfig(fsdp=2), jax.devices()[:2])
     with on_mesh(mesh):
-        flags = jnp.maximum(stop_flags(0, [], 8, mesh), jnp.asarray([0, 0, 0, 0, 0, 15, 0, 0]))
+        flags = jnp.maximum(stop_flags(0, 8, mesh), jnp.asarray([0, 0, 0, 0, 0, 15, 0, 0]))
         placed = place(batch(), list(range(8)), 8, mesh) | {"stop": flags}
         _, metrics = compile_train_step(stage(), mesh)(init_state(stage(), mesh, 0), placed)
     assert int(metrics["stop"]) == 15
@@ -160,7 +165,7 @@ def test_a_state_is_the_same_on_every_mesh():
         (MeshConfig(fsdp=4), "needs 4 devices and there are 8"),
     ],
 )
-def test_a_mesh_that_does_not_divide(config, message):
+def test_a_mesh_that_does_not_divide_the_devices_is_refused(config, message):
     with pytest.raises(UserError, match=message):
         make_mesh(config, jax.devices())
 
@@ -168,8 +173,12 @@ def test_a_mesh_that_does_not_divide(config, message):
 @pytest.mark.parametrize(
     "config, changes, message",
     [
-        (MeshConfig(fsdp=8), {"batch_size": 12}, "12 rows .* multiple of 8"),
-        (MeshConfig(fsdp=8), {"micro_batches": 2}, "8 rows in 2 micro-batches .* multiple of 16"),
+        (MeshConfig(fsdp=8), {"batch_size": 12}, "12 sequences .* multiple of 8"),
+        (
+            MeshConfig(fsdp=8),
+            {"micro_batches": 2},
+            "8 sequences in 2 micro-batches .* multiple of 16",
+        ),
         (
             MeshConfig(fsdp=1, context=8),
             {"seq_len": 12},
@@ -182,7 +191,7 @@ def test_a_mesh_that_does_not_divide(config, message):
         ),
     ],
 )
-def test_what_a_mesh_cannot_cut(config, changes, message):
+def test_a_mesh_that_does_not_divide_the_model_or_the_batch_is_refused(config, changes, message):
     arguments = {"batch_size": 8, "micro_batches": 1, "seq_len": 16} | changes
     with pytest.raises(UserError, match=message):
         check_mesh(make_mesh(config, jax.devices()), MODEL, **arguments)

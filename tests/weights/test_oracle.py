@@ -364,7 +364,7 @@ def test_training_starts_at_the_loss_of_the_source(tmp_path):
         state = fresh_state(stage, mesh, load.initial_params(stage, mesh)())
         loss, tokens = compile_eval_step(stage, mesh)(state.params, placed)
         _, metrics = compile_train_step(stage, mesh)(
-            state, placed | {"stop": stop_flags(0, list(range(8)), 8, mesh)}
+            state, placed | {"stop": stop_flags(0, 8, mesh)}
         )
     assert float(metrics["loss"]) == pytest.approx(expected, abs=1e-4)
     assert float(loss / tokens) == pytest.approx(expected, abs=1e-4)
