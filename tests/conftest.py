@@ -1,15 +1,23 @@
-"""Eight CPU devices for every test, before JAX's backend starts; ranks must agree unless a test says otherwise."""
+"""Eight CPU devices for every test, set before JAX's backend starts; arrays' ranks must agree."""
 
 import collections
+import os
 
-import jax
+from paths import ROOT
+
+# Tests compile far longer than they compute. So their programs are barely optimised, and each is
+# compiled once: both pytest workers, every subprocess and the next `make test` read it from here.
+# JAX reads these variables at import, and subprocesses inherit them.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "compiled")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import jax  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update(
-    "jax_disable_most_optimizations", True
-)  # the tests compile far longer than they compute
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -43,8 +43,13 @@ def warn_damaged(checkpoint: epath.Path, error: BaseException) -> None:
 
 
 def keep_compiled(cache: str) -> None:
-    """Keeps compiled programs in the cache, so that a resumed run starts at once."""
-    jax.config.update("jax_compilation_cache_dir", str(user_path(cache) / "compiled"))
+    """Keeps compiled programs in the cache, so that a resumed run starts at once.
+
+    A folder that the user chose with JAX_COMPILATION_CACHE_DIR is used instead.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        folder = str(user_path(cache) / "compiled")
+        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def read_checksums(checkpoint: epath.Path) -> dict[str, Any] | None:
