@@ -78,7 +78,12 @@ class SwiGLU(nn.Module):
         gate_up_BTXF = nn.with_logical_constraint(
             project(x_BTD, w_gate_up), ("batch", "length", None, "ffn")
         )
-        return project(nn.silu(gate_up_BTXF[:, :, 0]) * gate_up_BTXF[:, :, 1], w_down)
+        # The halves are constrained too: XLA would otherwise shard the dim X over fsdp, and bring
+        # both halves back with an all-reduce each.
+        half_axes = ("batch", "length", "ffn")
+        gate_BTF = nn.with_logical_constraint(gate_up_BTXF[:, :, 0], half_axes)
+        up_BTF = nn.with_logical_constraint(gate_up_BTXF[:, :, 1], half_axes)
+        return project(nn.silu(gate_BTF) * up_BTF, w_down)
 
 
 class Block(nn.Module):
