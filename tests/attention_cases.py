@@ -20,10 +20,15 @@ def around_a_ring(q, k, v, q_positions, kv_positions, segments=None, _=None, *, 
         ),
         q.shape[1],
     )
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, T % 2)) + ((0, 0),) * (x.ndim - 2))
-    on_both = lambda x: jax.lax.with_sharding_constraint(
-        x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    )
+
+    def pad(x):
+        return jnp.pad(x, ((0, 0), (0, T % 2)) + ((0, 0),) * (x.ndim - 2))
+
+    def on_both(x):
+        return jax.lax.with_sharding_constraint(
+            x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        )
+
     dealt = [
         None if x is None else on_both(ring_attention.stripe(pad(x), 2))
         for x in (q, k, v, segments)
@@ -61,7 +66,10 @@ def compiled(function, *arguments):
 
 
 def layout(rng, B, T, documents=True):
-    """Returns positions and segments of queries and of keys: documents and padding, or whole rows without segments."""
+    """Returns positions and segments of queries and of keys.
+
+    With `documents` a sequence holds several and padding, else one without segments.
+    """
     if not documents:
         positions_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
         return positions_BT, positions_BT, None, None
@@ -70,7 +78,7 @@ def layout(rng, B, T, documents=True):
 
 
 def problem(seed, B, T, N, K, H, dtype="float32", documents=True):
-    """Returns (q, k, v), the cotangent of the output (zero in padding), and the layout of the rows."""
+    """Returns (q, k, v), the output's cotangent (zero in padding), and the layout."""
     rng = np.random.default_rng(seed)
     q, k, v, do = (jnp.asarray(rng.normal(size=(B, T, heads, H)), dtype) for heads in (N, K, K, N))
     rows = layout(rng, B, T, documents)
@@ -84,7 +92,10 @@ def visible(rows):
 
 def with_gradients(function, qkv, do, rows):
     """Returns the output, zero in padding, and the gradients of q, k and v."""
-    call = lambda *qkv: jnp.where(visible(rows), function(*qkv, *rows), 0)
+
+    def call(*qkv):
+        return jnp.where(visible(rows), function(*qkv, *rows), 0)
+
     out, pullback = jax.vjp(call, *qkv)
     return [out, *pullback(do.astype(out.dtype))]
 

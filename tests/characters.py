@@ -1,4 +1,4 @@
-"""An untrained model whose tokens are characters: texts of any number of tokens are easy to write."""
+"""An untrained model whose tokens are characters, so that texts of any length are easy to write."""
 
 import flax.linen as nn
 import jax

@@ -48,11 +48,14 @@ def random_params(model: ModelConfig, seed: int = 0) -> dict:
         jax.jit(Llama(model).init)(jax.random.key(seed), tokens_BT, tokens_BT)["params"]
     )
     keys = iter(jax.random.split(jax.random.key(seed + 1), 100))
-    noisy = lambda path, a: (
-        a + 0.3 * jax.random.normal(next(keys), a.shape)
-        if "scale" in jax.tree_util.keystr(path)
-        else a
-    )
+
+    def noisy(path, a):
+        return (
+            a + 0.3 * jax.random.normal(next(keys), a.shape)
+            if "scale" in jax.tree_util.keystr(path)
+            else a
+        )
+
     return jax.device_get(jax.tree_util.tree_map_with_path(noisy, drawn))
 
 

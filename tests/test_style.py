@@ -60,7 +60,12 @@ def test_the_right_sense_of_a_word_is_no_place(text):
 
 def test_every_kind_of_place_is_found(tmp_path):
     file = tmp_path / "module.py"
-    lines = ['"""Module."""', "def f():", "    found = [[x for x in y] for y in z]", "    return found"]
+    lines = [
+        '"""Module."""',
+        "def f():",
+        "    found = [[x for x in y] for y in z]",
+        "    return found",
+    ]
     file.write_text("\n".join(lines) + "\n")
     measure = style.measure_files([file], tmp_path)
     assert [place[1:3] for place in measure.places] == [

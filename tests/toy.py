@@ -29,7 +29,7 @@ def stage(seq_len: int = 16, batch_size: int = 8, model: ModelConfig = MODEL, **
 
 
 def segments(rng: np.random.Generator, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random segment ids with padding at the end of each row, and positions that count from 0 in each segment."""
+    """Returns random segment ids with padding at the end, and the positions in each segment."""
     ids, positions = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
     for row in range(rows):
         cuts = np.sort(rng.choice(np.arange(1, length), 3, replace=False))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import jax
@@ -47,7 +48,7 @@ def keep_compiled(cache: str) -> None:
 
     A folder that the user chose with JAX_COMPILATION_CACHE_DIR is used instead.
     """
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = str(user_path(cache) / "compiled")
         jax.config.update("jax_compilation_cache_dir", folder)
 

@@ -50,7 +50,10 @@ def placed_shapes(boxed: Any, mesh: Mesh) -> Any:
 
     boxed: the result of `jax.eval_shape`, in which parameters carry their logical axes.
     """
-    is_box = lambda leaf: isinstance(leaf, meta.AxisMetadata)
+
+    def is_box(leaf):
+        return isinstance(leaf, meta.AxisMetadata)
+
     plain = jax.tree.map(lambda leaf: leaf.value if is_box(leaf) else leaf, boxed, is_leaf=is_box)
     placed = shardings(boxed, mesh)
     return jax.tree.map(

@@ -8,6 +8,7 @@ its name to `Stage.objective`. The loss weights come from the encoder of the doc
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -32,7 +33,7 @@ def next_token(
       batch: arrays (B, T): int32 `tokens`, `targets`, `segment_ids` and `positions`, and float32
         `weights`, which are 0 in padding.
     """
-    x_BTD = model.apply(
+    x_BTD: Any = model.apply(
         {"params": params},
         batch["tokens"],
         batch["positions"],

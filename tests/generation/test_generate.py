@@ -31,7 +31,10 @@ GREEDY = Sampling(max_new_tokens=24)
 
 def params_of(config, seed=0):
     tokens = jnp.zeros((1, 2), jnp.int32)
-    init = lambda: nn.unbox(Llama(config).init(jax.random.key(seed), tokens, tokens))["params"]
+
+    def init():
+        return nn.unbox(Llama(config).init(jax.random.key(seed), tokens, tokens))["params"]
+
     return jax.jit(lambda: jax.tree.map(lambda p: 6 * p, init()))()
 
 
@@ -127,7 +130,10 @@ def test_a_row_ends_with_the_token_that_is_enough(toy_model):
     free = generate(toy_model, [[1, 2, 3], [4, 5]], GREEDY)
     for enough in range(1, 25):
         for on_tokens in (None, lambda row, ids: None):
-            stop = lambda row, ids, enough=enough: row == 0 and len(ids) >= enough
+
+            def stop(row, ids, enough=enough):
+                return row == 0 and len(ids) >= enough
+
             stopped = generate(
                 toy_model, [[1, 2, 3], [4, 5]], GREEDY, stop=stop, on_tokens=on_tokens
             )
@@ -226,7 +232,7 @@ PIECES = st.sampled_from("ab€😀\ufffd")
     st.lists(st.integers(0, 40)),
 )
 def test_pieces_of_a_stream_join_to_the_text_before_a_stop_string(text, stop_strings, cuts):
-    """The text grows up to the first look that finds a stop string in it, as a row ends with the token that completes one."""
+    """The text grows up to the first update with a stop string: its token ends the sequence."""
     pieces: list[str] = []
     stream = texts.Stream(pieces.append, stop_strings)
     looks = [text[:cut] for cut in [*sorted(cuts), len(text)]]
@@ -244,7 +250,10 @@ def test_pieces_of_a_stream_join_to_the_text_before_a_stop_string(text, stop_str
 def test_no_part_of_a_character_is_shown(model, text):
     """Of a text whose tokens come one by one; the tokens of these characters are bytes."""
     ids = model.tokenizer.encode(text, leading_space=False)
-    decode = lambda ids: model.tokenizer.decode(ids, leading_space=False)
+
+    def decode(ids):
+        return model.tokenizer.decode(ids, leading_space=False)
+
     shown = [texts.whole_characters(decode, ids[:n]) for n in range(len(ids) + 1)]
     assert shown[-1] == text
     assert all(text.startswith(part) for part in shown)
@@ -255,7 +264,10 @@ def test_no_part_of_a_character_is_shown(model, text):
 def test_what_was_shown_stays(model, data):
     """Whatever ids a model draws, sentinels and stray bytes too."""
     ids = data.draw(st.lists(st.integers(0, model.tokenizer.vocab_size - 1) | st.integers(3, 258)))
-    decode = lambda ids: model.tokenizer.decode(ids, leading_space=False)
+
+    def decode(ids):
+        return model.tokenizer.decode(ids, leading_space=False)
+
     shown = [texts.whole_characters(decode, ids[:n]) for n in range(len(ids) + 1)]
     assert all(after.startswith(before) for before, after in itertools.pairwise(shown))
 

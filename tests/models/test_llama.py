@@ -49,7 +49,7 @@ def test_gradients_reach_only_earlier_tokens_of_the_document(params):
     model = Llama(dataclasses.replace(MODEL, vocab_size=MODEL.vocab_size + 32))
 
     def logit_of(x_TD, column):
-        """The logit at a column when row t's embedding is x_TD[t]: every token has a row of its own in the table."""
+        """Returns the logit at a column when token t, which occurs once, is embedded as x_TD[t]."""
         own = params | {
             "embedding": jnp.concatenate([x_TD, table]),
             "head": jnp.tile(params["head"], (1, 2))[:, : MODEL.vocab_size + 32],
@@ -70,9 +70,12 @@ def test_gradients_reach_only_earlier_tokens_of_the_document(params):
 
 def test_packed_documents_lose_what_they_lose_alone(params):
     rows = batch(4, 32)
-    losses = lambda rows: optax.softmax_cross_entropy_with_integer_labels(
-        logits(params, *inputs(rows)), rows["targets"]
-    )
+
+    def losses(rows):
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits(params, *inputs(rows)), rows["targets"]
+        )
+
     packed = losses(rows)
     for row in range(4):
         for segment in range(1, rows["segment_ids"][row].max() + 1):
@@ -87,10 +90,13 @@ def test_packed_documents_lose_what_they_lose_alone(params):
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_no_gradient(params, remat):
     rows = batch(2, 16)
-    gradient = lambda model: jax.jit(jax.grad(lambda p: next_token(Llama(model), p, rows)[0]))(
-        params
-    )
-    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+    def gradient(model):
+        return jax.jit(jax.grad(lambda p: next_token(Llama(model), p, rows)[0]))(params)
+
+    def same(a, b):
+        return np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
     jax.tree.map(same, gradient(MODEL), gradient(dataclasses.replace(MODEL, remat=remat)))
 
 
@@ -106,10 +112,13 @@ def test_rope_angles_are_exact_at_far_positions(theta):
 def test_rope_scores_depend_on_distance_only():
     rng = np.random.default_rng(0)
     q, k = rng.normal(size=(2, 1, 1, 1, 64)).astype(np.float32)
-    at = lambda x, position: rotate(
-        x, [a[:, :, None] for a in rope_angles(jnp.array([[position]]), 64, 1e4)]
-    )
-    score = lambda i, j: float((at(q, i) * at(k, j)).sum())
+
+    def at(x, position):
+        return rotate(x, [a[:, :, None] for a in rope_angles(jnp.array([[position]]), 64, 1e4)])
+
+    def score(i, j):
+        return float((at(q, i) * at(k, j)).sum())
+
     assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
     assert abs(score(7, 3) - score(8, 3)) > 1e-3
 
