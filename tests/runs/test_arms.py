@@ -63,7 +63,7 @@ def first(folder):
     (
         folder / "runs/first/theta/theta/done.json"
     ).unlink()  # as if killed between its checkpoint and its mark
-    code, output, errors = launch(folder, "runs/first")
+    code, output, errors = launch(folder, "runs/first", REPORT="1")
     assert code == 0, errors
     return output
 

@@ -21,7 +21,7 @@ from codellama_jax.training.metrics import read_metrics
 
 @pytest.fixture(scope="module")
 def undisturbed(place):
-    code, output, errors = launch(place, "undisturbed")
+    code, output, errors = launch(place, "undisturbed", REPORT="1")
     assert code == 0, errors
     return output
 

@@ -31,10 +31,18 @@ def experiment(scale="toy"):
 
 
 # Runs the command line and sends its own process a signal before the step that AT names.
+# Half of the time of so short a run would be the report, which is only written with REPORT, and the
+# import of torch, which tensorboardX does not use but imports where it is installed.
 PROGRAM = """
 import os, sys
+sys.modules["torch"] = None
+import tensorboardX
+del sys.modules["torch"]
+from codellama_jax.runs import experiment
 from codellama_jax.training.loop import StageRun
 from codellama_jax.cli import main
+if "REPORT" not in os.environ:
+    experiment.write_report = lambda *arguments: None
 train, at, number = StageRun.train, os.environ.get("AT", ""), int(os.environ.get("SIGNAL", "0"))
 count = 0
 def counted(self, step, stop):
