@@ -51,6 +51,9 @@ def keep_compiled(cache: str) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = str(user_path(cache) / "compiled")
         jax.config.update("jax_compilation_cache_dir", folder)
+        # By default JAX keeps only programs that compile for a second. A completion has several
+        # smaller ones.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def read_checksums(checkpoint: epath.Path) -> dict[str, Any] | None:
