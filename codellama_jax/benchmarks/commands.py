@@ -61,6 +61,8 @@ class Evaluate:
         from codellama_jax.benchmarks.evaluate import evaluate
         from codellama_jax.sharding.hosts import start_distributed
 
+        # First, because a wrong name of the benchmark makes every other message misleading.
+        options = options_of(self.benchmark, self.options)
         if not (self.run or self.samples_file or self.reference):
             raise UserError(
                 "nothing to evaluate: pass --run RUN, --samples-file FILE or --reference"
@@ -69,7 +71,6 @@ class Evaluate:
             raise UserError("--samples-file and --reference exclude each other: pass one of them")
         if self.run and not is_bucket(self.run) and not user_path(self.run).exists():
             raise UserError(f"there is no run {self.run}: pass the folder of a run with --run")
-        options = options_of(self.benchmark, self.options)
         start_distributed()
         evaluate(
             self.benchmark,

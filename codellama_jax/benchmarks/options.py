@@ -20,7 +20,13 @@ def all_options() -> type:
         # `include_extras` keeps the help texts, which are annotations.
         hints = typing.get_type_hints(suite.options, include_extras=True)
         for field in dataclasses.fields(suite.options):
-            kind, argument = typing.get_args(hints[field.name])
+            annotation = hints[field.name]
+            if typing.get_origin(annotation) is not Annotated:
+                raise TypeError(
+                    f"option {field.name} of {suite_name} has no help text: write its type as"
+                    ' Annotated[TYPE, described("HELP")]'
+                )
+            kind, argument = typing.get_args(annotation)
             # Options of several suites with one name have the same type and default.
             fields[field.name] = field
             types[field.name] = kind

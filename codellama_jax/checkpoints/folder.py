@@ -273,6 +273,12 @@ class RunFolder(Folder):
             raise UserError(f"{self.config} is not the config of a run or of a stage")
         # The config of a stage: its folder was named instead of the run's.
         if "arms" not in config:
+            if arm or stage:
+                options = f"--arm {arm}" if arm else f"--stage {stage}"
+                raise UserError(
+                    f"{self} is the folder of a stage, in which {options} selects nothing: name the"
+                    " folder of the run instead, or leave out --arm and --stage"
+                )
             return StageFolder(self.path), _built(Stage, self.config, config)
         # Probes are not needed here, and other versions may write them in another form.
         others = {name: value for name, value in config.items() if name != "probes"}

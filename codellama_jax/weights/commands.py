@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from codellama_jax.errors import UserError
+
 if TYPE_CHECKING:
     from etils import epath
 
@@ -78,6 +80,11 @@ class Export:
     integrity: Annotated[bool, tyro.conf.arg(help=f"Write DIR/{INTEGRITY}.")] = False
 
     def __call__(self) -> None:
+        if self.to != "meta" and self.ranks != 1:
+            raise UserError(
+                f"--ranks is {self.ranks}: only Meta's layout has model-parallel files; pass --to"
+                " meta, or leave out --ranks"
+            )
         folder = existing_folder(self.run)
         from codellama_jax.checkpoints.folder import StageFolder
         from codellama_jax.system.files import user_path

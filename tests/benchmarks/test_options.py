@@ -6,7 +6,7 @@ import math
 import pytest
 
 from codellama_jax.benchmarks.options import all_options, options_of
-from codellama_jax.benchmarks.settings import Checking, Settings, ShotOptions
+from codellama_jax.benchmarks.settings import Checking, Options, Settings, ShotOptions
 from codellama_jax.benchmarks.suites import SUITES
 from codellama_jax.benchmarks.suites.key_retrieval import KeyOptions
 from codellama_jax.benchmarks.suites.mbpp import MbppOptions
@@ -85,3 +85,14 @@ def test_a_suite_gets_its_own_options_and_others_are_refused():
         UserError, match=r"no benchmark human_eval: there are humaneval, .* and per"
     ):
         options_of("human_eval", every())
+
+
+def test_an_option_without_a_help_text_is_named(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Plain(Options):
+        first: int = 3
+
+    suite = dataclasses.replace(SUITES["humaneval"], options=Plain)
+    monkeypatch.setitem(SUITES, "plain", suite)
+    with pytest.raises(TypeError, match="option first of plain has no help text"):
+        all_options()

@@ -122,6 +122,10 @@ def test_a_path_names_a_run_or_a_stage(tmp_path):
     run.stage("one", "code").config.write_text(json.dumps(to_dict(chain["code"])))
     stage = RunFolder(run.stage("one", "code").path)
     assert stage.find_stage() == (run.stage("one", "code"), chain["code"])
+    with pytest.raises(UserError, match="is the folder of a stage, in which --stage long selects"):
+        stage.find_stage(stage="long")
+    with pytest.raises(UserError, match="is the folder of a stage, in which --arm one selects"):
+        stage.find_stage("one")
     run.config.write_text(
         json.dumps(to_dict(Experiment("x", "toy", {"one": chain})) | {"colour": 1})
     )

@@ -7,6 +7,9 @@ import sys
 import pytest
 from paths import ROOT
 
+from codellama_jax.errors import UserError
+from codellama_jax.weights.commands import Export
+
 PROGRAM = """
 import sys
 from codellama_jax.cli import main
@@ -39,3 +42,8 @@ def test_a_missing_folder_is_reported_before_jax_starts(arguments, tmp_path):
     assert done.stderr == f"error: there is no folder {tmp_path / 'nowhere'}\n"
     assert (done.returncode, done.stdout) == (2, "no JAX\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_ranks_are_only_for_the_layout_of_meta():
+    with pytest.raises(UserError, match="--ranks is 2: only Meta's layout"):
+        Export("run", "folder", to="hf", ranks=2)()
