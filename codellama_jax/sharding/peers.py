@@ -40,11 +40,14 @@ SILENT_SECONDS = 60.0
 SUSPECT_SECONDS = 12.0
 # Another host has reported an error: the time in which this host may raise the same error itself.
 FAILED_SECONDS = 10.0
+NAME_MILLISECONDS = 10_000  # time in which host 0 must have written its name
 # The line that the service's client logs before it aborts.
 FATAL = b"JAX distributed service detected fatal errors"
-# Other lines that the client logs when the service is gone.
-CLIENT_LOG = re.compile(
-    rb"coordination_service|preemption_sync_manager|^:UNKNOWN:Error received from peer"
+# Other records that the client logs when the service is gone.
+CLIENT_LOG = re.compile(rb"coordination_service|preemption_sync_manager")
+# The further lines of such a record: gRPC's own error, and a source location from JAX 0.12 on.
+CLIENT_LOG_CONTINUED = re.compile(
+    rb"^(:[A-Z]+:|Additional GRPC error|=== Source Location Trace|external/xla|\. |\s*$)"
 )
 
 
@@ -145,13 +148,16 @@ def ending_with_peers() -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
-    client = distributed.global_state.client
+    client: Any = distributed.global_state.client
     _current = watch = Watch(client, jax.process_index(), jax.process_count())
     with _without_client_log(watch):
         # Written at once, so that the others know this host's name even if it dies early. If the
         # service is already gone, `run` ends the process.
         with contextlib.suppress(Exception):
             watch.publish(0)
+            # The store ends with host 0, whose name could not be read from it afterwards.
+            first = client.blocking_key_value_get(f"{FOLDER}0", NAME_MILLISECONDS)
+            watch.names[0] = json.loads(first)["name"]
         threading.Thread(target=watch.run, name="peers", daemon=True).start()
         try:
             yield
@@ -211,11 +217,14 @@ def _pump(reader: int, real: int, fatal: threading.Event) -> None:
 
     `reader` and `real` are file descriptors.
     """
+    is_left_out = False
     with open(reader, "rb") as lines:
         for line in lines:
             if FATAL in line:
                 fatal.set()
-            if not fatal.is_set() and not CLIENT_LOG.search(line):
+            is_continued = is_left_out and CLIENT_LOG_CONTINUED.search(line)
+            is_left_out = bool(CLIENT_LOG.search(line) or is_continued)
+            if not fatal.is_set() and not is_left_out:
                 os.write(real, line)
 
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 from paths import ROOT
@@ -65,6 +66,31 @@ def test_a_host_that_reports_an_error_leaves_the_others_time_for_theirs(watch):
         watch.judge(beats(now, 0, "failed"), now)
     with pytest.raises(Ended, match="host 2"):
         watch.judge(beats(50, 0, "failed"), 3 + peers.FAILED_SECONDS)
+
+
+def test_the_clients_log_is_left_out_and_nothing_else(tmp_path):
+    """Records of JAX 0.10 and 0.12, of one line and of several."""
+    log = b"""ours
+W1129 14:23 preemption_sync_manager.cc:147] Failed: UNAVAILABLE: Stream removed
+Additional GRPC error information from remote target coordination_service
+:UNAVAILABLE:Stream removed (Socket closed)
+=== Source Location Trace: ===
+external/xla+/xla/util.h:302
+
+W1129 14:23 other.cc:1] kept
+=== Source Location Trace: ===
+also ours
+E1129 14:23 coordination_service_agent.cc:288] Polled an error
+ours again
+"""
+    reader, writer = os.pipe()
+    os.write(writer, log)
+    os.close(writer)
+    with open(tmp_path / "kept", "wb") as kept:
+        peers._pump(reader, kept.fileno(), threading.Event())
+    lines = (tmp_path / "kept").read_text().splitlines()
+    trace = "=== Source Location Trace: ==="
+    assert lines == ["ours", "W1129 14:23 other.cc:1] kept", trace, "also ours", "ours again"]
 
 
 PROGRAM = """
