@@ -5,6 +5,7 @@ Imports neither JAX nor Flax.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import dataclasses
 import errno
@@ -13,7 +14,8 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +29,7 @@ from kernels.static.chips import ENVIRONMENT
 SCRIPT = "codellama-jax"  # the console script that pyproject.toml installs
 INTERRUPTED = 130  # exit codes as shells give them: 128 + signal
 BROKEN_PIPE = 141
+INTERRUPT_AGAIN_SECONDS = 0.05
 FULL_MEMORY = "RESOURCE_EXHAUSTED"
 ROOM = (
     "use fewer sequences at once (in training: more micro_batches, or model.remat full) or more"
@@ -102,7 +105,8 @@ def run_command(main: Callable[[], None]) -> None:
     """
     _silence_libtpu()
     try:
-        main()
+        with _interrupts_arrive():
+            main()
         # Here rather than at the interpreter's exit, where a full disk would print a traceback.
         sys.stdout.flush()
     except (UserError, UnsupportedError) as error:
@@ -126,6 +130,29 @@ def run_command(main: Callable[[], None]) -> None:
         if error.errno not in FIXABLE:
             raise  # a defect too
         _fail(f"{error.strerror}: {error.filename or 'output'}")
+
+
+@contextlib.contextmanager
+def _interrupts_arrive() -> Iterator[None]:
+    """Raises a KeyboardInterrupt again if Python ignored it.
+
+    Ctrl-C arrives in whatever the main thread runs. Python ignores exceptions of callbacks, such as
+    JAX's at a garbage collection, and the command would continue as if nothing had been pressed.
+    """
+    before = sys.unraisablehook
+
+    def interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
+        if issubclass(ignored.exc_type, KeyboardInterrupt):
+            # Later, because in this function too it would be ignored.
+            threading.Timer(INTERRUPT_AGAIN_SECONDS, _thread.interrupt_main).start()
+        else:
+            before(ignored)
+
+    sys.unraisablehook = interrupt_again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _fail(message: str) -> NoReturn:

@@ -153,6 +153,24 @@ def test_full_device_memory_is_one_line():
     )
 
 
+def test_ctrl_c_in_a_callback_that_ignores_exceptions_still_ends_the_command():
+    program = """if True:
+        import gc, signal, time
+        from codellama_jax.command_line import run_command
+        def press(phase, info):
+            gc.callbacks.remove(press)
+            signal.raise_signal(signal.SIGINT)
+        def main():
+            gc.callbacks.append(press)
+            gc.collect()
+            time.sleep(20)
+            print("finished")
+        run_command(main)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nstopped\n")
+
+
 def test_other_errors_are_not_hidden():
     def main():
         raise RuntimeError("INTERNAL: a defect")
