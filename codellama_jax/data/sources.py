@@ -175,13 +175,8 @@ def load(items: Iterable[Item], code: bool) -> Loaded:
     return Loaded(kept, dict(counts), dropped)
 
 
-def is_generated(text: str) -> bool:
-    """Returns whether a program, not a person, seems to have written the code, or it is data."""
-    return bool(_why_generated(text))
-
-
-def _why_generated(text: str) -> str:
-    """Returns the reason why code counts as generated; "" for code that a person wrote."""
+def why_generated(text: str) -> str:
+    """Returns the reason why code counts as generated or as data; "" if a person wrote it."""
     lines = text.splitlines()
     if _GENERATED.search("\n".join(lines[:HEAD_LINES])):
         return "marked as generated"
@@ -261,9 +256,9 @@ def _read(item: Item, code: bool) -> Document | Dropped:
         return Dropped("binary", "binary")
     if not text.strip():
         return Dropped("empty", "empty")
-    why_generated = _why_generated(text) if code else ""
-    if why_generated:
-        return Dropped("generated", why_generated)
+    reason = why_generated(text) if code else ""
+    if reason:
+        return Dropped("generated", reason)
     return Document(item.id, text)
 
 
