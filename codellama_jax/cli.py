@@ -133,12 +133,26 @@ def parse(arguments: list[str], program: str) -> Callable[[], None]:
 
 
 def spelled_out(arguments: list[str]) -> list[str]:
-    """Returns the arguments with `--mesh fsdp=64,tensor=4` as `--mesh.fsdp=64 --mesh.tensor=4`."""
-    if "--mesh" not in arguments[:-1]:
-        return arguments
-    index = arguments.index("--mesh")
-    axes = [f"--mesh.{axis}" for axis in arguments[index + 1].split(",")]
-    return [*arguments[:index], *axes, *arguments[index + 2 :]]
+    """Returns the arguments with `--mesh fsdp=64,tensor=4` as `--mesh.fsdp=64 --mesh.tensor=4`.
+
+    Raises UserError for a `--mesh` without axes and sizes.
+    """
+    spelled: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, axes = argument.partition("=")
+        if name != "--mesh":
+            spelled.append(argument)
+            continue
+        if not equals:
+            axes = next(remaining, "")
+        for axis in axes.split(","):
+            if not axis or axis.startswith("-"):
+                raise UserError(
+                    f"--mesh is {axes!r}: it must be axes with their sizes, as in fsdp=4,tensor=2"
+                )
+            spelled.append(f"--mesh.{axis}")
+    return spelled
 
 
 def _run() -> None:

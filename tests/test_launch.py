@@ -13,6 +13,7 @@ from paths import GOLDEN, ROOT
 from codellama_jax import overrides
 from codellama_jax.cli import main, spelled_out
 from codellama_jax.config import Experiment, from_dict
+from codellama_jax.errors import UserError
 from codellama_jax.runs.commands import PlanOptions, load_experiment
 
 
@@ -102,7 +103,13 @@ def test_every_ablation_is_run_by_make_and_shares_its_stages():
 def test_a_mesh_can_be_written_in_one_word():
     dotted = spelled_out(["compile", "code_llama", "--mesh", "fsdp=64,tensor=4", "--search"])
     assert dotted == ["compile", "code_llama", "--mesh.fsdp=64", "--mesh.tensor=4", "--search"]
-    assert spelled_out(["plan", "--mesh"]) == ["plan", "--mesh"]
+    assert spelled_out(["plan", "--mesh=fsdp=2"]) == ["plan", "--mesh.fsdp=2"]
+
+
+@pytest.mark.parametrize("axes", ["", "fsdp=2,,tensor=2", "--search"])
+def test_a_mesh_without_axes_and_sizes_is_refused(axes):
+    with pytest.raises(UserError, match=r"--mesh is '.*': it must be axes with their sizes"):
+        spelled_out(["plan", "--mesh", axes])
 
 
 def test_a_mesh_without_a_number_is_one_line(cli):

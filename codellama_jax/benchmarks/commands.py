@@ -69,6 +69,10 @@ class Evaluate:
             )
         if self.samples_file and self.reference:
             raise UserError("--samples-file and --reference exclude each other: pass one of them")
+        if self.run and self.reference:
+            raise UserError(
+                "--run and --reference exclude each other: canonical solutions need no model"
+            )
         if self.run and not is_bucket(self.run) and not user_path(self.run).exists():
             raise UserError(f"there is no run {self.run}: pass the folder of a run with --run")
         start_distributed()

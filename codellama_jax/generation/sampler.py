@@ -109,8 +109,8 @@ def generate(
         # Seed and number of tokens do not change the programs: other values compile nothing new.
         static = config, dataclasses.replace(sampling, max_new_tokens=1, seed=0)
         start = (*static, bucket(sampling.max_new_tokens), weights, tokens_BT, lengths_B, draws)
-        # The compiler knows the memory of a prompt before any of it is allocated.
-        # Compiled here and found again by the call: neither happens twice.
+        # The compiler knows the memory of a prompt before any of it is allocated. The call of
+        # `_start` below finds this program in JAX's cache and does not compile it again.
         compiled = _start.lower(*start).compile()
         check_prompt_memory(compiled, len(prompts), max(map(len, prompts)))
         state = _start(*start)

@@ -36,6 +36,8 @@ def evaluate(*arguments: str) -> subprocess.CompletedProcess:
         ("humaneval --run RUN --data {humaneval} --mode fast", "fast"),
         ("humaneval --samples-file {mbpp} --data {humaneval}", "which is no task of humaneval"),
         ("humaneval --reference --samples-file x", "exclude each other"),
+        ("humaneval --reference --run RUN", "--run and --reference exclude each other"),
+        ("humanevl", "no benchmark humanevl"),
         ("key_retrieval --run RUN --data {folder}/missing", "no file or folder"),
         ("perplexity --run RUN --data {folder}/missing", "no file or folder"),
     ],
