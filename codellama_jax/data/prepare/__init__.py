@@ -1,0 +1,1 @@
+"""Prepares a corpus of any size with Apache Beam: see docs/data.md."""
