@@ -34,25 +34,27 @@ _SEPARATED = bytes(byte if _WORD.match(bytes([byte])) else 32 for byte in range(
 
 @dataclass(frozen=True)
 class NearDuplicates(Checked):
-    """Which documents count as near-duplicates; the defaults are StarCoder's."""
+    """Removal of near-duplicates by MinHash; the defaults are StarCoder's, and the step is off."""
 
-    permutations: Annotated[int, Range(1, 10_000)] = 256  # values of a signature
+    enabled: bool = False
+    permutations: Annotated[int, Range(1, 2**14)] = 256  # values of a signature
     ngram: Annotated[int, Range(1, 1000)] = 5  # consecutive words or lines in a shingle
     unit: Literal["words", "lines"] = "words"
-    threshold: Annotated[float, Range(0, 1, open_least=True, open_most=True)] = 0.7  # Jaccard index
-    bands: Annotated[int, Range(0, 10_000)] = 25  # 0 with rows 0: the optimum for the threshold
-    rows: Annotated[int, Range(0, 10_000)] = 10  # values of a band
-    scope: Literal["global", "language"] = "global"  # "language" compares within a language only
+    threshold: Annotated[float, Range(0, 1, open_least=True)] = 0.7  # Jaccard index
+    bands: Annotated[int, Range(0, 2**14)] = 25  # 0 with rows 0: the optimum for the threshold
+    rows: Annotated[int, Range(0, 2**14)] = 10  # values of a band
+    scope: Literal["global", "language"] = "global"  # compare all documents, or one language's
     verify_jaccard: bool = False  # drops pairs whose true Jaccard index is below the threshold
 
     def check_relations(self) -> None:
         """Raises FieldError for bands that need more values than a signature has."""
         if bool(self.bands) != bool(self.rows):
-            problem = f" is {self.bands} and rows is {self.rows}: both must be 0, or neither"
-            raise FieldError(("bands",), problem)
+            zero = "bands" if self.rows else "rows"
+            raise FieldError((zero,), " is 0: set both bands and rows, or neither")
         if self.bands * self.rows > self.permutations:
-            problem = f" x rows is {self.bands * self.rows}: it must be at most permutations"
-            raise FieldError(("bands",), f"{problem}, {self.permutations}")
+            used = f"{self.bands} x {self.rows} rows"
+            limit = f"the signature has {self.permutations} permutations"
+            raise FieldError(("bands",), f" is {self.bands}: {used} are too many, {limit}")
 
     def banding(self) -> tuple[int, int]:
         """Returns the number of bands and of values per band."""
@@ -106,7 +108,7 @@ def shingle_hashes(items: Iterable[bytes]) -> np.ndarray:
 
 @functools.cache
 def _coefficients(permutations: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the a and b of the permutations a * hash + b, in the order that BigCode draws them."""
+    """Returns the a and b of the permutations a * hash + b, as BigCode draws them."""
     random = np.random.RandomState(SEED)
     pairs = []
     for _ in range(permutations):
@@ -143,10 +145,13 @@ def signature(hashes: np.ndarray, permutations: int) -> np.ndarray:
 
 
 def band_hashes(text: str, params: NearDuplicates) -> bytes:
-    """Returns the hashes of the bands of a text's signature, BAND_BYTES each; empty if too short.
+    """Returns the hashes of the bands of a text's signature, BAND_BYTES each.
 
-    A text with fewer tokens than a shingle takes part in exact deduplication only.
+    They are empty if the step is off, and for a text with fewer tokens than a shingle, which takes
+    part in exact deduplication only.
     """
+    if not params.enabled:
+        return b""
     hashes = shingle_hashes(shingles(text, params))
     if not len(hashes):
         return b""

@@ -54,7 +54,7 @@ def test_the_hash_is_the_published_one():
 )
 def test_bands_are_the_published_optimum(threshold, permutations, bands):
     assert minhash.optimal_bands(threshold, permutations) == bands
-    params = NearDuplicates(permutations, threshold=threshold, bands=0, rows=0)
+    params = NearDuplicates(permutations=permutations, threshold=threshold, bands=0, rows=0)
     assert params.banding() == bands
 
 
@@ -97,7 +97,7 @@ def test_the_modulus_is_exact_where_the_sum_reaches_the_prime(monkeypatch):
 
 
 def test_bands_are_hashes_of_consecutive_values():
-    params = NearDuplicates(permutations=30, bands=4, rows=7)
+    params = NearDuplicates(True, permutations=30, bands=4, rows=7)
     values = minhash.signature(minhash.shingle_hashes(minhash.shingles(CODE, params)), 30)
     packed = minhash.band_hashes(CODE, params)
     assert len(packed) == 4 * minhash.BAND_BYTES
@@ -105,8 +105,9 @@ def test_bands_are_hashes_of_consecutive_values():
     assert packed[8:16] == hashlib.blake2b(second, digest_size=8).digest()
 
 
-def test_texts_shorter_than_a_shingle_have_no_bands():
-    params = NearDuplicates()
+def test_there_are_no_bands_of_short_texts_and_where_the_step_is_off():
+    assert minhash.band_hashes(CODE, NearDuplicates(enabled=False)) == b""
+    params = NearDuplicates(enabled=True)
     assert minhash.band_hashes("", params) == minhash.band_hashes("a b c d", params) == b""
     assert len(minhash.band_hashes("a b c d e", params)) == 25 * 8
     assert set(minhash.signature(np.zeros(0, np.uint32), 256)) == {2**32 - 1}
@@ -133,13 +134,11 @@ def test_jaccard_index_of_empty_sets_is_one():
 
 
 def test_wrong_parameters_name_the_field():
-    with pytest.raises(
-        FieldError, match="bands x rows is 300: it must be at most permutations, 256"
-    ):
+    with pytest.raises(FieldError, match="bands is 30: 30 x 10 rows are too many"):
         NearDuplicates(bands=30)
-    with pytest.raises(FieldError, match="bands is 0 and rows is 10: both must be 0, or neither"):
+    with pytest.raises(FieldError, match="bands is 0: set both bands and rows, or neither"):
         NearDuplicates(bands=0)
-    with pytest.raises(FieldError, match="threshold is 1"):
-        NearDuplicates(threshold=1.0)
+    with pytest.raises(FieldError, match="threshold is 0"):
+        NearDuplicates(threshold=0)
     with pytest.raises(FieldError, match="unit is 'word'"):
         NearDuplicates(unit="word")
