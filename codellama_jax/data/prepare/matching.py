@@ -177,9 +177,10 @@ class Needles:
 def _anchor_hashes(data: bytes) -> np.ndarray:
     """Returns the hashes of all ANCHOR bytes in `data`, [max(0, bytes - ANCHOR + 1)] uint64."""
     eight = _eight_bytes(data)
-    hashes = eight[: len(eight) - 8] * FIRST
+    later = eight[8:]
+    hashes = eight[: len(later)] * FIRST
     hashes ^= hashes >> HALF
-    hashes += eight[8:]
+    hashes += later
     hashes *= SECOND
     return hashes
 
