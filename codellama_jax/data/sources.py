@@ -374,4 +374,6 @@ def _descriptions() -> Iterator[Item]:
 def _text(prefix: str, name: str, text: str) -> Item:
     """Returns the item of a text in memory. Its stamp is a hash of the text."""
     data = text.encode(errors="surrogatepass")
-    return Item(f"{prefix}/{name}", hashlib.sha256(data).hexdigest(), partial(bytes, data), len(data))
+    return Item(
+        f"{prefix}/{name}", hashlib.sha256(data).hexdigest(), partial(bytes, data), len(data)
+    )

@@ -74,7 +74,9 @@ class Prepare(Checked):
     def __call__(self) -> None:
         """Prepares the corpus and prints where it is."""
         if not self.inputs:
-            raise UserError("no INPUT is given: name a folder, a .jsonl or .parquet file, or stdlib")
+            raise UserError(
+                "no INPUT is given: name a folder, a .jsonl or .parquet file, or stdlib"
+            )
         from codellama_jax.system.files import user_path
         from codellama_jax.system.locks import one_after_another
 

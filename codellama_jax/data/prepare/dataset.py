@@ -12,7 +12,9 @@ from typing import Any
 from etils import epath
 
 from codellama_jax.data import sources
-from codellama_jax.data.prepare import contamination, counts
+from codellama_jax.data.prepare import counts
+from codellama_jax.data.prepare.contamination import Decontamination
+from codellama_jax.data.prepare.contamination_stage import clean_text
 from codellama_jax.data.prepare.parts import read_rows
 from codellama_jax.data.prepare.shards import FEATURES, ShardWriter, shard_name, write_metadata
 from codellama_jax.data.prepare.stages import StageFolder, fingerprint
@@ -32,6 +34,7 @@ class WriteShards:
         documents: the folder with the documents.
         duplicates: the folder that lists the duplicates; None where none were looked for.
         contaminated: the folder that lists contamination; None where none was looked for.
+        params: the rules that the contamination was found with.
         by_repository: hold out repositories, not single files.
         validation_below: documents whose repository has a position below this are for validation.
         block_characters: split documents into blocks of at most this length; 0 does not.
@@ -43,6 +46,7 @@ class WriteShards:
     documents: StageFolder
     duplicates: StageFolder | None
     contaminated: StageFolder | None
+    params: Decontamination
     by_repository: bool
     validation_below: float
     block_characters: int
@@ -85,7 +89,7 @@ class WriteShards:
                 counts.add(totals, "dropped", f"{copies[row]}_duplicate")
                 continue
             text = document["text"]
-            pieces = contamination.clean_text(text, marks[row]) if row in marks else [text]
+            pieces = clean_text(text, marks[row], self.params) if row in marks else [text]
             if not pieces:
                 counts.add(totals, "dropped", "contaminated")
             elif pieces != [text]:

@@ -10,17 +10,18 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from etils import epath
 
 from codellama_jax.checked import Checked, Range
 from codellama_jax.config import to_dict
-from codellama_jax.data.prepare import contamination, counts, dataset
+from codellama_jax.data.prepare import counts, dataset
 from codellama_jax.data.prepare.contamination import BenchmarkText
+from codellama_jax.data.prepare.decontamination import find_benchmarks
 from codellama_jax.data.prepare.documents import WriteDocuments
-from codellama_jax.data.prepare.duplicates import SUMMARY, find_duplicates
+from codellama_jax.data.prepare.duplicates import find_duplicates
 from codellama_jax.data.prepare.inputs import InputOptions, Part, fingerprint_of
 from codellama_jax.data.prepare.policies import POLICIES, Policy
 from codellama_jax.data.prepare.runners import Runner
@@ -38,7 +39,7 @@ class PrepareConfig(Checked):
     """Everything but the inputs that decides a prepared corpus."""
 
     policy: Policy = POLICIES["code_llama"]
-    inputs: InputOptions = InputOptions()
+    inputs: InputOptions = field(default_factory=InputOptions)
     validation_fraction: Annotated[float, Range(0, 1, open_most=True)] = 0.005
     # What is held out together: repositories, or files where there is only one repository.
     split_by: Literal["repository", "file"] = "repository"
@@ -98,7 +99,7 @@ class Preparation:
                 copies = self._duplicates(documents)
         if policy.decontamination.enabled and self.benchmarks:
             with self._timed("contamination"):
-                marks = self._contamination(documents)
+                marks = self._contamination(documents, copies)
         with self._timed("dataset"):
             manifest, folders = self._dataset(documents, copies, marks)
         self._remove_unused([documents, copies, marks, *folders])
@@ -122,28 +123,29 @@ class Preparation:
 
     def _duplicates(self, documents: StageFolder) -> StageFolder:
         policy = self.config.policy
-        near = to_dict(policy.near_duplicates)
-        key = fingerprint(VERSION, documents.key, policy.exact_duplicates, near)
+        near, exact = policy.near_duplicates, policy.exact_duplicates
+        key = fingerprint(VERSION, documents.key, exact, to_dict(near))
         stage = StageFolder(self.work, "duplicates", key)
-        summary = stage.path / SUMMARY
-        if read_state(summary) is None:
-            paths = [documents.output(number) for number in self.parts]
-            find_duplicates(
-                self.runner, paths, policy.near_duplicates, policy.exact_duplicates, stage.path
-            )
-        self.report["duplicates"] = read_state(summary)
+        paths = [documents.output(number) for number in self.parts]
+        self.report["duplicates"] = find_duplicates(self.runner, paths, near, exact, stage.path)
         return stage
 
-    def _contamination(self, documents: StageFolder) -> StageFolder:
+    def _contamination(self, documents: StageFolder, copies: StageFolder | None) -> StageFolder:
         params = self.config.policy.decontamination
         texts = [list(text) for text in self.benchmarks]
-        key = fingerprint(VERSION, documents.key, to_dict(params), texts)
+        inputs = [stage.key for stage in (documents, copies) if stage]
+        key = fingerprint(VERSION, inputs, to_dict(params), texts)
         stage = StageFolder(self.work, "contamination", key)
-        index = stage.path / "benchmarks.json"
-        contamination.save(index, self.benchmarks, params)
-        numbers = {number: number for number in self.parts}
-        work = contamination.ScanDocuments(stage, documents, index)
-        self.report["contamination"] = self._total(stage, numbers, work)
+        self.report["contamination"] = find_benchmarks(
+            self.runner,
+            stage,
+            documents,
+            copies,
+            list(self.parts),
+            self.benchmarks,
+            params,
+            self.say,
+        )
         return stage
 
     def _dataset(
@@ -189,6 +191,7 @@ class Preparation:
             documents=documents,
             duplicates=copies,
             contaminated=marks,
+            params=config.policy.decontamination,
             by_repository=config.split_by == "repository",
             validation_below=bound,
             block_characters=config.block_characters,
