@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -36,9 +36,9 @@ class Prepare(Checked):
     out: Path
     """The folder to make, local or gs://. The same command resumes, and skips what is done."""
     policy: Policy = POLICIES[DEFAULT_POLICY]
-    columns: InputOptions = InputOptions()
+    columns: InputOptions = field(default_factory=InputOptions)
     benchmark: tuple[str, ...] = ()
-    """Benchmarks to find in the corpus, as NAME=FILE of the published file: humaneval=H.jsonl.gz."""
+    """Benchmarks to find in the corpus, as NAME=FILE: humaneval=HumanEval.jsonl.gz."""
     tokenizer: tuple[str, ...] = ()
     """Files tokenizer.model; the tokens of the corpus are counted with each."""
     validation_fraction: Annotated[float, Range(0, 1, open_most=True)] = 0.005
@@ -47,8 +47,8 @@ class Prepare(Checked):
     """What is held out as a unit; `file` where there is only one repository."""
     block_chars: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Split documents between definitions into blocks of at most this length; 0 does not."""
-    shard_bytes: Annotated[int, Range(1, 2**40)] = 256 * 2**20
-    """The largest size of a shard's text."""
+    shard_bytes: Annotated[int, Range(1, 2**32)] = 64 * 2**20
+    """Size of a shard's text, which a worker holds in memory twice."""
     processes: Annotated[int, Range(1, 1024)] = 1
     """Processes on this machine; ignored with a runner of your own."""
     runner: str = ""

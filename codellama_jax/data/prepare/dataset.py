@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -56,22 +55,23 @@ class WriteShards:
     def __call__(self, number: int) -> None:
         """Writes the shards of one part, and their description as its counts."""
         totals: dict[str, Any] = {}
-        with contextlib.ExitStack() as stack:
-            writers = {}
-            for split in SPLITS:
-                prefix = self.stage.output(number, split)
-                writers[split] = stack.enter_context(ShardWriter(prefix, self.shard_bytes))
-            for document in self._kept(number, totals):
-                repository = document["repository"] if self.by_repository else ""
-                position = sources.position(repository or document["id"])
-                split = "validation" if position < self.validation_below else "train"
-                _count(totals, split, position, document)
-                for tokenizer, count_tokens in self.tokenizers.items():
-                    tokens = count_tokens(document["text"])
-                    counts.add(totals, "tokens", tokenizer, split, amount=tokens)
-                for block in self._blocks(document):
-                    writers[split].write(block)
-        shards = {split: writer.shards for split, writer in writers.items()}
+        writers = {}
+        for split in SPLITS:
+            writers[split] = ShardWriter(self.stage.output(number, split), split, self.shard_bytes)
+        for document in self._kept(number, totals):
+            repository = document["repository"] if self.by_repository else ""
+            position = sources.position(repository or document["id"])
+            split = "validation" if position < self.validation_below else "train"
+            _count(totals, split, position, document)
+            for tokenizer, count_tokens in self.tokenizers.items():
+                tokens = count_tokens(document["text"])
+                counts.add(totals, "tokens", tokenizer, split, amount=tokens)
+            for block in self._blocks(document):
+                writers[split].write(block)
+        shards = {}
+        for split, writer in writers.items():
+            writer.close()
+            shards[split] = writer.shards
         self.stage.finish(number, totals | {"shards": shards})
 
     def _kept(self, number: int, totals: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -27,7 +27,6 @@ from codellama_jax.data.prepare.policies import POLICIES, Policy
 from codellama_jax.data.prepare.runners import Runner
 from codellama_jax.data.prepare.stages import StageFolder, fingerprint, run_stage
 from codellama_jax.errors import UserError
-from codellama_jax.system.files import read_state
 from codellama_jax.system.progress import Say
 
 VERSION = 1  # of the stages: another one repeats all of them
@@ -45,7 +44,7 @@ class PrepareConfig(Checked):
     split_by: Literal["repository", "file"] = "repository"
     # Split documents between definitions into blocks of at most this many characters; 0 does not.
     block_characters: Annotated[int, Range(0, 2**31 - 1)] = 0
-    shard_bytes: Annotated[int, Range(1, 2**40)] = 256 * 2**20  # of a shard's text
+    shard_bytes: Annotated[int, Range(1, 2**32)] = 64 * 2**20  # of a shard's text
 
 
 @dataclass(frozen=True)

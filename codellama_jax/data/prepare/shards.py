@@ -14,20 +14,21 @@ from etils import epath
 DATASET = "documents"
 VERSION = "2.0.0"
 FEATURES = ("id", "text", "path", "language", "repository", "license", "source")
-COPY_BYTES = 1 << 20
+COPY_BYTES = 2**20
 # The layout that TFDS writes: one compressed chunk per record, for random access.
 WRITER_OPTIONS = "group_size:1"
 
 
 class ShardWriter:
-    """Writes examples to shards of at most `shard_bytes` of text; `shards` describes them.
+    """Writes the examples of a split to shards of about `shard_bytes` of text, one after another.
 
-    A shard is written to a temporary file of this machine and copied to `PREFIX-0`, `PREFIX-1`, ...
-    when it is complete. A longer document gets its own shard.
+    The examples of a shard are sorted by a hash of split and id, which is the order in which TFDS
+    itself writes them. They are in memory until the shard is full. Shards are named `PREFIX-0`,
+    `PREFIX-1`, ..., and `shards` describes those that are complete.
     """
 
-    def __init__(self, prefix: epath.Path, shard_bytes: int):
-        """Takes the path of the shards without their number, and the limit."""
+    def __init__(self, prefix: epath.Path, split: str, shard_bytes: int):
+        """Takes the path of the shards without their number, the split, and the limit."""
         # Imported here, because it takes a second and only writers of shards need it.
         from tensorflow_datasets.core import example_serializer
 
@@ -36,54 +37,44 @@ class ShardWriter:
         self._features = features()
         info = self._features.get_serialized_info()
         self._serializer = example_serializer.ExampleSerializer(info)
-        self._writer: Any = None
-        self._temporary = tempfile.TemporaryDirectory(prefix="shard-")
-        self._documents = self._size = self._characters = 0
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        try:
-            if kind is None and self._writer:
-                self._finish()
-        finally:
-            self._temporary.cleanup()
+        self._salt = hashlib.md5(split.encode(), usedforsecurity=False)
+        self._examples: list[tuple[bytes, Mapping[str, str]]] = []
+        self._size = 0
 
     def write(self, example: Mapping[str, str]) -> None:
         """Adds a document with the fields FEATURES."""
-        size = len(example["text"].encode())
-        if self._writer and self._size + size > self._shard_bytes:
-            self._finish()
-        if not self._writer:
-            from array_record.python.array_record_module import ArrayRecordWriter
+        key = self._salt.copy()
+        key.update(example["id"].encode())
+        self._examples.append((key.digest(), example))
+        self._size += len(example["text"].encode())
+        if self._size >= self._shard_bytes:
+            self.close()
 
-            self._writer = ArrayRecordWriter(str(self._local()), WRITER_OPTIONS)
-        encoded = self._features.encode_example(dict(example))
-        self._writer.write(self._serializer.serialize_example(encoded))
-        self._documents += 1
-        self._size += size
-        self._characters += len(example["text"])
+    def close(self) -> None:
+        """Writes the examples that are in memory, if any, to a shard."""
+        if not self._examples:
+            return
+        from array_record.python.array_record_module import ArrayRecordWriter
 
-    def _local(self) -> Path:
-        return Path(self._temporary.name) / "shard"
-
-    def _finish(self) -> None:
-        """Closes the shard, copies it under its name and describes it."""
-        self._writer.close()
-        name = f"{self._prefix.name}-{len(self.shards)}"
-        checksum = copy_file(self._local(), self._prefix.with_name(name))
-        self.shards.append(
-            {
-                "name": name,
-                "documents": self._documents,
-                "characters": self._characters,
-                "bytes": self._local().stat().st_size,
-                "sha256": checksum,
+        self._examples.sort(key=lambda item: item[0])
+        target = self._prefix.with_name(f"{self._prefix.name}-{len(self.shards)}")
+        with tempfile.TemporaryDirectory(prefix="shard-") as folder:
+            # ArrayRecord writes local files only.
+            local = Path(folder) / target.name
+            writer = ArrayRecordWriter(str(local), WRITER_OPTIONS)
+            for _, example in self._examples:
+                encoded = self._features.encode_example(dict(example))
+                writer.write(self._serializer.serialize_example(encoded))
+            writer.close()
+            shard = {
+                "name": target.name,
+                "documents": len(self._examples),
+                "characters": sum(len(example["text"]) for _, example in self._examples),
+                "bytes": local.stat().st_size,
+                "sha256": copy_file(local, target),
             }
-        )
-        self._writer = None
-        self._documents = self._size = self._characters = 0
+        self.shards.append(shard)
+        self._examples, self._size = [], 0
 
 
 def copy_file(source: Path, target: epath.Path) -> str:
