@@ -315,7 +315,7 @@ def walk(root: str | os.PathLike, skip: tuple[str, ...] = ()) -> Iterator[Folder
         subfolders[:] = sorted(n for n in subfolders if not n.startswith(".") and n not in skip)
         files = []
         for name in sorted(names):
-            if not name.startswith(".") and (listed := _listed(folder / name)):
+            if not name.startswith(".") and (listed := list_file(folder / name)):
                 files.append(listed)
         yield Folder(folder.relative_to(top).as_posix(), files, is_checkout)
 
@@ -334,7 +334,7 @@ def _files(root: str | os.PathLike, prefix: str, skip: tuple[str, ...] = ()) -> 
             yield Item(item_id, stamp, partial(read_file, top / folder.name / name), size)
 
 
-def _listed(path: epath.Path) -> ListedFile | None:
+def list_file(path: epath.Path) -> ListedFile | None:
     """Returns the name, size and stamp of a file; None if it is not regular or was deleted."""
     # etils' stat fails on a local file whose owner has no name, as in many containers.
     if is_bucket(path):

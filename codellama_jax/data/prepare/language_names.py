@@ -5,8 +5,8 @@ Only the languages for which linguist and pygments differ, or that a corpus of c
 TypeScript, free-form Fortran as Fortran, Unix assembly as Assembly, as in The Stack.
 """
 
-# One language per line: its extensions, then the names of its files after "|"; a long line continues in another. An extension that
-# several languages share is listed in AMBIGUOUS of languages.py, with the rules that decide.
+# One language per line: its extensions, then the names of its files after "|". A long line is
+# repeated. For an extension that several languages share, AMBIGUOUS of languages.py decides.
 FILES = """
 ActionScript: as
 Ada: adb ada ads

@@ -19,6 +19,7 @@ CONSIDERED = 50 * 1024  # characters of the text that the rules search; linguist
 
 _SHEBANG = re.compile(r"#!\s*(\S+)(?:[ \t]+(.*))?")
 _ASSIGNMENT_OR_FLAG = re.compile(r"-|\w+=")  # options of env before the program
+_WILDCARDS = set("*?[")
 _HASH_INCLUDE = r"^\s*#\s*(include|define|pragma|ifn?def)\b"
 _XML = r"\A\s*<\?xml|\A\s*<!DOCTYPE|\A\s*<[A-Za-z][\w:.-]*(\s+[\w:.-]+=|\s*/?>)"
 _CPP = (
@@ -270,11 +271,13 @@ def _tables() -> tuple[dict[str, str], dict[str, str]]:
     for name, _, patterns, _ in get_all_lexers(plugins=False):
         for pattern in patterns:
             language = SPELLINGS.get(name.lower(), name)
-            if not set(pattern) & set("*?["):
+            ending = pattern[1:].lower()
+            if not set(pattern) & _WILDCARDS:
                 file_names.setdefault(pattern, language)
-            elif pattern.startswith("*.") and not set(pattern[1:]) & set("*?["):
-                if extensions.setdefault(pattern[1:].lower(), language) != language:
-                    shared.add(pattern[1:].lower())
+            elif set(ending) & _WILDCARDS or not ending.startswith("."):
+                continue  # a pattern such as *.[1-9]
+            elif extensions.setdefault(ending, language) != language:
+                shared.add(ending)
     for extension in shared:
         del extensions[extension]
     for line in FILES.strip().splitlines():
