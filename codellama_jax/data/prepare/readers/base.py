@@ -48,6 +48,7 @@ class Slice(NamedTuple):
     end: int = 0  # the end of that range; 0 for a file that is not divided
     names: bytes = b""  # of the files in the folder, by `packed_names`
     repository: str = ""  # OWNER/NAME of a checkout
+    license: str = ""  # of that repository
 
 
 def text_of(value: bytes | str, document_id: str, options: InputOptions) -> str | Dropped:
@@ -60,16 +61,16 @@ def text_of(value: bytes | str, document_id: str, options: InputOptions) -> str 
         document_id: the id for `Dropped`.
         options: the limit on the size.
     """
+    if "\0" in value if isinstance(value, str) else b"\0" in value:
+        return Dropped(document_id, "binary", len(value))
     try:
         # A str may hold half of a surrogate pair, which JSON can write and UTF-8 cannot.
         size = len(value.encode() if isinstance(value, str) else value)
         if size > options.max_file_bytes:
-            return Dropped(document_id, "too_large")
+            return Dropped(document_id, "too_large", len(value))
         text = value if isinstance(value, str) else value.decode()
     except UnicodeError:
         return Dropped(document_id, "not_utf8", len(value))
-    if "\0" in text:
-        return Dropped(document_id, "binary", len(text))
     if text.startswith(BYTE_ORDER_MARK):
         text = text[1:]
     if not text or text.isspace():

@@ -113,20 +113,18 @@ def _script(cells: list[Cell], language: str) -> str:
 
 
 def _structured(cells: list[Cell]) -> str:
-    groups: list[tuple[str, list[Cell]]] = []
-    for kind, group in itertools.groupby(cells, key=_kind_of):
-        groups.append((kind, list(group)))
-    if groups and groups[0][0] == "code":
+    groups = [list(group) for _, group in itertools.groupby(cells, key=_kind_of)]
+    if groups and _kind_of(groups[0][0]) == "code":
         del groups[0]
-    if groups and groups[-1][0] == "text":
+    if groups and _kind_of(groups[-1][0]) == "text":
         del groups[-1]
     parts = []
-    for kind, group in groups:
-        if kind == "text":
-            parts.append(TEXT + "\n".join(cell.source for cell in group))
+    for group in groups:
+        source = "\n".join(cell.source for cell in group)
+        if _kind_of(group[0]) == "text":
+            parts.append(TEXT + source)
         else:
-            code = "\n".join(cell.source for cell in group)
-            parts.append(CODE + code + OUTPUT + (group[-1].output or EMPTY_OUTPUT))
+            parts.append(CODE + source + OUTPUT + (group[-1].output or EMPTY_OUTPUT))
     return START + "".join(parts) if parts else ""
 
 
