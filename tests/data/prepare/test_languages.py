@@ -70,7 +70,11 @@ CONTENTS = [
     ("a.ts", "const x: number = 1;\n", "TypeScript"),
     ("a.ts", '<?xml version="1.0"?>\n<!DOCTYPE TS>\n<TS></TS>\n', "XML"),
     ("a.sql", "SELECT 1;\n", "SQL"),
-    ("a.sql", "CREATE FUNCTION f() RETURNS trigger AS $$ BEGIN END $$ LANGUAGE plpgsql;\n", "PLpgSQL"),
+    (
+        "a.sql",
+        "CREATE FUNCTION f() RETURNS trigger AS $$ BEGIN END $$ LANGUAGE plpgsql;\n",
+        "PLpgSQL",
+    ),
     ("a.sql", "SELECT 1\nGO\nDECLARE @x INT\n", "TSQL"),
     ("a.sql", "x VARCHAR2(10);\n", "PLSQL"),
     ("a.v", "module top(input a);\nendmodule\n", "Verilog"),

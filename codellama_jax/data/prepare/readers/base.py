@@ -80,15 +80,18 @@ def text_of(value: bytes | str, document_id: str, options: InputOptions) -> str 
 
 def completed(record: Record, options: InputOptions) -> Record | Dropped:
     """Returns the record with its language, and with the text of a notebook instead of its JSON."""
-    is_notebook = record.path.lower().endswith(".ipynb")
-    # Tables of StarCoder hold notebooks that are text already.
-    if is_notebook and record.text.lstrip()[:1] == "{":
+    if record.path.lower().endswith(".ipynb"):
         notebook = notebooks.converted(record.text, options.notebooks)
         if not notebook:
             return Dropped(record.id, "damaged", len(record.text), "Jupyter Notebook")
         if not notebook.text.strip():
             return Dropped(record.id, "empty", len(record.text), "Jupyter Notebook")
         return record._replace(text=notebook.text, language=notebook.language)
+    return with_language(record)
+
+
+def with_language(record: Record) -> Record:
+    """Returns the record with its language, told by its path and text where it is unknown."""
     if record.language:
         return record
     return record._replace(language=language_of(record.path, record.text))
