@@ -9,6 +9,7 @@ sets. Hidden files and symlinks are left out.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -128,7 +129,7 @@ def _existing(source: str) -> epath.Path:
 
 def _file_slices(root: epath.Path, name: str, options: InputOptions) -> Iterator[Slice]:
     """Yields the slices of an input that is one file, with the ids that it has in its folder."""
-    file = sources.list_file(root.resolve())
+    file = sources.list_file(str(root.resolve()))
     if file is None:
         raise UserError(f"{root} is not a regular file: name a folder or a file")
     if problem := _unreadable_format(root.name):
@@ -241,13 +242,13 @@ def _table_reader(name: str) -> str:
     lower = name.lower()
     if json_lines.is_json_lines(lower):
         return json_lines.READER
-    return {".parquet": arrow.PARQUET, ".arrow": arrow.ARROW}.get(epath.Path(lower).suffix, "")
+    return {".parquet": arrow.PARQUET, ".arrow": arrow.ARROW}.get(os.path.splitext(lower)[1], "")
 
 
 def _unreadable_format(name: str) -> str:
     """Returns the format of an archive, of PDF or of another file that is not read; else ""."""
     lower = name.lower()
-    ending = epath.Path(lower).suffix
+    ending = os.path.splitext(lower)[1]
     if _table_reader(lower) or ending in (".json", ".ipynb"):
         return ""
     return sources.FORMATS.get(ending, "")

@@ -80,7 +80,7 @@ def text_of(value: bytes | str, document_id: str, options: InputOptions) -> str 
 
 def completed(record: Record, options: InputOptions) -> Record | Dropped:
     """Returns the record with its language, and with the text of a notebook instead of its JSON."""
-    if record.path.lower().endswith(".ipynb"):
+    if is_notebook(record):
         notebook = notebooks.converted(record.text, options.notebooks)
         if not notebook:
             return Dropped(record.id, "damaged", len(record.text), "Jupyter Notebook")
@@ -88,6 +88,11 @@ def completed(record: Record, options: InputOptions) -> Record | Dropped:
             return Dropped(record.id, "empty", len(record.text), "Jupyter Notebook")
         return record._replace(text=notebook.text, language=notebook.language)
     return with_language(record)
+
+
+def is_notebook(record: Record) -> bool:
+    """Returns whether a record comes from a notebook, by its path."""
+    return record.path.lower().endswith(".ipynb")
 
 
 def with_language(record: Record) -> Record:

@@ -20,7 +20,13 @@ import pyarrow as pa
 from codellama_jax.checked import nearest
 from codellama_jax.data.prepare.languages import canonical
 from codellama_jax.data.prepare.readers import conversations
-from codellama_jax.data.prepare.readers.base import InputOptions, completed, text_of, with_language
+from codellama_jax.data.prepare.readers.base import (
+    InputOptions,
+    completed,
+    is_notebook,
+    text_of,
+    with_language,
+)
 from codellama_jax.data.prepare.records import Dropped, Record
 from codellama_jax.errors import UserError
 
@@ -121,7 +127,8 @@ def record_of(
         stars=_stars(row.get(columns.stars)),
         source=source,
     )
-    if record.text.lstrip()[:1] != "{":  # tables of StarCoder hold notebooks that are text already
+    # Tables of StarCoder hold notebooks that are text already.
+    if is_notebook(record) and not record.text.lstrip().startswith("{"):
         return with_language(record)
     return completed(record, options)
 

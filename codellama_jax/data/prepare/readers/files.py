@@ -8,8 +8,6 @@ import os
 import zlib
 from collections.abc import Iterator
 
-from etils import epath
-
 from codellama_jax.data import sources
 from codellama_jax.data.prepare.readers.base import InputOptions, Slice, completed, text_of
 from codellama_jax.data.prepare.records import Dropped, Record
@@ -100,11 +98,10 @@ def read_files(part: Slice, source: str, options: InputOptions) -> Iterator[Reco
     A local file that is missing or private is dropped; the error of a disk or an object store is
     raised, because dropping a file for it would make the corpus depend on chance.
     """
-    folder = epath.Path(part.path)
     known = Record("", "", repository=part.repository, license=part.license, source=source)
     for name in unpacked_names(part.names):
         document_id = f"{part.name}/{sources.encodable(name)}"
-        data = _content(folder / name, options.max_file_bytes)
+        data = _content(f"{part.path}/{name}", options.max_file_bytes)
         if data is None:
             yield Dropped(document_id, "unreadable")
         else:
@@ -120,11 +117,13 @@ def _record(
     return completed(known._replace(id=document_id, text=text, path=path), options)
 
 
-def _content(path: epath.Path, max_bytes: int) -> bytes | None:
+def _content(path: str, max_bytes: int) -> bytes | None:
     """Returns the first `max_bytes` and one more byte of a file, None if it is unreadable."""
     try:
         with open_file(path) as file:
-            return file.read(max_bytes + 1) or b""
+            # Python allocates as many bytes as it is to read.
+            size = max_bytes if is_bucket(path) else os.fstat(file.fileno()).st_size
+            return file.read(min(size, max_bytes) + 1) or b""
     except (UserError, *LIBRARY_ERRORS) as error:
         if isinstance(error, UNREADABLE) and not is_bucket(path):
             return None

@@ -24,7 +24,13 @@ EMPTY_OUTPUT = "<empty_output>"
 NOTEBOOK = "Jupyter Notebook"
 DEFAULT = "Python"  # of a notebook that does not tell
 
-_MAGIC = re.compile(r"^([ \t]*)(?=[%!?]\S|\w[\w.]*\?{1,2}$)", re.MULTILINE)
+# A line that runs a magic or a shell command, or asks for help.
+_MAGIC = re.compile(
+    r"^([ \t]*)(?=%{1,2}[A-Za-z]|![^=\s]|\?{1,2}\w|\b[\w.]{1,200}\?{1,2}$)", re.MULTILINE
+)
+_MAGIC_MARKS = frozenset("%!?")
+# Magics of a cell that leave it Python; the rest of a cell under another one is another language.
+_PYTHON_MAGICS = ("%%time", "%%timeit", "%%capture", "%%prun", "%%memit")
 
 
 class Notebook(NamedTuple):
@@ -103,13 +109,23 @@ def _script(cells: list[Cell], language: str) -> str:
     for cell in cells:
         source = cell.source.rstrip("\n")
         if cell.kind == "code":
-            # IPython's commands would not parse as Python.
-            code = _MAGIC.sub(rf"\1{mark} ", source) if language == DEFAULT else source
+            code = _python(source) if language == DEFAULT else source
             parts.append(f"{mark} %%\n{code}\n")
         else:
-            lines = [f"{mark} {line}".rstrip() for line in source.split("\n")]
-            parts.append("\n".join([f"{mark} %% [{cell.kind}]", *lines, ""]))
+            parts.append(f"{mark} %% [{cell.kind}]\n{_commented(source, mark)}\n")
     return "\n".join(parts)
+
+
+def _python(source: str) -> str:
+    """Returns the code of a cell with IPython's commands, which Python cannot parse, commented."""
+    first = source.split(maxsplit=1)[0]
+    if first.startswith("%%") and first not in _PYTHON_MAGICS:
+        return _commented(source, "#")
+    return source if _MAGIC_MARKS.isdisjoint(source) else _MAGIC.sub(r"\1# ", source)
+
+
+def _commented(source: str, mark: str) -> str:
+    return "\n".join([f"{mark} {line}".rstrip() for line in source.split("\n")])
 
 
 def _structured(cells: list[Cell]) -> str:
