@@ -23,8 +23,8 @@ _WILDCARDS = set("*?[")
 _HASH_INCLUDE = r"^[ \t]*#[ \t]*(include|define|pragma|ifn?def)\b"
 _XML = r"\A\s*<\?xml|\A\s*<!DOCTYPE|\A\s*<[A-Za-z][\w:.-]*(\s+[\w:.-]+=|\s*/?>)"
 _CPP = (
-    r"^[ \t]*#\s*include <(algorithm|array|atomic|c?(std\w+|string)|fstream|functional|iostream|list"
-    r"|map|memory|mutex|optional|queue|set|sstream|stack|string_view|thread|tuple|type_traits"
+    r"^[ \t]*#\s*include <(algorithm|array|atomic|c?(std\w+|string)|fstream|functional|iostream"
+    r"|list|map|memory|mutex|optional|queue|set|sstream|stack|string_view|thread|tuple|type_traits"
     r"|unordered_\w+|utility|variant|vector)>|^[ \t]*template\s*<|^[ \t]*(using )?namespace\s+\w+"
     r"|^[ \t]*class\s+\w[\w:<>]*\s*(final\s*)?[{:]|^[ \t]*(private|public|protected):$|\bstd::\w+"
     r"|^[ \t]*(try|constexpr|typename|virtual|friend)\b|\bconstexpr\b|\bextern \"C\"\s*\{?\s*class"
@@ -102,7 +102,8 @@ AMBIGUOUS: dict[str, tuple[tuple[str, str], ...]] = {
         ("MUF", r"^: "),
         ("M", r"^[ \t]*;"),
         ("Wolfram Language", r"\(\*|\[\[[^\[\]\n]{0,200}\]\]|\b\w+\[\w*_\]\s*:=|^\w+`"),
-        ("MATLAB", r"^[ \t]*%|^[ \t]*(function|classdef|end|clear|clc|close|plot|disp)\b|\b\w+[ \t]*=[^=\n].{0,200};[ \t]*$"),
+        ("MATLAB", r"^[ \t]*%|^[ \t]*(function|classdef|end|clear|clc|close|plot|disp)\b"
+                   r"|\b\w+[ \t]*=[^=\n].{0,200};[ \t]*$"),
         ("Limbo", r"^\w+\s*:\s*module\s*\{"),
         ("Objective-C", _HASH_INCLUDE),
         ("MATLAB", ""),
@@ -111,8 +112,11 @@ AMBIGUOUS: dict[str, tuple[tuple[str, str], ...]] = {
         ("GCC Machine Description", r"^(;;|\(define_|\(include )"),
         ("Markdown", ""),
     ),
-    ".ml": (("Standard ML", r"=>\s|\bcase\b.{0,200}\bof\b|^[ \t]*(structure|signature|functor)\s+\w+\s*="
-                            r"|\A\s*fun\s"), ("OCaml", "")),
+    ".ml": (
+        ("Standard ML", r"=>\s|\bcase\b.{0,200}\bof\b|\A\s*fun\s"
+                        r"|^[ \t]*(structure|signature|functor)\s+\w+\s*="),
+        ("OCaml", ""),
+    ),
     ".mm": (("XML", _XML), ("Objective-C++", "")),
     ".mod": (
         ("XML", r"<!ENTITY "),
@@ -127,8 +131,11 @@ AMBIGUOUS: dict[str, tuple[tuple[str, str], ...]] = {
         ("Raku", r"^[ \t]*use v6\b"),
         ("Perl", ""),
     ),
-    ".pm": (("X PixMap", r"^[ \t]*/\* XPM \*/"), ("Raku", _RAKU + r".*\{"), ("Perl", "")),
-    ".pp": (("Pascal", r"(?i)^[ \t]*(unit|program|uses|interface|begin|end[.;])\b"), ("Puppet", "")),
+    ".pm": (("X PixMap", r"^[ \t]*/\* XPM \*/"), ("Raku", _RAKU + r"\b.*\{"), ("Perl", "")),
+    ".pp": (
+        ("Pascal", r"(?i)^[ \t]*(unit|program|uses|interface|begin|end[.;])\b"),
+        ("Puppet", ""),
+    ),
     ".pro": (
         ("Prolog", _PROLOG),
         ("INI", r"^last_client="),
@@ -156,8 +163,8 @@ AMBIGUOUS: dict[str, tuple[tuple[str, str], ...]] = {
         ("SQLPL", r"(?i)\b(alter module|mode db2sql|begin atomic)\b"),
         ("PLSQL", r"(?i)\$\$PLSQL_|\b(XMLTYPE|sysdate|systimestamp|connect by|varchar2)\b"
                   r"|\.nextval\b|\bauthid\s+\w+|\bpls_integer\b"),
-        ("TSQL", r"(?i)^[ \t]*GO\s*$|\bBEGIN\s+(TRY|CATCH)\b|\bOUTPUT INSERTED\b|^[ \t]*DECLARE\s+@\w+"
-                 r"|\[dbo\]\."),
+        ("TSQL", r"(?i)^[ \t]*GO\s*$|\bBEGIN\s+(TRY|CATCH)\b|\bOUTPUT INSERTED\b"
+                 r"|^[ \t]*DECLARE\s+@\w+|\[dbo\]\."),
         ("SQL", ""),
     ),
     ".t": (("Raku", _RAKU), ("Turing", r"^[ \t]*%[ \t]+|^[ \t]*var\s+\w+(\s*:\s*\w+)?\s*:=\s*\w+"),
@@ -172,7 +179,8 @@ AMBIGUOUS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     ".v": (
         ("Rocq Prover", r"^[ \t]*(Proof|Qed|Admitted|Theorem|Lemma|Require|Inductive|Fixpoint)\b"),
-        ("Verilog", r"^[ \t]*(module\s+\w+|endmodule|`(define|ifdef|include|timescale)|always\s*@)"),
+        ("Verilog", r"^[ \t]*(module\s+\w+|endmodule|`(define|ifdef|include|timescale)\b"
+                    r"|always\s*@)"),
         ("V", r"^[ \t]*(fn\s+(\(\w+ &?\w+\)\s*)?\w+\(|module\s+main\s*$|\$if\b|\w+\s*:=)"),
         ("Verilog", ""),
     ),

@@ -1,5 +1,7 @@
 """Languages as linguist names them."""
 
+import time
+
 import pytest
 
 from codellama_jax.data.prepare import languages
@@ -132,6 +134,31 @@ def test_only_the_start_of_a_text_is_searched():
 def test_rules_end_with_a_language_for_every_other_text(extension, rules):
     assert extension == extension.lower() and rules[-1][1] == ""
     assert language_of(f"a{extension}", "\x01") == rules[-1][0]
+
+
+@pytest.mark.parametrize("extension", languages.AMBIGUOUS)
+def test_no_text_takes_long(extension):
+    """An expression of quadratic time takes seconds, one of linear time milliseconds."""
+    pieces = [
+        "\n",
+        " ",
+        "a",
+        "(",
+        "[[",
+        "case ",
+        "a.o ",
+        "class a",
+        "a = ",
+        "a:",
+        "-",
+        "<a ",
+        "a\n",
+    ]
+    start = time.process_time()
+    for piece in pieces:
+        for before in ("", "class ", "fn "):
+            language_of(f"a{extension}", before + piece * languages.CONSIDERED)
+    assert time.process_time() - start < 0.2 * 3 * len(pieces)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,13 @@ import pytest
 from etils import epath
 
 from codellama_jax.data.prepare.inputs import InputOptions, parts_of, read_part
-from codellama_jax.data.prepare.readers import checkouts, conversations, notebooks
+from codellama_jax.data.prepare.readers import (
+    arrow,
+    checkouts,
+    conversations,
+    json_lines,
+    notebooks,
+)
 from codellama_jax.data.prepare.readers.base import text_of
 from codellama_jax.data.prepare.readers.licenses import combined, license_of
 from codellama_jax.data.prepare.records import Dropped, Record
@@ -209,6 +215,47 @@ def test_truncated_compressed_lines(tmp_path, write_table, stack_row, kind):
         parts_of(str(path), "in", InputOptions())
 
 
+class Remote:
+    """A file of an object store that can only read and seek."""
+
+    def __init__(self, path):
+        self._file = open(path, "rb")  # noqa: SIM115
+        self.closed = False
+
+    def read(self, size=-1):
+        return self._file.read(size)
+
+    def seek(self, position, whence=0):
+        return self._file.seek(position, whence)
+
+    def tell(self):
+        return self._file.tell()
+
+    def close(self):
+        self._file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_tables_in_an_object_store(tmp_path, write_table, stack_row, monkeypatch, kind):
+    write_table(tmp_path / f"t.{kind}", [stack_row(number) for number in range(9)])
+    options = InputOptions(part_bytes=500)
+    parts = parts_of(str(tmp_path), "in", options)
+    expected = read_all(tmp_path, options)
+    for module in (json_lines, arrow):
+        monkeypatch.setattr(module, "open_file", Remote)
+        monkeypatch.setattr(module, "is_bucket", lambda path: True)
+    results = []
+    for part in parts:
+        results += read_part(part, options)
+    assert results == expected and len(results) == 9
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_damaged_tables(tmp_path, write_table, stack_row, kind):
     rows = [stack_row(number, content=os.urandom(2000).hex()) for number in range(20)]
@@ -393,6 +440,24 @@ def test_a_notebook_between_sentinels():
         "<jupyter_code>%matplotlib inline\nx = 1 % 2\nx?\n!ls\nprint(x)<jupyter_output>1\n"
         "<jupyter_text>end<jupyter_code>y = 2<jupyter_output><empty_output>"
     )
+
+
+@pytest.mark.parametrize(
+    "source, expected",
+    [
+        ("%load x\ny = 1", "# %load x\ny = 1"),
+        ("%%time\nf()", "# %%time\nf()"),
+        ("%%bash\nls -l\n", "# %%bash\n# ls -l"),
+        ("if x:\n    !ls", "if x:\n    # !ls"),
+        ("y = (x\n     % z)", "y = (x\n     % z)"),
+        ("y = (x\n != z)", "y = (x\n != z)"),
+        ('s = """\n%(name)s\n"""', 's = """\n%(name)s\n"""'),
+        ("help(f)\nf??\n?f", "help(f)\n# f??\n# ?f"),
+    ],
+)
+def test_commands_of_ipython(source, expected):
+    result = notebooks.converted(notebook(cell("code", source)), "script")
+    assert result.text == f"# %%\n{expected}\n"
 
 
 @pytest.mark.parametrize(
