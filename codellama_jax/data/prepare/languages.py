@@ -22,12 +22,13 @@ _ASSIGNMENT_OR_FLAG = re.compile(r"-|\w+=")  # options of env before the program
 _WILDCARDS = set("*?[")
 _HASH_INCLUDE = r"^[ \t]*#[ \t]*(include|define|pragma|ifn?def)\b"
 _XML = r"\A\s*<\?xml|\A\s*<!DOCTYPE|\A\s*<[A-Za-z][\w:.-]*(\s+[\w:.-]+=|\s*/?>)"
+# One alternative for all that starts a line: the others are tried at every character.
 _CPP = (
-    r"^[ \t]*#\s*include <(algorithm|array|atomic|c?(std\w+|string)|fstream|functional|iostream"
+    r"^[ \t]*(#[ \t]*include <(algorithm|array|atomic|c?(std\w+|string)|fstream|functional|iostream"
     r"|list|map|memory|mutex|optional|queue|set|sstream|stack|string_view|thread|tuple|type_traits"
-    r"|unordered_\w+|utility|variant|vector)>|^[ \t]*template\s*<|^[ \t]*(using )?namespace\s+\w+"
-    r"|^[ \t]*class\s+\w[\w:<>]*\s*(final\s*)?[{:]|^[ \t]*(private|public|protected):$|\bstd::\w+"
-    r"|^[ \t]*(try|constexpr|typename|virtual|friend)\b|\bconstexpr\b|\bextern \"C\"\s*\{?\s*class"
+    r"|unordered_\w+|utility|variant|vector)>|template\s*<|(using )?namespace\s+\w"
+    r"|class\s+\w[\w:<>]*\s*(final\s*)?[{:]|(private|public|protected):$"
+    r"|(try|constexpr|typename|virtual|friend)\b)|std::\w"
 )
 _OBJECTIVE_C = (
     r"^[ \t]*(@(interface|class|protocol|property|end|synchronised|selector|implementation)\b"

@@ -313,6 +313,19 @@ def test_only_tracked_files_of_a_checkout(tmp_path, write_files, git, version):
     assert above["COPYING"].repository == "own/name"
 
 
+def test_a_second_working_tree_knows_its_origin(tmp_path, write_files, git):
+    first, second = tmp_path / "first", tmp_path / "second"
+    write_files(first, {"a.py": "x"})
+    git(tmp_path, "init", "-q", str(first))
+    git(first, "remote", "add", "origin", "https://example.com/own/name")
+    git(first, "add", ".")
+    git(first, "-c", "user.name=x", "-c", "user.email=x@example.com", "commit", "-qm", "x")
+    git(first, "worktree", "add", "-q", str(second))
+    write_files(second, {"untracked.py": "x"})
+    (record,) = read_all(second)
+    assert record.path == "a.py" and record.repository == "own/name"
+
+
 def test_a_checkout_whose_index_cannot_be_read(tmp_path, write_files):
     write_files(tmp_path, {".git/index": b"DIRC\0\0\0\2\0\0\0\7short", "a.py": "x", "b.py": "y"})
     assert [record.path for record in read_all(tmp_path)] == ["a.py", "b.py"]
