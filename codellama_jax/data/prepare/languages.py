@@ -1,4 +1,4 @@
-"""Tells the language of a file as GitHub's linguist does, by its name, extension and content.
+"""Names the language of a file as GitHub's linguist does, by its name, extension and content.
 
 The names of linguist ("Python", "C++", "Jupyter Notebook") are those of The Stack and of StarCoder.
 The rules in order: the file's name, its extension, and where it has none or languages share it, the

@@ -96,7 +96,7 @@ def is_notebook(record: Record) -> bool:
 
 
 def with_language(record: Record) -> Record:
-    """Returns the record with its language, told by its path and text where it is unknown."""
+    """Returns the record with its language, from its path and text where it is unknown."""
     if record.language:
         return record
     return record._replace(language=language_of(record.path, record.text))

@@ -41,7 +41,7 @@ def checkout_of(folder: epath.Path) -> Checkout:
 
 def _license(folder: epath.Path) -> str:
     """Returns the license that the license files at the top of a repository grant."""
-    found = []
+    names = []
     for path in sorted(folder.iterdir()):
         if licenses.FILE_NAME.match(path.name):
             try:
@@ -49,8 +49,8 @@ def _license(folder: epath.Path) -> str:
                     data = file.read(4 * licenses.CONSIDERED)
             except (OSError, UserError):
                 continue  # a folder of licenses, or unreadable
-            found.append(licenses.license_of(data.decode(errors="replace")))
-    return licenses.combined(found)
+            names.append(licenses.license_of(data.decode(errors="replace")))
+    return licenses.combined(names)
 
 
 def _git_folder(folder: epath.Path) -> epath.Path:

@@ -96,7 +96,7 @@ def read_files(part: Slice, source: str, options: InputOptions) -> Iterator[Reco
     """Yields the records of the files of a folder.
 
     A local file that is missing or private is dropped; the error of a disk or an object store is
-    raised, because dropping a file for it would make the corpus depend on chance.
+    raised, because dropping a file for it would make the corpus differ between runs.
     """
     known = Record("", "", repository=part.repository, license=part.license, source=source)
     for name in unpacked_names(part.names):

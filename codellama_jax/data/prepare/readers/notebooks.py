@@ -22,7 +22,7 @@ CODE = "<jupyter_code>"
 OUTPUT = "<jupyter_output>"
 EMPTY_OUTPUT = "<empty_output>"
 NOTEBOOK = "Jupyter Notebook"
-DEFAULT = "Python"  # of a notebook that does not tell
+DEFAULT = "Python"  # of a notebook that names no language
 
 # A line that runs a magic or a shell command, or asks for help.
 _MAGIC = re.compile(
