@@ -1,4 +1,4 @@
-"""Recognizes the license of a repository from its license files, as an SPDX identifier in lower case."""
+"""Names the license of a repository by its license files, as an SPDX identifier in lower case."""
 
 from __future__ import annotations
 
