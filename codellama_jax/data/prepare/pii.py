@@ -11,7 +11,9 @@ We differ in these points:
 - Two secrets with nothing between them stay so; the published code writes a space there.
 - E-mail addresses of the reserved domains example.com, .org and .net stay.
 - IP addresses are found after characters such as "=" and "/" too, but not in a name with a version.
-  IPv6 addresses must be in 2000::/3, the only range that is assigned: C++ has many names like a::b.
+  Networks such as 52.0.0.0/8 stay. Three single digits, not only four, make a version of a number
+  without "dns" or "server" near it. IPv6 addresses must be in 2000::/3, the only range that is
+  assigned: C++ has many names like a::b.
 
 Redacting a redacted text changes nothing.
 """
@@ -58,7 +60,7 @@ _DOMAIN = re.compile(
 )
 _LOCAL_PART = re.compile(r"[^\s@?!;,:)('\"<>=\[\]{}|`\\/&]+\Z")
 _RESERVED_DOMAIN = re.compile(r"(?:.*\.)?example\.(?:com|org|net)|(?:.*\.)?[^.]+\.example", re.I)
-_IPV4 = re.compile(r"(?<![\w.-])\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?![\w-]|\.\d)", re.ASCII)
+_IPV4 = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?![\w-]|\.\d|/\d)")
 _IPV6_PART = re.compile(r":[0-9a-fA-F]{0,4}:")
 _IPV6 = re.compile(r"[0-9a-fA-F:.]{2,45}")
 # Before a number: a version of a package, or the name of a program with a slash.
@@ -114,6 +116,9 @@ def find_emails(text: str) -> Iterator[secrets.Span]:
 def find_ipv4(text: str) -> Iterator[secrets.Span]:
     """Yields the (start, end) of public IPv4 addresses that are not version numbers."""
     for match in _IPV4.finditer(text):
+        before = text[max(0, match.start() - 1) : match.start()]
+        if before == "-" or _is_word(before):  # part of a longer number or a name
+            continue
         if _is_public(match[0]) and not _is_version(text, *match.span()):
             yield match.span()
 
@@ -132,8 +137,9 @@ def find_ipv6(text: str) -> Iterator[secrets.Span]:
             continue
         address = match[0].rstrip(".:") if not match[0].endswith("::") else match[0]
         end = start + len(address)
-        is_part_of_word = _is_word(text[start - 1 : start]) or _is_word(text[end : end + 1])
-        if not is_part_of_word and _is_public(address):
+        neighbours = text[max(0, start - 1) : start], text[end : end + 1]
+        is_network = re.match(r"/\d", text[end : end + 2]) is not None
+        if not is_network and not any(map(_is_word, neighbours)) and _is_public(address):
             yield start, end
 
 
@@ -153,12 +159,12 @@ def _is_public(address: str) -> bool:
 
 
 def _is_version(text: str, start: int, end: int) -> bool:
-    """Tells whether four numbers are a version: four single digits, or after a version's name."""
-    around = text[max(0, start - _CONTEXT) : end + _CONTEXT].lower()
-    if end - start == len("1.2.3.4"):
+    """Tells whether four numbers are a version: nearly all single digits, or after its name."""
+    single_digits = sum(len(number) == 1 for number in text[start:end].split("."))
+    if single_digits >= 3:
+        around = text[max(0, start - _CONTEXT) : end + _CONTEXT].lower()
         return "dns" not in around and "server" not in around
-    before = text[max(0, start - 30) : start]
-    return _VERSION_BEFORE.search(before) is not None
+    return _VERSION_BEFORE.search(text[max(0, start - 30) : start]) is not None
 
 
 def _replaced(

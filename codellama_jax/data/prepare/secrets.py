@@ -6,8 +6,8 @@ that names sha, md5, hash or byte, or a file with over 2 % of such lines.
 
 We differ where the published rules lose secrets or change harmless text:
 - Private keys go: the body between the BEGIN and END lines.
-- Formats of vendors that detect-secrets lacks or finds in part are added (`_formats`). A format that
-  is unmistakable needs no guard; in the published rules one "sha" in 50 lines keeps all of them.
+- Formats of vendors that detect-secrets lacks or finds in part are added (`_formats`). A format
+  that is unmistakable needs no guard; by the published rules one "sha" in 50 lines keeps them all.
 - Random values that are assigned to a name such as `api_key` go without quotes too.
 - Hexadecimal strings go only where such a name is, since nearly all others are digests.
 - Base64 strings in quotes go as published, but not in rows of them or where a document has many,
@@ -18,8 +18,10 @@ We differ where the published rules lose secrets or change harmless text:
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-from collections.abc import Iterator
+import string
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from codellama_jax.data.prepare.gibberish import is_gibberish
@@ -29,11 +31,17 @@ Span = tuple[int, int]
 LONGEST_VALUE = 200  # characters of a value without a known format; longer ones are data
 MANY_VALUES = 5  # base64 strings without a name in a document, above which they are data
 _CONTEXT = 80  # characters before a value in which its name is searched
+_BEFORE, _AFTER = 60, 250  # characters around a value in which a known format is searched
 _LEAST_NAMED_ENTROPY = 3.0  # bits per character
 
-_VALUE = re.compile(r"(?<![A-Za-z0-9_+/-])[A-Za-z0-9_+/-]{16,}={0,2}")
+# Of the bytes of a text in Latin-1: "x" for those that values consist of, " " for all others.
+_IN_VALUES = (string.ascii_letters + string.digits + "_+/-").encode()
+_MARKS = bytes(ord("x") if byte in _IN_VALUES else ord(" ") for byte in range(256))
+_RUN = b"x" * 16  # the shortest value
+_PADDING = re.compile("={0,2}")  # of base64
+_HAS_DIGIT = re.compile("[0-9]")
 _NAME = (
-    r"(?:(?:api|secret|access|auth|account|client|private|service|encryption|signing|master|app|db"
+    r"(?:(?:api|secret|access|auth|account|aws|client|private|service|encryption|signing|master|app|db"
     r"|application|consumer|database|deploy|license|shared)[_-]?key|token|secret|passw(?:or)?d"
     r"|passwd|pwd|passphrase|credentials?)"
 )
@@ -43,13 +51,11 @@ _NAMED = re.compile(
     rf"|\b(?:bearer|basic|token)[ ]\Z|--[\w-]{{0,30}}{_NAME}[ ]\Z",
     re.IGNORECASE,
 )
-# A password with other characters than those of _VALUE, in quotes.
+# Where the name of a password may end, in lower case, and what follows it: a value in quotes.
+_PASSWORD_NAME = re.compile(r"api_?key|token|secret|passw|pwd|passphrase|credential")
 _PASSWORD = re.compile(
-    rf"{_NAME}\w{{0,20}}[\"'`]?\]?\s{{0,4}}(?::=|=>|={{1,3}}|:)\s{{0,4}}([\"'])"
-    r"([^\s\"'\\<>{}()]{12,64})\1",
-    re.IGNORECASE,
+    r"\w{0,20}[\"'`]?\]?\s{0,4}(?::=|=>|={1,3}|:)\s{0,4}([\"'])([^\s\"'\\<>{}()]{12,64})\1"
 )
-_NAME_PARTS = ("key", "token", "secret", "passw", "pwd", "passphrase", "credential")
 _HEXADECIMAL = re.compile(r"(?:0x)?[0-9a-f-]+|(?:0x)?[0-9A-F-]+")
 _DIGEST = re.compile(
     r"sha-?\d|\bsha\b|md5|hash|digest|checksum|integrity|fingerprint|commit|revision|etag|byte",
@@ -79,7 +85,31 @@ def find_keys(text: str) -> list[Span]:
 
     Private keys are not among them: see `private_keys`.
     """
-    spans = [*_of_known_format(text), *_by_name_or_entropy(text), *_passwords(text)]
+    values = list(_values(text))
+    spans = [*_of_known_format(text, values), *_by_name_or_entropy(text, values)]
+    spans += [*_web_tokens(text), *_passwords(text)]
+    return _merged(spans)
+
+
+def _values(text: str) -> Iterator[Span]:
+    """Yields the (start, end) of the words of at least 16 characters that keys may be part of."""
+    # One byte per character, so that positions are those of the text; this is many times as fast
+    # as a regular expression.
+    marks = text.encode("latin-1", "replace").translate(_MARKS)
+    end = 0
+    while (start := marks.find(_RUN, end)) >= 0:
+        end = marks.find(b" ", start)
+        end = len(text) if end < 0 else end
+        if _HAS_DIGIT.search(text, start, end) or _is_gibberish(text, start, end):
+            yield start, end
+
+
+def _is_gibberish(text: str, start: int, end: int) -> bool:
+    return end - start <= LONGEST_VALUE and is_gibberish(text[start:end])
+
+
+def _merged(spans: Iterable[Span]) -> list[Span]:
+    """Returns the spans sorted, with those that overlap joined."""
     merged: list[Span] = []
     for start, end in sorted(spans):
         if merged and start < merged[-1][1]:
@@ -131,22 +161,21 @@ def _is_key_body(body: str) -> bool:
     return max(words, default=0) >= 32 and long_words >= 0.5 * visible
 
 
-def _of_known_format(text: str) -> Iterator[Span]:
-    lower = text.lower()
-    for known in _formats():
-        if not any(literal in lower for literal in known.literals):
+def _of_known_format(text: str, values: Iterable[Span]) -> Iterator[Span]:
+    """Yields the secrets of known formats around the values."""
+    windows = _merged((max(0, start - _BEFORE), end + _AFTER) for start, end in values)
+    for (begin, stop), known in itertools.product(windows, _formats()):
+        if all(text.find(literal, begin, stop) < 0 for literal in known.literals):
             continue
-        for match in known.regex.finditer(text):
+        for match in known.regex.finditer(text, begin, stop):
             # Some expressions of detect-secrets group the secret, others its prefix.
-            group = 1 if match.lastindex and len(match[1]) >= 16 else 0
+            group = 1 if match.lastindex and len(match[1]) >= len(_RUN) else 0
             start, end = match.span(group)
             if known.guarded and not is_gibberish(match[group]):
                 continue
             while end < len(text) and (text[end].isalnum() or text[end] in "_-"):
                 end += 1
             yield start, end
-    if "eyJ" in text:
-        yield from _web_tokens(text)
 
 
 _WEB_TOKEN = re.compile(r"(?<![\w-])eyJ[\w-]+\.[\w-]+(?:\.[\w-]*)?", re.ASCII)
@@ -154,6 +183,8 @@ _WEB_TOKEN = re.compile(r"(?<![\w-])eyJ[\w-]+\.[\w-]+(?:\.[\w-]*)?", re.ASCII)
 
 def _web_tokens(text: str) -> Iterator[Span]:
     """Yields JSON web tokens with their signature, which the plugin's expression leaves out."""
+    if "eyJ" not in text:
+        return
     from detect_secrets.plugins.jwt import JwtTokenDetector
 
     for match in _WEB_TOKEN.finditer(text):
@@ -162,14 +193,16 @@ def _web_tokens(text: str) -> Iterator[Span]:
             yield match.span()
 
 
-def _by_name_or_entropy(text: str) -> Iterator[Span]:
+def _by_name_or_entropy(text: str, values: Iterable[Span]) -> Iterator[Span]:
     """Yields random values that have the name of a secret, or are in quotes."""
     unnamed: list[Span] = []
-    for match in _VALUE.finditer(text):
-        value, (start, end) = match[0], match.span()
-        if end - start > LONGEST_VALUE or not is_gibberish(value) or _is_harmless(value):
+    for start, end in values:
+        if end - start > LONGEST_VALUE:
             continue
-        line = text[text.rfind("\n", max(0, start - _CONTEXT), start) + 1 :][:0]
+        end += len(_PADDING.match(text, end)[0])
+        value = text[start:end]
+        if not is_gibberish(value) or _is_harmless(value):
+            continue
         line = _line_before(text, start)
         if _NAMED.search(line):
             if not _is_digest(value, line) and _entropy(value) >= _LEAST_NAMED_ENTROPY:
@@ -181,15 +214,19 @@ def _by_name_or_entropy(text: str) -> Iterator[Span]:
 
 
 def _passwords(text: str) -> Iterator[Span]:
+    """Yields random values in quotes that hold more than letters and digits, after a name."""
     lower = text.lower()
-    if not any(part in lower for part in _NAME_PARTS):
-        return
-    for match in _PASSWORD.finditer(text):
-        value = match[2]
-        kinds = (str.isdigit, str.islower, str.isupper)
-        has_all = all(any(map(kind, value)) for kind in kinds)
-        if has_all and is_gibberish(value) and not value.isalnum():
+    if len(lower) != len(text):  # a few capitals have two small letters
+        lower = text
+    for name in _PASSWORD_NAME.finditer(lower):
+        match = _PASSWORD.match(text, name.end())
+        if match and _has_all_kinds(match[2]) and is_gibberish(match[2]):
             yield match.span(2)
+
+
+def _has_all_kinds(value: str) -> bool:
+    kinds = (str.isdigit, str.islower, str.isupper)
+    return not value.isalnum() and all(any(map(kind, value)) for kind in kinds)
 
 
 def _line_before(text: str, start: int) -> str:
@@ -206,7 +243,7 @@ def _is_harmless(value: str) -> bool:
     """Tells whether a value is an id or a sequence of characters, as alphabets are."""
     if _UUID.search(value):
         return True
-    following = sum(ord(b) - ord(a) == 1 for a, b in zip(value, value[1:]))
+    following = sum(abs(ord(b) - ord(a)) == 1 for a, b in itertools.pairwise(value))
     return following > 0.3 * len(value)
 
 
@@ -250,46 +287,48 @@ def _base64_plugin():
 @functools.cache
 def _formats() -> tuple[Format, ...]:
     """Returns the known formats: those of detect-secrets' plugins, and those that it lacks."""
-    from detect_secrets.plugins import aws, discord, github_token, gitlab_token, mailchimp, openai
-    from detect_secrets.plugins import artifactory, pypi_token, sendgrid, slack, square_oauth
-    from detect_secrets.plugins import stripe, twilio
+    from detect_secrets.plugins import artifactory, aws, discord, github_token, gitlab_token
+    from detect_secrets.plugins import mailchimp, openai, pypi_token, sendgrid, slack  # isort: skip
+    from detect_secrets.plugins import square_oauth, stripe, twilio  # isort: skip
 
+    encrypted = tuple(f"AP{digit}" for digit in "0123456789ABCDEF")
     plugins = (
-        (artifactory.ArtifactoryDetector, ("akc", "ap"), True),
-        (aws.AWSKeyDetector, ("a3t", "abia", "acca", "akia", "asia", "aws"), False),
+        (artifactory.ArtifactoryDetector, ("AKC", *encrypted), True),
+        (aws.AWSKeyDetector, ("A3T", "ABIA", "ACCA", "AKIA", "ASIA", "aws", "AWS"), False),
         (discord.DiscordBotTokenDetector, (".",), True),
         (github_token.GitHubTokenDetector, ("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), False),
-        (gitlab_token.GitLabTokenDetector, ("gl", "gr1348941"), False),
+        (gitlab_token.GitLabTokenDetector, ("gl", "GR1348941"), False),
         (mailchimp.MailchimpDetector, ("-us",), True),
-        (openai.OpenAIDetector, ("t3blbkfj",), False),
-        (pypi_token.PypiTokenDetector, ("pypi-age",), False),
-        (sendgrid.SendGridDetector, ("sg.",), False),
+        (openai.OpenAIDetector, ("T3BlbkFJ",), False),
+        (pypi_token.PypiTokenDetector, ("pypi-Ag",), False),
+        (sendgrid.SendGridDetector, ("SG.",), False),
         (slack.SlackDetector, ("xox",), False),
         (square_oauth.SquareOAuthDetector, ("sq0csp-",), False),
         (stripe.StripeDetector, ("k_live_",), False),
-        (twilio.TwilioKeyDetector, ("ac", "sk"), True),
+        (twilio.TwilioKeyDetector, ("AC", "SK"), True),
     )
     formats = [
         Format(literals, regex, guarded)
         for plugin, literals, guarded in plugins
         for regex in plugin.denylist
+        if "hooks" not in regex.pattern  # replaces the address of the service too
     ]
     own = (
-        (("accountkey=", "sharedaccesskey="), r"(?:Account|SharedAccess)Key=([A-Za-z0-9+/]{40,88}={0,2})"),
-        (("q~",), r"(?<!\w)[\w~.]{3}\dQ~[\w~.-]{31,34}"),
+        (("AccountKey=", "AccessKey="), r"Acc(?:ount|ess)Key=([A-Za-z0-9+/]{40,88}={0,2})"),
+        (("Q~",), r"(?<!\w)[\w~.]{3}\dQ~[\w~.-]{31,34}"),
         (("hooks.slack.com",), r"hooks\.slack\.com/services/(T\w+/B\w+/\w+)"),
-        (("aiza",), r"AIza[\w-]{35}"),
-        (("gocspx-", "ya29."), r"GOCSPX-[\w-]{28}|ya29\.[\w-]{20,}"),
+        (("AIza",), r"AIza[\w-]{35}"),
+        (("GOCSPX-", "ya29."), r"GOCSPX-[\w-]{28}|ya29\.[\w-]{20,}"),
         (("github_pat_",), r"github_pat_\w{82}"),
         (("npm_",), r"npm_[A-Za-z0-9]{36}"),
-        (("_authtoken=",), r"_authToken=\s{0,4}([A-Fa-f0-9-]{36})"),
+        (("_authToken=",), r"_authToken=\s{0,4}([A-Fa-f0-9-]{36})"),
         (("k_test_", "whsec_"), r"[rs]k_test_[0-9a-zA-Z]{24}|whsec_[\w+/]{24,64}"),
         (("xapp-", "xoxe"), r"xapp-\d-[A-Z0-9]+-\d+-[a-z0-9]+|xoxe[.-][\w.-]{20,}"),
         (("sk-",), r"sk-(?:ant-|proj-)[\w-]{40,}|sk-[A-Za-z0-9]{48}"),
         (("hf_",), r"(?<!\w)hf_[A-Za-z]{34}"),
         (("dop_v1_", "doo_v1_"), r"do[op]_v1_[a-f0-9]{64}"),
         (("shpat_", "shpss_"), r"shp(?:at|ss)_[a-fA-F0-9]{32}"),
-        ((":aa",), r"(?<!\d)\d{8,10}:AA[\w-]{33}"),
-    )  # fmt: skip
+        ((":AA",), r"(?<!\d)\d{8,10}:AA[\w-]{33}"),
+    )
     formats += [Format(literals, re.compile(regex, re.ASCII)) for literals, regex in own]
     return tuple(formats)
