@@ -63,6 +63,7 @@ _RESERVED_DOMAIN = re.compile(r"(?:.*\.)?example\.(?:com|org|net)|(?:.*\.)?[^.]+
 _IPV4 = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?![\w-]|\.\d|/\d)")
 _IPV6_PART = re.compile(r":[0-9a-fA-F]{0,4}:")
 _IPV6 = re.compile(r"[0-9a-fA-F:.]{2,45}")
+_OBJECT_IDENTIFIERS = ("1.3.", "2.5.4.", "2.5.29.")  # of X.500, such as "2.5.29.15"
 # Before a number: a version of a package, or the name of a program with a slash.
 _VERSION_BEFORE = re.compile(
     r"(?:version|release|ver\.?|[=~!<>]=|[\^~<>@])[\"')\]]*\s*[:=]?\s*[\"'(\[]*\Z|[A-Za-z]/\Z", re.I
@@ -155,11 +156,19 @@ def _is_public(address: str) -> bool:
         return False
     if parsed.version == 6 and parsed.packed[0] >> 5 != 1:  # outside of 2000::/3
         return False
+    # In markup a number may end with "::", such as "RFC 2396::".
+    if parsed.version == 6 and len(address.replace("::", ":").strip(":").split(":")) < 3:
+        return False
     return parsed.is_global and not parsed.is_multicast and parsed not in _KEPT_IPS
 
 
 def _is_version(text: str, start: int, end: int) -> bool:
-    """Tells whether four numbers are a version: nearly all single digits, or after its name."""
+    """Tells whether four numbers are a version or the name of an object in a standard.
+
+    A version has nearly only single digits, or follows the name of what it is the version of.
+    """
+    if text.startswith(_OBJECT_IDENTIFIERS, start):
+        return True
     single_digits = sum(len(number) == 1 for number in text[start:end].split("."))
     if single_digits >= 3:
         around = text[max(0, start - _CONTEXT) : end + _CONTEXT].lower()
