@@ -7,13 +7,20 @@ made of, so that it is the same on every machine and for every version of Python
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections import Counter
 
 # Mean log probability of a pair, in nats, below which a string is random. Of 20 random letters and
 # digits 1 in 500 is above it; of the identifiers of the standard library with at least 20
 # characters 98 in 100 are.
 LEAST_SCORE = -3.5
+# The same for a string that the text around it marks as a key: 1 in 10,000 random ones is above it.
+LEAST_MARKED_SCORE = -3.2
+_WORD_START = re.compile("(?<=[a-z])(?=[A-Z])")
+_DIGIT = re.compile("[0-9]")
+_OTHER = re.compile("[^a-z0]")
 _SHARE_UNIFORM = 0.05  # of the probability of a pair, so that none is 0
 
 _WORDS = """
@@ -77,32 +84,25 @@ utf8 int32 int64 float32 x86 sha256 base64 md5 i18n v1 v2 p2 h1 mp3 2d 3d log10 
 
 
 def _symbols(text: str) -> str:
-    """Returns letters in lower case, every digit as 0 and everything else as a space."""
-    symbols = []
-    previous = ""
-    for character in text:
-        if character.isascii() and character.isalpha():
-            # A capital after a small letter starts a word, as in camelCase.
-            if character.isupper() and previous.islower():
-                symbols.append(" ")
-            symbols.append(character.lower())
-        else:
-            symbols.append("0" if character.isdigit() else " ")
-        previous = character
-    return "".join(symbols)
+    """Returns letters in lower case, every digit as 0 and everything else as a space.
+
+    A capital after a small letter starts a word, as in camelCase.
+    """
+    words = _WORD_START.sub(" ", text).lower()
+    return _OTHER.sub(" ", _DIGIT.sub("0", words))
 
 
-def _train(words: str) -> dict[str, float]:
+def _train(words: str) -> dict[tuple[str, str], float]:
     """Returns the log probability of each pair of symbols given the first of them."""
     text = " " + " ".join(words.split()) + " "
-    pairs = Counter(text[i : i + 2] for i in range(len(text) - 1))
+    pairs = Counter(itertools.pairwise(text))
     firsts = Counter(text[:-1])
     alphabet = "abcdefghijklmnopqrstuvwxyz0 "
     table = {}
     for first in alphabet:
         for second in alphabet:
-            share = pairs[first + second] / firsts[first]
-            table[first + second] = math.log(
+            share = pairs[first, second] / firsts[first]
+            table[first, second] = math.log(
                 (1 - _SHARE_UNIFORM) * share + _SHARE_UNIFORM / len(alphabet)
             )
     return table
@@ -114,10 +114,9 @@ _LOG_PROBABILITY = _train(_WORDS)
 def score(text: str) -> float:
     """Returns the mean log probability of the pairs of characters, in nats; higher for words."""
     symbols = f" {_symbols(text)} "
-    pairs = [symbols[i : i + 2] for i in range(len(symbols) - 1)]
-    return sum(map(_LOG_PROBABILITY.__getitem__, pairs)) / len(pairs)
+    return sum(map(_LOG_PROBABILITY.__getitem__, itertools.pairwise(symbols))) / (len(symbols) - 1)
 
 
-def is_gibberish(text: str) -> bool:
+def is_gibberish(text: str, least: float = LEAST_SCORE) -> bool:
     """Tells whether a string is random rather than made of words."""
-    return score(text) < LEAST_SCORE
+    return score(text) < least

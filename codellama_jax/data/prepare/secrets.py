@@ -24,11 +24,12 @@ import string
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from codellama_jax.data.prepare.gibberish import is_gibberish
+from codellama_jax.data.prepare.gibberish import LEAST_MARKED_SCORE, is_gibberish
 
 Span = tuple[int, int]
 
-LONGEST_VALUE = 200  # characters of a value without a known format; longer ones are data
+LONGEST_VALUE = 200  # characters of a value with a name; longer ones are data
+LONGEST_UNNAMED = 100  # characters of a value without a name and a known format
 MANY_VALUES = 5  # base64 strings without a name in a document, above which they are data
 _CONTEXT = 80  # characters before a value in which its name is searched
 _BEFORE, _AFTER = 60, 250  # characters around a value in which a known format is searched
@@ -38,8 +39,8 @@ _LEAST_NAMED_ENTROPY = 3.0  # bits per character
 _IN_VALUES = (string.ascii_letters + string.digits + "_+/-").encode()
 _MARKS = bytes(ord("x") if byte in _IN_VALUES else ord(" ") for byte in range(256))
 _RUN = b"x" * 16  # the shortest value
-_PADDING = re.compile("={0,2}")  # of base64
 _HAS_DIGIT = re.compile("[0-9]")
+_PADDING = re.compile("={0,2}")  # of base64
 _NAME = (
     r"(?:(?:api|secret|access|auth|account|aws|client|private|service|encryption|signing|master|app|db"
     r"|application|consumer|database|deploy|license|shared)[_-]?key|token|secret|passw(?:or)?d"
@@ -47,7 +48,8 @@ _NAME = (
 )
 # Ends where a value starts: `api_key = "`, `"token": "`, `TOKEN=`, `Bearer `, `--password `.
 _NAMED = re.compile(
-    rf"{_NAME}\w{{0,20}}[\"'`]?\]?\s{{0,4}}(?::=|=>|={{1,3}}|:|,|\()\s{{0,4}}[a-z@]{{0,2}}[\"'`]?\Z"
+    rf"{_NAME}\w{{0,20}}[\"'`]?\]?\s{{0,4}}"
+    r"(?:(?::=|=>|={1,3}|:)\s{0,4}[a-z@]{0,2}[\"'`]?|[,(]\s{0,4}[a-z@]{0,2}[\"'`])\Z"
     rf"|\b(?:bearer|basic|token)[ ]\Z|--[\w-]{{0,30}}{_NAME}[ ]\Z",
     re.IGNORECASE,
 )
@@ -64,6 +66,9 @@ _DIGEST = re.compile(
 _DIGEST_PREFIX = re.compile(r"sha\d{1,3}[-_:]", re.IGNORECASE)
 _PUBLIC = re.compile(r"pub(?:lic)?[_-]?key", re.IGNORECASE)
 _UUID = re.compile(r"[a-f0-9]{8}-[a-f0-9]{4}-[a-f0-9]{4}-[a-f0-9]{4}-[a-f0-9]{12}", re.IGNORECASE)
+_PLACEHOLDER = re.compile(
+    r"your|example|placeholder|change.?me|goes.?here|xxxx|insert|dummy", re.IGNORECASE
+)
 # How images, archives and documents start in base64.
 _FILE_STARTS = ("iVBOR", "R0lGOD", "/9j/", "PHN2Zy", "UklGR", "JVBERi", "UEsDB", "H4sI", "AAAA")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
@@ -92,7 +97,7 @@ def find_keys(text: str) -> list[Span]:
 
 
 def _values(text: str) -> Iterator[Span]:
-    """Yields the (start, end) of the words of at least 16 characters that keys may be part of."""
+    """Yields the (start, end) of the random words of at least 16 characters."""
     # One byte per character, so that positions are those of the text; this is many times as fast
     # as a regular expression.
     marks = text.encode("latin-1", "replace").translate(_MARKS)
@@ -100,12 +105,15 @@ def _values(text: str) -> Iterator[Span]:
     while (start := marks.find(_RUN, end)) >= 0:
         end = marks.find(b" ", start)
         end = len(text) if end < 0 else end
-        if _HAS_DIGIT.search(text, start, end) or _is_gibberish(text, start, end):
+        value = text[start : min(end, start + LONGEST_VALUE)]
+        if _may_be_random(value) and is_gibberish(value, LEAST_MARKED_SCORE):
             yield start, end
 
 
-def _is_gibberish(text: str, start: int, end: int) -> bool:
-    return end - start <= LONGEST_VALUE and is_gibberish(text[start:end])
+def _may_be_random(value: str) -> bool:
+    """Tells whether a word has digits or both small letters and capitals, as random ones have."""
+    has_digit = _HAS_DIGIT.search(value) is not None
+    return has_digit or (value != value.lower() and value != value.upper())
 
 
 def _merged(spans: Iterable[Span]) -> list[Span]:
@@ -171,11 +179,19 @@ def _of_known_format(text: str, values: Iterable[Span]) -> Iterator[Span]:
             # Some expressions of detect-secrets group the secret, others its prefix.
             group = 1 if match.lastindex and len(match[1]) >= len(_RUN) else 0
             start, end = match.span(group)
+            if _is_inside_word(text, start):
+                continue
             if known.guarded and not is_gibberish(match[group]):
                 continue
             while end < len(text) and (text[end].isalnum() or text[end] in "_-"):
                 end += 1
             yield start, end
+
+
+def _is_inside_word(text: str, start: int) -> bool:
+    """Tells whether a letter or digit precedes, as inside of base64, but not one of an escape."""
+    before = text[max(0, start - 2) : start]
+    return before[-1:].isalnum() and before[:1] != "\\"
 
 
 _WEB_TOKEN = re.compile(r"(?<![\w-])eyJ[\w-]+\.[\w-]+(?:\.[\w-]*)?", re.ASCII)
@@ -201,10 +217,10 @@ def _by_name_or_entropy(text: str, values: Iterable[Span]) -> Iterator[Span]:
             continue
         end += len(_PADDING.match(text, end)[0])
         value = text[start:end]
-        if not is_gibberish(value) or _is_harmless(value):
+        if _is_harmless(value):
             continue
         line = _line_before(text, start)
-        if _NAMED.search(line):
+        if _NAMED.search(line) and text[end : end + 1] not in ("(", "[", "."):
             if not _is_digest(value, line) and _entropy(value) >= _LEAST_NAMED_ENTROPY:
                 yield start, end
         elif _is_quoted(text, start, end) and _is_random_base64(value, line):
@@ -220,7 +236,7 @@ def _passwords(text: str) -> Iterator[Span]:
         lower = text
     for name in _PASSWORD_NAME.finditer(lower):
         match = _PASSWORD.match(text, name.end())
-        if match and _has_all_kinds(match[2]) and is_gibberish(match[2]):
+        if match and _has_all_kinds(match[2]) and is_gibberish(match[2], LEAST_MARKED_SCORE):
             yield match.span(2)
 
 
@@ -240,8 +256,8 @@ def _is_quoted(text: str, start: int, end: int) -> bool:
 
 
 def _is_harmless(value: str) -> bool:
-    """Tells whether a value is an id or a sequence of characters, as alphabets are."""
-    if _UUID.search(value):
+    """Tells whether a value is an id, a placeholder or a sequence of characters as in alphabets."""
+    if _UUID.search(value) or _PLACEHOLDER.search(value):
         return True
     following = sum(abs(ord(b) - ord(a)) == 1 for a, b in itertools.pairwise(value))
     return following > 0.3 * len(value)
@@ -256,7 +272,9 @@ def _is_digest(value: str, line: str) -> bool:
 
 def _is_random_base64(value: str, line: str) -> bool:
     """Tells whether a value in quotes is random by the plugin for base64, and no digest or file."""
-    if len(value) < 23 or _HEXADECIMAL.fullmatch(value) or value.startswith(_FILE_STARTS):
+    if not 23 <= len(value) <= LONGEST_UNNAMED or not is_gibberish(value):
+        return False
+    if _HEXADECIMAL.fullmatch(value) or value.startswith(_FILE_STARTS) or "AAA" in value:
         return False
     if _is_digest(value, line) or _DIGEST.search(line):
         return False
