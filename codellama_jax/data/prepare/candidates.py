@@ -56,7 +56,7 @@ def find_candidates(
 
 @dataclass(frozen=True)
 class ReadKeys:
-    """Yields the numbers, digests and bands of a part's documents by the partition of the digest."""
+    """Yields the numbers, digests and bands of a part's documents, partitioned by the digest."""
 
     bands: int
     scope: str

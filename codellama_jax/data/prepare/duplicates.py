@@ -57,8 +57,8 @@ def find_duplicates(
 
     Returns:
         The summary: numbers of `clusters`, `exact` and `near` duplicates, `sizes` (number of
-        clusters by size), `languages` (exact and near duplicates by language), `largest` (size, kept
-        id and first members' ids of the largest clusters) and `rounds` of contraction.
+        clusters by size), `languages` (exact and near duplicates by language), `largest` (size, id
+        of the kept and of the first members of the largest clusters) and `rounds` of contraction.
     """
     folder = epath.Path(folder)
     summary = read_state(folder / "summary.json")

@@ -1,7 +1,7 @@
 """Drops edges between documents whose true Jaccard index is below the threshold.
 
-An edge leads to the smallest document of a bucket. A member that is similar to another member of the
-bucket, but not to the smallest, loses this edge, and is found by its other bands or not at all.
+An edge leads to the smallest document of a bucket. A member that is similar to another member of
+the bucket, but not to the smallest, loses this edge, and is found by its other bands or not at all.
 """
 
 from __future__ import annotations
