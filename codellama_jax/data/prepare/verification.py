@@ -104,9 +104,9 @@ class Compare:
                 yield -1 - root, {name: table[name] for name in ("larger", "smaller")}
             return
         # The values are read twice, because a bucket of many documents may not fit into memory.
-        own = next(hashes for number, hashes in values if number == root)
+        shingles_of_root = next(hashes for number, hashes in values if number == root)
         for number, hashes in values:
-            if number != root and jaccard(hashes, own) >= self.threshold:
+            if number != root and jaccard(hashes, shingles_of_root) >= self.threshold:
                 edge = {"larger": np.array([number]), "smaller": np.array([root])}
                 yield place_of(number)[0], edge
 
