@@ -7,8 +7,9 @@ of 10. They run alternately for three turns, and processor time counts. `prepare
 files and Beam in this process. The datasketch side is a plain loop that uses BigCode's tokens.
 
 FOLDER holds the source files, by default those of Python's standard library. PYTHON is an
-interpreter that has datatrove, best in a separate environment (`pip install datatrove[io]==0.10.1
-nltk spacy`). datatrove splits texts into words by rules for English, so that it finds others.
+interpreter that has datatrove, best in a separate environment (`pip install
+datatrove[io]==0.10.1 nltk spacy tokenizers`). datatrove splits texts into words by rules for
+English, so that it finds others.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from codellama_jax.data.prepare.duplicates import find_duplicates
 from codellama_jax.data.prepare.minhash import NearDuplicates
 from codellama_jax.data.prepare.runners import Runner
 
-FILES = 1500
+FILES = 600
 TURNS = 3
 ROWS_PER_PART = 500
 PARAMS = NearDuplicates(enabled=True)
@@ -45,8 +46,10 @@ from datatrove.pipeline.dedup import minhash
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.utils.hashing import HashConfig
 from datatrove.utils.logging import logger
+from datatrove.utils.word_tokenizers import load_word_tokenizer
 
 logger.remove()
+load_word_tokenizer("eng").word_tokenize("imports its rules")
 source, folder = sys.argv[1:]
 start = time.process_time()
 hashes = HashConfig(hash_fc="sha1", precision=32)
