@@ -110,14 +110,14 @@ def _by_kept(item: tuple) -> tuple:
 
 
 def _lengths(page: Page, card: CardData) -> None:
-    names = sorted({int(name) for bins in card.lengths.values() for name in bins})
-    if not names:
+    bounds = _bins({int(name) for bins in card.lengths.values() for name in bins})
+    if not bounds:
         return
     page.heading("Lengths")
     heights = {}
     for name, bins in card.lengths.items():
-        heights[name] = [bins.get(str(bound), 0) for bound in names]
-    ticks = [short(bound) for bound in names]
+        heights[name] = [bins.get(str(bound), 0) for bound in bounds]
+    ticks = [short(bound) for bound in bounds]
     drawing = bars_figure(Bars("length from (characters)", "documents", ticks, heights))
     caption = "Documents by length. Each bin ends at twice the length at which it begins."
     page.figure("lengths", caption, *drawing)
@@ -146,8 +146,9 @@ def _clusters(page: Page, kind: str, duplicates: Duplicates) -> None:
     for size, clusters in duplicates.sizes.items():
         bound = 1 << int(size).bit_length() - 1
         counts[bound] = counts.get(bound, 0) + clusters
-    ticks = [short(bound) for bound in sorted(counts)]
-    heights = {kind: [counts[bound] for bound in sorted(counts)]}
+    bounds = _bins(set(counts))
+    ticks = [short(bound) for bound in bounds]
+    heights = {kind: [counts.get(bound, 0) for bound in bounds]}
     drawing = bars_figure(Bars("documents of a cluster, from", "clusters", ticks, heights))
     caption = f"Clusters of {kind} copies by size. Each bin ends at twice its beginning."
     page.figure(f"clusters-{len(page.images)}", caption, *drawing)
@@ -250,6 +251,16 @@ def _time(page: Page, card: CardData) -> None:
     page.heading("Time")
     rows = [[stage, duration(seconds)] for stage, seconds in card.seconds.items()]
     page.table(("stage", "time, all starts of the command"), rows)
+
+
+def _bins(used: set[int]) -> list[int]:
+    """Returns the bounds of bins from the first to the last used one; 0, then powers of two."""
+    powers = used - {0}
+    bounds = [0] if 0 in used else []
+    if powers:
+        first, last = min(powers).bit_length() - 1, max(powers).bit_length()
+        bounds += [1 << bit for bit in range(first, last)]
+    return bounds
 
 
 def _total(amounts: Iterable[Amount]) -> Amount:

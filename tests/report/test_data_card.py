@@ -160,6 +160,22 @@ def test_long_tables_end_with_the_number_of_other_rows(tmp_path):
     assert "and 30 more, in card.json" in text
 
 
+def test_empty_bins_between_others_are_drawn(tmp_path, monkeypatch):
+    drawn = []
+
+    def keep(bars):
+        drawn.append(bars)
+        return blank(bars)
+
+    monkeypatch.setattr(data_card, "bars_figure", keep)
+    write_card(tmp_path, card(lengths={"kept": {"0": 1, "2": 5, "16": 7}, "dropped": {"4": 2}}))
+    assert drawn[0].ticks == ["0", "2", "4", "8", "16"]
+    assert drawn[0].heights == {"kept": [1, 5, 0, 0, 7], "dropped": [0, 0, 2, 0, 0]}
+    # Clusters of two and three documents are in one bin, and one of 20 in the bin from 16.
+    assert drawn[1].ticks == ["2", "4", "8", "16"]
+    assert drawn[1].heights == {"near": [34, 0, 0, 1]}
+
+
 @pytest.mark.parametrize("bins", [[0], [1, 2**30], [1 << bit for bit in range(40)]])
 def test_any_number_of_bins_is_drawn(bins):
     heights = {"kept": [10**9] * len(bins), "dropped": [0] * len(bins)}
