@@ -31,7 +31,8 @@ from codellama_jax.data.prepare.contamination_stage import (
 )
 from codellama_jax.data.prepare.parts import DOCUMENTS, read_rows, write_rows
 
-ALL = Decontamination(substring=True, ngrams=True, tokens=True)
+ALL = Decontamination(substring=True, similarity=True, ngrams=True, tokens=True)
+RULES = ("substring", "similarity", "ngrams", "tokens")
 CLEAN = 10_000  # files
 KINDS = (".py", ".js", ".c", ".h", ".cpp", ".hpp", ".java", ".go", ".ts")
 LARGEST = 1_000_000  # bytes
@@ -150,8 +151,8 @@ def planted(folder: Path, texts: list[BenchmarkText], large: list[str]) -> None:
     """Prints how many solutions each rule finds, by benchmark and variant."""
     programs = list(solutions(texts))
     benchmarks = dict.fromkeys(name for name, *_ in programs)
-    print("| benchmark | copy | tasks | substring | 13-grams | tokens | any removal |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("| benchmark | copy | tasks | substring | similarity | 13-grams | tokens | removed |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for benchmark in benchmarks:
         chosen = [program for program in programs if program[0] == benchmark]
         variants = {}
@@ -167,7 +168,7 @@ def planted(folder: Path, texts: list[BenchmarkText], large: list[str]) -> None:
             # A part per variant, so that its grams are in few documents.
             rows = scan(folder, f"{len(documents)}-{variant.split()[0]}", documents)
             counts = []
-            for rules in ({"substring"}, {"ngrams"}, {"tokens"}, {"substring", "ngrams"}):
+            for rules in (*({rule} for rule in RULES), set(RULES[:3])):
                 counts.append(len({row["row"] for row in rows if row["rule"] in rules}))
             cells = [benchmark, variant, len(documents), *counts]
             print(f"| {' | '.join(map(str, cells))} |")
@@ -176,7 +177,7 @@ def planted(folder: Path, texts: list[BenchmarkText], large: list[str]) -> None:
 def false_positives(folder: Path, files: list[tuple[str, str]]) -> None:
     """Prints the clean files that match, with the matching text."""
     rows = scan(folder, "clean", [text for _, text in files])
-    for rule in ("substring", "ngrams", "tokens"):
+    for rule in RULES:
         matched = {row["row"] for row in rows if row["rule"] == rule}
         print(f"\nclean files with a match of {rule}: {len(matched)} of {len(files):,}")
         for row in rows:
@@ -191,7 +192,7 @@ def speed(texts: list[BenchmarkText], files: list[tuple[str, str]]) -> None:
     documents = [text for _, text in files]
     size = sum(len(text.encode()) for text in documents) / 1e6
     print(f"\n{size:.0f} MB of clean files, {len(texts):,} texts of benchmarks")
-    for rules in (("substring",), ("ngrams",), ("tokens",), ("substring", "ngrams", "tokens")):
+    for rules in (*((rule,) for rule in RULES), RULES):
         params = Decontamination(**dict.fromkeys(rules, True))
         start = time.process_time()
         index = Index.build(texts, params)

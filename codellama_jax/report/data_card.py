@@ -204,8 +204,9 @@ def _contamination(page: Page, card: CardData) -> None:
         headings = ("benchmark", "rule", "tasks", "documents", "matches", "effect")
         page.table(headings, rows)
         page.note(
-            "substring: a document holds a text of the benchmark. ngrams: it holds 13 consecutive"
-            " words of one, by default; these and the 200 characters on each side are removed."
+            "substring: a document holds a text of the benchmark. similarity: its words are mostly"
+            " those of a task. ngrams: it holds 13 consecutive words of a text, by default; these"
+            " and the 200 characters on each side are removed."
             " tokens: it holds more than 10 consecutive tokens of one."
         )
     if card.token_overlaps:
