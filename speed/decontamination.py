@@ -3,9 +3,10 @@
     PYTHONPATH=. python speed/decontamination.py DATA
 
 DATA has the published files in humaneval/, mbpp/ and humaneval_x/. Each solution is a file, without
-its docstring: as published, with other indentation, with other names, and inside a larger file. The
-clean files are this interpreter's standard library and installed packages. Every matched clean file
-is printed, so that a reader can judge whether it is a false positive.
+its docstring: as published, with other indentation, with other names, and inside a larger file; and
+with other names after its prompt. The clean files are this interpreter's standard library and
+installed packages. Every matched clean file is printed, so that a reader can judge whether it is a
+false positive.
 """
 
 from __future__ import annotations
@@ -73,22 +74,24 @@ def write_apps(folder: Path) -> None:
 
 
 def solutions(texts: list[BenchmarkText]) -> Iterator[tuple[str, str, str, str]]:
-    """Yields (benchmark, task, language, program without docstring)."""
+    """Yields (benchmark, language, program without docstring, program with its prompt)."""
     prompts = {text[:2]: text.text for text in texts if text.kind == "prompt"}
     for text in texts:
         if text.kind != "solution":
             continue
         name, language, program = text.benchmark, "python", text.text
+        prompt = prompts[text[:2]]
+        documented = f'"""{prompt}"""\n{program}'
         if name == "humaneval_x":
             language = LANGUAGES[text.task.partition("/")[0]]
             name = f"{name}, {language}"
         if text.benchmark.startswith("humaneval"):
             # Of other languages than Python the signature is the last line of the prompt.
-            prompt = prompts[text[:2]]
+            documented = prompt + program
             lines = prompt.rstrip("\n").split("\n")
             start = DOCSTRING.sub("", prompt) if language == "python" else f"{lines[-1]}\n"
             program = start.rstrip("\n") + "\n" + program
-        yield name, text.task, language, program
+        yield name, language, program, documented
 
 
 def indented(program: str, language: str) -> str:
@@ -157,7 +160,10 @@ def planted(folder: Path, texts: list[BenchmarkText], large: list[str]) -> None:
         chosen = [program for program in programs if program[0] == benchmark]
         variants = {}
         for variant, change in VARIANTS.items():
-            variants[variant] = [change(program, language) for _, _, language, program in chosen]
+            variants[variant] = [change(program, language) for _, language, program, _ in chosen]
+        variants["renamed, with prompt"] = [
+            renamed(text, language) for _, language, _, text in chosen
+        ]
         inside = []
         for number, program in enumerate(variants["as published"]):
             host = large[number % len(large)]
@@ -166,7 +172,7 @@ def planted(folder: Path, texts: list[BenchmarkText], large: list[str]) -> None:
         variants["in a larger file"] = inside
         for variant, documents in variants.items():
             # A part per variant, so that its grams are in few documents.
-            rows = scan(folder, f"{len(documents)}-{variant.split()[0]}", documents)
+            rows = scan(folder, variant, documents)
             counts = []
             for rules in (*({rule} for rule in RULES), set(RULES[:3])):
                 counts.append(len({row["row"] for row in rows if row["rule"] in rules}))
