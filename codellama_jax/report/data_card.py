@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
 from etils import epath
 
-from codellama_jax.data.prepare.card import Amount, CardData, Duplicates
+from codellama_jax.data.prepare.card import CardData
 from codellama_jax.report.figures import Bars, bars_figure
 from codellama_jax.report.page import Code, Page
 from codellama_jax.report.plan import short
 from codellama_jax.report.tables import duration
 from codellama_jax.system.files import write_file
 
-ROWS = 40  # of a table; the others are summed in a last row
+ROWS = 40  # of a table; the others are counted in a last row
 SAMPLES = 5  # ids of a cluster
 MOST_CLUSTERS = 20  # whose ids are shown
 
-# What a reader needs to know of each action of a rule on benchmarks.
+# Effects of the rules on benchmarks.
 ACTIONS = {
     "drop": "documents dropped",
     "remove": "documents with passages removed",
@@ -28,15 +28,14 @@ ACTIONS = {
 
 def write_card(folder: epath.PathLike, card: CardData) -> None:
     """Writes the card into the folder of the corpus."""
-    page = Page(f"Data card: {' '.join(card.name.split())}")
+    root = epath.Path(folder)
+    page = Page(f"Data card: {' '.join(root.name.split())}")
     page.text(
-        "This page describes a corpus of text for training a language model: where its documents"
-        " come from, which were dropped and why, and what was written. A document is usually one"
-        " file. Characters are those of Unicode."
+        "This page describes a corpus of text for training a language model: which documents were"
+        " read, which were dropped and why, and what was written. A document is usually one file."
     )
     for section in SECTIONS:
         section(page, card)
-    root = epath.Path(folder)
     # Figures first: the Markdown refers to them.
     for name, png in page.images.items():
         write_file(root / "figures" / f"{name}.png", png)
@@ -45,145 +44,132 @@ def write_card(folder: epath.PathLike, card: CardData) -> None:
 
 
 def _summary(page: Page, card: CardData) -> None:
-    read = _total(source.read for source in card.sources)
-    dropped = _total(card.reasons.values())
-    kept = _total(language.kept for language in card.languages.values())
+    kept = sum(split.documents for split in card.splits.values())
+    characters = sum(split.characters for split in card.splits.values())
     entries: list[tuple[str, str]] = [
         ("Prepared by", Code(card.command)),
-        ("Read", _amount(read)),
-        ("Dropped", _amount(dropped)),
-        ("Kept", _amount(kept)),
+        ("Read", f"{card.read:,} documents, {card.read_characters:,} characters"),
+        ("Dropped", f"{sum(card.dropped.values()):,} documents"),
+        ("Written", f"{kept:,} documents, {characters:,} characters"),
         ("Policy", f"{card.policy}: the named set of rules that a document must meet"),
     ]
     for name, value in card.changes.items():
         entries.append((f"Changed {name}", Code(json.dumps(value, ensure_ascii=False))))
     versions = ", ".join(f"{name} {version}" for name, version in card.versions.items())
-    entries.append(("Software", versions))
+    entries += [("Software", versions), ("Fingerprint", Code(card.fingerprint))]
     page.definitions(entries)
+    page.note("Corpora with the same fingerprint have the same files, byte for byte.")
 
 
-def _sources(page: Page, card: CardData) -> None:
-    page.heading("Sources")
-    rows = [[Code(source.path), *_cells(source.read)] for source in card.sources]
-    page.table(("source", "documents read", "characters"), _shortened(rows))
-
-
-def _reasons(page: Page, card: CardData) -> None:
+def _dropped(page: Page, card: CardData) -> None:
     page.heading("Dropped documents")
-    if not card.reasons:
+    if not card.dropped:
         page.text("No document was dropped.")
         return
-    read = _total(source.read for source in card.sources).documents
     rows = []
-    for reason, amount in card.reasons.items():
-        rows.append([Code(reason), *_cells(amount), _share(amount.documents, read)])
-    page.table(("reason", "documents", "characters", "of documents read"), rows)
-    page.note(
-        "Each document is counted once, at the first rule that it does not meet. Characters of"
-        " files that could not be read as text are not counted."
-    )
+    for reason, count in sorted(card.dropped.items(), key=_by_count):
+        examples = card.examples.get(reason) or [""]
+        rows.append([Code(reason), f"{count:,}", _share(count, card.read), Code(examples[0])])
+    page.table(("reason", "documents", "of those read", "an example"), _shortened(rows))
+    page.note("Each document is counted once, at the first rule that it does not meet.")
 
 
 def _languages(page: Page, card: CardData) -> None:
     page.heading("Languages")
-    total = _total(language.kept for language in card.languages.values()).characters
+    total = sum(language.kept_characters for language in card.languages.values())
     rows = []
-    for name, language in sorted(card.languages.items(), key=_by_kept):
-        kept, dropped = language.kept, language.dropped
-        cells = [*_cells(kept), _share(kept.characters, total), *_cells(dropped)]
-        rows.append([name or "unknown", *cells])
+    for name, language in sorted(card.languages.items(), key=_by_characters):
+        rows.append(
+            [
+                name,
+                f"{language.dropped:,}",
+                f"{language.filtered:,}",
+                f"{language.filtered_characters:,}",
+                f"{language.kept:,}",
+                f"{language.kept_characters:,}",
+                _share(language.kept_characters, total),
+            ]
+        )
     headings = (
         "language",
-        "documents kept",
-        "characters kept",
-        "of all kept",
-        "documents dropped",
-        "characters dropped",
+        "dropped by filters",
+        "after the filters",
+        "characters",
+        "in the dataset",
+        "characters",
+        "share of characters",
     )
     page.table(headings, _shortened(rows))
-    page.note("By file name and content, with the names of GitHub's linguist.")
+    page.note(
+        "Numbers of documents, unless they are of characters. Languages have the names of GitHub's"
+        " linguist. Between filters and dataset, duplicates and benchmarks are removed; a document"
+        " from which a passage was removed counts once for each remaining piece."
+    )
 
 
-def _by_kept(item: tuple) -> tuple:
+def _by_characters(item: tuple) -> tuple:
     name, language = item
-    return -language.kept.characters, -language.dropped.documents, name
+    return -language.kept_characters, -language.filtered_characters, -language.dropped, name
+
+
+def _by_count(item: tuple) -> tuple:
+    name, count = item
+    return -count, name
 
 
 def _lengths(page: Page, card: CardData) -> None:
-    bounds = _bins({int(name) for bins in card.lengths.values() for name in bins})
+    bounds = _bins({bound for bins in card.lengths.values() for bound in bins})
     if not bounds:
         return
     page.heading("Lengths")
     heights = {}
     for name, bins in card.lengths.items():
-        heights[name] = [bins.get(str(bound), 0) for bound in bounds]
+        heights[name] = [bins.get(bound, 0) for bound in bounds]
     ticks = [short(bound) for bound in bounds]
-    drawing = bars_figure(Bars("length from (characters)", "documents", ticks, heights))
-    caption = "Documents by length. Each bin ends at twice the length at which it begins."
+    drawing = bars_figure(Bars("length up to (characters)", "documents", ticks, heights))
+    caption = "Documents by length. Each bin begins above half the length at which it ends."
     page.figure("lengths", caption, *drawing)
 
 
 def _duplicates(page: Page, card: CardData) -> None:
-    if not card.duplicates:
+    if not card.cluster_sizes:
         return
     page.heading("Duplicates")
     page.text(
-        "A cluster holds documents that are copies of each other: equal ones (exact), or those"
-        " whose sets of short passages are mostly equal (near). One document of each is kept."
+        f"{sum(card.cluster_sizes.values()):,} clusters of copies: documents that are equal, or"
+        " whose sets of short passages are mostly equal. One document of each cluster is kept."
     )
-    rows = []
-    for kind, duplicates in card.duplicates.items():
-        clusters = sum(duplicates.sizes.values())
-        rows.append([kind, f"{clusters:,}", *_cells(duplicates.dropped)])
-    page.table(("copies", "clusters", "documents dropped", "characters dropped"), rows)
-    for kind, duplicates in card.duplicates.items():
-        if duplicates.sizes:
-            _clusters(page, kind, duplicates)
-
-
-def _clusters(page: Page, kind: str, duplicates: Duplicates) -> None:
-    counts: dict[int, int] = {}
-    for size, clusters in duplicates.sizes.items():
-        bound = 1 << int(size).bit_length() - 1
-        counts[bound] = counts.get(bound, 0) + clusters
-    bounds = _bins(set(counts))
+    bins: dict[int, int] = {}
+    for size, clusters in card.cluster_sizes.items():
+        bound = 1 << max(size - 1, 0).bit_length()
+        bins[bound] = bins.get(bound, 0) + clusters
+    bounds = _bins(set(bins))
     ticks = [short(bound) for bound in bounds]
-    heights = {kind: [counts.get(bound, 0) for bound in bounds]}
-    drawing = bars_figure(Bars("documents of a cluster, from", "clusters", ticks, heights))
-    caption = f"Clusters of {kind} copies by size. Each bin ends at twice its beginning."
-    page.figure(f"clusters-{len(page.images)}", caption, *drawing)
+    heights = {"clusters": [bins.get(bound, 0) for bound in bounds]}
+    drawing = bars_figure(Bars("documents of a cluster, up to", "clusters", ticks, heights))
+    caption = "Clusters of copies by size. Each bin begins above half the size at which it ends."
+    page.figure("clusters", caption, *drawing)
     rows = []
-    for cluster in duplicates.largest[:MOST_CLUSTERS]:
-        ids = "\n".join(cluster.ids[:SAMPLES])
-        rows.append([f"{cluster.size:,}", Code(ids)])
+    for cluster in card.largest_clusters[:MOST_CLUSTERS]:
+        members = "\n".join(cluster.members[:SAMPLES])
+        rows.append([f"{cluster.size:,}", Code(cluster.kept), Code(members)])
     if rows:
-        page.table(("documents", f"largest clusters of {kind} copies: first ids"), rows)
+        page.table(("documents", "kept", "first documents of the cluster"), rows)
+        page.note(f"The {len(rows)} largest clusters.")
 
 
-def _personal_data(page: Page, card: CardData) -> None:
-    if not card.personal_data:
+def _redacted(page: Page, card: CardData) -> None:
+    if not card.redacted:
         return
     page.heading("Personal data")
     page.text("Passages that look like personal data were replaced; the documents are kept.")
-    rows = []
-    for kind, redacted in card.personal_data.items():
-        rows.append([kind, f"{redacted.places:,}", f"{redacted.documents:,}"])
-    page.table(("kind", "passages replaced", "in documents"), rows)
+    page.table(("kind", "passages replaced"), _counts(card.redacted))
 
 
 def _licenses(page: Page, card: CardData) -> None:
     page.heading("Licenses")
-    rows = []
-    for name, amount in sorted(card.licenses.items(), key=_by_characters):
-        rows.append([name or "unknown", *_cells(amount)])
-    page.table(
-        ("license of the repository (SPDX)", "documents kept", "characters"), _shortened(rows)
-    )
-
-
-def _by_characters(item: tuple) -> tuple:
-    name, amount = item
-    return -amount.characters, name
+    rows = _shortened(_counts(card.licenses))
+    page.table(("license of the repository (SPDX)", "documents in the dataset"), rows)
 
 
 def _contamination(page: Page, card: CardData) -> None:
@@ -192,8 +178,8 @@ def _contamination(page: Page, card: CardData) -> None:
     page.heading("Benchmarks in the corpus")
     page.text(
         "Benchmarks are tests of a model. Their texts should not be in its training data, because"
-        " the model could have memorised the answers. These texts were searched for in all"
-        " documents that had been kept until then."
+        " the model could have memorised the answers. They were searched for in all documents that"
+        f" had been kept until then; of {card.cleaned:,} documents passages were removed."
     )
     rows = []
     for count in card.contamination:
@@ -206,8 +192,8 @@ def _contamination(page: Page, card: CardData) -> None:
         page.note(
             "substring: a document holds a text of the benchmark. similarity: its words are mostly"
             " those of a task. ngrams: it holds 13 consecutive words of a text, by default; these"
-            " and the 200 characters on each side are removed."
-            " tokens: it holds more than 10 consecutive tokens of one."
+            " and the 200 characters on each side are removed. tokens: it holds more than 10"
+            " consecutive tokens of a text. One document may be in several rows."
         )
     if card.token_overlaps:
         _overlaps(page, card)
@@ -237,47 +223,37 @@ def _splits(page: Page, card: CardData) -> None:
         tokenizers |= dict.fromkeys(split.tokens)
     rows = []
     for name, split in card.splits.items():
-        cells = [*_cells(split.written), f"{split.repositories:,}", f"{split.shards:,}"]
+        cells = [f"{split.documents:,}", f"{split.characters:,}", f"{split.shards:,}"]
         tokens = [f"{split.tokens.get(tokenizer, 0):,}" for tokenizer in tokenizers]
-        rows.append([name, *cells, f"{short(split.bytes, billion='G')}B", *tokens])
-    headings = ["split", "documents", "characters", "repositories", "shards", "size"]
-    page.table([*headings, *(f"tokens ({name})" for name in tokenizers)], rows)
+        rows.append([name, *cells, *tokens])
+    headings = ["split", "documents", "characters", "shards"]
+    page.table([*headings, *(f"tokens of tokenizer {name}" for name in tokenizers)], rows)
     page.note(
-        "All documents of a repository are in one split. A shard is one file of the dataset;"
-        " manifest.json has the checksum of each."
+        f"All files have {short(card.bytes, billion='G')}B. A shard is one file; manifest.json has"
+        " the size and checksum of each."
     )
 
 
 def _time(page: Page, card: CardData) -> None:
     page.heading("Time")
     rows = [[stage, duration(seconds)] for stage, seconds in card.seconds.items()]
-    page.table(("stage", "time, all starts of the command"), rows)
+    page.table(("stage", "time"), rows)
+    page.note("Of the last start of the command; earlier ones may have done parts of a stage.")
+
+
+def _counts(counts: Mapping[str, int]) -> list[list[str]]:
+    """Returns the rows of a table of counts, the largest first."""
+    rows = []
+    for name, count in sorted(counts.items(), key=_by_count):
+        rows.append([name, f"{count:,}"])
+    return rows
 
 
 def _bins(used: set[int]) -> list[int]:
-    """Returns the bounds of bins from the first to the last used one; 0, then powers of two."""
-    powers = used - {0}
-    bounds = [0] if 0 in used else []
-    if powers:
-        first, last = min(powers).bit_length() - 1, max(powers).bit_length()
-        bounds += [1 << bit for bit in range(first, last)]
-    return bounds
-
-
-def _total(amounts: Iterable[Amount]) -> Amount:
-    documents = characters = 0
-    for amount in amounts:
-        documents += amount.documents
-        characters += amount.characters
-    return Amount(documents, characters)
-
-
-def _amount(amount: Amount) -> str:
-    return f"{amount.documents:,} documents, {amount.characters:,} characters"
-
-
-def _cells(amount: Amount) -> list[str]:
-    return [f"{amount.documents:,}", f"{amount.characters:,}"]
+    """Returns the bounds of bins from the first to the last used one: powers of two."""
+    if not used:
+        return []
+    return [1 << bit for bit in range(min(used).bit_length() - 1, max(used).bit_length())]
 
 
 def _share(part: int, total: int) -> str:
@@ -290,17 +266,16 @@ def _shortened(rows: list[list[str]]) -> list[list[str]]:
     if len(rows) <= ROWS + 1:
         return rows
     blank = [""] * (len(rows[0]) - 1)
-    return [*rows[:ROWS], [f"and {len(rows) - ROWS:,} more, in card.json", *blank]]
+    return [*rows[:ROWS], [f"and {len(rows) - ROWS:,} more, in manifest.json", *blank]]
 
 
 SECTIONS: tuple[Callable[[Page, CardData], None], ...] = (
     _summary,
-    _sources,
-    _reasons,
+    _dropped,
     _languages,
     _lengths,
     _duplicates,
-    _personal_data,
+    _redacted,
     _licenses,
     _contamination,
     _splits,

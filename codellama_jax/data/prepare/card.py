@@ -1,67 +1,40 @@
-"""The contents of the data card of a prepared corpus, as JSON. report/data_card.py shows them."""
+"""The contents of the data card of a prepared corpus. report/data_card.py shows them."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from etils import epath
-
-from codellama_jax.checked import FieldError, from_dict
+from codellama_jax.config import leaves, to_dict
 from codellama_jax.data.prepare.contamination_stage import RuleCount, TokenShare
-from codellama_jax.errors import UserError
-from codellama_jax.system.files import read_json, write_json
+from codellama_jax.data.prepare.counts import total
+from codellama_jax.data.prepare.policies import POLICIES
 
 CLEAN, DIRTY = 0.2, 0.8  # shares of a task's tokens in the corpus, as Llama 2 names them
-
-
-@dataclass(frozen=True)
-class Amount:
-    """Documents and the characters of their texts."""
-
-    documents: int = 0
-    characters: int = 0
-
-
-@dataclass(frozen=True)
-class Source:
-    """An input of the corpus, as it was named, and the documents that were read from it."""
-
-    path: str
-    read: Amount
+PACKAGES = ("codellama_jax", "apache-beam", "pyarrow", "datasketch", "detect-secrets", "pygments")
 
 
 @dataclass(frozen=True)
 class Language:
-    """The documents of a language."""
+    """Documents and characters of a language at the steps of the preparation."""
 
-    kept: Amount = field(default_factory=Amount)
-    dropped: Amount = field(default_factory=Amount)
-
-
-@dataclass(frozen=True)
-class Redacted:
-    """Personal data of a kind that was replaced."""
-
-    documents: int
-    places: int
+    dropped: int = 0  # documents, by the filters
+    filtered: int = 0  # documents that passed the filters
+    filtered_characters: int = 0
+    kept: int = 0  # documents that are in the dataset
+    kept_characters: int = 0
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Documents that are copies of each other: how many, and the ids of the first ones."""
+    """Documents that are copies of each other: how many, which is kept, and the first ids."""
 
     size: int
-    ids: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """The clusters that a comparison of documents resulted in; one document of each is kept."""
-
-    dropped: Amount
-    sizes: dict[str, int] = field(default_factory=dict)  # size of a cluster -> clusters
-    largest: tuple[Cluster, ...] = ()  # first
+    kept: str
+    members: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -80,44 +53,80 @@ class TokenOverlap:
 class Split:
     """A split of the written dataset."""
 
-    written: Amount
-    repositories: int
+    documents: int
+    characters: int
     shards: int
-    bytes: int
-    tokens: dict[str, int] = field(default_factory=dict)  # by tokenizer
+    tokens: dict[str, int]  # by the tokenizer's fingerprint
 
 
 @dataclass(frozen=True)
 class CardData:
-    """What a prepared corpus is made of and how, for a reader who has not seen it.
+    """What a prepared corpus is made of and how, for a reader who has not seen it."""
 
-    Dictionaries keep their order on the card.
-    """
-
-    name: str
     command: str  # that prepares the same corpus
-    policy: str  # name of the policy
-    changes: dict[str, Any]  # fields of the policy that were changed, by dotted name
+    policy: str  # name of the published policy that differs in the fewest fields
+    changes: dict[str, Any]  # fields that differ from it, by dotted name
     versions: dict[str, str]  # of packages
-    sources: tuple[Source, ...]
-    reasons: dict[str, Amount]  # dropped documents by reason
+    fingerprint: str  # of the dataset
+    read: int  # documents
+    read_characters: int
+    dropped: dict[str, int]  # documents by reason
+    examples: dict[str, Sequence[str]]  # ids of dropped documents by reason
+    cleaned: int  # documents of which passages were removed
     languages: dict[str, Language]
-    lengths: dict[str, dict[str, int]]  # "kept" and "dropped": `length_bin` -> documents
-    licenses: dict[str, Amount]  # of kept documents
+    # "after the filters" and "in the dataset": documents by the upper bound of their length.
+    lengths: dict[str, dict[int, int]]
+    licenses: dict[str, int]  # documents in the dataset
+    redacted: dict[str, int]  # passages by the kind of personal data
+    cluster_sizes: dict[int, int]  # clusters of copies by their number of documents
+    largest_clusters: tuple[Cluster, ...]
+    contamination: tuple[RuleCount, ...]
+    token_overlaps: tuple[TokenOverlap, ...]
     splits: dict[str, Split]
-    seconds: dict[str, float]  # of each stage, summed over starts
-    personal_data: dict[str, Redacted] = field(default_factory=dict)
-    duplicates: dict[str, Duplicates] = field(default_factory=dict)  # "exact", "near"
-    contamination: tuple[RuleCount, ...] = ()
-    token_overlaps: tuple[TokenOverlap, ...] = ()
+    bytes: int  # of the dataset's files
+    seconds: dict[str, float]  # of each stage, in the last start of the command
 
 
-def length_bin(characters: int) -> str:
-    """Returns the bin of a length: the largest power of two that is not above it, as text."""
-    return str(1 << characters.bit_length() - 1 if characters else 0)
+def card_of(manifest: Mapping[str, Any], seconds: Mapping[str, float], command: str) -> CardData:
+    """Returns the contents of the card from the manifest of a corpus.
+
+    Args:
+        manifest: the contents of manifest.json.
+        seconds: of each stage.
+        command: that prepared the corpus.
+    """
+    counts = manifest["counts"]
+    documents, dataset = counts["documents"], counts["dataset"]
+    copies, marks = counts.get("duplicates", {}), counts.get("contamination", {})
+    policy, changes = _named_policy(manifest["policy"])
+    dropped = [stage.get("dropped", {}) for stage in (documents, dataset)]
+    lengths = {"after the filters": documents, "in the dataset": dataset}
+    return CardData(
+        command=command,
+        policy=policy,
+        changes=changes,
+        versions=_versions(),
+        fingerprint=manifest["fingerprint"],
+        read=documents["read"]["documents"],
+        read_characters=documents["read"]["characters"],
+        dropped=total(dropped),
+        examples=documents.get("examples", {}),
+        cleaned=dataset.get("cleaned", {}).get("contaminated", 0),
+        languages=_languages(documents, dataset),
+        lengths={name: _by_number(stage.get("lengths", {})) for name, stage in lengths.items()},
+        licenses=dataset.get("licenses", {}),
+        redacted=documents.get("redacted", {}),
+        cluster_sizes=_by_number(copies.get("sizes", {})),
+        largest_clusters=tuple(Cluster(**cluster) for cluster in copies.get("largest", ())),
+        contamination=tuple(RuleCount(**count) for count in marks.get("rules", ())),
+        token_overlaps=token_overlaps([TokenShare(**share) for share in marks.get("tokens", ())]),
+        splits=_splits(manifest),
+        bytes=sum(size for size, _ in manifest["files"].values()),
+        seconds=dict(seconds),
+    )
 
 
-def token_overlaps(shares: list[TokenShare]) -> tuple[TokenOverlap, ...]:
+def token_overlaps(shares: Sequence[TokenShare]) -> tuple[TokenOverlap, ...]:
     """Returns the overlap of each benchmark, from those of its tasks."""
     by_benchmark: dict[str, list[TokenShare]] = {}
     for share in shares:
@@ -139,14 +148,51 @@ def token_overlaps(shares: list[TokenShare]) -> tuple[TokenOverlap, ...]:
     return tuple(overlaps)
 
 
-def save_card(path: epath.PathLike, card: CardData) -> None:
-    """Writes the contents of a card as JSON."""
-    write_json(path, asdict(card))
+def _named_policy(policy: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns the nearest published policy, and the fields that differ from it."""
+    fields = leaves(policy)
+    nearest: tuple[str, dict[str, Any]] = ("", fields)
+    for name, published in POLICIES.items():
+        named = leaves(to_dict(published))
+        missing = dict.fromkeys(named.keys() - fields.keys())
+        given = {field: value for field, value in fields.items() if named.get(field) != value}
+        if not nearest[0] or len(given | missing) < len(nearest[1]):
+            nearest = name, given | missing
+    return nearest[0], dict(sorted(nearest[1].items()))
 
 
-def load_card(path: epath.PathLike) -> CardData:
-    """Reads a file of `save_card`. Raises UserError that names a file of another form."""
-    try:
-        return from_dict(CardData, read_json(path))
-    except FieldError as error:
-        raise UserError(f"{path}: {error}; run prepare again, which writes it") from None
+def _versions() -> dict[str, str]:
+    versions = {"Python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # this project, not installed
+            continue
+    return versions
+
+
+def _languages(documents: dict[str, Any], dataset: dict[str, Any]) -> dict[str, Language]:
+    languages = {}
+    written = dataset.get("languages", {})
+    for name, count in documents.get("languages", {}).items():
+        kept = written.get(name, {})
+        languages[name] = Language(
+            dropped=count.get("dropped", 0),
+            filtered=count.get("documents", 0),
+            filtered_characters=count.get("characters", 0),
+            kept=kept.get("documents", 0),
+            kept_characters=kept.get("characters", 0),
+        )
+    return languages
+
+
+def _by_number(counts: Mapping[str, int]) -> dict[int, int]:
+    return {int(name): count for name, count in counts.items()}
+
+
+def _splits(manifest: Mapping[str, Any]) -> dict[str, Split]:
+    splits = {}
+    for name, split in manifest["splits"].items():
+        tokens = {key: counts.get(name, 0) for key, counts in manifest["tokens"].items()}
+        splits[name] = Split(tokens=tokens, **split)
+    return splits

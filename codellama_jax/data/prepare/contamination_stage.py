@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -201,8 +201,7 @@ def clean_text(text: str, rows: Iterable[Mapping[str, Any]], params: Decontamina
     return [text[start:end] for start, end in pieces(len(text), matches, params)]
 
 
-@dataclass(frozen=True)
-class RuleCount:
+class RuleCount(NamedTuple):
     """The matches of a benchmark by one rule in all parts."""
 
     benchmark: str
@@ -231,8 +230,7 @@ def rule_counts(paths: Iterable[epath.PathLike]) -> list[RuleCount]:
     return counts
 
 
-@dataclass(frozen=True)
-class TokenShare:
+class TokenShare(NamedTuple):
     """How many tokens of a task are in the corpus, in matches of more than `token_match`."""
 
     benchmark: str
