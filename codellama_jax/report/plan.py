@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from codellama_jax.checkpoints.identity import identity as identity_of
-from codellama_jax.config import Experiment, Stage, to_dict
+from codellama_jax.config import Experiment, Stage
 from codellama_jax.models.accounting import (
     checkpoint_bytes,
     parameter_count,
@@ -52,7 +52,7 @@ def short(number: float, billion: str = "B") -> str:
 def stage_row(stage: Stage) -> tuple[str, ...]:
     """Returns the cells of a stage, in the order of HEADINGS, without its name."""
     data, rate = stage.data, stage.optimizer
-    shares = to_dict(data.mixture)
+    shares = data.mixture.shares()
     mixture = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share)
     return (
         stage.init,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
-from codellama_jax.config import Experiment, Stage, to_dict
+from codellama_jax.config import Experiment, Stage
 from codellama_jax.data import builders, pipeline
 from codellama_jax.errors import UserError
 from codellama_jax.sharding.hosts import say
@@ -35,7 +35,7 @@ class Corpus:
     def sources(self, stage: Stage) -> dict[str, builders.Prepared]:
         """Returns the sources that a stage's mixture names."""
         prepared = {}
-        for name, share in to_dict(stage.data.mixture).items():
+        for name, share in stage.data.mixture.shares().items():
             if share:
                 prepared[name] = self.source(name, stage.data.block_chars)
         return prepared

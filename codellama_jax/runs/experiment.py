@@ -141,7 +141,7 @@ def measure(
     stage = resolved.stage
     params = load_params(trained, stage.model, resolved.mesh)
     model = TrainedModel(stage.model, params, corpus.tokenizer, str(resolved))
-    shares = to_dict(stage.data.mixture)
+    shares = stage.data.mixture.shares()
     main_source = max(corpus.sources(stage), key=shares.__getitem__)
     # Long contexts need unsplit files; the others read documents as in training.
     files = corpus.source(main_source, block_chars=0)
