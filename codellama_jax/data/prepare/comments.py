@@ -1,0 +1,94 @@
+"""Syntax of documents: whether Python parses, and the share of a text that is comments."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import io
+import tokenize
+import warnings
+from typing import Any
+
+# Tokenizers search the end of a string from every quote, which takes time quadratic in a line.
+LONGEST_LINE = 1000  # characters; longer lines count as code without comments
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def is_python3(text: str) -> bool:
+    """Tells whether a text parses as the running version of Python."""
+    return _syntax_tree(text) is not None
+
+
+def comment_share(text: str, language: str) -> float | None:
+    """Returns the share of characters in comments and docstrings; None for an unknown language.
+
+    As SantaCoder's: of Python the comments without "#" and the docstrings without indentation, of
+    other languages the comments that pygments finds.
+    """
+    if language == "Python":
+        size = _python_comments(text) + _docstrings(text)
+    elif (lexer := _lexer(language)) is not None:
+        size = _pygments_comments(text, lexer)
+    else:
+        return None
+    return min(size / max(len(text), 1), 1.0)
+
+
+def _syntax_tree(text: str) -> ast.Module | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about escapes such as "\d"
+            return ast.parse(text.removeprefix("\ufeff"))
+    # The parser has its own limits on depth and size, besides the errors of syntax.
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
+        return None
+
+
+def _docstrings(text: str) -> int:
+    """Returns the number of characters in the docstrings of Python, 0 if it does not parse."""
+    tree = _syntax_tree(text)
+    if tree is None:
+        return 0
+    nodes = [node for node in ast.walk(tree) if isinstance(node, _DOCUMENTED)]
+    return sum(len(ast.get_docstring(node) or "") for node in nodes)
+
+
+def _python_comments(text: str) -> int:
+    """Returns the number of characters in the comments of Python, up to an error of syntax."""
+    size = 0
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(_short_lines(text)).readline):
+            if token.type == tokenize.COMMENT:
+                size += len(token.string) - token.string.count("#")
+    except (tokenize.TokenError, SyntaxError, ValueError, RecursionError):
+        pass
+    return size
+
+
+def _pygments_comments(text: str, lexer: Any) -> int:
+    from pygments.token import Comment
+
+    size = 0
+    for kind, token in lexer.get_tokens(_short_lines(text)):
+        # Directives such as #include are no comments.
+        if kind in Comment and kind not in Comment.Preproc and kind not in Comment.PreprocFile:
+            size += len(token)
+    return size
+
+
+@functools.lru_cache
+def _lexer(language: str) -> Any:
+    """Returns the lexer of pygments for a language, None if it has none."""
+    from pygments.lexers import get_lexer_by_name
+    from pygments.util import ClassNotFound
+
+    try:
+        return get_lexer_by_name(language.lower())
+    except ClassNotFound:
+        return None
+
+
+def _short_lines(text: str) -> str:
+    """Returns the text with empty lines in the place of overlong ones."""
+    lines = text.split("\n")
+    return "\n".join(line if len(line) <= LONGEST_LINE else "" for line in lines)

@@ -1,0 +1,252 @@
+"""Lists the inputs of a corpus in parts, and reads a part as records.
+
+An input is a folder (local or gs://), one file, or the name of texts that Python installs. A folder
+may hold files, git checkouts and tables of any kind at once: the end of a file's name decides. In
+a checkout tables are data of the program, not documents, unless it is one of Hugging Face's data
+sets. Hidden files and symlinks are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from etils import epath
+
+from codellama_jax.data import sources
+from codellama_jax.data.prepare.readers import arrow, checkouts, files, json_lines
+from codellama_jax.data.prepare.readers.base import InputOptions, Slice
+from codellama_jax.data.prepare.records import Dropped, Record
+from codellama_jax.errors import UserError
+from codellama_jax.system.files import check_not_root, is_bucket, reason, user_path
+
+FILE = "file"  # a file that is an input by itself
+
+# Yields the records of a slice; takes the slice, the name of the input and the options.
+Reader = Callable[[Slice, str, InputOptions], Iterator[Record | Dropped]]
+READERS: dict[str, Reader] = {
+    files.FILES: files.read_files,
+    files.BUILTIN: files.read_builtin,
+    FILE: files.read_file,
+    json_lines.READER: json_lines.read,
+    arrow.PARQUET: arrow.read_parquet,
+    arrow.ARROW: arrow.read_arrow,
+}
+# Yields the slices of a table; takes the complete file and the options.
+SLICERS: dict[str, Callable[[Slice, InputOptions], Iterator[Slice]]] = {
+    json_lines.READER: json_lines.slices,
+    arrow.PARQUET: arrow.parquet_slices,
+    arrow.ARROW: arrow.arrow_slices,
+}
+READABLE = (
+    "text files in UTF-8, .ipynb, .jsonl, .jsonl.gz, .jsonl.zst, .parquet and folders of Hugging"
+    " Face datasets"
+)
+
+
+class Part(NamedTuple):
+    """What one worker reads at once: about `part_bytes` of an input."""
+
+    number: int  # in the order of the inputs
+    source: str  # the name of the input
+    slices: tuple[Slice, ...]
+    size: int  # bytes, the sum over the slices
+
+
+def parts_of(source: str, name: str, options: InputOptions) -> list[Part]:
+    """Returns the parts of an input, numbered from 0, in sorted order.
+
+    Raises UserError if the input is missing, holds nothing that can be read, or is a table that is
+    damaged or has no column of text.
+
+    Args:
+        source: a folder or file, local or gs://, or `stdlib`, `topics` or `descriptions`.
+        name: of the input, the first part of all ids; "" takes the name of the folder or file.
+        options: the size of a part and the columns of tables.
+    """
+    if source in files.BUILTINS:
+        name = name or source
+        slices = files.builtin_slices(source, name, options)
+    else:
+        root = _existing(source)
+        name = name or sources.encodable(root.resolve().name)
+        slices = _slices(root, name, options)
+    parts = list(_grouped(slices, name, options.part_bytes))
+    if not parts:
+        raise UserError(f"the input {source!r} holds nothing that can be read: {READABLE}")
+    return parts
+
+
+def renumbered(parts: Iterable[Part], first: int = 0) -> list[Part]:
+    """Returns the parts, of several inputs one after the other, numbered from `first`."""
+    return [part._replace(number=number) for number, part in enumerate(parts, first)]
+
+
+def fingerprint_of(parts: Iterable[Part]) -> str:
+    """Returns a hash of the names and stamps of the parts.
+
+    It changes with the content of a file, whose stamp is its size and time of modification. It does
+    not depend on where the input is stored.
+    """
+    fingerprint = hashlib.sha256()
+    for part in parts:
+        for piece in part.slices:
+            what = (part.number, part.source, piece.reader, piece.name, piece.repository)
+            fingerprint.update(repr((*what, piece.start, piece.end, piece.stamp)).encode())
+    return fingerprint.hexdigest()[:32]
+
+
+def read_part(part: Part, options: InputOptions) -> Iterator[Record | Dropped]:
+    """Yields the records of a part, and what is dropped, in the order of the input.
+
+    Reasons are `unreadable`, `too_large`, `not_utf8`, `binary` (a NUL character), `empty` and
+    `damaged` (a line that is not a JSON object with text, a notebook or conversation that is not
+    one). Memory is bounded by a batch of rows or a few documents.
+
+    Raises UserError that names the file if a table is truncated or damaged.
+    """
+    for piece in part.slices:
+        yield from READERS[piece.reader](piece, part.source, options)
+
+
+def _existing(source: str) -> epath.Path:
+    """Returns the folder or file of an input. Raises UserError if it cannot be read."""
+    try:
+        root = user_path(source)
+        exists = root.exists()
+    except UserError as error:
+        raise UserError(f"the input {source!r} cannot be read: {error}") from None
+    except (OSError, ImportError) as error:  # epath needs another package for gs://
+        raise UserError(f"cannot read the input {source!r}: {reason(error)}") from error
+    if not exists:
+        builtins = ", ".join(files.BUILTINS)
+        raise UserError(f"the input {source!r} does not exist: name a folder, a file or {builtins}")
+    check_not_root(root, f"the input {source!r}")
+    return root
+
+
+def _slices(root: epath.Path, name: str, options: InputOptions) -> Iterator[Slice]:
+    if root.is_dir():
+        return _folder_slices(root, name, options)
+    listed = sources.list_file(root.resolve())
+    if listed is None:
+        raise UserError(f"{root} is not a regular file: name a folder or a file")
+    reader = _table_reader(root.name)
+    if not reader and (problem := _unreadable_format(root.name)):
+        raise UserError(f"{root} is {problem}: {READABLE} can be read")
+    file = Slice(reader or FILE, str(root), name, listed.size, listed.stamp)
+    return SLICERS[reader](file, options) if reader else iter([file])
+
+
+def _folder_slices(root: epath.Path, name: str, options: InputOptions) -> Iterator[Slice]:
+    """Yields the slices of a folder: of its files by repository, and of its tables."""
+    repositories = [_Repository(root, ".", None, name, options)]
+    unreadable = readable = 0
+    for folder in sources.walk(root):
+        while not repositories[-1].holds(folder.name):
+            yield from repositories.pop().files.rest()
+        if folder.is_checkout:
+            # The files so far are older than the checkout's, so that the order is that of walk.
+            yield from repositories[-1].files.rest()
+            checkout = checkouts.checkout_of(root / folder.name)
+            repositories.append(_Repository(root, folder.name, checkout, name, options))
+        repository = repositories[-1]
+        names = [file.name for file in folder.files]
+        documents = set(arrow.dataset_files(root / folder.name, names))
+        for file in folder.files:
+            relative = _joined(folder.name, file.name)
+            if file.name not in documents or not repository.tracks(relative):
+                continue
+            is_unreadable = bool(_unreadable_format(file.name))
+            unreadable, readable = unreadable + is_unreadable, readable + (not is_unreadable)
+            reader = _table_reader(file.name)
+            if reader and repository.has_tables:
+                yield from repository.files.rest()
+                table_name = f"{name}/{sources.encodable(relative)}"
+                path = str(root / relative)
+                table = Slice(reader, path, table_name, file.size, file.stamp)
+                yield from SLICERS[reader](table, options)
+            else:
+                yield from repository.files.add(
+                    repository.relative(relative), file.size, file.stamp
+                )
+    while repositories:
+        yield from repositories.pop().files.rest()
+    if unreadable and not readable:
+        raise UserError(
+            f"the input {root} holds only files of formats that cannot be read, as archives:"
+            f" unpack them to {READABLE}"
+        )
+
+
+class _Repository:
+    """A checkout below the input, or the input itself for the files outside of checkouts."""
+
+    def __init__(
+        self,
+        root: epath.Path,
+        folder: str,
+        checkout: checkouts.Checkout | None,
+        name: str,
+        options: InputOptions,
+    ):
+        """Takes the input, and the checkout's folder relative to it."""
+        self._folder = folder
+        self._tracked = checkout.tracked if checkout else None
+        self.has_tables = checkout is None or checkout.is_dataset
+        if folder != ".":
+            name = f"{name}/{sources.encodable(folder)}"
+        repository = checkout.repository if checkout else ""
+        stamp = checkout.stamp if checkout else ""
+        empty = Slice(files.FILES, str(root / folder), name, 0, stamp, repository=repository)
+        self.files = files.Collector(empty, options)
+
+    def holds(self, folder: str) -> bool:
+        """Returns whether a folder, relative to the input, is in the repository."""
+        return (
+            self._folder == "." or folder == self._folder or folder.startswith(self._folder + "/")
+        )
+
+    def relative(self, path: str) -> str:
+        """Returns a path, relative to the input, relative to the repository."""
+        return path if self._folder == "." else path[len(self._folder) + 1 :]
+
+    def tracks(self, path: str) -> bool:
+        """Returns whether git tracks a file, given relative to the input."""
+        return self._tracked is None or self.relative(path) in self._tracked
+
+
+def _grouped(slices: Iterable[Slice], source: str, part_bytes: int) -> Iterator[Part]:
+    """Yields parts of consecutive slices, of at most `part_bytes` or one slice."""
+    number = size = 0
+    group: list[Slice] = []
+    for piece in slices:
+        if group and size + piece.size > part_bytes:
+            yield Part(number, source, tuple(group), size)
+            number, size, group = number + 1, 0, []
+        group.append(piece)
+        size += piece.size
+    if group:
+        yield Part(number, source, tuple(group), size)
+
+
+def _table_reader(name: str) -> str:
+    """Returns the reader of a table by the end of its file's name, "" for other files."""
+    lower = name.lower()
+    if json_lines.is_json_lines(lower):
+        return json_lines.READER
+    return {".parquet": arrow.PARQUET, ".arrow": arrow.ARROW}.get(epath.Path(lower).suffix, "")
+
+
+def _unreadable_format(name: str) -> str:
+    """Returns the format of an archive, of PDF or of another file that is not read; else ""."""
+    lower = name.lower()
+    ending = epath.Path(lower).suffix
+    if _table_reader(lower) or ending in (".json", ".ipynb"):
+        return ""
+    return sources.FORMATS.get(ending, "")
+
+
+def _joined(folder: str, name: str) -> str:
+    return name if folder == "." else f"{folder}/{name}"
