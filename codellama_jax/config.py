@@ -32,6 +32,7 @@ FREE = {"free": True}
 SPARSE = {"sparse": True}
 LEAST_SHARE = 1e-4  # of the mixture; the wait for a sequence of a rarer source could take hours
 
+PREPARED = "prepared:"  # before the folder of a prepared corpus in the place of a path
 # The sources that have fields of their own; experiments may add others by name.
 SOURCES = ("code", "python", "discussions", "language")
 
@@ -160,7 +161,7 @@ class CorpusConfig(Checked):
     validation_fraction: Decay = 0.05  # of the files; at least one file is held out
     max_files: Count = 0  # read no more files than this from a source; 0 reads all
     # Further sources by name, such as java; files in a folder are read as code.
-    others: dict[str, Path] = field(default_factory=dict, metadata=SPARSE)
+    others: dict[str, Path] = field(default_factory=dict, hash=False, metadata=SPARSE)
 
     def paths(self) -> dict[str, str]:
         """Returns where the documents of each source come from, by its name."""
@@ -168,8 +169,12 @@ class CorpusConfig(Checked):
         return fixed | self.others
 
     def check_relations(self) -> None:
-        """Raises FieldError for a further source whose name is not allowed."""
+        """Raises FieldError for a source's name, and for a limit on a prepared corpus."""
         _check_source_names(self.others)
+        for name, path in self.paths().items():
+            if self.max_files and path.startswith(PREPARED):
+                problem = f" is {self.max_files}, and {name} is {path}, which is read completely"
+                raise FieldError(("max_files",), f"{problem}: set it to 0, or prepare fewer files")
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,7 @@ class MixtureConfig(Checked):
     discussions: Weight = 0.0
     language: Weight = 0.0
     # Of further sources by name; `CorpusConfig.others` has where their documents come from.
-    others: dict[str, Weight] = field(default_factory=dict, metadata=SPARSE)
+    others: dict[str, Weight] = field(default_factory=dict, hash=False, metadata=SPARSE)
 
     def shares(self) -> dict[str, float]:
         """Returns the share of each source by name: SOURCES, then the others by alphabet.

@@ -229,6 +229,11 @@ class RunFolder(Folder):
         return self.path / "corpus.json"
 
     @property
+    def corpora(self) -> epath.Path:
+        """The fingerprints of the prepared corpora that the run was started with, by source."""
+        return self.path / "corpora.json"
+
+    @property
     def report_markdown(self) -> epath.Path:
         """The report, with links to the figures."""
         return self.path / "report.md"

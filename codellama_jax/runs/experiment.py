@@ -27,6 +27,7 @@ from codellama_jax.report.report import write_report
 from codellama_jax.runs.corpus import (
     Corpus,
     batches_of,
+    check_prepared,
     check_same_tokenizer,
     check_tokenizer,
     held_out,
@@ -143,13 +144,11 @@ def measure(
     model = TrainedModel(stage.model, params, corpus.tokenizer, str(resolved))
     shares = stage.data.mixture.shares()
     main_source = max(corpus.sources(stage), key=shares.__getitem__)
-    # Long contexts need unsplit files; the others read documents as in training.
-    files = corpus.source(main_source, block_chars=0)
-    documents = corpus.source(main_source, first.data.block_chars)
     subject = Subject(
         model,
-        files=[pipeline.text_of(document) for document in files.validation],
-        documents=[pipeline.text_of(document) for document in documents.validation],
+        # Long contexts need unsplit files; the others read documents as in training.
+        files=corpus.held_out_texts(main_source, block_chars=0),
+        documents=corpus.held_out_texts(main_source, first.data.block_chars),
         training_rows=lambda: batches_trained_on(corpus, resolved),
         validation_rows=held_out(corpus, stage),
         seq_len=first.data.seq_len,
@@ -189,10 +188,13 @@ def run_experiment(
     # Also checked once more with the lock held, when another process may have been faster.
     if not choice.fresh:
         check_folder(experiment, folder)
+    corpora = check_prepared(experiment, to_train, folder.corpora, choice.fresh)
     corpus = Corpus(experiment, choice.cache)
     check_tokenizer(experiment, corpus.tokenizer)
     check_same_tokenizer(experiment, corpus.tokenizer, [s.stage for s in to_train])
     with opened_folder(experiment, folder, choice.fresh):
+        if corpora and jax.process_index() == 0:
+            write_json(folder.corpora, corpora)
         try:
             with on_mesh(mesh), peers.ending_with_peers():
                 run_stages(experiment, corpus, folder, stages, choice.reuse)
