@@ -112,7 +112,7 @@ def source_rows(experiment: Experiment, stages: dict[str, Stage]) -> list[tuple[
     Stages without a prepared corpus are left out: the size of other corpora is not known before a
     run reads them. Raises UserError for a prepared corpus that cannot be read.
     """
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, stage in stages.items():
         manifests = manifests_of(experiment.corpus, name, stage)
         fingerprint = _fingerprint(experiment.tokenizer, manifests)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from etils import epath
 
 from codellama_jax.config import Experiment, Stage
-from codellama_jax.data import builders, pipeline, prepared
+from codellama_jax.data import builders, pipeline
 from codellama_jax.data.documents import SAMPLE_SEED, sample
+from codellama_jax.data.prepared import manifests_of
 from codellama_jax.errors import UserError
 from codellama_jax.sharding.hosts import say
 from codellama_jax.system.files import read_state, user_path, write_json
@@ -120,7 +121,7 @@ def check_prepared(
     """
     recorded: dict[str, str] = {} if fresh else read_state(path) or {}
     for stage in stages:
-        manifests = prepared.manifests_of(experiment.corpus, stage.name, stage.stage)
+        manifests = manifests_of(experiment.corpus, stage.name, stage.stage)
         for source, manifest in manifests.items():
             before = recorded.setdefault(source, manifest.fingerprint)
             if before != manifest.fingerprint:

@@ -17,7 +17,7 @@ import jax
 from codellama_jax.checkpoints.folder import RunFolder, StageFolder, trained_under
 from codellama_jax.checkpoints.identity import identity as identity_of
 from codellama_jax.checkpoints.loading import keep_compiled, load_params
-from codellama_jax.config import Experiment, Probe, Stage, to_dict
+from codellama_jax.config import Experiment, Probe, Stage
 from codellama_jax.data import pipeline
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.probes.run import config_of, kept_answers, run_probes
