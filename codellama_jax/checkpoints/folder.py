@@ -1,6 +1,7 @@
 """The layout of a run's folder: the only module that spells a path in one.
 
-    config.json  tokenizer.model  corpus.json  report.md  report.html  figures/NAME.png
+    config.json  tokenizer.model  corpus.json  corpora.json  report.md  report.html
+    figures/NAME.png
     ARM/STAGE/   or ARM@1/STAGE/ of a further seed
         config.json  identity.txt  metrics.jsonl  tensorboard/  probes.json  done.json
         checkpoints/step_N/

@@ -57,7 +57,8 @@ def stage_row(stage: Stage) -> tuple[str, ...]:
     """Returns the cells of a stage, in the order of HEADINGS, without its name."""
     data, rate = stage.data, stage.optimizer
     shares = data.mixture.shares()
-    mixture = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share)
+    total = sum(shares.values())
+    mixture = ", ".join(f"{name} {share / total:.0%}" for name, share in shares.items() if share)
     return (
         stage.init,
         short(parameter_count(stage.model)),
@@ -83,7 +84,12 @@ def _infilling(stage: Stage) -> str:
 
 
 def print_plan(experiment: Experiment, claim: str) -> None:
-    """Prints a table of stages for every arm. The title has the first line of `claim`."""
+    """Prints a table of stages for every arm, and one of its sources if a corpus is prepared.
+
+    The title has the first line of `claim`. Raises UserError for a corpus that cannot be read.
+    """
+    # A mistake is found before anything is printed.
+    sources = {arm: source_rows(experiment, stages) for arm, stages in experiment.arms.items()}
     console = Console()
     if not console.is_terminal:
         console = Console(width=FILE_WIDTH)
@@ -103,7 +109,7 @@ def print_plan(experiment: Experiment, claim: str) -> None:
             rows.append((name, starts_from, *cells))
             first_arm.setdefault(identity, arm)
         print_rows(console, arm, rows)
-        _print_sources(console, arm, source_rows(experiment, stages))
+        _print_sources(console, arm, sources[arm])
 
 
 def source_rows(experiment: Experiment, stages: dict[str, Stage]) -> list[tuple[str, ...]]:

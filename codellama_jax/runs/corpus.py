@@ -10,7 +10,7 @@ from etils import epath
 from codellama_jax.config import Experiment, Stage
 from codellama_jax.data import builders, pipeline
 from codellama_jax.data.documents import SAMPLE_SEED, sample
-from codellama_jax.data.prepared import manifests_of
+from codellama_jax.data.prepared import is_prepared, manifests_of, read_manifest
 from codellama_jax.errors import UserError
 from codellama_jax.sharding.hosts import say
 from codellama_jax.system.files import read_state, user_path, write_json
@@ -21,7 +21,7 @@ from codellama_jax.weights import load
 if TYPE_CHECKING:
     from codellama_jax.runs.stages import ResolvedStage
 
-MAX_PROBED_CHARS = 16_000_000  # of the held-out texts of a prepared corpus
+MAX_PROBED_CHARS = 4_000_000  # of the held-out texts of a prepared corpus
 
 
 class Corpus:
@@ -34,11 +34,17 @@ class Corpus:
         self.tokenizer = self._tokenizer()
 
     def source(self, name: str, block_chars: int) -> builders.Prepared:
-        """Returns a source's documents, split at `block_chars` characters; 0 keeps files."""
+        """Returns a source's documents, split at `block_chars` characters; 0 keeps files.
+
+        Those of a prepared corpus are as they were prepared, whatever `block_chars` is.
+        """
+        corpus = self.experiment.corpus
+        path = corpus.paths()[name]
+        if is_prepared(path):
+            block_chars = read_manifest(path).block_characters
         # Prepared on first use: a run whose stages have finished reads no documents at all.
         key = (name, block_chars)
         if key not in self.prepared:
-            corpus = self.experiment.corpus
             self.prepared[key] = builders.prepare(corpus, name, block_chars, self.cache, say)
         return self.prepared[key]
 
