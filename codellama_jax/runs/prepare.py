@@ -13,8 +13,8 @@ import tyro
 from codellama_jax.checked import Checked, Range, choices_problem
 from codellama_jax.command_line import cli
 from codellama_jax.config import Path
-from codellama_jax.data.prepare.readers.base import InputOptions
 from codellama_jax.data.prepare.policies import POLICIES, Policy
+from codellama_jax.data.prepare.readers.base import InputOptions
 from codellama_jax.errors import UserError
 
 if TYPE_CHECKING:

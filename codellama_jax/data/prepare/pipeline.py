@@ -164,7 +164,8 @@ class Preparation:
             part_counts = self._shards(work)
         totals = counts.total(part_counts)
         if not totals.get("kept"):
-            raise UserError(f"no document is kept: {reasons(self.report['documents'])}")
+            left_out = reasons(self.report["documents"], totals)
+            raise UserError(f"no document is kept: {left_out or 'the input holds none'}")
         del totals["shards"], totals["positions"]
         self.report["dataset"] = totals
         facts = {
@@ -225,11 +226,15 @@ class Preparation:
         self.seconds[name] = time.monotonic() - start
 
 
-def reasons(totals: dict[str, Any]) -> str:
-    """Returns the number of documents dropped for each reason, most first, with the first one."""
+def reasons(*stages: dict[str, Any]) -> str:
+    """Returns the number of documents that stages dropped by reason, most first, with an example.
+
+    Takes the counts of each stage. Returns "" if nothing was dropped.
+    """
+    totals = counts.total(stages)
     dropped = sorted(totals.get("dropped", {}).items(), key=lambda item: -item[1])
     texts = []
     for name, count in dropped:
         first = totals.get("examples", {}).get(name, [""])[0]
         texts.append(f"{count:,} {name}" + (f" (first: {first})" if first else ""))
-    return "; ".join(texts) or "the input holds no documents"
+    return "; ".join(texts)
