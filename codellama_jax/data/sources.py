@@ -369,7 +369,9 @@ def _descriptions() -> Iterator[Item]:
         metadata = distribution.metadata
         # The description is the body of the metadata file, in old packages a header.
         body = getattr(metadata, "get_payload", str)()
-        texts[metadata["Name"]] = body or metadata["Description"]
+        # `get`, because the metadata of the package importlib_metadata, which replaces Python's where
+        # Apache Beam has imported it, raises KeyError for a header that is missing.
+        texts[metadata.get("Name")] = body or metadata.get("Description")
     return (_text("descriptions", name, text) for name, text in texts.items() if name and text)
 
 
