@@ -12,14 +12,14 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
 from codellama_jax.config import CorpusConfig, to_dict
 from codellama_jax.data.prepare.inputs import Part, fingerprint_of, parts_of, sampled
-from codellama_jax.data.prepare.pipeline import Preparation, PrepareConfig, reasons
+from codellama_jax.data.prepare.pipeline import Preparation, PrepareConfig, Result, reasons
 from codellama_jax.data.prepare.policies import POLICIES, Policy
 from codellama_jax.data.prepare.readers.base import InputOptions
 from codellama_jax.data.prepare.runners import Runner
@@ -133,7 +133,6 @@ def _prepare(
             raise UserError(
                 _too_few(path, report["documents"]["read"]["documents"], files, left_out)
             )
-        preparation.work.rmtree(missing_ok=True)
         # Without locks another process may have written the same documents meanwhile.
         if _cached(folder, silent):
             attempt.rmtree()
@@ -142,8 +141,9 @@ def _prepare(
             "path": attempt.name,
             "counts": _counts(report, kept),
             "left_out": left_out,
-            "fingerprint": _fingerprint(attempt, result.manifest),
+            "fingerprint": _fingerprint(result, parts),
         }
+        preparation.work.rmtree(missing_ok=True)
         write_json(folder / RECORD, record)
         return record
     except BaseException:  # an interrupt too must leave no half of a corpus behind
@@ -153,8 +153,8 @@ def _prepare(
 
 def _too_few(path: str, read: int, kept: int, left_out: str) -> str:
     return (
-        f"of the {read:,} files of the corpus {kept} can be used ({path}), and it takes one to train"
-        f" and one to validate. Left out: {left_out or 'none'}. Add files: {READABLE}"
+        f"of the {read:,} files of the corpus {kept} can be used ({path}), and it takes one to"
+        f" train and one to validate. Left out: {left_out or 'none'}. Add files: {READABLE}"
     )
 
 
@@ -170,29 +170,23 @@ def _counts(report: dict[str, Any], kept: dict[str, Any]) -> dict[str, int]:
     return counts | {split: kept[split]["documents"] for split in SPLITS}
 
 
-def _fingerprint(folder: epath.Path, manifest: dict[str, Any]) -> str:
+def _fingerprint(result: Result, parts: Sequence[Part]) -> str:
     """Returns a hash of the ids and texts of both splits.
 
     For a corpus of one shard it is computed as before the stages existed, so that runs of that time
     resume; their documents had the order of the shard.
     """
-    if any(split["shards"] > 1 for split in manifest["splits"].values()):
-        return manifest["fingerprint"]
-    corpus = open_corpus(folder)
-    texts = {split: list(_in_input_order(getattr(corpus, split))) for split in SPLITS}
+    if any(split["shards"] > 1 for split in result.manifest["splits"].values()):
+        return result.manifest["fingerprint"]
+    by_file: dict[str, dict[str, list[tuple[str, str]]]] = {split: {} for split in SPLITS}
+    for part in parts:
+        for split, example in result.work.examples(part.number, {}):
+            blocks = by_file[split].setdefault(example["path"], [])
+            blocks.append((example["id"], example["text"]))
+    texts = {}
+    for split, files in by_file.items():
+        texts[split] = [block for name in sorted(files) for block in files[name]]
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
-
-
-def _in_input_order(documents: Sequence[dict[str, bytes]]) -> Iterator[tuple[str, str]]:
-    """Yields the id and text of each document, sorted by file and then by the block in it."""
-    order = []
-    for index in range(len(documents)):
-        name = documents[index]["id"].decode()
-        file, _, block = name.rpartition("#")
-        order.append((file, int(block), index) if block.isdigit() else (name, 0, index))
-    for _, _, index in sorted(order):
-        document = documents[index]
-        yield document["id"].decode(), document["text"].decode()
 
 
 def _summary(source: str, counts: dict[str, int], left_out: str) -> str:
