@@ -275,6 +275,7 @@ HARD_TEXTS = {
     "prefixes": "sk-xoxb-1-" * (LONG // 10),
     "slashes": "//_authToken=" * (LONG // 13),
     "spaces": " " * LONG,
+    "lines of slashes": ("/" * 78 + "\n") * (LONG // 79),
     "NUL": "\0" * LONG,
     "wide": "字" * LONG,
 }
