@@ -40,7 +40,7 @@ def connected_components(
 
     Returns:
         The folder of the last round, and the number of rounds. In the files `smaller` is the
-        smallest node of the component, which itself has no row of its own.
+        smallest node of the component, which itself is no `larger`.
     """
     rounds, changed = 0, bool(edge_files(edges))
     while changed:

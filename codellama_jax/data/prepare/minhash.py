@@ -128,7 +128,7 @@ def signature(hashes: np.ndarray, permutations: int) -> np.ndarray:
     for start in range(0, len(hashes), BLOCK):
         block = hashes[start : start + BLOCK, None].astype(np.uint64)
         x, carry = values[: len(block)], carries[: len(block)]
-        # The product wraps at 64 bits before the modulus: BigCode's NumPy code does so too.
+        # a * hash wraps at 64 bits before the modulus: BigCode's NumPy code does so too.
         np.multiply(block, a, out=x)
         np.add(x, b, out=x)
         # x mod 2**61 - 1 without a division: the bits above 61 are added to those below, and the
