@@ -2,6 +2,7 @@
 
 import html
 import re
+import types
 
 import pytest
 from strict_html import Strict
@@ -9,7 +10,7 @@ from strict_html import Strict
 from codellama_jax.data.prepare.card import CardData, Cluster, Language, Split, TokenOverlap
 from codellama_jax.data.prepare.contamination_stage import RuleCount
 from codellama_jax.report import data_card
-from codellama_jax.report.data_card import ROWS, write_pages
+from codellama_jax.report.data_card import ROWS, write_card, write_pages
 from codellama_jax.report.figures import MOST_TICKS, Bars, bars_figure
 
 HOSTILE = "<script>alert(1)</script>|`a`\n\n# x\r\n=== $x$ [a](b) ![a](b) </pre></table>"
@@ -89,6 +90,16 @@ def test_both_pages_show_the_figures(folder):
             assert shown in text, shown
     # Languages by characters kept.
     assert page.index("Python") < page.index("C++")
+
+
+def test_the_card_of_a_result_names_the_command_without_the_path_of_the_program(tmp_path):
+    counts = {"documents": {"read": {"documents": 2, "characters": 5}}, "dataset": {}}
+    manifest = {"fingerprint": "f", "policy": {}, "splits": {}, "tokens": {}, "files": {}}
+    result = types.SimpleNamespace(manifest=manifest | {"counts": counts}, seconds={"dataset": 2})
+    write_card(tmp_path, result, ["/home/a/__main__.py", "prepare", "my files"])
+    text = Strict((tmp_path / "report.html").read_text()).text
+    assert "codellama-jax prepare 'my files'" in text and "/home" not in text
+    assert "2 documents, 5 characters" in text
 
 
 def test_the_page_is_one_file_and_the_markdown_names_its_figures(folder):
