@@ -12,14 +12,13 @@ import json
 import re
 import uuid
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
 
 from codellama_jax.config import CorpusConfig
 from codellama_jax.data import sources
+from codellama_jax.data.prepared import SPLITS, Prepared, is_prepared, open_prepared
 from codellama_jax.errors import UserError
 from codellama_jax.system import locks
 from codellama_jax.system.files import (
@@ -34,20 +33,9 @@ from codellama_jax.system.progress import Say, announced, silent
 
 # Of the contents and the split of a prepared corpus; part of the name of its folder.
 VERSION = "1.1.0"
-CODE = ("code", "python")
-SPLITS = ("train", "validation")
+TEXT = ("discussions", "language")  # sources of natural language; all others are code
 # The file of a cache folder that names the subfolder with complete documents; it is written last.
 RECORD = "prepared.json"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Random access to the documents of a source: `train[i]` is {"id": bytes, "text": bytes}."""
-
-    train: Sequence[dict[str, bytes]]
-    validation: Sequence[dict[str, bytes]]
-    counts: dict[str, int]  # of files by the names of sources.COUNTS; of documents by split
-    fingerprint: str  # of the ids and texts of both splits; the same in every cache folder
 
 
 def prepare(
@@ -57,7 +45,9 @@ def prepare(
     cache_dir: epath.PathLike,
     print_line: Say = silent,
 ) -> Prepared:
-    """Returns the prepared documents of a source, from `cache_dir` if they are prepared already.
+    """Returns the documents of a source, from `cache_dir` if they are prepared already.
+
+    A path `prepared:DIR` is opened as it was prepared, whatever `block_chars` is.
 
     Any number of processes may do so at the same time. The others wait for the first; where the
     file system has no locks, each writes a separate subfolder. One small file, written last, names
@@ -67,15 +57,17 @@ def prepare(
 
     Args:
         corpus: where the documents of each source come from.
-        source: `code`, `python`, `discussions` or `language`.
+        source: the name of the source.
         block_chars: the maximum length of a document in characters; 0 does not split files.
         cache_dir: a folder, local or gs://.
         print_line: prints a line of progress.
     """
-    path = getattr(corpus, source)
+    path = corpus.paths()[source]
+    if is_prepared(path):
+        return open_prepared(path)
     with announced(print_line, f"{source}: listing the files of {path}"):
         items = sources.sample(sources.find(path), corpus.max_files)
-    is_code = source in CODE
+    is_code = source not in TEXT
     folder = user_path(cache_dir) / _folder_name(path, items, is_code, block_chars, corpus)
     try:
         if prepared := _cached(folder, print_line):

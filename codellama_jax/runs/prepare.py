@@ -93,6 +93,8 @@ class Prepare(Checked):
         from codellama_jax.data.prepare.runners import Runner
         from codellama_jax.report.data_card import write_card
 
+        runner = Runner(self.runner, self.beam, self.processes)
+        runner.check()
         benchmarks = self._benchmark_texts()
         tokenizers = self._tokenizers()
         config = PrepareConfig(
@@ -103,18 +105,13 @@ class Prepare(Checked):
             block_characters=self.block_chars,
             shard_bytes=self.shard_bytes,
         )
-        beam = list(self.beam)
-        if self.runner:
-            beam.insert(0, f"--runner={self.runner}")
         say(f"listing {', '.join(self.inputs)}")
         parts: list[Part] = []
         for source in self.inputs:
             parts += renumbered(parts_of(source, "", self.columns), len(parts))
         size = sum(part.size for part in parts)
         say(f"{len(parts):,} parts, {size:,} bytes")
-        preparation = Preparation(
-            parts, config, out, Runner(beam, self.processes), say, benchmarks, tokenizers
-        )
+        preparation = Preparation(parts, config, out, runner, say, benchmarks, tokenizers)
         result = preparation.run()
         write_card(out, result, command=sys.argv)
         splits = result.manifest["splits"]

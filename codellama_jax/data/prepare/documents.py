@@ -62,7 +62,6 @@ class WriteDocuments:
         return result._replace(text=text)
 
     def _row(self, record: Record) -> dict[str, Any]:
-        near = self.policy.near_duplicates
-        bands = minhash.band_hashes(record.text, near) if near.enabled else b""
+        bands = minhash.band_hashes(record.text, self.policy.near_duplicates)
         digest = hashlib.sha256(record.text.encode()).digest()[:DIGEST_BYTES]
         return record._asdict() | {"digest": digest, "bands": bands}
