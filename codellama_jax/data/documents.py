@@ -7,13 +7,14 @@ then decompresses it for every read, which takes 8 ms instead of 0.25 ms.)
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import random
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
 
-import numpy as np
 from etils import epath
 
 from codellama_jax.errors import UserError
@@ -49,7 +50,7 @@ class ShardedDocuments(Sequence):
         import tensorflow_datasets as tfds
 
         self._split, self._shards = split, list(shards)
-        self._ends = np.cumsum([shard.documents for shard in self._shards], dtype=np.int64)
+        self._ends = list(itertools.accumulate(shard.documents for shard in self._shards))
         # Other features of the examples, such as the license, are not decoded.
         self._features = tfds.features.FeaturesDict(
             {"id": tfds.features.Text(), "text": tfds.features.Text()}
@@ -60,7 +61,7 @@ class ShardedDocuments(Sequence):
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._ends[-1] if self._ends else 0
 
     @overload
     def __getitem__(self, index: int) -> dict[str, bytes]: ...
@@ -71,9 +72,9 @@ class ShardedDocuments(Sequence):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
-        number = int(np.searchsorted(self._ends, index, side="right"))
+        number = bisect.bisect_right(self._ends, index)
         shard = self._shards[number]
-        record = index - int(self._ends[number]) + shard.documents
+        record = index - self._ends[number] + shard.documents
         try:
             with self._lock:
                 data = self._reader(number).read([record])[0]
