@@ -59,7 +59,7 @@ def test_an_experiment_without_further_sources_is_written_as_before():
 def test_names_of_sources_are_checked(name):
     for config in (MixtureConfig, CorpusConfig):
         value = 0.5 if config is MixtureConfig else "x"
-        with pytest.raises(FieldError, match="others has .*: a source's name has 1 to 50 lower"):
+        with pytest.raises(FieldError, match=r"others has .*: a source's name has 1 to 50 lower"):
             config(others={name: value})
         with pytest.raises(FieldError, match="others has 'code', which has a field of its own"):
             config(others={"code": value})
