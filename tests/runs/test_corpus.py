@@ -60,7 +60,9 @@ def test_a_moved_corpus_is_the_same_and_a_changed_one_is_refused(path, tmp_path)
     assert changes(to_dict(experiment(path, path)), moved) == []
     assert changes(to_dict(moved), experiment("stdlib", path)) != []
     other = prepared_corpora.write(tmp_path / "other", SPLITS | {"train": {"a": "b"}})
-    with pytest.raises(UserError, match=r"of java has the fingerprint .*, and this run was started"):
+    with pytest.raises(
+        UserError, match=r"of java has the fingerprint .*, and this run was started"
+    ):
         checked(experiment(path, other), record)
     assert checked(experiment(path, other), record, fresh=True) != first
     # Of stages that are trained no corpus is needed.
@@ -68,7 +70,9 @@ def test_a_moved_corpus_is_the_same_and_a_changed_one_is_refused(path, tmp_path)
 
 
 def test_documents_split_otherwise_are_refused_before_the_first_stage(path, tmp_path):
-    with pytest.raises(UserError, match=r"--code.data.block-chars is 99, and the documents of code"):
+    with pytest.raises(
+        UserError, match=r"--code.data.block-chars is 99, and the documents of code"
+    ):
         checked(experiment(path, path, block_chars=99), tmp_path / "corpora.json")
 
 
