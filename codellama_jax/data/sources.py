@@ -314,8 +314,9 @@ def walk(root: str | os.PathLike, skip: tuple[str, ...] = ()) -> Iterator[Folder
         # In place: walk() then leaves out the removed subfolders.
         subfolders[:] = sorted(n for n in subfolders if not n.startswith(".") and n not in skip)
         files = []
+        path = os.fspath(folder)
         for name in sorted(names):
-            if not name.startswith(".") and (listed := list_file(folder / name)):
+            if not name.startswith(".") and (listed := list_file(f"{path}/{name}")):
                 files.append(listed)
         yield Folder(folder.relative_to(top).as_posix(), files, is_checkout)
 
@@ -334,12 +335,13 @@ def _files(root: str | os.PathLike, prefix: str, skip: tuple[str, ...] = ()) -> 
             yield Item(item_id, stamp, partial(read_file, top / folder.name / name), size)
 
 
-def list_file(path: epath.Path) -> ListedFile | None:
+def list_file(path: str) -> ListedFile | None:
     """Returns the name, size and stamp of a file; None if it is not regular or was deleted."""
+    name = path.rpartition("/")[2]
     # etils' stat fails on a local file whose owner has no name, as in many containers.
     if is_bucket(path):
-        status = path.stat()
-        return ListedFile(path.name, status.length, f"{status.length}:{status.mtime}")
+        status = epath.Path(path).stat()
+        return ListedFile(name, status.length, f"{status.length}:{status.mtime}")
     try:
         local_status = os.lstat(path)  # lstat, because a symlink could lead out of the folder
     except OSError:
@@ -347,7 +349,7 @@ def list_file(path: epath.Path) -> ListedFile | None:
     if not stat.S_ISREG(local_status.st_mode):
         return None
     size = local_status.st_size
-    return ListedFile(path.name, size, f"{size}:{local_status.st_mtime_ns}")
+    return ListedFile(name, size, f"{size}:{local_status.st_mtime_ns}")
 
 
 def _topics() -> Iterator[Item]:

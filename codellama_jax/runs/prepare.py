@@ -13,7 +13,7 @@ import tyro
 from codellama_jax.checked import Checked, Range, choices_problem
 from codellama_jax.command_line import cli
 from codellama_jax.config import Path
-from codellama_jax.data.prepare.inputs import InputOptions
+from codellama_jax.data.prepare.readers.base import InputOptions
 from codellama_jax.data.prepare.policies import POLICIES, Policy
 from codellama_jax.errors import UserError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from etils import epath
 
     from codellama_jax.data.prepare.contamination import BenchmarkText
+    from codellama_jax.data.prepare.inputs import Part
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 DEFAULT_POLICY = "code_llama"
@@ -87,11 +88,13 @@ class Prepare(Checked):
             self._prepare(out, say)
 
     def _prepare(self, out: epath.Path, say: Callable[[str], None]) -> None:
-        from codellama_jax.data.prepare.inputs import parts_of_all
+        from codellama_jax.data.prepare.inputs import parts_of, renumbered
         from codellama_jax.data.prepare.pipeline import Preparation, PrepareConfig
         from codellama_jax.data.prepare.runners import Runner
         from codellama_jax.report.data_card import write_card
 
+        runner = Runner(self.runner, self.beam, self.processes)
+        runner.check()
         benchmarks = self._benchmark_texts()
         tokenizers = self._tokenizers()
         config = PrepareConfig(
@@ -102,16 +105,13 @@ class Prepare(Checked):
             block_characters=self.block_chars,
             shard_bytes=self.shard_bytes,
         )
-        beam = list(self.beam)
-        if self.runner:
-            beam.insert(0, f"--runner={self.runner}")
         say(f"listing {', '.join(self.inputs)}")
-        parts = parts_of_all(self.inputs, self.columns)
-        size = sum(part.bytes for part in parts)
+        parts: list[Part] = []
+        for source in self.inputs:
+            parts += renumbered(parts_of(source, "", self.columns), len(parts))
+        size = sum(part.size for part in parts)
         say(f"{len(parts):,} parts, {size:,} bytes")
-        preparation = Preparation(
-            parts, config, out, Runner(beam, self.processes), say, benchmarks, tokenizers
-        )
+        preparation = Preparation(parts, config, out, runner, say, benchmarks, tokenizers)
         result = preparation.run()
         write_card(out, result, command=sys.argv)
         splits = result.manifest["splits"]

@@ -7,6 +7,7 @@ bucket. Only one document of each text takes part in the buckets of bands.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def find_candidates(
 
 @dataclass(frozen=True)
 class ReadKeys:
-    """Yields the numbers, digests and bands of a part's documents by the partition of the digest."""
+    """Yields the numbers, digests and bands of a part's documents, partitioned by the digest."""
 
     bands: int
     scope: str
@@ -79,8 +80,7 @@ class ReadKeys:
             "bands": bands,
         }
         if self.scope == "language":
-            hashes = {name: _hash(name) for name in {row["language"] for row in rows}}
-            table["language"] = np.array([hashes[row["language"]] for row in rows], np.uint64)
+            table["language"] = np.array([_hash(row["language"]) for row in rows], np.uint64)
         yield from tables.split(table, tables.partition_of(table["high"], self.partitions))
 
 
@@ -152,5 +152,6 @@ def _edges(number: np.ndarray, first: np.ndarray, equal: bool) -> Table:
     return {"larger": number[mask], "smaller": first[mask], "equal": np.full(mask.sum(), equal)}
 
 
+@functools.cache
 def _hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")

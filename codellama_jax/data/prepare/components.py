@@ -1,10 +1,10 @@
 """Connected components of a graph that is larger than memory, by alternating star contractions.
 
 Edges are tables with the columns `larger` and `smaller`, int64 document numbers. The files of a
-folder hold the edges by the part of their larger end. A round of large-star and small-star (Kiveris
-et al. 2014, "Connected Components in MapReduce and Beyond") connects every node to smaller ones, and
-keeps the components. The edges no longer change when every node is connected to the smallest of its
-component and to nothing else, after about log2 of the longest shortest path.
+folder hold the edges by the part of their larger end. A round of large-star and small-star
+(Kiveris et al. 2014, "Connected Components in MapReduce and Beyond") connects every node to smaller
+ones, and keeps the components. The edges no longer change once every node is connected to the
+smallest of its component only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def connected_components(
         runner: runs the rounds.
         edges: folder of edge files. Without files there is nothing to do.
         work: folder for the rounds; complete rounds in it are not repeated.
-        partitions: number of groups into which the nodes are divided; it does not change the result.
+        partitions: number of groups of nodes; it does not change the result.
 
     Returns:
         The folder of the last round, and the number of rounds. In the files `smaller` is the
@@ -96,7 +96,7 @@ class ReadBothWays:
 
 @dataclass(frozen=True)
 class LargeStar:
-    """Connects the larger neighbors of each node with the smallest of the node and all neighbors."""
+    """Connects the larger neighbors of a node with the smallest of it and all its neighbors."""
 
     partitions: int
 

@@ -1,9 +1,12 @@
-"""Finds benchmarks in the documents of a corpus, by three published rules.
+"""Finds benchmarks in the documents of a corpus, by published rules.
 
 - `substring` (BigCode): a document that holds a text of a benchmark, in any case, is dropped.
 - `ngrams` (GPT-3): 13-grams of words in lower case and without punctuation are removed with the
   200 characters on each side. Remaining pieces under 200 characters are dropped, and so are
   documents that split into more than 10 pieces. 13-grams in more than 10 documents are ignored.
+- `similarity` (BigCode's alternative): a document is dropped if its words and those of a task, or
+  of its solution, have a Jaccard index of at least 0.58. BigCode finds candidates by MinHash, adds
+  the tests to the texts of a task, and compares no solution alone; here the index is exact.
 - `tokens` (Llama 2): reports the tokens of each task that are in a match of more than 10 tokens,
   and removes nothing. Llama 2's matches may also skip up to 4 tokens, which is not done here.
 
@@ -11,26 +14,21 @@ contamination_stage.py applies them to the part files of a corpus.
 
 Code differs from prose. Without punctuation `a + b` and `a-b` are the same two words, and 13 words
 are two to four lines. So the n-grams find copies with another indentation, other brackets or other
-operators. None of the rules finds a copy whose names are changed throughout.
+operators. A copy whose names are changed is found by `similarity` only, if it is the only content
+of its document and keeps its docstring or most other words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import numpy as np
 
 from codellama_jax.checked import Checked, Range
-from codellama_jax.data.prepare.matching import (
-    ANCHOR,
-    HashTable,
-    Needles,
-    Units,
-    gram_hashes,
-    units_of,
-)
+from codellama_jax.data.prepare.grams import Grams, WordSets
+from codellama_jax.data.prepare.matching import ANCHOR, Needles
 
 Count = Annotated[int, Range(0, 10**9)]
 
@@ -49,11 +47,13 @@ class Decontamination(Checked):
     """Rules that find the benchmarks in the corpus, with the published numbers."""
 
     substring: bool = False  # BigCode
+    similarity: bool = False  # BigCode's alternative
     ngrams: bool = False  # GPT-3
     tokens: bool = False  # Llama 2: a report, nothing is removed
     # Characters, without white space, of a text that `substring` finds. BigCode excepts HumanEval's
     # `return x + y`, `return n**2`, `return len(string)` and `return ''.join(strings)`.
     min_substring: Annotated[int, Range(ANCHOR, 10**9)] = 23
+    min_similarity: Annotated[float, Range(0, 1, open_least=True)] = 0.58  # Jaccard index of words
     ngram: Annotated[int, Range(2, 1000)] = 13  # words
     margin: Count = 200  # characters on each side of an n-gram that are removed too
     min_piece: Count = 200  # characters of a piece that is kept
@@ -64,7 +64,7 @@ class Decontamination(Checked):
     @property
     def enabled(self) -> bool:
         """Whether any rule is on."""
-        return self.substring or self.ngrams or self.tokens
+        return self.substring or self.similarity or self.ngrams or self.tokens
 
 
 class Span(NamedTuple):
@@ -72,54 +72,13 @@ class Span(NamedTuple):
 
     start: int
     end: int
-    rule: str  # "substring", "ngrams" or "tokens"
+    rule: str  # "substring", "similarity", "ngrams" or "tokens"
     benchmark: str
     task: str
     kind: str  # of the text
     text: int  # its number in the index
     first: int = 0  # of its tokens that match; of the rule "tokens" only
     last: int = 0  # one after the last one
-
-
-class Grams:
-    """The n-grams of several texts, and the texts and positions that hold each."""
-
-    def __init__(self, texts: Sequence[str], size: int, punctuation: bool, lower: bool):
-        self._size, self._punctuation, self._lower = size, punctuation, lower
-        self.lengths = []  # units of each text
-        hashes, owners, positions = [], [], []
-        for number, text in enumerate(texts):
-            units = self.units(text.encode())
-            grams = gram_hashes(units.hashes, size)
-            self.lengths.append(len(units.hashes))
-            hashes.append(grams)
-            owners.append(np.full(len(grams), number))
-            positions.append(np.arange(len(grams)))
-        joined = np.concatenate([np.zeros(0, np.uint64), *hashes])
-        # Stable: the texts of a gram stay in their order.
-        order = np.argsort(joined, kind="stable")
-        keys, self._begins = np.unique(joined[order], return_index=True)
-        self._ends = np.append(self._begins[1:], len(order))
-        self._owners = np.concatenate([np.zeros(0, int), *owners])[order]
-        self._positions = np.concatenate([np.zeros(0, int), *positions])[order]
-        self.table = HashTable(keys)
-
-    def units(self, data: bytes) -> Units:
-        """Returns the units of a text in UTF-8."""
-        return units_of(data.lower() if self._lower else data, self._punctuation)
-
-    def matches(self, units: Units) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the positions of grams that are of a text, and the indices of their keys."""
-        return self.table.matches(gram_hashes(units.hashes, self._size))
-
-    def owner(self, key: int) -> int:
-        """Returns the first text that holds a gram."""
-        return int(self._owners[self._begins[key]])
-
-    def places(self, key: int) -> Iterator[tuple[int, int]]:
-        """Yields (text, position of its unit) of a gram, for every place that has it."""
-        span = slice(self._begins[key], self._ends[key])
-        yield from zip(self._owners[span].tolist(), self._positions[span].tolist())
 
 
 class Index:
@@ -136,6 +95,8 @@ class Index:
         needles = [needle(text.text, params) for text in texts] if params.substring else []
         self._needle_texts = [number for number, data in enumerate(needles) if data]
         self._needles = Needles([needles[number] for number in self._needle_texts])
+        self._set_texts, word_sets = _word_sets(texts, params)
+        self._word_sets = WordSets(word_sets)
         self.words = Grams(contents if params.ngrams else [], params.ngram, False, True)
         size = params.token_match + 1
         self.tokens = Grams(contents if params.tokens else [], size, True, False)
@@ -156,6 +117,14 @@ class Index:
         for number, start, end in self._needles.find(lowered):
             spans.append(self.span(start, end, "substring", self._needle_texts[number]))
         return sorted(spans)
+
+    def similar(self, data: bytes) -> list[Span]:
+        """Returns a span over the document, in bytes, for each task whose words are similar."""
+        spans: dict[tuple[str, str], Span] = {}
+        for number in self._word_sets.similar(data, self.params.min_similarity):
+            span = self.span(0, len(data), "similarity", self._set_texts[number])
+            spans.setdefault((span.benchmark, span.task), span)
+        return list(spans.values())
 
     def word_grams(self, data: bytes, common: np.ndarray | None = None) -> list[Span]:
         """Returns runs of n-grams of one task, in bytes.
@@ -206,6 +175,29 @@ class Index:
         return spans
 
 
+def _word_sets(
+    texts: Sequence[BenchmarkText], params: Decontamination
+) -> tuple[list[int], list[str]]:
+    """Returns the texts that documents are compared with, and the number of a text of each.
+
+    They are all texts of a task together, and its solution alone.
+    """
+    numbers: list[int] = []
+    contents: list[str] = []
+    places: dict[tuple[str, str], int] = {}
+    for number, text in enumerate(texts if params.similarity else []):
+        if text.kind == "solution" and needle(text.text, params):
+            numbers.append(number)
+            contents.append(text.text)
+        task = text.benchmark, text.task
+        if task not in places:
+            places[task] = len(numbers)
+            numbers.append(number)
+            contents.append("")
+        contents[places[task]] += f"\n{text.text}"
+    return numbers, contents
+
+
 def needle(text: str, params: Decontamination) -> bytes:
     """Returns the text that `substring` finds, b"" for one that is too short to be telling."""
     stripped = text.strip()
@@ -232,6 +224,8 @@ def find(
     spans: list[Span] = []
     if index.params.substring:
         spans += index.substrings(data.lower())
+    if index.params.similarity:
+        spans += index.similar(data)
     if index.params.ngrams:
         spans += index.word_grams(data, common)
     if index.params.tokens:

@@ -82,13 +82,13 @@ def count_grams(
             "" skips none. Copies of a file would make its n-grams common.
     """
     words = load_index(index).words
-    counts = np.zeros(len(words.table.keys), np.int64)
+    counts = np.zeros(len(words.keys), np.int64)
     for _, text in _texts(documents, dropped):
         _, keys = words.matches(words.units(text.encode()))
         counts[np.unique(keys)] += 1
     rows = []
     for key in np.flatnonzero(counts):
-        rows.append({"gram": int(words.table.keys[key]), "documents": int(counts[key])})
+        rows.append({"gram": int(words.keys[key]), "documents": int(counts[key])})
     write_rows(out, GRAMS, rows)
 
 
@@ -127,17 +127,17 @@ def scan_part(
         dropped: as for `count_grams`.
     """
     loaded = load_index(index)
-    is_common = np.zeros(len(loaded.words.table.keys), bool)
+    is_common = np.zeros(len(loaded.words.keys), bool)
     if common:
         grams = np.array([row["gram"] for row in read_rows(common)], np.uint64)
-        is_common[np.isin(loaded.words.table.keys, grams)] = True
+        is_common[np.isin(loaded.words.keys, grams)] = True
     write_rows(out, CONTAMINATION, _rows(documents, dropped, loaded, is_common))
 
 
 def _rows(
     documents: epath.PathLike, dropped: str, index: Index, common: np.ndarray
 ) -> Iterator[dict[str, Any]]:
-    seen = np.zeros(len(index.tokens.table.keys), bool)
+    seen = np.zeros(len(index.tokens.keys), bool)
     for row, text in _texts(documents, dropped):
         spans = find(text, index, common, seen)
         action = _action(len(text), spans, index.params)
@@ -156,7 +156,7 @@ def _texts(documents: epath.PathLike, dropped: str) -> Iterator[tuple[int, str]]
 
 def _action(length: int, spans: Sequence[Span], params: Decontamination) -> str:
     """Returns "drop" for a document that is not kept, else "remove"."""
-    if any(span.rule == "substring" for span in spans):
+    if any(span.rule in ("substring", "similarity") for span in spans):
         return "drop"
     matches = [(span.start, span.end) for span in spans if span.rule == "ngrams"]
     return "remove" if pieces(length, matches, params) else "drop"

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from codellama_jax.data.prepare import counts, filters, minhash, pii
-from codellama_jax.data.prepare.inputs import InputOptions, Part, read_part
+from codellama_jax.data.prepare.inputs import Part, read_part
 from codellama_jax.data.prepare.parts import DOCUMENTS, write_rows
 from codellama_jax.data.prepare.policies import Policy
+from codellama_jax.data.prepare.readers.base import InputOptions
 from codellama_jax.data.prepare.records import Dropped, Record
 from codellama_jax.data.prepare.stages import StageFolder
 
@@ -61,7 +62,6 @@ class WriteDocuments:
         return result._replace(text=text)
 
     def _row(self, record: Record) -> dict[str, Any]:
-        near = self.policy.near_duplicates
-        bands = minhash.band_hashes(record.text, near) if near.enabled else b""
+        bands = minhash.band_hashes(record.text, self.policy.near_duplicates)
         digest = hashlib.sha256(record.text.encode()).digest()[:DIGEST_BYTES]
         return record._asdict() | {"digest": digest, "bands": bands}

@@ -57,28 +57,15 @@ def find_duplicates(
 
     Returns:
         The summary: numbers of `clusters`, `exact` and `near` duplicates, `sizes` (number of
-        clusters by size), `languages` (exact and near duplicates by language), `largest` (size, kept
-        id and first members' ids of the largest clusters) and `rounds` of contraction.
+        clusters by size), `languages` (exact and near duplicates by language), `largest` (size, id
+        of the kept and of the first members of the largest clusters) and `rounds` of contraction.
     """
     folder = epath.Path(folder)
-    summary = read_state(folder / "summary.json")
-    if summary is not None:
-        return summary
-    paths = {_part_number(path): str(path) for path in documents}
-    partitions = _partitions(list(paths.values()))
     work = folder / "work"
-    edges = _edges(runner, paths, params, exact, work, partitions)
-    stars, rounds = components.connected_components(runner, edges, work, partitions)
-    tables.shuffle(
-        runner,
-        components.edge_files(stars),
-        read_members,
-        Describe(paths, partitions),
-        choose,
-        WriteDuplicates(str(folder)),
-    )
-    summary = {**_summary(folder / "work", paths), "rounds": rounds}
-    write_json(folder / "summary.json", summary)
+    summary = read_state(folder / "summary.json")
+    if summary is None:
+        summary = _find(runner, documents, params, exact, folder, work)
+        write_json(folder / "summary.json", summary)
     work.rmtree(missing_ok=True)
     return summary
 
@@ -92,6 +79,30 @@ def read_duplicates(folder: epath.PathLike, part: int) -> Table:
     return {name: np.zeros(0, object if name == "kind" else np.int64) for name in names}
 
 
+def _find(
+    runner: Runner,
+    documents: Sequence[epath.PathLike],
+    params: NearDuplicates,
+    exact: bool,
+    folder: epath.Path,
+    work: epath.Path,
+) -> dict[str, Any]:
+    """Does the work of find_duplicates but for the file of the summary, which it returns."""
+    paths = {_part_number(path): str(path) for path in documents}
+    partitions = _partitions(list(paths.values()))
+    edges = _edges(runner, paths, params, exact, work, partitions)
+    stars, rounds = components.connected_components(runner, edges, work, partitions)
+    tables.shuffle(
+        runner,
+        components.edge_files(stars),
+        read_members,
+        Describe(paths, partitions),
+        choose,
+        WriteDuplicates(str(folder)),
+    )
+    return _summary(work, paths) | {"rounds": rounds}
+
+
 def _edges(
     runner: Runner,
     documents: dict[int, str],
@@ -101,19 +112,19 @@ def _edges(
     partitions: int,
 ) -> epath.Path:
     """Returns the folder of the edges between duplicates, which it writes unless it is complete."""
-    found = work / "candidates"
+    edges = work / "candidates"
 
     def find() -> None:
         if exact or params.enabled:
-            candidates.find_candidates(runner, documents, params, exact, found, partitions)
+            candidates.find_candidates(runner, documents, params, exact, edges, partitions)
 
-    components.once(found, find)
+    components.once(edges, find)
     if not (params.enabled and params.verify_jaccard):
-        return found
+        return edges
     verified = work / "verified"
 
     def verify() -> None:
-        verification.verify_edges(runner, documents, params, found, verified)
+        verification.verify_edges(runner, documents, params, edges, verified)
 
     components.once(verified, verify)
     return verified

@@ -9,6 +9,7 @@ sets. Hidden files and symlinks are left out.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -19,16 +20,13 @@ from codellama_jax.data.prepare.readers import arrow, checkouts, files, json_lin
 from codellama_jax.data.prepare.readers.base import InputOptions, Slice
 from codellama_jax.data.prepare.records import Dropped, Record
 from codellama_jax.errors import UserError
-from codellama_jax.system.files import check_not_root, is_bucket, reason, user_path
-
-FILE = "file"  # a file that is an input by itself
+from codellama_jax.system.files import check_not_root, reason, user_path
 
 # Yields the records of a slice; takes the slice, the name of the input and the options.
 Reader = Callable[[Slice, str, InputOptions], Iterator[Record | Dropped]]
 READERS: dict[str, Reader] = {
     files.FILES: files.read_files,
     files.BUILTIN: files.read_builtin,
-    FILE: files.read_file,
     json_lines.READER: json_lines.read,
     arrow.PARQUET: arrow.read_parquet,
     arrow.ARROW: arrow.read_arrow,
@@ -62,7 +60,7 @@ def parts_of(source: str, name: str, options: InputOptions) -> list[Part]:
 
     Args:
         source: a folder or file, local or gs://, or `stdlib`, `topics` or `descriptions`.
-        name: of the input, the first part of all ids; "" takes the name of the folder or file.
+        name: of the input, the first part of all ids; "" takes the name of the folder.
         options: the size of a part and the columns of tables.
     """
     if source in files.BUILTINS:
@@ -70,8 +68,10 @@ def parts_of(source: str, name: str, options: InputOptions) -> list[Part]:
         slices = files.builtin_slices(source, name, options)
     else:
         root = _existing(source)
-        name = name or sources.encodable(root.resolve().name)
-        slices = _slices(root, name, options)
+        is_folder = root.is_dir()
+        folder = root if is_folder else root.parent
+        name = name or sources.encodable(folder.resolve().name)
+        slices = (_folder_slices if is_folder else _file_slices)(root, name, options)
     parts = list(_grouped(slices, name, options.part_bytes))
     if not parts:
         raise UserError(f"the input {source!r} holds nothing that can be read: {READABLE}")
@@ -86,14 +86,15 @@ def renumbered(parts: Iterable[Part], first: int = 0) -> list[Part]:
 def fingerprint_of(parts: Iterable[Part]) -> str:
     """Returns a hash of the names and stamps of the parts.
 
-    It changes with the content of a file, whose stamp is its size and time of modification. It does
-    not depend on where the input is stored.
+    It changes with the content of a file, whose stamp is its size and time of modification, and
+    with the size of the parts. It does not depend on where the input is stored.
     """
     fingerprint = hashlib.sha256()
     for part in parts:
         for piece in part.slices:
-            what = (part.number, part.source, piece.reader, piece.name, piece.repository)
-            fingerprint.update(repr((*what, piece.start, piece.end, piece.stamp)).encode())
+            # All but the path, and the packed names, which the stamp covers.
+            content = piece._replace(path="", names=b"")
+            fingerprint.update(repr((part.number, part.source, *content)).encode())
     return fingerprint.hexdigest()[:32]
 
 
@@ -126,17 +127,26 @@ def _existing(source: str) -> epath.Path:
     return root
 
 
-def _slices(root: epath.Path, name: str, options: InputOptions) -> Iterator[Slice]:
-    if root.is_dir():
-        return _folder_slices(root, name, options)
-    listed = sources.list_file(root.resolve())
-    if listed is None:
+def _file_slices(root: epath.Path, name: str, options: InputOptions) -> Iterator[Slice]:
+    """Yields the slices of an input that is one file, with the ids that it has in its folder."""
+    file = sources.list_file(str(root.resolve()))
+    if file is None:
         raise UserError(f"{root} is not a regular file: name a folder or a file")
-    reader = _table_reader(root.name)
-    if not reader and (problem := _unreadable_format(root.name)):
-        raise UserError(f"{root} is {problem}: {READABLE} can be read")
-    file = Slice(reader or FILE, str(root), name, listed.size, listed.stamp)
-    return SLICERS[reader](file, options) if reader else iter([file])
+    if problem := _unreadable_format(root.name):
+        raise UserError(f"{root} cannot be read ({problem}); unpack it to {READABLE}")
+    if _table_reader(root.name):
+        yield from _table_slices(root, f"{name}/{sources.encodable(root.name)}", file, options)
+    else:
+        collector = files.Collector(Slice(files.FILES, str(root.parent), name, 0, ""), options)
+        yield from collector.add(root.name, file.size, file.stamp)
+        yield from collector.rest()
+
+
+def _table_slices(
+    path: epath.Path, name: str, file: sources.ListedFile, options: InputOptions
+) -> Iterator[Slice]:
+    reader = _table_reader(path.name)
+    return SLICERS[reader](Slice(reader, str(path), name, file.size, file.stamp), options)
 
 
 def _folder_slices(root: epath.Path, name: str, options: InputOptions) -> Iterator[Slice]:
@@ -160,17 +170,13 @@ def _folder_slices(root: epath.Path, name: str, options: InputOptions) -> Iterat
                 continue
             is_unreadable = bool(_unreadable_format(file.name))
             unreadable, readable = unreadable + is_unreadable, readable + (not is_unreadable)
-            reader = _table_reader(file.name)
-            if reader and repository.has_tables:
+            if repository.has_tables and _table_reader(file.name):
                 yield from repository.files.rest()
                 table_name = f"{name}/{sources.encodable(relative)}"
-                path = str(root / relative)
-                table = Slice(reader, path, table_name, file.size, file.stamp)
-                yield from SLICERS[reader](table, options)
+                yield from _table_slices(root / relative, table_name, file, options)
             else:
-                yield from repository.files.add(
-                    repository.relative(relative), file.size, file.stamp
-                )
+                document = repository.relative(relative)
+                yield from repository.files.add(document, file.size, file.stamp)
     while repositories:
         yield from repositories.pop().files.rest()
     if unreadable and not readable:
@@ -197,9 +203,9 @@ class _Repository:
         self.has_tables = checkout is None or checkout.is_dataset
         if folder != ".":
             name = f"{name}/{sources.encodable(folder)}"
-        repository = checkout.repository if checkout else ""
-        stamp = checkout.stamp if checkout else ""
-        empty = Slice(files.FILES, str(root / folder), name, 0, stamp, repository=repository)
+        empty = Slice(files.FILES, str(root / folder), name, 0, "")
+        if checkout:
+            empty = empty._replace(repository=checkout.repository, license=checkout.license)
         self.files = files.Collector(empty, options)
 
     def holds(self, folder: str) -> bool:
@@ -236,13 +242,13 @@ def _table_reader(name: str) -> str:
     lower = name.lower()
     if json_lines.is_json_lines(lower):
         return json_lines.READER
-    return {".parquet": arrow.PARQUET, ".arrow": arrow.ARROW}.get(epath.Path(lower).suffix, "")
+    return {".parquet": arrow.PARQUET, ".arrow": arrow.ARROW}.get(os.path.splitext(lower)[1], "")
 
 
 def _unreadable_format(name: str) -> str:
     """Returns the format of an archive, of PDF or of another file that is not read; else ""."""
     lower = name.lower()
-    ending = epath.Path(lower).suffix
+    ending = os.path.splitext(lower)[1]
     if _table_reader(lower) or ending in (".json", ".ipynb"):
         return ""
     return sources.FORMATS.get(ending, "")

@@ -1,4 +1,4 @@
-"""Tells the language of a file as GitHub's linguist does, by its name, extension and content.
+"""Names the language of a file as GitHub's linguist does, by its name, extension and content.
 
 The names of linguist ("Python", "C++", "Jupyter Notebook") are those of The Stack and of StarCoder.
 The rules in order: the file's name, its extension, and where it has none or languages share it, the
@@ -20,89 +20,91 @@ CONSIDERED = 50 * 1024  # characters of the text that the rules search; linguist
 _SHEBANG = re.compile(r"#!\s*(\S+)(?:[ \t]+(.*))?")
 _ASSIGNMENT_OR_FLAG = re.compile(r"-|\w+=")  # options of env before the program
 _WILDCARDS = set("*?[")
-_HASH_INCLUDE = r"^\s*#\s*(include|define|pragma|ifn?def)\b"
+_HASH_INCLUDE = r"^[ \t]*#[ \t]*(include|define|pragma|ifn?def)\b"
 _XML = r"\A\s*<\?xml|\A\s*<!DOCTYPE|\A\s*<[A-Za-z][\w:.-]*(\s+[\w:.-]+=|\s*/?>)"
+# One alternative for all that starts a line: the others are tried at every character.
 _CPP = (
-    r"^\s*#\s*include <(algorithm|array|atomic|c?(std\w+|string)|fstream|functional|iostream|list"
-    r"|map|memory|mutex|optional|queue|set|sstream|stack|string_view|thread|tuple|type_traits"
-    r"|unordered_\w+|utility|variant|vector)>|^\s*template\s*<|^[ \t]*(using )?namespace\s+\w+"
-    r"|^[ \t]*class\s+\w[\w:<>]*\s*(final\s*)?[{:]|^[ \t]*(private|public|protected):$|\bstd::\w+"
-    r"|^[ \t]*(try|constexpr|typename|virtual|friend)\b|\bconstexpr\b|\bextern \"C\"\s*\{?\s*class"
+    r"^[ \t]*(#[ \t]*include <(algorithm|array|atomic|c?(std\w+|string)|fstream|functional|iostream"
+    r"|list|map|memory|mutex|optional|queue|set|sstream|stack|string_view|thread|tuple|type_traits"
+    r"|unordered_\w+|utility|variant|vector)>|template\s*<|(using )?namespace\s+\w"
+    r"|class\s+\w[\w:<>]*\s*(final\s*)?[{:]|(private|public|protected):$"
+    r"|(try|constexpr|typename|virtual|friend)\b)|std::\w"
 )
 _OBJECTIVE_C = (
-    r"^\s*(@(interface|class|protocol|property|end|synchronised|selector|implementation)\b"
+    r"^[ \t]*(@(interface|class|protocol|property|end|synchronised|selector|implementation)\b"
     r"|#import\s+.+\.h[\">])"
 )
-_PERL = r"^\s*(use|package)\s+[\w:]+.*;|^\s*(my|our)\s+[$@%]|^sub\s+\w+\s*[{(]|=>\s*sub\b"
-_PROLOG = r"^[^#%\n]*:-|^\s*[a-z]\w*\(.*\)\.\s*$"
-_RAKU = r"^\s*(use v6|(my )?(grammar|class|role|module)\s+\w+)"
+_PROLOG = r"^[^#%\n]*:-|^[ \t]*[a-z]\w*\(.*\)\.\s*$"
+_RAKU = r"^[ \t]*(use v6|(my )?(grammar|class|role|module)\s+\w+)"
 
+# No expression may take quadratic time: they are anchored or of bounded length, see the tests.
 # For an extension that languages share, the rules in order: a language and the expression that the
 # text must match. The last one, without an expression, is taken otherwise.
 AMBIGUOUS: dict[str, tuple[tuple[str, str], ...]] = {
     ".cgi": (
-        ("Python", r"^\s*(import|def)\s+\w+"),
-        ("Shell", r"^\s*(fi|done|esac)\b"),
+        ("Python", r"^[ \t]*(import|def)\s+\w+"),
+        ("Shell", r"^[ \t]*(fi|done|esac)\b"),
         ("Perl", ""),
     ),
     ".cl": (
-        ("Common Lisp", r"^\s*\((?i:defun|in-package|defpackage|defmacro) "),
-        ("OpenCL", r"\b__kernel\b|\bget_global_id\b|^\s*kernel\s+void|" + _HASH_INCLUDE),
+        ("Common Lisp", r"^[ \t]*\((?i:defun|in-package|defpackage|defmacro) "),
+        ("OpenCL", r"\b__kernel\b|\bget_global_id\b|^[ \t]*kernel\s+void|" + _HASH_INCLUDE),
         ("Common Lisp", ""),
     ),
     ".cls": (
-        ("VBA", r"^\s*Attribute\s+VB_Name\s*=|^VERSION \d\.\d CLASS"),
+        ("VBA", r"^[ \t]*Attribute\s+VB_Name\s*=|^VERSION \d\.\d CLASS"),
         ("TeX", r"\\(NeedsTeXFormat|ProvidesClass|RequirePackage|LoadClass)\b"),
         ("ObjectScript", r"^Class\s+[\w.%]+(\s+Extends|\s*$|\s*\[|\s*\{)"),
-        ("OpenEdge ABL", r"(?i)^\s*(class|interface)\s+[\w.]+.*:\s*$"),
+        ("OpenEdge ABL", r"(?i)^[ \t]*(class|interface)\s+\w.*:[ \t]*$"),
         ("Apex", ""),
     ),
     ".cs": (("Smalltalk", r"![\w\s]+methodsFor: "), ("C#", "")),
     ".d": (
-        ("D", r"^\s*(module|import)\s+[\w.*]+\s*[;:,]|^\s*(void|int|auto)\s+main\s*\("),
-        ("DTrace", r"^\s*#!/usr/sbin/dtrace|^\w+:\w*:\w*:\w*"),
-        ("Makefile", r"^[/\\.\w -]+\.o\b.*:"),
+        ("D", r"^[ \t]*(module|import)\s+[\w.*]+\s*[;:,]|^[ \t]*(void|int|auto)\s+main\s*\("),
+        ("DTrace", r"^[ \t]*#!/usr/sbin/dtrace|^\w+:\w*:\w*:\w*"),
+        ("Makefile", r"^[/\\.\w -]+\.o\b[^:\n]{0,300}:"),
         ("D", ""),
     ),
     ".f": (("Forth", r"^: \w+"), ("Fortran", "")),
     ".for": (("Forth", r"^: \w+"), ("Fortran", "")),
     ".fs": (
         ("Forth", r"^(: |new-device)"),
-        ("GLSL", r"^\s*(#version|precision|uniform|varying|vec[234])\s"),
+        ("GLSL", r"^[ \t]*(#version|precision|uniform|varying|vec[234])\s"),
         ("F#", ""),
     ),
     ".gs": (
-        ("GLSL", r"^\s*#version\s+\d+"),
-        ("Gosu", r"^\s*uses\s+(java|gw)\."),
+        ("GLSL", r"^[ \t]*#version\s+\d+"),
+        ("Gosu", r"^[ \t]*uses\s+(java|gw)\."),
         ("JavaScript", ""),
     ),
     ".h": (("Objective-C", _OBJECTIVE_C), ("C++", _CPP), ("C", "")),
     ".hh": (("Hack", r"\A<\?hh"), ("C++", "")),
     ".inc": (
         ("PHP", r"\A\s*<\?(php|=|\s)"),
-        ("POV-Ray SDL", r"^\s*#(declare|local|macro|while)\s"),
-        ("Pascal", r"(?i)^\s*(\{\$|procedure\s+\w+|function\s+\w+\s*[(:].*;\s*$|unit\s+\w+;)"),
-        ("SQL", r"(?i)^\s*(create|alter|insert|select)\s+(table|into|\*)"),
-        ("SourcePawn", r"^\s*#(tryinclude|pragma)\b|^\s*(native|forward|stock|public)\s+\w+"),
+        ("POV-Ray SDL", r"^[ \t]*#(declare|local|macro|while)\s"),
+        ("Pascal", r"(?i)^[ \t]*(\{\$|procedure\s+\w+|function\s+\w+\s*[(:].*;\s*$|unit\s+\w+;)"),
+        ("SQL", r"(?i)^[ \t]*(create|alter|insert|select)\s+(table|into|\*)"),
+        ("SourcePawn", r"^[ \t]*#(tryinclude|pragma)\b|^[ \t]*(native|forward|stock|public)\s+\w+"),
         ("BitBake", r"^(inherit|require|SRC_URI|PACKAGES|LICENSE)\b"),
-        ("C++", _HASH_INCLUDE + r"|^\s*//|^\s*/\*|\bstd::|::\w+\("),
+        ("C++", _HASH_INCLUDE + r"|^[ \t]*//|^[ \t]*/\*|\bstd::|::\w+\("),
         ("HTML", r"(?i)<(html|div|table|p|a|span|script|br|ul|li)\b"),
-        ("Assembly", r"(?i)^\s*(\.?(equ|macro|include|section|org)|mov|\w+\s+equ)\b"),
+        ("Assembly", r"(?i)^[ \t]*(\.?(equ|macro|include|section|org)|mov|\w+\s+equ)\b"),
         ("", ""),
     ),
     ".l": (
-        ("Common Lisp", r"^\s*\((def(un|macro|var)|in-package)\s"),
+        ("Common Lisp", r"^[ \t]*\((def(un|macro|var)|in-package)\s"),
         ("Lex", r"^%[%{}]"),
         ("Roff", r"^\.[A-Za-z]{2}(\s|$)"),
         ("Lex", ""),
     ),
     ".m": (
-        ("Objective-C", _OBJECTIVE_C + r"|^\s*#import\b|^\s*@autoreleasepool"),
+        ("Objective-C", _OBJECTIVE_C + r"|^[ \t]*#import\b|^[ \t]*@autoreleasepool"),
         ("Mercury", r"^:- module"),
         ("MUF", r"^: "),
-        ("M", r"^\s*;"),
-        ("Wolfram Language", r"\(\*|\[\[.*\]\]|\w+\[\w*_\]\s*:=|^\w+`"),
-        ("MATLAB", r"^\s*%|^\s*(function|classdef|end|clear|clc|close|plot|disp)\b|\w+\s*=.*;\s*$"),
+        ("M", r"^[ \t]*;"),
+        ("Wolfram Language", r"\(\*|\[\[[^\[\]\n]{0,200}\]\]|\b\w+\[\w*_\]\s*:=|^\w+`"),
+        ("MATLAB", r"^[ \t]*%|^[ \t]*(function|classdef|end|clear|clc|close|plot|disp)\b"
+                   r"|\b\w+[ \t]*=[^=\n].{0,200};[ \t]*$"),
         ("Limbo", r"^\w+\s*:\s*module\s*\{"),
         ("Objective-C", _HASH_INCLUDE),
         ("MATLAB", ""),
@@ -111,30 +113,36 @@ AMBIGUOUS: dict[str, tuple[tuple[str, str], ...]] = {
         ("GCC Machine Description", r"^(;;|\(define_|\(include )"),
         ("Markdown", ""),
     ),
-    ".ml": (("Standard ML", r"=>\s|\bcase\b.*\bof\b|^\s*(structure|signature|functor)\s+\w+\s*="
-                            r"|\A\s*fun\s"), ("OCaml", "")),
+    ".ml": (
+        ("Standard ML", r"=>\s|\bcase\b.{0,200}\bof\b|\A\s*fun\s"
+                        r"|^[ \t]*(structure|signature|functor)\s+\w+\s*="),
+        ("OCaml", ""),
+    ),
     ".mm": (("XML", _XML), ("Objective-C++", "")),
     ".mod": (
         ("XML", r"<!ENTITY "),
         ("NMODL", r"\b(NEURON|INITIAL|UNITS)\b"),
-        ("Modula-2", r"^\s*(?i:MODULE|END) [\w.]+;"),
-        ("Linux Kernel Module", r"^\S+\.ko$|^\s*\S+\.o\s*$"),
+        ("Modula-2", r"^[ \t]*(?i:MODULE|END) [\w.]+;"),
+        ("Linux Kernel Module", r"^\S+\.ko$|^[ \t]*\S+\.o\s*$"),
         ("AMPL", ""),
     ),
     ".php": (("Hack", r"\A(#!.*\n)?<\?hh"), ("PHP", "")),
     ".pl": (
-        ("Prolog", r"\A(?![\s\S]*^\s*(use|my|our|sub|package)\s)[\s\S]*?(" + _PROLOG + ")"),
-        ("Raku", r"^\s*use v6\b"),
+        ("Prolog", r"\A(?![\s\S]*^[ \t]*(use|my|our|sub|package)\s)[\s\S]*?(" + _PROLOG + ")"),
+        ("Raku", r"^[ \t]*use v6\b"),
         ("Perl", ""),
     ),
-    ".pm": (("X PixMap", r"^\s*/\* XPM \*/"), ("Raku", _RAKU + r".*\{"), ("Perl", "")),
-    ".pp": (("Pascal", r"(?i)^\s*(unit|program|uses|interface|begin|end[.;])\b"), ("Puppet", "")),
+    ".pm": (("X PixMap", r"^[ \t]*/\* XPM \*/"), ("Raku", _RAKU + r"\b.*\{"), ("Perl", "")),
+    ".pp": (
+        ("Pascal", r"(?i)^[ \t]*(unit|program|uses|interface|begin|end[.;])\b"),
+        ("Puppet", ""),
+    ),
     ".pro": (
         ("Prolog", _PROLOG),
         ("INI", r"^last_client="),
-        ("QMake", r"^\s*(QT|TEMPLATE|CONFIG|SOURCES|HEADERS|TARGET|SUBDIRS)\s*[+-]?="),
+        ("QMake", r"^[ \t]*(QT|TEMPLATE|CONFIG|SOURCES|HEADERS|TARGET|SUBDIRS)\s*[+-]?="),
         ("Proguard", r"^-(keep|dont|allow|assume)\w*"),
-        ("IDL", r"(?i)^\s*(pro|function)\s+\w+|compile_opt"),
+        ("IDL", r"(?i)^[ \t]*(pro|function)\s+\w+|compile_opt"),
         ("IDL", ""),
     ),
     ".properties": (("INI", r"^\[\w[^\]\n]*\]\s*$"), ("Java Properties", "")),
@@ -145,35 +153,36 @@ AMBIGUOUS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     ".rs": (
         ("XML", r"\A\s*<\?xml"),
-        ("RenderScript", r"^\s*#(include|pragma)\b"),
+        ("RenderScript", r"^[ \t]*#(include|pragma)\b"),
         ("Rust", ""),
     ),
     ".s": (("Assembly", ""),),
-    ".sc": (("SuperCollider", r"^\s*~\w+\s*=|\bSynthDef\b|^\s*[A-Z]\w* : \w+ \{|\bvar\s+<"),
+    ".sc": (("SuperCollider", r"^[ \t]*~\w+\s*=|\bSynthDef\b|^[ \t]*[A-Z]\w* : \w+ \{|\bvar\s+<"),
             ("Scala", "")),
     ".sql": (
         ("PLpgSQL", r"(?i)\blanguage\s+'?plpgsql'?|\bAS\s+\$\w*\$|\bRETURNS\s+(trigger|setof)\b"),
         ("SQLPL", r"(?i)\b(alter module|mode db2sql|begin atomic)\b"),
         ("PLSQL", r"(?i)\$\$PLSQL_|\b(XMLTYPE|sysdate|systimestamp|connect by|varchar2)\b"
                   r"|\.nextval\b|\bauthid\s+\w+|\bpls_integer\b"),
-        ("TSQL", r"(?i)^\s*GO\s*$|\bBEGIN\s+(TRY|CATCH)\b|\bOUTPUT INSERTED\b|^\s*DECLARE\s+@\w+"
-                 r"|\[dbo\]\."),
+        ("TSQL", r"(?i)^[ \t]*GO\s*$|\bBEGIN\s+(TRY|CATCH)\b|\bOUTPUT INSERTED\b"
+                 r"|^[ \t]*DECLARE\s+@\w+|\[dbo\]\."),
         ("SQL", ""),
     ),
-    ".t": (("Raku", _RAKU), ("Turing", r"^\s*%[ \t]+|^\s*var\s+\w+(\s*:\s*\w+)?\s*:=\s*\w+"),
+    ".t": (("Raku", _RAKU), ("Turing", r"^[ \t]*%[ \t]+|^[ \t]*var\s+\w+(\s*:\s*\w+)?\s*:=\s*\w+"),
            ("Perl", "")),
     ".toc": (("World of Warcraft Addon Data", r"^## |@no-lib-strip@"), ("TeX", "")),
     ".ts": (("XML", r"\A\s*<(\?xml|!DOCTYPE TS|TS\b)"), ("TypeScript", "")),
     ".tsx": (("XML", r"\A\s*<\?xml"), ("TypeScript", "")),
     ".txt": (
-        ("Vim Help File", r"^\s*vim:.*\bft=help\b"),
+        ("Vim Help File", r"^[ \t]*vim:.*\bft=help\b"),
         ("Adblock Filter List", r"\A\[Adblock"),
         ("Text", ""),
     ),
     ".v": (
-        ("Rocq Prover", r"^\s*(Proof|Qed|Admitted|Theorem|Lemma|Require|Inductive|Fixpoint)\b"),
-        ("Verilog", r"^\s*(module\s+\w+|endmodule|`(define|ifdef|include|timescale)|always\s*@)"),
-        ("V", r"^\s*(fn\s+(\(\w+ &?\w+\)\s*)?\w+\(|module\s+main\s*$|\$if\b|\w+\s*:=)"),
+        ("Rocq Prover", r"^[ \t]*(Proof|Qed|Admitted|Theorem|Lemma|Require|Inductive|Fixpoint)\b"),
+        ("Verilog", r"^[ \t]*(module\s+\w+|endmodule|`(define|ifdef|include|timescale)\b"
+                    r"|always\s*@)"),
+        ("V", r"^[ \t]*(fn\s+(\(\w+ &?\w+\)\s*)?\w+\(|module\s+main\s*$|\$if\b|\w+\s*:=)"),
         ("Verilog", ""),
     ),
     ".yy": (("JSON", r"\A\s*[{\[]"), ("Yacc", "")),

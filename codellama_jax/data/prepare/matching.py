@@ -24,17 +24,19 @@ MULTIPLIERS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
 FIRST, SECOND, THIRD = map(np.uint64, MULTIPLIERS)
 HALF = np.uint64(32)
 SPACE, WORD, PUNCTUATION = range(3)
+# Bits of eight bytes that are not part of a word of 0, 1, ... 8 bytes.
+UNUSED_BITS = np.arange(64, -1, -8, dtype=np.uint64)
 
 
-def _classes() -> np.ndarray:
+def _classes() -> bytes:
     """Returns the class of each byte; all bytes of letters outside ASCII belong to words."""
-    classes = np.full(256, PUNCTUATION, np.uint8)
-    classes[: ord(" ") + 1] = SPACE
-    classes[127] = SPACE
+    classes = bytearray([PUNCTUATION] * 256)
     for byte in range(256):
-        if not WORD_END.match(bytes([byte])):
+        if byte <= ord(" ") or byte == 127:
+            classes[byte] = SPACE
+        elif not WORD_END.match(bytes([byte])):
             classes[byte] = WORD
-    return classes
+    return bytes(classes)
 
 
 CLASSES = _classes()
@@ -72,7 +74,8 @@ def _chunks(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _units_between(padded: bytes, begin: int, end: int, punctuation: bool) -> Units:
-    classes = CLASSES[np.frombuffer(padded, np.uint8, end - begin, begin)]
+    # The fastest look-up of bytes in a table.
+    classes = np.frombuffer(padded[begin:end].translate(CLASSES), np.uint8)
     is_word = classes == WORD
     is_first, is_last = is_word.copy(), is_word.copy()
     is_first[1:] &= ~is_word[:-1]
@@ -95,17 +98,20 @@ def _word_hashes(padded: bytes, starts: np.ndarray, lengths: np.ndarray) -> np.n
     """Returns the hashes [units] of the words at byte positions `starts` of `lengths` bytes."""
     eight = _eight_bytes(padded)
     hashes = lengths.astype(np.uint64) * THIRD
-    longer = np.arange(len(starts))  # the words that are longer than the bytes hashed so far
-    for offset in range(0, LONGEST, 8):
-        left = lengths[longer] - offset
-        unused = np.maximum(8 - left, 0).astype(np.uint64) * np.uint64(8)
+    # The words that are longer than the bytes hashed so far; all at first.
+    longer: slice | np.ndarray = slice(None)
+    places, left = starts, lengths
+    for _ in range(0, LONGEST, 8):
         # Little-endian: the shift drops the bytes after the word.
-        letters = eight[starts[longer] + offset] << unused
+        letters = eight[places] << UNUSED_BITS[np.minimum(left, 8)]
         mixed = (hashes[longer] ^ letters) * FIRST
-        hashes[longer] = mixed ^ mixed >> HALF
-        longer = longer[left > 8]
-        if not len(longer):
+        mixed ^= mixed >> HALF
+        hashes[longer] = mixed
+        is_longer = left > 8
+        if not is_longer.any():
             break
+        longer = np.arange(len(starts))[longer][is_longer]
+        places, left = places[is_longer] + 8, left[is_longer] - 8
     return hashes
 
 

@@ -22,8 +22,9 @@ from codellama_jax.data.prepare.contamination import BenchmarkText
 from codellama_jax.data.prepare.decontamination import find_benchmarks
 from codellama_jax.data.prepare.documents import WriteDocuments
 from codellama_jax.data.prepare.duplicates import find_duplicates
-from codellama_jax.data.prepare.inputs import InputOptions, Part, fingerprint_of
+from codellama_jax.data.prepare.inputs import Part, fingerprint_of
 from codellama_jax.data.prepare.policies import POLICIES, Policy
+from codellama_jax.data.prepare.readers.base import InputOptions
 from codellama_jax.data.prepare.runners import Runner
 from codellama_jax.data.prepare.stages import StageFolder, fingerprint, run_stage
 from codellama_jax.errors import UserError

@@ -64,7 +64,9 @@ class ShardWriter:
             writer = ArrayRecordWriter(str(local), WRITER_OPTIONS)
             for _, example in self._examples:
                 encoded = self._features.encode_example(dict(example))
-                writer.write(self._serializer.serialize_example(encoded))
+                message = self._serializer.get_tf_example(encoded)
+                # The fields are a map, whose order depends on the process otherwise.
+                writer.write(message.SerializeToString(deterministic=True))
             writer.close()
             shard = {
                 "name": target.name,

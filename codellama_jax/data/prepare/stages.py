@@ -8,9 +8,11 @@ or options it is another folder.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,9 +21,10 @@ from etils import epath
 from codellama_jax.data.prepare.parts import part_name
 from codellama_jax.data.prepare.runners import Runner
 from codellama_jax.system.files import read_state, write_json
-from codellama_jax.system.progress import Say
+from codellama_jax.system.progress import Say, counted
 
 READERS = 32  # files that the driver reads at once; most of the time it waits for the network
+WATCH_SECONDS = 5.0  # between two looks at the number of complete parts
 
 
 def fingerprint(*values: Any) -> str:
@@ -76,10 +79,35 @@ def run_stage(
     if len(todo) < len(parts):
         done = len(parts) - len(todo)
         say(f"{stage.name}: {done:,} of {len(parts):,} parts are done already")
-    runner.map(work, todo)
+    with _progress(stage, len(parts), len(todo)):
+        runner.map(work, todo)
     complete = []
     for number, count in zip(parts, stage.counts(parts)):
         if count is None:
             raise RuntimeError(f"the runner did not complete part {number} of {stage.name}")
         complete.append(count)
     return complete
+
+
+@contextlib.contextmanager
+def _progress(stage: StageFolder, parts: int, todo: int) -> Iterator[None]:
+    """Shows how many parts of a stage are complete, while the workers of a runner do them."""
+    ended = threading.Event()
+
+    def watch(add: Callable[[int], None]) -> None:
+        done = parts - todo
+        while not ended.wait(WATCH_SECONDS):
+            names = stage.path.glob("part-*.json") if stage.path.exists() else ()
+            complete = sum(1 for _ in names)
+            add(complete - done)
+            done = complete
+
+    # One part is either not done or done.
+    with counted(f"parts of {stage.name}", parts, parts - todo, quiet=parts == 1) as add:
+        watcher = threading.Thread(target=watch, args=[add], daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()

@@ -49,7 +49,10 @@ def shuffle(runner: Runner, items: Sequence[Any], *steps: Callable[[Any], Iterab
 def concatenated(tables: Iterable[Table]) -> Table:
     """Returns the rows of one or more tables with the same columns."""
     parts = list(tables)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    result = {}
+    for name in parts[0]:
+        result[name] = np.concatenate([part[name] for part in parts])
+    return result
 
 
 def taken(table: Table, rows: np.ndarray) -> Table:

@@ -1,7 +1,7 @@
 """Drops edges between documents whose true Jaccard index is below the threshold.
 
-An edge leads to the smallest document of a bucket. A member that is similar to another member of the
-bucket, but not to the smallest, loses this edge, and is found by its other bands or not at all.
+An edge leads to the smallest document of a bucket. A member that is similar to another member of
+the bucket, but not to the smallest, loses this edge, and is found by its other bands or not at all.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ class Compare:
                 yield -1 - root, {name: table[name] for name in ("larger", "smaller")}
             return
         # The values are read twice, because a bucket of many documents may not fit into memory.
-        own = next(hashes for number, hashes in values if number == root)
+        shingles_of_root = next(hashes for number, hashes in values if number == root)
         for number, hashes in values:
-            if number != root and jaccard(hashes, own) >= self.threshold:
+            if number != root and jaccard(hashes, shingles_of_root) >= self.threshold:
                 edge = {"larger": np.array([number]), "smaller": np.array([root])}
                 yield place_of(number)[0], edge
 

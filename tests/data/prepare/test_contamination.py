@@ -1,5 +1,7 @@
 """The published rules on planted copies: which of them finds a copy that was changed how."""
 
+import re
+
 import hypothesis
 import hypothesis.strategies as st
 import pytest
@@ -38,6 +40,13 @@ AFTER = "\n\ndef last(values):\n    return values[-1]\n"
 @pytest.fixture(scope="module")
 def index():
     return Index.build(TEXTS, ALL)
+
+
+def renamed(text: str) -> str:
+    """Returns a text with other names of the solution's variables."""
+    for name in ("numbers", "number", "total", "lowest", "highest"):
+        text = re.sub(rf"\b{name}\b", name[::-1], text)
+    return text
 
 
 def rules(text: str, index: Index) -> set[str]:
@@ -88,9 +97,8 @@ def test_which_rules_find_a_copy_that_is_formatted_otherwise(index, copy, expect
     assert rules(BEFORE + copy + AFTER, index) == expected
 
 
-def test_no_rule_finds_a_copy_with_other_names(index):
-    renamed = SOLUTION.replace("total", "result").replace("number", "x").replace("low", "small")
-    assert not rules(BEFORE + renamed + AFTER, index)
+def test_no_rule_finds_a_solution_with_other_names(index):
+    assert not rules(BEFORE + renamed(SOLUTION) + AFTER, index)
 
 
 def test_short_texts_are_no_needles(index):
@@ -107,9 +115,30 @@ def test_docstrings_are_needles_only():
     assert rules(PROMPT, index) == {"substring"}
 
 
+@pytest.mark.parametrize(
+    "document, is_found",
+    [
+        (PROMPT + SOLUTION, True),
+        # Other names, but the docstring is kept.
+        (PROMPT + renamed(SOLUTION), True),
+        (SOLUTION, True),
+        (renamed(SOLUTION), False),
+        (BEFORE + SOLUTION + AFTER * 2 + " ".join(f"word{n}" for n in range(99)), False),
+        ("", False),
+    ],
+)
+def test_documents_with_the_words_of_a_task_are_similar(document, is_found):
+    index = Index.build(TEXTS, Decontamination(similarity=True))
+    spans = find(document, index)
+    assert len(spans) == is_found
+    for span in spans:
+        assert (span.start, span.end, span.rule) == (0, len(document), "similarity")
+        assert span.task == "HumanEval/0"
+
+
 def test_rules_that_are_off_find_nothing():
     text = PROMPT + SOLUTION
-    for rule in ("substring", "ngrams", "tokens"):
+    for rule in ("substring", "similarity", "ngrams", "tokens"):
         index = Index.build(TEXTS, Decontamination(**{rule: True}))
         assert rules(text, index) == {rule}
     assert not rules(text, Index.build(TEXTS, Decontamination()))

@@ -117,6 +117,14 @@ def test_a_document_with_an_exact_copy_is_dropped(scan):
     assert clean_text(text, rows, params) == []
 
 
+def test_a_document_with_the_words_of_a_task_is_dropped(scan):
+    params = Decontamination(similarity=True)
+    text = " ".join(reversed(TASK.split()))
+    rows = scan(["", text], params, [BenchmarkText("b", "7", "prompt", TASK)])[1]
+    assert [(row["rule"], row["action"]) for row in rows] == [("similarity", "drop")]
+    assert clean_text(text, rows, params) == []
+
+
 def test_tokens_are_reported_and_nothing_is_removed(scan, tmp_path):
     params = Decontamination(tokens=True)
     texts = [BenchmarkText("b", "7", "prompt", TASK), BenchmarkText("b", "8", "prompt", FILLER)]

@@ -121,9 +121,9 @@ def _columns(schema: pa.Schema, options: InputOptions, path: str) -> Columns:
 @contextlib.contextmanager
 def _parquet(path: str) -> Iterator[pq.ParquetFile]:
     # Without pre-buffering a worker holds pages of the columns, not complete columns.
-    with open_file(path) as file:
-        with pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as table:
-            yield table
+    settings = {"buffer_size": BUFFER, "pre_buffer": False}
+    with open_file(path) as file, pq.ParquetFile(file, **settings) as table:
+        yield table
 
 
 @contextlib.contextmanager

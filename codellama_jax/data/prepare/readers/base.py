@@ -48,6 +48,7 @@ class Slice(NamedTuple):
     end: int = 0  # the end of that range; 0 for a file that is not divided
     names: bytes = b""  # of the files in the folder, by `packed_names`
     repository: str = ""  # OWNER/NAME of a checkout
+    license: str = ""  # of that repository
 
 
 def text_of(value: bytes | str, document_id: str, options: InputOptions) -> str | Dropped:
@@ -60,16 +61,16 @@ def text_of(value: bytes | str, document_id: str, options: InputOptions) -> str 
         document_id: the id for `Dropped`.
         options: the limit on the size.
     """
+    if "\0" in value if isinstance(value, str) else b"\0" in value:
+        return Dropped(document_id, "binary", len(value))
     try:
         # A str may hold half of a surrogate pair, which JSON can write and UTF-8 cannot.
         size = len(value.encode() if isinstance(value, str) else value)
         if size > options.max_file_bytes:
-            return Dropped(document_id, "too_large")
+            return Dropped(document_id, "too_large", len(value))
         text = value if isinstance(value, str) else value.decode()
     except UnicodeError:
         return Dropped(document_id, "not_utf8", len(value))
-    if "\0" in text:
-        return Dropped(document_id, "binary", len(text))
     if text.startswith(BYTE_ORDER_MARK):
         text = text[1:]
     if not text or text.isspace():
@@ -79,15 +80,23 @@ def text_of(value: bytes | str, document_id: str, options: InputOptions) -> str 
 
 def completed(record: Record, options: InputOptions) -> Record | Dropped:
     """Returns the record with its language, and with the text of a notebook instead of its JSON."""
-    is_notebook = record.path.lower().endswith(".ipynb")
-    # Tables of StarCoder hold notebooks that are text already.
-    if is_notebook and record.text.lstrip()[:1] == "{":
+    if is_notebook(record):
         notebook = notebooks.converted(record.text, options.notebooks)
         if not notebook:
             return Dropped(record.id, "damaged", len(record.text), "Jupyter Notebook")
         if not notebook.text.strip():
             return Dropped(record.id, "empty", len(record.text), "Jupyter Notebook")
         return record._replace(text=notebook.text, language=notebook.language)
+    return with_language(record)
+
+
+def is_notebook(record: Record) -> bool:
+    """Returns whether a record comes from a notebook, by its path."""
+    return record.path.lower().endswith(".ipynb")
+
+
+def with_language(record: Record) -> Record:
+    """Returns the record with its language, from its path and text where it is unknown."""
     if record.language:
         return record
     return record._replace(language=language_of(record.path, record.text))

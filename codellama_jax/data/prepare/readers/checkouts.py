@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import configparser
-import hashlib
 import os
 import re
 import struct
@@ -28,7 +27,7 @@ class Checkout(NamedTuple):
     repository: str  # OWNER/NAME of the URL it was cloned from, otherwise the folder's name
     tracked: frozenset[str] | None  # the names of its files; None if the index cannot be read
     is_dataset: bool  # whether it was cloned from Hugging Face's data sets
-    stamp: str  # changes with the URL and the license files
+    license: str  # that its license files grant, "" if unknown
 
 
 def checkout_of(folder: epath.Path) -> Checkout:
@@ -37,13 +36,12 @@ def checkout_of(folder: epath.Path) -> Checkout:
     url = _origin(git)
     match = _URL.search(url)
     repository = match[1].replace("\\", "/") if match else folder.resolve().name
-    stamp = hashlib.sha256(f"{url}\0{license_of(folder)}".encode(errors="replace")).hexdigest()
-    return Checkout(repository, _tracked(git), "/datasets/" in url, stamp)
+    return Checkout(repository, _tracked(git), "/datasets/" in url, _license(folder))
 
 
-def license_of(folder: epath.Path) -> str:
-    """Returns the license that the license files at the top of a repository grant, "" if unknown."""
-    found = []
+def _license(folder: epath.Path) -> str:
+    """Returns the license that the license files at the top of a repository grant."""
+    names = []
     for path in sorted(folder.iterdir()):
         if licenses.FILE_NAME.match(path.name):
             try:
@@ -51,8 +49,8 @@ def license_of(folder: epath.Path) -> str:
                     data = file.read(4 * licenses.CONSIDERED)
             except (OSError, UserError):
                 continue  # a folder of licenses, or unreadable
-            found.append(licenses.license_of(data.decode(errors="replace")))
-    return licenses.combined(found)
+            names.append(licenses.license_of(data.decode(errors="replace")))
+    return licenses.combined(names)
 
 
 def _git_folder(folder: epath.Path) -> epath.Path:

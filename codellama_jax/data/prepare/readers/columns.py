@@ -20,7 +20,13 @@ import pyarrow as pa
 from codellama_jax.checked import nearest
 from codellama_jax.data.prepare.languages import canonical
 from codellama_jax.data.prepare.readers import conversations
-from codellama_jax.data.prepare.readers.base import InputOptions, completed, text_of
+from codellama_jax.data.prepare.readers.base import (
+    InputOptions,
+    completed,
+    is_notebook,
+    text_of,
+    with_language,
+)
 from codellama_jax.data.prepare.records import Dropped, Record
 from codellama_jax.errors import UserError
 
@@ -44,7 +50,7 @@ class Columns(NamedTuple):
     repository: str
     license: str
     stars: str
-    messages: str  # of conversations; used where a table has no text, or is named as the text
+    messages: str  # of conversations; read instead of the text, unless an option names the text
 
     def used(self) -> list[str]:
         """Returns the names of the columns that are read."""
@@ -74,10 +80,8 @@ def columns_of(available: tuple[str, ...], options: InputOptions, table: str) ->
         known = [name for name in names if name in available]
         chosen[field] = column or (known[0] if known else "")
     messages = [name for name in conversations.COLUMNS if name in available]
-    if options.text_column in conversations.COLUMNS:
-        messages = [options.text_column]
-    elif options.text_column or (chosen["text"] and not messages):
-        messages = []
+    if options.text_column:
+        messages = [name for name in messages if name == options.text_column]
     if not chosen["text"] and not messages:
         expected = ", ".join((*KNOWN["text"], *conversations.COLUMNS[:2]))
         raise UserError(
@@ -123,6 +127,9 @@ def record_of(
         stars=_stars(row.get(columns.stars)),
         source=source,
     )
+    # Tables of StarCoder hold notebooks that are text already.
+    if is_notebook(record) and not record.text.lstrip().startswith("{"):
+        return with_language(record)
     return completed(record, options)
 
 

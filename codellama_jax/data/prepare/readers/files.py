@@ -8,11 +8,8 @@ import os
 import zlib
 from collections.abc import Iterator
 
-from etils import epath
-
 from codellama_jax.data import sources
 from codellama_jax.data.prepare.readers.base import InputOptions, Slice, completed, text_of
-from codellama_jax.data.prepare.readers.checkouts import license_of
 from codellama_jax.data.prepare.records import Dropped, Record
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import LIBRARY_ERRORS, is_bucket, open_file, reason
@@ -20,6 +17,8 @@ from codellama_jax.system.files import LIBRARY_ERRORS, is_bucket, open_file, rea
 FILES = "files"
 BUILTIN = "builtin"
 BUILTINS = ("stdlib", "topics", "descriptions")
+# Deleted, private or replaced by a folder or pipe since it was listed.
+UNREADABLE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, UserError)
 MAX_FILES = 50_000  # of a slice
 
 
@@ -97,28 +96,16 @@ def read_files(part: Slice, source: str, options: InputOptions) -> Iterator[Reco
     """Yields the records of the files of a folder.
 
     A local file that is missing or private is dropped; the error of a disk or an object store is
-    raised, because dropping a file for it would make the corpus depend on chance.
+    raised, because dropping a file for it would make the corpus differ between runs.
     """
-    folder = epath.Path(part.path)
-    license_name = license_of(folder) if part.repository else ""
-    known = Record("", "", repository=part.repository, license=license_name, source=source)
+    known = Record("", "", repository=part.repository, license=part.license, source=source)
     for name in unpacked_names(part.names):
         document_id = f"{part.name}/{sources.encodable(name)}"
-        data = _content(folder / name, options.max_file_bytes)
+        data = _content(f"{part.path}/{name}", options.max_file_bytes)
         if data is None:
             yield Dropped(document_id, "unreadable")
         else:
             yield _record(data, document_id, sources.encodable(name), known, options)
-
-
-def read_file(part: Slice, source: str, options: InputOptions) -> Iterator[Record | Dropped]:
-    """Yields the record of a file that is an input by itself."""
-    data = _content(epath.Path(part.path), options.max_file_bytes)
-    if data is None:
-        yield Dropped(part.name, "unreadable")
-    else:
-        name = sources.encodable(os.path.basename(part.path))
-        yield _record(data, part.name, name, Record("", "", source=source), options)
 
 
 def _record(
@@ -130,16 +117,16 @@ def _record(
     return completed(known._replace(id=document_id, text=text, path=path), options)
 
 
-def _content(path: epath.Path, max_bytes: int) -> bytes | None:
+def _content(path: str, max_bytes: int) -> bytes | None:
     """Returns the first `max_bytes` and one more byte of a file, None if it is unreadable."""
     try:
         with open_file(path) as file:
-            return file.read(max_bytes + 1) or b""
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, UserError):
-        if is_bucket(path):
-            raise
-        return None
-    except LIBRARY_ERRORS as error:
+            # Python allocates as many bytes as it is to read.
+            size = max_bytes if is_bucket(path) else os.fstat(file.fileno()).st_size
+            return file.read(min(size, max_bytes) + 1) or b""
+    except (UserError, *LIBRARY_ERRORS) as error:
+        if isinstance(error, UNREADABLE) and not is_bucket(path):
+            return None
         raise UserError(f"cannot read {path}: {reason(error)}") from error
 
 

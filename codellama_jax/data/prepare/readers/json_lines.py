@@ -17,7 +17,7 @@ from codellama_jax.data.prepare.readers.base import InputOptions, Slice
 from codellama_jax.data.prepare.readers.columns import columns_of, record_of
 from codellama_jax.data.prepare.records import Dropped, Record
 from codellama_jax.errors import UserError
-from codellama_jax.system.files import GIT_LFS_POINTER, open_file, reason
+from codellama_jax.system.files import GIT_LFS_POINTER, is_bucket, open_file, reason
 
 READER = "json_lines"
 PLAIN = (".jsonl", ".ndjson")
@@ -129,7 +129,8 @@ def _opened(path: str) -> BinaryIO:
         file = open_file(path)
         compression = _compression(path)[1]
         if not compression:
-            return file if isinstance(file, io.BufferedReader) else _buffered(file)
+            # The file of an object store may have `read` and `seek` only.
+            return _buffered(pa.PythonFile(file, mode="r")) if is_bucket(path) else file
         # Unlike gzip and zstandard, pyarrow raises for both formats if the end is missing.
         return _buffered(pa.CompressedInputStream(file, compression))
     except (OSError, pa.ArrowException) as error:

@@ -1,4 +1,4 @@
-"""Tells the license of a repository from its license files, as an SPDX identifier in lower case."""
+"""Names the license of a repository by its license files, as an SPDX identifier in lower case."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def combined(names: Iterable[str]) -> str:
 
     The GNU lesser license adds to the text of the general one, which is a second file.
     """
-    found = {name for name in names if name}
-    if "lgpl-3.0" in found:
-        found.discard("gpl-3.0")
-    return " and ".join(sorted(found))
+    distinct = {name for name in names if name}
+    if "lgpl-3.0" in distinct:
+        distinct.discard("gpl-3.0")
+    return " and ".join(sorted(distinct))
 
 
 def _bsd(words: str) -> str:

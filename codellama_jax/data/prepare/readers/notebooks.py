@@ -22,9 +22,15 @@ CODE = "<jupyter_code>"
 OUTPUT = "<jupyter_output>"
 EMPTY_OUTPUT = "<empty_output>"
 NOTEBOOK = "Jupyter Notebook"
-DEFAULT = "Python"  # of a notebook that does not tell
+DEFAULT = "Python"  # of a notebook that names no language
 
-_MAGIC = re.compile(r"^([ \t]*)(?=[%!?]\S|\w[\w.]*\?{1,2}$)", re.MULTILINE)
+# A line that runs a magic or a shell command, or asks for help.
+_MAGIC = re.compile(
+    r"^([ \t]*)(?=%{1,2}[A-Za-z]|![^=\s]|\?{1,2}\w|\b[\w.]{1,200}\?{1,2}$)", re.MULTILINE
+)
+_MAGIC_MARKS = frozenset("%!?")
+# Magics of a cell that leave it Python; the rest of a cell under another one is another language.
+_PYTHON_MAGICS = ("%%time", "%%timeit", "%%capture", "%%prun", "%%memit")
 
 
 class Notebook(NamedTuple):
@@ -103,30 +109,38 @@ def _script(cells: list[Cell], language: str) -> str:
     for cell in cells:
         source = cell.source.rstrip("\n")
         if cell.kind == "code":
-            # IPython's commands would not parse as Python.
-            code = _MAGIC.sub(rf"\1{mark} ", source) if language == DEFAULT else source
+            code = _python(source) if language == DEFAULT else source
             parts.append(f"{mark} %%\n{code}\n")
         else:
-            lines = [f"{mark} {line}".rstrip() for line in source.split("\n")]
-            parts.append("\n".join([f"{mark} %% [{cell.kind}]", *lines, ""]))
+            parts.append(f"{mark} %% [{cell.kind}]\n{_commented(source, mark)}\n")
     return "\n".join(parts)
 
 
+def _python(source: str) -> str:
+    """Returns the code of a cell with IPython's commands, which Python cannot parse, commented."""
+    first = source.split(maxsplit=1)[0]
+    if first.startswith("%%") and first not in _PYTHON_MAGICS:
+        return _commented(source, "#")
+    return source if _MAGIC_MARKS.isdisjoint(source) else _MAGIC.sub(r"\1# ", source)
+
+
+def _commented(source: str, mark: str) -> str:
+    return "\n".join([f"{mark} {line}".rstrip() for line in source.split("\n")])
+
+
 def _structured(cells: list[Cell]) -> str:
-    groups: list[tuple[str, list[Cell]]] = []
-    for kind, group in itertools.groupby(cells, key=_kind_of):
-        groups.append((kind, list(group)))
-    if groups and groups[0][0] == "code":
+    groups = [list(group) for _, group in itertools.groupby(cells, key=_kind_of)]
+    if groups and _kind_of(groups[0][0]) == "code":
         del groups[0]
-    if groups and groups[-1][0] == "text":
+    if groups and _kind_of(groups[-1][0]) == "text":
         del groups[-1]
     parts = []
-    for kind, group in groups:
-        if kind == "text":
-            parts.append(TEXT + "\n".join(cell.source for cell in group))
+    for group in groups:
+        source = "\n".join(cell.source for cell in group)
+        if _kind_of(group[0]) == "text":
+            parts.append(TEXT + source)
         else:
-            code = "\n".join(cell.source for cell in group)
-            parts.append(CODE + code + OUTPUT + (group[-1].output or EMPTY_OUTPUT))
+            parts.append(CODE + source + OUTPUT + (group[-1].output or EMPTY_OUTPUT))
     return START + "".join(parts) if parts else ""
 
 
