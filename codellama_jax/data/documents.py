@@ -7,14 +7,16 @@ then decompresses it for every read, which takes 8 ms instead of 0.25 ms.)
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import random
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
 
-import numpy as np
 from etils import epath
+from google.protobuf.message import DecodeError
 
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import reason
@@ -47,14 +49,14 @@ class ShardedDocuments(Sequence):
     def __init__(self, split: str, shards: Sequence[Shard]):
         """Takes the name of the split, for messages, and its shards in order."""
         self._split, self._shards = split, list(shards)
-        self._ends = np.cumsum([shard.documents for shard in self._shards], dtype=np.int64)
+        self._ends = list(itertools.accumulate(shard.documents for shard in self._shards))
         self._readers: OrderedDict[int, Any] = OrderedDict()  # by shard, last used at the end
         self._open_documents = 0
         # Held while a record is read: a reader must not be closed meanwhile.
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._ends[-1] if self._ends else 0
 
     @overload
     def __getitem__(self, index: int) -> dict[str, bytes]: ...
@@ -65,14 +67,14 @@ class ShardedDocuments(Sequence):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
-        number = int(np.searchsorted(self._ends, index, side="right"))
+        number = bisect.bisect_right(self._ends, index)
         shard = self._shards[number]
-        record = index - int(self._ends[number]) + shard.documents
+        record = index - self._ends[number] + shard.documents
         try:
             with self._lock:
                 data = self._reader(number).read([record])[0]
             return _decoded(data)
-        except (RuntimeError, ValueError, IndexError, KeyError, OSError) as error:
+        except (DecodeError, RuntimeError, ValueError, IndexError, OSError) as error:
             place = f"record {record:,} of {shard.path} (document {index:,} of {self._split})"
             raise UserError(f"{place} is damaged ({reason(error)}): {AGAIN}") from error
 
