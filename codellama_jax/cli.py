@@ -67,6 +67,11 @@ VERBS = {
         "quickstart --stage code --target v5e:2x2 --mesh fsdp=2,tensor=2",
         is_experiment=True,
     ),
+    "prepare": Verb(
+        "runs.prepare:Prepare",
+        "Prepare a corpus: filter, redact, remove duplicates and benchmarks, write a dataset.",
+        "~/my/sources --out corpora/mine --policy starcoder --processes 2",
+    ),
     "complete": Verb(
         "generation.commands:Complete",
         "Continue a prompt.",
@@ -129,6 +134,8 @@ def parse(arguments: list[str], program: str) -> Callable[[], None]:
         from codellama_jax.runs.commands import parse_experiment
 
         return parse_experiment(options, rest, command, description).start
+    if hasattr(options, "parse"):
+        return options.parse(rest, command, description)
     return cli(options, args=rest, description=description, prog=command)
 
 

@@ -27,7 +27,14 @@ RESERVED = ("choice", "tokenizer", "corpus", "mesh", "probes", "seed", "seeds") 
 # Metadata of a field that never changes the trained parameters, such as how often to log: it may
 # change when a run resumes, and stages that differ in nothing else are trained once.
 FREE = {"free": True}
+# Metadata of a field that `to_dict` leaves out while it is empty, as older versions wrote no such
+# field.
+SPARSE = {"sparse": True}
 LEAST_SHARE = 1e-4  # of the mixture; the wait for a sequence of a rarer source could take hours
+
+PREPARED = "prepared:"  # before the folder of a prepared corpus in the place of a path
+# The sources that have fields of their own; experiments may add others by name.
+SOURCES = ("code", "python", "discussions", "language")
 
 INT32 = 2**31 - 1  # steps are counted in int32
 Count = Annotated[int, Range(0, INT32)]
@@ -139,11 +146,12 @@ class TokenizerConfig(Checked):
 
 @dataclass(frozen=True)
 class CorpusConfig(Checked):
-    """Where documents come from: a folder of files, or the name of text that Python installs.
+    """Where documents come from: prepared documents, a folder of files, or text of Python's own.
 
-    `stdlib`: the sources of the running interpreter's standard library. `topics`: its documentation
-    topics. `descriptions`: the descriptions of installed packages. A path (local or gs://) is a
-    folder with the user's files.
+    `prepared:DIR` is a folder that the verb `prepare` wrote; any other path (local or gs://) is a
+    folder with the user's files. `stdlib`: the sources of the running interpreter's standard
+    library. `topics`: its documentation topics. `descriptions`: the descriptions of installed
+    packages.
     """
 
     code: Path = "stdlib"
@@ -152,6 +160,21 @@ class CorpusConfig(Checked):
     language: Path = "descriptions"  # natural language
     validation_fraction: Decay = 0.05  # of the files; at least one file is held out
     max_files: Count = 0  # read no more files than this from a source; 0 reads all
+    # Further sources by name, such as java; files in a folder are read as code.
+    others: dict[str, Path] = field(default_factory=dict, hash=False, metadata=SPARSE)
+
+    def paths(self) -> dict[str, str]:
+        """Returns where the documents of each source come from, by its name."""
+        fixed = {name: getattr(self, name) for name in SOURCES}
+        return fixed | self.others
+
+    def check_relations(self) -> None:
+        """Raises FieldError for a source's name, and for a limit on a prepared corpus."""
+        _check_source_names(self.others)
+        for name, path in self.paths().items():
+            if self.max_files and path.startswith(PREPARED):
+                problem = f" is {self.max_files}, and {name} is {path}, which is read completely"
+                raise FieldError(("max_files",), f"{problem}: set it to 0, or prepare fewer files")
 
 
 @dataclass(frozen=True)
@@ -162,14 +185,38 @@ class MixtureConfig(Checked):
     python: Weight = 0.0
     discussions: Weight = 0.0
     language: Weight = 0.0
+    # Of further sources by name; `CorpusConfig.others` has where their documents come from.
+    others: dict[str, Weight] = field(default_factory=dict, hash=False, metadata=SPARSE)
+
+    def shares(self) -> dict[str, float]:
+        """Returns the share of each source by name: SOURCES, then the others by alphabet.
+
+        The position in this dict is the index of a source in a batch.
+        """
+        fixed = {name: getattr(self, name) for name in SOURCES}
+        # Sorted, so that the order in a file or on the command line changes no batch.
+        return fixed | dict(sorted(self.others.items()))
 
     def check_relations(self) -> None:
-        """Raises FieldError for a share that is so small that its documents hardly ever come."""
-        total = sum(dataclasses.astuple(self))
-        for name, share in dataclasses.asdict(self).items():
+        """Raises FieldError for a source's name, and for a share too small to be read in time."""
+        _check_source_names(self.others)
+        total = sum(self.shares().values())
+        for name, share in self.shares().items():
             if 0 < share < LEAST_SHARE * total:
+                path = ("others", name) if name in self.others else (name,)
                 least = f"it must be 0 or at least {LEAST_SHARE:g} of all shares together"
-                raise FieldError((name,), f" is {share:g}: {least}, which are {total:g}")
+                raise FieldError(path, f" is {share:g}: {least}, which are {total:g}")
+
+
+def _check_source_names(others: dict[str, Any]) -> None:
+    """Raises FieldError for a name that cannot become an option or means another source."""
+    for name in others:
+        if name in SOURCES:
+            problem = f" has {name!r}, which has a field of its own: set {name} itself"
+            raise FieldError(("others",), problem)
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
+            allowed = "a source's name has 1 to 50 lower-case letters, digits and _, a letter first"
+            raise FieldError(("others",), f" has {name[:60]!r}: {allowed}")
 
 
 @dataclass(frozen=True)
@@ -258,7 +305,7 @@ class Stage(Checked):
         if self.data.batch_size % self.micro_batches:
             allowed = f"it must divide data.batch_size, which is {self.data.batch_size}"
             raise FieldError(("micro_batches",), f" is {self.micro_batches}: {allowed}")
-        shares = dataclasses.asdict(self.data.mixture)
+        shares = self.data.mixture.shares()
         # A stage of 0 steps reads no documents.
         if self.steps and not any(shares.values()):
             problem = f" is empty: give one of {', '.join(shares)} a share"
@@ -350,12 +397,21 @@ class Experiment(Checked):
                 raise FieldError(("arms",), f" has {arm[:60]!r}: {allowed}")
             if not stages:
                 raise FieldError(("arms", arm), " has no stage: give at least one")
-            for stage in stages:
-                _check_stage_name(arm, stage)
+            for name, stage in stages.items():
+                _check_stage_name(arm, name)
+                self._check_sources((arm, name), stage)
         for name, probe in self.probes.items():
             if name != probe.name:
                 problem = f" is the probe {probe.name}: give it under its own name"
                 raise FieldError(("probes", name), problem)
+
+    def _check_sources(self, place: tuple[str, str], stage: Stage) -> None:
+        """Raises FieldError for a source with a share in a stage but without documents."""
+        for name, share in stage.data.mixture.others.items():
+            if share and name not in self.corpus.others:
+                fix = f"pass --corpus.others {name} prepared:DIR, or a folder of files"
+                reader = f"the mixture of {'.'.join(place)} reads"
+                raise FieldError(("corpus", "others"), f" has no {name!r}, which {reader}: {fix}")
 
 
 def _check_stage_name(arm: str, name: str) -> None:
@@ -387,7 +443,11 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if not dataclasses.is_dataclass(value):
         return value
-    fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    fields = {}
+    for f in dataclasses.fields(value):
+        part = getattr(value, f.name)
+        if part or not f.metadata.get("sparse"):
+            fields[f.name] = _plain(part)
     if isinstance(value, ModelConfig) and value.family != DEFAULT_FAMILY:
         return {"family": value.family, **fields}
     return fields

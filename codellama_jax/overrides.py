@@ -101,9 +101,10 @@ def _check_equal(experiment: Experiment, name: str, before: Any, after: Any) -> 
             by_arm[arm] = leaves(to_dict(stages[name]))
     old = leaves(to_dict(before))
     for leaf, value in leaves(to_dict(after)).items():
-        values = {arm: stage[leaf] for arm, stage in by_arm.items()}
+        # Another arm may lack the leaf: a further source of the mixture.
+        values = {arm: stage.get(leaf) for arm, stage in by_arm.items()}
         first = next(iter(values.values()))
-        if value != old[leaf] and any(other != first for other in values.values()):
+        if value != old.get(leaf) and any(other != first for other in values.values()):
             texts = (f"{arm} {_shown(other)}" for arm, other in values.items())
             reason = f"differs between the arms ({', '.join(texts)})"
             fix = "change it in a copy of the experiment file"
@@ -122,10 +123,12 @@ def _changed_stage(name: str, stage: Any, before: Any, after: Any) -> Any:
 
 
 def _changed(value: Any, before: Any, after: Any) -> Any:
-    """Returns a dataclass with the leaves in which `after` differs from `before`.
+    """Returns a dataclass or dict with the leaves in which `after` differs from `before`.
 
     Other leaves keep the value of this arm, which may not be the first one's.
     """
+    if isinstance(value, dict):
+        return value | {key: new for key, new in after.items() if before.get(key) != new}
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value if before == after else after
     changes = {}

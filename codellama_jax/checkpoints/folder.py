@@ -1,6 +1,7 @@
 """The layout of a run's folder: the only module that spells a path in one.
 
-    config.json  tokenizer.model  corpus.json  report.md  report.html  figures/NAME.png
+    config.json  tokenizer.model  corpus.json  corpora.json  report.md  report.html
+    figures/NAME.png
     ARM/STAGE/   or ARM@1/STAGE/ of a further seed
         config.json  identity.txt  metrics.jsonl  tensorboard/  probes.json  done.json
         checkpoints/step_N/
@@ -227,6 +228,11 @@ class RunFolder(Folder):
     def corpus(self) -> epath.Path:
         """The numbers of files and documents of each source."""
         return self.path / "corpus.json"
+
+    @property
+    def corpora(self) -> epath.Path:
+        """The fingerprints of the prepared corpora that the run was started with, by source."""
+        return self.path / "corpora.json"
 
     @property
     def report_markdown(self) -> epath.Path:

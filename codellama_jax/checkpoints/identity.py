@@ -14,7 +14,7 @@ import json
 from typing import Any
 
 from codellama_jax.checked import FieldError, from_dict
-from codellama_jax.config import Stage, differences, to_dict
+from codellama_jax.config import PREPARED, Stage, differences, to_dict
 
 # Fields of the first versions, whose identities hash them whatever they hold. It never grows: any
 # other field is hashed only where it differs from its default.
@@ -142,7 +142,18 @@ def changes(old: dict, config: Any, prefix: str = "") -> list[str]:
     # A config that this version cannot build is compared as it was written.
     with contextlib.suppress(FieldError):
         saved = without_free(config, to_dict(from_dict(type(config), saved)))
-    return differences(saved, without_free(config, to_dict(config)), prefix)
+    current = without_free(config, to_dict(config))
+    return differences(_without_places(saved), _without_places(current), prefix)
+
+
+def _without_places(value: Any) -> Any:
+    """Returns a value of `to_dict` without the folders of prepared corpora.
+
+    A corpus may be moved: its fingerprint decides, which the run folder has.
+    """
+    if isinstance(value, dict):
+        return {name: _without_places(part) for name, part in value.items()}
+    return PREPARED if isinstance(value, str) and value.startswith(PREPARED) else value
 
 
 def _default(field: dataclasses.Field) -> Any:

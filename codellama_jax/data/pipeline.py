@@ -10,7 +10,7 @@ A batch holds these arrays, where B is the number of sequences and T the tokens 
 - `segment_ids`: int32 [B, T]; 1, 2, ... number the documents of a sequence, 0 is padding.
 - `positions`: int32 [B, T]; counted from 0 in each segment.
 - `documents`: int32 [B, T]; index of the document in its source, -1 in padding.
-- `source`: int32 [B]; index in SOURCES.
+- `source`: int32 [B]; index of the source in the keys of `MixtureConfig.shares()`.
 - `weights`: float32 [B, T]; weight of each target in the loss: 1, in padding 0.
 
 A document longer than a sequence continues in other sequences, as separate segments.
@@ -21,6 +21,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import random
 import weakref
@@ -30,12 +31,11 @@ from typing import Any
 import grain
 import numpy as np
 
-from codellama_jax.config import DataConfig, InfillingConfig, MixtureConfig
+from codellama_jax.config import SOURCES, DataConfig, InfillingConfig
 from codellama_jax.data.infilling import document_ids
 from codellama_jax.data.shuffle import shuffled
 from codellama_jax.errors import UserError
 
-SOURCES = tuple(field.name for field in dataclasses.fields(MixtureConfig))
 GOLDEN_RATIO = 0x9E3779B97F4A7C15  # its fraction, times 2**64
 Batch = dict[str, np.ndarray]
 Encoded = dict[str, np.ndarray]  # a document: see `encoder`
@@ -53,6 +53,14 @@ def source_of_sequence(index: int, shares: Sequence[float]) -> int:
     point = ((index * GOLDEN_RATIO) % 2**64 >> 11) / 2**53
     *bounds, total = itertools.accumulate(shares)
     return bisect.bisect(bounds, point * total)
+
+
+def source_seed(seed: int, name: str) -> int:
+    """Returns the PRNG seed of a source, so that sources of equal length differ in their order."""
+    # Further sources are numbered by their names: adding one must not change the order of another.
+    digest = hashlib.sha256(name.encode()).digest()
+    number = SOURCES.index(name) if name in SOURCES else int.from_bytes(digest[:8], "big")
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def bins(seq_len: int) -> int:
@@ -89,8 +97,8 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
     is missing or empty.
 
     Args:
-        sources: random access to documents {"id", "text"} by a name in SOURCES. A source without a
-            share is not read.
+        sources: random access to documents {"id", "text"} by the source's name in the mixture. A
+            source without a share is not read.
         data: sequence length, global batch size, mixture and infilling.
         tokenizer: encodes the documents.
         seed: the random seed of order, infilling and packing.
@@ -106,6 +114,7 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
         lanes: Sequence[int],
     ):
         self._sources, self._lanes = sources, list(lanes)
+        self._names = list(data.mixture.shares())
         direct = DirectBatches(sources, data, tokenizer, seed, self._lanes)
         self._batches = _Prefetch(direct, bins(data.seq_len))
         # Closes at the latest when the interpreter exits.
@@ -140,10 +149,11 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
         names: dict[str, None] = {}  # a dict keeps the order of insertion
         sequences = zip(batch["source"].tolist(), batch["documents"].tolist())
         for source, documents in sequences:
+            documents_of = self._sources[self._names[source]]
             # A document has many tokens: each index is read once.
             for index in dict.fromkeys(documents):
                 if index >= 0:
-                    names[_decoded(self._sources[SOURCES[source]][index]["id"])] = None
+                    names[_decoded(documents_of[index]["id"])] = None
         return list(names)
 
 
@@ -162,16 +172,16 @@ class DirectBatches:
         lanes: Sequence[int],
     ):
         self._lanes, self._step = lanes, 0
-        self._batch_size, self._shares = data.batch_size, dataclasses.astuple(data.mixture)
+        shares = data.mixture.shares()
+        self._batch_size, self._shares = data.batch_size, list(shares.values())
+        self._names = list(shares)
         self._streams: dict[tuple[int, int], grain.DatasetIterator] = {}  # by lane and source
         for name, documents in _with_share(sources, data).items():
-            source = SOURCES.index(name)
-            # Sources get independent seeds: two sources of equal length differ in their order.
-            source_seed = int(np.random.SeedSequence([seed, source]).generate_state(1)[0])
-            encode = encoder(tokenizer, data, source_seed, len(documents))
+            source, order_seed = self._names.index(name), source_seed(seed, name)
+            encode = encoder(tokenizer, data, order_seed, len(documents))
             for lane in lanes:
-                encoded = lane_documents(documents, encode, source_seed, lane, data.batch_size)
-                packing_seed = source_seed + (lane << 32)
+                encoded = lane_documents(documents, encode, order_seed, lane, data.batch_size)
+                packing_seed = order_seed + (lane << 32)
                 self._streams[lane, source] = _packed(encoded, data.seq_len, packing_seed)
 
     def __next__(self) -> Batch:
@@ -188,14 +198,14 @@ class DirectBatches:
         for lane in self._lanes:
             state[str(lane)] = {"step": self._step, "sources": {}}
         for (lane, source), stream in self._streams.items():
-            state[str(lane)]["sources"][SOURCES[source]] = stream.get_state()
+            state[str(lane)]["sources"][self._names[source]] = stream.get_state()
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues after the batch at which `get_state` returned `state`."""
         self._step = state[str(self._lanes[0])]["step"]
         for (lane, source), stream in self._streams.items():
-            stream.set_state(state[str(lane)]["sources"][SOURCES[source]])
+            stream.set_state(state[str(lane)]["sources"][self._names[source]])
 
 
 def validation_batches(
@@ -208,11 +218,11 @@ def validation_batches(
     `data.batch_size` sequences. Raises UserError like Batches.
     """
     plain = dataclasses.replace(data, infilling=InfillingConfig(rate=0.0))
-    streams = {}
+    streams, names = {}, list(data.mixture.shares())
     for name, documents in _with_share(sources, data).items():
         encode = encoder(tokenizer, plain, 0, len(documents))
         encoded = grain.MapDataset.source(documents).map_with_index(encode)
-        streams[SOURCES.index(name)] = _packed(encoded, data.seq_len, 0)
+        streams[names.index(name)] = _packed(encoded, data.seq_len, 0)
     sequences = list(itertools.islice(_mixed(streams, data), count))
     starts = range(0, len(sequences), data.batch_size)
     return [_batch(sequences[start : start + data.batch_size]) for start in starts]
@@ -225,9 +235,10 @@ def text_of(document: dict[str, bytes]) -> str:
 
 def _with_share(sources: dict[str, Sequence], data: DataConfig) -> dict[str, Sequence]:
     """Returns the sources with a share. Raises UserError if one of them has no documents."""
-    names = [name for name in SOURCES if getattr(data.mixture, name) > 0]
+    shares = data.mixture.shares()
+    names = [name for name, share in shares.items() if share > 0]
     if not names:
-        raise UserError(f"the mixture is empty: give one of {', '.join(SOURCES)} a share")
+        raise UserError(f"the mixture is empty: give one of {', '.join(shares)} a share")
     for name in names:
         if not len(sources.get(name, ())):
             raise UserError(
@@ -294,7 +305,7 @@ class _Chunks(grain.experimental.FlatMapTransform):
 
 def _mixed(streams: dict[int, Iterator], data: DataConfig) -> Iterator[tuple[int, Packed]]:
     """Yields (source, sequence) in the shares of the mixture until every stream has ended."""
-    shares = dataclasses.astuple(data.mixture)
+    shares = list(data.mixture.shares().values())
     for index in itertools.count():
         if not streams:
             return

@@ -60,6 +60,7 @@ READABLE_CORPUS = (
     "a corpus is a folder of plain text files in UTF-8, such as .py or .md, one document per file: "
     "write the texts of tables, JSON lines, notebooks and archives to such files"
 )
+GIT_FOLDER = ".git"  # a file, too, in a submodule
 HEAD_LINES = 10  # lines at the start of a file in which a marker counts
 MAX_LINE = 1000  # characters
 MAX_MEAN_LINE = 100  # characters
@@ -83,6 +84,23 @@ class Item(NamedTuple):
     id: str  # the name, the same on every machine
     stamp: str  # changes when the content changes
     read: Callable[[], bytes]  # returns the content
+    size: int = 0  # bytes
+
+
+class ListedFile(NamedTuple):
+    """A regular file of a folder."""
+
+    name: str  # in its folder; bytes that are not UTF-8 are surrogates
+    size: int  # bytes
+    stamp: str  # changes when the content changes
+
+
+class Folder(NamedTuple):
+    """A folder that `walk` lists."""
+
+    name: str  # relative to the folder that is walked; "." for that folder
+    files: list[ListedFile]  # sorted by name
+    is_checkout: bool  # whether it holds the files of a git repository
 
 
 class Document(NamedTuple):
@@ -285,39 +303,53 @@ def _folder(folder: str) -> Iterator[Item]:
     return _files(root, root.resolve().name)
 
 
+def walk(root: str | os.PathLike, skip: tuple[str, ...] = ()) -> Iterator[Folder]:
+    """Yields the folders under `root`, sorted by name, each with its regular files.
+
+    Hidden files and folders and symlinks are left out, and folders that `skip` names.
+    """
+    top = epath.Path(root)
+    for folder, subfolders, names in top.walk():
+        is_checkout = GIT_FOLDER in subfolders or GIT_FOLDER in names
+        # In place: walk() then leaves out the removed subfolders.
+        subfolders[:] = sorted(n for n in subfolders if not n.startswith(".") and n not in skip)
+        files = []
+        path = os.fspath(folder)
+        for name in sorted(names):
+            if not name.startswith(".") and (listed := list_file(f"{path}/{name}")):
+                files.append(listed)
+        yield Folder(folder.relative_to(top).as_posix(), files, is_checkout)
+
+
+def encodable(name: str) -> str:
+    """Returns a file's name with bytes that are not UTF-8 escaped; an id must be UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def _files(root: str | os.PathLike, prefix: str, skip: tuple[str, ...] = ()) -> Iterator[Item]:
     """Yields the regular files under `root`, with `prefix` in the place of `root` in their ids."""
     top = epath.Path(root)
-    for folder, subfolders, names in top.walk():
-        # In place: walk() then leaves out the removed subfolders.
-        subfolders[:] = [n for n in subfolders if not n.startswith(".") and n not in skip]
-        id_folder = PurePosixPath(prefix) / folder.relative_to(top).as_posix()
-        for name in names:
-            path = folder / name
-            if name.startswith("."):
-                continue
-            if stamp := _stamp(path):
-                # The name of a file may be any bytes; an id must be UTF-8.
-                item_id = f"{id_folder / path.name}".encode(errors="backslashreplace").decode()
-                yield Item(item_id, stamp, partial(read_file, path))
+    for folder in walk(root, skip):
+        for name, size, stamp in folder.files:
+            item_id = encodable(f"{PurePosixPath(prefix) / folder.name / name}")
+            yield Item(item_id, stamp, partial(read_file, top / folder.name / name), size)
 
 
-def _stamp(path: os.PathLike) -> str:
-    """Returns a text that changes with the content of a file.
-
-    It is "" for a file that is not regular or no longer exists.
-    """
+def list_file(path: str) -> ListedFile | None:
+    """Returns the name, size and stamp of a file; None if it is not regular or was deleted."""
+    name = path.rpartition("/")[2]
     # etils' stat fails on a local file whose owner has no name, as in many containers.
     if is_bucket(path):
         status = epath.Path(path).stat()
-        return f"{status.length}:{status.mtime}"
+        return ListedFile(name, status.length, f"{status.length}:{status.mtime}")
     try:
         local_status = os.lstat(path)  # lstat, because a symlink could lead out of the folder
     except OSError:
-        return ""
+        return None
     if not stat.S_ISREG(local_status.st_mode):
-        return ""
-    return f"{local_status.st_size}:{local_status.st_mtime_ns}"
+        return None
+    size = local_status.st_size
+    return ListedFile(name, size, f"{size}:{local_status.st_mtime_ns}")
 
 
 def _topics() -> Iterator[Item]:
@@ -337,11 +369,18 @@ def _descriptions() -> Iterator[Item]:
         metadata = distribution.metadata
         # The description is the body of the metadata file, in old packages a header.
         body = getattr(metadata, "get_payload", str)()
-        texts[metadata["Name"]] = body or metadata["Description"]
-    return (_text("descriptions", name, text) for name, text in texts.items() if name and text)
+        # Where Apache Beam has imported the package importlib_metadata, it replaces Python's reader
+        # and raises KeyError for a header that is missing.
+        if not body and "Description" in metadata:
+            body = metadata["Description"]
+        if body and "Name" in metadata:
+            texts[metadata["Name"]] = body
+    return (_text("descriptions", name, text) for name, text in texts.items())
 
 
 def _text(prefix: str, name: str, text: str) -> Item:
     """Returns the item of a text in memory. Its stamp is a hash of the text."""
     data = text.encode(errors="surrogatepass")
-    return Item(f"{prefix}/{name}", hashlib.sha256(data).hexdigest(), partial(bytes, data))
+    return Item(
+        f"{prefix}/{name}", hashlib.sha256(data).hexdigest(), partial(bytes, data), len(data)
+    )

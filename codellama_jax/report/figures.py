@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ TRAINING, VALIDATION, RATE, SPEED = "#86aee6", "#d9701e", "#8c68c8", "#2a9186"
 BIGRAM = "#c44569"
 STAGES = ("#3f7fd1", "#d9701e", "#2a9186", "#8c68c8", "#c44569", "#7a7a2a")
 PANEL_WIDTH = 4.6  # inches; letters are then 10 px high on a phone of 390 px
+MOST_TICKS = 8  # labels of bars that fit side by side
 LABEL = 30  # characters that fit along the y axis of a panel
 PERPLEXITIES = ("perplexity", "last_block")  # measures of the probe that are drawn
 WIDE = 4  # ratio of the largest to the smallest perplexity above which the axis is logarithmic
@@ -53,6 +55,16 @@ class Curves:
     training: list[dict[str, float]]  # lines with `tokens` and the numbers logged there
     validation: list[tuple[float, float]]  # (tokens, loss)
     bigram: float | None  # validation loss of the bigram model
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A diagram with bars side by side: for each name a number per category."""
+
+    x: str  # the label of the axis with its unit
+    y: str  # the label of the axis with its unit
+    ticks: Sequence[str]  # the categories
+    heights: Mapping[str, Sequence[float]]  # by name: a number for each category
 
 
 @in_style
@@ -234,6 +246,25 @@ def _mark_x(axis: Axes, panel: Panel) -> None:
         axis.xaxis.set_minor_locator(NullLocator())
     elif axis.get_xlim()[1] >= 1000:
         axis.xaxis.set_major_formatter(EngFormatter())
+
+
+@in_style
+def bars_figure(bars: Bars) -> Drawing:
+    """Draws bars, with fewer labels of the x axis where all would overlap."""
+    figure = Figure(figsize=(PANEL_WIDTH, 3.8), layout="constrained")
+    axis = figure.subplots()
+    width = 0.8 / len(bars.heights)
+    for number, (name, heights) in enumerate(bars.heights.items()):
+        shift = (number - (len(bars.heights) - 1) / 2) * width
+        xs = np.arange(len(heights)) + shift
+        axis.bar(xs, heights, width, color=STAGES[number % len(STAGES)], label=name)
+    step = math.ceil(len(bars.ticks) / MOST_TICKS)
+    axis.set_xticks(range(0, len(bars.ticks), step), bars.ticks[::step])
+    axis.set(xlabel=bars.x, ylabel=textwrap.fill(bars.y, LABEL))
+    axis.yaxis.set_major_formatter(EngFormatter())
+    if len(bars.heights) > 1:
+        _legend_below(figure, [axis])
+    return [_svg(figure)], _png(figure)
 
 
 def _png(figure: Figure) -> bytes:

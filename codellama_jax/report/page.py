@@ -57,7 +57,7 @@ class Page:
         terms, paragraphs = "", []
         for label, text in entries:
             terms += f"<dt>{_html(label)}</dt><dd>{_html_cell(text)}</dd>"
-            paragraphs.append(f"**{_markdown(label)}:** {_markdown_cell(text)}")
+            paragraphs.append(f"**{_markdown_cell(label)}:** {_markdown_cell(text)}")
         self._add(f"<dl>{terms}</dl>", "\n\n".join(paragraphs))
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

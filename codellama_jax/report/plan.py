@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from codellama_jax.checkpoints.identity import identity as identity_of
-from codellama_jax.config import Experiment, Stage, to_dict
+from codellama_jax.config import Experiment, Stage, TokenizerConfig
+from codellama_jax.data.prepared import CHARACTERS_PER_TOKEN, Manifest, manifests_of
 from codellama_jax.models.accounting import (
     checkpoint_bytes,
     parameter_count,
@@ -18,6 +19,7 @@ from codellama_jax.models.accounting import (
     stage_tokens,
 )
 from codellama_jax.models.family import family_of
+from codellama_jax.system.files import user_path
 
 FILE_WIDTH = 190  # characters per line if the output is a file or pipe
 HEADINGS = (
@@ -34,6 +36,8 @@ HEADINGS = (
     "FLOPs",
     "checkpoint",
 )
+SOURCE_HEADINGS = ("stage", "source", "share", "tokens trained", "tokens of the source", "epochs")
+ESTIMATED = "about "  # before the tokens of a source that were not counted
 
 
 def short(number: float, billion: str = "B") -> str:
@@ -52,8 +56,9 @@ def short(number: float, billion: str = "B") -> str:
 def stage_row(stage: Stage) -> tuple[str, ...]:
     """Returns the cells of a stage, in the order of HEADINGS, without its name."""
     data, rate = stage.data, stage.optimizer
-    shares = to_dict(data.mixture)
-    mixture = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share)
+    shares = data.mixture.shares()
+    total = sum(shares.values())
+    mixture = ", ".join(f"{name} {share / total:.0%}" for name, share in shares.items() if share)
     return (
         stage.init,
         short(parameter_count(stage.model)),
@@ -79,7 +84,12 @@ def _infilling(stage: Stage) -> str:
 
 
 def print_plan(experiment: Experiment, claim: str) -> None:
-    """Prints a table of stages for every arm. The title has the first line of `claim`."""
+    """Prints a table of stages for every arm, and one of its sources if a corpus is prepared.
+
+    The title has the first line of `claim`. Raises UserError for a corpus that cannot be read.
+    """
+    # A mistake is found before anything is printed.
+    sources = {arm: source_rows(experiment, stages) for arm, stages in experiment.arms.items()}
     console = Console()
     if not console.is_terminal:
         console = Console(width=FILE_WIDTH)
@@ -99,6 +109,57 @@ def print_plan(experiment: Experiment, claim: str) -> None:
             rows.append((name, starts_from, *cells))
             first_arm.setdefault(identity, arm)
         print_rows(console, arm, rows)
+        _print_sources(console, arm, sources[arm])
+
+
+def source_rows(experiment: Experiment, stages: dict[str, Stage]) -> list[tuple[str, ...]]:
+    """Returns the cells of each stage and source, in the order of SOURCE_HEADINGS.
+
+    Stages without a prepared corpus are left out: the size of other corpora is not known before a
+    run reads them. Raises UserError for a prepared corpus that cannot be read.
+    """
+    rows: list[tuple[str, ...]] = []
+    for name, stage in stages.items():
+        manifests = manifests_of(experiment.corpus, name, stage)
+        fingerprint = _fingerprint(experiment.tokenizer, manifests)
+        shares = stage.data.mixture.shares()
+        for source, weight in shares.items():
+            if not manifests or not weight:
+                continue
+            share = weight / sum(shares.values())
+            trained = share * stage_tokens(stage)
+            cells = ("not prepared", "")
+            if source in manifests:
+                tokens, is_counted = manifests[source].training_tokens(fingerprint)
+                text = ("" if is_counted else ESTIMATED) + short(tokens)
+                cells = (text, f"{trained / max(tokens, 1):.3g}")
+            rows.append((name, source, f"{share:.3g}", short(trained), *cells))
+    return rows
+
+
+def _fingerprint(config: TokenizerConfig, manifests: dict[str, Manifest]) -> str:
+    """Returns the fingerprint of the tokenizer, "" if its file is missing or has no counts."""
+    counted = any(manifest.tokens for manifest in manifests.values())
+    # Its import takes longer than all other work of a plan.
+    if not config.path or not counted or not user_path(config.path).exists():
+        return ""
+    from codellama_jax.tokenizers import sentencepiece as tokenizers
+
+    return tokenizers.load(config.path).fingerprint
+
+
+def _print_sources(console: Console, arm: str, rows: Sequence[tuple[str, ...]]) -> None:
+    """Prints the sources of an arm's stages, and how their tokens are known."""
+    if not rows:
+        return
+    console.print(_table(f"{arm}: sources", SOURCE_HEADINGS, rows))
+    notes = ["tokens trained include padding"]
+    if any(ESTIMATED in cell for row in rows for cell in row):
+        estimate = f"tokens estimated from characters ({CHARACTERS_PER_TOKEN} per token)"
+        notes.append(
+            f"{ESTIMATED.strip()}: {estimate}, as they were not counted with the tokenizer"
+        )
+    console.print("; ".join(notes), highlight=False, soft_wrap=True)
 
 
 def print_rows(console: Console, arm: str, rows: Sequence[tuple[str, ...]]) -> None:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from etils import epath
 
-from codellama_jax.config import Experiment, Stage, to_dict
+from codellama_jax.config import Experiment, Stage
 from codellama_jax.data import builders, pipeline
+from codellama_jax.data.documents import SAMPLE_SEED, sample
+from codellama_jax.data.prepared import is_prepared, manifests_of, read_manifest
 from codellama_jax.errors import UserError
 from codellama_jax.sharding.hosts import say
 from codellama_jax.system.files import read_state, user_path, write_json
 from codellama_jax.tokenizers import sentencepiece as tokenizers
+from codellama_jax.tokenizers.training import MAX_TRAINING_CHARS
 from codellama_jax.weights import load
+
+if TYPE_CHECKING:
+    from codellama_jax.runs.stages import ResolvedStage
+
+MAX_PROBED_CHARS = 4_000_000  # of the held-out texts of a prepared corpus
 
 
 class Corpus:
@@ -21,24 +30,43 @@ class Corpus:
     def __init__(self, experiment: Experiment, cache: str):
         self.experiment, self.cache = experiment, cache
         self.prepared: dict[tuple[str, int], builders.Prepared] = {}
+        self.samples: dict[str, dict[str, int]] = {}  # of the tokenizer's texts, by source
         self.tokenizer = self._tokenizer()
 
     def source(self, name: str, block_chars: int) -> builders.Prepared:
-        """Returns a source's documents, split at `block_chars` characters; 0 keeps files."""
+        """Returns a source's documents, split at `block_chars` characters; 0 keeps files.
+
+        Those of a prepared corpus are as they were prepared, whatever `block_chars` is.
+        """
+        corpus = self.experiment.corpus
+        path = corpus.paths()[name]
+        if is_prepared(path):
+            block_chars = read_manifest(path).block_characters
         # Prepared on first use: a run whose stages have finished reads no documents at all.
         key = (name, block_chars)
         if key not in self.prepared:
-            corpus = self.experiment.corpus
             self.prepared[key] = builders.prepare(corpus, name, block_chars, self.cache, say)
         return self.prepared[key]
 
     def sources(self, stage: Stage) -> dict[str, builders.Prepared]:
         """Returns the sources that a stage's mixture names."""
         prepared = {}
-        for name, share in to_dict(stage.data.mixture).items():
+        for name, share in stage.data.mixture.shares().items():
             if share:
                 prepared[name] = self.source(name, stage.data.block_chars)
         return prepared
+
+    def held_out_texts(self, name: str, block_chars: int) -> list[str]:
+        """Returns the validation documents of a source; of a large corpus a fixed sample.
+
+        Args:
+            name: the source.
+            block_chars: as for `source`.
+        """
+        source = self.source(name, block_chars)
+        if source.is_large:
+            return sample(source.validation, MAX_PROBED_CHARS)
+        return [pipeline.text_of(document) for document in source.validation]
 
     def save_counts(self, path: epath.Path) -> None:
         """Writes how many files and documents each source has, to a file for the report.
@@ -48,7 +76,7 @@ class Corpus:
         counts = read_state(path) or {}
         for (name, block), prepared in self.prepared.items():
             key = f"{name}, blocks of {block} characters" if block else name
-            counts[key] = prepared.counts
+            counts[key] = prepared.counts | self.samples.get(name, {})
         write_json(path, counts)
 
     def _tokenizer(self) -> tokenizers.Tokenizer:
@@ -59,14 +87,56 @@ class Corpus:
         # The first stage's documents: all arms of an experiment start with the same ones.
         first_arm = next(iter(self.experiment.arms.values()))
         first = next(iter(first_arm.values()))
-        texts = _training_texts(self.sources(first))
+        texts = self._training_texts(first)
         return tokenizers.train(texts, config.pieces, user_path(self.cache), say)
 
+    def _training_texts(self, stage: Stage) -> Iterator[str]:
+        """Yields the texts that a tokenizer is trained on: all, or a sample of a large corpus."""
+        shares = stage.data.mixture.shares()
+        for name, source in self.sources(stage).items():
+            if not source.is_large:
+                for index in range(len(source.train)):
+                    yield pipeline.text_of(source.train[index])
+                continue
+            # The shares of the mixture are also those of the sample.
+            bound = round(MAX_TRAINING_CHARS * shares[name] / sum(shares.values()))
+            texts = sample(source.train, bound)
+            characters = sum(map(len, texts))
+            self.samples[name] = {
+                "tokenizer documents": len(texts),
+                "tokenizer characters": characters,
+            }
+            drawn = f"{len(texts):,} of {len(source.train):,} documents drawn at random"
+            say(f"tokenizer: {name}: {drawn}, {characters:,} characters (seed {SAMPLE_SEED})")
+            yield from texts
 
-def _training_texts(sources: dict[str, builders.Prepared]) -> Iterator[str]:
-    for prepared in sources.values():
-        for document in prepared.train:
-            yield pipeline.text_of(document)
+
+def check_prepared(
+    experiment: Experiment, stages: Sequence[ResolvedStage], path: epath.Path, fresh: bool
+) -> dict[str, str]:
+    """Returns the fingerprints of the prepared corpora that a run reads, by source.
+
+    Raises UserError for a corpus that is not there, that has changed since the run was started, or
+    whose documents were split otherwise than a stage states.
+
+    Args:
+        experiment: the experiment.
+        stages: those that are not trained yet.
+        path: the file of the run with the fingerprints of its start.
+        fresh: the run starts again, so that its file does not count.
+    """
+    recorded: dict[str, str] = {} if fresh else read_state(path) or {}
+    for stage in stages:
+        manifests = manifests_of(experiment.corpus, stage.name, stage.stage)
+        for source, manifest in manifests.items():
+            before = recorded.setdefault(source, manifest.fingerprint)
+            if before != manifest.fingerprint:
+                raise UserError(
+                    f"the prepared corpus {manifest.folder} of {source} has the fingerprint"
+                    f" {manifest.fingerprint}, and this run was started with {before}: name the"
+                    " folder that it was started with, choose another --out, or --fresh"
+                )
+    return recorded
 
 
 def check_tokenizer(experiment: Experiment, tokenizer: tokenizers.Tokenizer) -> None:

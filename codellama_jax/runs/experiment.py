@@ -17,7 +17,7 @@ import jax
 from codellama_jax.checkpoints.folder import RunFolder, StageFolder, trained_under
 from codellama_jax.checkpoints.identity import identity as identity_of
 from codellama_jax.checkpoints.loading import keep_compiled, load_params
-from codellama_jax.config import Experiment, Probe, Stage, to_dict
+from codellama_jax.config import Experiment, Probe, Stage
 from codellama_jax.data import pipeline
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.probes.run import config_of, kept_answers, run_probes
@@ -27,6 +27,7 @@ from codellama_jax.report.report import write_report
 from codellama_jax.runs.corpus import (
     Corpus,
     batches_of,
+    check_prepared,
     check_same_tokenizer,
     check_tokenizer,
     held_out,
@@ -141,15 +142,13 @@ def measure(
     stage = resolved.stage
     params = load_params(trained, stage.model, resolved.mesh)
     model = TrainedModel(stage.model, params, corpus.tokenizer, str(resolved))
-    shares = to_dict(stage.data.mixture)
+    shares = stage.data.mixture.shares()
     main_source = max(corpus.sources(stage), key=shares.__getitem__)
-    # Long contexts need unsplit files; the others read documents as in training.
-    files = corpus.source(main_source, block_chars=0)
-    documents = corpus.source(main_source, first.data.block_chars)
     subject = Subject(
         model,
-        files=[pipeline.text_of(document) for document in files.validation],
-        documents=[pipeline.text_of(document) for document in documents.validation],
+        # Long contexts need unsplit files; the others read documents as in training.
+        files=corpus.held_out_texts(main_source, block_chars=0),
+        documents=corpus.held_out_texts(main_source, first.data.block_chars),
         training_rows=lambda: batches_trained_on(corpus, resolved),
         validation_rows=held_out(corpus, stage),
         seq_len=first.data.seq_len,
@@ -189,10 +188,13 @@ def run_experiment(
     # Also checked once more with the lock held, when another process may have been faster.
     if not choice.fresh:
         check_folder(experiment, folder)
+    corpora = check_prepared(experiment, to_train, folder.corpora, choice.fresh)
     corpus = Corpus(experiment, choice.cache)
     check_tokenizer(experiment, corpus.tokenizer)
     check_same_tokenizer(experiment, corpus.tokenizer, [s.stage for s in to_train])
     with opened_folder(experiment, folder, choice.fresh):
+        if corpora and jax.process_index() == 0:
+            write_json(folder.corpora, corpora)
         try:
             with on_mesh(mesh), peers.ending_with_peers():
                 run_stages(experiment, corpus, folder, stages, choice.reuse)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import tracemalloc
 
 import hypothesis
 import hypothesis.strategies as st
@@ -331,6 +332,69 @@ def test_sources_have_the_shares_of_the_mixture(tokenizer):
         abs((sources == pipeline.SOURCES.index(s)).mean() - getattr(MIXTURE, s)) < 3e-3
         for s in SOURCES
     ] == [True] * 3
+
+
+SIX = MixtureConfig(
+    code=0.3, discussions=0.2, language=0.1, others={"rust": 0.1, "java": 0.2, "c_sharp": 0.1}
+)
+SIX_SOURCES = SOURCES | {name: make_documents(20, 3, (2, 4)) for name in SIX.others}
+
+
+def test_six_sources(tokenizer):
+    """Further sources follow the four by alphabet, each with its share, documents and order."""
+    batches, state = take(tokenizer, 100, data=config(0.0, SIX), sources=SIX_SOURCES)
+    names = ["code", "python", "discussions", "language", "c_sharp", "java", "rust"]
+    assert list(SIX.shares()) == names
+    assert set(state["0"]["sources"]) == set(names) - {"python"}
+    drawn = np.concatenate([b["source"] for b in batches])
+    for i, name in enumerate(names):
+        assert abs((drawn == i).mean() - SIX.shares()[name]) < 0.01
+    for source, i, ids, _ in segments(batches[:20]):
+        plain = plain_ids(tokenizer, pipeline.text_of(SIX_SOURCES[names[source]][i]))
+        assert ids in [plain[a : a + T + 1] for a in range(0, len(plain) - 1, T)]
+    orders = {name: [] for name in SIX.others}  # the same documents
+    for source, i, _, _ in segments(batches):
+        if names[source] in orders:
+            orders[names[source]].append(i)
+    assert len({tuple(order[:10]) for order in orders.values()}) == 3
+
+
+def test_the_order_in_which_further_sources_are_given_changes_nothing(tokenizer):
+    turned = MixtureConfig(
+        language=0.1,
+        others=dict(reversed(SIX.others.items())) | {"absent": 0.0},
+        discussions=0.2,
+        code=0.3,
+    )
+    stream = take(tokenizer, 15, data=config(mixture=SIX), sources=SIX_SOURCES)[0]
+    other = take(tokenizer, 15, data=config(mixture=turned), sources=SIX_SOURCES)[0]
+    for batch, again in zip(stream, other, strict=True):
+        np.testing.assert_array_equal(batch["tokens"], again["tokens"])
+
+
+def test_the_seed_of_a_source_depends_on_its_name():
+    """That of the four is as before there were others."""
+    for index, name in enumerate(pipeline.SOURCES):
+        before = int(np.random.SeedSequence([7, index]).generate_state(1)[0])
+        assert pipeline.source_seed(7, name) == before
+    assert pipeline.source_seed(7, "java") == 3061406341
+    assert pipeline.source_seed(8, "java") != 3061406341 != pipeline.source_seed(7, "rust")
+
+
+def test_the_order_of_a_huge_source_takes_no_memory():
+    class Endless:
+        def __len__(self):
+            return 2_000_000_000
+
+        def __getitem__(self, index):
+            return index
+
+    tracemalloc.start()
+    stream = pipeline.lane_documents(Endless(), lambda index, d: d, 0, 3, 8)
+    drawn = [stream[i] for i in range(1000)]
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+    assert len(set(drawn)) == 1000 and max(drawn) > 1_900_000_000
 
 
 def test_a_lane_reads_from_every_source():

@@ -1,7 +1,7 @@
 """Reports of small run folders: their contents, and that no text of a run breaks the page."""
 
 import dataclasses
-import html.parser
+import html
 import json
 import math
 import re
@@ -11,6 +11,7 @@ import hypothesis.strategies as st
 import pytest
 import toy
 from etils import epath
+from strict_html import Strict
 
 from codellama_jax.checkpoints.folder import StageFolder
 from codellama_jax.config import Experiment, to_dict
@@ -121,30 +122,6 @@ def run(tmp_path_factory):
     write_run(out, (probes(1.5), probes()))
     write_report(out, experiment(), CLAIM, seconds=400)
     return out
-
-
-class Strict(html.parser.HTMLParser):
-    """Collects tags and text; fails where an end tag does not match."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.open, self.tags, self.text = [], [], ""
-        self.feed(page)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def test_shows_the_figures_of_the_run(run):

@@ -59,7 +59,7 @@ def _task(number: int, record: Record, docstring: re.Match[str]) -> Task:
         code[: docstring.end(1)] + " ",
         code[docstring.end() :],
         reference=f"{reference}\n",
-        record={"docstring": reference},
+        record={"docstring": reference, "code": code},
     )
 
 

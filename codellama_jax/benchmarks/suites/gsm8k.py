@@ -147,7 +147,8 @@ def _task(record: Record, prompt: str, reference: str | None = None) -> Task:
     if answer is None:
         end = record["answer"][-60:]
         raise UserError(f"{record['place']}: answer must hold a number, not {end!r}")
-    return Task(str(record["number"]), prompt, reference=reference, record={"answer": answer})
+    kept = {"answer": answer, "question": record["question"]}
+    return Task(str(record["number"]), prompt, reference=reference, record=kept)
 
 
 def _without_notes(answer: str) -> str:

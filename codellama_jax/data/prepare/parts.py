@@ -53,10 +53,12 @@ def write_rows(
     # Outside the names that readers list, so that a killed writer leaves nothing that is read.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("wb") as file:
-            with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-                for group in _groups(rows, sized):
-                    writer.write_table(pa.Table.from_pylist(group, schema))
+        with (
+            temporary.open("wb") as file,
+            pq.ParquetWriter(file, schema, compression="zstd") as writer,
+        ):
+            for group in _groups(rows, sized):
+                writer.write_table(pa.Table.from_pylist(group, schema))
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)

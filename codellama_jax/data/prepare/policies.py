@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from codellama_jax.checked import Checked, FieldError, Range
+from codellama_jax.data.prepare.contamination import Decontamination
+from codellama_jax.data.prepare.minhash import NearDuplicates
 
 Count = Annotated[int, Range(0, 2**40)]
 Share = Annotated[float, Range(0, 1)]
@@ -42,39 +44,6 @@ PERMISSIVE = (
     "wtfpl",
     "zlib",
 )
-
-
-@dataclass(frozen=True)
-class NearDuplicates(Checked):
-    """Removal of near-duplicates by MinHash; the defaults are BigCode's, and the step is off."""
-
-    enabled: bool = False
-    permutations: Annotated[int, Range(1, 2**14)] = 256  # of the MinHash signature
-    ngram: Annotated[int, Range(1, 1000)] = 5  # units per shingle
-    unit: Literal["words", "lines"] = "words"
-    threshold: Annotated[float, Range(0, 1, open_least=True)] = 0.7  # Jaccard index
-    bands: Count = 25  # 0 chooses bands and rows that minimise false positives and negatives
-    rows: Count = 10  # of a band
-    scope: Literal["global", "language"] = "global"  # compare all documents, or one language's
-    verify_jaccard: bool = False  # compute the Jaccard index of candidates from their shingles
-
-    def check_relations(self) -> None:
-        if bool(self.bands) != bool(self.rows):
-            zero = "bands" if self.rows else "rows"
-            raise FieldError((zero,), " is 0: set both bands and rows, or neither")
-        if self.bands * self.rows > self.permutations:
-            used = f"{self.bands} x {self.rows} rows"
-            limit = f"the signature has {self.permutations} permutations"
-            raise FieldError(("bands",), f" is {self.bands}: {used} are too many, {limit}")
-
-
-@dataclass(frozen=True)
-class Decontamination(Checked):
-    """Rules that find the benchmarks in the corpus."""
-
-    substring: bool = False  # drops documents that hold a solution or prompt: BigCode
-    ngram13: bool = False  # removes 13-grams of words and their surroundings: GPT-3
-    token_report: bool = False  # reports matches of more than 10 tokens, removes nothing: Llama 2
 
 
 @dataclass(frozen=True)
@@ -195,7 +164,14 @@ _CODE_LLAMA = Policy(
     min_letters=0.4,
     exact_duplicates=True,
     near_duplicates=NearDuplicates(
-        enabled=True, permutations=128, ngram=1, unit="lines", threshold=0.85, bands=0, rows=0
+        enabled=True,
+        permutations=128,
+        ngram=1,
+        unit="lines",
+        threshold=0.85,
+        bands=0,
+        rows=0,
+        verify_jaccard=True,
     ),
 )
 

@@ -9,52 +9,158 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import codellama_jax
+from codellama_jax.checked import choices_problem, nearest
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import reason
 
-IN_PROCESS = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+IN_PROCESS = "FnApiRunner"
+# Beam knows this one by its module only.
+MODULES = {"DaskRunner": "apache_beam.runners.dask.dask_runner.DaskRunner"}
+# A worker's exception arrives as text inside another exception, which depends on the runner.
+_WORKER_ERROR = re.compile(r"(UserError|OSError): (.*?) \[while running ", re.DOTALL)
 
 
 class Runner:
-    """Runs pipelines with Beam's own options, such as `--runner=FlinkRunner`.
+    """Runs pipelines on a runner of Beam, with Beam's own options.
 
-    Without options pipelines run in this process. With `processes` above 1 they run in that many
-    processes of this machine.
+    Args:
+        name: such as `DaskRunner`; "" is this machine.
+        options: of the runner, such as `--dask_client_address=HOST:PORT`.
+        processes: number of processes of this machine that `map` uses where `name` is "". `run`
+            uses this process alone: it groups short keys, and starting workers takes longer.
     """
 
-    def __init__(self, options: Iterable[str] = (), processes: int = 1):
-        self.options = list(options)
-        if not any(option.startswith("--runner") for option in self.options):
-            self.options.append(f"--runner={IN_PROCESS}")
-            if processes > 1:
-                self.options.append(f"--direct_num_workers={processes}")
-                self.options.append("--direct_running_mode=multi_processing")
+    def __init__(self, name: str = "", options: Iterable[str] = (), processes: int = 1):
+        self.options = [f"--runner={MODULES.get(name, name) or IN_PROCESS}", *options]
+        self._workers: list[str] = []
+        if not name and processes > 1:
+            self._workers.append(f"--direct_num_workers={processes}")
+            self._workers.append("--direct_running_mode=multi_processing")
+
+    def check(self) -> None:
+        """Raises UserError for a runner or an option that Beam does not have."""
+        with _quiet_logs():
+            from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+            from apache_beam.runners.runner import create_runner
+
+            options = PipelineOptions(self.options)
+            name = options.view_as(StandardOptions).runner
+            try:
+                create_runner(name)
+            except ValueError:
+                known = sorted([*StandardOptions.KNOWN_RUNNER_NAMES, *MODULES])
+                raise UserError(f"--runner{choices_problem(name, known)}") from None
+            except ImportError as error:
+                fix = "install the package that it needs, such as apache-beam[dask] or [gcp]"
+                raise UserError(f"--runner is {name!r}: {reason(error)}; {fix}") from None
+            allowed = options.get_all_options()
+            unknown = set(options.get_all_options(retain_unknown_options=True)) - set(allowed)
+        if unknown:
+            first = min(unknown)
+            hint = nearest(first, allowed)
+            raise UserError(f"--{first} is no option of Apache Beam or of its runner {name}{hint}")
 
     def run(self, build: Callable[[Any], Any]) -> None:
         """Runs the pipeline that `build(pipeline)` makes, and waits for its end.
 
-        Raises UserError with the message of a UserError that a worker raised.
+        Raises UserError with the message of a UserError or OSError that a worker raised.
         """
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
+        self._run(build, self.options)
 
-        options = PipelineOptions(self.options)
-        with _quiet_logs(), _plain_errors():
-            with beam.Pipeline(options=options) as pipeline:
-                build(pipeline)
+    def _run(self, build: Callable[[Any], Any], flags: list[str]) -> None:
+        with _worker_path(), _quiet_logs():
+            import apache_beam as beam
+            from apache_beam.options.pipeline_options import PipelineOptions
+
+            try:
+                with beam.Pipeline(options=PipelineOptions(flags)) as pipeline:
+                    build(pipeline)
+            except Exception as error:
+                problem = worker_error(error)
+                if not problem:
+                    raise
+                raise UserError(problem) from error
 
     def map(self, function: Callable[[Any], Any], items: list[Any]) -> None:
         """Calls `function(item)` for every item, each on some worker. Results are discarded."""
-        import apache_beam as beam
 
         def build(pipeline: Any) -> None:
+            import apache_beam as beam
+
             created = pipeline | "Items" >> beam.Create(items, reshuffle=False)
             # Otherwise the first worker would get all the items.
             spread = created | "Spread" >> beam.Reshuffle()
-            spread | "Work" >> beam.Map(function)
+            _ = spread | "Work" >> beam.Map(function)
 
-        if items:
-            self.run(build)
+        if items and self._workers:
+            with _quiet_workers():
+                self._run(build, self.options + self._workers)
+        elif items:
+            self._run(build, self.options)
+
+
+def worker_error(error: Exception) -> str:
+    """Returns the message of a UserError or OSError that a worker raised, "" for a defect."""
+    # In this process the exception keeps its type, and Beam appends the name of the step.
+    text = str(error)
+    if isinstance(error, UserError):
+        return text.partition(" [while running ")[0]
+    if isinstance(error, OSError):
+        return f"{reason(error)}: {error.filename or 'a worker'}"
+    matches = _WORKER_ERROR.findall(text)
+    return matches[-1][1] if matches else ""
+
+
+@contextlib.contextmanager
+def _worker_path() -> Iterator[None]:
+    """Lets the processes that a runner starts import this library where it is not installed."""
+    root = str(Path(codellama_jax.__file__).parents[1])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, before] if before else [root])
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+@contextlib.contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Hides what Beam and its runners log about their own work, errors of workers included.
+
+    Their exceptions arrive here as well, and would be printed twice.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def _quiet_workers() -> Iterator[None]:
+    """Hides what processes started in the block print on stderr; this process still prints there.
+
+    Beam's workers log every step, and no option of Beam reaches those on this machine.
+    """
+    sys.stderr.flush()
+    kept, python_stderr = os.dup(2), sys.stderr
+    with open(os.devnull, "w") as nothing, os.fdopen(kept, "w", buffering=1) as visible:
+        os.dup2(nothing.fileno(), 2)
+        sys.stderr = visible
+        try:
+            yield
+        finally:
+            sys.stderr = python_stderr
+            os.dup2(kept, 2)

@@ -1,0 +1,204 @@
+"""The verb `prepare`: a corpus for training from files, tables, repositories or notebooks."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from codellama_jax.checked import Checked, Range, choices_problem
+from codellama_jax.command_line import cli, program_name
+from codellama_jax.config import Path
+from codellama_jax.data.prepare.policies import POLICIES, Policy
+from codellama_jax.data.prepare.readers.base import InputOptions
+from codellama_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from etils import epath
+
+    from codellama_jax.data.prepare.contamination import BenchmarkText
+    from codellama_jax.data.prepare.inputs import Part
+    from codellama_jax.tokenizers.sentencepiece import Tokenizer
+
+DEFAULT_POLICY = "code_llama"
+BEAM = "--"  # the options after it are Beam's
+
+
+@dataclass(frozen=True)
+class Prepare(Checked):
+    """The options of `prepare`."""
+
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
+    """Folders of files, git checkouts, .jsonl, .parquet, datasets on disk, or stdlib."""
+    out: Path
+    """The folder to make, local or gs://. The same command resumes, and skips what is done."""
+    policy: Policy = POLICIES[DEFAULT_POLICY]
+    columns: InputOptions = field(default_factory=InputOptions)
+    benchmark: tuple[str, ...] = ()
+    """Benchmarks to find in the corpus, as NAME=FILE: humaneval=HumanEval.jsonl.gz."""
+    tokenizer: tuple[str, ...] = ()
+    """Files tokenizer.model; the tokens of the corpus are counted with each."""
+    validation_fraction: Annotated[float, Range(0, 1, open_most=True)] = 0.005
+    """Share of the repositories that are held out."""
+    split_by: Literal["repository", "file"] = "repository"
+    """What is held out as a unit; `file` where there is only one repository."""
+    block_chars: Annotated[int, Range(0, 2**31 - 1)] = 0
+    """Split documents between definitions into blocks of at most this length; 0 does not."""
+    shard_bytes: Annotated[int, Range(1, 2**32)] = 64 * 2**20
+    """Size of a shard's text, which a worker holds in memory twice."""
+    processes: Annotated[int, Range(1, 1024)] = 1
+    """Processes on this machine; ignored with a runner of your own."""
+    runner: str = ""
+    """A runner of Apache Beam, such as DaskRunner or DataflowRunner; '' runs on this machine."""
+    beam: tyro.conf.Suppress[tuple[str, ...]] = ()  # the options after `--`
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str], program: str, description: str) -> Prepare:
+        """Returns the options of a command line; those after `--` are Beam's.
+
+        `--policy NAME` takes a published policy, and `--policy.FIELD` changes one rule of it.
+        """
+        ours, beam = list(arguments), []
+        if BEAM in ours:
+            split = ours.index(BEAM)
+            ours, beam = ours[:split], ours[split + 1 :]
+        name, ours = _policy_name(ours)
+        default = cls(inputs=(), out="unset", policy=POLICIES[name])
+        default = dataclasses.replace(default, out=tyro.MISSING)
+        parsed = cli(cls, args=ours, default=default, description=description, prog=program)
+        return dataclasses.replace(parsed, beam=tuple(beam))
+
+    def __call__(self) -> None:
+        """Prepares the corpus and prints where it is."""
+        if not self.inputs:
+            raise UserError(
+                "no INPUT is given: name a folder, a .jsonl or .parquet file, or stdlib"
+            )
+        from codellama_jax.system.files import user_path
+        from codellama_jax.system.locks import one_after_another
+
+        out = user_path(self.out)
+        _check_target(out)
+        say = _print_line
+        with one_after_another(out, say):
+            self._prepare(out, say)
+
+    def _prepare(self, out: epath.Path, say: Callable[[str], None]) -> None:
+        from codellama_jax.data.prepare.card import card_of
+        from codellama_jax.data.prepare.inputs import parts_of, renumbered
+        from codellama_jax.data.prepare.pipeline import Preparation, PrepareConfig
+        from codellama_jax.data.prepare.runners import Runner
+        from codellama_jax.report.data_card import write_card
+
+        runner = Runner(self.runner, self.beam, self.processes)
+        runner.check()
+        benchmarks = self._benchmark_texts()
+        tokenizers = self._tokenizers()
+        config = PrepareConfig(
+            policy=self.policy,
+            inputs=self.columns,
+            validation_fraction=self.validation_fraction,
+            split_by=self.split_by,
+            block_characters=self.block_chars,
+            shard_bytes=self.shard_bytes,
+        )
+        say(f"listing {', '.join(self.inputs)}")
+        parts: list[Part] = []
+        for source in self.inputs:
+            parts += renumbered(parts_of(source, "", self.columns), len(parts))
+        size = sum(part.size for part in parts)
+        say(f"{len(parts):,} parts, {size:,} bytes")
+        preparation = Preparation(parts, config, out, runner, say, benchmarks, tokenizers)
+        result = preparation.run()
+        command = shlex.join([program_name(), *sys.argv[1:]])
+        write_card(out, card_of(result.manifest, result.seconds, command))
+        splits = result.manifest["splits"]
+        say(
+            f"prepared {splits['train']['documents']:,} documents for training and"
+            f" {splits['validation']['documents']:,} for validation"
+        )
+        print(f"report: {out / 'report.html'}")
+        print(f"train on it with --corpus.code prepared:{out}")
+
+    def _benchmark_texts(self) -> list[BenchmarkText]:
+        from codellama_jax.benchmarks.texts import benchmark_texts
+
+        paths = {}
+        for item in self.benchmark:
+            name, equals, path = item.partition("=")
+            if not equals or not path:
+                raise UserError(
+                    f"--benchmark is {item!r}: it must be NAME=FILE, as in"
+                    " humaneval=HumanEval.jsonl.gz"
+                )
+            paths[name] = path
+        texts = benchmark_texts(paths) if paths else []
+        decontamination = self.policy.decontamination
+        if decontamination.enabled and not texts:
+            _print_line(
+                "note: the policy removes benchmarks, but none is given: pass --benchmark NAME=FILE"
+            )
+        if texts and not decontamination.enabled:
+            raise UserError(
+                "--benchmark is given, but the policy looks for no benchmarks: pass"
+                " --policy.decontamination.substring or --policy.decontamination.ngrams"
+            )
+        return texts
+
+    def _tokenizers(self) -> dict[str, Callable[[str], int]]:
+        from codellama_jax.system.files import user_path
+        from codellama_jax.tokenizers import sentencepiece
+
+        counters: dict[str, Callable[[str], int]] = {}
+        for path in self.tokenizer:
+            tokenizer = sentencepiece.load(user_path(path))
+            counters[tokenizer.fingerprint] = TokenCounter(tokenizer)
+        return counters
+
+
+@dataclass(frozen=True)
+class TokenCounter:
+    """Returns the number of tokens of a text; can be sent to workers."""
+
+    tokenizer: Tokenizer
+
+    def __call__(self, text: str) -> int:
+        """Returns the number of tokens, without BOS and EOS."""
+        return len(self.tokenizer.encode(text))
+
+
+def _policy_name(arguments: list[str]) -> tuple[str, list[str]]:
+    """Returns the published policy that `--policy NAME` names, and the other arguments."""
+    name, rest = DEFAULT_POLICY, []
+    remaining = iter(arguments)
+    for argument in remaining:
+        option, equals, value = argument.partition("=")
+        if option != "--policy":
+            rest.append(argument)
+            continue
+        name = value if equals else next(remaining, "")
+        if name not in POLICIES:
+            raise UserError(f"--policy{choices_problem(name, list(POLICIES))}")
+    return name, rest
+
+
+def _check_target(out: epath.Path) -> None:
+    """Raises UserError for a folder that holds something else than a prepared corpus."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"--out is {str(out)!r}, a file: name a folder")
+    names = {path.name for path in out.iterdir()}
+    if names and not names & {"work", "manifest.json"}:
+        raise UserError(
+            f"--out is {str(out)!r}, which holds other files ({min(names)}): name a new folder"
+        )
+
+
+def _print_line(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,273 @@
+"""Inputs in parts: nothing lost or read twice, the same names everywhere."""
+
+import json
+import os
+import pickle
+import shutil
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from codellama_jax.checked import FieldError
+from codellama_jax.data import sources
+from codellama_jax.data.prepare import inputs
+from codellama_jax.data.prepare.inputs import (
+    InputOptions,
+    fingerprint_of,
+    parts_of,
+    read_part,
+    renumbered,
+)
+from codellama_jax.data.prepare.readers import files
+from codellama_jax.data.prepare.readers.base import Slice
+from codellama_jax.data.prepare.records import Dropped, Record
+from codellama_jax.errors import UserError
+
+
+def read_all(parts, options):
+    results = []
+    for part in parts:
+        results += read_part(part, options)
+    return results
+
+
+def test_a_folder_of_everything(mixed):
+    parts = parts_of(str(mixed), "in", InputOptions())
+    results = read_all(parts, InputOptions())
+    kept = {record.id: record for record in results if isinstance(record, Record)}
+    dropped = {record.id: record.reason for record in results if isinstance(record, Dropped)}
+    assert dropped == {"in/b/latin.txt": "not_utf8", "in/b/empty.txt": "empty"}
+    in_tables = [name for name in kept if "#" in name]
+    assert len(in_tables) == 5 * 5
+    assert set(kept) - set(in_tables) == {
+        "in/a.py",
+        "in/b/long.txt",
+        "in/repo/LICENSE",
+        "in/repo/data.jsonl",
+        "in/repo/src/main.go",
+        "in/repo/third_party/inner/x.rs",
+        "in/repo/zz.go",
+        "in/z.md",
+    }
+    go = kept["in/repo/src/main.go"]
+    assert go == Record(
+        id="in/repo/src/main.go",
+        text="package main\n",
+        path="src/main.go",
+        language="Go",
+        repository="octo/cat",
+        license="mit",
+        stars=-1,
+        source="in",
+    )
+    assert kept["in/repo/third_party/inner/x.rs"].repository == "inner"
+    assert kept["in/a.py"].repository == "" and kept["in/a.py"].source == "in"
+    assert kept["in/saved/train/data-00000-of-00001.arrow#4"].stars == 4
+    assert [part.number for part in parts] == list(range(len(parts)))
+
+
+@hypothesis.given(part_bytes=st.integers(1, 3000))
+@hypothesis.settings(max_examples=25, deadline=None)
+def test_parts_of_any_size_hold_the_same_records(mixed, part_bytes):
+    large, small = InputOptions(), InputOptions(part_bytes=part_bytes)
+    parts = parts_of(str(mixed), "in", small)
+    records = read_all(parts, small)
+    assert records == read_all(parts_of(str(mixed), "in", large), large)
+    ids = [record.id for record in records]
+    assert len(ids) == len(set(ids))
+    for part in parts:
+        assert part.size == sum(piece.size for piece in part.slices)
+        assert part.size <= part_bytes or len(part.slices) == 1
+
+
+def test_a_part_is_sent_to_a_worker(mixed):
+    options = InputOptions(part_bytes=500)
+    parts = parts_of(str(mixed), "in", options)
+    assert len(parts) > 3
+    for part in parts:
+        copy = pickle.loads(pickle.dumps(part))
+        assert copy == part
+        copied_options = pickle.loads(pickle.dumps(options))
+        assert list(read_part(copy, copied_options)) == list(read_part(part, options))
+
+
+def test_several_inputs_are_numbered_one_after_the_other(mixed):
+    options = InputOptions(part_bytes=500)
+    first, second = parts_of(str(mixed), "a", options), parts_of(str(mixed), "b", options)
+    parts = renumbered([*first, *second], first=7)
+    assert [part.number for part in parts] == list(range(7, 7 + 2 * len(first)))
+    ids = [record.id for record in read_all(parts, options)]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_fingerprint_does_not_depend_on_the_place(mixed, tmp_path):
+    copy = tmp_path / "elsewhere" / "other"
+    shutil.copytree(mixed, copy)  # with the times of the files
+    options = InputOptions()
+    original = parts_of(str(mixed), "in", options)
+    copied = parts_of(str(copy), "in", options)
+    assert fingerprint_of(copied) == fingerprint_of(original)
+    assert read_all(copied, options) == read_all(original, options)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.py", "b/empty.txt", "repo/zz.go", "tables/t.jsonl", "repo/LICENSE"],
+)
+def test_the_fingerprint_changes_with_one_byte(mixed, tmp_path, name):
+    copy = tmp_path / "copy"
+    shutil.copytree(mixed, copy)
+    before = fingerprint_of(parts_of(str(copy), "in", InputOptions()))
+    assert fingerprint_of(parts_of(str(copy), "in", InputOptions())) == before
+    data = (copy / name).read_bytes()
+    (copy / name).write_bytes(data[:-1] + b" ")
+    status = os.stat(copy / name)
+    # A file system may keep the time in steps in which the test wrote the file twice.
+    os.utime(copy / name, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+    assert fingerprint_of(parts_of(str(copy), "in", InputOptions())) != before
+
+
+def test_the_fingerprint_changes_with_a_name_and_a_repository(mixed, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(mixed, copy)
+    prints = {fingerprint_of(parts_of(str(copy), "in", InputOptions()))}
+    (copy / "a.py").rename(copy / "a2.py")
+    prints.add(fingerprint_of(parts_of(str(copy), "in", InputOptions())))
+    (copy / "repo/.git/config").write_text('[remote "origin"]\nurl = https://x/y/z\n')
+    prints.add(fingerprint_of(parts_of(str(copy), "in", InputOptions())))
+    assert len(prints) == 3
+
+
+@pytest.mark.parametrize("source", files.BUILTINS)
+def test_builtin_sources_have_the_ids_and_texts_of_the_corpus(source):
+    items = sources.find(source)
+    options = InputOptions(part_bytes=2**20)
+    results = read_all(parts_of(source, "", options), options)
+    assert [record.id for record in results] == [item.id for item in items]
+    kept = {record.id: record.text for record in results if isinstance(record, Record)}
+    for item in items:
+        if item.id in kept:
+            assert kept[item.id] == item.read().decode().removeprefix("\ufeff")
+    assert len(kept) > 10
+
+
+def test_builtin_sources_take_another_name():
+    results = read_all(parts_of("topics", "talk", InputOptions()), InputOptions())
+    assert results[0].id.startswith("talk/") and results[0].source == "talk"
+
+
+def test_a_text_that_another_machine_lacks():
+    part = parts_of("topics", "", InputOptions())[0]
+    piece = part.slices[0]._replace(names=files.packed_names(["no such topic"]))
+    with pytest.raises(UserError, match="no such topic: install the same Python"):
+        list(read_part(part._replace(slices=(piece,)), InputOptions()))
+
+
+def test_odd_names_hidden_files_and_links(tmp_path, write_files):
+    write_files(tmp_path, {".env": "x", ".hidden/a.py": "x", "a.py": "x"})
+    (tmp_path / "link.py").symlink_to(tmp_path / "a.py")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / os.fsdecode(b"odd\xff\n.py")).write_text("y")
+    results = read_all(parts_of(str(tmp_path), "in", InputOptions()), InputOptions())
+    assert [record.id for record in results] == ["in/a.py", "in/odd\\udcff\n.py"]
+    assert [record.path for record in results] == ["a.py", "odd\\udcff\n.py"]
+
+
+def test_files_that_change_after_they_were_listed(tmp_path, write_files):
+    write_files(tmp_path, {"a.py": "x", "b.py": "x", "c.py": "x", "d.py": "x"})
+    parts = parts_of(str(tmp_path), "in", InputOptions())
+    for name in ("a.py", "b.py", "c.py"):
+        (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / "b.py")
+    (tmp_path / "c.py").mkdir()
+    results = read_all(parts, InputOptions())
+    assert [getattr(result, "reason", "") for result in results] == [*["unreadable"] * 3, ""]
+
+
+def test_one_file_has_the_id_that_it_has_in_its_folder(mixed):
+    everything = read_all(parts_of(str(mixed / "tables"), "", InputOptions()), InputOptions())
+    alone = read_all(parts_of(str(mixed / "tables/t.parquet"), "", InputOptions()), InputOptions())
+    assert alone and set(alone) < set(everything)
+    (record,) = read_all(parts_of(str(mixed / "a.py"), "", InputOptions()), InputOptions())
+    assert record.id == "corpus/a.py" and record.language == "Python"
+
+
+def test_many_files_take_little_memory():
+    """50 million files in 1 GB of parts: at most 20 bytes for each."""
+    collector = files.Collector(Slice(files.FILES, "/x", "in", 0, ""), InputOptions())
+    slices = []
+    for number in range(200_000):
+        name = f"project_{number // 50}/package/module_{number % 50}.py"
+        slices += collector.add(name, 1000, "1000:1700000000000000000")
+    slices += collector.rest()
+    assert sum(len(files.unpacked_names(piece.names)) for piece in slices) == 200_000
+    assert len(pickle.dumps(slices)) < 20 * 200_000
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("missing", "does not exist: name a folder, a file or stdlib, topics, descriptions"),
+        ("empty", "holds nothing that can be read"),
+        ("archives", "only files of formats that cannot be read"),
+        ("archives/a.zip", r"a\.zip cannot be read \(archives\)"),
+        ("archives/a.pdf", r"a\.pdf cannot be read \(PDF\)"),
+        ("archives/a.tar", r"a\.tar cannot be read \(archives\)"),
+        ("archives/a.txt.gz", r"a\.txt\.gz cannot be read \(compressed\)"),
+        ("pipe", "not a regular file"),
+        ("nothing.parquet", r"nothing\.parquet is truncated or damaged"),
+        ("nothing.arrow", r"nothing\.arrow is truncated or damaged"),
+        ("pointer.parquet", r"pointer\.parquet is a git-lfs pointer"),
+        ("other.jsonl", r"other\.jsonl has no column of a known name that holds text \(content"),
+    ],
+)
+def test_mistakes(tmp_path, write_files, name, message):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    write_files(
+        tmp_path,
+        {
+            "empty/.hidden": "x",
+            "archives/a.zip": b"PK",
+            "archives/a.pdf": b"%PDF",
+            "archives/a.tar": b"tar",
+            "archives/a.txt.gz": b"\x1f\x8b",
+            "nothing.parquet": b"PAR1",
+            "nothing.arrow": b"",
+            "pointer.parquet": pointer,
+            "other.jsonl": json.dumps({"title": "x", "body": "y"}) + "\n",
+        },
+    )
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=message) as error:
+        parts_of(str(tmp_path / name), "in", InputOptions())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet", "arrow"])
+def test_a_misspelt_column(tmp_path, write_table, stack_row, kind):
+    path = write_table(tmp_path / f"t.{kind}", [stack_row(1)])
+    with pytest.raises(UserError) as error:
+        parts_of(str(path), "in", InputOptions(text_column="contnt"))
+    message = str(error.value)
+    assert message.startswith(f"{path} has no column 'contnt' (text_column; did you mean content?)")
+    assert "max_stars_repo_path" in message
+
+
+def test_a_column_that_is_not_text(tmp_path, write_table, stack_row):
+    path = write_table(tmp_path / "t.parquet", [stack_row(1)])
+    with pytest.raises(UserError, match=r"'max_stars_count' of .* holds int64"):
+        parts_of(str(path), "in", InputOptions(text_column="max_stars_count"))
+
+
+def test_options_are_checked():
+    with pytest.raises(FieldError, match="part_bytes is 0: it must be at least 1"):
+        InputOptions(part_bytes=0)
+    with pytest.raises(FieldError, match="notebooks is 'html': it must be one of script"):
+        InputOptions(notebooks="html")
+
+
+def test_the_file_system_is_no_input():
+    with pytest.raises(UserError, match="complete file system"):
+        inputs.parts_of("/", "in", InputOptions())
