@@ -59,7 +59,9 @@ _DOMAIN = re.compile(
     r"@([^\s@!?;,/:)('\"<>\[\]{}]{1,253}\.[^\W\d_]\w+)(?=$|[\s,?!;:)('\".<>\]}\\/&|`])"
 )
 _LOCAL_PART = re.compile(r"[^\s@?!;,:)('\"<>=\[\]{}|`\\/&]+\Z")
-_RESERVED_DOMAIN = re.compile(r"(?:.*\.)?example\.(?:com|org|net)|(?:.*\.)?[^.]+\.example", re.IGNORECASE)
+_RESERVED_DOMAIN = re.compile(
+    r"(?:.*\.)?example\.(?:com|org|net)|(?:.*\.)?[^.]+\.example", re.IGNORECASE
+)
 _IPV4 = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?![\w-]|\.\d|/\d)")
 _IPV6_PART = re.compile(r":[0-9a-fA-F]{0,4}:")
 _IPV6 = re.compile(r"[0-9a-fA-F:.]{2,45}")

@@ -11,7 +11,6 @@ from codellama_jax.data.prepare import filters, pii
 from codellama_jax.data.prepare.policies import (
     CODEGEEX_LANGUAGES,
     POLICIES,
-    Decontamination,
     ExtensionRules,
     NearDuplicates,
     Policy,
@@ -97,33 +96,10 @@ gpl.py                            keep            keep            keep          
 dual_license.py                   keep            keep            keep            keep            keep
 unknown_license.py                keep            keep            keep            unknown_license keep
 """  # noqa: E501
-LANGUAGES = {
-    "aux": "TeX",
-    "c": "C",
-    "css": "CSS",
-    "csv": "CSV",
-    "html": "HTML",
-    "ipynb": "Jupyter Notebook",
-    "java": "Java",
-    "js": "JavaScript",
-    "json": "JSON",
-    "md": "Markdown",
-    "py": "Python",
-    "sql": "SQL",
-    "svg": "SVG",
-    "txt": "Text",
-    "xml": "XML",
-    "yaml": "YAML",
-    "yml": "YAML",
-}
-
-
-def language_of(path, text):
-    return LANGUAGES.get(path.rpartition(".")[2], "")
 
 
 def outcome(record, policy):
-    result = filters.apply(record, policy, language_of=language_of)
+    result = filters.apply(record, policy)
     if isinstance(result, Dropped):
         return result.reason
     text, _ = pii.redact(result.text, policy.pii)
@@ -168,8 +144,8 @@ def test_policies_survive_json(name):
 def test_every_step_is_off_by_default():
     policy = Policy()
     assert not policy.near_duplicates.enabled
-    assert policy.decontamination == Decontamination()
-    assert not any(dataclasses.astuple(policy.decontamination))
+    rules = policy.decontamination
+    assert not (rules.substring or rules.similarity or rules.ngrams or rules.tokens)
     assert not policy.exact_duplicates and not policy.pii
 
 
