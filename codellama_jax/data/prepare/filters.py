@@ -13,7 +13,7 @@ import string
 from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 
-from codellama_jax.data.prepare import comments
+from codellama_jax.data.prepare import comments, languages
 from codellama_jax.data.prepare.policies import ExtensionRules, Policy
 from codellama_jax.data.prepare.records import Dropped, Record
 
@@ -54,9 +54,8 @@ def apply(
     if not record.text or record.text.isspace():
         return Dropped(record.id, "empty", len(record.text), record.language)
     if not record.language:
-        if language_of is None:
-            from codellama_jax.data.prepare.languages import language_of
-        record = record._replace(language=language_of(record.path, record.text))
+        detect = language_of or languages.language_of
+        record = record._replace(language=detect(record.path, record.text))
     reason = (
         _metadata_reason(record, policy)
         or _size_reason(record, policy)

@@ -59,14 +59,18 @@ _DOMAIN = re.compile(
     r"@([^\s@!?;,/:)('\"<>\[\]{}]{1,253}\.[^\W\d_]\w+)(?=$|[\s,?!;:)('\".<>\]}\\/&|`])"
 )
 _LOCAL_PART = re.compile(r"[^\s@?!;,:)('\"<>=\[\]{}|`\\/&]+\Z")
-_RESERVED_DOMAIN = re.compile(r"(?:.*\.)?example\.(?:com|org|net)|(?:.*\.)?[^.]+\.example", re.I)
+_RESERVED_DOMAIN = re.compile(
+    r"(?:.*\.)?example\.(?:com|org|net)|(?:.*\.)?[^.]+\.example", re.IGNORECASE
+)
 _IPV4 = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?![\w-]|\.\d|/\d)")
 _IPV6_PART = re.compile(r":[0-9a-fA-F]{0,4}:")
 _IPV6 = re.compile(r"[0-9a-fA-F:.]{2,45}")
 _OBJECT_IDENTIFIERS = ("1.3.", "2.5.4.", "2.5.29.")  # of X.500, such as "2.5.29.15"
 # Before a number: a version of a package, or the name of a program with a slash.
 _VERSION_BEFORE = re.compile(
-    r"(?:version|release|ver\.?|[=~!<>]=|[\^~<>@])[\"')\]]*\s*[:=]?\s*[\"'(\[]*\Z|[A-Za-z]/\Z", re.I
+    r"(?:version|release|(?<![a-z])ver\.?|[=~!<>]=|[\^~<>@])[\"')\]]*\s*[:=]?\s*[\"'(\[]*\Z"
+    r"|[A-Za-z]/\Z",
+    re.IGNORECASE,
 )
 
 

@@ -22,7 +22,7 @@ import itertools
 import re
 import string
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from codellama_jax.data.prepare.gibberish import LEAST_MARKED_SCORE, is_gibberish
 
@@ -187,8 +187,14 @@ def _of_known_format(text: str, values: Iterable[Span]) -> Iterator[Span]:
                 continue
             if known.guarded and not is_gibberish(match[group]):
                 continue
-            found = end + len(_REST_OF_WORD.match(text, end)[0])
+            found = _end_of(_REST_OF_WORD, text, end)
             yield start, found
+
+
+def _end_of(pattern: re.Pattern, text: str, start: int) -> int:
+    """Returns the end of the match at a position, the position itself if there is none."""
+    match = pattern.match(text, start)
+    return match.end() if match else start
 
 
 def _is_inside_word(text: str, start: int) -> bool:
@@ -218,7 +224,7 @@ def _by_name_or_entropy(text: str, values: Iterable[Span]) -> Iterator[Span]:
     for start, end in values:
         if end - start > LONGEST_VALUE:
             continue
-        end += len(_PADDING.match(text, end)[0])
+        end = _end_of(_PADDING, text, end)
         value = text[start:end]
         if _is_harmless(value):
             continue
@@ -299,7 +305,7 @@ def _entropy(value: str) -> float:
 
 
 @functools.cache
-def _base64_plugin():
+def _base64_plugin() -> Any:
     from detect_secrets.plugins.high_entropy_strings import Base64HighEntropyString
 
     return Base64HighEntropyString()
