@@ -4,7 +4,16 @@ import jax
 import pytest
 from toy import MODEL, stage
 
-from codellama_jax.config import Experiment, differences, from_dict, to_dict
+from codellama_jax.checked import FieldError
+from codellama_jax.config import (
+    CorpusConfig,
+    DataConfig,
+    Experiment,
+    MixtureConfig,
+    differences,
+    from_dict,
+    to_dict,
+)
 from codellama_jax.errors import UserError
 from codellama_jax.models import accounting
 from codellama_jax.models.llama.model import Llama
@@ -23,6 +32,53 @@ def test_experiment_survives_its_file():
         "e", "toy", {"a": {"code": stage(), "long": stage(init="previous")}}, seed=3
     )
     assert from_dict(Experiment, to_dict(experiment)) == experiment
+
+
+def named(others, paths, steps=10):
+    """Returns an experiment with further sources."""
+    data = DataConfig(16, 8, MixtureConfig(code=0.5, others=others))
+    stages = {"code": stage(data=data, steps=steps)}
+    return Experiment("e", "toy", {"main": stages}, corpus=CorpusConfig(others=paths))
+
+
+def test_further_sources_survive_their_file():
+    experiment = named({"java": 0.25, "rust": 0.25}, {"java": "prepared:a", "rust": "b"})
+    assert from_dict(Experiment, to_dict(experiment)) == experiment
+    mixture = experiment.arms["main"]["code"].data.mixture
+    assert list(mixture.shares().items())[3:] == [("language", 0), ("java", 0.25), ("rust", 0.25)]
+    assert experiment.corpus.paths()["java"] == "prepared:a"
+
+
+def test_an_experiment_without_further_sources_is_written_as_before():
+    fields = ["code", "python", "discussions", "language"]
+    assert list(to_dict(MixtureConfig())) == fields
+    assert list(to_dict(CorpusConfig())) == [*fields, "validation_fraction", "max_files"]
+
+
+@pytest.mark.parametrize("name", ["Java", "c++", "", "1c", "_c", "a-b", "x" * 51])
+def test_names_of_sources_are_checked(name):
+    for config in (MixtureConfig, CorpusConfig):
+        value = 0.5 if config is MixtureConfig else "x"
+        with pytest.raises(FieldError, match=r"others has .*: a source's name has 1 to 50 lower"):
+            config(others={name: value})
+        with pytest.raises(FieldError, match="others has 'code', which has a field of its own"):
+            config(others={"code": value})
+
+
+def test_values_of_sources_are_checked():
+    with pytest.raises(FieldError, match=r"others\.java is -1: it must be at least 0"):
+        MixtureConfig(code=1.0, others={"java": -1})
+    with pytest.raises(FieldError, match=r"others\.java is 1e-06: it must be 0 or at least"):
+        MixtureConfig(code=1.0, others={"java": 1e-6})
+    with pytest.raises(FieldError, match=r"others\.java is '': it must be the name of a file"):
+        CorpusConfig(others={"java": ""})
+
+
+def test_a_source_without_a_corpus_is_refused():
+    line = r"corpus.others has no 'java', which the mixture of main.code reads: pass"
+    with pytest.raises(FieldError, match=line):
+        named({"java": 0.5}, {"rust": "x"})
+    named({"java": 0.0}, {"rust": "x"})
 
 
 def test_from_dict_names_the_unknown_field():

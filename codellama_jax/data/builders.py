@@ -1,41 +1,45 @@
-"""Prepared documents: a TFDS dataset in ArrayRecord files, cached in a folder and read at random.
+"""The documents of a source: a corpus that was prepared before, or one prepared here and cached.
 
-TensorFlow is not imported. A cached dataset that is damaged is prepared again.
+Folders of files and the texts that Python installs go through the same stages as the verb
+`prepare`, in this process. TensorFlow is not imported. A cached corpus that is damaged is prepared
+again.
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import hashlib
-import io
 import json
 import re
 import uuid
-import zlib
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
-from codellama_jax.config import CorpusConfig
-from codellama_jax.data import sources
-from codellama_jax.data.prepared import SPLITS, Prepared, is_prepared, open_prepared
+from codellama_jax.config import CorpusConfig, to_dict
+from codellama_jax.data.prepare.inputs import Part, fingerprint_of, parts_of, sampled
+from codellama_jax.data.prepare.pipeline import Preparation, PrepareConfig, Result, reasons
+from codellama_jax.data.prepare.policies import POLICIES, Policy
+from codellama_jax.data.prepare.readers.base import InputOptions
+from codellama_jax.data.prepare.runners import Runner
+from codellama_jax.data.prepare.stages import fingerprint
+from codellama_jax.data.prepared import SPLITS, Prepared, is_prepared, open_corpus, open_prepared
 from codellama_jax.errors import UserError
 from codellama_jax.system import locks
-from codellama_jax.system.files import (
-    is_bucket,
-    open_file,
-    read_json,
-    reason,
-    user_path,
-    write_json,
-)
+from codellama_jax.system.files import read_json, reason, user_path, write_json
 from codellama_jax.system.progress import Say, announced, silent
 
-# Of the contents and the split of a prepared corpus; part of the name of its folder.
-VERSION = "1.1.0"
 TEXT = ("discussions", "language")  # sources of natural language; all others are code
+# Of the contents of a cached corpus; part of the name of its folder.
+VERSION = "2.0.0"
 # The file of a cache folder that names the subfolder with complete documents; it is written last.
 RECORD = "prepared.json"
+MAX_FILE_BYTES = 2**30  # files of a user's own folder are not dropped for their size
+READABLE = (
+    "text files in UTF-8, one document per file, or tables with a column of texts (see the verb"
+    " `prepare`)"
+)
 
 
 def prepare(
@@ -65,10 +69,16 @@ def prepare(
     path = corpus.paths()[source]
     if is_prepared(path):
         return open_prepared(path)
+    config = PrepareConfig(
+        policy=_policy(source),
+        inputs=InputOptions(max_file_bytes=MAX_FILE_BYTES),
+        validation_fraction=corpus.validation_fraction,
+        split_by="file",
+        block_characters=block_chars,
+    )
     with announced(print_line, f"{source}: listing the files of {path}"):
-        items = sources.sample(sources.find(path), corpus.max_files)
-    is_code = source not in TEXT
-    folder = user_path(cache_dir) / _folder_name(path, items, is_code, block_chars, corpus)
+        parts = sampled(parts_of(path, "", config.inputs), corpus.max_files)
+    folder = user_path(cache_dir) / _folder_name(path, parts, config)
     try:
         if prepared := _cached(folder, print_line):
             return prepared
@@ -76,130 +86,112 @@ def prepare(
             # Another process may have prepared it while this one waited for the lock.
             if prepared := _cached(folder, silent):
                 return prepared
-            with announced(print_line, f"{source}: reading {len(items):,} files of {path}"):
-                loaded = sources.load(items, is_code)
-                splits = _splits(loaded, path, len(items), block_chars, corpus.validation_fraction)
-                _write(folder, splits, loaded.counts)
-        print_line(_summary(source, loaded))
-        return _open(folder, read_json(folder / RECORD))
-    except (OSError, ImportError, RuntimeError) as error:  # TFDS raises RuntimeError: disk full
+            with announced(print_line, f"{source}: reading {path}"):
+                record = _prepare(folder, path, parts, config)
+        print_line(_summary(source, record["counts"], record["left_out"]))
+        return _open(folder, record)
+    except (OSError, ImportError, RuntimeError) as error:  # ArrayRecord's on a full disk
         raise UserError(f"cannot prepare the corpus in {folder}: {reason(error)}") from error
 
 
-def _folder_name(
-    path: str, items: list[sources.Item], is_code: bool, block_chars: int, corpus: CorpusConfig
-) -> str:
+def _policy(source: str) -> Policy:
+    """Returns the rules for a source: those for generated code do not fit prose."""
+    code = POLICIES["code_llama"]
+    if source not in TEXT:
+        return code
+    return dataclasses.replace(
+        POLICIES["none"],
+        exact_duplicates=code.exact_duplicates,
+        near_duplicates=code.near_duplicates,
+    )
+
+
+def _folder_name(path: str, parts: Sequence[Part], config: PrepareConfig) -> str:
     """Returns a folder name that changes with anything that changes the documents.
 
     A stamp changes with the content of a file, so that a prepared corpus is found again without
     reading the files.
     """
-    stamps = [(item.id, item.stamp) for item in items]
-    inputs = [VERSION, is_code, block_chars, corpus.validation_fraction, stamps]
-    key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
+    key = fingerprint(VERSION, fingerprint_of(parts), to_dict(config))
     readable = re.sub(r"\W+", "-", path).strip("-")[-40:]
     return f"{readable}-{key}"
 
 
-def _summary(source: str, loaded: sources.Loaded) -> str:
-    counts = loaded.counts
-    kept = f"{source}: {counts['files']:,} files, {counts['characters']:,} characters"
-    return f"{kept}; left out: {loaded.reasons()}" if loaded.dropped else kept
-
-
-def _splits(
-    loaded: sources.Loaded, path: str, listed: int, block_chars: int, fraction: float
-) -> dict[str, list[tuple[str, str]]]:
-    """Returns the (id, text) of the documents of each split.
-
-    All documents of a file are in the same split. Raises UserError for fewer than two files.
-
-    Args:
-        loaded: the files that are kept.
-        path: the corpus, for the message.
-        listed: the number of files before any was dropped, for the message.
-        block_chars: the maximum length of a document in characters; 0 does not split files.
-        fraction: the share of files in the validation split.
-    """
-    files = loaded.documents
-    if len(files) < 2:
-        raise UserError(
-            f"of the {listed:,} files of the corpus {len(files)} can be used ({path}), "
-            "and it takes one to train and one to validate. "
-            f"Left out: {loaded.reasons() or 'none'}. Add files: {sources.READABLE_CORPUS}"
-        )
-    # The position of a file depends on its name only, so that a new file moves no other one from
-    # training to validation.
-    positions = sorted((sources.position(file.id), file.id) for file in files)
-    below = sum(position < fraction for position, _ in positions)
-    count = min(max(below, 1), len(files) - 1)  # neither split may be empty
-    validation_ids = {name for _, name in positions[:count]}
-    splits: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
-    for file in files:
-        split = splits["validation" if file.id in validation_ids else "train"]
-        if block_chars:
-            for i, block in enumerate(sources.blocks(file.text, block_chars)):
-                split.append((f"{file.id}#{i}", block))
-        else:
-            split.append((file.id, file.text))
-    return splits
-
-
-def _write(folder: epath.Path, splits: dict[str, list], counts: dict[str, int]) -> None:
-    """Writes the documents to a new subfolder of `folder`, then the record that names it."""
+def _prepare(
+    folder: epath.Path, path: str, parts: Sequence[Part], config: PrepareConfig
+) -> dict[str, Any]:
+    """Prepares the documents in a new subfolder, then writes and returns the record of it."""
     attempt = folder / uuid.uuid4().hex
     try:
-        builder = _builder(attempt, splits)
-        # TFDS prints its progress and its paths.
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(file_format="array_record")
+        preparation = Preparation(parts, config, attempt, Runner(), silent)
+        result = preparation.run()
+        report = result.report
+        left_out = reasons(report["documents"], report["dataset"])
+        kept = result.manifest["splits"]
+        if not all(split["documents"] for split in kept.values()):
+            files = sum(report["dataset"]["kept"].values())
+            raise UserError(
+                _too_few(path, report["documents"]["read"]["documents"], files, left_out)
+            )
         # Without locks another process may have written the same documents meanwhile.
         if _cached(folder, silent):
             attempt.rmtree()
-            return
+            return read_json(folder / RECORD)
         record = {
-            "path": str(builder.data_path.relative_to(folder)),
-            "counts": counts | {split: len(documents) for split, documents in splits.items()},
-            "fingerprint": hashlib.sha256(json.dumps(splits).encode()).hexdigest()[:16],
-            "files": _checksums(builder.data_path),
+            "path": attempt.name,
+            "counts": _counts(report, kept),
+            "left_out": left_out,
+            "fingerprint": _fingerprint(result, parts),
         }
+        preparation.work.rmtree(missing_ok=True)
         write_json(folder / RECORD, record)
+        return record
     except BaseException:  # an interrupt too must leave no half of a corpus behind
         attempt.rmtree(missing_ok=True)
         raise
 
 
-def _builder(folder: epath.Path, splits: dict[str, list]) -> Any:
-    """Returns the TFDS builder that writes the (id, text) of each split to `folder`."""
-    import tensorflow_datasets as tfds  # takes seconds: only where documents are written or read
+def _too_few(path: str, read: int, kept: int, left_out: str) -> str:
+    return (
+        f"of the {read:,} files of the corpus {kept} can be used ({path}), and it takes one to"
+        f" train and one to validate. Left out: {left_out or 'none'}. Add files: {READABLE}"
+    )
 
-    # mypy does not see the base class, which TFDS imports lazily.
-    class Documents(  # type: ignore[call-arg]
-        tfds.core.GeneratorBasedBuilder, skip_registration=True
-    ):
-        """Documents with their ids, in the splits train and validation."""
 
-        VERSION = tfds.core.Version(VERSION)
+def _counts(report: dict[str, Any], kept: dict[str, Any]) -> dict[str, int]:
+    """Returns counts for the report of a run: of files, of dropped files, of documents by split."""
+    languages = report["dataset"]["languages"].values()
+    counts = {
+        "files": sum(report["dataset"]["kept"].values()),
+        "characters": sum(language["characters"] for language in languages),
+    }
+    for stage in ("documents", "dataset"):
+        counts |= report[stage].get("dropped", {})
+    return counts | {split: kept[split]["documents"] for split in SPLITS}
 
-        def _info(self) -> tfds.core.DatasetInfo:
-            features = tfds.features.FeaturesDict(
-                {"id": tfds.features.Text(), "text": tfds.features.Text()},
-            )
-            return tfds.core.DatasetInfo(
-                builder=self,
-                features=features,
-                description=self.__doc__,
-            )
 
-        def _split_generators(self, dl_manager: Any) -> dict:
-            return {split: self._generate_examples(splits[split]) for split in splits}
+def _fingerprint(result: Result, parts: Sequence[Part]) -> str:
+    """Returns a hash of the ids and texts of both splits.
 
-        def _generate_examples(self, documents: list) -> Any:
-            for name, text in documents:
-                yield name, {"id": name, "text": text}
+    For a corpus of one shard it is computed as before the stages existed, so that runs of that time
+    resume; their documents had the order of the shard.
+    """
+    if any(split["shards"] > 1 for split in result.manifest["splits"].values()):
+        return result.manifest["fingerprint"]
+    by_file: dict[str, dict[str, list[tuple[str, str]]]] = {split: {} for split in SPLITS}
+    for part in parts:
+        for split, example in result.work.examples(part.number, {}):
+            blocks = by_file[split].setdefault(example["path"], [])
+            blocks.append((example["id"], example["text"]))
+    texts = {}
+    for split, files in by_file.items():
+        texts[split] = [block for name in sorted(files) for block in files[name]]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
-    tfds.disable_progress_bar()
-    return Documents(data_dir=folder)
+
+def _summary(source: str, counts: dict[str, int], left_out: str) -> str:
+    kept = f"{source}: {counts['files']:,} files, {counts['characters']:,} characters"
+    return f"{kept}; left out: {left_out}" if left_out else kept
 
 
 def _cached(folder: epath.Path, print_line: Say) -> Prepared | None:
@@ -216,36 +208,7 @@ def _cached(folder: epath.Path, print_line: Say) -> Prepared | None:
 
 def _open(folder: epath.Path, record: dict[str, Any]) -> Prepared:
     """Opens the documents that prepared.json names. Raises an exception if a file is damaged."""
-    import tensorflow_datasets as tfds
-
-    data = folder / record["path"]
-    # Caches of earlier versions have no checksums.
-    for name, checksum in record.get("files", {}).items():
-        if _checksum(data / name) != checksum:
-            raise ValueError(f"{name} has changed")
-    builder = tfds.builder_from_directory(data)
-    splits = [builder.as_data_source(split) for split in SPLITS]
-    for split, documents in zip(SPLITS, splits):
-        if len(documents) != record["counts"][split]:
-            raise ValueError(f"{split} holds {len(documents)} documents")
-        # Reading the first and the last document shows a truncated file of a cache without
-        # checksums.
-        _ = documents[0], documents[len(documents) - 1]
-    train, validation = splits
-    return Prepared(train, validation, record["counts"], record["fingerprint"])
-
-
-def _checksums(data: epath.Path) -> dict[str, list[int]]:
-    return {path.name: _checksum(path) for path in sorted(data.iterdir())}
-
-
-def _checksum(path: epath.Path) -> list[int]:
-    """Returns [size, CRC-32] of a file, on an object store only [size]."""
-    # The CRC would download the corpus once more.
-    if is_bucket(path):
-        return [path.stat().length]
-    size = crc = 0
-    with open_file(path) as file:
-        while part := file.read(1 << 20):
-            size, crc = size + len(part), zlib.crc32(part, crc)
-    return [size, crc]
+    corpus = open_corpus(folder / record["path"], check_contents=True)
+    return dataclasses.replace(
+        corpus, counts=record["counts"], fingerprint=record["fingerprint"], is_large=False
+    )

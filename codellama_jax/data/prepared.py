@@ -6,6 +6,8 @@ module imports neither TFDS nor Grain before documents are read.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ from etils import epath
 from codellama_jax.config import PREPARED, CorpusConfig, Stage
 from codellama_jax.data.documents import AGAIN, Shard, ShardedDocuments
 from codellama_jax.errors import UserError
-from codellama_jax.system.files import is_bucket, read_json, reason, user_path
+from codellama_jax.system.files import is_bucket, open_file, read_json, reason, user_path
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the manifest
@@ -45,6 +47,7 @@ class Manifest:
     tokens: dict[str, dict[str, int]]  # by the fingerprint of a tokenizer, then by split
     block_characters: int  # the maximum length of a document; 0 where files were not split
     files: dict[str, int]  # bytes by name
+    hashes: dict[str, str]  # SHA-256 by name
 
     def training_tokens(self, tokenizer: str) -> tuple[int, bool]:
         """Returns the tokens of the split train, and whether they were counted.
@@ -117,6 +120,7 @@ def _manifest(folder: epath.Path, values: dict[str, Any]) -> Manifest:
         tokens=dict(values["tokens"]),
         block_characters=int(values["block_characters"]),
         files={name: int(size) for name, (size, _) in values["files"].items()},
+        hashes={name: str(digest) for name, (_, digest) in values["files"].items()},
     )
 
 
@@ -153,12 +157,25 @@ def open_prepared(path: str) -> Prepared:
 
     from codellama_jax.data.shuffle import shuffled
 
-    manifest = read_manifest(path)
+    corpus = open_corpus(read_manifest(path).folder)
+    validation = shuffled(grain.MapDataset.source(corpus.validation), VALIDATION_SEED)
+    return dataclasses.replace(corpus, validation=validation)
+
+
+def open_corpus(folder: epath.Path, check_contents: bool = False) -> Prepared:
+    """Opens the documents in the folder of a manifest, in the order of the shards.
+
+    Checks that the files have their sizes and, with `check_contents`, which reads all of them,
+    their hashes. Raises UserError like `open_prepared`.
+    """
+    manifest = read_manifest(f"{PREPARED}{folder}")
     for split in SPLITS:
         if not manifest.splits[split].documents:
             fix = "prepare it with a larger --validation-fraction or --split-by file"
             raise UserError(f"the split {split} of {manifest.folder} has no documents: {fix}")
     _check_sizes(manifest)
+    if check_contents:
+        _check_contents(manifest)
     documents = {split: ShardedDocuments(split, _shards(manifest, split)) for split in SPLITS}
     for split in SPLITS:
         if len(documents[split]) != manifest.splits[split].documents:
@@ -166,8 +183,8 @@ def open_prepared(path: str) -> Prepared:
             raise UserError(f"{manifest.data} {problem}: {AGAIN}")
     counts = {"characters": sum(size.characters for size in manifest.splits.values())}
     counts |= {split: size.documents for split, size in manifest.splits.items()}
-    validation = shuffled(grain.MapDataset.source(documents["validation"]), VALIDATION_SEED)
-    return Prepared(documents["train"], validation, counts, manifest.fingerprint, is_large=True)
+    train, validation = documents["train"], documents["validation"]
+    return Prepared(train, validation, counts, manifest.fingerprint, is_large=True)
 
 
 def _shards(manifest: Manifest, split: str) -> list[Shard]:
@@ -202,3 +219,12 @@ def _size(path: epath.Path) -> int:
         return path.stat().length if is_bucket(path) else os.stat(path).st_size
     except OSError:
         return -1
+
+
+def _check_contents(manifest: Manifest) -> None:
+    """Raises UserError for a file whose contents have changed."""
+    for name, expected in manifest.hashes.items():
+        with open_file(manifest.data / name) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected:
+            raise UserError(f"{manifest.data / name} has changed: {AGAIN}")

@@ -369,8 +369,13 @@ def _descriptions() -> Iterator[Item]:
         metadata = distribution.metadata
         # The description is the body of the metadata file, in old packages a header.
         body = getattr(metadata, "get_payload", str)()
-        texts[metadata["Name"]] = body or metadata["Description"]
-    return (_text("descriptions", name, text) for name, text in texts.items() if name and text)
+        # Where Apache Beam has imported the package importlib_metadata, it replaces Python's reader
+        # and raises KeyError for a header that is missing.
+        if not body and "Description" in metadata:
+            body = metadata["Description"]
+        if body and "Name" in metadata:
+            texts[metadata["Name"]] = body
+    return (_text("descriptions", name, text) for name, text in texts.items())
 
 
 def _text(prefix: str, name: str, text: str) -> Item:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from etils import epath
 
-from codellama_jax.data.prepare.card import CardData
+from codellama_jax.command_line import SCRIPT
+from codellama_jax.data.prepare.card import CardData, card_of
 from codellama_jax.report.figures import Bars, bars_figure
 from codellama_jax.report.page import Code, Page
 from codellama_jax.report.plan import short
 from codellama_jax.report.tables import duration
 from codellama_jax.system.files import write_file
+
+if TYPE_CHECKING:
+    from codellama_jax.data.prepare.pipeline import Result
 
 ROWS = 40  # of a table; the others are counted in a last row
 SAMPLES = 5  # ids of a cluster
@@ -26,8 +32,21 @@ ACTIONS = {
 }
 
 
-def write_card(folder: epath.PathLike, card: CardData) -> None:
-    """Writes the card into the folder of the corpus."""
+def write_card(folder: epath.PathLike, result: Result, command: Sequence[str]) -> None:
+    """Writes the card of a corpus into its folder.
+
+    Args:
+        folder: the folder of the corpus.
+        result: what was prepared.
+        command: the words of the command line, the program first.
+    """
+    # The path of the program differs between machines.
+    line = shlex.join([SCRIPT, *command[1:]])
+    write_pages(folder, card_of(result.manifest, result.seconds, line))
+
+
+def write_pages(folder: epath.PathLike, card: CardData) -> None:
+    """Writes both pages and their figures."""
     root = epath.Path(folder)
     page = Page(f"Data card: {' '.join(root.name.split())}")
     page.text(
@@ -68,8 +87,9 @@ def _dropped(page: Page, card: CardData) -> None:
         return
     rows = []
     for reason, count in sorted(card.dropped.items(), key=_by_count):
-        examples = card.examples.get(reason) or [""]
-        rows.append([Code(reason), f"{count:,}", _share(count, card.read), Code(examples[0])])
+        examples = card.examples.get(reason)
+        example = Code(examples[0]) if examples else ""
+        rows.append([Code(reason), f"{count:,}", _share(count, card.read), example])
     page.table(("reason", "documents", "of those read", "an example"), _shortened(rows))
     page.note("Each document is counted once, at the first rule that it does not meet.")
 
@@ -136,8 +156,8 @@ def _duplicates(page: Page, card: CardData) -> None:
         return
     page.heading("Duplicates")
     page.text(
-        f"{sum(card.cluster_sizes.values()):,} clusters of copies: documents that are equal, or"
-        " whose sets of short passages are mostly equal. One document of each cluster is kept."
+        f"Clusters of copies: {sum(card.cluster_sizes.values()):,}. The documents of a cluster are"
+        " equal, or share most of their short passages. One document of each cluster is kept."
     )
     bins: dict[int, int] = {}
     for size, clusters in card.cluster_sizes.items():
@@ -155,7 +175,7 @@ def _duplicates(page: Page, card: CardData) -> None:
         rows.append([f"{cluster.size:,}", Code(cluster.kept), Code(members)])
     if rows:
         page.table(("documents", "kept", "first documents of the cluster"), rows)
-        page.note(f"The {len(rows)} largest clusters.")
+        page.note("The largest clusters.")
 
 
 def _redacted(page: Page, card: CardData) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from codellama_jax.checked import Checked, Range, choices_problem
-from codellama_jax.command_line import cli
+from codellama_jax.command_line import cli, program_name
 from codellama_jax.config import Path
-from codellama_jax.data.prepare.readers.base import InputOptions
 from codellama_jax.data.prepare.policies import POLICIES, Policy
+from codellama_jax.data.prepare.readers.base import InputOptions
 from codellama_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Prepare(Checked):
             self._prepare(out, say)
 
     def _prepare(self, out: epath.Path, say: Callable[[str], None]) -> None:
+        from codellama_jax.data.prepare.card import card_of
         from codellama_jax.data.prepare.inputs import parts_of, renumbered
         from codellama_jax.data.prepare.pipeline import Preparation, PrepareConfig
         from codellama_jax.data.prepare.runners import Runner
@@ -113,7 +115,8 @@ class Prepare(Checked):
         say(f"{len(parts):,} parts, {size:,} bytes")
         preparation = Preparation(parts, config, out, runner, say, benchmarks, tokenizers)
         result = preparation.run()
-        write_card(out, result, command=sys.argv)
+        command = shlex.join([program_name(), *sys.argv[1:]])
+        write_card(out, card_of(result.manifest, result.seconds, command))
         splits = result.manifest["splits"]
         say(
             f"prepared {splits['train']['documents']:,} documents for training and"

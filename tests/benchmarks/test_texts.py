@@ -1,6 +1,9 @@
 """The texts of every benchmark that a corpus should not hold."""
 
+import collections
+import inspect
 import json
+import re
 
 import pytest
 import small_data as data
@@ -8,7 +11,12 @@ from paths import DATA
 
 from codellama_jax.benchmarks.suites import SUITES
 from codellama_jax.benchmarks.texts import TEXTS, benchmark_texts
-from codellama_jax.data.prepare.contamination import BenchmarkText
+from codellama_jax.data.prepare.contamination import (
+    BenchmarkText,
+    Decontamination,
+    Index,
+    find,
+)
 from codellama_jax.errors import UserError
 
 RECORDS = {
@@ -112,3 +120,19 @@ def test_texts_of_the_published_files():
     assert kinds.count(("humaneval", "docstring")) == kinds.count(("humaneval", "solution")) == 164
     assert kinds.count(("mbpp", "prompt")) == kinds.count(("mbpp", "solution")) == 500
     assert kinds.count(("gsm8k", "prompt")) == 1319
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="needs the published files")
+def test_published_solutions_are_found_inside_a_larger_file():
+    texts = benchmark_texts({"humaneval": str(DATA / "humaneval" / "HumanEval.jsonl.gz")})
+    index = Index.build(texts, Decontamination(substring=True, ngrams=True))
+    host = inspect.getsource(inspect)
+    assert not find(host, index)
+    rules = collections.Counter()
+    solutions = [text.text for text in texts if text.kind == "solution"]
+    for solution in solutions:
+        spans = find(f"{host[:5000]}\n{solution}\n{host[5000:9000]}", index)
+        rules.update({span.rule for span in spans})
+    # BigCode's four exceptions and seven others are too short.
+    assert rules["substring"] == 164 - 11
+    assert rules["ngrams"] == sum(len(re.findall(r"\w+", text)) >= 13 for text in solutions) > 120

@@ -133,16 +133,16 @@ def test_a_shard_that_is_truncated_later_is_named(corpus, tmp_path):
 
 
 def test_a_sample_reads_only_its_documents():
-    class Counted(list):
-        read: set = set()
+    read = set()
 
+    class Counted(list):
         def __getitem__(self, index):
-            self.read.add(index)
+            read.add(index)
             return super().__getitem__(index)
 
     many = Counted({"text": f"{i:010d}".encode()} for i in range(100_000))
     texts = documents.sample(many, 50_000)
-    assert len(texts) == len(set(texts)) == len(many.read) == 5000
+    assert len(texts) == len(set(texts)) == len(read) == 5000
     assert texts == documents.sample(many, 50_000)
     assert abs(sum(map(int, texts)) / 5000 - 50_000) < 1500  # from everywhere in the corpus
     few = [{"text": b"abc"}] * 3000

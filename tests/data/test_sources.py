@@ -1,12 +1,14 @@
 """Which files become documents, which do not, and how files are split into blocks."""
 
 import argparse
+import importlib.metadata
 import inspect
 import json.decoder
 import os
 import random
 import re
 import textwrap
+import types
 
 import hypothesis
 import hypothesis.strategies as st
@@ -198,6 +200,21 @@ def test_the_sample_of_files_is_stable():
         sources.sample(items[::-1], 10) == ten
         and sources.sample(items, 0) == sources.sample(items, 100) == items
     )
+
+
+def test_a_package_without_a_description(monkeypatch):
+    """The package importlib_metadata, which Apache Beam imports, raises for a missing header."""
+
+    class Metadata(dict):
+        def get_payload(self):
+            return self.pop("body", "")
+
+    def distribution(**headers):
+        return types.SimpleNamespace(metadata=Metadata(headers))
+
+    installed = [distribution(Name="silent"), distribution(Name="told", body="words")]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: installed)
+    assert [item.id for item in sources.find("descriptions")] == ["descriptions/told"]
 
 
 def test_every_machine_has_sources():

@@ -2,6 +2,7 @@
 
 import html
 import re
+import types
 
 import pytest
 from strict_html import Strict
@@ -9,7 +10,7 @@ from strict_html import Strict
 from codellama_jax.data.prepare.card import CardData, Cluster, Language, Split, TokenOverlap
 from codellama_jax.data.prepare.contamination_stage import RuleCount
 from codellama_jax.report import data_card
-from codellama_jax.report.data_card import ROWS, write_card
+from codellama_jax.report.data_card import ROWS, write_card, write_pages
 from codellama_jax.report.figures import MOST_TICKS, Bars, bars_figure
 
 HOSTILE = "<script>alert(1)</script>|`a`\n\n# x\r\n=== $x$ [a](b) ![a](b) </pre></table>"
@@ -61,7 +62,7 @@ def blank(bars: Bars) -> tuple[list[str], bytes]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("card") / "corpus"
-    write_card(folder, card())
+    write_pages(folder, card())
     return folder
 
 
@@ -80,7 +81,7 @@ def test_both_pages_show_the_figures(folder):
             "100.0%",  # of the characters are Python
             "700,000",  # tokens
             "1.23MB",
-            "35 clusters",
+            "Clusters of copies: 35.",
             "1 min 15 s",
             "12.5%",  # of HumanEval's tokens
             "documents with passages removed",
@@ -89,6 +90,16 @@ def test_both_pages_show_the_figures(folder):
             assert shown in text, shown
     # Languages by characters kept.
     assert page.index("Python") < page.index("C++")
+
+
+def test_the_card_of_a_result_names_the_command_without_the_path_of_the_program(tmp_path):
+    counts = {"documents": {"read": {"documents": 2, "characters": 5}}, "dataset": {}}
+    manifest = {"fingerprint": "f", "policy": {}, "splits": {}, "tokens": {}, "files": {}}
+    result = types.SimpleNamespace(manifest=manifest | {"counts": counts}, seconds={"dataset": 2})
+    write_card(tmp_path, result, ["/home/a/__main__.py", "prepare", "my files"])
+    text = Strict((tmp_path / "report.html").read_text()).text
+    assert "codellama-jax prepare 'my files'" in text and "/home" not in text
+    assert "2 documents, 5 characters" in text
 
 
 def test_the_page_is_one_file_and_the_markdown_names_its_figures(folder):
@@ -109,7 +120,7 @@ def test_names_of_a_corpus_stay_text(tmp_path, monkeypatch, name):
     plain = tmp_path / "plain"
     hostile = tmp_path / (name.replace("/", "").replace("\0", "")[:100].strip() or "x")
     for folder, used in ((hostile, name), (plain, "code")):
-        write_card(folder, card(used))
+        write_pages(folder, card(used))
     page, harmless = (Strict((path / "report.html").read_text()) for path in (hostile, plain))
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in harmless.tags]
     # Markdown: the same blocks, headings and cells.
@@ -125,7 +136,7 @@ def test_steps_that_did_not_run_are_left_out(tmp_path):
     empty = {"dropped", "examples", "languages", "lengths", "licenses", "redacted"}
     nothing = {key: {} for key in empty | {"cluster_sizes", "splits", "seconds", "changes"}}
     lists = dict.fromkeys(("largest_clusters", "contamination", "token_overlaps"), ())
-    write_card(tmp_path, card(**nothing, **lists))
+    write_pages(tmp_path, card(**nothing, **lists))
     text = Strict((tmp_path / "report.html").read_text()).text
     assert "No document was dropped." in text
     for heading in ("Duplicates", "Personal data", "Benchmarks", "Lengths"):
@@ -136,7 +147,7 @@ def test_long_tables_end_with_the_number_of_other_rows(tmp_path):
     languages = {
         f"language {n}.": Language(kept=1, kept_characters=1000 - n) for n in range(ROWS + 30)
     }
-    write_card(tmp_path, card(languages=languages))
+    write_pages(tmp_path, card(languages=languages))
     text = Strict((tmp_path / "report.html").read_text()).text
     assert f"language {ROWS - 1}." in text and f"language {ROWS}." not in text
     assert "and 30 more, in manifest.json" in text
@@ -151,7 +162,7 @@ def test_empty_bins_between_others_are_drawn(tmp_path, monkeypatch):
 
     monkeypatch.setattr(data_card, "bars_figure", keep)
     lengths = {"after the filters": {1: 1, 16: 7}, "in the dataset": {4: 2}}
-    write_card(tmp_path, card(lengths=lengths))
+    write_pages(tmp_path, card(lengths=lengths))
     assert drawn[0].ticks == ["1", "2", "4", "8", "16"]
     assert drawn[0].heights == {
         "after the filters": [1, 0, 0, 0, 7],

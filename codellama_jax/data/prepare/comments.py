@@ -34,6 +34,7 @@ def comment_share(text: str, language: str) -> float | None:
     return min(size / max(len(text), 1), 1.0)
 
 
+@functools.lru_cache(maxsize=1)  # two rules need the tree of one document after another
 def _syntax_tree(text: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():

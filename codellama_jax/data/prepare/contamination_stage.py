@@ -63,7 +63,7 @@ def load_index(path: epath.PathLike) -> Index:
 
 @functools.lru_cache(maxsize=1)
 def _load_index(path: str, mtime: float, length: int) -> Index:
-    """Loads an index; `mtime` and `length` tell a file from an earlier one of its name."""
+    """Loads an index; `mtime` and `length` differ from those of an earlier file of its name."""
     stored = read_json(path)
     texts = [BenchmarkText(*fields) for fields in stored["texts"]]
     return Index.build(texts, from_dict(Decontamination, stored["params"]))

@@ -58,6 +58,19 @@ class WriteShards:
         writers = {}
         for split in SPLITS:
             writers[split] = ShardWriter(self.stage.output(number, split), split, self.shard_bytes)
+        for split, example in self.examples(number, totals):
+            writers[split].write(example)
+        shards = {}
+        for split, writer in writers.items():
+            writer.close()
+            shards[split] = writer.shards
+        self.stage.finish(number, totals | {"shards": shards})
+
+    def examples(self, number: int, totals: dict[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yields the split and fields of each document of a part, in the order of the input.
+
+        Adds to the counts in `totals`.
+        """
         for document in self._kept(number, totals):
             repository = document["repository"] if self.by_repository else ""
             position = sources.position(repository or document["id"])
@@ -67,20 +80,15 @@ class WriteShards:
                 tokens = count_tokens(document["text"])
                 counts.add(totals, "tokens", tokenizer, split, amount=tokens)
             for block in self._blocks(document):
-                writers[split].write(block)
-        shards = {}
-        for split, writer in writers.items():
-            writer.close()
-            shards[split] = writer.shards
-        self.stage.finish(number, totals | {"shards": shards})
+                yield split, block
 
     def _kept(self, number: int, totals: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yields the documents that are kept, or the pieces of them."""
-        copies = {}
+        copies: dict[int, str] = {}
         if self.duplicates:
             for row in _rows_if_any(self.duplicates.output(number)):
                 copies[row["row"]] = row["kind"]
-        marks = defaultdict(list)
+        marks: dict[int, list[dict[str, Any]]] = defaultdict(list)
         if self.contaminated:
             for row in read_rows(self.contaminated.output(number)):
                 marks[row["row"]].append(row)
@@ -164,7 +172,7 @@ def _has_size(path: epath.Path, size: int) -> bool:
 
 
 def _targets(
-    out: epath.Path, stage: StageFolder, part_counts: Sequence[dict[str, Any]]
+    out: epath.Path, stage: StageFolder, part_counts: Sequence[Any]
 ) -> dict[str, epath.Path]:
     """Returns the path in the dataset of each shard of the stage, in order."""
     targets = {}

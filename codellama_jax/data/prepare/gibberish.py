@@ -20,7 +20,7 @@ LEAST_SCORE = -3.5
 LEAST_MARKED_SCORE = -3.2
 _WORD_START = re.compile("(?<=[a-z])(?=[A-Z])")
 _DIGIT = re.compile("[0-9]")
-_OTHER = re.compile("[^a-z0]")
+_OTHER = re.compile("[^a-z0]+")
 _SHARE_UNIFORM = 0.05  # of the probability of a pair, so that none is 0
 
 _WORDS = """
@@ -84,7 +84,7 @@ utf8 int32 int64 float32 x86 sha256 base64 md5 i18n v1 v2 p2 h1 mp3 2d 3d log10 
 
 
 def _symbols(text: str) -> str:
-    """Returns letters in lower case, every digit as 0 and everything else as a space.
+    """Returns letters in lower case, every digit as 0 and all between them as one space.
 
     A capital after a small letter starts a word, as in camelCase.
     """
@@ -113,7 +113,9 @@ _LOG_PROBABILITY = _train(_WORDS)
 
 def score(text: str) -> float:
     """Returns the mean log probability of the pairs of characters, in nats; higher for words."""
-    symbols = f" {_symbols(text)} "
+    symbols = _symbols(f" {text} ")
+    if len(symbols) < 2:  # no letters and digits
+        return 0.0
     return sum(map(_LOG_PROBABILITY.__getitem__, itertools.pairwise(symbols))) / (len(symbols) - 1)
 
 

@@ -83,6 +83,35 @@ def renumbered(parts: Iterable[Part], first: int = 0) -> list[Part]:
     return [part._replace(number=number) for number, part in enumerate(parts, first)]
 
 
+def sampled(parts: list[Part], max_files: int) -> list[Part]:
+    """Returns the parts with `max_files` of their files; 0 keeps all. Tables are not sampled.
+
+    The choice depends only on the ids, so that it is the same wherever the input is stored.
+    """
+    positions = []
+    for part in parts:
+        for piece in part.slices:
+            for name in files.names_of(piece):
+                positions.append(sources.position(f"{piece.name}/{sources.encodable(name)}"))
+    if not max_files or len(positions) <= max_files:
+        return parts
+    bound = sorted(positions)[max_files]
+    chosen = []
+    for part in parts:
+        slices = []
+        for piece in part.slices:
+            kept = []
+            for name in files.names_of(piece):
+                if sources.position(f"{piece.name}/{sources.encodable(name)}") < bound:
+                    kept.append(name)
+            if kept or not piece.names:
+                names = files.packed_names(kept) if kept else b""
+                slices.append(piece._replace(names=names))
+        if slices:
+            chosen.append(part._replace(slices=tuple(slices)))
+    return renumbered(chosen)
+
+
 def fingerprint_of(parts: Iterable[Part]) -> str:
     """Returns a hash of the names and stamps of the parts.
 

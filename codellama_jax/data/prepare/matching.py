@@ -128,7 +128,7 @@ def gram_hashes(hashes: np.ndarray, size: int) -> np.ndarray:
 
 
 class HashTable:
-    """A set of hashes that tells most others apart by one look into a small table."""
+    """A set of hashes that recognises most others by one look into a small table."""
 
     def __init__(self, keys: np.ndarray):
         """Takes sorted, different hashes, [keys] uint64."""

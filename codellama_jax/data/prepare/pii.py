@@ -56,7 +56,7 @@ _IPV6_REPLACEMENTS = (
 
 # After the "@": the domain with a last part that starts with a letter.
 _DOMAIN = re.compile(
-    r"@([^\s@!?;,/:)('\"<>\[\]{}]{1,253}\.[^\W\d_]\w+)(?=$|[\s@,?!;:)('\".<>\]}\\/&|`])"
+    r"@([^\s@!?;,/:)('\"<>\[\]{}]{1,253}\.[^\W\d_]\w+)(?=$|[\s,?!;:)('\".<>\]}\\/&|`])"
 )
 _LOCAL_PART = re.compile(r"[^\s@?!;,:)('\"<>=\[\]{}|`\\/&]+\Z")
 _RESERVED_DOMAIN = re.compile(r"(?:.*\.)?example\.(?:com|org|net)|(?:.*\.)?[^.]+\.example", re.I)
@@ -107,11 +107,13 @@ _STEPS = {"key": _redact_keys, "email": _redact_emails, "ip_address": _redact_ip
 
 def find_emails(text: str) -> Iterator[secrets.Span]:
     """Yields the (start, end) of e-mail addresses."""
+    end = 0
     for domain in _DOMAIN.finditer(text):
-        window = text[max(0, domain.start() - _LOCAL) : domain.start()]
+        window = text[max(end, domain.start() - _LOCAL) : domain.start()]
         local = _LOCAL_PART.search(window)
         if local and not _RESERVED_DOMAIN.fullmatch(domain[1]):
-            yield domain.start() - len(local[0]), domain.end()
+            end = domain.end()
+            yield domain.start() - len(local[0]), end
 
 
 def find_ipv4(text: str) -> Iterator[secrets.Span]:

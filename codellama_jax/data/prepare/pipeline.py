@@ -55,6 +55,7 @@ class Result:
     manifest: dict[str, Any]
     report: dict[str, Any]  # counts of each stage, for the data card
     seconds: dict[str, float]  # by stage; of a stage that was done before nearly 0
+    work: dataset.WriteShards  # that wrote the dataset
 
 
 class Preparation:
@@ -101,9 +102,9 @@ class Preparation:
             with self._timed("contamination"):
                 marks = self._contamination(documents, copies)
         with self._timed("dataset"):
-            manifest, folders = self._dataset(documents, copies, marks)
-        self._remove_unused([documents, copies, marks, *folders])
-        return Result(manifest, self.report, self.seconds)
+            manifest, works = self._dataset(documents, copies, marks)
+        self._remove_unused([documents, copies, marks, *(work.stage for work in works)])
+        return Result(manifest, self.report, self.seconds, works[-1])
 
     def _documents(self) -> StageFolder:
         config = self.config
@@ -150,21 +151,22 @@ class Preparation:
 
     def _dataset(
         self, documents: StageFolder, copies: StageFolder | None, marks: StageFolder | None
-    ) -> tuple[dict[str, Any], list[StageFolder]]:
-        """Writes the dataset. Returns the manifest and the folders of the stage."""
+    ) -> tuple[dict[str, Any], list[dataset.WriteShards]]:
+        """Writes the dataset. Returns the manifest and the works, of which the last wrote it."""
         bound = self.config.validation_fraction
         work = self._shard_work(documents, copies, marks, bound)
-        folders = [work.stage]
+        works = [work]
         part_counts = self._shards(work)
         possible = dataset.validation_bound(part_counts, bound)
         # Rare: so few repositories that one of the splits is empty.
         if possible != bound:
             work = self._shard_work(documents, copies, marks, possible)
-            folders.append(work.stage)
+            works.append(work)
             part_counts = self._shards(work)
         totals = counts.total(part_counts)
         if not totals.get("kept"):
-            raise UserError(f"no document is kept: {reasons(self.report['documents'])}")
+            left_out = reasons(self.report["documents"], totals)
+            raise UserError(f"no document is kept: {left_out or 'the input holds none'}")
         del totals["shards"], totals["positions"]
         self.report["dataset"] = totals
         facts = {
@@ -173,7 +175,7 @@ class Preparation:
             "tokens": totals.get("tokens", {}),
             "counts": self.report,
         }
-        return dataset.finish(self.out, work.stage, part_counts, facts), folders
+        return dataset.finish(self.out, work.stage, part_counts, facts), works
 
     def _shard_work(
         self,
@@ -225,11 +227,15 @@ class Preparation:
         self.seconds[name] = time.monotonic() - start
 
 
-def reasons(totals: dict[str, Any]) -> str:
-    """Returns the number of documents dropped for each reason, most first, with the first one."""
+def reasons(*stages: dict[str, Any]) -> str:
+    """Returns the number of documents that stages dropped by reason, most first, with an example.
+
+    Takes the counts of each stage. Returns "" if nothing was dropped.
+    """
+    totals = counts.total(stages)
     dropped = sorted(totals.get("dropped", {}).items(), key=lambda item: -item[1])
     texts = []
     for name, count in dropped:
         first = totals.get("examples", {}).get(name, [""])[0]
         texts.append(f"{count:,} {name}" + (f" (first: {first})" if first else ""))
-    return "; ".join(texts) or "the input holds no documents"
+    return "; ".join(texts)

@@ -164,7 +164,14 @@ _CODE_LLAMA = Policy(
     min_letters=0.4,
     exact_duplicates=True,
     near_duplicates=NearDuplicates(
-        enabled=True, permutations=128, ngram=1, unit="lines", threshold=0.85, bands=0, rows=0
+        enabled=True,
+        permutations=128,
+        ngram=1,
+        unit="lines",
+        threshold=0.85,
+        bands=0,
+        rows=0,
+        verify_jaccard=True,
     ),
 )
 

@@ -40,6 +40,7 @@ _IN_VALUES = (string.ascii_letters + string.digits + "_+/-").encode()
 _MARKS = bytes(ord("x") if byte in _IN_VALUES else ord(" ") for byte in range(256))
 _RUN = b"x" * 16  # the shortest value
 _HAS_DIGIT = re.compile("[0-9]")
+_REST_OF_WORD = re.compile(r"[\w-]*")
 _PADDING = re.compile("={0,2}")  # of base64
 _NAME = (
     r"(?:(?:api|secret|access|auth|account|aws|client|private|service|encryption|signing|master|app|db"
@@ -111,9 +112,10 @@ def _values(text: str) -> Iterator[Span]:
 
 
 def _may_be_random(value: str) -> bool:
-    """Tells whether a word has digits or both small letters and capitals, as random ones have."""
-    has_digit = _HAS_DIGIT.search(value) is not None
-    return has_digit or (value != value.lower() and value != value.upper())
+    """Tells whether a word is not just letters of one case with separators, as most names are."""
+    if _HAS_DIGIT.search(value) or ("_" not in value and "-" not in value):
+        return True
+    return value != value.lower() and value != value.upper()
 
 
 def _merged(spans: Iterable[Span]) -> list[Span]:
@@ -136,7 +138,8 @@ def private_keys(text: str) -> Iterator[Span]:
         return
     position = 0
     while (begin := _BEGIN.search(text, position)) is not None:
-        limit = begin.end() + LONGEST_PRIVATE_KEY
+        following = _BEGIN.search(text, begin.end(), begin.end() + LONGEST_PRIVATE_KEY)
+        limit = following.start() if following else begin.end() + LONGEST_PRIVATE_KEY
         end = re.compile(f"-{{4,5}} ?END {begin[1]} ?-{{4,5}}").search(text, begin.end(), limit)
         position = begin.end()
         stop = end.start() if end else _end_of_base64(text, position, limit)
@@ -175,17 +178,17 @@ def _of_known_format(text: str, values: Iterable[Span]) -> Iterator[Span]:
     for (begin, stop), known in itertools.product(windows, _formats()):
         if all(text.find(literal, begin, stop) < 0 for literal in known.literals):
             continue
+        found = begin
         for match in known.regex.finditer(text, begin, stop):
             # Some expressions of detect-secrets group the secret, others its prefix.
             group = 1 if match.lastindex and len(match[1]) >= len(_RUN) else 0
             start, end = match.span(group)
-            if _is_inside_word(text, start):
+            if start < found or _is_inside_word(text, start):
                 continue
             if known.guarded and not is_gibberish(match[group]):
                 continue
-            while end < len(text) and (text[end].isalnum() or text[end] in "_-"):
-                end += 1
-            yield start, end
+            found = end + len(_REST_OF_WORD.match(text, end)[0])
+            yield start, found
 
 
 def _is_inside_word(text: str, start: int) -> bool:
@@ -194,7 +197,7 @@ def _is_inside_word(text: str, start: int) -> bool:
     return before[-1:].isalnum() and before[:1] != "\\"
 
 
-_WEB_TOKEN = re.compile(r"(?<![\w-])eyJ[\w-]+\.[\w-]+(?:\.[\w-]*)?", re.ASCII)
+_WEB_TOKEN = re.compile(r"(?<![\w-])eyJ[\w-]{10,}\.[\w-]+(?:\.[\w-]*)?", re.ASCII)
 
 
 def _web_tokens(text: str) -> Iterator[Span]:

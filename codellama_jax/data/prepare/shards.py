@@ -29,14 +29,8 @@ class ShardWriter:
 
     def __init__(self, prefix: epath.Path, split: str, shard_bytes: int):
         """Takes the path of the shards without their number, the split, and the limit."""
-        # Imported here, because it takes a second and only writers of shards need it.
-        from tensorflow_datasets.core import example_serializer
-
         self.shards: list[dict[str, Any]] = []
         self._prefix, self._shard_bytes = prefix, shard_bytes
-        self._features = features()
-        info = self._features.get_serialized_info()
-        self._serializer = example_serializer.ExampleSerializer(info)
         self._salt = hashlib.md5(split.encode(), usedforsecurity=False)
         self._examples: list[tuple[bytes, Mapping[str, str]]] = []
         self._size = 0
@@ -63,10 +57,7 @@ class ShardWriter:
             local = Path(folder) / target.name
             writer = ArrayRecordWriter(str(local), WRITER_OPTIONS)
             for _, example in self._examples:
-                encoded = self._features.encode_example(dict(example))
-                message = self._serializer.get_tf_example(encoded)
-                # The fields are a map, whose order depends on the process otherwise.
-                writer.write(message.SerializeToString(deterministic=True))
+                writer.write(serialized(example))
             writer.close()
             shard = {
                 "name": target.name,
@@ -77,6 +68,18 @@ class ShardWriter:
             }
         self.shards.append(shard)
         self._examples, self._size = [], 0
+
+
+def serialized(example: Mapping[str, str]) -> bytes:
+    """Returns the tf.train.Example of a document, ten times as fast as TFDS' own serializer."""
+    # Imported here, because it takes a second and only writers of shards need it.
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    message = tf_example_pb2.Example()
+    for name in FEATURES:
+        message.features.feature[name].bytes_list.value.append(example[name].encode())
+    # The fields are a map, whose order depends on the process otherwise.
+    return message.SerializeToString(deterministic=True)
 
 
 def copy_file(source: Path, target: epath.Path) -> str:
@@ -97,7 +100,7 @@ def copy_file(source: Path, target: epath.Path) -> str:
 
 
 def features() -> Any:
-    """Returns the TFDS features of a document."""
+    """Returns the TFDS features of a document, as `serialized` writes it."""
     import tensorflow_datasets as tfds
 
     return tfds.features.FeaturesDict({name: tfds.features.Text() for name in FEATURES})

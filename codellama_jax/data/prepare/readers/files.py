@@ -65,6 +65,11 @@ def unpacked_names(data: bytes) -> list[str]:
     return os.fsdecode(zlib.decompress(data)).split("\0")
 
 
+def names_of(part: Slice) -> list[str]:
+    """Returns the names of the files of a slice, none for one of a table."""
+    return unpacked_names(part.names) if part.names else []
+
+
 def builtin_slices(source: str, name: str, options: InputOptions) -> Iterator[Slice]:
     """Yields the slices of a source that Python installs: see `sources.find`."""
     collector = Collector(Slice(BUILTIN, source, name, 0, ""), options)
