@@ -16,8 +16,8 @@ from paths import ROOT
 from codellama_jax.data import documents, prepared
 from codellama_jax.data.prepare.contamination import BenchmarkText, Decontamination
 from codellama_jax.data.prepare.inputs import parts_of
-from codellama_jax.data.prepare.pipeline import Preparation, PrepareConfig
 from codellama_jax.data.prepare.policies import POLICIES
+from codellama_jax.data.prepare.preparation import Preparation, PrepareConfig
 from codellama_jax.data.prepare.readers.base import InputOptions
 from codellama_jax.data.prepare.runners import Runner
 from codellama_jax.errors import UserError
@@ -38,9 +38,9 @@ CONFIG = PrepareConfig(
 )
 PROGRAM = """
 import sys
-from codellama_jax.data.prepare import pipeline, stages
+
 from etils import epath
-from test_pipeline import prepare
+from test_preparation import prepare
 """
 
 
