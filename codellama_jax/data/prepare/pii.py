@@ -225,7 +225,7 @@ def _key_body(body: str) -> str:
     """Returns the body of a private key with one word, and the layout around it."""
     words = secrets.key_body_words(body)
     secret = "".join(body[start:end] for start, end in words)
-    if secret in _KEYS:
+    if any(key in secret for key in _KEYS):  # redacted before
         return body
     first = max(words, key=lambda span: span[1] - span[0])
     pieces = []
