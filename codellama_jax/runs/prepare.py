@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from codellama_jax.checked import Checked, Range, choices_problem
-from codellama_jax.command_line import cli, program_name
+from codellama_jax.checked import Checked, Range, choices_problem, unchecked
+from codellama_jax.command_line import cli
 from codellama_jax.config import Path
 from codellama_jax.data.prepare.policies import POLICIES, Policy
 from codellama_jax.data.prepare.readers.base import InputOptions
@@ -68,8 +67,14 @@ class Prepare(Checked):
             split = ours.index(BEAM)
             ours, beam = ours[:split], ours[split + 1 :]
         name, ours = _policy_name(ours)
-        default = cls(inputs=(), out="unset", policy=POLICIES[name])
-        default = dataclasses.replace(default, out=tyro.MISSING)
+        names = ", ".join(POLICIES)
+        description += (
+            f"\n\n--policy NAME starts from the rules of a published corpus ({names});"
+            f" the default is {DEFAULT_POLICY}, and the options --policy.FIELD change one rule."
+            " Options after `--` are those of Apache Beam's runner."
+        )
+        with unchecked():  # the folder has no default
+            default = cls(inputs=(), out=tyro.MISSING, policy=POLICIES[name])
         parsed = cli(cls, args=ours, default=default, description=description, prog=program)
         return dataclasses.replace(parsed, beam=tuple(beam))
 
@@ -89,7 +94,6 @@ class Prepare(Checked):
             self._prepare(out, say)
 
     def _prepare(self, out: epath.Path, say: Callable[[str], None]) -> None:
-        from codellama_jax.data.prepare.card import card_of
         from codellama_jax.data.prepare.inputs import parts_of, renumbered
         from codellama_jax.data.prepare.pipeline import Preparation, PrepareConfig
         from codellama_jax.data.prepare.runners import Runner
@@ -115,8 +119,7 @@ class Prepare(Checked):
         say(f"{len(parts):,} parts, {size:,} bytes")
         preparation = Preparation(parts, config, out, runner, say, benchmarks, tokenizers)
         result = preparation.run()
-        command = shlex.join([program_name(), *sys.argv[1:]])
-        write_card(out, card_of(result.manifest, result.seconds, command))
+        write_card(out, result, sys.argv)
         splits = result.manifest["splits"]
         say(
             f"prepared {splits['train']['documents']:,} documents for training and"

@@ -40,6 +40,7 @@ class Runner:
 
     def __init__(self, name: str = "", options: Iterable[str] = (), processes: int = 1):
         self.options = [f"--runner={MODULES.get(name, name) or IN_PROCESS}", *options]
+        self.name = name
         self._workers: list[str] = []
         if not name and processes > 1:
             self._workers.append(f"--direct_num_workers={processes}")
@@ -100,7 +101,9 @@ class Runner:
             spread = created | "Spread" >> beam.Reshuffle()
             _ = spread | "Work" >> beam.Map(function)
 
-        if items and self._workers:
+        if len(items) == 1 and not self.name:
+            function(items[0])  # nothing to distribute
+        elif items and self._workers:
             with _quiet_workers():
                 self._run(build, self.options + self._workers)
         elif items:
