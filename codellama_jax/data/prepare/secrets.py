@@ -265,7 +265,7 @@ def _is_quoted(text: str, start: int, end: int) -> bool:
 
 
 def _is_harmless(value: str) -> bool:
-    """Returns whether a value is an id, a placeholder or a sequence of characters as in alphabets."""
+    """Returns whether a value is an id, a placeholder or a sequence such as an alphabet."""
     if _UUID.search(value) or _PLACEHOLDER.search(value):
         return True
     following = sum(abs(ord(b) - ord(a)) == 1 for a, b in itertools.pairwise(value))
@@ -280,7 +280,7 @@ def _is_digest(value: str, line: str) -> bool:
 
 
 def _is_random_base64(value: str, line: str) -> bool:
-    """Returns whether a value in quotes is random by the plugin for base64, and no digest or file."""
+    """Returns whether a value in quotes is random by the base64 plugin, and no digest or file."""
     if not 23 <= len(value) <= LONGEST_UNNAMED or not is_gibberish(value):
         return False
     if _HEXADECIMAL.fullmatch(value) or value.startswith(_FILE_STARTS) or "AAA" in value:
