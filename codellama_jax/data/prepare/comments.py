@@ -17,7 +17,7 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def is_python3(text: str) -> bool:
-    """Tells whether a text parses as the running version of Python."""
+    """Returns whether a text parses as the running version of Python."""
     return _syntax_tree(text) is not None
 
 
