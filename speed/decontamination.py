@@ -23,8 +23,13 @@ from pathlib import Path
 from pygments import lexers, token
 
 from codellama_jax.benchmarks.texts import benchmark_texts
-from codellama_jax.data.prepare.contamination import BenchmarkText, Decontamination, Index, find
-from codellama_jax.data.prepare.contamination_stage import (
+from codellama_jax.data.prepare.contamination.index import (
+    BenchmarkText,
+    Decontamination,
+    Index,
+    find,
+)
+from codellama_jax.data.prepare.contamination.part_files import (
     common_grams,
     count_grams,
     scan_part,

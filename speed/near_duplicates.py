@@ -29,9 +29,10 @@ from datasketch import MinHash, MinHashLSH
 from rich.console import Console
 from rich.table import Table
 
-from codellama_jax.data.prepare import minhash, parts
-from codellama_jax.data.prepare.duplicates import find_duplicates
-from codellama_jax.data.prepare.minhash import NearDuplicates
+from codellama_jax.data.prepare import parts
+from codellama_jax.data.prepare.duplicates import minhash
+from codellama_jax.data.prepare.duplicates.minhash import NearDuplicates
+from codellama_jax.data.prepare.duplicates.stage import find_duplicates
 from codellama_jax.data.prepare.runners import Runner
 
 FILES = 600

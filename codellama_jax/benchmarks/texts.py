@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from codellama_jax.benchmarks.benchmark import Task
 from codellama_jax.benchmarks.suites import load, suite_of
-from codellama_jax.data.prepare.contamination import BenchmarkText
+from codellama_jax.data.prepare.contamination.index import BenchmarkText
 from codellama_jax.errors import UserError
 
 Texts = Iterator[tuple[str, str, str]]  # task, kind and text

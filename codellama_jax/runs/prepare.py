@@ -20,7 +20,7 @@ from codellama_jax.errors import UserError
 if TYPE_CHECKING:
     from etils import epath
 
-    from codellama_jax.data.prepare.contamination import BenchmarkText
+    from codellama_jax.data.prepare.contamination.index import BenchmarkText
     from codellama_jax.data.prepare.inputs import Part
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 

@@ -11,7 +11,7 @@ from paths import DATA
 
 from codellama_jax.benchmarks.suites import SUITES
 from codellama_jax.benchmarks.texts import TEXTS, benchmark_texts
-from codellama_jax.data.prepare.contamination import (
+from codellama_jax.data.prepare.contamination.index import (
     BenchmarkText,
     Decontamination,
     Index,

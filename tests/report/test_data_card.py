@@ -8,7 +8,7 @@ import pytest
 from strict_html import Strict
 
 from codellama_jax.data.prepare.card import CardData, Cluster, Language, Split, TokenOverlap
-from codellama_jax.data.prepare.contamination_stage import RuleCount
+from codellama_jax.data.prepare.contamination.part_files import RuleCount
 from codellama_jax.report import data_card
 from codellama_jax.report.data_card import ROWS, write_card, write_pages
 from codellama_jax.report.figures import MOST_TICKS, Bars, bars_figure

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from codellama_jax.config import leaves, to_dict
-from codellama_jax.data.prepare.contamination_stage import RuleCount, TokenShare
+from codellama_jax.data.prepare.contamination.part_files import RuleCount, TokenShare
 from codellama_jax.data.prepare.counts import total
 from codellama_jax.data.prepare.policies import POLICIES
 

@@ -12,8 +12,8 @@ from etils import epath
 
 from codellama_jax.data import sources
 from codellama_jax.data.prepare import counts
-from codellama_jax.data.prepare.contamination import Decontamination
-from codellama_jax.data.prepare.contamination_stage import clean_text
+from codellama_jax.data.prepare.contamination.index import Decontamination
+from codellama_jax.data.prepare.contamination.part_files import clean_text
 from codellama_jax.data.prepare.parts import read_rows
 from codellama_jax.data.prepare.shards import FEATURES, ShardWriter, shard_name, write_metadata
 from codellama_jax.data.prepare.stages import StageFolder, fingerprint

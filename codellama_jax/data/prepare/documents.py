@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from codellama_jax.data.prepare import counts, filters, minhash, pii
+from codellama_jax.data.prepare import counts
+from codellama_jax.data.prepare.duplicates import minhash
+from codellama_jax.data.prepare.filters import rules as filters
 from codellama_jax.data.prepare.inputs import Part, read_part
 from codellama_jax.data.prepare.parts import DOCUMENTS, write_rows
 from codellama_jax.data.prepare.policies import Policy
 from codellama_jax.data.prepare.readers.base import InputOptions
 from codellama_jax.data.prepare.records import Dropped, Record
+from codellama_jax.data.prepare.redaction import pii
 from codellama_jax.data.prepare.stages import StageFolder
 
 DIGEST_BYTES = 16  # two different texts agree with a probability of 2**-128

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from codellama_jax.checked import Checked, FieldError, Range
-from codellama_jax.data.prepare.contamination import Decontamination
-from codellama_jax.data.prepare.minhash import NearDuplicates
+from codellama_jax.data.prepare.contamination.index import Decontamination
+from codellama_jax.data.prepare.duplicates.minhash import NearDuplicates
 
 Count = Annotated[int, Range(0, 2**40)]
 Share = Annotated[float, Range(0, 1)]

@@ -18,10 +18,10 @@ from etils import epath
 from codellama_jax.checked import Checked, Range
 from codellama_jax.config import to_dict
 from codellama_jax.data.prepare import counts, dataset
-from codellama_jax.data.prepare.contamination import BenchmarkText
-from codellama_jax.data.prepare.decontamination import find_benchmarks
+from codellama_jax.data.prepare.contamination.index import BenchmarkText
+from codellama_jax.data.prepare.contamination.stage import find_benchmarks
 from codellama_jax.data.prepare.documents import WriteDocuments
-from codellama_jax.data.prepare.duplicates import find_duplicates
+from codellama_jax.data.prepare.duplicates.stage import find_duplicates
 from codellama_jax.data.prepare.inputs import Part, fingerprint_of
 from codellama_jax.data.prepare.policies import POLICIES, Policy
 from codellama_jax.data.prepare.readers.base import InputOptions

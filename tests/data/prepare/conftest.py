@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from codellama_jax.data.prepare import minhash, parts, tables
+from codellama_jax.data.prepare import parts
+from codellama_jax.data.prepare.duplicates import minhash, tables
 
 
 def write_table(path, rows, rows_per_group=2):

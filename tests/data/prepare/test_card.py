@@ -11,7 +11,7 @@ from codellama_jax.data.prepare.card import (
     card_of,
     token_overlaps,
 )
-from codellama_jax.data.prepare.contamination_stage import RuleCount, TokenShare
+from codellama_jax.data.prepare.contamination.part_files import RuleCount, TokenShare
 from codellama_jax.data.prepare.policies import POLICIES, Policy
 
 DOCUMENTS = {

@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.sparse import coo_array, csgraph
 
-from codellama_jax.data.prepare import components, parts, records, tables
+from codellama_jax.data.prepare import parts, records
+from codellama_jax.data.prepare.duplicates import components, tables
 from codellama_jax.data.prepare.runners import Runner
 
 PARTS = 3

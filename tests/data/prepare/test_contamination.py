@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 
 from codellama_jax.checked import FieldError
-from codellama_jax.data.prepare.contamination import (
+from codellama_jax.data.prepare.contamination.index import (
     BenchmarkText,
     Decontamination,
     Index,

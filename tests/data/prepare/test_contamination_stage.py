@@ -7,8 +7,8 @@ import hypothesis.strategies as st
 import pyarrow as pa
 import pytest
 
-from codellama_jax.data.prepare.contamination import BenchmarkText, Decontamination
-from codellama_jax.data.prepare.contamination_stage import (
+from codellama_jax.data.prepare.contamination.index import BenchmarkText, Decontamination
+from codellama_jax.data.prepare.contamination.part_files import (
     RuleCount,
     TokenShare,
     clean_text,

@@ -8,8 +8,10 @@ import pytest
 from datasketch import MinHash, MinHashLSH
 from etils import epath
 
-from codellama_jax.data.prepare import candidates, duplicates, minhash, records
-from codellama_jax.data.prepare.minhash import NearDuplicates
+from codellama_jax.data.prepare import records
+from codellama_jax.data.prepare.duplicates import candidates, minhash
+from codellama_jax.data.prepare.duplicates import stage as duplicates
+from codellama_jax.data.prepare.duplicates.minhash import NearDuplicates
 from codellama_jax.data.prepare.runners import Runner
 
 NEAR = NearDuplicates(enabled=True)

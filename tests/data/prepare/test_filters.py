@@ -9,7 +9,8 @@ import planted_files
 import pytest
 
 from codellama_jax.data import sources
-from codellama_jax.data.prepare import comments, filters
+from codellama_jax.data.prepare.filters import comments
+from codellama_jax.data.prepare.filters import rules as filters
 from codellama_jax.data.prepare.policies import POLICIES, ExtensionRules, Policy
 from codellama_jax.data.prepare.records import Dropped, Record
 

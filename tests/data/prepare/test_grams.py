@@ -3,7 +3,7 @@
 import hypothesis
 import hypothesis.strategies as st
 
-from codellama_jax.data.prepare.grams import Grams, WordSets
+from codellama_jax.data.prepare.contamination.grams import Grams, WordSets
 
 WORDS = st.lists(st.sampled_from(["a", "b", "ab", "c", "dé"]), max_size=12)
 

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from codellama_jax.data.prepare import languages
-from codellama_jax.data.prepare.languages import canonical, language_of
+from codellama_jax.data.prepare.filters import languages
+from codellama_jax.data.prepare.filters.languages import canonical, language_of
 
 # By the file's name alone.
 NAMES = {

@@ -7,8 +7,13 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from codellama_jax.data.prepare import matching
-from codellama_jax.data.prepare.matching import HashTable, Needles, gram_hashes, units_of
+from codellama_jax.data.prepare.contamination import matching
+from codellama_jax.data.prepare.contamination.matching import (
+    HashTable,
+    Needles,
+    gram_hashes,
+    units_of,
+)
 
 WORDS = re.compile(r"[0-9A-Za-z_\u0080-\U0010ffff]+")
 TOKENS = re.compile(r"[0-9A-Za-z_\u0080-\U0010ffff]+|[!-/:-@\[-^`{-~]")

@@ -10,8 +10,8 @@ import pytest
 from datasketch import MinHash
 
 from codellama_jax.checked import FieldError
-from codellama_jax.data.prepare import minhash
-from codellama_jax.data.prepare.minhash import NearDuplicates
+from codellama_jax.data.prepare.duplicates import minhash
+from codellama_jax.data.prepare.duplicates.minhash import NearDuplicates
 
 CODE = """def add(a, b):
     # Größe: π ist 3.14

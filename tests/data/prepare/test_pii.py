@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 import planted_secrets
 import pytest
 
-from codellama_jax.data.prepare import gibberish, pii, secrets
+from codellama_jax.data.prepare.redaction import gibberish, pii, secrets
 
 KINDS = ("email", "ip_address", "key")
 KEY = "AKIA" + "Q3XH7ZPL5M2VKD8T"

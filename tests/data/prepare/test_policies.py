@@ -7,7 +7,7 @@ import planted_files
 import pytest
 
 from codellama_jax.checked import FieldError, check_all, from_dict
-from codellama_jax.data.prepare import filters, pii
+from codellama_jax.data.prepare.filters import rules as filters
 from codellama_jax.data.prepare.policies import (
     CODEGEEX_LANGUAGES,
     POLICIES,
@@ -16,6 +16,7 @@ from codellama_jax.data.prepare.policies import (
     Policy,
 )
 from codellama_jax.data.prepare.records import Dropped
+from codellama_jax.data.prepare.redaction import pii
 
 # "keep", "redacted" where personal data is replaced, or the name of the rule that is broken.
 OUTCOMES = """

@@ -14,7 +14,7 @@ from etils import epath
 from paths import ROOT
 
 from codellama_jax.data import documents, prepared
-from codellama_jax.data.prepare.contamination import BenchmarkText, Decontamination
+from codellama_jax.data.prepare.contamination.index import BenchmarkText, Decontamination
 from codellama_jax.data.prepare.inputs import parts_of
 from codellama_jax.data.prepare.policies import POLICIES
 from codellama_jax.data.prepare.preparation import Preparation, PrepareConfig

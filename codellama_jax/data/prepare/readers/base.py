@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 from codellama_jax.checked import Checked, Range
-from codellama_jax.data.prepare.languages import language_of
+from codellama_jax.data.prepare.filters.languages import language_of
 from codellama_jax.data.prepare.readers import notebooks
 from codellama_jax.data.prepare.records import Dropped, Record
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from codellama_jax.checked import nearest
-from codellama_jax.data.prepare.languages import canonical
+from codellama_jax.data.prepare.filters.languages import canonical
 from codellama_jax.data.prepare.readers import conversations
 from codellama_jax.data.prepare.readers.base import (
     InputOptions,

@@ -14,7 +14,7 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from codellama_jax.data.prepare.languages import canonical, comment_mark, language_of
+from codellama_jax.data.prepare.filters.languages import canonical, comment_mark, language_of
 
 START = "<jupyter_start>"
 TEXT = "<jupyter_text>"

@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow.parquet as pq
 from etils import epath
 
-from codellama_jax.data.prepare import candidates, components, tables, verification
-from codellama_jax.data.prepare.minhash import NearDuplicates
+from codellama_jax.data.prepare.duplicates import candidates, components, tables, verification
+from codellama_jax.data.prepare.duplicates.minhash import NearDuplicates
+from codellama_jax.data.prepare.duplicates.tables import Table
 from codellama_jax.data.prepare.parts import part_name, read_rows
 from codellama_jax.data.prepare.records import ROW_BITS, place_of
 from codellama_jax.data.prepare.runners import Runner
-from codellama_jax.data.prepare.tables import Table
 from codellama_jax.system.files import read_json, read_state, write_json
 
 ROWS_PER_PARTITION = 250_000  # documents, about: 60 MB with 25 bands

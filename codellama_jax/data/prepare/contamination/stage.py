@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from codellama_jax.data.prepare import contamination_stage as parts
-from codellama_jax.data.prepare.contamination import BenchmarkText, Decontamination
+from codellama_jax.data.prepare.contamination import part_files as parts
+from codellama_jax.data.prepare.contamination.index import BenchmarkText, Decontamination
 from codellama_jax.data.prepare.runners import Runner
 from codellama_jax.data.prepare.stages import StageFolder, run_stage
 from codellama_jax.system.progress import Say

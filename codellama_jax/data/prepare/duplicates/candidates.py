@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from codellama_jax.data.prepare import tables
-from codellama_jax.data.prepare.minhash import NearDuplicates
+from codellama_jax.data.prepare.duplicates import tables
+from codellama_jax.data.prepare.duplicates.minhash import NearDuplicates
+from codellama_jax.data.prepare.duplicates.tables import Table
 from codellama_jax.data.prepare.parts import part_name, read_rows
 from codellama_jax.data.prepare.records import document_number
 from codellama_jax.data.prepare.runners import Runner
-from codellama_jax.data.prepare.tables import Table
 
 
 def find_candidates(

@@ -25,7 +25,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from codellama_jax.data.prepare import secrets
+from codellama_jax.data.prepare.redaction import secrets
 
 _CHOICES = 10  # replacements for e-mail addresses and keys
 _CONTEXT = 100  # characters around a number in which "dns" or "server" makes it an address

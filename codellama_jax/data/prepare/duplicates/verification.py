@@ -13,12 +13,17 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from codellama_jax.data.prepare import components, tables
-from codellama_jax.data.prepare.minhash import NearDuplicates, jaccard, shingle_hashes, shingles
+from codellama_jax.data.prepare.duplicates import components, tables
+from codellama_jax.data.prepare.duplicates.minhash import (
+    NearDuplicates,
+    jaccard,
+    shingle_hashes,
+    shingles,
+)
+from codellama_jax.data.prepare.duplicates.tables import Table
 from codellama_jax.data.prepare.parts import part_name, read_rows
 from codellama_jax.data.prepare.records import document_number, place_of
 from codellama_jax.data.prepare.runners import Runner
-from codellama_jax.data.prepare.tables import Table
 
 
 def verify_edges(

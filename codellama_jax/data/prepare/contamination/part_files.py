@@ -18,7 +18,7 @@ import pyarrow as pa
 from etils import epath
 
 from codellama_jax.checked import from_dict
-from codellama_jax.data.prepare.contamination import (
+from codellama_jax.data.prepare.contamination.index import (
     BenchmarkText,
     Decontamination,
     Index,

@@ -13,7 +13,7 @@ import functools
 import re
 from pathlib import PurePosixPath
 
-from codellama_jax.data.prepare.language_names import FILES, INTERPRETERS, SPELLINGS
+from codellama_jax.data.prepare.filters.language_names import FILES, INTERPRETERS, SPELLINGS
 
 CONSIDERED = 50 * 1024  # characters of the text that the rules search; linguist's limit
 

@@ -13,7 +13,7 @@ import string
 from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 
-from codellama_jax.data.prepare import comments, languages
+from codellama_jax.data.prepare.filters import comments, languages
 from codellama_jax.data.prepare.policies import ExtensionRules, Policy
 from codellama_jax.data.prepare.records import Dropped, Record
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from codellama_jax.data.prepare import tables
+from codellama_jax.data.prepare.duplicates import tables
+from codellama_jax.data.prepare.duplicates.tables import Table
 from codellama_jax.data.prepare.parts import part_name
 from codellama_jax.data.prepare.runners import Runner
-from codellama_jax.data.prepare.tables import Table
 from codellama_jax.system.files import read_state, write_file, write_json
 
 

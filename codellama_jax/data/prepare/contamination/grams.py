@@ -6,7 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from codellama_jax.data.prepare.matching import HashTable, Units, gram_hashes, units_of
+from codellama_jax.data.prepare.contamination.matching import (
+    HashTable,
+    Units,
+    gram_hashes,
+    units_of,
+)
 
 
 class Postings:

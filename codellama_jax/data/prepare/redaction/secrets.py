@@ -24,7 +24,7 @@ import string
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from codellama_jax.data.prepare.gibberish import LEAST_MARKED_SCORE, is_gibberish
+from codellama_jax.data.prepare.redaction.gibberish import LEAST_MARKED_SCORE, is_gibberish
 
 Span = tuple[int, int]
 

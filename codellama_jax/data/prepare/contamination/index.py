@@ -27,8 +27,8 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from codellama_jax.checked import Checked, Range
-from codellama_jax.data.prepare.grams import Grams, WordSets
-from codellama_jax.data.prepare.matching import ANCHOR, Needles
+from codellama_jax.data.prepare.contamination.grams import Grams, WordSets
+from codellama_jax.data.prepare.contamination.matching import ANCHOR, Needles
 
 Count = Annotated[int, Range(0, 10**9)]
 

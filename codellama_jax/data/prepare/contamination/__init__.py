@@ -1,0 +1,1 @@
+"""Finds benchmarks in the documents of a corpus."""

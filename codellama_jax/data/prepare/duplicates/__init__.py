@@ -1,0 +1,1 @@
+"""Finds exact and near-duplicates among the documents of a corpus."""

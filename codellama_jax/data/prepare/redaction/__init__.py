@@ -1,0 +1,1 @@
+"""Replaces personal data and keys in a text."""
