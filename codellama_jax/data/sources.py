@@ -1,11 +1,4 @@
-"""Reads the texts of a corpus: files of a folder, or texts that every machine has.
-
-A file is dropped if it is empty, not UTF-8, binary, generated or a near-duplicate of a file that is
-kept. Code counts as generated if its first lines hold a marker such as "do not edit", if a line has
-over 1,000 characters or the mean line over 100, or if fewer than 40 % of its visible characters are
-letters, as in tables of data. The bounds on lines are those of Codex, section 3.1; the paper
-mentions the share of letters without a number, and 40 % is our choice.
-"""
+"""Lists the files of a folder and the texts that every machine has, and splits texts in blocks."""
 
 from __future__ import annotations
 
@@ -15,11 +8,8 @@ import itertools
 import os
 import re
 import stat
-import string
 import sysconfig
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -27,18 +17,8 @@ from typing import NamedTuple
 from etils import epath
 
 from codellama_jax.errors import UserError
-from codellama_jax.system.files import check_not_root, is_bucket, read_file, reason, user_path
+from codellama_jax.system.files import is_bucket, read_file
 
-COUNTS = (
-    "files",
-    "characters",
-    "empty",
-    "unreadable",
-    "not_utf8",
-    "binary",
-    "generated",
-    "near_duplicates",
-)
 # Files that hold texts in a format that is not read, by the end of their name.
 FORMATS = {
     ".parquet": "parquet tables",
@@ -56,24 +36,7 @@ FORMATS = {
     ".tgz": "archives",
     ".pdf": "PDF",
 }
-READABLE_CORPUS = (
-    "a corpus is a folder of plain text files in UTF-8, such as .py or .md, one document per file: "
-    "write the texts of tables, JSON lines, notebooks and archives to such files"
-)
 GIT_FOLDER = ".git"  # a file, too, in a submodule
-HEAD_LINES = 10  # lines at the start of a file in which a marker counts
-MAX_LINE = 1000  # characters
-MAX_MEAN_LINE = 100  # characters
-MIN_LETTERS = 0.4  # share of the visible characters
-SIMILARITY = 0.85  # Jaccard index of the lines of two files above which they are near-duplicates
-
-_GENERATED = re.compile(
-    r"auto(matically)?[- ]?generated|@generated|do not edit|generated and used by"
-    r"|generated (by|from|with) \S*\w[./]\w",
-    re.IGNORECASE,
-)
-# Bytes that count as letters. Every byte of a character outside ASCII is one of the upper 128.
-_LETTERS = string.ascii_letters.encode() + bytes(range(128, 256))
 _DEFINITION = re.compile(r"\n[ \t\r]*\n(?=\S)")  # a blank line that an unindented line follows
 _BLANK_LINES = re.compile(r"\n([ \t\r]*\n)+")
 
@@ -103,60 +66,16 @@ class Folder(NamedTuple):
     is_checkout: bool  # whether it holds the files of a git repository
 
 
-class Document(NamedTuple):
-    """A text that is kept."""
-
-    id: str  # of the Item
-    text: str
-
-
-class Dropped(NamedTuple):
-    """A file that is not kept."""
-
-    kind: str  # a name in COUNTS
-    reason: str  # for the message; continues "1 file"
-
-
-class Loaded(NamedTuple):
-    """The documents that `load` kept, and why it dropped the other files."""
-
-    documents: list[Document]
-    counts: dict[str, int]  # by the names of COUNTS
-    dropped: dict[str, list[str]]  # ids of the dropped items by reason
-
-    def reasons(self) -> str:
-        """Returns the number of files dropped for each reason, most first, with the first file."""
-        by_count = sorted(self.dropped.items(), key=lambda item: -len(item[1]))
-        return "; ".join(f"{len(ids):,} {why} (first: {ids[0]})" for why, ids in by_count)
-
-
 def find(source: str) -> list[Item]:
-    """Returns the items of a source, sorted by id.
+    """Returns the texts that `stdlib`, `topics` or `descriptions` names, sorted by id.
 
-    `source` is `stdlib`, `topics`, `descriptions` (see `CorpusConfig`) or a folder, local or gs://.
-    Of a folder only regular files are listed, without hidden files and symlinks.
-
-    Raises UserError if there is nothing to read.
+    See `CorpusConfig`. Raises UserError if there is nothing to read.
     """
     builtin = {"stdlib": _stdlib, "topics": _topics, "descriptions": _descriptions}
-    unsorted = builtin[source]() if source in builtin else _folder(source)
-    items = sorted(unsorted, key=lambda item: item.id)
+    items = sorted(builtin[source](), key=lambda item: item.id)
     if not items:
-        names = ", ".join(builtin)
-        fix = f"name a folder of text files, or one of {names}"
-        raise UserError(f"the corpus {source!r} holds no files: {fix}")
+        raise UserError(f"the corpus {source!r} holds no files on this machine: name a folder")
     return items
-
-
-def sample(items: list[Item], max_files: int) -> list[Item]:
-    """Returns `max_files` of the items, sorted by id; all items if `max_files` is 0.
-
-    The choice depends only on the ids, so that it is the same wherever the folder is.
-    """
-    if not max_files or len(items) <= max_files:
-        return items
-    by_position = sorted(items, key=lambda item: position(item.id))
-    return sorted(by_position[:max_files])
 
 
 def position(name: str) -> float:
@@ -165,77 +84,6 @@ def position(name: str) -> float:
     It decides which files are sampled and which are in the validation split.
     """
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
-
-
-def load(items: Iterable[Item], code: bool) -> Loaded:
-    """Reads the items in order and drops those that are not worth training on.
-
-    Generated files are dropped only if `code` is true, because prose too has long lines.
-    """
-    counts = Counter(dict.fromkeys(COUNTS, 0))
-    dropped: dict[str, list[str]] = {}
-    documents = []
-    for item in items:
-        result = _read(item, code)
-        if isinstance(result, Document):
-            documents.append(result)
-        else:
-            counts[result.kind] += 1
-            # "JSON lines" helps a user more than "with a line over 1,000 characters".
-            dropped.setdefault(_named_format(item.id) or result.reason, []).append(item.id)
-    # Last, so that an unusable file cannot make a usable one its duplicate.
-    copies = near_duplicates([document.text for document in documents])
-    kept = [document for i, document in enumerate(documents) if i not in copies]
-    if copies:
-        dropped["nearly equal to another file"] = [documents[i].id for i in sorted(copies)]
-    characters = sum(len(document.text) for document in kept)
-    counts.update(near_duplicates=len(copies), files=len(kept), characters=characters)
-    return Loaded(kept, dict(counts), dropped)
-
-
-def why_generated(text: str) -> str:
-    """Returns the reason why code counts as generated or as data; "" if a person wrote it."""
-    lines = text.splitlines()
-    if _GENERATED.search("\n".join(lines[:HEAD_LINES])):
-        return "marked as generated"
-    if max(map(len, lines)) > MAX_LINE:
-        return f"with a line over {MAX_LINE:,} characters"
-    if len(text) > MAX_MEAN_LINE * len(lines):
-        return f"with lines over {MAX_MEAN_LINE} characters on average"
-    visible = "".join(text.split()).encode()
-    if len(visible.translate(None, _LETTERS)) > (1 - MIN_LETTERS) * len(visible):
-        return f"of data: under {MIN_LETTERS:.0%} of its visible characters are letters"
-    return ""
-
-
-def _named_format(name: str) -> str:
-    """Returns the format that the end of a file's name stands for, "" if it may be text."""
-    return FORMATS.get(PurePosixPath(name).suffix.lower(), "")
-
-
-def near_duplicates(texts: list[str]) -> set[int]:
-    """Returns the indices of the texts that are near-duplicates of an earlier text.
-
-    Two texts are near-duplicates if the Jaccard index of their sets of stripped lines, estimated by
-    MinHash, is at least SIMILARITY.
-    """
-    from datasketch import MinHash, MinHashLSH
-
-    index = MinHashLSH(threshold=SIMILARITY, num_perm=128)
-    copies = set()
-    kept: dict[int, MinHash] = {}
-    # Copying one empty sketch is faster than drawing its 128 permutations for each text.
-    empty = MinHash(num_perm=128, hashfunc=zlib.crc32)
-    for i, text in enumerate(texts):
-        sketch = empty.copy()
-        sketch.update_batch({line.strip() for line in text.encode().splitlines()})
-        # The index returns candidates, some of them below the threshold.
-        if any(sketch.jaccard(kept[j]) >= SIMILARITY for j in index.query(sketch)):
-            copies.add(i)
-        else:
-            index.insert(i, sketch)
-            kept[i] = sketch
-    return copies
 
 
 def blocks(text: str, max_chars: int) -> list[str]:
@@ -262,45 +110,10 @@ def _split(text: str, boundary: re.Pattern, max_chars: int) -> list[str]:
     return [*parts, text[begin:]]
 
 
-def _read(item: Item, code: bool) -> Document | Dropped:
-    try:
-        data = item.read()
-        text = "" if b"\0" in data else data.decode()
-    except (OSError, UserError):  # deleted, replaced by a pipe or made private since it was listed
-        return Dropped("unreadable", "that cannot be read")
-    except UnicodeDecodeError:
-        return Dropped("not_utf8", "not in UTF-8")
-    if b"\0" in data:
-        return Dropped("binary", "binary")
-    if not text.strip():
-        return Dropped("empty", "empty")
-    reason = why_generated(text) if code else ""
-    if reason:
-        return Dropped("generated", reason)
-    return Document(item.id, text)
-
-
 def _stdlib() -> Iterator[Item]:
     skipped = ("site-packages", "dist-packages")
     files = _files(sysconfig.get_paths()["stdlib"], "stdlib", skipped)
     return (item for item in files if item.id.endswith(".py"))
-
-
-def _folder(folder: str) -> Iterator[Item]:
-    try:
-        root = user_path(folder)
-        is_folder = root.is_dir()
-    except UserError as error:
-        raise UserError(f"the corpus {folder!r} cannot be read: {error}") from None
-    except (OSError, ImportError) as error:  # epath needs another package for gs://
-        raise UserError(f"cannot read the corpus {folder!r}: {reason(error)}") from error
-    if not is_folder:
-        raise UserError(
-            f"the corpus {folder!r} is not a folder:"
-            " name a folder of text files, or stdlib, topics or descriptions"
-        )
-    check_not_root(root, f"the corpus {folder!r}")
-    return _files(root, root.resolve().name)
 
 
 def walk(root: str | os.PathLike, skip: tuple[str, ...] = ()) -> Iterator[Folder]:
