@@ -33,7 +33,7 @@ SPARSE = {"sparse": True}
 LEAST_SHARE = 1e-4  # of the mixture; the wait for a sequence of a rarer source could take hours
 
 PREPARED = "prepared:"  # before the folder of a prepared corpus in the place of a path
-# The sources that have fields of their own; experiments may add others by name.
+# The sources that have separate fields; experiments may add others by name.
 SOURCES = ("code", "python", "discussions", "language")
 
 INT32 = 2**31 - 1  # steps are counted in int32
@@ -212,7 +212,7 @@ def _check_source_names(others: dict[str, Any]) -> None:
     """Raises FieldError for a name that cannot become an option or means another source."""
     for name in others:
         if name in SOURCES:
-            problem = f" has {name!r}, which has a field of its own: set {name} itself"
+            problem = f" has {name!r}, which has a separate field: set {name} itself"
             raise FieldError(("others",), problem)
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
             allowed = "a source's name has 1 to 50 lower-case letters, digits and _, a letter first"

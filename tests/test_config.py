@@ -61,7 +61,7 @@ def test_names_of_sources_are_checked(name):
         value = 0.5 if config is MixtureConfig else "x"
         with pytest.raises(FieldError, match=r"others has .*: a source's name has 1 to 50 lower"):
             config(others={name: value})
-        with pytest.raises(FieldError, match="others has 'code', which has a field of its own"):
+        with pytest.raises(FieldError, match="others has 'code', which has a separate field"):
             config(others={"code": value})
 
 

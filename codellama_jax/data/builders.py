@@ -18,9 +18,22 @@ from typing import Any
 from etils import epath
 
 from codellama_jax.config import CorpusConfig, to_dict
-from codellama_jax.data.prepare.inputs import Part, fingerprint_of, parts_of, sampled
+from codellama_jax.data.documents import AGAIN
+from codellama_jax.data.prepare.inputs import (
+    Part,
+    fingerprint_of,
+    parts_of,
+    sampled,
+    sorted_by_name,
+)
 from codellama_jax.data.prepare.policies import POLICIES, Policy
-from codellama_jax.data.prepare.preparation import Preparation, PrepareConfig, Result, reasons
+from codellama_jax.data.prepare.preparation import (
+    NothingKeptError,
+    Preparation,
+    PrepareConfig,
+    Result,
+    reasons,
+)
 from codellama_jax.data.prepare.readers.base import InputOptions
 from codellama_jax.data.prepare.runners import Runner
 from codellama_jax.data.prepare.stages import fingerprint
@@ -77,7 +90,8 @@ def prepare(
         block_characters=block_chars,
     )
     with announced(print_line, f"{source}: listing the files of {path}"):
-        parts = sampled(parts_of(path, "", config.inputs), corpus.max_files)
+        # In the order of earlier versions, because the first of equal documents is kept.
+        parts = sorted_by_name(sampled(parts_of(path, "", config.inputs), corpus.max_files))
     folder = user_path(cache_dir) / _folder_name(path, parts, config)
     try:
         if prepared := _cached(folder, print_line):
@@ -124,15 +138,17 @@ def _prepare(
     attempt = folder / uuid.uuid4().hex
     try:
         preparation = Preparation(parts, config, attempt, Runner(), silent)
-        result = preparation.run()
+        try:
+            result = preparation.run()
+        except NothingKeptError:
+            left_out = reasons(preparation.report["documents"])
+            raise UserError(_too_few(path, preparation.report, 0, left_out)) from None
         report = result.report
         left_out = reasons(report["documents"], report["dataset"])
         kept = result.manifest["splits"]
         if not all(split["documents"] for split in kept.values()):
             files = sum(report["dataset"]["kept"].values())
-            raise UserError(
-                _too_few(path, report["documents"]["read"]["documents"], files, left_out)
-            )
+            raise UserError(_too_few(path, report, files, left_out))
         # Without locks another process may have written the same documents meanwhile.
         if _cached(folder, silent):
             attempt.rmtree()
@@ -141,8 +157,9 @@ def _prepare(
             "path": attempt.name,
             "counts": _counts(report, kept),
             "left_out": left_out,
-            "fingerprint": _fingerprint(result, parts),
+            "fingerprint": _fingerprint(result, parts, config.block_characters > 0),
         }
+        record["checksum"] = fingerprint(record)
         preparation.work.rmtree(missing_ok=True)
         write_json(folder / RECORD, record)
         return record
@@ -151,9 +168,10 @@ def _prepare(
         raise
 
 
-def _too_few(path: str, read: int, kept: int, left_out: str) -> str:
+def _too_few(path: str, report: dict[str, Any], kept: int, left_out: str) -> str:
+    read = report["documents"].get("read", {}).get("documents", 0)
     return (
-        f"of the {read:,} files of the corpus {kept} can be used ({path}), and it takes one to"
+        f"of the {read:,} documents of the corpus {kept} can be used ({path}), and it takes one to"
         f" train and one to validate. Left out: {left_out or 'none'}. Add files: {READABLE}"
     )
 
@@ -170,7 +188,7 @@ def _counts(report: dict[str, Any], kept: dict[str, Any]) -> dict[str, int]:
     return counts | {split: kept[split]["documents"] for split in SPLITS}
 
 
-def _fingerprint(result: Result, parts: Sequence[Part]) -> str:
+def _fingerprint(result: Result, parts: Sequence[Part], has_blocks: bool) -> str:
     """Returns a hash of the ids and texts of both splits.
 
     For a corpus of one shard it is computed as before the stages existed, so that runs of that time
@@ -181,7 +199,8 @@ def _fingerprint(result: Result, parts: Sequence[Part]) -> str:
     by_file: dict[str, dict[str, list[tuple[str, str]]]] = {split: {} for split in SPLITS}
     for part in parts:
         for split, example in result.work.examples(part.number, {}):
-            blocks = by_file[split].setdefault(example["path"], [])
+            name = example["id"].rpartition("#")[0] if has_blocks else example["id"]
+            blocks = by_file[split].setdefault(name, [])
             blocks.append((example["id"], example["text"]))
     texts = {}
     for split, files in by_file.items():
@@ -201,13 +220,18 @@ def _cached(folder: epath.Path, print_line: Say) -> Prepared | None:
     try:
         return _open(folder, read_json(folder / RECORD))
     except Exception as error:  # TFDS and ArrayRecord raise many types for a damaged file
-        problem = f"the prepared corpus in {folder} is damaged ({reason(error)})"
+        # Without the fix of a corpus that a user prepared.
+        details = reason(error).removesuffix(f": {AGAIN}")
+        problem = f"the prepared corpus in {folder} is damaged ({details})"
         print_line(f"{problem}: preparing it again")
         return None
 
 
 def _open(folder: epath.Path, record: dict[str, Any]) -> Prepared:
     """Opens the documents that prepared.json names. Raises an exception if a file is damaged."""
+    values = {name: value for name, value in record.items() if name != "checksum"}
+    if record["checksum"] != fingerprint(values):
+        raise ValueError(f"{RECORD} has changed")
     corpus = open_corpus(folder / record["path"], check_contents=True)
     return dataclasses.replace(
         corpus, counts=record["counts"], fingerprint=record["fingerprint"], is_large=False

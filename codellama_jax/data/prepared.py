@@ -1,6 +1,6 @@
 """Corpora that the verb `prepare` wrote, which a config names `prepared:DIR`.
 
-The manifest says how many documents and tokens a corpus has: a plan reads nothing else. This
+The manifest holds the numbers of documents and tokens of a corpus: a plan reads nothing else. This
 module imports neither TFDS nor Grain before documents are read.
 """
 
@@ -38,7 +38,7 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a prepared corpus says of itself."""
+    """The description of a prepared corpus."""
 
     folder: epath.Path
     fingerprint: str  # of the contents: the same wherever the folder is
@@ -68,7 +68,7 @@ class Prepared:
 
     train: Sequence[dict[str, bytes]]
     validation: Sequence[dict[str, bytes]]
-    counts: dict[str, int]  # of files by the names of sources.COUNTS; of documents by split
+    counts: dict[str, int]  # of characters, of documents by split and of those dropped
     fingerprint: str  # of the ids and texts of both splits; the same in every folder
     # Whether the texts may exceed the memory: then only samples of them are read at once.
     is_large: bool = False
@@ -95,14 +95,14 @@ def read_manifest(path: str) -> Manifest:
         raise UserError(f"the prepared corpus {folder} {problem}: {fix}")
     values = read_json(folder / MANIFEST)
     try:
-        found = values["format"]
-        if found == FORMAT:
+        version = values["format"]
+        if version == FORMAT:
             return _manifest(folder, values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         message = f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}): {AGAIN}"
         raise UserError(message) from error
     raise UserError(
-        f"{folder / MANIFEST} has format {found!r} and this version reads {FORMAT}:"
+        f"{folder / MANIFEST} has format {version!r} and this version reads {FORMAT}:"
         " prepare the corpus with this version"
     )
 
@@ -129,12 +129,12 @@ def manifests_of(corpus: CorpusConfig, stage_name: str, stage: Stage) -> dict[st
 
     Raises UserError for one whose documents were split otherwise than the stage states.
     """
-    found = {}
+    manifests = {}
     paths = corpus.paths()
     for source, share in stage.data.mixture.shares().items():
         if not share or not is_prepared(paths[source]):
             continue
-        manifest = found[source] = read_manifest(paths[source])
+        manifest = manifests[source] = read_manifest(paths[source])
         if stage.data.block_chars != manifest.block_characters:
             option = f"--{stage_name.replace('_', '-')}.data.block-chars"
             raise UserError(
@@ -143,7 +143,7 @@ def manifests_of(corpus: CorpusConfig, stage_name: str, stage: Stage) -> dict[st
                 f" pass {option} {manifest.block_characters}, or prepare them with --block-chars"
                 f" {stage.data.block_chars}"
             )
-    return found
+    return manifests
 
 
 def open_prepared(path: str) -> Prepared:
@@ -225,6 +225,6 @@ def _check_contents(manifest: Manifest) -> None:
     """Raises UserError for a file whose contents have changed."""
     for name, expected in manifest.hashes.items():
         with open_file(manifest.data / name) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != expected:
             raise UserError(f"{manifest.data / name} has changed: {AGAIN}")

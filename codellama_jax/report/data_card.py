@@ -11,6 +11,7 @@ from etils import epath
 
 from codellama_jax.command_line import SCRIPT
 from codellama_jax.data.prepare.card import CardData, card_of
+from codellama_jax.data.prepare.records import REASONS
 from codellama_jax.report.figures import Bars, bars_figure
 from codellama_jax.report.page import Code, Page
 from codellama_jax.report.plan import short
@@ -89,7 +90,7 @@ def _dropped(page: Page, card: CardData) -> None:
     for reason, count in sorted(card.dropped.items(), key=_by_count):
         examples = card.examples.get(reason)
         example = Code(examples[0]) if examples else ""
-        rows.append([Code(reason), f"{count:,}", _share(count, card.read), example])
+        rows.append([REASONS[reason], f"{count:,}", _share(count, card.read), example])
     page.table(("reason", "documents", "of those read", "an example"), _shortened(rows))
     page.note("Each document is counted once, at the first rule that it does not meet.")
 

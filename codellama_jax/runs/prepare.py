@@ -51,7 +51,7 @@ class Prepare(Checked):
     shard_bytes: Annotated[int, Range(1, 2**32)] = 64 * 2**20
     """Size of a shard's text, which a worker holds in memory twice."""
     processes: Annotated[int, Range(1, 1024)] = 1
-    """Processes on this machine; ignored with a runner of your own."""
+    """Processes on this machine; ignored where --runner is given."""
     runner: str = ""
     """A runner of Apache Beam, such as DaskRunner or DataflowRunner; '' runs on this machine."""
     beam: tyro.conf.Suppress[tuple[str, ...]] = ()  # the options after `--`

@@ -75,6 +75,8 @@ def test_both_pages_show_the_figures(folder):
             "codellama-jax prepare code",
             "1,500 documents, 3,000,000 characters",
             "300 documents",
+            "not in UTF-8",
+            "with a long line",
             "1,200 documents, 2,600,000 characters",
             "Changed near_duplicates.threshold",
             "13.3%",  # 200 of the 1,500 documents read

@@ -100,6 +100,7 @@ def card_of(manifest: Mapping[str, Any], seconds: Mapping[str, float], command: 
     copies, marks = counts.get("duplicates", {}), counts.get("contamination", {})
     policy, changes = _named_policy(manifest["policy"])
     dropped = [stage.get("dropped", {}) for stage in (documents, dataset)]
+    examples = [stage.get("examples", {}) for stage in (documents, dataset)]
     lengths = {"after the filters": documents, "in the dataset": dataset}
     return CardData(
         command=command,
@@ -110,7 +111,7 @@ def card_of(manifest: Mapping[str, Any], seconds: Mapping[str, float], command: 
         read=documents["read"]["documents"],
         read_characters=documents["read"]["characters"],
         dropped=total(dropped),
-        examples=documents.get("examples", {}),
+        examples=total(examples),
         cleaned=dataset.get("cleaned", {}).get("contaminated", 0),
         languages=_languages(documents, dataset),
         lengths={name: _by_number(stage.get("lengths", {})) for name, stage in lengths.items()},

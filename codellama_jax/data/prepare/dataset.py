@@ -94,12 +94,12 @@ class WriteShards:
                 marks[row["row"]].append(row)
         for row, document in enumerate(read_rows(self.documents.output(number))):
             if row in copies:
-                counts.add(totals, "dropped", f"{copies[row]}_duplicate")
+                _drop(totals, f"{copies[row]}_duplicate", document)
                 continue
             text = document["text"]
             pieces = clean_text(text, marks[row], self.params) if row in marks else [text]
             if not pieces:
-                counts.add(totals, "dropped", "contaminated")
+                _drop(totals, "contaminated", document)
             elif pieces != [text]:
                 counts.add(totals, "cleaned", "contaminated")
             for i, piece in enumerate(pieces):
@@ -114,6 +114,11 @@ class WriteShards:
             return
         for i, block in enumerate(sources.blocks(document["text"], self.block_characters)):
             yield example | {"id": f"{document['id']}#{i}", "text": block}
+
+
+def _drop(totals: dict[str, Any], reason: str, document: dict[str, Any]) -> None:
+    counts.add(totals, "dropped", reason)
+    counts.add_example(totals, reason, document["id"])
 
 
 def _count(totals: dict[str, Any], split: str, position: float, document: dict[str, Any]) -> None:

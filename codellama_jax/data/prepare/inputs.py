@@ -3,7 +3,8 @@
 An input is a folder (local or gs://), one file, or the name of texts that Python installs. A folder
 may hold files, git checkouts and tables of any kind at once: the end of a file's name decides. In
 a checkout tables are data of the program, not documents, unless it is one of Hugging Face's data
-sets. Hidden files and symlinks are left out.
+sets. Hidden files and symlinks are left out. A table without a column of text is dropped where
+other files of the folder can be read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from etils import epath
 
 from codellama_jax.data import sources
-from codellama_jax.data.prepare.readers import arrow, checkouts, files, json_lines
+from codellama_jax.data.prepare.readers import arrow, checkouts, columns, files, json_lines
 from codellama_jax.data.prepare.readers.base import InputOptions, Slice
 from codellama_jax.data.prepare.records import Dropped, Record
 from codellama_jax.errors import UserError
@@ -30,6 +31,7 @@ READERS: dict[str, Reader] = {
     json_lines.READER: json_lines.read,
     arrow.PARQUET: arrow.read_parquet,
     arrow.ARROW: arrow.read_arrow,
+    columns.NO_TEXT: columns.read_no_text,
 }
 # Yields the slices of a table; takes the complete file and the options.
 SLICERS: dict[str, Callable[[Slice, InputOptions], Iterator[Slice]]] = {
@@ -55,8 +57,8 @@ class Part(NamedTuple):
 def parts_of(source: str, name: str, options: InputOptions) -> list[Part]:
     """Returns the parts of an input, numbered from 0, in sorted order.
 
-    Raises UserError if the input is missing, holds nothing that can be read, or is a table that is
-    damaged or has no column of text.
+    Raises UserError if the input is missing, holds nothing that can be read or a table that is
+    damaged, or if no table of it has a column of text and there is nothing else.
 
     Args:
         source: a folder or file, local or gs://, or `stdlib`, `topics` or `descriptions`.
@@ -112,6 +114,21 @@ def sampled(parts: list[Part], max_files: int) -> list[Part]:
     return renumbered(chosen)
 
 
+def sorted_by_name(parts: list[Part]) -> list[Part]:
+    """Returns the parts with the files of each slice in the order of their ids.
+
+    Otherwise the files of a folder come before those of its subfolders.
+    """
+    in_order = []
+    for part in parts:
+        slices = []
+        for piece in part.slices:
+            names = sorted(files.names_of(piece), key=sources.encodable)
+            slices.append(piece._replace(names=files.packed_names(names) if names else b""))
+        in_order.append(part._replace(slices=tuple(slices)))
+    return in_order
+
+
 def fingerprint_of(parts: Iterable[Part]) -> str:
     """Returns a hash of the names and stamps of the parts.
 
@@ -130,9 +147,9 @@ def fingerprint_of(parts: Iterable[Part]) -> str:
 def read_part(part: Part, options: InputOptions) -> Iterator[Record | Dropped]:
     """Yields the records of a part, and what is dropped, in the order of the input.
 
-    Reasons are `unreadable`, `too_large`, `not_utf8`, `binary` (a NUL character), `empty` and
+    Reasons are `unreadable`, `too_large`, `not_utf8`, `binary` (a NUL character), `empty`,
     `damaged` (a line that is not a JSON object with text, a notebook or conversation that is not
-    one). Memory is bounded by a batch of rows or a few documents.
+    one) and `no_text_column` (a table). Memory is bounded by a batch of rows or a few documents.
 
     Raises UserError that names the file if a table is truncated or damaged.
     """
@@ -182,6 +199,7 @@ def _folder_slices(root: epath.Path, name: str, options: InputOptions) -> Iterat
     """Yields the slices of a folder: of its files by repository, and of its tables."""
     repositories = [_Repository(root, ".", None, name, options)]
     unreadable = readable = 0
+    no_text: columns.NoTextError | None = None  # of the first table without text
     for folder in sources.walk(root):
         while not repositories[-1].holds(folder.name):
             yield from repositories.pop().files.rest()
@@ -202,12 +220,20 @@ def _folder_slices(root: epath.Path, name: str, options: InputOptions) -> Iterat
             if repository.has_tables and _table_reader(file.name):
                 yield from repository.files.rest()
                 table_name = f"{name}/{sources.encodable(relative)}"
-                yield from _table_slices(root / relative, table_name, file, options)
+                try:
+                    yield from _table_slices(root / relative, table_name, file, options)
+                except columns.NoTextError as error:
+                    no_text = no_text or error
+                    readable -= 1
+                    path = str(root / relative)
+                    yield Slice(columns.NO_TEXT, path, table_name, 0, file.stamp)
             else:
                 document = repository.relative(relative)
                 yield from repository.files.add(document, file.size, file.stamp)
     while repositories:
         yield from repositories.pop().files.rest()
+    if no_text and not readable:
+        raise no_text
     if unreadable and not readable:
         raise UserError(
             f"the input {root} holds only files of formats that cannot be read, as archives:"

@@ -25,6 +25,7 @@ from codellama_jax.data.prepare.duplicates.stage import find_duplicates
 from codellama_jax.data.prepare.inputs import Part, fingerprint_of
 from codellama_jax.data.prepare.policies import POLICIES, Policy
 from codellama_jax.data.prepare.readers.base import InputOptions
+from codellama_jax.data.prepare.records import REASONS
 from codellama_jax.data.prepare.runners import Runner
 from codellama_jax.data.prepare.stages import StageFolder, fingerprint, run_stage
 from codellama_jax.errors import UserError
@@ -48,6 +49,10 @@ class PrepareConfig(Checked):
     shard_bytes: Annotated[int, Range(1, 2**32)] = 64 * 2**20  # of a shard's text
 
 
+class NothingKeptError(UserError):
+    """No document passes the policy."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What was prepared."""
@@ -66,7 +71,7 @@ class Preparation:
         config: the policy, the splits and the shards.
         out: the folder of the prepared corpus, local or gs://.
         runner: runs the stages.
-        say: prints a line of progress.
+        `say`: prints a line of progress.
         benchmarks: the texts that `policy.decontamination` looks for.
         tokenizers: functions that return the number of tokens of a text, by the tokenizer's
             fingerprint.
@@ -166,7 +171,7 @@ class Preparation:
         totals = counts.total(part_counts)
         if not totals.get("kept"):
             left_out = reasons(self.report["documents"], totals)
-            raise UserError(f"no document is kept: {left_out or 'the input holds none'}")
+            raise NothingKeptError(f"no document is kept: {left_out or 'the input holds none'}")
         del totals["shards"], totals["positions"]
         self.report["dataset"] = totals
         facts = {
@@ -237,5 +242,5 @@ def reasons(*stages: dict[str, Any]) -> str:
     texts = []
     for name, count in dropped:
         first = totals.get("examples", {}).get(name, [""])[0]
-        texts.append(f"{count:,} {name}" + (f" (first: {first})" if first else ""))
+        texts.append(f"{count:,} {REASONS[name]}" + (f" (first: {first})" if first else ""))
     return "; ".join(texts)

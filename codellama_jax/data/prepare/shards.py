@@ -11,6 +11,9 @@ from typing import Any
 
 from etils import epath
 
+from codellama_jax.errors import UserError
+from codellama_jax.system.files import reason
+
 DATASET = "documents"
 VERSION = "2.0.0"
 FEATURES = ("id", "text", "path", "language", "repository", "license", "source")
@@ -55,10 +58,13 @@ class ShardWriter:
         with tempfile.TemporaryDirectory(prefix="shard-") as folder:
             # ArrayRecord writes local files only.
             local = Path(folder) / target.name
-            writer = ArrayRecordWriter(str(local), WRITER_OPTIONS)
-            for _, example in self._examples:
-                writer.write(serialized(example))
-            writer.close()
+            try:
+                writer = ArrayRecordWriter(str(local), WRITER_OPTIONS)
+                for _, example in self._examples:
+                    writer.write(serialized(example))
+                writer.close()
+            except RuntimeError as error:  # of ArrayRecord, on a full disk
+                raise UserError(f"cannot write {local}: {reason(error)}") from error
             shard = {
                 "name": target.name,
                 "documents": len(self._examples),

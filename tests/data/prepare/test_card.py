@@ -28,6 +28,7 @@ DOCUMENTS = {
 DATASET = {
     "kept": {"train": 5},
     "dropped": {"near_duplicate": 1, "contaminated": 1},
+    "examples": {"near_duplicate": ["b.c"], "contaminated": ["c.c"]},
     "cleaned": {"contaminated": 2},
     "languages": {"C": {"documents": 4, "characters": 400}},
     "licenses": {"mit": 4},
@@ -64,6 +65,11 @@ def test_the_card_has_the_counts_of_all_stages():
     stages |= {"duplicates": DUPLICATES, "contamination": MARKS}
     card = card_of(manifest(stages), {"documents": 1.5}, "prepare x")
     assert card.dropped == {"long_line": 3, "near_duplicate": 1, "contaminated": 1}
+    assert card.examples == {
+        "long_line": ["a.py"],
+        "near_duplicate": ["b.c"],
+        "contaminated": ["c.c"],
+    }
     assert (card.read, card.read_characters, card.cleaned, card.bytes) == (10, 1000, 2, 77)
     assert card.languages == {"C": Language(0, 5, 500, 4, 400), "Python": Language(3, 2, 100, 0, 0)}
     assert card.lengths == {"after the filters": {64: 4, 128: 3}, "in the dataset": {64: 4}}

@@ -60,7 +60,7 @@ def find_benchmarks(
         numbers: the parts.
         texts: the texts of the benchmarks.
         params: the rules.
-        say: prints a line of progress.
+        `say`: prints a line of progress.
     """
     index, common = stage.path / INDEX, ""
     if not index.exists():
@@ -87,8 +87,8 @@ def find_benchmarks(
         say,
     )
     paths = [stage.output(number) for number in numbers]
-    found = [rule._asdict() for rule in parts.rule_counts(paths)]
-    result: dict[str, Any] = {"rules": found}
+    rules = [rule._asdict() for rule in parts.rule_counts(paths)]
+    result: dict[str, Any] = {"rules": rules}
     if params.tokens:
         shares = parts.token_shares(paths, parts.load_index(index))
         result["tokens"] = [share._asdict() for share in shares]

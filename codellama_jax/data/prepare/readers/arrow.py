@@ -114,7 +114,7 @@ def dataset_files(folder: epath.Path, names: Sequence[str]) -> list[str]:
 
 def _columns(schema: pa.Schema, options: InputOptions, path: str) -> Columns:
     columns = columns_of(tuple(schema.names), options, path)
-    check_types(schema, columns, path)
+    check_types(schema, columns, options, path)
     return columns
 
 

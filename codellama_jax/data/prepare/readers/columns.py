@@ -22,6 +22,7 @@ from codellama_jax.data.prepare.filters.languages import canonical
 from codellama_jax.data.prepare.readers import conversations
 from codellama_jax.data.prepare.readers.base import (
     InputOptions,
+    Slice,
     completed,
     is_notebook,
     text_of,
@@ -30,6 +31,7 @@ from codellama_jax.data.prepare.readers.base import (
 from codellama_jax.data.prepare.records import Dropped, Record
 from codellama_jax.errors import UserError
 
+NO_TEXT = "no_text"  # the reader of a table without text
 # The names of a field in known layouts; the first one that a table has is used.
 KNOWN = {
     "text": ("content", "text", "code"),
@@ -39,6 +41,10 @@ KNOWN = {
     "license": ("max_stars_repo_licenses", "detected_licenses", "licenses", "license"),
     "stars": ("max_stars_count", "star_events_count", "stars"),
 }
+
+
+class NoTextError(UserError):
+    """A table has no column of text, and no option names one."""
 
 
 class Columns(NamedTuple):
@@ -61,13 +67,19 @@ class Columns(NamedTuple):
 def columns_of(available: tuple[str, ...], options: InputOptions, table: str) -> Columns:
     """Returns the columns of a table.
 
-    Raises UserError if a column that an option names is missing, or if there is no text.
+    Raises UserError if a column that an option names is missing, NoTextError if there is no text.
 
     Args:
         available: the names of the table's columns.
         options: the columns that the user named.
         table: the name of the table, for the message.
     """
+    if not options.text_column and not {*KNOWN["text"], *conversations.COLUMNS} & {*available}:
+        expected = ", ".join((*KNOWN["text"], *conversations.COLUMNS[:2]))
+        raise NoTextError(
+            f"{table} has no column of a known name that holds text ({expected}): its columns are"
+            f" {_listed(available)}; name one as text_column"
+        )
     chosen = {}
     for field, names in KNOWN.items():
         option = f"{field}_column"
@@ -82,13 +94,12 @@ def columns_of(available: tuple[str, ...], options: InputOptions, table: str) ->
     messages = [name for name in conversations.COLUMNS if name in available]
     if options.text_column:
         messages = [name for name in messages if name == options.text_column]
-    if not chosen["text"] and not messages:
-        expected = ", ".join((*KNOWN["text"], *conversations.COLUMNS[:2]))
-        raise UserError(
-            f"{table} has no column of a known name that holds text ({expected}): its columns are"
-            f" {_listed(available)}; name one as text_column"
-        )
     return Columns(**chosen, messages=messages[0] if messages else "")
+
+
+def read_no_text(part: Slice, source: str, options: InputOptions) -> Iterator[Dropped]:
+    """Yields that a table of a folder is dropped."""
+    yield Dropped(part.name, "no_text_column")
 
 
 def record_of(
@@ -133,14 +144,15 @@ def record_of(
     return completed(record, options)
 
 
-def check_types(schema: pa.Schema, columns: Columns, table: str) -> None:
-    """Raises UserError if the column of the text does not hold text."""
+def check_types(schema: pa.Schema, columns: Columns, options: InputOptions, table: str) -> None:
+    """Raises UserError if the column of the text does not hold text, NoTextError if not named."""
     if not columns.text or columns.messages:
         return
     kind = schema.field(columns.text).type
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not _is_text(plain):
-        raise UserError(
+        kind_of_error = UserError if options.text_column else NoTextError
+        raise kind_of_error(
             f"the column {columns.text!r} of {table} holds {kind}: name a column of text as"
             " text_column"
         )
