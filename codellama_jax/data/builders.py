@@ -18,7 +18,6 @@ from typing import Any
 from etils import epath
 
 from codellama_jax.config import CorpusConfig, to_dict
-from codellama_jax.data.documents import AGAIN
 from codellama_jax.data.prepare.inputs import (
     Part,
     fingerprint_of,
@@ -220,8 +219,8 @@ def _cached(folder: epath.Path, print_line: Say) -> Prepared | None:
     try:
         return _open(folder, read_json(folder / RECORD))
     except Exception as error:  # TFDS and ArrayRecord raise many types for a damaged file
-        # Without the fix of a corpus that a user prepared.
-        details = reason(error).removesuffix(f": {AGAIN}")
+        # Without the fix, "run `codellama-jax prepare`", of a corpus that a user prepared.
+        details = reason(error).partition(": run ")[0]
         problem = f"the prepared corpus in {folder} is damaged ({details})"
         print_line(f"{problem}: preparing it again")
         return None

@@ -4,6 +4,8 @@ It works without TensorFlow.
 """
 
 import errno
+import functools
+import hashlib
 import json
 import os
 import shutil
@@ -12,19 +14,21 @@ import sys
 import textwrap
 
 import pytest
-import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 from etils import epath
 from paths import ROOT
 
 from codellama_jax.config import CorpusConfig
-from codellama_jax.data import builders, pipeline, sources
+from codellama_jax.data import builders, pipeline
+from codellama_jax.data.prepare import parts, shards
+from codellama_jax.data.prepare.readers import files as file_reader
 from codellama_jax.errors import UserError
 from codellama_jax.system import locks
 
 IMPORTS = """
 import sys
 from codellama_jax.config import CorpusConfig
-from codellama_jax.data import builders, sources
+from codellama_jax.data import builders
 
 def prepare(*arguments):
     corpus = CorpusConfig(code=sys.argv[1], validation_fraction=0.2)
@@ -104,9 +108,15 @@ def test_a_new_file_leaves_the_others_in_their_split(corpus, tmp_path):
 
 def test_prepared_once(corpus, tmp_path, monkeypatch):
     first = builders.prepare(corpus, "code", 0, tmp_path / "cache")
-    monkeypatch.setattr(sources, "load", lambda *_: pytest.fail("prepared although cached"))
+
+    def fail(*_):
+        pytest.fail("prepared although cached")
+
+    monkeypatch.setattr(builders, "Preparation", fail)
+    monkeypatch.setattr(file_reader, "open_file", fail)
     again = builders.prepare(corpus, "code", 0, str(tmp_path / "cache"))
     assert documents(again.train) == documents(first.train) and again.counts == first.counts
+    assert again.fingerprint == first.fingerprint
     for other in (
         CorpusConfig(code=corpus.code, validation_fraction=0.3),
         CorpusConfig(code=corpus.code, max_files=20),
@@ -168,7 +178,7 @@ def test_two_at_once_read_the_corpus_once(corpus, tmp_path):
     builders.prepare(corpus, "code", 0, tmp_path / "elsewhere")
     (prepared,) = (tmp_path / "elsewhere").iterdir()
     second = """
-        sources.load = None  # must not be called
+        builders.Preparation = None  # must not be called
         prepare(lambda line: print(line, flush=True))
     """
     folder = epath.Path(tmp_path) / "cache" / prepared.name
@@ -182,7 +192,7 @@ def test_two_at_once_read_the_corpus_once(corpus, tmp_path):
 
 
 def test_the_slower_of_two_without_locks_uses_the_cache_of_the_other(corpus, tmp_path, monkeypatch):
-    load, cache = sources.load, tmp_path / "cache"
+    preparation, cache = builders.Preparation, tmp_path / "cache"
 
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -190,11 +200,11 @@ def test_the_slower_of_two_without_locks_uses_the_cache_of_the_other(corpus, tmp
     monkeypatch.setattr(locks.fcntl, "flock", no_locks)
 
     def overtaken(*args):
-        monkeypatch.setattr(sources, "load", load)
+        monkeypatch.setattr(builders, "Preparation", preparation)
         builders.prepare(corpus, "code", 0, cache)
-        return load(*args)
+        return preparation(*args)
 
-    monkeypatch.setattr(sources, "load", overtaken)
+    monkeypatch.setattr(builders, "Preparation", overtaken)
     prepared = builders.prepare(corpus, "code", 0, cache)
     assert len(prepared.train) and len(list(cache.rglob("dataset_info.json"))) == 1
 
@@ -205,68 +215,181 @@ def test_one_line_for_a_cache_that_cannot_be_written(corpus, tmp_path):
         builders.prepare(corpus, "code", 0, tmp_path / "cache")
 
 
-def test_a_full_disk_leaves_nothing_behind(corpus, tmp_path, monkeypatch):
-    prepare, cache = tfds.core.DatasetBuilder.download_and_prepare, tmp_path / "cache"
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/corpus/file")
 
-    def full(*args, **kwargs):
-        prepare(*args, **kwargs)
-        raise RuntimeError(
-            'Failed to finalize writing of split "train": write() failed: No space left on device'
-        )
+
+class FullWriter:
+    """ArrayRecord's writer on a full disk."""
+
+    def __init__(self, *_):
+        pass
+
+    def write(self, record):
+        raise RuntimeError("write() failed: No space left on device\nwriting /tmp/x\nat line 3")
+
+
+@pytest.mark.parametrize(
+    "module, name",
+    [
+        (parts.pq, "ParquetWriter"),
+        (array_record_module, "ArrayRecordWriter"),
+        (shards, "copy_file"),
+        (builders, "write_json"),
+        (builders, "_fingerprint"),
+    ],
+)
+@pytest.mark.parametrize("part_bytes", [2**28, 500])
+def test_a_full_disk_leaves_nothing_behind(corpus, tmp_path, monkeypatch, module, name, part_bytes):
+    cache = tmp_path / "cache"
+
+    def full(*_, **__):
+        raise NO_SPACE
 
     with (
         monkeypatch.context() as patch,
         pytest.raises(UserError, match="No space left on device") as error,
     ):
-        patch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", full)
+        patch.setattr(module, name, FullWriter if module is array_record_module else full)
+        options = functools.partial(builders.InputOptions, part_bytes=part_bytes)
+        patch.setattr(builders, "InputOptions", options)
         builders.prepare(corpus, "code", 0, cache)
-    assert "\n" not in str(error.value) and not [
-        path for path in cache.rglob("*") if path.is_file()
-    ]
+    assert "\n" not in str(error.value)
+    assert not [path for path in cache.rglob("*") if path.is_file()]
     assert len(builders.prepare(corpus, "code", 0, cache).train)
+
+
+def refused(folder):
+    """Returns the message about a corpus that is too small to train on."""
+    with pytest.raises(UserError, match="one to train and one to validate") as error:
+        builders.prepare(CorpusConfig(code=str(folder)), "code", 0, folder.parent / "cache")
+    line = str(error.value)
+    assert "\n" not in line and "text files in UTF-8, one document per file, or tables" in line
+    assert not [path for path in (folder.parent / "cache").rglob("*") if path.is_file()]
+    return line
 
 
 def test_one_line_for_a_corpus_without_use(tmp_path):
     (tmp_path / "corpus").mkdir()
     for name in "ab":
         (tmp_path / "corpus" / name).write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="of the 2 files of the corpus 0 can be used"):
-        builders.prepare(CorpusConfig(code=str(tmp_path / "corpus")), "code", 0, tmp_path / "cache")
+    line = refused(tmp_path / "corpus")
+    assert line.startswith(f"of the 2 documents of the corpus 0 can be used ({tmp_path / 'corpus'}")
+    assert "Left out: 2 not in UTF-8 (first: corpus/a). Add files" in line
 
 
 UNUSABLE = {
-    "rows.jsonl": ("1 JSON lines", '{"text": "%s"}\n' % ("x" * 200)),
-    "part-0.parquet": ("1 parquet tables", b"PAR1\0\0PAR1"),
-    "notes.ipynb": ("1 notebooks", '{"cells": ["%s"]}' % ("x" * 2000)),
-    "page.min.js": ("1 with a line over 1,000 characters", "var x=1;" * 700),
-    "table.py": ("1 of data: under 40% of its visible characters", "0x0000, 1234,\n" * 50),
-    "wide.py": ("1 with lines over 100 characters on average", ("word " * 30 + "\n") * 9),
-    "made.py": ("1 marked as generated", "# Generated by tools/make.py\nx = 1\n"),
+    "rows.jsonl": ("1 damaged", "no JSON\n", "#0"),
+    "numbers.jsonl": ("1 tables without a column of text", '{"size": 1}\n', ""),
+    "notes.ipynb": ("1 damaged", '{"cells": ["%s"]}' % ("x" * 2000), ""),
+    "archive.zip": ("1 binary", b"PK\3\4\0\0", ""),
+    "page.min.js": ("1 with a long line", "var x=1;" * 700, ""),
+    "table.py": ("1 of data instead of words", "0x0000, 1234,\n" * 50, ""),
+    "wide.py": ("1 with long lines on average", ("word " * 30 + "\n") * 9, ""),
+    "made.py": ("1 generated", "# Generated by tools/make.py\nx = 1\n", ""),
+    "empty.py": ("1 empty", " \n", ""),
 }
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
 def test_the_reason_is_named_with_a_file(tmp_path, name):
     """Of a folder whose files are of one kind that is not read."""
-    reason, content = UNUSABLE[name]
+    reason, content, row = UNUSABLE[name]
     (tmp_path / "corpus").mkdir()
     data = content if isinstance(content, bytes) else content.encode()
     (tmp_path / "corpus" / name).write_bytes(data)
     (tmp_path / "corpus" / "good.py").write_text("value = 1\n")
-    with pytest.raises(UserError, match="one to train and one to validate") as error:
+    assert f"Left out: {reason} (first: corpus/{name}{row}). Add" in refused(tmp_path / "corpus")
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "part-0.parquet").write_bytes(b"PAR1\0\0PAR1")
+    (tmp_path / "corpus" / "good.py").write_text("value = 1\n")
+    with pytest.raises(UserError, match=r"corpus/part-0\.parquet is truncated or damaged") as error:
         builders.prepare(CorpusConfig(code=str(tmp_path / "corpus")), "code", 0, tmp_path / "cache")
-    line = str(error.value)
-    assert reason in line and f"(first: corpus/{name})" in line and "\n" not in line
-    assert "a corpus is a folder of plain text files in UTF-8" in line
+    assert "\n" not in str(error.value)
 
 
 def test_files_that_are_all_alike(tmp_path):
     (tmp_path / "corpus").mkdir()
     for number in range(5):
         (tmp_path / "corpus" / f"copy{number}.py").write_text("value = 1\n")
-    with pytest.raises(UserError, match=r"of the 5 files of the corpus 1 can be used") as error:
-        builders.prepare(CorpusConfig(code=str(tmp_path / "corpus")), "code", 0, tmp_path / "cache")
-    assert "4 nearly equal to another file (first: corpus/copy1.py)" in str(error.value)
+    line = refused(tmp_path / "corpus")
+    assert line.startswith("of the 5 documents of the corpus 1 can be used")
+    assert "Left out: 4 equal to another document (first: corpus/copy1.py). Add" in line
+    lines = [f"value_{number} = compute({number})\n" for number in range(100)]
+    for number in range(5):
+        text = "".join([*lines[:number], "inserted = 1\n", *lines[number:]])
+        (tmp_path / "corpus" / f"copy{number}.py").write_text(text)
+    assert "4 nearly equal to another document (first: corpus/copy1.py)" in refused(
+        tmp_path / "corpus"
+    )
+
+
+def test_one_file_is_a_corpus_if_it_holds_documents(tmp_path):
+    (tmp_path / "alone.py").write_text("value = 1\n")
+    line = refused(tmp_path / "alone.py")
+    assert line.startswith("of the 1 documents of the corpus 1 can be used")
+    rows = "".join(json.dumps({"text": f"value = {number}\n"}) + "\n" for number in range(9))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    corpus = CorpusConfig(code=str(tmp_path / "rows.jsonl"), validation_fraction=0.2)
+    prepared = builders.prepare(corpus, "code", 0, tmp_path / "cache")
+    texts = documents(prepared.train) | documents(prepared.validation)
+    assert sorted(texts.values()) == [f"value = {number}\n" for number in range(9)]
+    name = tmp_path.name
+    assert min(texts) == f"{name}/rows.jsonl#0"
+
+
+def test_a_folder_with_everything(tmp_path):
+    """Hidden files, links, pipes and names that are not UTF-8."""
+    folder = tmp_path / "corpus"
+    code = "".join(f"def function_{i}(x):\n    return x + {i}\n" for i in range(9))
+    kept = {
+        "src/a.py": code,
+        "src/b.rs": "fn main() {\r\n}\r\n",
+        "naïve.txt": "é" * 50,
+        "deep/er/c.md": "some words of prose\n" * 50,
+    }
+    dropped = {
+        ".git_hidden/config": "x = 1",
+        "src/.env": "secret",
+        "latin.py": "é = 1".encode("latin-1"),
+        "empty.py": " \n",
+        "image.png": b"\x89PNG\r\n\x1a\n\0\0",
+        "text.bin": b"abc\0def",
+        "gen.py": "# Generated by tools/make.py\nx = 1\n",
+    }
+    for name, content in (kept | dropped).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (folder / "link.py").symlink_to(folder / "src/a.py")
+    (folder / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe")
+    (folder / os.fsdecode(b"odd\xff")).write_text("any bytes name a file\n")
+    kept["odd\\udcff"] = "any bytes name a file\n"
+    prepared = builders.prepare(CorpusConfig(code=str(folder)), "code", 0, tmp_path / "cache")
+    texts = documents(prepared.train) | documents(prepared.validation)
+    assert texts == {f"corpus/{name}": text for name, text in kept.items()}
+    counts = {"files": 5, "not_utf8": 1, "binary": 2, "empty": 1, "generated": 1}
+    splits = {"train": 4, "validation": 1, "characters": sum(map(len, kept.values()))}
+    assert prepared.counts == counts | splits
+
+
+def test_files_that_vanish_after_they_were_listed(corpus, tmp_path, monkeypatch):
+    preparation = builders.Preparation
+
+    def changed(*args):
+        for name in ("f0.py", "f1.py", "f2.py"):
+            (tmp_path / "corpus" / name).unlink()
+        os.mkfifo(tmp_path / "corpus" / "f1.py")  # reading it would wait for ever
+        (tmp_path / "corpus" / "f2.py").mkdir()
+        return preparation(*args)
+
+    monkeypatch.setattr(builders, "Preparation", changed)
+    lines = []
+    prepared = builders.prepare(corpus, "code", 0, tmp_path / "cache", lines.append)
+    assert prepared.counts["files"] == 37 and prepared.counts["unreadable"] == 3
+    assert "3 unreadable (first: corpus/f0.py)" in lines[-1]
 
 
 def _damages():
@@ -277,37 +400,83 @@ def _damages():
         "half": lambda data: data[: len(data) // 2],
         "flipped": lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:],
         "list": lambda data: b"[]",
+        "deleted": lambda data: None,
     }
 
 
 @pytest.mark.parametrize("damage", _damages())
 def test_a_damaged_cache_is_prepared_again(corpus, tmp_path, damage):
-    cache, lines = tmp_path / "cache", []
+    cache = tmp_path / "cache"
     first = builders.prepare(corpus, "code", 0, cache)
-    expected = documents(first.train), first.fingerprint
-    names = ("prepared.json", "dataset_info.json", "features.json", "*train.array_record*")
-    for name in names:
+    expected = documents(first.train), first.counts, first.fingerprint
+    names = ("dataset_info.json", "features.json", "*train.array_record*", "*validation.array*")
+    for name in ("prepared.json", "manifest.json", *names):
         (record,) = cache.glob("*/prepared.json")
         newest = record.parent / json.loads(record.read_text())["path"]
-        (path,) = [record] if name == "prepared.json" else newest.glob(name)
-        before = path.read_bytes()
-        path.write_bytes(_damages()[damage](before))
+        (path,) = [record] if name == "prepared.json" else newest.rglob(name)
+        data = _damages()[damage](path.read_bytes())
+        if data is None:
+            path.unlink()
+        else:
+            path.write_bytes(data)
+        lines = []
         again = builders.prepare(corpus, "code", 0, cache, lines.append)
-        assert (documents(again.train), again.fingerprint) == expected, name
-    warnings = [line for line in lines if "is damaged" in line]
-    assert len(warnings) == (len(names) if damage != "flipped" else len(warnings)) >= len(names) - 1
+        assert (documents(again.train), again.counts, again.fingerprint) == expected, name
+        warnings = [line for line in lines if "is damaged" in line]
+        # A deleted record is a cache that was never complete.
+        assert len(warnings) == (name != "prepared.json" or damage != "deleted"), name
+        for warning in warnings:
+            assert warning.startswith(f"the prepared corpus in {record.parent} is damaged (")
+            assert warning.endswith("): preparing it again") and "\n" not in warning
+            assert "codellama-jax prepare" not in warning
 
 
-def test_a_cache_of_an_earlier_version_is_read(corpus, tmp_path, monkeypatch):
-    """Its prepared.json has no checksums."""
+@pytest.mark.parametrize("position", range(0, 100, 9))
+def test_a_byte_of_the_record_that_changed_is_noticed(corpus, tmp_path, position):
     first = builders.prepare(corpus, "code", 0, tmp_path / "cache")
-    (path,) = (tmp_path / "cache").glob("*/prepared.json")
-    record = json.loads(path.read_text())
-    assert record.pop("files")
-    path.write_text(json.dumps(record, indent=1))
-    monkeypatch.setattr(sources, "load", lambda *_: pytest.fail("prepared although cached"))
+    (record,) = (tmp_path / "cache").glob("*/prepared.json")
+    data = bytearray(record.read_bytes())
+    data[position * len(data) // 100] ^= 1
+    record.write_bytes(data)
     again = builders.prepare(corpus, "code", 0, tmp_path / "cache")
-    assert documents(again.train) == documents(first.train)
+    assert (again.counts, again.fingerprint) == (first.counts, first.fingerprint)
+
+
+# Of the version before the stages of `prepare`: sha256 of the ids and texts in the order of files.
+EARLIER = {0: "82f89dd51c141692", 60: "1c72d3cbfa62afc5"}
+
+
+@pytest.mark.parametrize("block_chars", EARLIER)
+def test_the_fingerprint_is_that_of_earlier_versions(tmp_path, block_chars):
+    """Run folders of these versions resume by it. Of equal files the first by name is kept."""
+    folder = tmp_path / "corpus"
+    (folder / "sub" / "deep").mkdir(parents=True)
+    for i in range(30):
+        place = folder / ("", "sub", "sub/deep", "zoo")[i % 4]
+        place.mkdir(exist_ok=True)
+        text = "".join(f"def f{j}():\n    return {i * j}\n\n\n" for j in range(i + 3))
+        (place / f"f{i}.py").write_text(text)
+    # A folder's files come before those of its subfolders in a walk, and after them by name.
+    for name in ("zzz.py", "sub/deep/copy.py", "sub/copy.py"):
+        (folder / name).write_text("value = 'the same in three files'\n")
+    (folder / "latin.py").write_bytes(b"x = '\xe9'\n")
+    corpus = CorpusConfig(code=str(folder), validation_fraction=0.2)
+    prepared = builders.prepare(corpus, "code", block_chars, tmp_path / "cache")
+    names = files(prepared.train) | files(prepared.validation)
+    assert "corpus/sub/copy.py" in names and len(names) == 31
+    assert prepared.fingerprint == EARLIER[block_chars]
+    splits = {}
+    for split in ("train", "validation"):
+        shard = getattr(prepared, split)
+        ids = [shard[i]["id"].decode() for i in range(len(shard))]
+        # Documents come in the order of a hash, as in a dataset that TFDS writes.
+        assert ids == sorted(ids, key=lambda name: hashlib.md5(f"{split}{name}".encode()).digest())
+        by_file = {}
+        texts = documents(shard)
+        for name in sorted(texts, key=lambda name: int(name.partition("#")[2] or 0)):
+            by_file.setdefault(name.partition("#")[0], []).append((name, texts[name]))
+        splits[split] = [block for file in sorted(by_file) for block in by_file[file]]
+    assert hashlib.sha256(json.dumps(splits).encode()).hexdigest()[:16] == EARLIER[block_chars]
 
 
 def test_a_home_folder_as_cache(corpus, tmp_path, monkeypatch):
