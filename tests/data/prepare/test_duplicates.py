@@ -12,6 +12,7 @@ from codellama_jax.data.prepare import records
 from codellama_jax.data.prepare.duplicates import candidates, minhash
 from codellama_jax.data.prepare.duplicates import stage as duplicates
 from codellama_jax.data.prepare.duplicates.minhash import NearDuplicates
+from codellama_jax.data.prepare.policies import POLICIES
 from codellama_jax.data.prepare.runners import Runner
 
 NEAR = NearDuplicates(enabled=True)
@@ -120,6 +121,24 @@ def test_each_step_can_be_off(
     find(paths, tmp_path / "out", params, exact)
     found = dropped(tmp_path / "out", paths)
     assert {number: kind for number, (kind, *_) in found.items()} == expected
+
+
+def test_near_equal_lines_in_the_policy_of_code_llama(local_shuffle, write_documents, tmp_path):
+    """Of a file, a file with half of its lines, an edited one and two with the same lines."""
+    lines = [f"value_{i} = compute({i})" for i in range(100)]
+    edited = [*lines[:50], "inserted = 1", *("    " + line for line in lines[50:])]
+    half = [*lines[:50], *(f"other_{i}" for i in range(50))]
+    texts = ["\n".join(each) for each in (lines, half, edited, lines, reversed(lines))]
+    params = POLICIES["code_llama"].near_duplicates
+    paths = write_documents(python(*texts, "a\nb", "c\nd"), params)
+    summary = find(paths, tmp_path / "out", params)
+    result = dropped(tmp_path / "out", paths)
+    assert {number: value[:2] for number, value in result.items()} == {
+        2: ("near", 0),
+        3: ("exact", 0),
+        4: ("near", 0),
+    }
+    assert (summary["exact"], summary["near"]) == (1, 2)
 
 
 def test_the_document_with_most_stars_is_kept_then_the_first(

@@ -1,8 +1,10 @@
 """Inputs in parts: nothing lost or read twice, the same names everywhere."""
 
+import errno
 import json
 import os
 import pickle
+import re
 import shutil
 
 import hypothesis
@@ -11,13 +13,14 @@ import pytest
 
 from codellama_jax.checked import FieldError
 from codellama_jax.data import sources
-from codellama_jax.data.prepare import inputs
 from codellama_jax.data.prepare.inputs import (
     InputOptions,
     fingerprint_of,
     parts_of,
     read_part,
     renumbered,
+    sampled,
+    sorted_by_name,
 )
 from codellama_jax.data.prepare.readers import files
 from codellama_jax.data.prepare.readers.base import Slice
@@ -268,6 +271,104 @@ def test_options_are_checked():
         InputOptions(notebooks="html")
 
 
-def test_the_file_system_is_no_input():
-    with pytest.raises(UserError, match="complete file system"):
-        inputs.parts_of("/", "in", InputOptions())
+@pytest.mark.parametrize("source", ["bogus://bucket/folder", "", "a\0b", "/dev/null", "/"])
+def test_one_line_for_an_input_that_is_no_folder(source):
+    message = r"unknown scheme 'bogus'|not valid|not a regular file|is the complete file system"
+    with pytest.raises(UserError, match=message) as error:
+        parts_of(source, "", InputOptions())
+    assert "\n" not in str(error.value)
+
+
+def test_private_and_broken_files(tmp_path, monkeypatch, write_files):
+    """A private file is dropped; an error of the disk is none of the corpus."""
+    write_files(tmp_path, {"a.py": "x", "b.py": "y"})
+    parts = parts_of(str(tmp_path), "in", InputOptions())
+    opened = files.open_file
+
+    def fail(path):
+        if path.endswith("a.py"):
+            raise error
+        return opened(path)
+
+    monkeypatch.setattr(files, "open_file", fail)
+    error = PermissionError(errno.EACCES, "Permission denied")
+    results = read_all(parts, InputOptions())
+    assert results[0] == Dropped("in/a.py", "unreadable") and results[1].id == "in/b.py"
+    error = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(UserError, match=r"cannot read .*a\.py: Input/output error"):
+        read_all(parts, InputOptions())
+
+
+def names_in(parts):
+    return [name for part in parts for piece in part.slices for name in files.names_of(piece)]
+
+
+def test_the_sample_of_files_is_stable(tmp_path, write_files):
+    write_files(tmp_path / "a" / "in", {f"{number}.py": "x" for number in range(100)})
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    small = InputOptions(part_bytes=10)
+    parts = parts_of(str(tmp_path / "a" / "in"), "", InputOptions())
+    ten, eleven = sampled(parts, 10), sampled(parts, 11)
+    assert len(names_in(ten)) == 10 and set(names_in(ten)) < set(names_in(eleven))
+    assert names_in(ten) != names_in(parts)[:10] and names_in(ten) == sorted(names_in(ten))
+    for options in (InputOptions(), small):
+        elsewhere = parts_of(str(tmp_path / "b" / "in"), "", options)
+        assert names_in(sampled(elsewhere, 10)) == names_in(ten)
+        numbers = [part.number for part in sampled(elsewhere, 10)]
+        assert numbers == list(range(len(numbers)))
+    assert sampled(parts, 0) == sampled(parts, 100) == parts
+
+
+def test_files_can_come_in_the_order_of_their_ids(tmp_path, write_files, write_table, stack_row):
+    write_files(tmp_path, {"b/c.py": "x", "b/a/d.py": "x", "b-c.py": "x", "z.py": "x"})
+    (tmp_path / os.fsdecode(b"odd\xff.py")).write_text("y")
+    write_table(tmp_path / "zz" / "t.jsonl", [stack_row(1)])
+    parts = parts_of(str(tmp_path), "in", InputOptions())
+    assert names_in(parts) == ["b-c.py", os.fsdecode(b"odd\xff.py"), "z.py", "b/c.py", "b/a/d.py"]
+    in_order = sorted_by_name(parts)
+    ids = [record.id for record in read_all(in_order, InputOptions()) if "#" not in record.id]
+    assert ids == sorted(ids) and len(ids) == 5
+    assert len(read_all(in_order, InputOptions())) == 6
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrow"])
+def test_a_stray_table_without_text_is_dropped(tmp_path, write_files, write_table, kind):
+    folder = tmp_path / "in"
+    write_files(folder, {"a.py": "x = 1\n", "z.py": "x = 2\n"})
+    path = write_table(folder / f"stray.{kind}", [{"size": 1, "title": "x"}] * 3)
+    write_table(folder / f"text.{kind}", [{"content": "y = 1\n"}])
+    results = read_all(parts_of(str(folder), "", InputOptions()), InputOptions())
+    assert [result.id for result in results] == [
+        "in/a.py",
+        f"in/stray.{kind}",
+        f"in/text.{kind}#0",
+        "in/z.py",
+    ]
+    assert results[1] == Dropped(f"in/stray.{kind}", "no_text_column")
+    message = rf"stray\.{kind} has no column of a known name that holds text .* are size, title; name"
+    with pytest.raises(UserError, match=message):
+        parts_of(str(path), "", InputOptions())
+    with pytest.raises(UserError, match=rf"stray\.{kind} has no column 'content'"):
+        parts_of(str(folder), "", InputOptions(text_column="content"))
+    for name in ("a.py", "z.py", f"text.{kind}"):
+        (folder / name).unlink()
+    (folder / "archive.zip").write_bytes(b"PK")
+    # Nothing else can be read: probably these are the documents.
+    with pytest.raises(UserError, match=message):
+        parts_of(str(folder), "", InputOptions())
+
+
+def test_a_stray_table_whose_text_is_of_numbers(tmp_path, write_files, write_table):
+    write_files(tmp_path, {"a.py": "x = 1\n"})
+    write_table(tmp_path / "text.parquet", [{"text": 1}])
+    results = read_all(parts_of(str(tmp_path), "in", InputOptions()), InputOptions())
+    assert results[1] == Dropped("in/text.parquet", "no_text_column")
+    with pytest.raises(UserError, match=r"column 'text' of .* holds int64: name a column of text"):
+        parts_of(str(tmp_path), "in", InputOptions(text_column="text"))
+
+
+@pytest.mark.parametrize("name", ["bad.parquet", "bad.arrow", "bad.jsonl.gz", "bad.jsonl.zst"])
+def test_a_stray_table_that_is_damaged_is_an_error(tmp_path, write_files, name):
+    write_files(tmp_path, {"a.py": "x = 1\n", name: b"PAR1 nothing more"})
+    with pytest.raises(UserError, match=rf"{re.escape(name)} is truncated or damaged"):
+        read_all(parts_of(str(tmp_path), "in", InputOptions()), InputOptions())
