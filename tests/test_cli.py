@@ -113,7 +113,7 @@ def test_a_plan_works_from_any_folder(command):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((), "expected one of {run, plan, compile, complete, infill, evaluate, import, export,"),
+        ((), "expected one of {run, plan, compile, prepare, complete, infill, evaluate,"),
         (("plam", "x"), "VERB is 'plam': it must be one of run, plan, .*; did you mean plan"),
         (("",), "VERB is '': it must be one of run, plan"),
         (("--foo",), "unrecognized option: --foo; .*see codellama-jax --help"),

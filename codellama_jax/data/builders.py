@@ -19,8 +19,8 @@ from etils import epath
 
 from codellama_jax.config import CorpusConfig, to_dict
 from codellama_jax.data.prepare.inputs import Part, fingerprint_of, parts_of, sampled
-from codellama_jax.data.prepare.pipeline import Preparation, PrepareConfig, Result, reasons
 from codellama_jax.data.prepare.policies import POLICIES, Policy
+from codellama_jax.data.prepare.preparation import Preparation, PrepareConfig, Result, reasons
 from codellama_jax.data.prepare.readers.base import InputOptions
 from codellama_jax.data.prepare.runners import Runner
 from codellama_jax.data.prepare.stages import fingerprint

@@ -18,7 +18,7 @@ from codellama_jax.report.tables import duration
 from codellama_jax.system.files import write_file
 
 if TYPE_CHECKING:
-    from codellama_jax.data.prepare.pipeline import Result
+    from codellama_jax.data.prepare.preparation import Result
 
 ROWS = 40  # of a table; the others are counted in a last row
 SAMPLES = 5  # ids of a cluster

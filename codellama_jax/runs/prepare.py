@@ -95,7 +95,7 @@ class Prepare(Checked):
 
     def _prepare(self, out: epath.Path, say: Callable[[str], None]) -> None:
         from codellama_jax.data.prepare.inputs import parts_of, renumbered
-        from codellama_jax.data.prepare.pipeline import Preparation, PrepareConfig
+        from codellama_jax.data.prepare.preparation import Preparation, PrepareConfig
         from codellama_jax.data.prepare.runners import Runner
         from codellama_jax.report.data_card import write_card
 

@@ -9,22 +9,27 @@ import tokenize
 import warnings
 from typing import Any
 
-# Tokenizers search the end of a string from every quote, which takes time quadratic in a line.
 LONGEST_LINE = 1000  # characters; longer lines count as code without comments
+# Tokenizers that lost track of a string search its end from every escaped quote. Documents with
+# more escaped quotes times characters are not tokenized.
+MOST_STEPS = 10**8
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def is_python3(text: str) -> bool:
-    """Tells whether a text parses as the running version of Python."""
+    """Returns whether a text parses as the running version of Python."""
     return _syntax_tree(text) is not None
 
 
 def comment_share(text: str, language: str) -> float | None:
-    """Returns the share of characters in comments and docstrings; None for an unknown language.
+    """Returns the share of characters in comments and docstrings; None if it cannot be computed.
 
+    That is so for languages without a tokenizer and for texts full of escaped quotes.
     As SantaCoder's: of Python the comments without "#" and the docstrings without indentation, of
     other languages the comments that pygments finds.
     """
+    if sum(map(text.count, ("\\'", '\\"', "\\`"))) * len(text) > MOST_STEPS:
+        return None
     if language == "Python":
         size = _python_comments(text) + _docstrings(text)
     elif (lexer := _lexer(language)) is not None:

@@ -13,7 +13,7 @@ import string
 from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 
-from codellama_jax.data.prepare import comments
+from codellama_jax.data.prepare import comments, languages
 from codellama_jax.data.prepare.policies import ExtensionRules, Policy
 from codellama_jax.data.prepare.records import Dropped, Record
 
@@ -54,9 +54,8 @@ def apply(
     if not record.text or record.text.isspace():
         return Dropped(record.id, "empty", len(record.text), record.language)
     if not record.language:
-        if language_of is None:
-            from codellama_jax.data.prepare.languages import language_of
-        record = record._replace(language=language_of(record.path, record.text))
+        detect = language_of or languages.language_of
+        record = record._replace(language=detect(record.path, record.text))
     reason = (
         _metadata_reason(record, policy)
         or _size_reason(record, policy)
@@ -169,13 +168,13 @@ def _bound(of_extension: float | None, of_policy: float) -> float:
 
 
 def has_name(path: str, patterns: Iterable[str]) -> bool:
-    """Tells whether the file name of a path matches one of the shell patterns, in any case."""
+    """Returns whether the file name of a path matches one of the shell patterns, in any case."""
     name = path.rpartition("/")[2].lower()
     return any(fnmatch.fnmatchcase(name, pattern.lower()) for pattern in patterns)
 
 
 def is_licensed(expression: str, licenses: Iterable[str]) -> bool:
-    """Tells whether licenses, joined by `or` or `and` or listed with commas, are all allowed.
+    """Returns whether licenses, joined by `or` or `and` or listed with commas, are all allowed.
 
     A choice such as "mit or gpl-2.0" needs one allowed license, since that is the one chosen.
     """
@@ -188,7 +187,7 @@ def is_licensed(expression: str, licenses: Iterable[str]) -> bool:
 
 
 def is_marked_generated(lines: Iterable[str]) -> bool:
-    """Tells whether lines hold a marker of generated files, such as "do not edit"."""
+    """Returns whether lines hold a marker of generated files, such as "do not edit"."""
     return GENERATED_MARKER.search("\n".join(lines)) is not None
 
 
@@ -208,13 +207,13 @@ def alphabetic_share(text: str) -> float:
 
 
 def is_data(text: str, min_letters: float) -> bool:
-    """Tells whether letters are below a share of the visible bytes, as in tables of numbers."""
+    """Returns whether letters are below a share of the visible bytes, as in tables of numbers."""
     visible = _encoded("".join(text.split()))
     return len(visible.translate(None, _LETTERS)) > (1 - min_letters) * len(visible)
 
 
 def has_xml_declaration(text: str) -> bool:
-    """Tells whether a text starts as XML does, after at most 100 characters."""
+    """Returns whether a text starts as XML does, after at most 100 characters."""
     return "<?xml version=" in text[:XML_CHARACTERS]
 
 
@@ -253,8 +252,8 @@ def _end_of_markup(text: str, start: int) -> int:
 
 def _after(text: str, mark: str, start: int) -> int:
     """Returns the position after the next `mark`, the end of the text if there is none."""
-    found = text.find(mark, start)
-    return len(text) if found < 0 else found + len(mark)
+    position = text.find(mark, start)
+    return len(text) if position < 0 else position + len(mark)
 
 
 def _share(text: str, ascii_members: bytes, is_member: Callable[[str], bool]) -> float:

@@ -1,4 +1,4 @@
-"""Tells random strings, such as keys, from words and identifiers by pairs of characters.
+"""Separates random strings, such as keys, from words and identifiers by pairs of characters.
 
 The published redaction uses the package gibberish-detector with a model trained on English books.
 This model is trained at import on the words below, which are those that identifiers of code are
@@ -25,7 +25,7 @@ _SHARE_UNIFORM = 0.05  # of the probability of a pair, so that none is 0
 
 _WORDS = """
 the of and to in is that for it as was with be by on not his but at are this have from or had an
-they which one you were her all their there been would who when more will no if out so said what
+they which one you were her all their there been would who when more will no if out so what
 up its about into than them can only other new some could time these two may then do first any
 access account action active adapter add address after agent alias align all allow alpha amount
 anchor angle api append application apply archive area argument array assert asset assign async
@@ -42,7 +42,7 @@ debug decimal decode default define delay delete delta depth description design 
 detail device dialog dict difference digest dimension direct directory disable disk display
 distance document domain double down download draw driver drop dump duplicate duration dynamic
 each edge edit editor effect element email empty enable encode end engine entity entry enum
-environment equal error escape event example exception exchange execute exist exit expand expected
+environment equal error escape event example exception execute exist exit expand expected
 experiment explicit export expression extend external extra factor factory fail false family
 feature fetch field figure file fill filter final find finish fix flag float flow flush folder
 follow font force foreground form format forward found frame free frequency friend front full
@@ -61,7 +61,7 @@ operation optimize option order origin other output outer overflow override owne
 page panel parallel parameter parent parse part partial pass password patch path pattern payload
 peer pending percent perform permission phase phone picture pixel place plain plan platform player
 plugin point policy pool popup port position post power precision predict prefix prepare present
-preview previous price primary print priority private process product profile program progress
+preview previous price primary print priority private process profile program progress
 project promise property protocol provider proxy public publish pull push python query question
 queue quick quote radius random range rate ratio raw reach read ready real reason receive record
 rectangle recursive red reduce reference refresh region register regular relation release remote
@@ -120,5 +120,5 @@ def score(text: str) -> float:
 
 
 def is_gibberish(text: str, least: float = LEAST_SCORE) -> bool:
-    """Tells whether a string is random rather than made of words."""
+    """Returns whether a string is random rather than made of words."""
     return score(text) < least

@@ -7,7 +7,7 @@ random characters, each drawn from a handful; the same secret gets the same repl
 
 We differ in these points:
 - The replacement is chosen by a hash of the secret instead of at random, so that it is the same in
-  every process. A handful of them tells little about the secret, unlike a hash of it.
+  every process. A handful of them reveals little about the secret, unlike a hash of it.
 - Two secrets with nothing between them stay so; the published code writes a space there.
 - E-mail addresses of the reserved domains example.com, .org and .net stay.
 - IP addresses are found after characters such as "=" and "/" too, but not in a name with a version.
@@ -59,14 +59,18 @@ _DOMAIN = re.compile(
     r"@([^\s@!?;,/:)('\"<>\[\]{}]{1,253}\.[^\W\d_]\w+)(?=$|[\s,?!;:)('\".<>\]}\\/&|`])"
 )
 _LOCAL_PART = re.compile(r"[^\s@?!;,:)('\"<>=\[\]{}|`\\/&]+\Z")
-_RESERVED_DOMAIN = re.compile(r"(?:.*\.)?example\.(?:com|org|net)|(?:.*\.)?[^.]+\.example", re.I)
+_RESERVED_DOMAIN = re.compile(
+    r"(?:.*\.)?example\.(?:com|org|net)|(?:.*\.)?[^.]+\.example", re.IGNORECASE
+)
 _IPV4 = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?![\w-]|\.\d|/\d)")
 _IPV6_PART = re.compile(r":[0-9a-fA-F]{0,4}:")
 _IPV6 = re.compile(r"[0-9a-fA-F:.]{2,45}")
 _OBJECT_IDENTIFIERS = ("1.3.", "2.5.4.", "2.5.29.")  # of X.500, such as "2.5.29.15"
 # Before a number: a version of a package, or the name of a program with a slash.
 _VERSION_BEFORE = re.compile(
-    r"(?:version|release|ver\.?|[=~!<>]=|[\^~<>@])[\"')\]]*\s*[:=]?\s*[\"'(\[]*\Z|[A-Za-z]/\Z", re.I
+    r"(?:version|release|(?<![a-z])ver\.?|[=~!<>]=|[\^~<>@])[\"')\]]*\s*[:=]?\s*[\"'(\[]*\Z"
+    r"|[A-Za-z]/\Z",
+    re.IGNORECASE,
 )
 
 
@@ -151,7 +155,7 @@ def _is_word(character: str) -> bool:
 
 
 def _is_public(address: str) -> bool:
-    """Tells whether an address is valid, assigned to someone, and no well-known DNS server."""
+    """Returns whether an address is valid, assigned to someone, and no well-known DNS server."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:  # such as 33.01.33.33
@@ -165,7 +169,7 @@ def _is_public(address: str) -> bool:
 
 
 def _is_version(text: str, start: int, end: int) -> bool:
-    """Tells whether four numbers are a version or the name of an object in a standard.
+    """Returns whether four numbers are a version or the name of an object in a standard.
 
     A version has nearly only single digits, or follows the name of what it is the version of.
     """
@@ -221,7 +225,7 @@ def _key_body(body: str) -> str:
     """Returns the body of a private key with one word, and the layout around it."""
     words = secrets.key_body_words(body)
     secret = "".join(body[start:end] for start, end in words)
-    if secret in _KEYS:
+    if any(key in secret for key in _KEYS):  # redacted before
         return body
     first = max(words, key=lambda span: span[1] - span[0])
     pieces = []

@@ -1,7 +1,7 @@
 """The rules by which `prepare` keeps, redacts and drops documents, and the published sets of them.
 
 A `Policy` names every rule and its bounds; with its defaults every step is off. `POLICIES` holds
-the rules of the papers by name. A comment beside each of them gives the source, and tells which
+the rules of the papers by name. A comment beside each of them gives the source, and names which
 bounds are our choice because none is published.
 """
 
@@ -206,7 +206,7 @@ _CODEGEEX = Policy(
 # repository. JSON and YAML have 50 to 5,000 characters in the paper, 100 to 5,000 in the script: we
 # take the paper's. SantaCoder's optional rules (more than 5 stars, comments between 0.01 and 0.8,
 # characters per token) are off, as in StarCoder. StarCoder replaced PII that a model found; the
-# model is not available here, so that SantaCoder's detectors stand in for it. Our choice: languages
+# model is not available here, so that SantaCoder's detectors replace it. Our choice: languages
 # and extensions that the table lacks are kept, with the bounds of most extensions.
 _STARCODER = Policy(
     excluded_names=tuple(f"*.{extension}" for extension in _EXCLUDED_EXTENSIONS.split()),

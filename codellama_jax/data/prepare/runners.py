@@ -13,10 +13,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-import codellama_jax
 from codellama_jax.checked import choices_problem, nearest
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import reason
@@ -124,10 +122,9 @@ def worker_error(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _worker_path() -> Iterator[None]:
-    """Lets the processes that a runner starts import this library where it is not installed."""
-    root = str(Path(codellama_jax.__file__).parents[1])
+    """Lets the processes that a runner starts import what this process can import."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([root, before] if before else [root])
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     try:
         yield
     finally:

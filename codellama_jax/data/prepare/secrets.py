@@ -22,7 +22,7 @@ import itertools
 import re
 import string
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from codellama_jax.data.prepare.gibberish import LEAST_MARKED_SCORE, is_gibberish
 
@@ -43,8 +43,8 @@ _HAS_DIGIT = re.compile("[0-9]")
 _REST_OF_WORD = re.compile(r"[\w-]*")
 _PADDING = re.compile("={0,2}")  # of base64
 _NAME = (
-    r"(?:(?:api|secret|access|auth|account|aws|client|private|service|encryption|signing|master|app|db"
-    r"|application|consumer|database|deploy|license|shared)[_-]?key|token|secret|passw(?:or)?d"
+    r"(?:(?:api|secret|access|auth|account|aws|client|private|service|encryption|signing|master|app"
+    r"|db|application|consumer|database|deploy|license|shared)[_-]?key|token|secret|passw(?:or)?d"
     r"|passwd|pwd|passphrase|credentials?)"
 )
 # Ends where a value starts: `api_key = "`, `"token": "`, `TOKEN=`, `Bearer `, `--password `.
@@ -112,7 +112,7 @@ def _values(text: str) -> Iterator[Span]:
 
 
 def _may_be_random(value: str) -> bool:
-    """Tells whether a word is not just letters of one case with separators, as most names are."""
+    """Returns whether a word is not just letters of one case with separators, as most names are."""
     if _HAS_DIGIT.search(value) or ("_" not in value and "-" not in value):
         return True
     return value != value.lower() and value != value.upper()
@@ -178,21 +178,27 @@ def _of_known_format(text: str, values: Iterable[Span]) -> Iterator[Span]:
     for (begin, stop), known in itertools.product(windows, _formats()):
         if all(text.find(literal, begin, stop) < 0 for literal in known.literals):
             continue
-        found = begin
+        covered = begin
         for match in known.regex.finditer(text, begin, stop):
             # Some expressions of detect-secrets group the secret, others its prefix.
             group = 1 if match.lastindex and len(match[1]) >= len(_RUN) else 0
             start, end = match.span(group)
-            if start < found or _is_inside_word(text, start):
+            if start < covered or _is_inside_word(text, start):
                 continue
             if known.guarded and not is_gibberish(match[group]):
                 continue
-            found = end + len(_REST_OF_WORD.match(text, end)[0])
-            yield start, found
+            covered = _end_of(_REST_OF_WORD, text, end)
+            yield start, covered
+
+
+def _end_of(pattern: re.Pattern, text: str, start: int) -> int:
+    """Returns the end of the match at a position, the position itself if there is none."""
+    match = pattern.match(text, start)
+    return match.end() if match else start
 
 
 def _is_inside_word(text: str, start: int) -> bool:
-    """Tells whether a letter or digit precedes, as inside of base64, but not one of an escape."""
+    """Returns whether a letter or digit precedes, as inside of base64, but not one of an escape."""
     before = text[max(0, start - 2) : start]
     return before[-1:].isalnum() and before[:1] != "\\"
 
@@ -218,7 +224,7 @@ def _by_name_or_entropy(text: str, values: Iterable[Span]) -> Iterator[Span]:
     for start, end in values:
         if end - start > LONGEST_VALUE:
             continue
-        end += len(_PADDING.match(text, end)[0])
+        end = _end_of(_PADDING, text, end)
         value = text[start:end]
         if _is_harmless(value):
             continue
@@ -259,7 +265,7 @@ def _is_quoted(text: str, start: int, end: int) -> bool:
 
 
 def _is_harmless(value: str) -> bool:
-    """Tells whether a value is an id, a placeholder or a sequence of characters as in alphabets."""
+    """Returns whether a value is an id, a placeholder or a sequence such as an alphabet."""
     if _UUID.search(value) or _PLACEHOLDER.search(value):
         return True
     following = sum(abs(ord(b) - ord(a)) == 1 for a, b in itertools.pairwise(value))
@@ -267,14 +273,14 @@ def _is_harmless(value: str) -> bool:
 
 
 def _is_digest(value: str, line: str) -> bool:
-    """Tells whether a value is a digest by its prefix or by its length and line."""
+    """Returns whether a value is a digest by its prefix or by its length and line."""
     if _DIGEST_PREFIX.match(value) or _PUBLIC.search(line):
         return True
     return len(value) in (32, 40, 56, 64, 96, 128) and _DIGEST.search(line) is not None
 
 
 def _is_random_base64(value: str, line: str) -> bool:
-    """Tells whether a value in quotes is random by the plugin for base64, and no digest or file."""
+    """Returns whether a value in quotes is random by the base64 plugin, and no digest or file."""
     if not 23 <= len(value) <= LONGEST_UNNAMED or not is_gibberish(value):
         return False
     if _HEXADECIMAL.fullmatch(value) or value.startswith(_FILE_STARTS) or "AAA" in value:
@@ -299,7 +305,7 @@ def _entropy(value: str) -> float:
 
 
 @functools.cache
-def _base64_plugin():
+def _base64_plugin() -> Any:
     from detect_secrets.plugins.high_entropy_strings import Base64HighEntropyString
 
     return Base64HighEntropyString()
@@ -334,7 +340,7 @@ def _formats() -> tuple[Format, ...]:
         for regex in plugin.denylist
         if "hooks" not in regex.pattern  # replaces the address of the service too
     ]
-    own = (
+    additional = (
         (("AccountKey=", "AccessKey="), r"Acc(?:ount|ess)Key=([A-Za-z0-9+/]{40,88}={0,2})"),
         (("Q~",), r"(?<!\w)[\w~.]{3}\dQ~[\w~.-]{31,34}"),
         (("hooks.slack.com",), r"hooks\.slack\.com/services/(T\w+/B\w+/\w+)"),
@@ -351,5 +357,5 @@ def _formats() -> tuple[Format, ...]:
         (("shpat_", "shpss_"), r"shp(?:at|ss)_[a-fA-F0-9]{32}"),
         ((":AA",), r"(?<!\d)\d{8,10}:AA[\w-]{33}"),
     )
-    formats += [Format(literals, re.compile(regex, re.ASCII)) for literals, regex in own]
+    formats += [Format(literals, re.compile(regex, re.ASCII)) for literals, regex in additional]
     return tuple(formats)

@@ -289,7 +289,9 @@ def test_beam_gives_the_same_files(request, write_documents, tmp_path, corpus):
 def test_two_processes_give_the_same_edges(request, write_documents, tmp_path, corpus):
     paths = {number: str(path) for number, path in enumerate(write_documents(corpus, NEAR))}
     beam, loops = epath.Path(tmp_path / "beam"), epath.Path(tmp_path / "loops")
-    candidates.find_candidates(Runner(processes=2), paths, NEAR, True, beam, partitions=3)
+    options = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
+    runner = Runner(options=options)
+    candidates.find_candidates(runner, paths, NEAR, True, beam, partitions=3)
     request.getfixturevalue("local_shuffle")
     candidates.find_candidates(Runner(), paths, NEAR, True, loops, partitions=3)
     assert contents(beam) == contents(loops)

@@ -221,7 +221,9 @@ any_text = st.one_of(
     st.text(),
     st.text(st.characters(exclude_categories=())),
     st.lists(
-        st.sampled_from(["def f():", "\n", "  ", "'", '"""', "#", "<", ">", "<!--", "\\", "\0", "("])
+        st.sampled_from(
+            ["def f():", "\n", "  ", "'", '"""', "#", "<", ">", "<!--", "\\", "\0", "("]
+        )
     ).map("".join),
 )
 

@@ -140,6 +140,7 @@ def test_texts_that_are_no_emails(line):
 IPS = """
 52.95.110.14
 HOST=52.95.110.14
+SERVER = "52.95.110.14"
 http://52.95.110.14:8080/a
 ("52.95.110.14", 80)
 ip: 52.95.110.14.
@@ -153,6 +154,8 @@ NO_IPS = """
 1.2.3.4
 VERSION = "1.2.3.4"
 version 10.15.7.212
+APP_VERSION = "10.15.7.212"
+ver. 10.15.7.212
 package==4.21.12.15
 package-4.21.12.15.tar.gz
 Chrome/91.12.44.124

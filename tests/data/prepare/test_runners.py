@@ -20,7 +20,7 @@ def divide(number):
 
 
 def test_a_mistake_that_a_worker_finds_is_one_line():
-    with pytest.raises(UserError, match="^the file three is damaged: remove it$"):
+    with pytest.raises(UserError, match=r"^the file three is damaged: remove it$"):
         Runner().map(fail_at_three, list(range(5)))
 
 

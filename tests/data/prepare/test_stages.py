@@ -33,7 +33,7 @@ def test_a_stage_continues_with_the_parts_that_are_not_complete(tmp_path):
     from etils import epath
 
     stage, log = StageFolder(epath.Path(tmp_path), "documents", "a1"), str(tmp_path / "log")
-    with pytest.raises(UserError, match="^part 2 is damaged: repair it$"):
+    with pytest.raises(UserError, match=r"^part 2 is damaged: repair it$"):
         run_stage(Runner(), stage, numbers(4), Work(stage, log, fails_at=2), print)
     done = {number for number in range(4) if stage.counts([number])[0]}
     lines = []
