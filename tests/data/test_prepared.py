@@ -135,9 +135,3 @@ def test_one_line_for_documents_that_were_split_otherwise(corpus):
     line = r"--long-context.data.block-chars is 300, and .* with --block-chars 0: pass"
     with pytest.raises(UserError, match=line):
         prepared.manifests_of(config, "long_context", toy.stage(data=data))
-
-
-def test_a_limit_on_a_prepared_corpus_is_refused():
-    line = "max_files is 5, and java is prepared:x, which is read completely: set it to 0"
-    with pytest.raises(FieldError, match=line):
-        CorpusConfig(max_files=5, others={"java": "prepared:x"})
