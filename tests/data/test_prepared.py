@@ -9,7 +9,6 @@ import prepared_corpora
 import pytest
 import toy
 
-from codellama_jax.checked import FieldError
 from codellama_jax.config import CorpusConfig, DataConfig, InfillingConfig, MixtureConfig
 from codellama_jax.data import builders, pipeline, prepared
 from codellama_jax.errors import UserError
