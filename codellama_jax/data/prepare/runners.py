@@ -121,6 +121,9 @@ def _plain_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        # Ctrl-C during a step in this process, which Beam makes an error of the step.
+        if str(error).startswith("KeyboardInterrupt"):
+            raise KeyboardInterrupt from None
         problem = worker_error(error)
         if not problem:
             raise

@@ -11,6 +11,9 @@ from typing import Any
 
 from etils import epath
 
+from codellama_jax.errors import UserError
+from codellama_jax.system.files import reason
+
 DATASET = "documents"
 VERSION = "2.0.0"
 FEATURES = ("id", "text", "path", "language", "repository", "license", "source")
@@ -93,9 +96,10 @@ def copy_file(source: Path, target: epath.Path) -> str:
                 digest.update(block)
                 copy.write(block)
         temporary.replace(target)
-    except BaseException:
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {reason(error)}") from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     return digest.hexdigest()
 
 
