@@ -58,10 +58,13 @@ class ShardWriter:
         with tempfile.TemporaryDirectory(prefix="shard-") as folder:
             # ArrayRecord writes local files only.
             local = Path(folder) / target.name
-            writer = ArrayRecordWriter(str(local), WRITER_OPTIONS)
-            for _, example in self._examples:
-                writer.write(serialized(example))
-            writer.close()
+            try:
+                writer = ArrayRecordWriter(str(local), WRITER_OPTIONS)
+                for _, example in self._examples:
+                    writer.write(serialized(example))
+                writer.close()
+            except RuntimeError as error:  # ArrayRecord's on a full disk
+                raise UserError(f"cannot write {local}: {reason(error)}") from error
             shard = {
                 "name": target.name,
                 "documents": len(self._examples),
