@@ -159,7 +159,8 @@ class CorpusConfig(Checked):
     discussions: Path = "topics"  # natural language about code
     language: Path = "descriptions"  # natural language
     validation_fraction: Decay = 0.05  # of the files; at least one file is held out
-    max_files: Count = 0  # read no more files than this from a source; 0 reads all
+    # Read no more files than this from a source; 0 reads all. Prepared corpora are read completely.
+    max_files: Count = 0
     # Further sources by name, such as java; files in a folder are read as code.
     others: dict[str, Path] = field(default_factory=dict, hash=False, metadata=SPARSE)
 
@@ -169,12 +170,8 @@ class CorpusConfig(Checked):
         return fixed | self.others
 
     def check_relations(self) -> None:
-        """Raises FieldError for a source's name, and for a limit on a prepared corpus."""
+        """Raises FieldError for a source's name."""
         _check_source_names(self.others)
-        for name, path in self.paths().items():
-            if self.max_files and path.startswith(PREPARED):
-                problem = f" is {self.max_files}, and {name} is {path}, which is read completely"
-                raise FieldError(("max_files",), f"{problem}: set it to 0, or prepare fewer files")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Packages import downward only: the order of the layers, lowest first."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,16 +47,14 @@ def is_for_types_only(node: ast.AST) -> bool:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Yields the modules that code imports, inside functions too."""
+    """Yields the modules or their members that code imports, inside functions too."""
     for node in ast.iter_child_nodes(tree):
         if is_for_types_only(node):
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module == LIBRARY:
-            yield from (f"{LIBRARY}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         else:
             yield from imported(node)
 
@@ -84,10 +83,22 @@ def test_every_module_has_a_layer():
 
 
 def test_no_package_holds_the_library():
-    lines = {path: len(path.read_text("utf-8").splitlines()) for path in modules()}
-    for layer in LAYERS:
-        here = sum(n for path, n in lines.items() if layer in path.relative_to(ROOT).parts)
-        assert here < LARGEST_SHARE * sum(lines.values()), layer
+    """A package is a folder of modules: a subpackage such as data/prepare counts for itself."""
+    lines: Counter[Path] = Counter()
+    for path in modules():
+        lines[path.parent] += len(path.read_text("utf-8").splitlines())
+    for folder, count in lines.items():
+        assert count < LARGEST_SHARE * lines.total(), folder
+
+
+def test_training_reads_documents_without_the_stages_that_prepare_them():
+    """Of the modules directly in data/ only the one that prepares and caches a corpus has them."""
+    importing = set()
+    for path in sorted((ROOT / LIBRARY / "data").glob("*.py")):
+        for name in imported(ast.parse(path.read_text("utf-8"))):
+            if f"{name}.".startswith(f"{LIBRARY}.data.prepare."):
+                importing.add(path.name)
+    assert importing == {"builders.py"}
 
 
 def test_inference_does_not_import_the_trainer():

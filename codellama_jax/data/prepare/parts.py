@@ -10,6 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
+from codellama_jax.errors import UserError
+from codellama_jax.system.files import reason
+
 ROWS_PER_GROUP = 1000  # rows that a reader or writer holds in memory at once
 GROUP_BYTES = 32 * 2**20  # of text, after which a row group ends early
 
@@ -47,6 +50,8 @@ def write_rows(
         schema: the columns.
         rows: dicts by column, in the order of the file.
         sized: a column of text; a row group ends early where it exceeds GROUP_BYTES.
+
+    Raises UserError that names the file if the disk is full.
     """
     target = epath.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,9 +65,10 @@ def write_rows(
             for group in _groups(rows, sized):
                 writer.write_table(pa.Table.from_pylist(group, schema))
         temporary.replace(target)
-    except BaseException:
+    except OSError as error:  # Arrow's do not name the file
+        raise UserError(f"cannot write {target}: {reason(error)}") from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_rows(path: epath.PathLike, columns: Sequence[str] | None = None) -> Iterator[dict]:

@@ -75,18 +75,12 @@ class Runner:
         self._run(build, self.options)
 
     def _run(self, build: Callable[[Any], Any], flags: list[str]) -> None:
-        with _worker_path(), _quiet_logs():
+        with _worker_path(), _quiet_logs(), _plain_errors():
             import apache_beam as beam
             from apache_beam.options.pipeline_options import PipelineOptions
 
-            try:
-                with beam.Pipeline(options=PipelineOptions(flags)) as pipeline:
-                    build(pipeline)
-            except Exception as error:
-                problem = worker_error(error)
-                if not problem:
-                    raise
-                raise UserError(problem) from error
+            with beam.Pipeline(options=PipelineOptions(flags)) as pipeline:
+                build(pipeline)
 
     def map(self, function: Callable[[Any], Any], items: list[Any]) -> None:
         """Calls `function(item)` for every item, each on some worker. Results are discarded."""
@@ -100,7 +94,8 @@ class Runner:
             _ = spread | "Work" >> beam.Map(function)
 
         if len(items) == 1 and not self.name:
-            function(items[0])  # nothing to distribute
+            with _plain_errors():
+                function(items[0])  # nothing to distribute
         elif items and self._workers:
             with _quiet_workers():
                 self._run(build, self.options + self._workers)
@@ -118,6 +113,21 @@ def worker_error(error: Exception) -> str:
         return f"{reason(error)}: {error.filename or 'a worker'}"
     matches = _WORKER_ERROR.findall(text)
     return matches[-1][1] if matches else ""
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raises a UserError with the message of a worker's UserError or OSError in the block."""
+    try:
+        yield
+    except Exception as error:
+        # Ctrl-C during a step in this process, which Beam makes an error of the step.
+        if str(error).startswith("KeyboardInterrupt"):
+            raise KeyboardInterrupt from None
+        problem = worker_error(error)
+        if not problem:
+            raise
+        raise UserError(problem) from error
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ class ShardWriter:
                 for _, example in self._examples:
                     writer.write(serialized(example))
                 writer.close()
-            except RuntimeError as error:  # of ArrayRecord, on a full disk
+            except RuntimeError as error:  # ArrayRecord's on a full disk
                 raise UserError(f"cannot write {local}: {reason(error)}") from error
             shard = {
                 "name": target.name,
@@ -99,9 +99,10 @@ def copy_file(source: Path, target: epath.Path) -> str:
                 digest.update(block)
                 copy.write(block)
         temporary.replace(target)
-    except BaseException:
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {reason(error)}") from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     return digest.hexdigest()
 
 

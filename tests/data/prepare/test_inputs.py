@@ -345,7 +345,7 @@ def test_a_stray_table_without_text_is_dropped(tmp_path, write_files, write_tabl
         "in/z.py",
     ]
     assert results[1] == Dropped(f"in/stray.{kind}", "no_text_column")
-    message = rf"stray\.{kind} has no column of a known name that holds text .* are size, title; name"
+    message = rf"stray\.{kind} has no column of a known name .* are size, title; name one as text"
     with pytest.raises(UserError, match=message):
         parts_of(str(path), "", InputOptions())
     with pytest.raises(UserError, match=rf"stray\.{kind} has no column 'content'"):

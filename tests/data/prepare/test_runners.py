@@ -29,6 +29,15 @@ def test_a_full_disk_names_the_file():
         Runner().map(fill_disk, [1])
 
 
+def press_ctrl_c(number):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_in_a_step_is_ctrl_c():
+    with pytest.raises(KeyboardInterrupt):
+        Runner().map(press_ctrl_c, [1, 2])
+
+
 def test_no_items_start_no_pipeline():
     Runner("Missing").map(fill_disk, [])
 
