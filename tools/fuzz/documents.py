@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
+import io
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import published
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from codellama_jax.config import CorpusConfig, DataConfig, MixtureConfig
-from codellama_jax.data import builders, pipeline, sources
+from codellama_jax.config import SOURCES, CorpusConfig, DataConfig, MixtureConfig
+from codellama_jax.data import builders, pipeline
 from codellama_jax.generation.source import read_source
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 from codellama_jax.tokenizers.sentencepiece_file import ModelProto
@@ -24,6 +28,7 @@ LINES += ["😀", MARK]
 PIECES = ["", "▁", "<s>", "<unk>", "<0x00>", "▁<PRE>", "a" * 5000, "日", "\0"]
 WHITESPACE = ["add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces"]
 ENDINGS = [".py", ".py", ".md", ".jsonl", ".parquet", ".ipynb", ".gz", ".json", ""]
+TABLES = (".jsonl", ".parquet")
 
 
 def text(rng: Random) -> str:
@@ -35,7 +40,7 @@ def text(rng: Random) -> str:
 
 
 def corpora(rng: Random, folder: Path) -> Callable[[], object]:
-    """A folder of documents, which is prepared and packed into two batches."""
+    """A folder of documents and tables, which is prepared and packed into two batches."""
     root = folder / rng.choice(["corpus", "é", "a b", "[x]"])
     root.mkdir()
     for number in range(rng.choice([0, 1, 2, 5, 9])):
@@ -44,32 +49,49 @@ def corpora(rng: Random, folder: Path) -> Callable[[], object]:
             name = rng.choice(mutations.NAMES)
         path = root / rng.choice(["", "", "sub", ".hidden"]) / name
         path.parent.mkdir(exist_ok=True)
-        data = text(rng).encode(errors="surrogatepass")
+        is_table = path.suffix in TABLES and rng.random() < 0.8
+        data = table(rng, path.suffix) if is_table else text(rng).encode(errors="surrogatepass")
         # A link or pipe may be there already, and writing to it could wait.
         if not os.path.lexists(path):
             path.write_bytes(mutations.damaged(rng, data) if rng.random() < 0.3 else data)
         if rng.random() < 0.1:
             mutations.replace_file(rng, path)
     place = str(root) if rng.random() < 0.9 else rng.choice([*mutations.TEXTS, str(root / "0.py")])
-    source = rng.choice(builders.CODE + ("discussions", "language"))
+    source = rng.choice(SOURCES)
     block_chars, max_files = rng.choice([0, 1, 50, 250]), rng.choice([0, 0, 1, 3])
     fraction = rng.choice([0.0, 0.05, 0.5, 0.999])
-    # Most inputs skip the dataset on disk, whose writing takes most of the time.
-    complete = rng.random() < 0.1
+    cache = folder / "cache"
 
     def call() -> None:
         corpus = CorpusConfig(**{source: place}, max_files=max_files, validation_fraction=fraction)
-        if complete:
-            prepared = builders.prepare(corpus, source, block_chars, folder / "cache")
-            batches(prepared.train, source)
-            return
-        items = sources.sample(sources.find(getattr(corpus, source)), max_files)
-        loaded = sources.load(items, source in builders.CODE)
-        splits = builders._splits(loaded, place, len(items), block_chars, fraction)
-        texts = [{"id": name, "text": document} for name, document in splits["train"]]
-        batches(texts, source)
+        prepared = builders.prepare(corpus, source, block_chars, cache)
+        batches(prepared.train, source)
+        # The second call finds the documents of the first one.
+        again = builders.prepare(corpus, source, block_chars, cache, unexpected)
+        assert again.fingerprint == prepared.fingerprint
 
     return call
+
+
+def unexpected(line: str) -> None:
+    """Raises an exception for a line about a corpus that is prepared although it is cached."""
+    if "reading" in line or "damaged" in line:
+        raise AssertionError(line)
+
+
+def table(rng: Random, ending: str) -> bytes:
+    """Returns a table with a few documents, or with none."""
+    column = rng.choice(["content", "text", "text", "title", "messages"])
+    values: list[object] = [text(rng), "", None, 7, [{"role": "user", "content": "x"}]]
+    rows = [{column: rng.choice(values[:1] * 3 + values)} for _ in range(rng.randrange(5))]
+    if ending == ".jsonl":
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+    # A column of a table has one type.
+    kind = rng.choice([str, bytes, int])
+    converted = pa.table({column: [kind(number) for number in range(len(rows))]})
+    file = io.BytesIO()
+    pq.write_table(converted, file)
+    return file.getvalue()
 
 
 def batches(documents: list, source: str) -> None:
