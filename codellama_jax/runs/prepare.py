@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from etils import epath
 
     from codellama_jax.data.prepare.contamination.index import BenchmarkText
-    from codellama_jax.data.prepare.inputs import Part
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 DEFAULT_POLICY = "code_llama"
@@ -89,12 +88,13 @@ class Prepare(Checked):
 
         out = user_path(self.out)
         _check_target(out)
+        _check_outside(out, self.inputs)
         say = _print_line
         with one_after_another(out, say):
             self._prepare(out, say)
 
     def _prepare(self, out: epath.Path, say: Callable[[str], None]) -> None:
-        from codellama_jax.data.prepare.inputs import parts_of, renumbered
+        from codellama_jax.data.prepare.inputs import parts_of_all
         from codellama_jax.data.prepare.preparation import Preparation, PrepareConfig
         from codellama_jax.data.prepare.runners import Runner
         from codellama_jax.report.data_card import write_card
@@ -112,9 +112,7 @@ class Prepare(Checked):
             shard_bytes=self.shard_bytes,
         )
         say(f"listing {', '.join(self.inputs)}")
-        parts: list[Part] = []
-        for source in self.inputs:
-            parts += renumbered(parts_of(source, "", self.columns), len(parts))
+        parts = parts_of_all(self.inputs, self.columns)
         size = sum(part.size for part in parts)
         say(f"{len(parts):,} parts, {size:,} bytes")
         preparation = Preparation(parts, config, out, runner, say, benchmarks, tokenizers)
@@ -196,11 +194,28 @@ def _check_target(out: epath.Path) -> None:
         return
     if not out.is_dir():
         raise UserError(f"--out is {str(out)!r}, a file: name a folder")
-    names = {path.name for path in out.iterdir()}
-    if names and not names & {"work", "manifest.json"}:
+    from codellama_jax.data.prepare.preparation import is_corpus
+
+    names = [path.name for path in out.iterdir()]
+    if names and not is_corpus(out):
         raise UserError(
             f"--out is {str(out)!r}, which holds other files ({min(names)}): name a new folder"
         )
+
+
+def _check_outside(out: epath.Path, inputs: Sequence[str]) -> None:
+    """Raises UserError if the corpus is in one of its inputs."""
+    from codellama_jax.data.prepare.inputs import is_inside
+    from codellama_jax.data.prepare.readers.files import BUILTINS
+    from codellama_jax.system.files import user_path
+
+    for source in inputs:
+        folder = str(user_path(source).resolve())
+        if source not in BUILTINS and is_inside(str(out.resolve()), folder):
+            raise UserError(
+                f"--out is {str(out)!r}, in the input {source!r}, which the next start would read"
+                " together with the corpus: name a folder outside of the input"
+            )
 
 
 def _print_line(text: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ from codellama_jax.system.files import read_state, write_json
 from codellama_jax.system.progress import Say, counted
 
 READERS = 32  # files that the driver reads at once; most of the time it waits for the network
+# The name of a folder that `prepare` makes and may delete: it must never match a user's own.
+MADE = re.compile(r"(documents|duplicates|contamination|dataset|data)-[0-9a-f]{16}")
 WATCH_SECONDS = 5.0  # between two looks at the number of complete parts
 
 

@@ -1,0 +1,60 @@
+"""The verb `prepare`: what it refuses, and what it never touches."""
+
+import pytest
+
+from codellama_jax.errors import UserError
+from codellama_jax.runs.prepare import Prepare
+
+
+@pytest.fixture
+def prepare(tmp_path, monkeypatch):
+    """Runs the verb in a folder with a folder `src` of two documents."""
+    (tmp_path / "src").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "src" / f"{name}.py").write_text(f"def {name}():\n    return {name!r}\n")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        Prepare.parse([*arguments], "codellama-jax prepare", "")()
+
+    return run
+
+
+def test_a_corpus_is_prepared_and_prepared_again(prepare, tmp_path, capsys):
+    for _ in range(2):
+        prepare("src", "--out", "out", "--split-by", "file")
+        assert "--corpus.code prepared:" in capsys.readouterr().out
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["work/thesis/chapter.txt", "manifest.json", "data-2024/a.csv"])
+def test_a_folder_with_other_files_is_refused_and_kept(prepare, tmp_path, name):
+    path = tmp_path / "mine" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    with pytest.raises(UserError, match=f"holds other files.*{name.partition('/')[0]}"):
+        prepare("src", "--out", "mine", "--split-by", "file")
+    assert path.read_text() == "{}"
+
+
+def test_other_files_in_the_folder_of_a_corpus_are_kept(prepare, tmp_path):
+    prepare("src", "--out", "out", "--split-by", "file")
+    others = [tmp_path / "out" / name for name in ("data-2024", "work/thesis", "work/dataset-old")]
+    for other in others:
+        other.mkdir()
+    prepare("src", "--out", "out", "--split-by", "file", "--policy", "none")
+    assert all(other.exists() for other in others)
+    # The data and stages of the first command are gone.
+    assert len(list((tmp_path / "out").glob("data-*"))) == 2
+
+
+@pytest.mark.parametrize("out", ["src/out", "src", "../src/out"])
+def test_a_corpus_is_not_written_into_its_input(prepare, tmp_path, monkeypatch, out):
+    (tmp_path / "below").mkdir()
+    source = "src"
+    if out.startswith(".."):
+        monkeypatch.chdir(tmp_path / "below")
+        source = "../src"
+    with pytest.raises(UserError, match="--out is .*(outside of the input|holds other files)"):
+        prepare(source, "--out", out, "--split-by", "file")
+    assert sorted(path.name for path in (tmp_path / "src").iterdir()) == ["one.py", "two.py"]
