@@ -55,6 +55,6 @@ def test_a_corpus_is_not_written_into_its_input(prepare, tmp_path, monkeypatch, 
     if out.startswith(".."):
         monkeypatch.chdir(tmp_path / "below")
         source = "../src"
-    with pytest.raises(UserError, match="--out is .*(outside of the input|holds other files)"):
+    with pytest.raises(UserError, match=r"--out is .*(outside of the input|holds other files)"):
         prepare(source, "--out", out, "--split-by", "file")
     assert sorted(path.name for path in (tmp_path / "src").iterdir()) == ["one.py", "two.py"]

@@ -128,7 +128,7 @@ def test_files_of_a_folder_have_the_ids_that_they_have_in_it(tmp_path, write_fil
 def test_no_input_is_read_twice(tmp_path, write_files, monkeypatch, inputs):
     write_files(tmp_path / "src", {"a.py": "a\n", "b.py": "b\n"})
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="is part of the input .*leave one of them out"):
+    with pytest.raises(UserError, match=r"is part of the input .*leave one of them out"):
         parts_of_all(inputs, InputOptions())
 
 
