@@ -42,7 +42,7 @@ class Prepare(Checked):
     tokenizer: tuple[str, ...] = ()
     """Files tokenizer.model; the tokens of the corpus are counted with each."""
     validation_fraction: Annotated[float, Range(0, 1, open_most=True)] = 0.005
-    """Share of the repositories that are held out."""
+    """Share of the repositories that are held out; at least one, if there are several."""
     split_by: Literal["repository", "file"] = "repository"
     """What is held out as a unit; `file` where there is only one repository."""
     block_chars: Annotated[int, Range(0, 2**31 - 1)] = 0
@@ -124,10 +124,19 @@ class Prepare(Checked):
             f" {splits['validation']['documents']:,} for validation"
         )
         print(f"report: {out / 'report.html'}")
-        print(f"train on it with --corpus.code prepared:{out}")
+        if splits["validation"]["documents"]:
+            print(f"train on it with --corpus.code prepared:{out}")
+        else:
+            say(
+                "note: all documents have one repository, and without documents for validation"
+                " `run` cannot train on them: pass --split-by file"
+                if self.split_by == "repository"
+                else "note: `run` cannot train on a corpus of one document: add inputs"
+            )
 
     def _benchmark_texts(self) -> list[BenchmarkText]:
         from codellama_jax.benchmarks.texts import benchmark_texts
+        from codellama_jax.system.files import user_path
 
         paths = {}
         for item in self.benchmark:
@@ -138,6 +147,9 @@ class Prepare(Checked):
                     " humaneval=HumanEval.jsonl.gz"
                 )
             paths[name] = path
+        for name, path in paths.items():
+            if not user_path(path).exists():
+                raise UserError(f"--benchmark {name}={path}: there is no file or folder {path}")
         texts = benchmark_texts(paths) if paths else []
         decontamination = self.policy.decontamination
         if decontamination.enabled and not texts:

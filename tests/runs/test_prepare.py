@@ -58,3 +58,31 @@ def test_a_corpus_is_not_written_into_its_input(prepare, tmp_path, monkeypatch, 
     with pytest.raises(UserError, match=r"--out is .*(outside of the input|holds other files)"):
         prepare(source, "--out", out, "--split-by", "file")
     assert sorted(path.name for path in (tmp_path / "src").iterdir()) == ["one.py", "two.py"]
+
+
+def test_a_benchmark_that_is_missing_names_the_option(prepare):
+    rule = "--policy.decontamination.substring"
+    with pytest.raises(UserError, match=r"^--benchmark humaneval=no\.gz: there is no file"):
+        prepare("src", "--out", "out", "--benchmark", "humaneval=no.gz", rule)
+
+
+def test_one_repository_is_not_offered_for_training(prepare, tmp_path, capsys):
+    (tmp_path / "src" / "two.py").unlink()
+    prepare("src", "--out", "out", "--split-by", "file")
+    out, err = capsys.readouterr()
+    assert "--corpus.code" not in out and "add inputs" in err
+
+
+def test_a_damaged_part_of_a_stage_names_the_folder_to_delete(prepare, tmp_path):
+    prepare("src", "--out", "out", "--split-by", "file")
+    [part] = (tmp_path / "out" / "work").glob("documents-*/part-*.parquet")
+    part.write_bytes(b"damaged")
+    with pytest.raises(
+        UserError, match=rf"part-000000\.parquet cannot be read .*{part.parent.name} and"
+    ):
+        prepare("src", "--out", "out", "--split-by", "file", "--block-chars", "100")
+
+
+def test_the_fertility_of_a_policy_needs_a_tokenizer(prepare):
+    with pytest.raises(UserError, match=r"--policy\.min-fertility counts tokens: pass --tokenizer"):
+        prepare("src", "--out", "out", "--policy.min-fertility", "Python", "2.5")

@@ -95,7 +95,7 @@ class Policy(Checked):
     python3: bool = False  # Python must parse as the running version of Python 3
     min_comments: Share = 0.0  # share of the characters that are in comments and docstrings
     max_comments: Annotated[float, Range(0, 1, open_least=True)] = 1.0
-    # Characters per token by language; used only when a tokenizer is given.
+    # Characters per token by language, counted with the first --tokenizer.
     min_fertility: dict[str, Fertility] = field(default_factory=dict)
     # By extension in lower case, such as ".html": bounds that replace those above.
     extensions: dict[str, ExtensionRules] = field(default_factory=dict)

@@ -123,8 +123,14 @@ class Preparation:
         )
         inputs = fingerprint_of(list(self.parts.values()))
         key = fingerprint(VERSION, inputs, to_dict(alone), to_dict(config.inputs))
+        tokenizer = count_tokens = None
+        if config.policy.min_fertility:
+            if not self.tokenizers:
+                raise UserError("--policy.min-fertility counts tokens: pass --tokenizer FILE")
+            tokenizer, count_tokens = next(iter(self.tokenizers.items()))
+            key = fingerprint(key, tokenizer)
         stage = StageFolder(self.work, "documents", key)
-        work = WriteDocuments(stage, config.policy, config.inputs)
+        work = WriteDocuments(stage, config.policy, config.inputs, count_tokens)
         self.report["documents"] = self._total(stage, self.parts, work)
         return stage
 
