@@ -1,5 +1,7 @@
 """The verb `prepare`: what it refuses, and what it never touches."""
 
+import re
+
 import pytest
 
 from codellama_jax.errors import UserError
@@ -86,3 +88,12 @@ def test_a_damaged_part_of_a_stage_names_the_folder_to_delete(prepare, tmp_path)
 def test_the_fertility_of_a_policy_needs_a_tokenizer(prepare):
     with pytest.raises(UserError, match=r"--policy\.min-fertility counts tokens: pass --tokenizer"):
         prepare("src", "--out", "out", "--policy.min-fertility", "Python", "2.5")
+
+
+def test_every_option_of_policy_and_columns_has_a_sentence(capsys):
+    with pytest.raises(SystemExit):
+        Prepare.parse(["--help"], "codellama-jax prepare", "")
+    text = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    ends = re.findall(r"(\S+) \(default:", text.partition("--policy.languages")[2])
+    assert len(ends) > 50
+    assert [end for end in ends if not end.endswith(".")] == []
