@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from etils import epath
 
@@ -225,6 +225,6 @@ def _check_contents(manifest: Manifest) -> None:
     """Raises UserError for a file whose contents have changed."""
     for name, expected in manifest.hashes.items():
         with open_file(manifest.data / name) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
         if digest != expected:
             raise UserError(f"{manifest.data / name} has changed: {AGAIN}")
