@@ -90,8 +90,8 @@ class WriteShards:
                 copies[copy["row"]] = copy["kind"]
         marks: dict[int, list[dict[str, Any]]] = defaultdict(list)
         if self.contaminated:
-            for mark in read_rows(self.contaminated.output(number)):
-                marks[mark["row"]].append(mark)
+            for match in read_rows(self.contaminated.output(number)):
+                marks[match["row"]].append(match)
         for row, document in enumerate(read_rows(self.documents.output(number))):
             if row in copies:
                 _drop(totals, f"{copies[row]}_duplicate", document)

@@ -72,7 +72,7 @@ def run_stage(
         stage: the folder, in which `work` writes the output of a part and then calls `finish`.
         parts: the argument of `work` by part number.
         work: a picklable function.
-        say: prints a line of progress.
+        say: the function that prints a line of progress.
     """
     counts = stage.counts(parts)
     todo = [part for part, count in zip(parts.values(), counts) if count is None]
