@@ -89,11 +89,10 @@ class Prepare(Checked):
         out = user_path(self.out)
         _check_target(out)
         _check_outside(out, self.inputs)
-        say = _print_line
-        with one_after_another(out, say):
-            self._prepare(out, say)
+        with one_after_another(out, _print_line):
+            self._prepare(out, _print_line)
 
-    def _prepare(self, out: epath.Path, say: Callable[[str], None]) -> None:
+    def _prepare(self, out: epath.Path, print_line: Callable[[str], None]) -> None:
         from codellama_jax.data.prepare.inputs import parts_of_all
         from codellama_jax.data.prepare.preparation import Preparation, PrepareConfig
         from codellama_jax.data.prepare.runners import Runner
@@ -111,15 +110,15 @@ class Prepare(Checked):
             block_characters=self.block_chars,
             shard_bytes=self.shard_bytes,
         )
-        say(f"listing {', '.join(self.inputs)}")
+        print_line(f"listing {', '.join(self.inputs)}")
         parts = parts_of_all(self.inputs, self.columns)
         size = sum(part.size for part in parts)
-        say(f"{len(parts):,} parts, {size:,} bytes")
-        preparation = Preparation(parts, config, out, runner, say, benchmarks, tokenizers)
+        print_line(f"{len(parts):,} parts, {size:,} bytes")
+        preparation = Preparation(parts, config, out, runner, print_line, benchmarks, tokenizers)
         result = preparation.run()
         write_card(out, result, sys.argv)
         splits = result.manifest["splits"]
-        say(
+        print_line(
             f"prepared {splits['train']['documents']:,} documents for training and"
             f" {splits['validation']['documents']:,} for validation"
         )
@@ -127,7 +126,7 @@ class Prepare(Checked):
         if splits["validation"]["documents"]:
             print(f"train on it with --corpus.code prepared:{out}")
         else:
-            say(
+            print_line(
                 "note: all documents have one repository, and without documents for validation"
                 " `run` cannot train on them: pass --split-by file"
                 if self.split_by == "repository"
@@ -148,7 +147,7 @@ class Prepare(Checked):
                 )
             paths[name] = path
         for name, path in paths.items():
-            if not user_path(path).exists():
+            if not path.startswith("tfds:") and not user_path(path).exists():
                 raise UserError(f"--benchmark {name}={path}: there is no file or folder {path}")
         texts = benchmark_texts(paths) if paths else []
         decontamination = self.policy.decontamination

@@ -10,7 +10,7 @@
 - `tokens` (Llama 2): reports the tokens of each task that are in a match of more than 10 tokens,
   and removes nothing. Llama 2's matches may also skip up to 4 tokens, which is not done here.
 
-contamination_stage.py applies them to the part files of a corpus.
+stage.py applies them to the part files of a corpus.
 
 Code differs from prose. Without punctuation `a + b` and `a-b` are the same two words, and 13 words
 are two to four lines. So the n-grams find copies with another indentation, other brackets or other
