@@ -98,8 +98,10 @@ def _progress(stage: StageFolder, parts: int, todo: int) -> Iterator[None]:
     ended = threading.Event()
 
     def watch(add: Callable[[int], None]) -> None:
-        done = parts - todo
-        while not ended.wait(WATCH_SECONDS):
+        done, is_last = parts - todo, False
+        # Once more at the end: else the line would stay at the count of some seconds before.
+        while not is_last:
+            is_last = ended.wait(WATCH_SECONDS)
             names = stage.path.glob("part-*.json") if stage.path.exists() else ()
             complete = sum(1 for _ in names)
             add(complete - done)

@@ -236,6 +236,11 @@ def test_two_processes_make_the_same_corpus(corpus, tmp_path):
     assert manifests[0] == manifests[1]
 
 
+def test_the_progress_of_a_stage_ends_with_all_parts(corpus, tmp_path, capsys):
+    prepare(corpus, tmp_path / "out")
+    assert "parts of dataset: 8 of 8" in capsys.readouterr().err
+
+
 def test_nothing_kept_is_one_line(tmp_path):
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "a.py").write_text("# do not edit\nx = 1\n")
