@@ -195,12 +195,12 @@ def _watched_workers() -> Iterator[None]:
 
 def _descendants(process: int) -> list[int]:
     """Returns the processes that a process has started, and those that they have."""
-    found: list[int] = []
+    processes: list[int] = []
     for path in glob.glob(f"/proc/{process}/task/*/children"):
         with contextlib.suppress(OSError):  # a thread that has ended meanwhile
             for child in Path(path).read_text().split():
-                found += [int(child), *_descendants(int(child))]
-    return found
+                processes += [int(child), *_descendants(int(child))]
+    return processes
 
 
 @contextlib.contextmanager
