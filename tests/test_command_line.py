@@ -161,6 +161,8 @@ def test_ctrl_c_in_a_callback_that_ignores_exceptions_still_ends_the_command():
             gc.callbacks.remove(press)
             signal.raise_signal(signal.SIGINT)
         def main():
+            # A shell starts background jobs with Ctrl-C ignored, and Python keeps it so.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             gc.callbacks.append(press)
             gc.collect()
             time.sleep(20)
