@@ -20,7 +20,7 @@ from codellama_jax.probes.subject import Subject
 if TYPE_CHECKING:
     from codellama_jax.generation.sampler import Sampling
     from codellama_jax.models.trained import TrainedModel
-    from codellama_jax.tokenizers.sentencepiece import Tokenizer
+    from codellama_jax.tokenizers.base import Tokenizer
 
 HELD_BACK = 2  # tokens at the end of a line, which the model must generate
 MIN_READ = 2  # tokens of the line that the model reads, at least
