@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -22,9 +23,11 @@ from codellama_jax.system.files import reason
 from codellama_jax.system.progress import Say, silent
 from codellama_jax.tokenizers import byte_bpe_spec, byte_bpe_training, cache
 from codellama_jax.tokenizers.base import Tokenizer, utf8
-from codellama_jax.tokenizers.byte_bpe_spec import Vocabulary
 
 FILE = "tokenizer.json"
+# Threads of the library would be lost in forked workers, about which it prints a warning. Workers
+# encode one text at a time anyway.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,9 @@ class ByteBpeTokenizer(Tokenizer):
         Raises UserError for a lone surrogate, which UTF-8 cannot represent.
         """
         utf8(text)
-        return self._processor.encode(text, add_special_tokens=False).ids
+        # The method for batches is the only one that does not also track positions in the text.
+        (encoding,) = self._processor.encode_batch_fast([text], add_special_tokens=False)
+        return encoding.ids
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, leading_space: bool = True) -> str:
         """Returns the text of `ids`, [length].
@@ -112,17 +117,18 @@ def read(data: bytes, name: str) -> ByteBpeTokenizer:
     spec = byte_bpe_spec.parse(data, name)
     vocabulary = byte_bpe_spec.vocabulary(spec, name)
     encoding = byte_bpe_spec.text_only(spec, vocabulary)
+    table = vocabulary.text_bytes()
     decisive = json.dumps([encoding, vocabulary.ids], sort_keys=True)
     return ByteBpeTokenizer(
         model=data,
         pieces=vocabulary.pieces,
         **vocabulary.ids,
         fingerprint=hashlib.sha256(decisive.encode()).hexdigest(),
-        limits=byte_bpe_spec.limits(spec, vocabulary),
+        limits=byte_bpe_spec.limits(spec, vocabulary, table),
         kind=byte_bpe_spec.kind_of(spec, name),
         lists_sentinels=vocabulary.lists_sentinels,
         _processor=_processor(encoding, name),
-        _bytes=_table(vocabulary),
+        _bytes=table,
     )
 
 
@@ -137,11 +143,3 @@ def _processor(encoding: dict[str, Any], name: str) -> tokenizers.Tokenizer:
         detail = reason(error).partition(" at line ")[0][:200]
         problem = f"{name} is damaged or of another version (tokenizers refuses it, {detail})"
         raise UserError(f"{problem}: download it again") from None
-
-
-def _table(vocabulary: Vocabulary) -> list[bytes]:
-    """Returns the bytes of each id, b"" for one that is not text."""
-    table = [b""] * vocabulary.pieces
-    for data, row in vocabulary.text_bytes():
-        table[row] = data
-    return table

@@ -1,9 +1,9 @@
-"""Checks the content of a tokenizer.json, and tells text from special tokens in it."""
+"""Checks the content of a tokenizer.json, and separates text from special tokens."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,12 +53,14 @@ class Vocabulary:
     ids: dict[str, int]
     lists_sentinels: bool
 
-    def text_bytes(self) -> Iterator[tuple[bytes, int]]:
-        """Yields the bytes and the id of each entry that is text."""
+    def text_bytes(self) -> list[bytes]:
+        """Returns the bytes of each id below `pieces`, b"" for one that is not text."""
+        table = [b""] * self.pieces
         for token, row in self.tokens.items():
-            yield byte_level.bytes_of(token), row
+            table[row] = byte_level.bytes_of(token)
         for token, row in self.added.items():
-            yield token.encode("utf-8", "replace"), row
+            table[row] = token.encode("utf-8", "replace")
+        return table
 
 
 def parse(data: bytes, name: str) -> dict[str, Any]:
@@ -215,8 +217,8 @@ def _named(everything: dict[str, int], eos: int, pieces: int) -> tuple[dict[str,
 def text_only(spec: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
     """Returns the tokenizer.json that encodes text, without any special token.
 
-    The library gives an added token the id that it has in the vocabulary, or else one of its own,
-    so the vocabulary here holds them all.
+    The library gives an added token the id that it has in the vocabulary, or else the next
+    one, so the vocabulary here holds them all.
     """
     added = []
     for entry in spec.get("added_tokens") or []:
@@ -240,8 +242,11 @@ def text_only(spec: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def limits(spec: dict[str, Any], vocabulary: Vocabulary) -> tuple[str, ...]:
-    """Returns why decoding may not return the text exactly, one line for the user each."""
+def limits(spec: dict[str, Any], vocabulary: Vocabulary, table: Sequence[bytes]) -> tuple[str, ...]:
+    """Returns why decoding may not return the text exactly, one line for the user each.
+
+    `table` is that of `Vocabulary.text_bytes`.
+    """
     losses = []
     normalizer = spec.get("normalizer")
     if normalizer:
@@ -257,7 +262,7 @@ def limits(spec: dict[str, Any], vocabulary: Vocabulary) -> tuple[str, ...]:
         if entry["content"] in vocabulary.added and (entry.get("lstrip") or entry.get("rstrip")):
             losses.append("added_tokens strip spaces beside a token, which are lost")
             break
-    present = {data for data, _ in vocabulary.text_bytes() if len(data) == 1}
+    present = set(table)
     missing = [byte for byte in byte_level.UTF8_BYTES if bytes([byte]) not in present]
     if missing:
         losses.append(f"the vocabulary lacks {len(missing)} bytes: characters with them are lost")

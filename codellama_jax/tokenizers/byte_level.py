@@ -65,9 +65,10 @@ UTF8_BYTES = [byte for byte in range(256) if byte not in (0xC0, 0xC1) and byte <
 
 def bytes_of(token: str) -> bytes:
     """Returns the bytes of a token; a token outside the alphabet stands for its own text."""
-    if all(character in BYTES for character in token):
-        return bytes(BYTES[character] for character in token)
-    return token.encode("utf-8", "replace")
+    try:
+        return bytes(map(BYTES.__getitem__, token))
+    except KeyError:
+        return token.encode("utf-8", "replace")
 
 
 def pre_tokenizer(kind: str) -> dict[str, Any]:
