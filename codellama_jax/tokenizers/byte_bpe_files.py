@@ -88,6 +88,8 @@ def build(
     byte_level.add_runs(kind, vocab, merges, added)
     added.sort(key=lambda token: token["id"])
     names = {token["content"]: token["id"] for token in added}
+    # Other software gives an added token that the vocabulary lacks another id.
+    vocab |= names
     post_processor = None
     if bos in names:
         part = {"SpecialToken": {"id": bos, "type_id": 0}}

@@ -180,7 +180,7 @@ def _marker_ids(spec: dict[str, Any], everything: dict[str, int], name: str) -> 
         if not eos and usual_bos in everything and usual_eos in everything:
             bos, eos = bos or usual_bos, usual_eos
     bos = bos or eos
-    for marker, token in (("BOS", bos), ("EOS", eos)):
+    for marker, token in (("EOS", eos), ("BOS", bos)):
         if not isinstance(token, str) or token not in everything:
             what = f"no token {token!r:.40} for {marker}" if token else f"no known {marker} token"
             fix = f"put the model's tokenizer_config.json with {marker.lower()}_token beside it"

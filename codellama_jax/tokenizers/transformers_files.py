@@ -67,6 +67,7 @@ def _write_byte_bpe(
             token = sentinels.get(offset, f"<unused{offset}>")
             row = tokenizer.pieces + offset
             spec["added_tokens"].append(byte_level.added_token(token, row))
+            spec["model"]["vocab"][token] = row
     write_file(folder / "tokenizer.json", dumped(spec))
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -30,6 +30,12 @@ def test_one_option_changes_both(quickstart):
     assert sizes(changed(quickstart, tokenizer=quickstart.tokenizer)) == {1024}
 
 
+def test_a_kind_with_sentinels_adds_none(quickstart):
+    starcoder = changed(quickstart, tokenizer=TokenizerConfig(pieces=1008, kind="starcoder"))
+    assert sizes(starcoder) == {1008}
+    assert sizes(changed(starcoder, tokenizer=TokenizerConfig(pieces=400, kind="codex"))) == {416}
+
+
 def test_a_vocabulary_given_by_option_is_kept(quickstart):
     stage = quickstart.arms["main"]["code"]
     given = dataclasses.replace(stage, model=dataclasses.replace(stage.model, vocab_size=400))
