@@ -145,8 +145,8 @@ def _changed(value: Any, before: Any, after: Any) -> Any:
 def with_vocabulary_of(experiment: Experiment, before: TokenizerConfig) -> Experiment:
     """Returns the experiment with vocabularies that follow its tokenizer.
 
-    `before` is the tokenizer that the experiment had before an override. A stage whose vocab_size was
-    that of the tokenizer, with the infilling sentinels or without, gets that of the new tokenizer.
+    `before` is the tokenizer that the experiment had before an override. A stage whose vocab_size
+    was that of the tokenizer, with the infilling sentinels or without, gets that of the new one.
     """
     after = experiment.tokenizer
     sizes = {before.pieces: after.pieces}

@@ -31,10 +31,11 @@ ODD += ["def f(self):\n    return", "<|endoftext|>", "<fim_prefix>", "<fim_middl
 ODD += ["<|extratoken_10|>", "<|unused_0|>", "Ċ", "<unused0>"]
 any_text = st.lists(st.one_of(st.sampled_from(ODD), st.text(max_size=8)), max_size=12).map("".join)
 examples = hypothesis.settings(deadline=None, max_examples=100)
+FUNCTION = "def f(x):\n    return x + 1\n"
 HELLO = "def main():\n    print('hello world')"
 GOLDEN = {
     "gpt2": {
-        "def f(x):\n    return x + 1\n": "4299 277 7 87 2599 198 220 220 220 1441 2124 1343 352 198",
+        FUNCTION: "4299 277 7 87 2599 198 220 220 220 1441 2124 1343 352 198",
         "\n\n": "628",
         "\t": "197",
     },
@@ -57,7 +58,7 @@ GOLDEN = {
         " " * 51: "50271 50271 50274",
     },
     "codegeex": {
-        "def f(x):\n    return x + 1\n": "4299 277 7 87 2599 198 50268 7783 2124 1343 352 198",
+        FUNCTION: "4299 277 7 87 2599 198 50268 7783 2124 1343 352 198",
         "x =" + " " * 11 + "y": "87 796 50274 331",
         "# language: Python\n": "2 3303 25 11361 198",
         " " * 2: "50266",
