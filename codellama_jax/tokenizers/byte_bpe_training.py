@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import tokenizers
@@ -13,6 +15,7 @@ from codellama_jax.system.progress import Say, silent
 from codellama_jax.tokenizers import byte_bpe_files, byte_level
 
 BYTES = 256
+RUN = re.compile(" {2,}")
 # Merges stop where no pair is left that occurs so often.
 OPTIONS: dict[str, Any] = {"min_frequency": 2}
 
@@ -53,6 +56,20 @@ def train_model(texts: list[str], pieces: int, kind: str, print_line: Say = sile
     return byte_bpe_files.build(ids, merges, added, kind)
 
 
+def _without_runs(texts: list[str], kind: str) -> Iterator[str]:
+    """Yields the texts without the runs of spaces that are tokens of their kind anyway.
+
+    Otherwise merges would make some of them a second time, and Codex's would not come last.
+    """
+    for text in texts:
+        if kind == "codex":
+            yield RUN.sub(" ", text)  # the last space of a run belongs to the next word
+        elif kind == "codegeex":
+            yield from RUN.split(text)
+        else:
+            yield text
+
+
 def _merged(texts: list[str], size: int, kind: str) -> tuple[dict[str, int], list[list[str]]]:
     """Returns at most `size` tokens by id, and the merges that make them."""
     shell: dict[str, Any] = {
@@ -73,7 +90,7 @@ def _merged(texts: list[str], size: int, kind: str) -> tuple[dict[str, int], lis
         show_progress=False,
         **OPTIONS,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(_without_runs(texts, kind), trainer)
     model = json.loads(tokenizer.to_str())["model"]
     # Ids in the order of merging, whatever order the library wrote them in.
     vocab = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))

@@ -102,12 +102,13 @@ def add_runs(
 ) -> None:
     """Adds the runs of spaces of a kind after the last id of a vocabulary, in place.
 
-    A vocabulary that has them already, as a published vocab.json of Codex may, stays as it is.
+    Runs that it has already, as those of a published vocab.json of Codex, stay as they are.
     """
     rows = 1 + max([*vocab.values(), *(token["id"] for token in added)])
-    if kind == "codex" and SPACE * 2 not in vocab:
-        for length in range(2, CODEX_LONGEST + 1):
-            vocab[SPACE * length] = rows + length - 2
+    if kind == "codex":
+        missing = [n for n in range(2, CODEX_LONGEST + 1) if SPACE * n not in vocab]
+        for row, length in enumerate(missing, rows):
+            vocab[SPACE * length] = row
             # The rank rule joins any two parts whose sum is a token, the shortest sum first.
             for left in range(1, length):
                 merges.append([SPACE * left, SPACE * (length - left)])

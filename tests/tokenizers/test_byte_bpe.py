@@ -116,6 +116,7 @@ def test_any_text_comes_back_exactly(text, kind, leading_space):
 @hypothesis.given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=3))
 def test_runs_of_codex_are_joined_by_rank(lengths):
     tokenizer = trained("codex")
+    assert tokenizer.encode(" " * 25) == [PIECES - 1]
     ranks = json.loads(tokenizer.model)["model"]["vocab"]
     for length in lengths:
         spaces = " " * length
@@ -169,6 +170,7 @@ def test_a_lone_surrogate_is_refused():
 @pytest.mark.parametrize("kind", KINDS)
 def test_pickle_and_save(kind, tmp_path):
     tokenizer = trained(kind)
+    assert tokenizer.pieces == PIECES
     copy = pickle.loads(pickle.dumps(tokenizer))
     tokenizer.save(tmp_path / tokenizer.file_name)
     loaded = files.load(tmp_path)
