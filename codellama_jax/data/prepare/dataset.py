@@ -16,7 +16,7 @@ from codellama_jax.data.prepare.contamination.index import Decontamination
 from codellama_jax.data.prepare.contamination.part_files import clean_text
 from codellama_jax.data.prepare.parts import read_rows
 from codellama_jax.data.prepare.shards import FEATURES, ShardWriter, shard_name, write_metadata
-from codellama_jax.data.prepare.stages import StageFolder, fingerprint
+from codellama_jax.data.prepare.stages import MADE, StageFolder, fingerprint
 from codellama_jax.system.files import delete_file, write_json
 
 SPLITS = ("train", "validation")
@@ -86,12 +86,12 @@ class WriteShards:
         """Yields the documents that are kept, or the pieces of them."""
         copies: dict[int, str] = {}
         if self.duplicates:
-            for row in _rows_if_any(self.duplicates.output(number)):
-                copies[row["row"]] = row["kind"]
+            for copy in _rows_if_any(self.duplicates.output(number)):
+                copies[copy["row"]] = copy["kind"]
         marks: dict[int, list[dict[str, Any]]] = defaultdict(list)
         if self.contaminated:
-            for row in read_rows(self.contaminated.output(number)):
-                marks[row["row"]].append(row)
+            for match in read_rows(self.contaminated.output(number)):
+                marks[match["row"]].append(match)
         for row, document in enumerate(read_rows(self.documents.output(number))):
             if row in copies:
                 _drop(totals, f"{copies[row]}_duplicate", document)
@@ -241,7 +241,7 @@ def finish(
     }
     write_json(out / MANIFEST, manifest)
     for older in out.glob("data-*"):
-        if older.name != folder.name:
+        if MADE.fullmatch(older.name) and older.name != folder.name:
             older.rmtree(missing_ok=True)
     return manifest
 

@@ -27,8 +27,9 @@ from codellama_jax.data.prepare.policies import POLICIES, Policy
 from codellama_jax.data.prepare.readers.base import InputOptions
 from codellama_jax.data.prepare.records import REASONS
 from codellama_jax.data.prepare.runners import Runner
-from codellama_jax.data.prepare.stages import StageFolder, fingerprint, run_stage
+from codellama_jax.data.prepare.stages import MADE, StageFolder, fingerprint, run_stage
 from codellama_jax.errors import UserError
+from codellama_jax.system.files import read_state
 from codellama_jax.system.progress import Say
 
 VERSION = 1  # of the stages: another one repeats all of them
@@ -71,7 +72,7 @@ class Preparation:
         config: the policy, the splits and the shards.
         out: the folder of the prepared corpus, local or gs://.
         runner: runs the stages.
-        `say`: prints a line of progress.
+        `print_line`: prints a line of progress.
         benchmarks: the texts that `policy.decontamination` looks for.
         tokenizers: functions that return the number of tokens of a text, by the tokenizer's
             fingerprint.
@@ -83,12 +84,12 @@ class Preparation:
         config: PrepareConfig,
         out: epath.Path,
         runner: Runner,
-        say: Say,
+        print_line: Say,
         benchmarks: Sequence[BenchmarkText] = (),
         tokenizers: dict[str, Callable[[str], int]] | None = None,
     ):
         self.parts = {part.number: part for part in parts}
-        self.config, self.out, self.runner, self.say = config, out, runner, say
+        self.config, self.out, self.runner, self.print_line = config, out, runner, print_line
         self.benchmarks, self.tokenizers = list(benchmarks), tokenizers or {}
         self.work = out / WORK
         self.seconds: dict[str, float] = {}
@@ -122,8 +123,14 @@ class Preparation:
         )
         inputs = fingerprint_of(list(self.parts.values()))
         key = fingerprint(VERSION, inputs, to_dict(alone), to_dict(config.inputs))
+        tokenizer = count_tokens = None
+        if config.policy.min_fertility:
+            if not self.tokenizers:
+                raise UserError("--policy.min-fertility counts tokens: pass --tokenizer FILE")
+            tokenizer, count_tokens = next(iter(self.tokenizers.items()))
+            key = fingerprint(key, tokenizer)
         stage = StageFolder(self.work, "documents", key)
-        work = WriteDocuments(stage, config.policy, config.inputs)
+        work = WriteDocuments(stage, config.policy, config.inputs, count_tokens)
         self.report["documents"] = self._total(stage, self.parts, work)
         return stage
 
@@ -150,7 +157,7 @@ class Preparation:
             list(self.parts),
             self.benchmarks,
             params,
-            self.say,
+            self.print_line,
         )
         return stage
 
@@ -210,19 +217,19 @@ class Preparation:
         """Returns what the parts wrote with this bound of the validation split."""
         dataset.discard_missing(self.out, work.stage, list(self.parts))
         numbers = {number: number for number in self.parts}
-        return run_stage(self.runner, work.stage, numbers, work, self.say)
+        return run_stage(self.runner, work.stage, numbers, work, self.print_line)
 
     def _total(
         self, stage: StageFolder, parts: dict[int, Any], work: Callable[[Any], None]
     ) -> dict[str, Any]:
         """Runs a stage and returns the sum of the counts of its parts."""
-        return counts.total(run_stage(self.runner, stage, parts, work, self.say))
+        return counts.total(run_stage(self.runner, stage, parts, work, self.print_line))
 
     def _remove_unused(self, used: Sequence[StageFolder | None]) -> None:
         """Deletes the stages of other inputs or options, whose disk space is needed."""
         names = {stage.path.name for stage in used if stage}
         for folder in self.work.iterdir():
-            if folder.name not in names:
+            if MADE.fullmatch(folder.name) and folder.name not in names:
                 folder.rmtree(missing_ok=True)
 
     @contextlib.contextmanager
@@ -230,6 +237,15 @@ class Preparation:
         start = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - start
+
+
+def is_corpus(out: epath.Path) -> bool:
+    """Returns whether a folder holds a corpus that was prepared, or one that is not complete."""
+    if "fingerprint" in (read_state(out / dataset.MANIFEST) or {}):
+        return True
+    work = out / WORK
+    names = [path.name for path in work.iterdir()] if work.is_dir() else []
+    return bool(names) and all(MADE.fullmatch(name) for name in names)
 
 
 def reasons(*stages: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ from codellama_jax.system.files import read_state, write_json
 from codellama_jax.system.progress import Say, counted
 
 READERS = 32  # files that the driver reads at once; most of the time it waits for the network
+# The name of a folder that `prepare` makes and may delete: it must never match a user's own.
+MADE = re.compile(r"(documents|duplicates|contamination|dataset|data)-[0-9a-f]{16}")
 WATCH_SECONDS = 5.0  # between two looks at the number of complete parts
 
 
@@ -63,7 +66,7 @@ def run_stage(
     stage: StageFolder,
     parts: dict[int, Any],
     work: Callable[[Any], None],
-    say: Say,
+    print_line: Say,
 ) -> list[dict[str, Any]]:
     """Runs `work(part)` for every part that is not complete, and returns the counts of all parts.
 
@@ -72,13 +75,13 @@ def run_stage(
         stage: the folder, in which `work` writes the output of a part and then calls `finish`.
         parts: the argument of `work` by part number.
         work: a picklable function.
-        say: prints a line of progress.
+        print_line: prints a line of progress.
     """
     counts = stage.counts(parts)
     todo = [part for part, count in zip(parts.values(), counts) if count is None]
     if len(todo) < len(parts):
         done = len(parts) - len(todo)
-        say(f"{stage.name}: {done:,} of {len(parts):,} parts are done already")
+        print_line(f"{stage.name}: {done:,} of {len(parts):,} parts are done already")
     with _progress(stage, len(parts), len(todo)):
         runner.map(work, todo)
     complete = []
@@ -95,8 +98,10 @@ def _progress(stage: StageFolder, parts: int, todo: int) -> Iterator[None]:
     ended = threading.Event()
 
     def watch(add: Callable[[int], None]) -> None:
-        done = parts - todo
-        while not ended.wait(WATCH_SECONDS):
+        done, is_last = parts - todo, False
+        # Once more at the end: else the line would stay at the count of some seconds before.
+        while not is_last:
+            is_last = ended.wait(WATCH_SECONDS)
             names = stage.path.glob("part-*.json") if stage.path.exists() else ()
             complete = sum(1 for _ in names)
             add(complete - done)
