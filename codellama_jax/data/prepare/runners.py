@@ -8,11 +8,15 @@ functions or frozen dataclasses with `__call__`, so that every runner can send t
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from codellama_jax.checked import choices_problem, nearest
@@ -23,6 +27,8 @@ IN_PROCESS = "FnApiRunner"
 # Beam knows this one by its module only.
 MODULES = {"DaskRunner": "apache_beam.runners.dask.dask_runner.DaskRunner"}
 # A worker's exception arrives as text inside another exception, which depends on the runner.
+_WORKER_END = re.compile(r"subprocess exited with return code (-?\d+)")
+STOPPED = (-signal.SIGINT, 128 + signal.SIGINT)  # exit codes of a worker after Ctrl-C
 _WORKER_ERROR = re.compile(r"(UserError|OSError): (.*?) \[while running ", re.DOTALL)
 
 
@@ -97,7 +103,7 @@ class Runner:
             with _plain_errors():
                 function(items[0])  # nothing to distribute
         elif items and self._workers:
-            with _quiet_workers():
+            with _watched_workers(), _quiet_workers():
                 self._run(build, self.options + self._workers)
         elif items:
             self._run(build, self.options)
@@ -156,6 +162,45 @@ def _quiet_logs() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def _watched_workers() -> Iterator[None]:
+    """Ends the program with one line and code 2 if a worker process on this machine is killed.
+
+    Beam reports that in a thread only, and then waits for the process for ever. Complete parts are
+    kept, as after any kill.
+    """
+
+    def ended(arguments: threading.ExceptHookArgs) -> None:
+        match = _WORKER_END.search(str(arguments.exc_value))
+        # Other errors of Beam's threads only follow from the end of the workers.
+        if match and int(match[1]) not in STOPPED:
+            print(
+                f"error: a worker process ended with exit code {match[1]}, as it does where there"
+                " is too little memory: run the same command again, with fewer --processes",
+                file=sys.stderr,
+                flush=True,
+            )
+            for child in _descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            os._exit(2)
+
+    before, threading.excepthook = threading.excepthook, ended
+    # Not reset after an error: then threads whose workers are gone end with errors later.
+    yield
+    threading.excepthook = before
+
+
+def _descendants(process: int) -> list[int]:
+    """Returns the processes that a process has started, and those that they have."""
+    processes: list[int] = []
+    for path in glob.glob(f"/proc/{process}/task/*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            for child in Path(path).read_text().split():
+                processes += [int(child), *_descendants(int(child))]
+    return processes
 
 
 @contextlib.contextmanager

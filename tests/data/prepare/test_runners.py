@@ -1,6 +1,10 @@
 """Errors of workers arrive as one line, on every runner."""
 
+import subprocess
+import sys
+
 import pytest
+from paths import ROOT
 
 from codellama_jax.data.prepare.runners import Runner, worker_error
 from codellama_jax.errors import UserError
@@ -36,6 +40,20 @@ def press_ctrl_c(number):
 def test_ctrl_c_in_a_step_is_ctrl_c():
     with pytest.raises(KeyboardInterrupt):
         Runner().map(press_ctrl_c, [1, 2])
+
+
+def test_a_killed_worker_ends_the_command_with_one_line():
+    program = """if True:
+        import os
+        from codellama_jax.data.prepare.runners import Runner
+        Runner(processes=2).map(os._exit, [137, 137])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: a worker process ended with exit code 137, as")
+    assert done.stderr.count("\n") == 1
 
 
 def test_no_items_start_no_pipeline():

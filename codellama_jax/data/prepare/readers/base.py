@@ -33,7 +33,7 @@ class InputOptions(Checked):
     # sentinels. StarCoder was trained on both.
     notebooks: Literal["script", "structured"] = "script"
     max_file_bytes: Bytes = 10 * 2**20  # A longer document is dropped.
-    part_bytes: Bytes = 256 * 2**20  # Of the input that one worker reads as one part.
+    part_bytes: Bytes = 64 * 2**20  # Of the input that one worker reads as one part.
 
 
 class Slice(NamedTuple):
