@@ -138,10 +138,17 @@ def _config_names() -> str:
 
 @dataclass(frozen=True)
 class TokenizerConfig(Checked):
-    """A published SentencePiece model, or one trained on the corpus."""
+    """A published tokenizer, or one trained on the corpus.
 
-    path: OptionalPath = ""  # a tokenizer.model; "" trains one
+    `kind` decides what is trained, and how a vocab.json with its merges.txt splits text. Other
+    files hold that themselves.
+    """
+
+    # A tokenizer.model, tokenizer.json, vocab.json or folder; "" trains one.
+    path: OptionalPath = ""
     pieces: Annotated[int, Range(275, 1_000_000)] = 32_000  # without the infilling sentinels
+    # All but the first are byte-level BPE; tokenizers/byte_level.py describes them.
+    kind: Literal["sentencepiece", "gpt2", "codex", "codegeex", "starcoder"] = "sentencepiece"
 
 
 @dataclass(frozen=True)

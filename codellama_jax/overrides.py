@@ -7,9 +7,9 @@ import sys
 from typing import Any
 
 from codellama_jax.checked import FieldError
-from codellama_jax.config import Experiment, Probe, Stage, leaves, to_dict
+from codellama_jax.config import Experiment, Probe, Stage, TokenizerConfig, leaves, to_dict
 from codellama_jax.errors import UserError
-from codellama_jax.tokenizers.sentinels import SENTINEL_ROWS
+from codellama_jax.tokenizers.sentinels import appended_rows
 
 # Fields of the experiment; every other first name is a stage.
 SHARED = ("tokenizer", "corpus", "mesh", "probes", "seed", "seeds")
@@ -57,7 +57,7 @@ def apply(experiment: Experiment, given: dict[str, Any]) -> Experiment:
         shared = {name: given[name] for name in SHARED}
         shared["probes"] = {name: getattr(given["probes"], name) for name in experiment.probes}
         changed = dataclasses.replace(experiment, arms=arms, **shared)
-        return with_vocabulary_of(changed, experiment.tokenizer.pieces)
+        return with_vocabulary_of(changed, experiment.tokenizer)
     except FieldError as error:
         raise error.as_option() from None
 
@@ -142,23 +142,24 @@ def _changed(value: Any, before: Any, after: Any) -> Any:
     return dataclasses.replace(value, **changes)
 
 
-def with_vocabulary_of(experiment: Experiment, pieces: int) -> Experiment:
-    """Returns the experiment with vocabularies that follow its `tokenizer.pieces`.
+def with_vocabulary_of(experiment: Experiment, before: TokenizerConfig) -> Experiment:
+    """Returns the experiment with vocabularies that follow its tokenizer.
 
-    `pieces` is the number that the experiment had before an override. A stage whose vocab_size was
-    that of the tokenizer, with the infilling sentinels or without, gets that of the new tokenizer.
+    `before` is the tokenizer that the experiment had before an override. A stage whose vocab_size
+    was that of the tokenizer, with the infilling sentinels or without, gets that of the new one.
     """
-    added = experiment.tokenizer.pieces - pieces
-    sizes = (pieces, pieces + SENTINEL_ROWS)
+    after = experiment.tokenizer
+    sizes = {before.pieces: after.pieces}
+    sizes[before.pieces + appended_rows(before.kind)] = after.pieces + appended_rows(after.kind)
     # A tokenizer that is read from a file has the size it has, whatever `pieces` is.
-    if not added or experiment.tokenizer.path:
+    if after == before or after.path:
         return experiment
     arms = {}
     for arm, stages in experiment.arms.items():
         arms[arm] = dict(stages)
         for name, stage in stages.items():
             if stage.model.vocab_size in sizes:
-                size = stage.model.vocab_size + added
+                size = sizes[stage.model.vocab_size]
                 model = dataclasses.replace(stage.model, vocab_size=size)
                 arms[arm][name] = dataclasses.replace(stage, model=model)
     return dataclasses.replace(experiment, arms=arms)

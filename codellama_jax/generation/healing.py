@@ -21,7 +21,7 @@ import numpy as np
 
 from codellama_jax.generation.scoring import last_logits
 from codellama_jax.models.trained import TrainedModel
-from codellama_jax.tokenizers.sentencepiece import Tokenizer
+from codellama_jax.tokenizers.base import Tokenizer
 from codellama_jax.tokenizers.training import LONGEST_SPACES
 
 # A piece that extends the tokens removed is at least one character longer than they are.

@@ -13,7 +13,7 @@ from codellama_jax.errors import UserError
 from codellama_jax.probes.subject import Subject
 
 if TYPE_CHECKING:
-    from codellama_jax.tokenizers.sentencepiece import Tokenizer
+    from codellama_jax.tokenizers.base import Tokenizer
 
 
 class Example(NamedTuple):

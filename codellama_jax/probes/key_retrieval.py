@@ -20,7 +20,7 @@ from codellama_jax.probes.subject import Subject
 if TYPE_CHECKING:
     from codellama_jax.benchmarks.benchmark import Task
     from codellama_jax.models.trained import TrainedModel
-    from codellama_jax.tokenizers.sentencepiece import Tokenizer
+    from codellama_jax.tokenizers.base import Tokenizer
 
 DIGITS = "0123456789"
 

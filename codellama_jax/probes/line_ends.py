@@ -20,7 +20,7 @@ from codellama_jax.probes.subject import Subject
 if TYPE_CHECKING:
     from codellama_jax.generation.sampler import Sampling
     from codellama_jax.models.trained import TrainedModel
-    from codellama_jax.tokenizers.sentencepiece import Tokenizer
+    from codellama_jax.tokenizers.base import Tokenizer
 
 HELD_BACK = 2  # tokens at the end of a line, which the model must generate
 MIN_READ = 2  # tokens of the line that the model reads, at least
@@ -115,6 +115,15 @@ def _beginning(tokenizer: Tokenizer, line: str) -> str:
     return text if is_long and has_same_tokens else ""
 
 
+def _joins_newlines(tokenizer: Tokenizer) -> bool:
+    """Returns whether a token holds a newline and more, as in byte-level BPE."""
+    for i in tokenizer.text_ids:
+        text = tokenizer.decode([i], leading_space=False)
+        if "\n" in text and text != "\n":
+            return True
+    return False
+
+
 def _passed(
     model: TrainedModel, lines: Sequence[UnfinishedLine], sampling: Sampling, samples: int
 ) -> list[int]:
@@ -123,6 +132,11 @@ def _passed(
 
     tokenizer = model.tokenizer
     stop_ids = [tokenizer.eos_id, *tokenizer.encode("\n", leading_space=False)]
+
+    def has_ended(_: int, ids: list[int]) -> bool:
+        return "\n" in tokenizer.decode(ids, leading_space=False)
+
+    stop = has_ended if _joins_newlines(tokenizer) else None
     repeated = [line for line in lines for _ in range(samples)]
     passed: list[bool] = []
     for start in range(0, len(repeated), BATCH_SIZE):
@@ -132,10 +146,12 @@ def _passed(
             [line.prompt for line in batch],
             sampling,
             stop_ids,
+            stop=stop,
             vocab=tokenizer.pieces,
             # Each sample has its own PRNG key, so that the batch size changes no sample.
             numbers=range(start, start + len(batch)),
         )
         for ids, line in zip(generated, batch):
-            passed.append(tokenizer.decode(ids, leading_space=False).rstrip() == line.end)
+            text = tokenizer.decode(ids, leading_space=False)
+            passed.append(text.partition("\n")[0].rstrip() == line.end)
     return np.reshape(passed, (len(lines), samples)).sum(axis=1).tolist()

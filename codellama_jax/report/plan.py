@@ -143,9 +143,9 @@ def _fingerprint(config: TokenizerConfig, manifests: dict[str, Manifest]) -> str
     # Its import takes longer than all other work of a plan.
     if not config.path or not counted or not user_path(config.path).exists():
         return ""
-    from codellama_jax.tokenizers import sentencepiece as tokenizers
+    from codellama_jax.tokenizers import files
 
-    return tokenizers.load(config.path).fingerprint
+    return files.load(config.path, config.kind).fingerprint
 
 
 def _print_sources(console: Console, arm: str, rows: Sequence[tuple[str, ...]]) -> None:

@@ -139,7 +139,10 @@ def model_section(page: Page, stages: Sequence[StageResult], tokenizer: Tokenize
     vocabulary = f"{tokenizer.pieces:,} pieces trained on the corpus"
     if tokenizer.path:
         vocabulary = f"the pieces of {tokenizer.path}"
-    page.note(f"Tokenizer: SentencePiece, {vocabulary}, then the infilling sentinels.")
+    kind = "SentencePiece" if tokenizer.kind == "sentencepiece" else "byte-level BPE"
+    # The kind of a file is in the file, which the report does not read.
+    prefix = "" if tokenizer.path else f"{kind}, "
+    page.note(f"Tokenizer: {prefix}{vocabulary}, then the infilling sentinels.")
     page.note("config.json in the run's folder holds the full config.")
 
 

@@ -14,7 +14,8 @@ from codellama_jax.data.prepared import is_prepared, manifests_of, read_manifest
 from codellama_jax.errors import UserError
 from codellama_jax.sharding.hosts import say
 from codellama_jax.system.files import read_state, user_path, write_json
-from codellama_jax.tokenizers import sentencepiece as tokenizers
+from codellama_jax.tokenizers import byte_bpe, files, sentencepiece
+from codellama_jax.tokenizers.base import Tokenizer
 from codellama_jax.tokenizers.training import MAX_TRAINING_CHARS
 from codellama_jax.weights import load
 
@@ -79,16 +80,19 @@ class Corpus:
             counts[key] = prepared.counts | self.samples.get(name, {})
         write_json(path, counts)
 
-    def _tokenizer(self) -> tokenizers.Tokenizer:
+    def _tokenizer(self) -> Tokenizer:
         # Before any stage: vocabularies are compared with it while nothing is written yet.
         config = self.experiment.tokenizer
         if config.path:
-            return tokenizers.load(user_path(config.path))
+            return files.load(user_path(config.path), config.kind)
         # The first stage's documents: all arms of an experiment start with the same ones.
         first_arm = next(iter(self.experiment.arms.values()))
         first = next(iter(first_arm.values()))
         texts = self._training_texts(first)
-        return tokenizers.train(texts, config.pieces, user_path(self.cache), say)
+        cache = user_path(self.cache)
+        if config.kind == "sentencepiece":
+            return sentencepiece.train(texts, config.pieces, cache, say)
+        return byte_bpe.train(texts, config.pieces, config.kind, cache, say)
 
     def _training_texts(self, stage: Stage) -> Iterator[str]:
         """Yields the texts that a tokenizer is trained on: all, or a sample of a large corpus."""
@@ -139,7 +143,7 @@ def check_prepared(
     return recorded
 
 
-def check_tokenizer(experiment: Experiment, tokenizer: tokenizers.Tokenizer) -> None:
+def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer) -> None:
     """Raises UserError where a stage's vocabulary is not the tokenizer's; prints its limits."""
     for limit in tokenizer.limits:
         say(f"note on the tokenizer: {limit}")
@@ -161,7 +165,7 @@ def check_tokenizer(experiment: Experiment, tokenizer: tokenizers.Tokenizer) -> 
 
 
 def check_same_tokenizer(
-    experiment: Experiment, tokenizer: tokenizers.Tokenizer, stages: Sequence[Stage]
+    experiment: Experiment, tokenizer: Tokenizer, stages: Sequence[Stage]
 ) -> None:
     """Raises UserError where a stage starts from weights that were trained with other ids."""
     # Each init once: several arms start from the same weights.
@@ -169,12 +173,12 @@ def check_same_tokenizer(
         theirs = load.tokenizer_of(init)  # None without one beside the weights
         if theirs is None and init.startswith(("hf:", "meta:")):
             if not experiment.tokenizer.path:
-                message = f"has no {tokenizers.FILE}: pass --tokenizer.path with the model's own"
+                message = f"has no {files.NAMES}: pass --tokenizer.path with the model's own"
                 raise UserError(f"{init} {message}")
         elif theirs and theirs.fingerprint != tokenizer.fingerprint:
             raise UserError(
                 f"{init} was trained with another tokenizer:"
-                f" pass --tokenizer.path with its {tokenizers.FILE}"
+                f" pass --tokenizer.path with its {theirs.file_name}"
             )
 
 

@@ -231,7 +231,7 @@ def run_stages(
     """
     is_first = jax.process_index() == 0
     if is_first:
-        corpus.tokenizer.save(folder.tokenizer)
+        folder.save_tokenizer(corpus.tokenizer)
     # Grows as stages finish: arms of this experiment share equal stages too.
     trained = trained_under(user_path(under)) if under else {}
     identity = ""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from etils import epath
 
     from codellama_jax.data.prepare.contamination.index import BenchmarkText
-    from codellama_jax.tokenizers.sentencepiece import Tokenizer
+    from codellama_jax.tokenizers.base import Tokenizer
 
 DEFAULT_POLICY = "code_llama"
 BEAM = "--"  # the options after it are Beam's
@@ -40,7 +40,7 @@ class Prepare(Checked):
     benchmark: tuple[str, ...] = ()
     """Benchmarks to find in the corpus, as NAME=FILE: humaneval=HumanEval.jsonl.gz."""
     tokenizer: tuple[str, ...] = ()
-    """Files tokenizer.model; the tokens of the corpus are counted with each."""
+    """Files of tokenizers; the tokens of the corpus are counted with each."""
     validation_fraction: Annotated[float, Range(0, 1, open_most=True)] = 0.005
     """Share of the repositories that are held out; at least one, if there are several."""
     split_by: Literal["repository", "file"] = "repository"
@@ -164,11 +164,11 @@ class Prepare(Checked):
 
     def _tokenizers(self) -> dict[str, Callable[[str], int]]:
         from codellama_jax.system.files import user_path
-        from codellama_jax.tokenizers import sentencepiece
+        from codellama_jax.tokenizers import files
 
         counters: dict[str, Callable[[str], int]] = {}
         for path in self.tokenizer:
-            tokenizer = sentencepiece.load(user_path(path))
+            tokenizer = files.load(user_path(path))
             counters[tokenizer.fingerprint] = TokenCounter(tokenizer)
         return counters
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import sentencepiece
@@ -18,7 +17,6 @@ ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-define
 # Distance of each sentinel's id from the number of text pieces. Code Llama's files list sentinels
 # as pieces, Llama 2's file ends before them; the ids are the same.
 SENTINELS = {"▁<PRE>": 7, "▁<SUF>": 8, "▁<MID>": 9, "▁<EOT>": 10}
-ONLY_SENTENCEPIECE = "only SentencePiece files, usually named tokenizer.model, are read"
 
 
 def parse(data: bytes, name: str) -> Any:
@@ -70,20 +68,10 @@ def _kind_problem(data: bytes, name: str) -> str:
     start = data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     if start == b"<":
         return f"{name} is an HTML or XML page: download the file itself"
-    if start == b"{":
-        return f"{name} is {_json_kind(data)}: {ONLY_SENTENCEPIECE}; name that file of the model"
     if data[:200].partition(b"\n")[0].endswith(b" 0") and data[:1].isalnum():
-        return f"{name} is a tiktoken vocabulary, as Llama 3 has: {ONLY_SENTENCEPIECE}"
+        return f"{name} is a tiktoken vocabulary, as Llama 3 has: name tokenizer.json"
     size = f"{len(data):,} bytes"
     return f"{name} is not a complete SentencePiece model ({size}): download tokenizer.model again"
-
-
-def _json_kind(data: bytes) -> str:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        return "JSON"
-    return "a tokenizer.json of Hugging Face" if "model" in value else "JSON, but no tokenizer"
 
 
 def remove_sentinels(proto: Any, name: str) -> tuple[int, tuple[int, ...]]:

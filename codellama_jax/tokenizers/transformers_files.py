@@ -1,6 +1,7 @@
-"""Writes the tokenizer for other software: tokenizer.model with the sentinels, and tokenizer.json.
+"""Writes the tokenizer for other software, with the sentinels.
 
-Both give the same ids. tokenizer.json is needed because transformers 5, given a tokenizer.model
+Byte-level BPE becomes a tokenizer.json, SentencePiece a tokenizer.model and a tokenizer.json, which
+give the same ids. The second is needed because transformers 5, given a tokenizer.model
 only, encodes spaces differently. It lists the merges of BPE in the order of the pieces' scores.
 """
 
@@ -13,7 +14,11 @@ from typing import Any
 from etils import epath
 
 from codellama_jax.system.files import write_file, write_json
-from codellama_jax.tokenizers.sentencepiece import Tokenizer
+from codellama_jax.tokenizers import byte_bpe_spec, byte_level
+from codellama_jax.tokenizers.base import Tokenizer
+from codellama_jax.tokenizers.byte_bpe import ByteBpeTokenizer
+from codellama_jax.tokenizers.byte_bpe_files import MARKERS, dumped
+from codellama_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from codellama_jax.tokenizers.sentencepiece_file import SENTINELS, ModelProto, is_llama
 from codellama_jax.tokenizers.sentinels import SENTINEL_ROWS
 
@@ -21,7 +26,7 @@ NORMAL, CONTROL = 1, 3  # types of pieces; text is never encoded as a control pi
 SPACE = "▁"  # in pieces
 
 
-def with_sentinels(tokenizer: Tokenizer, vocab_size: int) -> Any:
+def with_sentinels(tokenizer: SentencePieceTokenizer, vocab_size: int) -> Any:
     """Returns the SentencePiece ModelProto with a piece for each of `vocab_size` entries."""
     proto = ModelProto.FromString(tokenizer.model)
     if len(proto.pieces) < vocab_size:
@@ -34,10 +39,50 @@ def with_sentinels(tokenizer: Tokenizer, vocab_size: int) -> Any:
 def write_tokenizer(
     tokenizer: Tokenizer, vocab_size: int, context: int, folder: epath.Path
 ) -> None:
-    """Writes tokenizer.model, tokenizer.json and tokenizer_config.json to `folder`.
+    """Writes the tokenizer's files and tokenizer_config.json to `folder`.
 
     `vocab_size` counts the model's vocabulary entries, `context` its longest sequence in tokens.
-    No tokenizer.json is written for a tokenizer unlike Llama's: readers convert tokenizer.model.
+    """
+    if isinstance(tokenizer, ByteBpeTokenizer):
+        config = _write_byte_bpe(tokenizer, vocab_size, folder)
+    elif isinstance(tokenizer, SentencePieceTokenizer):
+        config = _write_sentencepiece(tokenizer, vocab_size, folder)
+    else:
+        raise TypeError(f"no files for {type(tokenizer)}")
+    config |= {"model_max_length": context, "clean_up_tokenization_spaces": False}
+    write_json(folder / "tokenizer_config.json", config)
+
+
+def _write_byte_bpe(
+    tokenizer: ByteBpeTokenizer, vocab_size: int, folder: epath.Path
+) -> dict[str, Any]:
+    """Writes tokenizer.json. Returns the fields of tokenizer_config.json that name its tokens."""
+    spec = json.loads(tokenizer.model)
+    # Other software refuses a file with a field that it does not know.
+    spec.pop(MARKERS, None)
+    names = {row: token for token, row in byte_bpe_spec.entries(spec).items()}
+    if vocab_size > tokenizer.pieces and not tokenizer.lists_sentinels:
+        sentinels = {offset: token for token, offset in byte_bpe_spec.SENTINELS.items()}
+        for offset in range(SENTINEL_ROWS):
+            token = sentinels.get(offset, f"<unused{offset}>")
+            row = tokenizer.pieces + offset
+            spec["added_tokens"].append(byte_level.added_token(token, row))
+            spec["model"]["vocab"][token] = row
+    write_file(folder / "tokenizer.json", dumped(spec))
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": names[tokenizer.bos_id],
+        "eos_token": names[tokenizer.eos_id],
+    }
+
+
+def _write_sentencepiece(
+    tokenizer: SentencePieceTokenizer, vocab_size: int, folder: epath.Path
+) -> dict[str, Any]:
+    """Writes tokenizer.model and, for a tokenizer like Llama's, tokenizer.json.
+
+    Readers convert the tokenizer.model of another one. Returns the fields of tokenizer_config.json
+    that name its tokens.
     """
     proto = with_sentinels(tokenizer, vocab_size)
     llama = is_llama(tokenizer.model)
@@ -49,15 +94,12 @@ def write_tokenizer(
         write_file(folder / "tokenizer.json", fast)
     special = (proto.trainer_spec.unk_id, tokenizer.bos_id, tokenizer.eos_id)
     unk, bos, eos = (proto.pieces[i].piece for i in special)
-    config = {
+    return {
         "tokenizer_class": "PreTrainedTokenizerFast" if llama else "LlamaTokenizer",
         "unk_token": unk,
         "bos_token": bos,
         "eos_token": eos,
-        "model_max_length": context,
-        "clean_up_tokenization_spaces": False,
     }
-    write_json(folder / "tokenizer_config.json", config)
 
 
 def llama_cpp_options(tokenizer: Tokenizer, vocab_size: int) -> str:
@@ -73,7 +115,9 @@ def llama_cpp_options(tokenizer: Tokenizer, vocab_size: int) -> str:
     return f"--override-kv tokenizer.ggml.eot_token_id=int:{tokenizer.eot_id}"
 
 
-def fast_tokenizer(tokenizer: Tokenizer, proto: Any, vocab_size: int) -> dict[str, Any]:
+def fast_tokenizer(
+    tokenizer: SentencePieceTokenizer, proto: Any, vocab_size: int
+) -> dict[str, Any]:
     """Returns the content of tokenizer.json, in the format of Hugging Face's tokenizers library.
 
     It reproduces SentencePiece's steps: a space before any text, BPE with byte fallback, BOS before

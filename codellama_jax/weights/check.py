@@ -37,7 +37,7 @@ class Reader:
 def project_reader(folder: epath.Path, named_tokenizer: str = "") -> Reader:
     """Opens a run or published weights with this project, in float32.
 
-    `named_tokenizer` is the path of a tokenizer.model; "" takes the one in the folder.
+    `named_tokenizer` is the path of a tokenizer; "" takes the one in the folder.
     """
     mesh = make_mesh(MeshConfig())
     if load.kind_of(folder) == "run":
@@ -107,7 +107,7 @@ def compare(
       against: the reference; None reads `folder` with transformers.
       text: the text that both models read.
       tokens: the number of its tokens that they read.
-      named_tokenizer: the path of the tokenizer.model of `folder`; "" takes the one in the folder.
+      named_tokenizer: the path of the tokenizer of `folder`; "" takes the one in the folder.
     """
     if tokens < 1:
         raise UserError(f"--tokens must be at least 1, got {tokens}")

@@ -43,7 +43,7 @@ class Import:
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder to make, local or gs://."""
     tokenizer: str = ""
-    """The tokenizer.model, if DIR has none. A file outside DIR is used only if named here."""
+    """The file of the tokenizer, if DIR has none. A file outside DIR is used only if named here."""
     integrity: Annotated[bool, tyro.conf.arg(help=f"Write RUN/{INTEGRITY}.")] = False
 
     def __call__(self) -> None:
@@ -118,7 +118,7 @@ class Check:
     tokens: int = 512
     """The number of tokens of the text that are read."""
     tokenizer: str = ""
-    """The tokenizer.model of DIR_OR_RUN, if that is a folder of weights without one."""
+    """The file of the tokenizer of DIR_OR_RUN, if that is a folder of weights without one."""
     integrity: bool = False
     """Only verify checksums.json, which import and export write with --integrity."""
 

@@ -22,7 +22,7 @@ from codellama_jax.sharding.hosts import is_first
 from codellama_jax.system.files import is_bucket, reason, write_json
 from codellama_jax.system.progress import counted
 from codellama_jax.system.settings import Settings, read_settings
-from codellama_jax.tokenizers.sentencepiece import Tokenizer
+from codellama_jax.tokenizers.base import Tokenizer
 from codellama_jax.tokenizers.transformers_files import write_tokenizer
 from codellama_jax.weights.folders import complete_folder
 from codellama_jax.weights.integrity import write_checksums
@@ -118,7 +118,7 @@ def write(
         write_tokenizer(tokenizer, source.model.vocab_size, source.context, part)
         write_json(part / "config.json", _config_of(source, tokenizer))
         # Generation stops at EOS, in infilling at EOT, which a vocabulary without sentinels lacks.
-        ends = [tokenizer.eos_id, tokenizer.eot_id]
+        ends = list(dict.fromkeys((tokenizer.eos_id, tokenizer.eot_id)))
         ends = [end for end in ends if end < source.model.vocab_size]
         generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends}
         write_json(part / "generation_config.json", generation)

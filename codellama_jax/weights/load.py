@@ -23,10 +23,12 @@ from codellama_jax.errors import UserError
 from codellama_jax.models.trained import abstract_params
 from codellama_jax.sharding.hosts import is_first
 from codellama_jax.sharding.mesh import on_mesh
-from codellama_jax.system.files import user_path
+from codellama_jax.system.files import read_file, user_path
 from codellama_jax.system.progress import counted
 from codellama_jax.system.settings import read_settings
-from codellama_jax.tokenizers.sentencepiece import Tokenizer, load
+from codellama_jax.tokenizers import byte_bpe, byte_bpe_spec
+from codellama_jax.tokenizers.base import Tokenizer
+from codellama_jax.tokenizers.files import FILES, NAMES, load
 from codellama_jax.weights import huggingface, meta
 from codellama_jax.weights.inputs import check_file, file_names
 from codellama_jax.weights.layout import Source, dotted, is_stacked, join
@@ -102,16 +104,20 @@ def tokenizer_of(init: str) -> Tokenizer | None:
 
 
 def published_tokenizer(folder: epath.Path) -> Tokenizer | None:
-    """Returns the tokenizer.model in a folder of published weights, None if it has none.
+    """Returns the tokenizer in a folder of published weights, None if it has none that is read.
 
-    A tokenizer.model beside the folder, as Meta publishes it, may belong to another model, so it is
-    used only if the user names it.
+    Of several files the first of `FILES` is read. A tokenizer beside the folder, as Meta publishes
+    it, may belong to another model, so it is used only if the user names it.
     """
-    path = folder / "tokenizer.model"
-    if path.name not in file_names(folder):
-        return None
-    check_file(path)
-    return load(path)
+    for name in FILES:
+        path = folder / name
+        if name not in file_names(folder):
+            continue
+        check_file(path)
+        # transformers writes a tokenizer.json for SentencePiece's models too, which is not read.
+        if name != byte_bpe.FILE or byte_bpe_spec.is_byte_level(read_file(path)):
+            return load(path)
+    return None
 
 
 def needed_tokenizer(folder: epath.Path, named: str = "") -> Tokenizer:
@@ -124,14 +130,14 @@ def needed_tokenizer(folder: epath.Path, named: str = "") -> Tokenizer:
     tokenizer = published_tokenizer(folder)
     if tokenizer:
         return tokenizer
-    outside = folder.parent / "tokenizer.model"
+    outside = folder.parent / FILES[0]
     # No tokenizer is guessed: with another model's the weights would load and produce nonsense.
     fix = "name the model's own with --tokenizer"
-    if "tokenizer.json" in file_names(folder):
-        fix = f"only SentencePiece is read, not its tokenizer.json; {fix}"
+    if byte_bpe.FILE in file_names(folder):
+        fix = f"its {byte_bpe.FILE} is not byte-level BPE; {fix}"
     if outside.exists():
         fix += f" ({outside} is outside the folder, so it is used only when named)"
-    raise UserError(f"{folder} has no tokenizer.model: {fix}")
+    raise UserError(f"{folder} has no {NAMES}: {fix}")
 
 
 def place_params(source: Source, model: ModelConfig, mesh: Mesh) -> dict:

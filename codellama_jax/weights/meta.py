@@ -23,7 +23,8 @@ from codellama_jax.system.console import warn
 from codellama_jax.system.files import write_file, write_json
 from codellama_jax.system.progress import counted
 from codellama_jax.system.settings import read_settings
-from codellama_jax.tokenizers.sentencepiece import Tokenizer
+from codellama_jax.tokenizers.base import Tokenizer
+from codellama_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from codellama_jax.tokenizers.transformers_files import with_sentinels
 from codellama_jax.weights.folders import complete_folder
 from codellama_jax.weights.inputs import file_names, unused_weights
@@ -196,6 +197,9 @@ def write(
     Raises UserError for a model that this layout cannot represent.
     """
     model = _llama_config(source)
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        kind = "has a byte-level tokenizer, which Meta's layout cannot hold"
+        raise UserError(f"{source.name} {kind}: export it --to hf")
     _check_ranks(model, ranks)
     # Every rank reads the full tensors, so that only one of them is in memory.
     size = source_bytes(source) * ranks

@@ -15,8 +15,7 @@ from codellama_jax.checkpoints.vocabulary import most_rows
 from codellama_jax.errors import UserError
 from codellama_jax.system.console import warn
 from codellama_jax.system.settings import read_settings, shown_value
-from codellama_jax.tokenizers.sentencepiece import Tokenizer
-from codellama_jax.tokenizers.sentencepiece_file import ModelProto
+from codellama_jax.tokenizers.base import Tokenizer
 from codellama_jax.weights.inputs import file_names
 from codellama_jax.weights.layout import Source
 
@@ -24,7 +23,7 @@ MAX_DIGITS = 10  # of an id in a JSON file; more are damage
 
 
 def added_tokens(folder: epath.Path) -> dict[int, str]:
-    """Returns the tokens, by id, that a folder's JSON files add to its SentencePiece model.
+    """Returns the tokens, by id, that a folder's JSON files add to its vocabulary.
 
     transformers writes them to added_tokens.json, in newer versions to tokenizer_config.json.
     Raises UserError for a token that is not a string or an id that is not a number.
@@ -57,11 +56,11 @@ def check_rows(source: Source, tokenizer: Tokenizer, added: dict[int, str]) -> N
     """
     rows, pieces = source.model.vocab_size, tokenizer.pieces
     counts = f"{source.name} has {rows:,} rows (vocab_size) and the tokenizer {pieces:,} pieces"
-    fix = "pass the model's own tokenizer.model with --tokenizer"
+    fix = "pass the model's own tokenizer with --tokenizer"
     if rows < pieces:
         raise UserError(f"{counts}: {fix}")
     # Llama 2's tokenizer.model lists no sentinels, so its model needs no rows for them.
-    ids = tokenizer.vocab_size if _lists_sentinels(tokenizer) else pieces
+    ids = tokenizer.vocab_size if tokenizer.lists_sentinels else pieces
     added_ids = [row for row in added if ids <= row < rows]
     # Padding is bounded: a tokenizer with far fewer entries belongs to another model.
     if rows > most_rows(ids + len(added_ids)):
@@ -77,7 +76,7 @@ def trimmed(source: Source, tokenizer: Tokenizer, added: dict[int, str]) -> Sour
     rows, with_sentinels = source.model.vocab_size, tokenizer.vocab_size
     # More rows than pieces and sentinels: the rows above the pieces are sentinels only if the
     # tokenizer's file lists them, otherwise they are padding.
-    has_padded_sentinels = rows > with_sentinels and _lists_sentinels(tokenizer)
+    has_padded_sentinels = rows > with_sentinels and tokenizer.lists_sentinels
     has_sentinels = rows == with_sentinels or has_padded_sentinels
     kept = with_sentinels if has_sentinels else tokenizer.pieces
     if kept < rows:
@@ -85,9 +84,3 @@ def trimmed(source: Source, tokenizer: Tokenizer, added: dict[int, str]) -> Sour
         kind = f"of padding and the added tokens {', '.join(dropped)}" if dropped else "of padding"
         warn(f"{source.name}: {rows - kept:,} rows {kind} are dropped, {kept:,} remain")
     return replace(source, model=replace(source.model, vocab_size=kept))
-
-
-def _lists_sentinels(tokenizer: Tokenizer) -> bool:
-    """Returns whether tokenizer.model lists sentinels: Code Llama's does, Llama 2's does not."""
-    proto = ModelProto.FromString(tokenizer.model)
-    return len(proto.pieces) > tokenizer.pieces

@@ -32,7 +32,7 @@ from codellama_jax.errors import UserError
 from codellama_jax.sharding.hosts import is_first
 from codellama_jax.system.files import write_json
 from codellama_jax.system.progress import counted
-from codellama_jax.tokenizers.sentencepiece import Tokenizer
+from codellama_jax.tokenizers.base import Tokenizer
 from codellama_jax.weights.folders import complete_folder
 from codellama_jax.weights.integrity import write_checksums
 from codellama_jax.weights.layout import (
@@ -141,7 +141,7 @@ def write_run(
     init = f"{kind}:{source.name}"
     stage = Stage(source.model, data, OptimizerConfig(peak_lr=0.0), steps=0, init=init)
     arms = {ARM: {STAGE: stage}}
-    experiment = Experiment(folder.name, kind, arms, TokenizerConfig("tokenizer.model"))
+    experiment = Experiment(folder.name, kind, arms, TokenizerConfig(tokenizer.file_name))
     with complete_folder(folder) as part:
         run = RunFolder(part)
         inner = run.stage(ARM, STAGE)
@@ -151,7 +151,7 @@ def write_run(
         # As after training, the checkpoint comes first and the mark of a finished stage after it.
         write_json(inner.config, to_dict(stage))
         inner.mark_done(step=0, tokens=0)
-        tokenizer.save(run.tokenizer)
+        run.save_tokenizer(tokenizer)
         write_json(run.config, to_dict(experiment))
         if integrity:
             write_checksums(part)

@@ -22,7 +22,7 @@ from codellama_jax.generation import sampler, text
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sandbox import languages
-from codellama_jax.tokenizers import sentencepiece as tokenizers
+from codellama_jax.tokenizers import files
 
 # Text that a model may write after its answer.
 NEXT = "\ndef other():\n    return 1\n"
@@ -316,7 +316,7 @@ def test_published_solutions_come_through_llama_2s_tokens(name, file, babble, op
     CPP/94 is left out: it ends elsewhere than by the published rule, which stops at the brace that
     closes the function.
     """
-    tokenizer = tokenizers.load(DATA / "tokenizer_llama2" / "tokenizer.model")
+    tokenizer = files.load(DATA / "tokenizer_llama2" / "tokenizer.model")
     model = TrainedModel(
         LlamaConfig(tokenizer.vocab_size, 8, 1, 1, 1, 8, 8), {}, tokenizer, "knowing"
     )

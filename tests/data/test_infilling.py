@@ -9,7 +9,7 @@ from paths import TOKENIZER
 
 from codellama_jax.config import InfillingConfig
 from codellama_jax.data import infilling
-from codellama_jax.tokenizers import sentencepiece as tokenizers
+from codellama_jax.tokenizers import files
 
 SNIPPETS = [
     "def f(x):\n    ",
@@ -80,7 +80,7 @@ def test_published_prompt():
     prefix, suffix = 'def remove_non_ascii(s: str) -> str:\n    """ ', "\n    return result\n"
     expected = "1 32007 822 3349 29918 5464 29918 294 18869 29898 29879 29901 851 29897 1599 851"
     expected += " 29901 13 1678 9995 29871 32008 13 1678 736 1121 13 32009"
-    assert infilling.prompt_ids(tokenizers.load(TOKENIZER), prefix, suffix, spm=False) == [
+    assert infilling.prompt_ids(files.load(TOKENIZER), prefix, suffix, spm=False) == [
         int(i) for i in expected.split()
     ]
 

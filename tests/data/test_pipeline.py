@@ -501,7 +501,7 @@ def test_ctrl_c_ends_the_program(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "tokenizer.model")
     program = """
         import sys
-        from codellama_jax.tokenizers import sentencepiece as tokenizer
+        from codellama_jax.tokenizers import files as tokenizer
         from codellama_jax.config import DataConfig, MixtureConfig
         from codellama_jax.data import pipeline
         documents = [{"id": b"a", "text": b"def f(x):\\n    return x\\n" * 50}]

@@ -29,7 +29,7 @@ def test_samples_pass_where_they_end_the_line(model, monkeypatch):
     ends = {tuple(task.prompt): task.end for task in tasks}
     seen: list[int] = []
 
-    def write(model, prompts, sampling, stop_ids, vocab, numbers):
+    def write(model, prompts, sampling, stop_ids, stop, vocab, numbers):
         seen.extend(numbers)
         texts = [ends[tuple(p)] + "x" * (n % 2) for p, n in zip(prompts, numbers)]
         return [model.tokenizer.encode(text, leading_space=False) for text in texts]

@@ -21,6 +21,7 @@ from paths import DATA, TOKENIZER
 from sentencepiece import sentencepiece_model_pb2
 
 from codellama_jax.errors import UserError
+from codellama_jax.tokenizers import files
 from codellama_jax.tokenizers import sentencepiece as tokenizer_lib
 
 APPENDED = [
@@ -118,7 +119,7 @@ def llama():
 def _llama():
     if not TOKENIZER.exists():
         pytest.skip("needs the published files")
-    return tokenizer_lib.load(TOKENIZER)
+    return files.load(TOKENIZER)
 
 
 @functools.lru_cache
@@ -233,7 +234,7 @@ def test_sentinels_follow_the_pieces(toy):
 def test_a_file_with_sentinel_pieces_is_the_same_tokenizer(tokenizer, tmp_path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(_edited(tokenizer.model, _append_sentinels))
-    appended = tokenizer_lib.load(path)
+    appended = files.load(path)
     for text in [
         "<PRE>",
         " <PRE>",
@@ -277,7 +278,7 @@ def test_sentinels_elsewhere_are_refused(toy, tmp_path):
         path = tmp_path / "tokenizer.model"
         path.write_bytes(_edited(toy.model, edit))
         with pytest.raises(UserError, match="holds infilling sentinels outside its last 16 pieces"):
-            tokenizer_lib.load(path)
+            files.load(path)
 
 
 def test_decode_drops_ids_that_are_not_text(tokenizer):
@@ -304,7 +305,7 @@ def test_a_million_characters(tokenizer, unit):
 def test_pickle_and_save(tokenizer, tmp_path):
     copy = pickle.loads(pickle.dumps(tokenizer))
     tokenizer.save(tmp_path / "new" / "tokenizer.model")
-    loaded = tokenizer_lib.load(str(tmp_path / "new" / "tokenizer.model"))
+    loaded = files.load(str(tmp_path / "new" / "tokenizer.model"))
     assert copy == loaded == tokenizer and hash(copy) == hash(tokenizer)
     assert copy.encode(TEXTS[0]) == loaded.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
 
@@ -319,7 +320,7 @@ def test_fingerprint_depends_on_everything_that_decides_ids(toy, tmp_path):
     prints = {toy.fingerprint}
     for edit in (rename, rescore, lambda proto: proto.pieces.pop()):
         (tmp_path / "tokenizer.model").write_bytes(_edited(toy.model, edit))
-        prints.add(tokenizer_lib.load(tmp_path / "tokenizer.model").fingerprint)
+        prints.add(files.load(tmp_path / "tokenizer.model").fingerprint)
     assert len(prints) == 4
 
 
@@ -334,7 +335,7 @@ def test_truncated_file_is_refused(toy, tmp_path):
     for size in [*range(0, end - 200, 97), *range(end - 200, end)]:
         path.write_bytes(toy.model[:size])
         with pytest.raises(UserError, match="not a complete SentencePiece model"):
-            tokenizer_lib.load(path)
+            files.load(path)
 
 
 def test_unreadable_files_are_refused(toy, tmp_path):
@@ -350,7 +351,7 @@ def test_unreadable_files_are_refused(toy, tmp_path):
         (vague, "SentencePiece refuses it, byte piece <0x00> is found although `byte_fallback`"),
     ]:
         with pytest.raises(UserError, match=message) as error:
-            tokenizer_lib.load(path)
+            files.load(path)
         assert "\n" not in str(error.value)
 
 
@@ -390,7 +391,7 @@ def test_training_is_deterministic_and_cached(toy, tmp_path, monkeypatch):
     first = tokenizer_lib.train(reversed(TEXTS), PIECES, tmp_path)
     assert first == toy  # trained again in another folder, from texts in another order
     (file,) = tmp_path.iterdir()
-    assert tokenizer_lib.load(file) == first
+    assert files.load(file) == first
     file.write_bytes(first.model[:1000])  # as a full disk may leave it
     assert tokenizer_lib.train(TEXTS, PIECES, tmp_path) == first
     monkeypatch.setattr(

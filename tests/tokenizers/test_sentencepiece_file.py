@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import json
 
 import hypothesis
 import hypothesis.strategies as st
@@ -11,7 +10,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from codellama_jax.errors import UserError
-from codellama_jax.tokenizers import sentencepiece as tokenizers
+from codellama_jax.tokenizers import files
 
 LINES = [
     "def mean(xs):",
@@ -69,7 +68,7 @@ def case(request, tmp_path_factory):
     model = make(kind, PROPERTIES[name])
     path = tmp_path_factory.mktemp("models") / "tokenizer.model"
     path.write_bytes(model)
-    return exact, tokenizers.load(path), sentencepiece.SentencePieceProcessor(model_proto=model)
+    return exact, files.load(path), sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
 @examples
@@ -107,14 +106,14 @@ def test_fingerprints_differ(tmp_path):
     prints = set()
     for name, properties in PROPERTIES.items():
         (tmp_path / name).write_bytes(make("bpe", properties))
-        prints.add(tokenizers.load(tmp_path / name).fingerprint)
+        prints.add(files.load(tmp_path / name).fingerprint)
     assert len(prints) == len(PROPERTIES)
 
 
 def test_limits_name_property_and_value(tmp_path):
     def limits(**properties):
         (tmp_path / "tokenizer.model").write_bytes(make("bpe", properties))
-        return " / ".join(tokenizers.load(tmp_path / "tokenizer.model").limits)
+        return " / ".join(files.load(tmp_path / "tokenizer.model").limits)
 
     assert limits() == ""
     line = limits(remove_extra_whitespaces=True)
@@ -132,8 +131,8 @@ def _sentencepiece(**changes):
 
 REFUSED = {
     "tokenizer.json": (b'{"version": "1.0", "model": {}}', "is a tokenizer.json of Hugging Face"),
-    "config.json": (b'{"vocab_size": 3}', "is JSON, but no tokenizer: only SentencePiece"),
-    "deep.json": (b'{"a":' * 100_000, "is JSON: only SentencePiece files"),
+    "config.json": (b'{"vocab_size": 3}', "is JSON, but no tokenizer: it has no object"),
+    "deep.json": (b'{"a":' * 100_000, "is nested too deeply to be read"),
     "page": (b"<!DOCTYPE html>", "is an HTML or XML page"),
     "llama3": (b"IQ== 0\nIg== 1\n", "is a tiktoken vocabulary, as Llama 3 has"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
@@ -149,21 +148,26 @@ def test_other_files_are_named(tmp_path, name):
     content, message = REFUSED[name]
     (tmp_path / name).write_bytes(content() if callable(content) else content)
     with pytest.raises(UserError, match=message) as error:
-        tokenizers.load(tmp_path / name)
+        files.load(tmp_path / name)
     assert "\n" not in str(error.value) and name in str(error.value)
 
 
 def test_folders_without_the_file(tmp_path):
     def message():
         with pytest.raises(UserError, match="cannot read the tokenizer") as error:
-            tokenizers.load(tmp_path)
+            files.load(tmp_path)
         return str(error.value)
 
-    assert "has no tokenizer.model: put it there" in message()
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {}}))
-    assert "has tokenizer.json and no tokenizer.model: only SentencePiece files" in message()
-    (tmp_path / "tokenizer.model").write_bytes(b"")
-    assert "it is a folder: name" in message()
+    assert "has no tokenizer.model, tokenizer.json, or vocab.json with merges.txt" in message()
+    (tmp_path / "tokenizer.json").mkdir()
+    assert "is a folder: name a file" in message()
+
+
+def test_a_folder_stands_for_its_tokenizer_model(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    model = make("bpe", {})
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    assert files.load(tmp_path).model == model
 
 
 @pytest.mark.parametrize("pieces", [1, 2])
@@ -179,7 +183,7 @@ def test_a_piece_of_bad_utf8_is_one_line(tmp_path, pieces):
         rf"is damaged \(piece {first} is not UTF-8: b'z\\xb0'\): download tokenizer.model again"
     )
     with pytest.raises(UserError, match=message):
-        tokenizers.load(path)
+        files.load(path)
 
 
 def test_a_text_of_unk_that_is_not_utf8_is_one_line(tmp_path):
@@ -188,4 +192,4 @@ def test_a_text_of_unk_that_is_not_utf8_is_one_line(tmp_path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(proto.SerializeToString().replace(b"\x02zz", b"\x02z\xb0"))
     with pytest.raises(UserError, match=r"\(trainer_spec.unk_surface is not UTF-8: b'z"):
-        tokenizers.load(path)
+        files.load(path)

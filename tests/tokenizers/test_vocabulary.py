@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from codellama_jax import overrides
-from codellama_jax.config import TokenizerConfig
+from codellama_jax.checkpoints.identity import changes
+from codellama_jax.config import TokenizerConfig, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.runs.commands import PlanOptions, load_experiment
 from codellama_jax.runs.corpus import check_tokenizer
@@ -28,6 +29,20 @@ def quickstart():
 def test_one_option_changes_both(quickstart):
     assert sizes(changed(quickstart, tokenizer=TokenizerConfig(pieces=400))) == {416}
     assert sizes(changed(quickstart, tokenizer=quickstart.tokenizer)) == {1024}
+
+
+def test_a_kind_with_sentinels_adds_none(quickstart):
+    starcoder = changed(quickstart, tokenizer=TokenizerConfig(pieces=1008, kind="starcoder"))
+    assert sizes(starcoder) == {1008}
+    assert sizes(changed(starcoder, tokenizer=TokenizerConfig(pieces=400, kind="codex"))) == {416}
+
+
+def test_a_resume_refuses_another_kind(quickstart):
+    other = dataclasses.replace(quickstart, tokenizer=TokenizerConfig(pieces=1008, kind="gpt2"))
+    assert changes(to_dict(quickstart), other) == ["tokenizer.kind: sentencepiece -> gpt2"]
+    older = to_dict(quickstart)
+    del older["tokenizer"]["kind"]  # as runs of earlier versions are
+    assert changes(older, quickstart) == []
 
 
 def test_a_vocabulary_given_by_option_is_kept(quickstart):

@@ -95,7 +95,7 @@ HF = {  # what is done to a folder, and what the message must match
     ),
     "tokenizer": (
         lambda f: (f / "tokenizer.model").unlink(),
-        "has no tokenizer.model: only SentencePiece is read, not its tokenizer.json; name .*--tok",
+        "has no tokenizer.model, .*: its tokenizer.json is not byte-level BPE; name .*--tok",
     ),
     "lfs_tokenizer": (
         lambda f: (f / "tokenizer.model").write_text(POINTER),

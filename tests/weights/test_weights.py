@@ -27,7 +27,7 @@ from codellama_jax.generation.sampler import Sampling
 from codellama_jax.generation.text import complete
 from codellama_jax.models.llama import params_json
 from codellama_jax.sharding.mesh import make_mesh
-from codellama_jax.tokenizers import sentencepiece as tokenizers
+from codellama_jax.tokenizers import files
 from codellama_jax.weights import check, commands, huggingface, layout, load, meta, store
 
 SOURCES = {"hf": huggingface.open_source, "meta": meta.open_source}
@@ -90,7 +90,7 @@ def test_export_undoes_import(folders, params, tmp_path, to, options):
         placed(source),
     )
     assert (
-        tokenizers.load(tmp_path / "out" / "tokenizer.model").fingerprint
+        files.load(tmp_path / "out" / "tokenizer.model").fingerprint
         == published.tokenizer().fingerprint
     )
 

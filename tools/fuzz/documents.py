@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from codellama_jax.config import SOURCES, CorpusConfig, DataConfig, MixtureConfig
 from codellama_jax.data import builders, pipeline
 from codellama_jax.generation.source import read_source
-from codellama_jax.tokenizers import sentencepiece as tokenizers
+from codellama_jax.tokenizers import files
 from codellama_jax.tokenizers.sentencepiece_file import ModelProto
 from tools.fuzz import mutations
 
@@ -120,7 +120,7 @@ def tokenizer_files(rng: Random, folder: Path) -> Callable[[], object]:
     name = file if rng.random() < 0.9 else rng.choice(odd)
 
     def call() -> None:
-        tokenizer = tokenizers.load(name)
+        tokenizer = files.load(name)
         ids = tokenizer.encode(sample)
         tokenizer.decode(ids)
         tokenizer.decode(tokenizer.encode(sample, leading_space=False), leading_space=False)

@@ -26,7 +26,7 @@ from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from codellama_jax.tokenizers.sentencepiece import Tokenizer
+    from codellama_jax.tokenizers.base import Tokenizer
 
 # The note is in a separate return statement, as in the paper.
 KEY = """

@@ -21,7 +21,7 @@ from codellama_jax.errors import UserError
 
 if TYPE_CHECKING:
     from codellama_jax.models.trained import TrainedModel
-    from codellama_jax.tokenizers.sentencepiece import Tokenizer
+    from codellama_jax.tokenizers.base import Tokenizer
 
 # Endings of the source files that are read.
 _C_FAMILY = (".c", ".cc", ".cpp", ".h", ".cs")
