@@ -77,7 +77,8 @@ def lower_decode(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> ja
     with on_mesh(mesh, decoding.LOGICAL_AXES):
         shape = (model.n_kv_heads * batch, context, model.head_dim)
         slots = placed(mesh, shape, model.compute_dtype, decoding.cache_spec(model))
-        cache = decoding.Cache((slots,) * model.n_layers, (slots,) * model.n_layers)
+        layers = (slots,) * family.attention_layers(model)
+        cache = decoding.Cache(layers, layers)
         ids_B = placed(mesh, (batch,), jnp.int32, decoding.REPLICATED)
         weights = abstract_weights(model, mesh)
         return jax.jit(step, donate_argnums=1).lower(weights, cache, ids_B, ids_B)
