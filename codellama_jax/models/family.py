@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from codellama_jax.config import ModelConfig
     from codellama_jax.models.decoding import Cache
-    from codellama_jax.models.published import Place
+    from codellama_jax.models.published import Packing, Place
     from codellama_jax.system.settings import Settings
 
 Config = TypeVar("Config", bound="ModelConfig")
@@ -39,6 +39,8 @@ class Family(abc.ABC, Generic[Config]):
 
     # Of transformers' config.json; empty if transformers has no such family.
     model_types: tuple[str, ...] = ()
+    # The start of its tensors' names that files of a model saved without its head leave out.
+    base_prefix = ""
 
     @abc.abstractmethod
     def module(self, config: Config) -> nn.Module:
@@ -123,6 +125,13 @@ class Family(abc.ABC, Generic[Config]):
     def transformers_names(self, config: Config) -> dict[str, str]:
         """Returns transformers' name of each published tensor, `{}` in place of the layer."""
         raise UserError(f"models of the family {config.family} have no layout of transformers")
+
+    def packing(self, config: Config, model_type: str) -> dict[str, Packing]:
+        """Returns how transformers' files of a type store published tensors, by their names.
+
+        Tensors that are not listed are stored as they are.
+        """
+        return {}
 
     def config_from_transformers(self, settings: Settings) -> Config:
         """Returns the model that a config.json of one of `model_types` describes.

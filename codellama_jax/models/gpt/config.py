@@ -20,6 +20,7 @@ class GPTConfig(ModelConfig):
     """
 
     family: ClassVar[str] = "gpt"
+    adjustable: ClassVar[frozenset[str]] = ModelConfig.adjustable | {"init_std", "dropout"}
 
     n_positions: Tokens = 2048  # P: learned positions, the most tokens of a sequence
     activation: Literal["gelu_tanh", "quick_gelu"] = "gelu_tanh"

@@ -202,6 +202,7 @@ def prefill(
             x_BTD = layer_norm(
                 x_BTD, norm.scale_D[None, None], norm.bias_D[None, None], config.norm_eps
             )
+            assert weights.top_queries_PD is not None
             queries_BTD = at_positions(weights.top_queries_PD, positions_BT)
         params = {"params": block_params(config, layer)}
         outputs: Any = block.apply(params, x_BTD, inputs, queries_BTD)
@@ -243,7 +244,8 @@ def step(
         slots_MSH = slots_MSH.at[head_M, slot_M].set(new_MH, unique_indices=True)
         return constrain(slots_MSH, cache_spec(config))
 
-    def vectors(table_PD: jax.Array) -> jax.Array:
+    def vectors(table_PD: jax.Array | None) -> jax.Array:
+        assert table_PD is not None
         return table_PD.at[positions_B].get(mode="clip").T
 
     x_DB = weights.embedding_VD[tokens_B].T + vectors(weights.positions_PD)

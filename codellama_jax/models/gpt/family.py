@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     import jax
 
     from codellama_jax.models.decoding import Cache
-    from codellama_jax.models.published import Place
+    from codellama_jax.models.published import Packing, Place
+    from codellama_jax.system.settings import Settings
 
 
 class GPTFamily(Family[GPTConfig]):
     """Codex, CodeGeeX, StarCoder, SantaCoder and PanGu-Coder. Methods: see `Family`."""
+
+    model_types = ("gpt2", "gpt_bigcode")
+    base_prefix = "transformer."
 
     def module(self, config: GPTConfig) -> nn.Module:
         from codellama_jax.models.gpt.model import GPT
@@ -83,3 +87,23 @@ class GPTFamily(Family[GPTConfig]):
         from codellama_jax.models.gpt import published
 
         return published.places(config)
+
+    def transformers_names(self, config: GPTConfig) -> dict[str, str]:
+        from codellama_jax.models.gpt import published
+
+        return published.TRANSFORMERS_NAMES
+
+    def packing(self, config: GPTConfig, model_type: str) -> dict[str, Packing]:
+        from codellama_jax.models.gpt import published
+
+        return published.packing(config, model_type)
+
+    def config_from_transformers(self, settings: Settings) -> GPTConfig:
+        from codellama_jax.models.gpt import config_json
+
+        return config_json.model_config(settings)
+
+    def config_to_transformers(self, config: GPTConfig) -> dict[str, Any]:
+        from codellama_jax.models.gpt import config_json
+
+        return config_json.config_of(config)

@@ -1,5 +1,7 @@
 """Dimensions of the published models, and toy ones of the same shape."""
 
+from typing import Any
+
 from codellama_jax.models.gpt.config import GPTConfig
 
 
@@ -11,7 +13,7 @@ def shape(
     positions: int,
     multi_query: bool = False,
     top_query: bool = False,
-    **fields: object,
+    **fields: Any,
 ) -> GPTConfig:
     """Returns a model whose heads divide its width and whose feed-forward layer is 4 x as wide.
 
