@@ -56,8 +56,8 @@ Name = Annotated[str, Pattern(r"[^/\0]{1,200}", "a name of 1 to 200 characters w
 Init = Annotated[
     str,
     Pattern(
-        r"scratch|previous|(run|hf|meta):.+",
-        "scratch, previous, run:DIR, run:DIR@STEP, hf:DIR or meta:DIR",
+        r"scratch|previous|(run|hf|meta|codegeex):.+",
+        "scratch, previous, run:DIR, run:DIR@STEP, hf:DIR, meta:DIR or codegeex:DIR",
     ),
 ]
 
@@ -300,7 +300,8 @@ class Stage(Checked):
     data: DataConfig
     optimizer: OptimizerConfig
     steps: Count  # 0 evaluates, probes and saves the weights of `init` as they are
-    init: Init = "previous"  # scratch | previous | run:DIR | run:DIR@STEP | hf:DIR | meta:DIR
+    # scratch | previous | run:DIR | run:DIR@STEP | hf:DIR | meta:DIR | codegeex:DIR
+    init: Init = "previous"
     # A batch is split into this many, gradients weighted by tokens.
     micro_batches: Width = field(default=1, metadata=FREE)
     eval_rows: Examples = 32  # validation sequences of seq_len tokens

@@ -55,6 +55,7 @@ def placed(mesh: Mesh, shape: tuple[int, ...], dtype: Any, spec: PartitionSpec) 
 
 def lower_prefill(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> jax.stages.Lowered:
     """Lowers the reading of `batch` prompts of `context` tokens into a cache."""
+    model.check_length("--context", context)
     model = dataclasses.replace(model, remat="none")
     tokens_BT = jax.ShapeDtypeStruct((batch, context), jnp.int32)
     lengths_B = jax.ShapeDtypeStruct((batch,), jnp.int32)
@@ -68,6 +69,7 @@ def lower_prefill(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> j
 
 def lower_decode(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> jax.stages.Lowered:
     """Lowers one decoding step after `context` tokens, its cache sharded as prefill leaves it."""
+    model.check_length("--context", context)
     model = dataclasses.replace(model, remat="none")
     family = family_of(model)
 
