@@ -190,7 +190,7 @@ def test_overrides_reach_every_arm(cli):
         (["compile", "quickstart", "--target", "v5e:4x4x4"], "a v5e pod has two axes"),
         (
             ["walk", "quickstart"],
-            "VERB is 'walk': it must be one of run, plan, compile, complete, ",
+            "VERB is 'walk': it must be one of run, plan, compile, prepare, ",
         ),
         (
             ["run", "quickstart", "--mesh.fsdp", "3"],

@@ -39,7 +39,7 @@ from codellama_jax.data.prepare.stages import fingerprint
 from codellama_jax.data.prepared import SPLITS, Prepared, is_prepared, open_corpus, open_prepared
 from codellama_jax.errors import UserError
 from codellama_jax.system import locks
-from codellama_jax.system.files import read_json, reason, user_path, write_json
+from codellama_jax.system.files import is_bucket, read_json, reason, user_path, write_json
 from codellama_jax.system.progress import Say, announced, silent
 
 TEXT = ("discussions", "language")  # sources of natural language; all others are code
@@ -231,7 +231,8 @@ def _open(folder: epath.Path, record: dict[str, Any]) -> Prepared:
     values = {name: value for name, value in record.items() if name != "checksum"}
     if record["checksum"] != fingerprint(values):
         raise ValueError(f"{RECORD} has changed")
-    corpus = open_corpus(folder / record["path"], check_contents=True)
+    # On an object store the check would download the corpus once more.
+    corpus = open_corpus(folder / record["path"], check_contents=not is_bucket(folder))
     return dataclasses.replace(
         corpus, counts=record["counts"], fingerprint=record["fingerprint"], is_large=False
     )

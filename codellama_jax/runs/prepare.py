@@ -89,11 +89,10 @@ class Prepare(Checked):
 
         out = user_path(self.out)
         _check_target(out)
-        say = _print_line
-        with one_after_another(out, say):
-            self._prepare(out, say)
+        with one_after_another(out, _print_line):
+            self._prepare(out, _print_line)
 
-    def _prepare(self, out: epath.Path, say: Callable[[str], None]) -> None:
+    def _prepare(self, out: epath.Path, print_line: Callable[[str], None]) -> None:
         from codellama_jax.data.prepare.inputs import parts_of, renumbered
         from codellama_jax.data.prepare.preparation import Preparation, PrepareConfig
         from codellama_jax.data.prepare.runners import Runner
@@ -111,17 +110,17 @@ class Prepare(Checked):
             block_characters=self.block_chars,
             shard_bytes=self.shard_bytes,
         )
-        say(f"listing {', '.join(self.inputs)}")
+        print_line(f"listing {', '.join(self.inputs)}")
         parts: list[Part] = []
         for source in self.inputs:
             parts += renumbered(parts_of(source, "", self.columns), len(parts))
         size = sum(part.size for part in parts)
-        say(f"{len(parts):,} parts, {size:,} bytes")
-        preparation = Preparation(parts, config, out, runner, say, benchmarks, tokenizers)
+        print_line(f"{len(parts):,} parts, {size:,} bytes")
+        preparation = Preparation(parts, config, out, runner, print_line, benchmarks, tokenizers)
         result = preparation.run()
         write_card(out, result, sys.argv)
         splits = result.manifest["splits"]
-        say(
+        print_line(
             f"prepared {splits['train']['documents']:,} documents for training and"
             f" {splits['validation']['documents']:,} for validation"
         )

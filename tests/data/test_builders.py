@@ -258,6 +258,16 @@ def test_a_full_disk_leaves_nothing_behind(corpus, tmp_path, monkeypatch, module
     assert len(builders.prepare(corpus, "code", 0, cache).train)
 
 
+def test_an_interrupt_leaves_nothing_behind(corpus, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(builders, "_fingerprint", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        builders.prepare(corpus, "code", 0, tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
 def refused(folder):
     """Returns the message about a corpus that is too small to train on."""
     with pytest.raises(UserError, match="one to train and one to validate") as error:
@@ -429,6 +439,21 @@ def test_a_damaged_cache_is_prepared_again(corpus, tmp_path, damage):
             assert warning.startswith(f"the prepared corpus in {record.parent} is damaged (")
             assert warning.endswith("): preparing it again") and "\n" not in warning
             assert "codellama-jax prepare" not in warning
+
+
+def test_a_cache_on_an_object_store_is_opened_without_reading_its_shards(
+    corpus, tmp_path, monkeypatch
+):
+    first = builders.prepare(corpus, "code", 0, tmp_path / "cache")
+    monkeypatch.setattr(builders, "is_bucket", lambda path: True)
+    (shard,) = (tmp_path / "cache").rglob("*train.array_record*")
+    data = shard.read_bytes()
+    lines = []
+    for content, is_damaged in ((data[:-1] + b"x", False), (data[:-1], True)):
+        shard.write_bytes(content)
+        opened = builders.prepare(corpus, "code", 0, tmp_path / "cache", lines.append)
+        assert opened.fingerprint == first.fingerprint
+        assert any("is damaged" in line for line in lines) is is_damaged
 
 
 @pytest.mark.parametrize("position", range(0, 100, 9))

@@ -6,7 +6,7 @@ import functools
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -60,7 +60,7 @@ def corpora(rng: Random, folder: Path) -> Callable[[], object]:
     source = rng.choice(SOURCES)
     block_chars, max_files = rng.choice([0, 1, 50, 250]), rng.choice([0, 0, 1, 3])
     fraction = rng.choice([0.0, 0.05, 0.5, 0.999])
-    cache = folder / "cache"
+    cache = folder / ".cache"  # hidden: the corpus may be a folder that contains it
 
     def call() -> None:
         corpus = CorpusConfig(**{source: place}, max_files=max_files, validation_fraction=fraction)
@@ -94,7 +94,7 @@ def table(rng: Random, ending: str) -> bytes:
     return file.getvalue()
 
 
-def batches(documents: list, source: str) -> None:
+def batches(documents: Sequence, source: str) -> None:
     """Packs and reads two batches of documents."""
     data = DataConfig(32, 2, MixtureConfig(**{source: 1.0}))
     with pipeline.Batches({source: documents}, data, published.trained(), 0, [0, 1]) as stream:

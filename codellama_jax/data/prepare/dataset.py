@@ -86,12 +86,12 @@ class WriteShards:
         """Yields the documents that are kept, or the pieces of them."""
         copies: dict[int, str] = {}
         if self.duplicates:
-            for row in _rows_if_any(self.duplicates.output(number)):
-                copies[row["row"]] = row["kind"]
+            for copy in _rows_if_any(self.duplicates.output(number)):
+                copies[copy["row"]] = copy["kind"]
         marks: dict[int, list[dict[str, Any]]] = defaultdict(list)
         if self.contaminated:
-            for row in read_rows(self.contaminated.output(number)):
-                marks[row["row"]].append(row)
+            for match in read_rows(self.contaminated.output(number)):
+                marks[match["row"]].append(match)
         for row, document in enumerate(read_rows(self.documents.output(number))):
             if row in copies:
                 _drop(totals, f"{copies[row]}_duplicate", document)

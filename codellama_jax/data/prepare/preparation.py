@@ -71,7 +71,7 @@ class Preparation:
         config: the policy, the splits and the shards.
         out: the folder of the prepared corpus, local or gs://.
         runner: runs the stages.
-        `say`: prints a line of progress.
+        `print_line`: prints a line of progress.
         benchmarks: the texts that `policy.decontamination` looks for.
         tokenizers: functions that return the number of tokens of a text, by the tokenizer's
             fingerprint.
@@ -83,12 +83,12 @@ class Preparation:
         config: PrepareConfig,
         out: epath.Path,
         runner: Runner,
-        say: Say,
+        print_line: Say,
         benchmarks: Sequence[BenchmarkText] = (),
         tokenizers: dict[str, Callable[[str], int]] | None = None,
     ):
         self.parts = {part.number: part for part in parts}
-        self.config, self.out, self.runner, self.say = config, out, runner, say
+        self.config, self.out, self.runner, self.print_line = config, out, runner, print_line
         self.benchmarks, self.tokenizers = list(benchmarks), tokenizers or {}
         self.work = out / WORK
         self.seconds: dict[str, float] = {}
@@ -150,7 +150,7 @@ class Preparation:
             list(self.parts),
             self.benchmarks,
             params,
-            self.say,
+            self.print_line,
         )
         return stage
 
@@ -210,13 +210,13 @@ class Preparation:
         """Returns what the parts wrote with this bound of the validation split."""
         dataset.discard_missing(self.out, work.stage, list(self.parts))
         numbers = {number: number for number in self.parts}
-        return run_stage(self.runner, work.stage, numbers, work, self.say)
+        return run_stage(self.runner, work.stage, numbers, work, self.print_line)
 
     def _total(
         self, stage: StageFolder, parts: dict[int, Any], work: Callable[[Any], None]
     ) -> dict[str, Any]:
         """Runs a stage and returns the sum of the counts of its parts."""
-        return counts.total(run_stage(self.runner, stage, parts, work, self.say))
+        return counts.total(run_stage(self.runner, stage, parts, work, self.print_line))
 
     def _remove_unused(self, used: Sequence[StageFolder | None]) -> None:
         """Deletes the stages of other inputs or options, whose disk space is needed."""

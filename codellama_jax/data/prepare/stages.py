@@ -63,7 +63,7 @@ def run_stage(
     stage: StageFolder,
     parts: dict[int, Any],
     work: Callable[[Any], None],
-    say: Say,
+    print_line: Say,
 ) -> list[dict[str, Any]]:
     """Runs `work(part)` for every part that is not complete, and returns the counts of all parts.
 
@@ -72,13 +72,13 @@ def run_stage(
         stage: the folder, in which `work` writes the output of a part and then calls `finish`.
         parts: the argument of `work` by part number.
         work: a picklable function.
-        say: prints a line of progress.
+        print_line: prints a line of progress.
     """
     counts = stage.counts(parts)
     todo = [part for part, count in zip(parts.values(), counts) if count is None]
     if len(todo) < len(parts):
         done = len(parts) - len(todo)
-        say(f"{stage.name}: {done:,} of {len(parts):,} parts are done already")
+        print_line(f"{stage.name}: {done:,} of {len(parts):,} parts are done already")
     with _progress(stage, len(parts), len(todo)):
         runner.map(work, todo)
     complete = []

@@ -75,7 +75,7 @@ def test_the_replacement_does_not_depend_on_order_or_process():
     expected = [redact(line) for line in lines]
     assert [redact(line) for line in reversed(lines)] == expected[::-1]
     assert redact("\n".join(lines)) == "\n".join(expected)
-    program = "import sys; from codellama_jax.data.prepare import pii;"
+    program = "import sys; from codellama_jax.data.prepare.redaction import pii;"
     program += "print(pii.redact(sys.argv[1], ('email', 'key'))[0], end='')"
     command = [sys.executable, "-c", program, lines[-1] + f" {KEY} "]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -48,7 +48,7 @@ def find_benchmarks(
     numbers: Sequence[int],
     texts: Sequence[BenchmarkText],
     params: Decontamination,
-    say: Say,
+    print_line: Say,
 ) -> dict[str, Any]:
     """Writes the matches of every part, and returns their counts for the data card.
 
@@ -60,7 +60,7 @@ def find_benchmarks(
         numbers: the parts.
         texts: the texts of the benchmarks.
         params: the rules.
-        `say`: prints a line of progress.
+        `print_line`: prints a line of progress.
     """
     index, common = stage.path / INDEX, ""
     if not index.exists():
@@ -75,7 +75,7 @@ def find_benchmarks(
             grams,
             todo,
             PartWork(grams, documents, duplicates, str(index), "", is_count=True),
-            say,
+            print_line,
         )
         if not (stage.path / COMMON).exists():
             parts.common_grams([grams.output(number) for number in numbers], params, common)
@@ -84,7 +84,7 @@ def find_benchmarks(
         stage,
         todo,
         PartWork(stage, documents, duplicates, str(index), common, is_count=False),
-        say,
+        print_line,
     )
     paths = [stage.output(number) for number in numbers]
     rules = [rule._asdict() for rule in parts.rule_counts(paths)]
