@@ -50,8 +50,8 @@ def open_source(folder: epath.Path) -> Source:
         raise UserError(f"{path} holds tensors that CodeGeeX has no place for: {tensors}")
     headers = {}
     for key in names(model):
-        tensor = stored.get(file_name(*key))
-        if tensor is not None:
+        if file_name(*key) in stored:
+            tensor = stored[file_name(*key)]
             headers[key] = (tensor.shape, tensor.dtype)
     dtypes = check_tensors(path, model, headers, file_name)
 
