@@ -30,6 +30,8 @@ READER_BYTES = 32_768  # of a file that are read at once
 SAMPLE_SEED = 0
 SAMPLE_AT_ONCE = 1024  # documents of a sample that are read in the order of the shards
 AGAIN = "run the same `codellama-jax prepare` command again, or copy the folder again"
+# `prepare` itself repairs only files that are missing or have another size.
+REPLACE = f"delete this file, then {AGAIN}"
 
 
 class Shard(NamedTuple):
@@ -76,7 +78,7 @@ class ShardedDocuments(Sequence):
             return _decoded(data)
         except (DecodeError, RuntimeError, ValueError, IndexError, OSError) as error:
             place = f"record {record:,} of {shard.path} (document {index:,} of {self._split})"
-            raise UserError(f"{place} is damaged ({reason(error)}): {AGAIN}") from error
+            raise UserError(f"{place} is damaged ({reason(error)}): {REPLACE}") from error
 
     def _reader(self, number: int) -> Any:
         """Returns the open reader of a shard; closes those that were not used for longest."""
@@ -100,7 +102,7 @@ class ShardedDocuments(Sequence):
         if reader.num_records() != shard.documents:
             self._open_documents -= shard.documents
             expected = f"holds {reader.num_records():,} documents instead of {shard.documents:,}"
-            raise UserError(f"{shard.path} {expected}: {AGAIN}")
+            raise UserError(f"{shard.path} {expected}: {REPLACE}")
         self._readers[number] = reader
         return reader
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from codellama_jax.config import PREPARED, CorpusConfig, Stage
-from codellama_jax.data.documents import AGAIN, Shard, ShardedDocuments
+from codellama_jax.data.documents import AGAIN, REPLACE, Shard, ShardedDocuments
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import is_bucket, open_file, read_json, reason, user_path
 
@@ -230,4 +230,4 @@ def _check_contents(manifest: Manifest) -> None:
             while block := file.read(READ_BYTES):
                 digest.update(block)
         if digest.hexdigest() != expected:
-            raise UserError(f"{manifest.data / name} has changed: {AGAIN}")
+            raise UserError(f"{manifest.data / name} has changed: {REPLACE}")

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from etils import epath
 
     from codellama_jax.data.prepare.contamination.index import BenchmarkText
-    from codellama_jax.data.prepare.inputs import Part
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 DEFAULT_POLICY = "code_llama"
@@ -43,7 +42,7 @@ class Prepare(Checked):
     tokenizer: tuple[str, ...] = ()
     """Files tokenizer.model; the tokens of the corpus are counted with each."""
     validation_fraction: Annotated[float, Range(0, 1, open_most=True)] = 0.005
-    """Share of the repositories that are held out."""
+    """Share of the repositories that are held out; at least one, if there are several."""
     split_by: Literal["repository", "file"] = "repository"
     """What is held out as a unit; `file` where there is only one repository."""
     block_chars: Annotated[int, Range(0, 2**31 - 1)] = 0
@@ -89,11 +88,12 @@ class Prepare(Checked):
 
         out = user_path(self.out)
         _check_target(out)
+        _check_outside(out, self.inputs)
         with one_after_another(out, _print_line):
             self._prepare(out, _print_line)
 
     def _prepare(self, out: epath.Path, print_line: Callable[[str], None]) -> None:
-        from codellama_jax.data.prepare.inputs import parts_of, renumbered
+        from codellama_jax.data.prepare.inputs import parts_of_all
         from codellama_jax.data.prepare.preparation import Preparation, PrepareConfig
         from codellama_jax.data.prepare.runners import Runner
         from codellama_jax.report.data_card import write_card
@@ -111,9 +111,7 @@ class Prepare(Checked):
             shard_bytes=self.shard_bytes,
         )
         print_line(f"listing {', '.join(self.inputs)}")
-        parts: list[Part] = []
-        for source in self.inputs:
-            parts += renumbered(parts_of(source, "", self.columns), len(parts))
+        parts = parts_of_all(self.inputs, self.columns)
         size = sum(part.size for part in parts)
         print_line(f"{len(parts):,} parts, {size:,} bytes")
         preparation = Preparation(parts, config, out, runner, print_line, benchmarks, tokenizers)
@@ -125,10 +123,19 @@ class Prepare(Checked):
             f" {splits['validation']['documents']:,} for validation"
         )
         print(f"report: {out / 'report.html'}")
-        print(f"train on it with --corpus.code prepared:{out}")
+        if splits["validation"]["documents"]:
+            print(f"train on it with --corpus.code prepared:{out}")
+        else:
+            print_line(
+                "note: all documents have one repository, and without documents for validation"
+                " `run` cannot train on them: pass --split-by file"
+                if self.split_by == "repository"
+                else "note: `run` cannot train on a corpus of one document: add inputs"
+            )
 
     def _benchmark_texts(self) -> list[BenchmarkText]:
         from codellama_jax.benchmarks.texts import benchmark_texts
+        from codellama_jax.system.files import user_path
 
         paths = {}
         for item in self.benchmark:
@@ -139,6 +146,9 @@ class Prepare(Checked):
                     " humaneval=HumanEval.jsonl.gz"
                 )
             paths[name] = path
+        for name, path in paths.items():
+            if not path.startswith("tfds:") and not user_path(path).exists():
+                raise UserError(f"--benchmark {name}={path}: there is no file or folder {path}")
         texts = benchmark_texts(paths) if paths else []
         decontamination = self.policy.decontamination
         if decontamination.enabled and not texts:
@@ -195,11 +205,28 @@ def _check_target(out: epath.Path) -> None:
         return
     if not out.is_dir():
         raise UserError(f"--out is {str(out)!r}, a file: name a folder")
-    names = {path.name for path in out.iterdir()}
-    if names and not names & {"work", "manifest.json"}:
+    from codellama_jax.data.prepare.preparation import is_corpus
+
+    names = [path.name for path in out.iterdir()]
+    if names and not is_corpus(out):
         raise UserError(
             f"--out is {str(out)!r}, which holds other files ({min(names)}): name a new folder"
         )
+
+
+def _check_outside(out: epath.Path, inputs: Sequence[str]) -> None:
+    """Raises UserError if the corpus is in one of its inputs."""
+    from codellama_jax.data.prepare.inputs import is_inside
+    from codellama_jax.data.prepare.readers.files import BUILTINS
+    from codellama_jax.system.files import user_path
+
+    for source in inputs:
+        folder = str(user_path(source).resolve())
+        if source not in BUILTINS and is_inside(str(out.resolve()), folder):
+            raise UserError(
+                f"--out is {str(out)!r}, in the input {source!r}, which the next start would read"
+                " together with the corpus: name a folder outside of the input"
+            )
 
 
 def _print_line(text: str) -> None:

@@ -16,7 +16,7 @@ from codellama_jax.data.prepare.contamination.index import Decontamination
 from codellama_jax.data.prepare.contamination.part_files import clean_text
 from codellama_jax.data.prepare.parts import read_rows
 from codellama_jax.data.prepare.shards import FEATURES, ShardWriter, shard_name, write_metadata
-from codellama_jax.data.prepare.stages import StageFolder, fingerprint
+from codellama_jax.data.prepare.stages import MADE, StageFolder, fingerprint
 from codellama_jax.system.files import delete_file, write_json
 
 SPLITS = ("train", "validation")
@@ -241,7 +241,7 @@ def finish(
     }
     write_json(out / MANIFEST, manifest)
     for older in out.glob("data-*"):
-        if older.name != folder.name:
+        if MADE.fullmatch(older.name) and older.name != folder.name:
             older.rmtree(missing_ok=True)
     return manifest
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ class WriteDocuments:
     stage: StageFolder
     policy: Policy
     options: InputOptions
+    count_tokens: Callable[[str], int] | None = None  # for the rule min_fertility
 
     def __call__(self, part: Part) -> None:
         """Writes one part."""
@@ -56,7 +57,7 @@ class WriteDocuments:
 
     def _step(self, record: Record, totals: dict[str, Any]) -> Record | Dropped:
         """Returns the record as the policy leaves it."""
-        result = filters.apply(record, self.policy)
+        result = filters.apply(record, self.policy, self.count_tokens)
         if isinstance(result, Dropped) or not self.policy.pii:
             return result
         text, redacted = pii.redact(result.text, self.policy.pii)

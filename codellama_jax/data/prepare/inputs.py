@@ -70,14 +70,48 @@ def parts_of(source: str, name: str, options: InputOptions) -> list[Part]:
         slices = files.builtin_slices(source, name, options)
     else:
         root = _existing(source)
-        is_folder = root.is_dir()
-        folder = root if is_folder else root.parent
-        name = name or sources.encodable(folder.resolve().name)
-        slices = (_folder_slices if is_folder else _file_slices)(root, name, options)
+        name = name or _name_of(str(_folder_of(root)))
+        slices = (_folder_slices if root.is_dir() else _file_slices)(root, name, options)
     parts = list(_grouped(slices, name, options.part_bytes))
     if not parts:
         raise UserError(f"the input {source!r} holds nothing that can be read: {READABLE}")
     return parts
+
+
+def parts_of_all(inputs: Iterable[str], options: InputOptions) -> list[Part]:
+    """Returns the parts of several inputs, numbered one after the other.
+
+    Ids start with the name of the input's folder; a second folder of the same name becomes `NAME-2`
+    there. Raises UserError like `parts_of`, and for an input that is inside another one.
+    """
+    parts: list[Part] = []
+    folders: dict[str, str] = {}  # by the name that they have in ids
+    places: dict[str, str] = {}  # inputs by their path
+    for source in inputs:
+        if source in files.BUILTINS:
+            place = folder = source
+        else:
+            root = _existing(source)
+            place, folder = str(root.resolve()), str(_folder_of(root))
+        for other, earlier in places.items():
+            # A folder sorts before all that is in it.
+            (outer, outer_name), (inner, name) = sorted([(other, earlier), (place, source)])
+            if is_inside(inner, outer):
+                problem = f"the input {name!r} is part of the input {outer_name!r}"
+                raise UserError(f"{problem}, and would be read twice: leave one of them out")
+        places[place] = source
+        name = unique = _name_of(folder)
+        number = 1
+        while folders.setdefault(unique, folder) != folder:
+            number += 1
+            unique = f"{name}-{number}"
+        parts += renumbered(parts_of(source, unique, options), len(parts))
+    return parts
+
+
+def is_inside(path: str, folder: str) -> bool:
+    """Returns whether a resolved path is `folder` or below it."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def renumbered(parts: Iterable[Part], first: int = 0) -> list[Part]:
@@ -155,6 +189,16 @@ def read_part(part: Part, options: InputOptions) -> Iterator[Record | Dropped]:
     """
     for piece in part.slices:
         yield from READERS[piece.reader](piece, part.source, options)
+
+
+def _folder_of(root: epath.Path) -> epath.Path:
+    """Returns the folder of an input, resolved: of a file, the one that it is in."""
+    return (root if root.is_dir() else root.parent).resolve()
+
+
+def _name_of(folder: str) -> str:
+    """Returns the name of a folder in ids."""
+    return sources.encodable(folder.rpartition("/")[2])
 
 
 def _existing(source: str) -> epath.Path:

@@ -74,14 +74,20 @@ def write_rows(
 def read_rows(path: epath.PathLike, columns: Sequence[str] | None = None) -> Iterator[dict]:
     """Yields the rows of a Parquet file as dicts, one row group in memory at a time.
 
+    Raises UserError that names the file if it cannot be read.
+
     Args:
         path: the file, local or gs://.
         columns: the columns to read; None reads all.
     """
     with epath.Path(path).open("rb") as file:
-        table = pq.ParquetFile(file)
-        for group in range(table.num_row_groups):
-            yield from table.read_row_group(group, columns=columns).to_pylist()
+        try:
+            table = pq.ParquetFile(file)
+            for group in range(table.num_row_groups):
+                yield from table.read_row_group(group, columns=columns).to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            fix = f"delete the folder {epath.Path(path).parent} and run the same command again"
+            raise UserError(f"{path} cannot be read ({reason(error)}): {fix}") from error
 
 
 def _groups(rows: Iterable[dict[str, Any]], sized: str) -> Iterator[list[dict[str, Any]]]:

@@ -65,46 +65,46 @@ class Policy(Checked):
     """
 
     # Files
-    languages: tuple[str, ...] = ()  # to keep, by linguist's names; () keeps all, unknown too
-    excluded_names: tuple[str, ...] = ()  # to drop: shell patterns, such as "*_pb2.py"
-    min_stars: Count = 0  # of the repository; unknown stars are kept
-    licenses: tuple[str, ...] = ()  # to keep, by SPDX identifiers in lower case; () keeps all
-    unknown_license: bool = True  # keep documents without a known license
+    languages: tuple[str, ...] = ()  # Languages to keep, by linguist's names; none keeps all.
+    excluded_names: tuple[str, ...] = ()  # File names to drop: shell patterns, as "*_pb2.py".
+    min_stars: Count = 0  # Least stars of the repository; documents of unknown stars are kept.
+    licenses: tuple[str, ...] = ()  # Licenses to keep, SPDX in lower case; none keeps all.
+    unknown_license: bool = True  # Whether to keep documents without a known license.
 
     # Sizes and lines
-    marker_lines: Count = 0  # first lines in which markers such as "do not edit" count
-    min_bytes: Count = 0  # of the document in UTF-8
-    max_bytes: Count = 0
-    min_lines: Count = 0
-    max_line: Count = 0  # characters of the longest line
-    max_mean_line: Count = 0  # characters of the mean line
+    marker_lines: Count = 0  # Markers as "do not edit" drop a document in its first N lines.
+    min_bytes: Count = 0  # Least size of a document in UTF-8.
+    max_bytes: Count = 0  # Largest size of a document in UTF-8.
+    min_lines: Count = 0  # Least number of lines.
+    max_line: Count = 0  # Most characters of the longest line.
+    max_mean_line: Count = 0  # Most characters of a line on average.
 
     # Characters
-    min_alphanumeric: Share = 0.0  # share of letters and digits among all characters
-    min_alphabetic: Share = 0.0  # share of letters among all characters
-    min_letters: Share = 0.0  # share of letters among the bytes of all visible characters
+    min_alphanumeric: Share = 0.0  # Least share of letters and digits among all characters.
+    min_alphabetic: Share = 0.0  # Least share of letters among all characters.
+    min_letters: Share = 0.0  # Least share of letters among the bytes that are not white space.
 
     # Formats
-    drop_xml: bool = False  # documents with an XML declaration in their first 100 characters
-    min_html_share: Share = 0.0  # share of visible text among all characters of HTML
-    min_html_characters: Count = 0  # of visible text in HTML
-    min_data_characters: Count = 0  # of JSON and YAML
-    max_data_characters: Count = 0
+    drop_xml: bool = False  # Drops documents with an XML declaration in the first 100 characters.
+    min_html_share: Share = 0.0  # HTML must have a larger share of visible text.
+    min_html_characters: Count = 0  # HTML must have more characters of visible text.
+    min_data_characters: Count = 0  # Least characters of JSON and YAML.
+    max_data_characters: Count = 0  # Most characters of JSON and YAML.
 
     # Contents
-    python3: bool = False  # Python must parse as the running version of Python 3
-    min_comments: Share = 0.0  # share of the characters that are in comments and docstrings
+    python3: bool = False  # Python must parse with the Python 3 that runs this command.
+    min_comments: Share = 0.0  # Least share of the characters in comments and docstrings.
+    # Largest share of the characters in comments and docstrings.
     max_comments: Annotated[float, Range(0, 1, open_least=True)] = 1.0
-    # Characters per token by language; used only when a tokenizer is given.
+    # Least characters per token by language, counted with the first --tokenizer.
     min_fertility: dict[str, Fertility] = field(default_factory=dict)
     # By extension in lower case, such as ".html": bounds that replace those above.
     extensions: dict[str, ExtensionRules] = field(default_factory=dict)
 
-    # Personal data to redact
+    # Personal data to redact.
     pii: tuple[PiiKind, ...] = ()
 
-    # Comparisons of documents
-    exact_duplicates: bool = False
+    exact_duplicates: bool = False  # Drops all but one of the documents with the same text.
     near_duplicates: NearDuplicates = field(default_factory=NearDuplicates)
     decontamination: Decontamination = field(default_factory=Decontamination)
 

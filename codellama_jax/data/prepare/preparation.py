@@ -27,8 +27,9 @@ from codellama_jax.data.prepare.policies import POLICIES, Policy
 from codellama_jax.data.prepare.readers.base import InputOptions
 from codellama_jax.data.prepare.records import REASONS
 from codellama_jax.data.prepare.runners import Runner
-from codellama_jax.data.prepare.stages import StageFolder, fingerprint, run_stage
+from codellama_jax.data.prepare.stages import MADE, StageFolder, fingerprint, run_stage
 from codellama_jax.errors import UserError
+from codellama_jax.system.files import read_state
 from codellama_jax.system.progress import Say
 
 VERSION = 1  # of the stages: another one repeats all of them
@@ -122,8 +123,14 @@ class Preparation:
         )
         inputs = fingerprint_of(list(self.parts.values()))
         key = fingerprint(VERSION, inputs, to_dict(alone), to_dict(config.inputs))
+        tokenizer = count_tokens = None
+        if config.policy.min_fertility:
+            if not self.tokenizers:
+                raise UserError("--policy.min-fertility counts tokens: pass --tokenizer FILE")
+            tokenizer, count_tokens = next(iter(self.tokenizers.items()))
+            key = fingerprint(key, tokenizer)
         stage = StageFolder(self.work, "documents", key)
-        work = WriteDocuments(stage, config.policy, config.inputs)
+        work = WriteDocuments(stage, config.policy, config.inputs, count_tokens)
         self.report["documents"] = self._total(stage, self.parts, work)
         return stage
 
@@ -222,7 +229,7 @@ class Preparation:
         """Deletes the stages of other inputs or options, whose disk space is needed."""
         names = {stage.path.name for stage in used if stage}
         for folder in self.work.iterdir():
-            if folder.name not in names:
+            if MADE.fullmatch(folder.name) and folder.name not in names:
                 folder.rmtree(missing_ok=True)
 
     @contextlib.contextmanager
@@ -230,6 +237,15 @@ class Preparation:
         start = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - start
+
+
+def is_corpus(out: epath.Path) -> bool:
+    """Returns whether a folder holds a corpus that was prepared, or one that is not complete."""
+    if "fingerprint" in (read_state(out / dataset.MANIFEST) or {}):
+        return True
+    work = out / WORK
+    names = [path.name for path in work.iterdir()] if work.is_dir() else []
+    return bool(names) and all(MADE.fullmatch(name) for name in names)
 
 
 def reasons(*stages: dict[str, Any]) -> str:

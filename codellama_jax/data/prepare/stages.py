@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ from codellama_jax.system.files import read_state, write_json
 from codellama_jax.system.progress import Say, counted
 
 READERS = 32  # files that the driver reads at once; most of the time it waits for the network
+# The name of a folder that `prepare` makes and may delete: it must never match a user's own.
+MADE = re.compile(r"(documents|duplicates|contamination|dataset|data)-[0-9a-f]{16}")
 WATCH_SECONDS = 5.0  # between two looks at the number of complete parts
 
 
@@ -95,8 +98,10 @@ def _progress(stage: StageFolder, parts: int, todo: int) -> Iterator[None]:
     ended = threading.Event()
 
     def watch(add: Callable[[int], None]) -> None:
-        done = parts - todo
-        while not ended.wait(WATCH_SECONDS):
+        done, is_last = parts - todo, False
+        # Once more at the end: else the line would stay at the count of some seconds before.
+        while not is_last:
+            is_last = ended.wait(WATCH_SECONDS)
             names = stage.path.glob("part-*.json") if stage.path.exists() else ()
             complete = sum(1 for _ in names)
             add(complete - done)

@@ -17,6 +17,7 @@ from codellama_jax.data.prepare.inputs import (
     InputOptions,
     fingerprint_of,
     parts_of,
+    parts_of_all,
     read_part,
     renumbered,
     sampled,
@@ -102,6 +103,33 @@ def test_several_inputs_are_numbered_one_after_the_other(mixed):
     assert [part.number for part in parts] == list(range(7, 7 + 2 * len(first)))
     ids = [record.id for record in read_all(parts, options)]
     assert len(ids) == len(set(ids))
+
+
+def test_folders_of_the_same_name_have_different_ids(tmp_path, write_files):
+    inputs = []
+    for owner in ("one", "two", "three"):
+        write_files(tmp_path / owner / "src", {"main.py": f"print({owner!r})\n"})
+        inputs.append(str(tmp_path / owner / "src"))
+    parts = parts_of_all(inputs, InputOptions())
+    ids = [record.id for record in read_all(parts, InputOptions())]
+    assert ids == ["src/main.py", "src-2/main.py", "src-3/main.py"]
+    assert [part.number for part in parts] == [0, 1, 2]
+
+
+def test_files_of_a_folder_have_the_ids_that_they_have_in_it(tmp_path, write_files):
+    write_files(tmp_path / "src", {"a.py": "a\n", "b.py": "b\n"})
+    inputs = [str(tmp_path / "src" / "a.py"), str(tmp_path / "src" / "b.py")]
+    parts = parts_of_all(inputs, InputOptions())
+    ids = [record.id for record in read_all(parts, InputOptions())]
+    assert ids == ["src/a.py", "src/b.py"]
+
+
+@pytest.mark.parametrize("inputs", [["src", "src/"], ["src/a.py", "src"], ["stdlib", "stdlib"]])
+def test_no_input_is_read_twice(tmp_path, write_files, monkeypatch, inputs):
+    write_files(tmp_path / "src", {"a.py": "a\n", "b.py": "b\n"})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"is part of the input .*leave one of them out"):
+        parts_of_all(inputs, InputOptions())
 
 
 def test_the_fingerprint_does_not_depend_on_the_place(mixed, tmp_path):

@@ -107,6 +107,18 @@ def test_what_is_kept_dropped_and_counted(corpus, tmp_path):
     assert splits["train"]["shards"] > 2 and splits["validation"]["documents"]
 
 
+def test_documents_of_few_characters_per_token_are_dropped(corpus, tmp_path):
+    def fertility(least):
+        policy = dataclasses.replace(CONFIG.policy, min_fertility={"Python": least})
+        return dataclasses.replace(CONFIG, policy=policy)
+
+    # Tokens are words here, of about 10 characters in these files.
+    kept = prepare(corpus, tmp_path / "out", config=fertility(3.0)).report["documents"]
+    assert "fertility" not in kept["dropped"]
+    with pytest.raises(UserError, match=r"no document is kept: 28 with too many tokens"):
+        prepare(corpus, tmp_path / "out", config=fertility(100.0))
+
+
 def test_repositories_are_held_out_as_a_whole(tmp_path):
     lines = []
     for number in range(200):
@@ -222,6 +234,11 @@ def test_two_processes_make_the_same_corpus(corpus, tmp_path):
     prepare(corpus, tmp_path / "two", Runner(processes=2))
     manifests = [(tmp_path / name / "manifest.json").read_bytes() for name in ("one", "two")]
     assert manifests[0] == manifests[1]
+
+
+def test_the_progress_of_a_stage_ends_with_all_parts(corpus, tmp_path, capsys):
+    prepare(corpus, tmp_path / "out")
+    assert "parts of dataset: 8 of 8" in capsys.readouterr().err
 
 
 def test_nothing_kept_is_one_line(tmp_path):

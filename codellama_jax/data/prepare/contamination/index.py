@@ -10,7 +10,7 @@
 - `tokens` (Llama 2): reports the tokens of each task that are in a match of more than 10 tokens,
   and removes nothing. Llama 2's matches may also skip up to 4 tokens, which is not done here.
 
-contamination_stage.py applies them to the part files of a corpus.
+stage.py applies them to the part files of a corpus.
 
 Code differs from prose. Without punctuation `a + b` and `a-b` are the same two words, and 13 words
 are two to four lines. So the n-grams find copies with another indentation, other brackets or other
@@ -46,20 +46,20 @@ class BenchmarkText(NamedTuple):
 class Decontamination(Checked):
     """Rules that find the benchmarks in the corpus, with the published numbers."""
 
-    substring: bool = False  # BigCode
-    similarity: bool = False  # BigCode's alternative
-    ngrams: bool = False  # GPT-3
-    tokens: bool = False  # Llama 2: a report, nothing is removed
-    # Characters, without white space, of a text that `substring` finds. BigCode excepts HumanEval's
+    substring: bool = False  # BigCode: drops documents that hold a text of a benchmark.
+    similarity: bool = False  # BigCode's alternative: drops documents of similar words.
+    ngrams: bool = False  # GPT-3: removes runs of words that a text of a benchmark has.
+    tokens: bool = False  # Llama 2: reports runs of tokens, and removes nothing.
+    # Least characters, without white space, of a text that `substring` finds. BigCode excepts
     # `return x + y`, `return n**2`, `return len(string)` and `return ''.join(strings)`.
     min_substring: Annotated[int, Range(ANCHOR, 10**9)] = 23
-    min_similarity: Annotated[float, Range(0, 1, open_least=True)] = 0.58  # Jaccard index of words
-    ngram: Annotated[int, Range(2, 1000)] = 13  # words
-    margin: Count = 200  # characters on each side of an n-gram that are removed too
-    min_piece: Count = 200  # characters of a piece that is kept
-    max_pieces: Count = 10  # into which a kept document may split
-    max_documents: Count = 10  # that may hold an n-gram before it counts as common
-    token_match: Annotated[int, Range(1, 1000)] = 10  # a match has more tokens than this
+    min_similarity: Annotated[float, Range(0, 1, open_least=True)] = 0.58  # Least Jaccard index.
+    ngram: Annotated[int, Range(2, 1000)] = 13  # Words of an n-gram.
+    margin: Count = 200  # Characters on each side of an n-gram that are removed too.
+    min_piece: Count = 200  # Least characters of a piece that is kept.
+    max_pieces: Count = 10  # Most pieces into which a kept document may split.
+    max_documents: Count = 10  # N-grams in more documents are common, and ignored.
+    token_match: Annotated[int, Range(1, 1000)] = 10  # A match has more tokens than this.
 
     @property
     def enabled(self) -> bool:

@@ -36,15 +36,15 @@ _SEPARATED = bytes(byte if _WORD.match(bytes([byte])) else 32 for byte in range(
 class NearDuplicates(Checked):
     """Removal of near-duplicates by MinHash; the defaults are StarCoder's, and the step is off."""
 
-    enabled: bool = False
-    permutations: Annotated[int, Range(1, 2**14)] = 256  # values of a signature
-    ngram: Annotated[int, Range(1, 1000)] = 5  # consecutive words or lines in a shingle
-    unit: Literal["words", "lines"] = "words"
-    threshold: Annotated[float, Range(0, 1, open_least=True)] = 0.7  # Jaccard index
-    bands: Annotated[int, Range(0, 2**14)] = 25  # 0 with rows 0: the optimum for the threshold
-    rows: Annotated[int, Range(0, 2**14)] = 10  # values of a band
-    scope: Literal["global", "language"] = "global"  # compare all documents, or one language's
-    verify_jaccard: bool = False  # drops pairs whose true Jaccard index is below the threshold
+    enabled: bool = False  # Drops all but one of the documents that are nearly equal.
+    permutations: Annotated[int, Range(1, 2**14)] = 256  # Values of a signature.
+    ngram: Annotated[int, Range(1, 1000)] = 5  # Words or lines in a shingle.
+    unit: Literal["words", "lines"] = "words"  # What shingles consist of.
+    threshold: Annotated[float, Range(0, 1, open_least=True)] = 0.7  # Jaccard index.
+    bands: Annotated[int, Range(0, 2**14)] = 25  # 0: the optimum for the threshold.
+    rows: Annotated[int, Range(0, 2**14)] = 10  # Values of a band; 0 with 0 bands.
+    scope: Literal["global", "language"] = "global"  # Compare all, or within a language.
+    verify_jaccard: bool = False  # Drops pairs whose true Jaccard index is below the threshold.
 
     def check_relations(self) -> None:
         """Raises FieldError for bands that need more values than a signature has."""

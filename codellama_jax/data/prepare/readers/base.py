@@ -19,21 +19,21 @@ Bytes = Annotated[int, Range(1, 2**50)]
 class InputOptions(Checked):
     """How the inputs of a corpus are read.
 
-    The columns are those of tables: JSON lines, Parquet and Arrow. "" takes the first column whose
-    name is known for the field, see `readers/columns.py`.
+    Columns are those of JSON lines, Parquet and Arrow. "" takes the first column whose name is
+    known for the field, as in The Stack or StarCoder's data; see `readers/columns.py`.
     """
 
-    text_column: str = ""
-    path_column: str = ""
-    language_column: str = ""
-    repository_column: str = ""
-    license_column: str = ""
-    stars_column: str = ""
+    text_column: str = ""  # Column of the text of a document.
+    path_column: str = ""  # Column of the path in the repository.
+    language_column: str = ""  # Column of the language.
+    repository_column: str = ""  # Column of OWNER/NAME.
+    license_column: str = ""  # Column of the license or licenses.
+    stars_column: str = ""  # Column of the stars of the repository.
     # script: code with the Markdown cells as comments; structured: cells between StarCoder's
     # sentinels. StarCoder was trained on both.
     notebooks: Literal["script", "structured"] = "script"
-    max_file_bytes: Bytes = 10 * 2**20  # a longer document is dropped; a worker holds a few of them
-    part_bytes: Bytes = 256 * 2**20  # of the files that one worker reads in one piece
+    max_file_bytes: Bytes = 10 * 2**20  # A longer document is dropped.
+    part_bytes: Bytes = 256 * 2**20  # Of the input that one worker reads as one part.
 
 
 class Slice(NamedTuple):
