@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from codellama_jax.checked import Checked, FieldError, Pattern, Range, choices_problem
 from codellama_jax.checked import from_dict as from_dict
+from codellama_jax.errors import UserError
 
 DEFAULT_FAMILY = "llama"  # of a model whose dict has no tag
 CACHE = "~/.cache/codellama_jax"  # prepared documents, tokenizers and compiled programs
@@ -55,8 +56,8 @@ Name = Annotated[str, Pattern(r"[^/\0]{1,200}", "a name of 1 to 200 characters w
 Init = Annotated[
     str,
     Pattern(
-        r"scratch|previous|(run|hf|meta):.+",
-        "scratch, previous, run:DIR, run:DIR@STEP, hf:DIR or meta:DIR",
+        r"scratch|previous|(run|hf|meta|codegeex):.+",
+        "scratch, previous, run:DIR, run:DIR@STEP, hf:DIR, meta:DIR or codegeex:DIR",
     ),
 ]
 
@@ -106,6 +107,19 @@ class ModelConfig(Checked):
         if self.n_heads % self.n_kv_heads:
             problem = f" is {self.n_kv_heads}: it must divide n_heads, which is {self.n_heads}"
             raise FieldError(("n_kv_heads",), problem)
+
+    def longest_sequence(self) -> int:
+        """Returns the most tokens that a sequence may have, 0 for any number."""
+        return 0
+
+    def check_length(self, name: str, tokens: int) -> None:
+        """Raises UserError if a sequence, called `name` in the message, has too many tokens."""
+        longest = self.longest_sequence()
+        if longest and tokens > longest:
+            raise UserError(
+                f"{name} has {tokens:,} tokens, and the model {longest:,} learned positions:"
+                f" it must have at most {longest:,}"
+            )
 
     @classmethod
     def class_for(cls, values: dict) -> tuple[type[ModelConfig], dict]:
@@ -293,7 +307,8 @@ class Stage(Checked):
     data: DataConfig
     optimizer: OptimizerConfig
     steps: Count  # 0 evaluates, probes and saves the weights of `init` as they are
-    init: Init = "previous"  # scratch | previous | run:DIR | run:DIR@STEP | hf:DIR | meta:DIR
+    # scratch | previous | run:DIR | run:DIR@STEP | hf:DIR | meta:DIR | codegeex:DIR
+    init: Init = "previous"
     # A batch is split into this many, gradients weighted by tokens.
     micro_batches: Width = field(default=1, metadata=FREE)
     eval_rows: Examples = 32  # validation sequences of seq_len tokens
@@ -305,10 +320,15 @@ class Stage(Checked):
     objective: Literal["next_token"] = "next_token"
 
     def check_relations(self) -> None:
-        """Raises FieldError for micro-batches that do not divide, and for an empty mixture."""
+        """Raises FieldError for micro-batches, a length or a mixture that cannot be trained on."""
         if self.data.batch_size % self.micro_batches:
             allowed = f"it must divide data.batch_size, which is {self.data.batch_size}"
             raise FieldError(("micro_batches",), f" is {self.micro_batches}: {allowed}")
+        longest = self.model.longest_sequence()
+        if longest and self.data.seq_len > longest:
+            allowed = f"the model has {longest} learned positions (model.n_positions)"
+            problem = f" is {self.data.seq_len}: it must be at most {longest}, since {allowed}"
+            raise FieldError(("data", "seq_len"), problem)
         shares = self.data.mixture.shares()
         # A stage of 0 steps reads no documents.
         if self.steps and not any(shares.values()):

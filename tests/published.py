@@ -13,7 +13,7 @@ import toy
 from sentencepiece import sentencepiece_model_pb2
 
 from codellama_jax.config import ModelConfig
-from codellama_jax.models.llama.model import Llama
+from codellama_jax.models.family import family_of
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 from codellama_jax.tokenizers.training import train_model
 from codellama_jax.weights.layout import Source, is_stacked, places, split
@@ -42,17 +42,16 @@ def tokenizer(pieces: int = PIECES) -> tokenizers.SentencePieceTokenizer:
 
 @functools.cache
 def random_params(model: ModelConfig, seed: int = 0) -> dict:
-    """Returns parameters large enough that everything counts in the logits, norms included."""
+    """Returns parameters large enough that all count in the logits, norms and biases included."""
     tokens_BT = jnp.zeros((1, 2), jnp.int32)
-    drawn = nn.unbox(
-        jax.jit(Llama(model).init)(jax.random.key(seed), tokens_BT, tokens_BT)["params"]
-    )
+    init = jax.jit(family_of(model).module(model).init)
+    drawn = nn.unbox(init(jax.random.key(seed), tokens_BT, tokens_BT)["params"])
     keys = iter(jax.random.split(jax.random.key(seed + 1), 100))
 
     def noisy(path, a):
         return (
             a + 0.3 * jax.random.normal(next(keys), a.shape)
-            if "scale" in jax.tree_util.keystr(path)
+            if path[-1].key.endswith(("scale", "bias"))
             else a
         )
 

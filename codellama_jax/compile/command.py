@@ -123,12 +123,14 @@ def candidates(job: Job, devices: int) -> list[Job]:
     """
     jobs = []
     model, batch = job.stage.model, job.stage.data.batch_size
+    # A single key head is replicated, and its query heads are sharded.
+    heads = model.n_kv_heads if model.n_kv_heads > 1 else model.n_heads
     settings = itertools.product(TENSOR_SIZES, CONTEXT_SIZES, REMAT_POLICIES, MICRO_BATCHES)
     for tensor, context, remat, micro_batches in settings:
         if devices % (tensor * context):
             continue
         rows = devices // (tensor * context)  # devices along data and fsdp
-        divides_model = model.d_model % rows == 0 and model.n_kv_heads % tensor == 0
+        divides_model = model.d_model % rows == 0 and heads % tensor == 0
         if batch % (rows * micro_batches) or not divides_model:
             continue
         stage = dataclasses.replace(

@@ -55,6 +55,7 @@ def placed(mesh: Mesh, shape: tuple[int, ...], dtype: Any, spec: PartitionSpec) 
 
 def lower_prefill(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> jax.stages.Lowered:
     """Lowers the reading of `batch` prompts of `context` tokens into a cache."""
+    model.check_length("--context", context)
     model = dataclasses.replace(model, remat="none")
     tokens_BT = jax.ShapeDtypeStruct((batch, context), jnp.int32)
     lengths_B = jax.ShapeDtypeStruct((batch,), jnp.int32)
@@ -68,6 +69,7 @@ def lower_prefill(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> j
 
 def lower_decode(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> jax.stages.Lowered:
     """Lowers one decoding step after `context` tokens, its cache sharded as prefill leaves it."""
+    model.check_length("--context", context)
     model = dataclasses.replace(model, remat="none")
     family = family_of(model)
 
@@ -77,7 +79,8 @@ def lower_decode(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> ja
     with on_mesh(mesh, decoding.LOGICAL_AXES):
         shape = (model.n_kv_heads * batch, context, model.head_dim)
         slots = placed(mesh, shape, model.compute_dtype, decoding.cache_spec(model))
-        cache = decoding.Cache((slots,) * model.n_layers, (slots,) * model.n_layers)
+        layers = (slots,) * family.attention_layers(model)
+        cache = decoding.Cache(layers, layers)
         ids_B = placed(mesh, (batch,), jnp.int32, decoding.REPLICATED)
         weights = abstract_weights(model, mesh)
         return jax.jit(step, donate_argnums=1).lower(weights, cache, ids_B, ids_B)

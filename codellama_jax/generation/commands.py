@@ -75,6 +75,7 @@ class Asking:
         if len(ids) > most:
             allowed = f"beside --max-new-tokens {new} a prompt holds at most {most:,}"
             raise UserError(f"{name} has {len(ids):,} tokens: {allowed}")
+        trained.stage.model.check_length(f"{name} with {new:,} new tokens", len(ids) + new)
         length = trained.stage.data.seq_len
         if len(ids) + new > length:
             trained_on = f"the model was trained on sequences of {length:,}"

@@ -392,6 +392,8 @@ def _check(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens
             most = CAPACITY - max_new_tokens
             allowed = f"it needs at least one and at most {most} beside {max_new_tokens} new ones"
             raise UserError(f"prompt {index} has {len(prompt)} tokens: {allowed}")
+        name = f"prompt {index} with up to {max_new_tokens:,} new tokens"
+        config.check_length(name, len(prompt) + max_new_tokens)
         if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
             ids = f"ids from {min(prompt)} to {max(prompt)} where the model has {config.vocab_size}"
             raise UserError(f"prompt {index} has {ids}: use the tokenizer of the same run")

@@ -37,6 +37,7 @@ def document_losses(model: TrainedModel, documents: Sequence[Sequence[int]]) -> 
     losses: list[np.ndarray] = []
     with on_mesh_of(model.params):
         longest = max(map(len, documents)) - 1
+        model.config.check_length("the longest document", longest)
         for batch, ids_BT in _batches(documents, longest, len(documents), extra=1):
             losses_BT = _fetched(_losses(model.config, model.params, ids_BT[:, :-1], ids_BT[:, 1:]))
             losses += [losses_T[: len(ids) - 1] for losses_T, ids in zip(losses_BT, batch)]
@@ -48,7 +49,9 @@ def last_logits(model: TrainedModel, prompts: Sequence[Sequence[int]], count: in
     parts = []
     with on_mesh_of(model.params):
         most = min(1 << (len(prompts) - 1).bit_length(), MOST_LOGITS)
-        for batch, ids_BT in _batches(prompts, max(map(len, prompts)), most):
+        longest = max(map(len, prompts))
+        model.config.check_length("the longest prompt", longest)
+        for batch, ids_BT in _batches(prompts, longest, most):
             ends_B = np.zeros(len(ids_BT), np.int32)
             ends_B[: len(batch)] = [len(ids) - 1 for ids in batch]
             logits_BMV = _last_logits(model.config, count, model.params, ids_BT, ends_B)

@@ -24,7 +24,8 @@ def flops_per_token(model: ModelConfig, seq_len: int, causal: bool) -> float:
     weight of a matmul, and 12 x layers x heads x head dim x `seq_len` for the two matmuls of
     attention. `causal` halves the second term, because the causal mask hides half of the scores.
     """
-    attention = 12 * model.n_layers * model.n_heads * model.head_dim * seq_len
+    layers = family_of(model).attention_layers(model)
+    attention = 12 * layers * model.n_heads * model.head_dim * seq_len
     # One multiply-add is two FLOPs; the backward pass has two matmuls for each one of the forward.
     weights = family_of(model).multiplied_parameters(model)
     return 6 * weights + attention / (2 if causal else 1)

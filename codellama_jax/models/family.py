@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from codellama_jax.config import ModelConfig
     from codellama_jax.models.decoding import Cache
-    from codellama_jax.models.published import Place
+    from codellama_jax.models.published import Packing, Place
     from codellama_jax.system.settings import Settings
 
 Config = TypeVar("Config", bound="ModelConfig")
@@ -37,7 +37,10 @@ class Family(abc.ABC, Generic[Config]):
     where the embeddings are tied, and everything under `layers` is stacked along a leading L.
     """
 
-    model_type = ""  # of transformers' config.json; "" if transformers has no such family
+    # Of transformers' config.json; empty if transformers has no such family.
+    model_types: tuple[str, ...] = ()
+    # The start of its tensors' names that files of a model saved without its head leave out.
+    base_prefix = ""
 
     @abc.abstractmethod
     def module(self, config: Config) -> nn.Module:
@@ -63,6 +66,10 @@ class Family(abc.ABC, Generic[Config]):
 
         The output head counts; an embedding lookup, norms and biases do not.
         """
+
+    def attention_layers(self, config: Config) -> int:
+        """Returns the number of layers with attention, each with its keys and values."""
+        return config.n_layers
 
     @abc.abstractmethod
     def decays(self, path: str) -> bool:
@@ -119,12 +126,19 @@ class Family(abc.ABC, Generic[Config]):
         """Returns transformers' name of each published tensor, `{}` in place of the layer."""
         raise UserError(f"models of the family {config.family} have no layout of transformers")
 
+    def packing(self, config: Config, model_type: str) -> dict[str, Packing]:
+        """Returns how transformers' files of a type store published tensors, by their names.
+
+        Tensors that are not listed are stored as they are.
+        """
+        return {}
+
     def config_from_transformers(self, settings: Settings) -> Config:
-        """Returns the model that a config.json of `model_type` describes.
+        """Returns the model that a config.json of one of `model_types` describes.
 
         Raises UserError naming the field for a value out of range and for what is not implemented.
         """
-        raise UserError(f"{settings.file}: models of the type {self.model_type} are not read")
+        raise UserError(f"{settings.file}: models of this type are not read")
 
     def config_to_transformers(self, config: Config) -> dict[str, Any]:
         """Returns the fields of config.json that describe the model."""
@@ -148,7 +162,9 @@ def family_of(config: Config) -> Family[Config]:
 
 def family_of_model_type(settings: Settings) -> Family[Any]:
     """Returns the family of transformers' config.json. Raises UserError listing the known ones."""
-    known = {family.model_type: family for family in _FAMILIES.values() if family.model_type}
+    known: dict[str, Family[Any]] = {}
+    for family in _FAMILIES.values():
+        known |= dict.fromkeys(family.model_types, family)
     model_type = settings.values.get("model_type")
     if not isinstance(model_type, str) or model_type not in known:
         raise settings.error("model_type", " or ".join(repr(name) for name in known))

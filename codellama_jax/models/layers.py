@@ -97,6 +97,14 @@ def project(x_BTD: jax.Array, w_DX: jax.Array) -> jax.Array:
     return out.reshape(*x_BTD.shape[:-1], *w_DX.shape[1:])
 
 
+def embed(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    """Returns the embeddings x_BTD of tokens, in the dtype of the table."""
+    # Every device gathers the full width D once, and then looks up its tokens without
+    # communication. Left to XLA, each lookup would be a sum over the shards of D.
+    table_VD = nn.with_logical_constraint(table_VD, ("vocab", None))
+    return nn.with_logical_constraint(table_VD[tokens_BT], ("batch", "length", None))
+
+
 def rope_angles(
     positions_BT: jax.Array, head_dim: int, theta: float, scaling: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -25,3 +25,23 @@ class Place:
     axis: int = 0
     start: int = 0
     size: int = 0
+
+    def under(self, prefix: str) -> Place:
+        """Returns the same place in the parameter `prefix.param`."""
+        return replace(self, param=f"{prefix}.{self.param}")
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a tensor of a file stores published tensors: several in one, or transposed.
+
+    Args:
+      parts: names of the published tensors in it, in the order of their rows.
+      groups: 1 stores part after part. Otherwise the rows of every part are divided into this many
+        groups, and the file has the first group of every part, then the second, and so on.
+      transposed: the file has (inputs, outputs) instead of (outputs, inputs).
+    """
+
+    parts: tuple[str, ...]
+    groups: int = 1
+    transposed: bool = False

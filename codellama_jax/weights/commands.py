@@ -39,7 +39,7 @@ class Import:
     """Import published weights as a run, for complete, infill, export and init=run:RUN."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """A folder of transformers' safetensors, or of Meta's consolidated.NN.pth."""
+    """A folder of transformers' safetensors, Meta's consolidated.NN.pth, or CodeGeeX's *.pt."""
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder to make, local or gs://."""
     tokenizer: str = ""

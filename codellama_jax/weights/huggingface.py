@@ -5,6 +5,7 @@ Read and written without torch and transformers.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from safetensors.numpy import save_file
 from codellama_jax.config import ModelConfig
 from codellama_jax.errors import UserError, name_list
 from codellama_jax.models.family import family_of, family_of_model_type
+from codellama_jax.models.published import Packing
 from codellama_jax.sharding.hosts import is_first
 from codellama_jax.system.files import is_bucket, reason, write_json
 from codellama_jax.system.progress import counted
@@ -35,11 +37,13 @@ from codellama_jax.weights.layout import (
     shapes,
     source_bytes,
 )
+from codellama_jax.weights.packing import pack, packed_shape, read_part
 from codellama_jax.weights.safetensors_files import INDEX, SINGLE, Tensors
 
 MAX_CONTEXT = 1_000_000_000  # tokens; no model has so many, so a larger value is damage
 FILE_BYTES = 1_000_000_000  # largest file written; a file is in memory as one piece
-COMPUTED = "rotary_emb.inv_freq"  # in some older files; it follows from config.json
+# Ends of names in some older files: RoPE, and masks. They follow from config.json.
+COMPUTED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 
 def model_config(config: Settings) -> ModelConfig:
@@ -50,12 +54,15 @@ def model_config(config: Settings) -> ModelConfig:
     return family_of_model_type(config).config_from_transformers(config)
 
 
-def file_names_of(model: ModelConfig) -> Callable[[str, int], str]:
-    """Returns a function of (tensor, layer) that returns the tensor's name in the files."""
+def file_names_of(model: ModelConfig, omitted: str = "") -> Callable[[str, int], str]:
+    """Returns a function of (tensor, layer) that returns the tensor's name in the files.
+
+    `omitted` is the start of the names that the files leave out.
+    """
     templates = family_of(model).transformers_names(model)
 
     def file_name(name: str, layer: int) -> str:
-        return templates[name].format(layer)
+        return templates[name].format(layer).removeprefix(omitted)
 
     return file_name
 
@@ -68,9 +75,17 @@ def open_source(folder: epath.Path) -> Source:
     """
     config = read_settings(folder / "config.json")
     model = model_config(config)
-    context = config.integer("max_position_embeddings", MAX_CONTEXT, default=2048)
-    file_name = file_names_of(model)
+    context = model.longest_sequence()
+    context = context or config.integer("max_position_embeddings", MAX_CONTEXT, default=2048)
     tensors = Tensors(folder)
+    prefix = family_of(model).base_prefix
+    is_complete = any(name.startswith(prefix) for name in tensors.files)
+    file_name = file_names_of(model, "" if is_complete else prefix)
+    packings = family_of(model).packing(model, config.values["model_type"])
+    described = shapes(model)
+    file_shapes = dict(described)
+    for name, packing in packings.items():
+        file_shapes[name] = packed_shape(packing, described)
     headers = {}
     for key in names(model):
         if file_name(*key) in tensors.files:
@@ -86,10 +101,13 @@ def open_source(folder: epath.Path) -> Source:
         raise UserError(
             f"{folder} holds tensors that this model has no place for: {name_list(extra)}"
         )
-    dtypes = check_tensors(folder / "config.json", model, headers, file_name)
+    dtypes = check_tensors(folder / "config.json", model, headers, file_name, file_shapes)
 
     def read(name: str, layer: int, index: Index) -> np.ndarray:
-        return tensors.read(file_name(name, layer), index)
+        stored = functools.partial(tensors.read, file_name(name, layer))
+        if name in packings:
+            return read_part(packings[name], name, described, index, stored)
+        return stored(index)
 
     return Source(str(folder), model, context, dtypes, read)
 
@@ -130,7 +148,7 @@ def _config_of(source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
     model = source.model
     return {
         **family_of(model).config_to_transformers(model),
-        "max_position_embeddings": source.context,
+        "max_position_embeddings": model.longest_sequence() or source.context,
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
         # transformers has one type for a model: that of most of its weights.
@@ -140,7 +158,10 @@ def _config_of(source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _write_tensors(source: Source, part: epath.Path, folder: epath.Path) -> dict[str, str]:
     """Writes the weight files to `part`. Returns the file name of each tensor."""
-    files, file_name = _files(source), file_names_of(source.model)
+    model = source.model
+    packings = family_of(model).packing(model, _model_type(model))
+    files = _files(source, packings)
+    file_name = file_names_of(model)
     index: dict[str, str] = {}
     with counted("exporting", source_bytes(source), unit="bytes", quiet=not is_first()) as advance:
         for number, keys in enumerate(files, 1):
@@ -148,12 +169,22 @@ def _write_tensors(source: Source, part: epath.Path, folder: epath.Path) -> dict
             file = f"model-{count}.safetensors" if len(files) > 1 else SINGLE
             tensors = {}
             for name, layer in keys:
+                if name in packings:
+                    packing = packings[name]
+                    parts = [source.tensor(other, layer) for other in packing.parts]
+                    tensor = pack(packing, parts)
+                else:
+                    tensor = source.tensor(name, layer)
                 # safetensors writes the buffer as it is, so a transposed view must be copied.
-                tensors[file_name(name, layer)] = np.ascontiguousarray(source.tensor(name, layer))
-                advance(tensors[file_name(name, layer)].nbytes)
+                tensors[file_name(name, layer)] = np.ascontiguousarray(tensor)
+                advance(tensor.nbytes)
             _save(tensors, part / file, folder)
             index |= dict.fromkeys(tensors, file)
     return index
+
+
+def _model_type(model: ModelConfig) -> str:
+    return family_of(model).config_to_transformers(model)["model_type"]
 
 
 def _save(tensors: dict[str, np.ndarray], path: epath.Path, folder: epath.Path) -> None:
@@ -168,13 +199,21 @@ def _save(tensors: dict[str, np.ndarray], path: epath.Path, folder: epath.Path) 
         raise UserError(f"cannot write {folder}: {reason(error)}") from error
 
 
-def _files(source: Source) -> list[list[tuple[str, int]]]:
-    """Returns the (tensor, layer) of each file. Files have at most FILE_BYTES, or one tensor."""
+def _files(source: Source, packings: dict[str, Packing]) -> list[list[tuple[str, int]]]:
+    """Returns the (tensor, layer) of each file. Files have at most FILE_BYTES, or one tensor.
+
+    Of tensors that are stored as one, only the first is listed.
+    """
     files: list[list[tuple[str, int]]] = [[]]
     size = 0
+    described = shapes(source.model)
     # In the order of the layers, so that a reader of one layer opens few files.
     for name, layer in names(source.model):
-        tensor_bytes = math.prod(shapes(source.model)[name]) * source.dtypes[name].itemsize
+        parts = packings[name].parts if name in packings else (name,)
+        if name != parts[0]:
+            continue
+        elements = sum(math.prod(described[part]) for part in parts)
+        tensor_bytes = elements * source.dtypes[name].itemsize
         if files[-1] and size + tensor_bytes > FILE_BYTES:
             files.append([])
             size = 0

@@ -185,6 +185,7 @@ def check_tensors(
     model: ModelConfig,
     headers: dict[tuple[str, int], tuple[tuple[int, ...], str]],
     file_name: Callable[[str, int], str],
+    file_shapes: dict[str, tuple[int, ...]] | None = None,
 ) -> dict[str, np.dtype]:
     """Returns the dtype of each tensor, the widest over its layers.
 
@@ -193,6 +194,7 @@ def check_tensors(
       model: the model that it describes.
       headers: shape and dtype of the stored tensors by (tensor, layer).
       file_name: returns a tensor's name in the files.
+      file_shapes: shapes in the files, by tensor; None for those of the published tensors.
 
     Raises UserError naming a tensor that is missing, of another shape, or not floating point.
     """
@@ -202,7 +204,7 @@ def check_tensors(
     missing = [file_name(*key) for key in expected if key not in headers]
     if missing:
         raise UserError(f"{folder} lacks {name_list(missing)}: is the download complete?")
-    expected_shapes = shapes(model)
+    expected_shapes = file_shapes or shapes(model)
     dtypes: dict[str, set[str]] = {}
     for name, layer in expected:
         shape, dtype = headers[name, layer]

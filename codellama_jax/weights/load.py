@@ -29,20 +29,26 @@ from codellama_jax.system.settings import read_settings
 from codellama_jax.tokenizers import byte_bpe, byte_bpe_spec
 from codellama_jax.tokenizers.base import Tokenizer
 from codellama_jax.tokenizers.files import FILES, NAMES, load
-from codellama_jax.weights import huggingface, meta
+from codellama_jax.weights import codegeex, huggingface, meta
 from codellama_jax.weights.inputs import check_file, file_names
 from codellama_jax.weights.layout import Source, dotted, is_stacked, join
 
-OPEN = {"hf": huggingface.open_source, "meta": meta.open_source}
+OPEN = {
+    "hf": huggingface.open_source,
+    "meta": meta.open_source,
+    "codegeex": codegeex.open_source,
+}
 
 
 def kind_of(folder: epath.Path) -> str:
-    """Returns the kind of a folder: hf, meta or run. Raises UserError for any other folder.
+    """Returns the kind of a folder: hf, meta, codegeex or run. Raises UserError for any other.
 
     A folder with both config.json and params.json is hf if it has safetensors of transformers.
     """
     names = file_names(folder)
     has_config, has_params = "config.json" in names, "params.json" in names
+    if not has_config and not has_params and codegeex.weight_files(folder):
+        return "codegeex"
     if not has_config and not has_params:
         expected = "name a run, or a folder of transformers' or Meta's weights"
         raise UserError(f"{folder} holds neither config.json nor params.json: {expected}")
@@ -58,7 +64,7 @@ def kind_of(folder: epath.Path) -> str:
 
 
 def open_published(folder: epath.Path) -> tuple[str, Source]:
-    """Returns the kind, hf or meta, and the source of a folder. Raises UserError for a run."""
+    """Returns the kind, a key of OPEN, and the source of a folder. Raises UserError for a run."""
     kind = kind_of(folder)
     if kind not in OPEN:
         raise UserError(f"{folder} is a run already")
@@ -69,11 +75,11 @@ def initial_params(stage: Stage, mesh: Mesh) -> Callable[[], dict]:
     """Returns a function that loads the parameters of `stage.init`.
 
     Everything is checked before it returns. Raises UserError unless `stage.init` is run:DIR,
-    run:DIR@STEP, hf:DIR or meta:DIR and the shapes equal those of `stage.model`.
+    run:DIR@STEP, hf:DIR, meta:DIR or codegeex:DIR and the shapes equal those of `stage.model`.
     """
     kind, _, path = stage.init.partition(":")
     if kind not in ("run", *OPEN) or not path:
-        allowed = "scratch, previous, run:DIR, run:DIR@STEP, hf:DIR, meta:DIR"
+        allowed = "scratch, previous, run:DIR, run:DIR@STEP, hf:DIR, meta:DIR, codegeex:DIR"
         raise UserError(f"init {stage.init!r} is none of {allowed}")
     if kind == "run":
         # The folder may be that of a run or of one of its stages, or refer to an equal stage.

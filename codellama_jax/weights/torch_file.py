@@ -26,6 +26,7 @@ from codellama_jax.weights.inputs import check_file
 from codellama_jax.weights.layout import Index
 
 STORAGES = {"FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16"}
+MAX_DEPTH = 16  # of dicts in dicts; no model has so many
 MAX_PICKLE = 2**28  # bytes of names and shapes; no model has so many
 
 
@@ -119,7 +120,7 @@ class SafeUnpickler(pickle.Unpickler):
 def read_pickled(path: epath.Path) -> dict[str, Stored]:
     """Returns the tensors, by name, of a file that torch.save wrote. Reads none of their values.
 
-    Raises UserError for any other file.
+    Names of dicts in dicts are joined by dots. Raises UserError for any other file.
     """
     check_file(path)
     again = "download it again"
@@ -144,14 +145,26 @@ def read_pickled(path: epath.Path) -> dict[str, Stored]:
     except Exception as error:  # a damaged pickle may raise any type
         problem = f"cannot be unpickled: {type(error).__name__}: {reason(error)}"
         raise UserError(f"{path} {problem}; {again}") from None
-    if not isinstance(tensors, dict) or not all(_is_named(item) for item in tensors.items()):
+    flat = _flat(tensors, MAX_DEPTH)
+    if flat is None:
         expected = "tensors by name: give Meta's consolidated.NN.pth"
         raise UserError(f"{path} holds something other than {expected}")
-    return dict(tensors)
+    return flat
 
 
-def _is_named(item: tuple[Any, Any]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Stored)
+def _flat(tensors: Any, depth: int) -> dict[str, Stored] | None:
+    """Returns tensors by their dotted names; None if there is anything else, or more depth."""
+    # A damaged or malicious pickle may have a dict that holds itself.
+    if not isinstance(tensors, dict) or not depth:
+        return None
+    flat: dict[str, Stored] = {}
+    for name, value in tensors.items():
+        inner = {"": value} if isinstance(value, Stored) else _flat(value, depth - 1)
+        if not isinstance(name, str) or inner is None:
+            return None
+        for rest, tensor in inner.items():
+            flat[f"{name}.{rest}" if rest else name] = tensor
+    return flat
 
 
 def _data(file: Any, entry: zipfile.ZipInfo) -> tuple[int, int]:

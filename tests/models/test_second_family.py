@@ -250,7 +250,8 @@ def test_its_config_is_written_and_read():
 def test_the_base_of_all_families_is_no_model():
     fields = {field.name: getattr(MODEL, field.name) for field in dataclasses.fields(ModelConfig)}
     with pytest.raises(
-        FieldError, match=r"use codellama_jax\.models\.llama\.config\.LlamaConfig or"
+        FieldError,
+        match=r"use codellama_jax\.models\.gpt\.config\.GPTConfig or codellama_jax\.models\.llama",
     ):
         ModelConfig(**fields)
 

@@ -51,7 +51,9 @@ RANGES = {  # values of a field, and the text of the message
     "attention_bias": [(True, "attention_bias must be false, got true"), (1, "true or false")],
     "mlp_bias": [(True, "mlp_bias must be false, got true")],
     "hidden_act": [("gelu", "hidden_act must be 'silu', got the string 'gelu'"), ([], "a list")],
-    "model_type": [("gpt2", "model_type must be 'llama', got the string 'gpt2'")],
+    "model_type": [
+        ("bert", "model_type must be 'llama' or 'gpt2' or 'gpt_bigcode', got the string 'bert'")
+    ],
     "quantization_config": [({"bits": 4}, "quantization_config must be null")],
     "partial_rotary_factor": [(0.5, "partial_rotary_factor must be 1, got 0.5")],
     "rope_scaling": [

@@ -28,6 +28,7 @@ from codellama_jax.models.decoding import (
 from codellama_jax.models.family import output_head
 from codellama_jax.models.layers import (
     Inputs,
+    embed,
     length_shards,
     mesh_axes,
     rms_norm,
@@ -38,7 +39,7 @@ from codellama_jax.models.layers import (
 )
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.layers import Block
-from codellama_jax.models.llama.model import embed, rope
+from codellama_jax.models.llama.model import rope
 from kernels.decode_attention import decode_attention
 
 Leaf = TypeVar("Leaf", jax.Array, PartitionSpec)

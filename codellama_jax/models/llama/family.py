@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class LlamaFamily(Family[LlamaConfig]):
     """Llama, Llama 2 and Code Llama. Methods: see `Family`."""
 
-    model_type = "llama"
+    model_types = ("llama",)
 
     def module(self, config: LlamaConfig) -> nn.Module:
         from codellama_jax.models.llama.model import Llama

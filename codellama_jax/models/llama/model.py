@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from codellama_jax.models.layers import (
     Inputs,
     RMSNorm,
+    embed,
     length_shards,
     parameter,
     rope_angles,
@@ -18,14 +19,6 @@ from codellama_jax.models.layers import (
 )
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.layers import Block
-
-
-def embed(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-    """Returns the embeddings x_BTD of tokens, in the dtype of the table."""
-    # Every device gathers the full width D once, and then looks up its tokens without
-    # communication. Left to XLA, each lookup would be a sum over the shards of D.
-    table_VD = nn.with_logical_constraint(table_VD, ("vocab", None))
-    return nn.with_logical_constraint(table_VD[tokens_BT], ("batch", "length", None))
 
 
 def rope(config: LlamaConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,7 +1,12 @@
 """Dimensions of the published models, and toy ones of the same shape."""
 
+from typing import TypeVar
+
+from codellama_jax.config import ModelConfig
 from codellama_jax.errors import UserError
 from codellama_jax.models.llama.config import LlamaConfig
+
+Model = TypeVar("Model", bound=ModelConfig)
 
 
 def ffn_width(d_model: int, multiple_of: int = 256, multiplier: float = 1.0) -> int:
@@ -66,7 +71,7 @@ TOY = {
 }
 
 
-def choose(sizes: dict[str, LlamaConfig], scale: str) -> LlamaConfig:
+def choose(sizes: dict[str, Model], scale: str) -> Model:
     """Returns the size of that name. Raises UserError listing the names there are."""
     if scale not in sizes:
         raise UserError(f"no scale {scale}: there are {', '.join(sizes)}")

@@ -1,0 +1,274 @@
+"""Reads a prompt, then one token per sequence at a time: the same function as `model.py`.
+
+The layout of the weights follows `models/llama/decoder.py`: one array per layer, output-major, and
+in `step` activations are columns, x_DB.
+Dims: those of `models/layers.py` and `models/decoding.py`; P learned positions, X any output.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import PartitionSpec
+
+from codellama_jax.models.decoding import (
+    BY_INPUTS,
+    BY_OUTPUTS,
+    REPLICATED,
+    Cache,
+    cache_spec,
+    constrain,
+)
+from codellama_jax.models.family import output_head
+from codellama_jax.models.gpt.config import GPTConfig
+from codellama_jax.models.gpt.layers import Block, activate, layer_norm
+from codellama_jax.models.gpt.model import at_positions
+from codellama_jax.models.layers import (
+    Inputs,
+    embed,
+    length_shards,
+    mesh_axes,
+    striped,
+    unstriped,
+)
+from kernels.decode_attention import decode_attention
+
+Leaf = TypeVar("Leaf", jax.Array, PartitionSpec)
+
+
+@struct.dataclass
+class Norm(Generic[Leaf]):
+    """Scale and bias of a LayerNorm, fp32, or their shardings."""
+
+    scale_D: Leaf
+    bias_D: Leaf
+
+    def columns(self, x_DB: jax.Array, epsilon: float) -> jax.Array:
+        """Returns columns of activations, normalized."""
+        return layer_norm(x_DB, self.scale_D[:, None], self.bias_D[:, None], epsilon, axis=0)
+
+
+@struct.dataclass
+class Layer(Generic[Leaf]):
+    """Weights of one layer, output-major, or their shardings."""
+
+    attention_norm: Norm[Leaf]
+    q_XD: Leaf
+    q_bias_X: Leaf
+    # Keys, then values. One flattened output dim would be sharded between the two.
+    kv_2XD: Leaf
+    kv_bias_2X: Leaf
+    out_DX: Leaf
+    out_bias_D: Leaf
+    ffn_norm: Norm[Leaf]
+    up_FD: Leaf
+    up_bias_F: Leaf
+    down_DF: Leaf
+    down_bias_D: Leaf
+
+
+@struct.dataclass
+class Weights(Generic[Leaf]):
+    """Weights of a model, output-major, or their shardings."""
+
+    embedding_VD: Leaf
+    positions_PD: Leaf
+    layers: tuple[Layer[Leaf], ...]  # the top query layer is the last one
+    final_norm: Norm[Leaf]
+    top_queries_PD: Leaf | None
+    head_VD: Leaf
+
+
+def weight_specs(config: GPTConfig) -> Weights[PartitionSpec]:
+    """Returns the PartitionSpec of each weight."""
+    norm, by_outputs = Norm(REPLICATED, REPLICATED), PartitionSpec("tensor")
+    # Key heads are sharded like the cache, and not at all where the mesh does not divide them.
+    kv_axes = mesh_axes("heads", config.n_kv_heads) or None
+    layer = Layer(
+        attention_norm=norm,
+        q_XD=BY_OUTPUTS,
+        q_bias_X=by_outputs,
+        kv_2XD=PartitionSpec(None, kv_axes, "fsdp"),
+        kv_bias_2X=PartitionSpec(None, kv_axes),
+        out_DX=BY_INPUTS,
+        out_bias_D=REPLICATED,
+        ffn_norm=norm,
+        up_FD=BY_OUTPUTS,
+        up_bias_F=by_outputs,
+        down_DF=BY_INPUTS,
+        down_bias_D=REPLICATED,
+    )
+    by_width = PartitionSpec(None, "fsdp")
+    return Weights(
+        embedding_VD=BY_OUTPUTS,
+        positions_PD=by_width,
+        layers=(layer,) * (config.n_layers + config.top_query),
+        final_norm=norm,
+        top_queries_PD=by_width if config.top_query else None,
+        head_VD=BY_OUTPUTS,
+    )
+
+
+def prepare(config: GPTConfig, params: dict) -> Weights[jax.Array]:
+    """Casts parameters to the compute dtype and makes them output-major, one array per layer."""
+    dtype = config.compute_dtype
+    layers = []
+    for i in range(config.n_layers):
+        layers.append(_layer(config, jax.tree.map(lambda a, i=i: a[i], params["layers"])))
+    if config.top_query:
+        layers.append(_layer(config, params["top_layer"]))
+    return Weights(
+        embedding_VD=params["embedding"].astype(dtype),
+        positions_PD=params["positions"].astype(dtype),
+        layers=tuple(layers),
+        final_norm=Norm(params["final_norm"]["scale"], params["final_norm"]["bias"]),
+        top_queries_PD=params["top_queries"].astype(dtype) if config.top_query else None,
+        head_VD=output_head(params).astype(dtype).T,
+    )
+
+
+def _layer(config: GPTConfig, params: dict) -> Layer[jax.Array]:
+    """Returns the weights of one layer from the parameters of its block."""
+    attention, ffn = params["attention"], params["ffn"]
+    D, dtype = config.d_model, config.compute_dtype
+
+    def norm(name: str) -> Norm[jax.Array]:
+        return Norm(params[name]["scale"], params[name]["bias"])
+
+    return Layer(
+        attention_norm=norm("attention_norm"),
+        q_XD=attention["q"].astype(dtype).reshape(D, -1).T,
+        q_bias_X=attention["q_bias"].astype(dtype).reshape(-1),
+        kv_2XD=jnp.einsum("DXKH->XKHD", attention["kv"].astype(dtype)).reshape(2, -1, D),
+        kv_bias_2X=attention["kv_bias"].astype(dtype).reshape(2, -1),
+        out_DX=attention["out"].astype(dtype).reshape(-1, D).T,
+        out_bias_D=attention["out_bias"].astype(dtype),
+        ffn_norm=norm("ffn_norm"),
+        up_FD=ffn["up"].astype(dtype).T,
+        up_bias_F=ffn["up_bias"].astype(dtype),
+        down_DF=ffn["down"].astype(dtype).T,
+        down_bias_D=ffn["down_bias"].astype(dtype),
+    )
+
+
+def block_params(config: GPTConfig, layer: Layer[jax.Array]) -> dict:
+    """Returns a layer's weights as parameters of `Block`.
+
+    They are views: XLA folds the transposes into the matmuls and copies nothing.
+    """
+    D, N, K, H = config.d_model, config.n_heads, config.n_kv_heads, config.head_dim
+
+    def norm(weights: Norm[jax.Array]) -> dict:
+        return {"scale": weights.scale_D, "bias": weights.bias_D}
+
+    return {
+        "attention_norm": norm(layer.attention_norm),
+        "attention": {
+            "q": layer.q_XD.T.reshape(D, N, H),
+            "q_bias": layer.q_bias_X.reshape(N, H),
+            "kv": jnp.einsum("XKHD->DXKH", layer.kv_2XD.reshape(2, K, H, D)),
+            "kv_bias": layer.kv_bias_2X.reshape(2, K, H),
+            "out": layer.out_DX.T.reshape(N, H, D),
+            "out_bias": layer.out_bias_D,
+        },
+        "ffn_norm": norm(layer.ffn_norm),
+        "ffn": {
+            "up": layer.up_FD.T,
+            "up_bias": layer.up_bias_F,
+            "down": layer.down_DF.T,
+            "down_bias": layer.down_bias_D,
+        },
+    }
+
+
+def prefill(
+    config: GPTConfig, weights: Weights[jax.Array], tokens_BT: jax.Array, lengths_B: jax.Array
+) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+    """Reads prompts; see `family.Family.prefill` for arguments and results."""
+    # Compiled for a mesh that shards the length, prefill runs ring attention as training does.
+    shards = length_shards(tokens_BT.shape[1])
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    positions_BT = striped(positions_BT, shards)
+    inputs = Inputs(positions_BT, None, keep_kv=True)
+    x_BTD = embed(weights.embedding_VD, striped(tokens_BT, shards))
+    x_BTD += at_positions(weights.positions_PD, positions_BT)
+    norm, block, layers = weights.final_norm, Block(config), []
+    for number, layer in enumerate(weights.layers):
+        queries_BTD = None
+        if number == config.n_layers:
+            x_BTD = layer_norm(
+                x_BTD, norm.scale_D[None, None], norm.bias_D[None, None], config.norm_eps
+            )
+            assert weights.top_queries_PD is not None
+            queries_BTD = at_positions(weights.top_queries_PD, positions_BT)
+        params = {"params": block_params(config, layer)}
+        outputs: Any = block.apply(params, x_BTD, inputs, queries_BTD)
+        x_BTD, (k_BTKH, v_BTKH) = outputs
+        layers.append((unstriped(k_BTKH, shards), unstriped(v_BTKH, shards)))
+    # Logits of every position would take T x V floats, and only the next token is wanted.
+    ends_B11 = lengths_B[:, None, None] - 1
+    last_B1D = jnp.take_along_axis(unstriped(x_BTD, shards), ends_B11, axis=1)
+    return _unembed(config, weights, last_B1D[:, 0].T), layers
+
+
+def _unembed(config: GPTConfig, weights: Weights[jax.Array], x_DB: jax.Array) -> jax.Array:
+    """Returns fp32 logits_BV of one token per sequence, from the last block's activations."""
+    # The top query layer follows the final norm, and no norm follows it.
+    if not config.top_query:
+        x_DB = weights.final_norm.columns(x_DB, config.norm_eps)
+    logits_VB = jnp.matmul(weights.head_VD, x_DB, preferred_element_type=jnp.float32)
+    # The barrier keeps XLA from folding the transpose into the matmul, which would then run in the
+    # slower orientation.
+    return jax.lax.optimization_barrier(logits_VB).T
+
+
+def step(
+    config: GPTConfig,
+    weights: Weights[jax.Array],
+    cache: Cache,
+    tokens_B: jax.Array,
+    positions_B: jax.Array,
+) -> tuple[jax.Array, Cache]:
+    """Reads one token per sequence; see `family.Family.step` for arguments and results."""
+    B, K, H = tokens_B.shape[0], config.n_kv_heads, config.head_dim
+    G, epsilon = config.n_heads // K, config.norm_eps
+    # The key head and sequence, and the slot, to which each new key and value is written.
+    head_M, slot_M = jnp.arange(K * B), jnp.tile(positions_B, K)
+
+    def append(slots_MSH: jax.Array, new_XB: jax.Array) -> jax.Array:
+        # Unique indices let XLA write in place, in any order.
+        new_MH = jnp.einsum("KHB->KBH", new_XB.reshape(K, H, B)).reshape(K * B, H)
+        slots_MSH = slots_MSH.at[head_M, slot_M].set(new_MH, unique_indices=True)
+        return constrain(slots_MSH, cache_spec(config))
+
+    def vectors(table_PD: jax.Array | None) -> jax.Array:
+        assert table_PD is not None
+        return table_PD.at[positions_B].get(mode="clip").T
+
+    x_DB = weights.embedding_VD[tokens_B].T + vectors(weights.positions_PD)
+    keys, values = [], []
+    for number, layer in enumerate(weights.layers):
+        is_top = number == config.n_layers
+        if is_top:
+            x_DB = weights.final_norm.columns(x_DB, epsilon)
+        normed_DB = layer.attention_norm.columns(x_DB, epsilon)
+        queries_DB = vectors(weights.top_queries_PD) if is_top else normed_DB
+        q_XB = layer.q_XD @ queries_DB + layer.q_bias_X[:, None]
+        kv_2XB = jnp.tensordot(layer.kv_2XD, normed_DB, 1) + layer.kv_bias_2X[:, :, None]
+        keys.append(append(cache.k_MSH[number], kv_2XB[0]))
+        values.append(append(cache.v_MSH[number], kv_2XB[1]))
+        out_MGH = decode_attention(
+            jnp.einsum("KGHB->KBGH", q_XB.reshape(K, G, H, B)).reshape(K * B, G, H),
+            keys[-1],
+            values[-1],
+            positions_B + 1,
+            head_axes=mesh_axes("heads", K),
+        )
+        out_XB = jnp.einsum("KBGH->KGHB", out_MGH.reshape(K, B, G, H)).reshape(-1, B)
+        x_DB += layer.out_DX @ out_XB + layer.out_bias_D[:, None]
+        up_FB = layer.up_FD @ layer.ffn_norm.columns(x_DB, epsilon) + layer.up_bias_F[:, None]
+        x_DB += layer.down_DF @ activate(up_FB, config.activation) + layer.down_bias_D[:, None]
+    return _unembed(config, weights, x_DB), Cache(tuple(keys), tuple(values))

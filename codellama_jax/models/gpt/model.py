@@ -1,0 +1,90 @@
+"""GPT as a pure function: `GPT(config).apply({"params": params}, tokens_BT, positions_BT)`."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from codellama_jax.models.gpt.config import GPTConfig
+from codellama_jax.models.gpt.layers import Block, LayerNorm
+from codellama_jax.models.layers import (
+    REMAT_POLICIES,
+    Inputs,
+    embed,
+    length_shards,
+    parameter,
+    stacked,
+    striped,
+    unstriped,
+)
+
+
+def at_positions(table_PD: jax.Array, positions_BT: jax.Array) -> jax.Array:
+    """Returns the learned vectors x_BTD of positions, in the dtype of the table.
+
+    Positions from P on, which only padding has, get the last vector.
+    """
+    # As in `embed`: every device gathers the full width D once.
+    table_PD = nn.with_logical_constraint(table_PD, (None, None))
+    x_BTD = table_PD.at[positions_BT].get(mode="clip")
+    return nn.with_logical_constraint(x_BTD, ("batch", "length", None))
+
+
+class GPT(nn.Module):
+    """The decoder of Radford et al. 2019, layers stacked along a leading L by a scan."""
+
+    config: GPTConfig
+
+    def setup(self) -> None:
+        """Declares the parameters and submodules."""
+        c, variance = self.config, self.config.init_std**2
+        V, P, D = c.vocab_size, c.n_positions, c.d_model
+        self.embedding_VD = parameter(self, "embedding", (V, D), ("vocab", "embed"), variance)
+        self.positions_PD = parameter(self, "positions", (P, D), (None, "embed"), variance)
+        self.layers = stacked(Block, c)
+        self.final_norm = LayerNorm(c.norm_eps)
+        if c.top_query:
+            self.top_queries_PD = parameter(self, "top_queries", (P, D), (None, "embed"), variance)
+            is_plain = c.remat == "none"
+            top = Block if is_plain else nn.remat(Block, policy=REMAT_POLICIES[c.remat])
+            self.top_layer = top(c)
+        if not c.tied_embeddings:
+            self.head_DV = parameter(self, "head", (D, V), ("embed", "vocab"), variance)
+
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segment_ids_BT: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns the last activations x_BTD: normalized, or those of the top query layer.
+
+        Positions count from 0 in every document. Where a mesh shards the length, the layers read
+        each sequence striped over the devices, as ring attention needs it; arguments and result
+        are in the sequence's natural order.
+        """
+        c, shards = self.config, length_shards(tokens_BT.shape[1])
+        tokens_BT, positions_BT = striped(tokens_BT, shards), striped(positions_BT, shards)
+        if segment_ids_BT is not None:
+            segment_ids_BT = striped(segment_ids_BT, shards)
+        x_BTD = embed(self.embedding_VD.astype(c.compute_dtype), tokens_BT)
+        x_BTD += at_positions(self.positions_PD.astype(c.compute_dtype), positions_BT)
+        inputs = Inputs(positions_BT, segment_ids_BT)
+        x_BTD, _ = self.layers(x_BTD, inputs)
+        x_BTD = self.final_norm(x_BTD)
+        if c.top_query:
+            queries_PD = self.top_queries_PD.astype(c.compute_dtype)
+            x_BTD, _ = self.top_layer(x_BTD, inputs, at_positions(queries_PD, positions_BT))
+        return nn.with_logical_constraint(unstriped(x_BTD, shards), ("batch", "length", None))
+
+    def unembed(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns fp32 logits_BTV."""
+        head_DV = self.embedding_VD.T if self.config.tied_embeddings else self.head_DV
+        return jnp.matmul(x_BTD, head_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+
+    def __call__(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, segment_ids_BT: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns fp32 logits_BTV."""
+        return self.unembed(self.hidden(tokens_BT, positions_BT, segment_ids_BT))
