@@ -17,11 +17,8 @@ from codellama_jax.data.prepare.contamination.part_files import clean_text
 from codellama_jax.data.prepare.parts import read_rows
 from codellama_jax.data.prepare.shards import FEATURES, ShardWriter, shard_name, write_metadata
 from codellama_jax.data.prepare.stages import MADE, StageFolder, fingerprint
+from codellama_jax.data.prepared import FORMAT, MANIFEST, SPLITS
 from codellama_jax.system.files import delete_file, write_json
-
-SPLITS = ("train", "validation")
-MANIFEST = "manifest.json"
-FORMAT = 1  # of the manifest
 
 
 @dataclass(frozen=True)
