@@ -220,7 +220,7 @@ def _cached(folder: epath.Path, print_line: Say) -> Prepared | None:
         return _open(folder, read_json(folder / RECORD))
     except Exception as error:  # TFDS and ArrayRecord raise many types for a damaged file
         # Without the fix, "run `codellama-jax prepare`", of a corpus that a user prepared.
-        details = reason(error).partition(": run ")[0]
+        details = reason(error).partition(": run ")[0].partition(": delete this file")[0]
         problem = f"the prepared corpus in {folder} is damaged ({details})"
         print_line(f"{problem}: preparing it again")
         return None

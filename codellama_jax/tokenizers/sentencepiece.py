@@ -65,7 +65,10 @@ class SentencePieceTokenizer(Tokenizer):
         """
         data = utf8(text)
         if self.limits:
-            return (self._processor if leading_space else self._unprefixed).encode(text)
+            processor = self._processor if leading_space else self._unprefixed
+            # A model of type WORD takes the word "<s>" for BOS; here it is an unknown word.
+            markers, unknown = (self.bos_id, self.eos_id), processor.unk_id()
+            return [unknown if i in markers else i for i in processor.encode(text)]
         prefix = self._prefix.encode() if leading_space and text else b""
         # SentencePiece would encode U+2581 as a space. Here the three bytes of its UTF-8 form are
         # encoded as byte pieces, and the text between as usual, so that decoding returns both.

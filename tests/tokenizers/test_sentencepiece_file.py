@@ -78,9 +78,19 @@ def test_ids_and_text_are_sentencepieces_own(case, text):
     if exact:
         text = text.replace("▁", "")  # comes back exactly here
     ids = tokenizer.encode(text)
-    assert ids == bare.encode(text)
+    markers = {tokenizer.bos_id, tokenizer.eos_id}
+    # SentencePiece's models of type WORD take the words "<s>" and "</s>" for BOS and EOS.
+    expected = [bare.unk_id() if i in markers else i for i in bare.encode(text)]
+    assert ids == expected
     assert tokenizer.decode(ids) == bare.decode(ids)
-    assert not {tokenizer.bos_id, tokenizer.eos_id} & set(ids)
+    assert not markers & set(ids)
+
+
+def test_a_word_that_spells_a_marker_is_no_marker(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(make("word", {}))
+    tokenizer = files.load(tmp_path / "tokenizer.model")
+    ids = tokenizer.encode("a <s> b </s>")
+    assert not {tokenizer.bos_id, tokenizer.eos_id} & set(ids) and len(ids) == 4
 
 
 @examples
