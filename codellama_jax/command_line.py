@@ -5,7 +5,6 @@ Imports neither JAX nor Flax.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import dataclasses
 import errno
@@ -13,6 +12,7 @@ import glob
 import io
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -144,7 +144,9 @@ def _interrupts_arrive() -> Iterator[None]:
     def interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
         if issubclass(ignored.exc_type, KeyboardInterrupt):
             # Later, because in this function too it would be ignored.
-            threading.Timer(INTERRUPT_AGAIN_SECONDS, _thread.interrupt_main).start()
+            # A signal, because it also ends a wait, which `_thread.interrupt_main` does not.
+            again = [os.getpid(), signal.SIGINT]
+            threading.Timer(INTERRUPT_AGAIN_SECONDS, os.kill, again).start()
         else:
             before(ignored)
 
