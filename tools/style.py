@@ -219,7 +219,7 @@ def _public_definitions(
             for method in node.body:
                 is_method = isinstance(method, (ast.FunctionDef, ast.AsyncFunctionDef))
                 if is_method and not method.name.startswith("_") and not _is_setter(method):
-                    bases = [ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases]
+                    bases = _base_names(node)
                     is_overriding = any(f"{base}.{method.name}" in documented for base in bases)
                     yield method, is_overriding
 
@@ -228,16 +228,33 @@ def _is_setter(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return any(ast.unparse(decorator).endswith(".setter") for decorator in method.decorator_list)
 
 
+def _base_names(node: ast.ClassDef) -> list[str]:
+    """Returns the names of the bases of a class, without their modules and arguments."""
+    return [ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases]
+
+
 def _documented_methods(trees: Sequence[ast.Module] | Iterator[ast.Module]) -> set[str]:
-    """Returns CLASS.METHOD of every method with a docstring."""
-    names = set()
+    """Returns CLASS.METHOD of every method with a docstring, in the class or one of its bases."""
+    methods: dict[str, set[str]] = {}
+    bases: dict[str, list[str]] = {}
     for tree in trees:
         for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef):
-                for method in node.body:
-                    if isinstance(method, ast.FunctionDef) and ast.get_docstring(method):
-                        names.add(f"{node.name}.{method.name}")
-    return names
+            if not isinstance(node, ast.ClassDef):
+                continue
+            bases.setdefault(node.name, []).extend(_base_names(node))
+            documented = methods.setdefault(node.name, set())
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef) and ast.get_docstring(method):
+                    documented.add(method.name)
+    # A method that is documented two classes above takes two passes.
+    is_changed = True
+    while is_changed:
+        is_changed = False
+        for name, own in methods.items():
+            inherited = set().union(*(methods.get(base, set()) for base in bases[name]))
+            is_changed = is_changed or not inherited <= own
+            own |= inherited
+    return {f"{name}.{method}" for name, own in methods.items() for method in own}
 
 
 def main(arguments: Sequence[str]) -> None:

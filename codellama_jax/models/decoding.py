@@ -65,6 +65,23 @@ def for_decoding(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, remat="none", compute_dtype=compute_dtype)
 
 
+def last_tokens(x_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    """Returns the activations x_DB of the last token of each prompt, as columns.
+
+    Logits of every position would take T x V floats, and only the next token is wanted.
+    """
+    ends_B11 = lengths_B[:, None, None] - 1
+    return jnp.take_along_axis(x_BTD, ends_B11, axis=1)[:, 0].T
+
+
+def logits_of(head_VD: jax.Array, x_DB: jax.Array) -> jax.Array:
+    """Returns fp32 logits_BV of columns of activations."""
+    logits_VB = jnp.matmul(head_VD, x_DB, preferred_element_type=jnp.float32)
+    # The barrier keeps XLA from folding the transpose into the matmul, which would then run in the
+    # slower orientation.
+    return jax.lax.optimization_barrier(logits_VB).T
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def prepare(config: ModelConfig, params: dict) -> Any:
     """Returns the weights of the family's `prefill` and `step`, sharded over the mesh in use."""

@@ -5,7 +5,8 @@ architecture from a `Family`; nothing outside `models/` names one. To add a fami
 
 1. Write a config: a subclass of `config.ModelConfig` with its own `family` tag.
 2. Write a Linen module, a decoder and the table of published tensors, as `models/llama` does.
-3. Subclass `Family` and call `register(MyConfig, MyFamily())`.
+3. Subclass `Family`, or `PackageFamily` where these parts are modules of a package, and call
+   `register(MyConfig, MyFamily())`.
 
 This module imports no JAX, so that `launch.py plan` starts at once; a family's methods import what
 they need.
@@ -143,6 +144,58 @@ class Family(abc.ABC, Generic[Config]):
     def config_to_transformers(self, config: Config) -> dict[str, Any]:
         """Returns the fields of config.json that describe the model."""
         raise UserError(f"models of the family {config.family} have no layout of transformers")
+
+
+class PackageFamily(Family[Config]):
+    """A family whose parts are modules of a package, imported when a method needs them.
+
+    Methods: see `Family`.
+    """
+
+    @abc.abstractmethod
+    def decoder(self) -> Any:
+        """Returns the module with `prepare`, `weight_specs`, `prefill` and `step`."""
+
+    @abc.abstractmethod
+    def published(self) -> Any:
+        """Returns the module with `places` and `TRANSFORMERS_NAMES`."""
+
+    @abc.abstractmethod
+    def config_json(self) -> Any:
+        """Returns the module with `model_config` and `config_of`."""
+
+    def prepare(self, config: Config, params: dict) -> Any:
+        return self.decoder().prepare(config, params)
+
+    def weight_specs(self, config: Config) -> Any:
+        return self.decoder().weight_specs(config)
+
+    def prefill(
+        self, config: Config, weights: Any, tokens_BT: jax.Array, lengths_B: jax.Array
+    ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+        return self.decoder().prefill(config, weights, tokens_BT, lengths_B)
+
+    def step(
+        self,
+        config: Config,
+        weights: Any,
+        cache: Cache,
+        tokens_B: jax.Array,
+        positions_B: jax.Array,
+    ) -> tuple[jax.Array, Cache]:
+        return self.decoder().step(config, weights, cache, tokens_B, positions_B)
+
+    def places(self, config: Config) -> dict[str, Place]:
+        return self.published().places(config)
+
+    def transformers_names(self, config: Config) -> dict[str, str]:
+        return self.published().TRANSFORMERS_NAMES
+
+    def config_from_transformers(self, settings: Settings) -> Config:
+        return self.config_json().model_config(settings)
+
+    def config_to_transformers(self, config: Config) -> dict[str, Any]:
+        return self.config_json().config_of(config)
 
 
 _FAMILIES: dict[type, Family[Any]] = {}

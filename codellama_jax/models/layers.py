@@ -8,7 +8,7 @@ mesh axes. Matmuls run in `compute_dtype`; norms, angles and softmax in fp32.
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -244,3 +244,23 @@ def stacked(block: type[nn.Module], config: ModelConfig) -> nn.Module:
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     return scan(config)
+
+
+class LanguageModel(nn.Module):
+    """Base of a model of a family, which adds `setup` and `hidden` (see `Family.module`).
+
+    `setup` declares `embedding_VD` and, where the embeddings are not tied, `head_DV`.
+    """
+
+    config: Any
+
+    def unembed(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns fp32 logits_BTV."""
+        head_DV = self.embedding_VD.T if self.config.tied_embeddings else self.head_DV
+        return jnp.matmul(x_BTD, head_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+
+    def __call__(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, segment_ids_BT: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns fp32 logits_BTV."""
+        return self.unembed(self.hidden(tokens_BT, positions_BT, segment_ids_BT))

@@ -21,6 +21,8 @@ from codellama_jax.models.decoding import (
     Cache,
     cache_spec,
     constrain,
+    last_tokens,
+    logits_of,
 )
 from codellama_jax.models.family import output_head
 from codellama_jax.models.gpt.config import GPTConfig
@@ -208,10 +210,8 @@ def prefill(
         outputs: Any = block.apply(params, x_BTD, inputs, queries_BTD)
         x_BTD, (k_BTKH, v_BTKH) = outputs
         layers.append((unstriped(k_BTKH, shards), unstriped(v_BTKH, shards)))
-    # Logits of every position would take T x V floats, and only the next token is wanted.
-    ends_B11 = lengths_B[:, None, None] - 1
-    last_B1D = jnp.take_along_axis(unstriped(x_BTD, shards), ends_B11, axis=1)
-    return _unembed(config, weights, last_B1D[:, 0].T), layers
+    last_DB = last_tokens(unstriped(x_BTD, shards), lengths_B)
+    return _unembed(config, weights, last_DB), layers
 
 
 def _unembed(config: GPTConfig, weights: Weights[jax.Array], x_DB: jax.Array) -> jax.Array:
@@ -219,10 +219,7 @@ def _unembed(config: GPTConfig, weights: Weights[jax.Array], x_DB: jax.Array) ->
     # The top query layer follows the final norm, and no norm follows it.
     if not config.top_query:
         x_DB = weights.final_norm.columns(x_DB, config.norm_eps)
-    logits_VB = jnp.matmul(weights.head_VD, x_DB, preferred_element_type=jnp.float32)
-    # The barrier keeps XLA from folding the transpose into the matmul, which would then run in the
-    # slower orientation.
-    return jax.lax.optimization_barrier(logits_VB).T
+    return logits_of(weights.head_VD, x_DB)
 
 
 def step(

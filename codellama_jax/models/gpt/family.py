@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from codellama_jax.models.family import Family
+from codellama_jax.models.family import PackageFamily
 from codellama_jax.models.gpt.config import GPTConfig
 
 if TYPE_CHECKING:
     import flax.linen as nn
-    import jax
 
-    from codellama_jax.models.decoding import Cache
-    from codellama_jax.models.published import Packing, Place
-    from codellama_jax.system.settings import Settings
+    from codellama_jax.models.published import Packing
 
 
-class GPTFamily(Family[GPTConfig]):
+class GPTFamily(PackageFamily[GPTConfig]):
     """Codex, CodeGeeX, StarCoder, SantaCoder and PanGu-Coder. Methods: see `Family`."""
 
     model_types = ("gpt2", "gpt_bigcode")
@@ -54,56 +51,22 @@ class GPTFamily(Family[GPTConfig]):
     def decays(self, path: str) -> bool:
         return not path.endswith(("scale", "bias"))
 
-    def prepare(self, config: GPTConfig, params: dict) -> Any:
+    def decoder(self) -> Any:
         from codellama_jax.models.gpt import decoder
 
-        return decoder.prepare(config, params)
+        return decoder
 
-    def weight_specs(self, config: GPTConfig) -> Any:
-        from codellama_jax.models.gpt import decoder
-
-        return decoder.weight_specs(config)
-
-    def prefill(
-        self, config: GPTConfig, weights: Any, tokens_BT: jax.Array, lengths_B: jax.Array
-    ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
-        from codellama_jax.models.gpt import decoder
-
-        return decoder.prefill(config, weights, tokens_BT, lengths_B)
-
-    def step(
-        self,
-        config: GPTConfig,
-        weights: Any,
-        cache: Cache,
-        tokens_B: jax.Array,
-        positions_B: jax.Array,
-    ) -> tuple[jax.Array, Cache]:
-        from codellama_jax.models.gpt import decoder
-
-        return decoder.step(config, weights, cache, tokens_B, positions_B)
-
-    def places(self, config: GPTConfig) -> dict[str, Place]:
+    def published(self) -> Any:
         from codellama_jax.models.gpt import published
 
-        return published.places(config)
+        return published
 
-    def transformers_names(self, config: GPTConfig) -> dict[str, str]:
-        from codellama_jax.models.gpt import published
+    def config_json(self) -> Any:
+        from codellama_jax.models.gpt import config_json
 
-        return published.TRANSFORMERS_NAMES
+        return config_json
 
     def packing(self, config: GPTConfig, model_type: str) -> dict[str, Packing]:
         from codellama_jax.models.gpt import published
 
         return published.packing(config, model_type)
-
-    def config_from_transformers(self, settings: Settings) -> GPTConfig:
-        from codellama_jax.models.gpt import config_json
-
-        return config_json.model_config(settings)
-
-    def config_to_transformers(self, config: GPTConfig) -> dict[str, Any]:
-        from codellama_jax.models.gpt import config_json
-
-        return config_json.config_of(config)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from codellama_jax.models.gpt.config import GPTConfig
 from codellama_jax.models.gpt.layers import Block, LayerNorm
 from codellama_jax.models.layers import (
     REMAT_POLICIES,
     Inputs,
+    LanguageModel,
     embed,
     length_shards,
     parameter,
@@ -31,7 +31,7 @@ def at_positions(table_PD: jax.Array, positions_BT: jax.Array) -> jax.Array:
     return nn.with_logical_constraint(x_BTD, ("batch", "length", None))
 
 
-class GPT(nn.Module):
+class GPT(LanguageModel):
     """The decoder of Radford et al. 2019, layers stacked along a leading L by a scan."""
 
     config: GPTConfig
@@ -77,14 +77,3 @@ class GPT(nn.Module):
             queries_PD = self.top_queries_PD.astype(c.compute_dtype)
             x_BTD, _ = self.top_layer(x_BTD, inputs, at_positions(queries_PD, positions_BT))
         return nn.with_logical_constraint(unstriped(x_BTD, shards), ("batch", "length", None))
-
-    def unembed(self, x_BTD: jax.Array) -> jax.Array:
-        """Returns fp32 logits_BTV."""
-        head_DV = self.embedding_VD.T if self.config.tied_embeddings else self.head_DV
-        return jnp.matmul(x_BTD, head_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
-
-    def __call__(
-        self, tokens_BT: jax.Array, positions_BT: jax.Array, segment_ids_BT: jax.Array | None = None
-    ) -> jax.Array:
-        """Returns fp32 logits_BTV."""
-        return self.unembed(self.hidden(tokens_BT, positions_BT, segment_ids_BT))

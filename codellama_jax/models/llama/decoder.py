@@ -24,6 +24,8 @@ from codellama_jax.models.decoding import (
     Cache,
     cache_spec,
     constrain,
+    last_tokens,
+    logits_of,
 )
 from codellama_jax.models.family import output_head
 from codellama_jax.models.layers import (
@@ -146,19 +148,14 @@ def prefill(
         outputs: Any = block.apply(params, x_BTD, inputs)
         x_BTD, (k_BTKH, v_BTKH) = outputs
         layers.append((unstriped(k_BTKH, shards), unstriped(v_BTKH, shards)))
-    # Logits of every position would take T x V floats, and only the next token is wanted.
-    ends_B11 = lengths_B[:, None, None] - 1
-    last_B1D = jnp.take_along_axis(unstriped(x_BTD, shards), ends_B11, axis=1)
-    return unembed(config, weights, last_B1D[:, 0].T), layers
+    last_DB = last_tokens(unstriped(x_BTD, shards), lengths_B)
+    return unembed(config, weights, last_DB), layers
 
 
 def unembed(config: LlamaConfig, weights: Weights[jax.Array], x_DB: jax.Array) -> jax.Array:
     """Returns fp32 logits_BV of one token per sequence, from the last block's activations."""
     x_DB = rms_norm(x_DB, weights.final_norm_D[:, None], config.norm_eps, axis=0)
-    logits_VB = jnp.matmul(weights.head_VD, x_DB, preferred_element_type=jnp.float32)
-    # The barrier keeps XLA from folding the transpose into the matmul, which would then run in the
-    # slower orientation.
-    return jax.lax.optimization_barrier(logits_VB).T
+    return logits_of(weights.head_VD, x_DB)
 
 
 def step(

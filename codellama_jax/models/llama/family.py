@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from codellama_jax.models.family import Family
+from codellama_jax.models.family import PackageFamily
 from codellama_jax.models.llama.config import LlamaConfig
 
 if TYPE_CHECKING:
     import flax.linen as nn
-    import jax
-
-    from codellama_jax.models.decoding import Cache
-    from codellama_jax.models.published import Place
-    from codellama_jax.system.settings import Settings
 
 
-class LlamaFamily(Family[LlamaConfig]):
+class LlamaFamily(PackageFamily[LlamaConfig]):
     """Llama, Llama 2 and Code Llama. Methods: see `Family`."""
 
     model_types = ("llama",)
@@ -45,51 +40,17 @@ class LlamaFamily(Family[LlamaConfig]):
     def decays(self, path: str) -> bool:
         return not path.endswith("scale")  # the scales of the norms
 
-    def prepare(self, config: LlamaConfig, params: dict) -> Any:
+    def decoder(self) -> Any:
         from codellama_jax.models.llama import decoder
 
-        return decoder.prepare(config, params)
+        return decoder
 
-    def weight_specs(self, config: LlamaConfig) -> Any:
-        from codellama_jax.models.llama import decoder
-
-        return decoder.weight_specs(config)
-
-    def prefill(
-        self, config: LlamaConfig, weights: Any, tokens_BT: jax.Array, lengths_B: jax.Array
-    ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
-        from codellama_jax.models.llama import decoder
-
-        return decoder.prefill(config, weights, tokens_BT, lengths_B)
-
-    def step(
-        self,
-        config: LlamaConfig,
-        weights: Any,
-        cache: Cache,
-        tokens_B: jax.Array,
-        positions_B: jax.Array,
-    ) -> tuple[jax.Array, Cache]:
-        from codellama_jax.models.llama import decoder
-
-        return decoder.step(config, weights, cache, tokens_B, positions_B)
-
-    def places(self, config: LlamaConfig) -> dict[str, Place]:
+    def published(self) -> Any:
         from codellama_jax.models.llama import published
 
-        return published.places(config)
+        return published
 
-    def transformers_names(self, config: LlamaConfig) -> dict[str, str]:
-        from codellama_jax.models.llama import published
-
-        return published.TRANSFORMERS_NAMES
-
-    def config_from_transformers(self, settings: Settings) -> LlamaConfig:
+    def config_json(self) -> Any:
         from codellama_jax.models.llama import config_json
 
-        return config_json.model_config(settings)
-
-    def config_to_transformers(self, config: LlamaConfig) -> dict[str, Any]:
-        from codellama_jax.models.llama import config_json
-
-        return config_json.config_of(config)
+        return config_json

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from codellama_jax.models.layers import (
     Inputs,
+    LanguageModel,
     RMSNorm,
     embed,
     length_shards,
@@ -27,7 +27,7 @@ def rope(config: LlamaConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.A
     return cos[:, :, None], sin[:, :, None]
 
 
-class Llama(nn.Module):
+class Llama(LanguageModel):
     """The decoder of Touvron et al. 2023, layers stacked along a leading L by a scan."""
 
     config: LlamaConfig
@@ -66,14 +66,3 @@ class Llama(nn.Module):
         x_BTD, _ = self.layers(x_BTD, inputs)
         x_BTD = unstriped(self.final_norm(x_BTD), shards)
         return nn.with_logical_constraint(x_BTD, ("batch", "length", None))
-
-    def unembed(self, x_BTD: jax.Array) -> jax.Array:
-        """Returns fp32 logits_BTV."""
-        head_DV = self.embedding_VD.T if self.config.tied_embeddings else self.head_DV
-        return jnp.matmul(x_BTD, head_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
-
-    def __call__(
-        self, tokens_BT: jax.Array, positions_BT: jax.Array, segment_ids_BT: jax.Array | None = None
-    ) -> jax.Array:
-        """Returns fp32 logits_BTV."""
-        return self.unembed(self.hidden(tokens_BT, positions_BT, segment_ids_BT))
