@@ -1,4 +1,4 @@
-"""Writes small prepared corpora, as the verb `prepare` does."""
+"""Writes small prepared corpora, as the verb `prepare` does, and reads their documents."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from codellama_jax.data import pipeline
 from codellama_jax.data.prepare import dataset
 from codellama_jax.data.prepare.shards import FEATURES, ShardWriter, shard_name, write_metadata
 
@@ -99,3 +100,7 @@ def many(folder: Path, source: Path, copies: int) -> str:
     manifest |= {"files": files, "fingerprint": f"{manifest['fingerprint']}x{copies}"}
     (Path(folder) / dataset.MANIFEST).write_text(json.dumps(manifest))
     return f"prepared:{folder}"
+
+
+def documents(split):
+    return {split[i]["id"].decode(): pipeline.text_of(split[i]) for i in range(len(split))}

@@ -1,4 +1,4 @@
-"""Tokenizers for the tests of the data package."""
+"""Tokenizers and a folder of files for the tests of the data package."""
 
 import argparse
 import ast
@@ -7,6 +7,7 @@ import inspect
 
 import pytest
 
+from codellama_jax.config import CorpusConfig
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 
 
@@ -32,3 +33,15 @@ class Characters:
 @pytest.fixture(scope="session")
 def characters():
     return Characters()
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for i in range(40):
+        (folder / f"f{i}.py").write_text(
+            "".join(f"def f{j}():\n    return {i * j}\n\n\n" for j in range(i + 3))
+        )
+    (folder / "latin.py").write_bytes(b"x = '\xe9'\n")
+    return CorpusConfig(code=str(folder), validation_fraction=0.2)
