@@ -61,7 +61,7 @@ class Policy(Checked):
     """Names the rules that a document must meet, and the steps that compare documents.
 
     A bound of 0 is off. Documents without any visible character are dropped under every policy. The
-    fields are in the order in which `filters.apply` checks them, but for `extensions`.
+    rules are checked in the order in which they are listed.
     """
 
     # Files

@@ -34,16 +34,24 @@ _SEPARATED = bytes(byte if _WORD.match(bytes([byte])) else 32 for byte in range(
 
 @dataclass(frozen=True)
 class NearDuplicates(Checked):
-    """Removal of near-duplicates by MinHash; the defaults are StarCoder's, and the step is off."""
+    """Finds documents that are nearly equal, by MinHash with locality-sensitive hashing.
 
+    A document is a set of shingles. Its signature has one value per permutation; two documents that
+    agree in all values of a band count as near-duplicates.
+    """
+
+    # The defaults are StarCoder's, and the step is off.
     enabled: bool = False  # Drops all but one of the documents that are nearly equal.
-    permutations: Annotated[int, Range(1, 2**14)] = 256  # Values of a signature.
-    ngram: Annotated[int, Range(1, 1000)] = 5  # Words or lines in a shingle.
-    unit: Literal["words", "lines"] = "words"  # What shingles consist of.
-    threshold: Annotated[float, Range(0, 1, open_least=True)] = 0.7  # Jaccard index.
-    bands: Annotated[int, Range(0, 2**14)] = 25  # 0: the optimum for the threshold.
-    rows: Annotated[int, Range(0, 2**14)] = 10  # Values of a band; 0 with 0 bands.
-    scope: Literal["global", "language"] = "global"  # Compare all, or within a language.
+    permutations: Annotated[int, Range(1, 2**14)] = 256  # Values in the signature of a document.
+    ngram: Annotated[int, Range(1, 1000)] = 5  # Consecutive words or lines in a shingle.
+    unit: Literal["words", "lines"] = "words"  # Shingles consist of words or of lines.
+    # Jaccard index of two sets of shingles from which documents are near-duplicates.
+    threshold: Annotated[float, Range(0, 1, open_least=True)] = 0.7
+    # Bands of a signature; 0 takes the number with the fewest errors at the threshold.
+    bands: Annotated[int, Range(0, 2**14)] = 25
+    rows: Annotated[int, Range(0, 2**14)] = 10  # Values in a band; 0 where bands is 0.
+    # Compare all documents, or only those of the same language.
+    scope: Literal["global", "language"] = "global"
     verify_jaccard: bool = False  # Drops pairs whose true Jaccard index is below the threshold.
 
     def check_relations(self) -> None:
