@@ -114,6 +114,10 @@ class ModelConfig(Checked):
         """Returns the most tokens that a sequence may have, 0 for any number."""
         return 0
 
+    def has_dropout(self) -> bool:
+        """Returns whether training drops any activations, for which it draws random numbers."""
+        return False
+
     def check_length(self, name: str, tokens: int) -> None:
         """Raises UserError if a sequence, called `name` in the message, has too many tokens."""
         longest = self.longest_sequence()
@@ -469,11 +473,6 @@ def _check_stage_name(arm: str, name: str) -> None:
     if name in RESERVED:
         problem = f" has the stage {name!r}: no stage may be called {', '.join(RESERVED)}"
         raise FieldError(("arms", arm), problem)
-
-
-def seeded(arm: str, number: int) -> str:
-    """Returns the name of an arm's folder for one of its seeds, counted from 0."""
-    return f"{arm}@{number}" if number else arm
 
 
 def to_dict(config: Any) -> dict:

@@ -68,9 +68,9 @@ def _function(
     if not _is_same(code, node):
         return None
     signature_lines = head.count("\n")
-    parts = code.splitlines(keepends=True)
+    parts = [f"{line}\n" for line in code.split("\n")[:-1]]
     signature, body = "".join(parts[:signature_lines]), "".join(parts[signature_lines:])
-    return Function(signature, docstring, body)
+    return Function(signature, docstring, body.lstrip("\n"))
 
 
 def _is_same(code: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
