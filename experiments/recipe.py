@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from codellama_jax.config import (
     CorpusConfig,
@@ -22,6 +22,7 @@ from codellama_jax.config import (
     Stage,
     TokenizerConfig,
 )
+from codellama_jax.models.gpt.config import GPTConfig
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.sizes import CODE_LLAMA, TOY, choose
 
@@ -145,6 +146,62 @@ def ablation(
     tokenizer = TokenizerConfig(pieces=1024 - 16)  # 16 entries are left for the sentinels
     corpus = CorpusConfig(max_files=700)  # several times what the stages read
     return Experiment(name, scale, arms, tokenizer, corpus, probes=of_last, seeds=5)
+
+
+def toy_gpt_stage(
+    model: GPTConfig,
+    mixture: MixtureConfig = CODE,
+    steps: int = 600,
+    init: str = "scratch",
+    **data: Any,
+) -> Stage:
+    """Returns a stage of a toy GPT model, without dropout.
+
+    Args:
+      model: of `models/gpt/sizes.py`.
+      mixture: shares of the sources.
+      steps: a later stage takes fewer, and a lower peak rate.
+      init: `scratch`, or `previous` for a later stage.
+      **data: other fields of `DataConfig`.
+    """
+    is_first = init == "scratch"
+    fields = {"seq_len": 256, "batch_size": 4, "block_chars": 250, **data}
+    return Stage(
+        init=init,
+        model=model,
+        data=DataConfig(mixture=mixture, **fields),
+        optimizer=OptimizerConfig(
+            peak_lr=3e-3 if is_first else 1e-3,
+            warmup_steps=steps // 10,
+            final_fraction=0.1,
+            eps=1e-8,
+        ),
+        steps=steps,
+        eval_every=max(1, steps // 4),
+        checkpoint_every=max(1, steps // 2),
+        log_every=20,
+    )
+
+
+def toy_gpt_experiment(
+    name: str,
+    arms: dict[str, dict[str, Stage]],
+    kind: Literal["sentencepiece", "codex", "codegeex", "starcoder"],
+    probes: Mapping[str, Probe] | None = None,
+) -> Experiment:
+    """Returns a toy experiment on the Python sources of this machine.
+
+    Args:
+      name: of the experiment.
+      arms: their stages.
+      kind: of the tokenizer that is trained, as in `TokenizerConfig`.
+      probes: the measurements after each stage, by name.
+    """
+    # StarCoder's sentinels are among its pieces; other kinds leave 16 entries for them.
+    pieces = 1024 if kind == "starcoder" else 1024 - 16
+    tokenizer = TokenizerConfig(pieces=pieces, kind=kind)
+    corpus = CorpusConfig(max_files=700)  # several times what the stages read
+    return Experiment(name, "toy", arms, tokenizer, corpus, probes=dict(probes or {}))
 
 
 def losses(results: Results) -> dict[str, list[float]]:

@@ -1,6 +1,7 @@
 """Every experiment and scale whose resolved config is checked in."""
 
 from codellama_jax.checkpoints.identity import identity
+from codellama_jax.models.gpt.sizes import CODEGEEX, CODEX, PANGU_CODER, STARCODER
 from codellama_jax.runs.commands import PlanOptions, load_experiment
 
 ABLATIONS = (
@@ -20,6 +21,10 @@ EXPERIMENTS = [
         for name in ("code_llama", "code_llama_python")
         for scale in ("7b", "13b", "34b", "70b")
     ),
+    *(("codex", scale) for scale in ("toy", *CODEX)),
+    *(("codegeex", scale) for scale in ("toy", *CODEGEEX)),
+    *(("starcoder", scale) for scale in ("toy", *STARCODER, "santacoder")),
+    *(("pangu_coder", scale) for scale in ("toy", *PANGU_CODER)),
 ]
 
 
