@@ -1,4 +1,7 @@
-"""A toy experiment with a byte-level tokenizer: trained, killed, resumed, and prompted."""
+"""A toy StarCoder: its tokenizer, packed infilling, language tags and dropout.
+
+It is trained, killed, resumed, and prompted.
+"""
 
 import os
 import signal
@@ -12,17 +15,32 @@ from tiny_run import launch, losses
 from codellama_jax.tokenizers import files
 
 KIND = ("--tokenizer.kind", "starcoder")  # its vocabulary of 320 pieces includes the sentinels
+LLAMA = "LlamaConfig(336, 32, 2, 4, 2, 8, 64,"
+GPT = "GPTConfig(320, 32, 2, 4, 1, 8, 64, n_positions=128, dropout=0.1, embedding_dropout=0.1,"
+DATA = "InfillingConfig(0.9)"
+STARCODER_DATA = "InfillingConfig(0.5, form='starcoder'), language_tags=True"
 
 
 @pytest.fixture(scope="module")
-def run(place):
+def starcoder(place):
+    """The folder of the tiny experiment, whose model and data are StarCoder's."""
+    file = place / "tiny.py"
+    text = file.read_text()
+    assert LLAMA in text and DATA in text
+    text = text.replace("llama.config import LlamaConfig", "gpt.config import GPTConfig")
+    file.write_text(text.replace(LLAMA, GPT).replace(DATA, STARCODER_DATA))
+    return place
+
+
+@pytest.fixture(scope="module")
+def run(starcoder):
     """A run that was killed in its second stage and resumed."""
     stop = {"AT": "long:2", "SIGNAL": str(signal.SIGKILL.value)}
-    assert launch(place, "bytes", *KIND, **stop)[0] == -signal.SIGKILL
-    code, output, errors = launch(place, "bytes", *KIND)
+    assert launch(starcoder, "bytes", *KIND, **stop)[0] == -signal.SIGKILL
+    code, output, errors = launch(starcoder, "bytes", *KIND)
     assert code == 0, errors
     assert "main/code: done before, skipped" in output
-    return place / "bytes"
+    return starcoder / "bytes"
 
 
 def test_a_killed_run_resumes_with_its_tokenizer(place, run):

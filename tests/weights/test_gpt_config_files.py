@@ -32,6 +32,15 @@ def test_missing_fields_have_transformers_defaults():
     model = model_config(Settings("config.json", values))
     assert (model.n_kv_heads, model.d_ff, model.n_positions) == (1, 32, 1024)
     assert model.tied_embeddings and model.activation == "gelu_tanh"
+    assert (model.dropout, model.embedding_dropout, model.attention_dropout) == (0.1, 0.1, 0.0)
+
+
+def test_dropout_is_read_and_written_except_that_of_attention_weights():
+    model = read(resid_pdrop=0.2, embd_pdrop=0.3, attn_pdrop=0.4)
+    assert (model.dropout, model.embedding_dropout, model.attention_dropout) == (0.2, 0.3, 0.0)
+    written = config_json.config_of(model)
+    names = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+    assert [written[name] for name in names] == [0.2, 0.3, 0.0]
 
 
 REFUSED = {
@@ -40,6 +49,8 @@ REFUSED = {
     "scale_attn_by_inverse_layer_idx": (True, "scale_attn_by_inverse_layer_idx must be false"),
     "add_cross_attention": (True, "add_cross_attention must be false, got true"),
     "attention_head_type": ("multiquery", "or the model_type gpt_bigcode, got the string"),
+    "attn_pdrop": (1.0, "attn_pdrop must be a number from 0 to below 1, got 1"),
+    "resid_pdrop": (True, "resid_pdrop must be a number from 0 to below 1, got true"),
     "n_head": (7, "n_head must be a divisor of n_embd, which is 512, got 7"),
     "n_positions": (0, "n_positions must be a whole number between 1 and"),
     "quantization_config": ({"bits": 4}, "quantized weights are not read"),
