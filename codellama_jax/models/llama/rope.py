@@ -1,7 +1,7 @@
 """Rotary position embeddings (RoPE) of Llama, and how they are scaled to a longer context.
 
-Unscaled, pair i of a head turns by position x theta^(-2i / H). `LlamaConfig.rope_type` states what a
-factor, `rope_scaling`, changes in that:
+Unscaled, pair i of a head turns by position x theta^(-2i / H). A factor, `rope_scaling`, changes
+that in one of three ways, `LlamaConfig.rope_type`:
 
 - linear: positions are divided by the factor (Chen et al. 2023).
 - llama3: low frequencies are divided by it, high ones are not, those between are interpolated
