@@ -8,12 +8,15 @@ import jax.numpy as jnp
 from codellama_jax.errors import UserError
 from codellama_jax.tokenizers.sentinels import SENTINEL_ROWS
 
-PADDING = 256  # published vocabularies are padded to a multiple of at most this
+# Published vocabularies are padded to a multiple of at most this; with more than LARGE entries, of
+# LARGE_PADDING: Qwen2's 151,646 become 152,064.
+PADDING, LARGE_PADDING, LARGE = 256, 512, 2**16
 
 
 def most_rows(vocab_size: int) -> int:
     """Returns the most rows that an embedding for that many ids has: padded, or with sentinels."""
-    return max(PADDING * -(-vocab_size // PADDING), vocab_size + SENTINEL_ROWS)
+    padding = PADDING if vocab_size <= LARGE else LARGE_PADDING
+    return max(padding * -(-vocab_size // padding), vocab_size + SENTINEL_ROWS)
 
 
 def check_vocabulary(folder: object, saved: int, size: int) -> None:
