@@ -18,7 +18,7 @@ import numpy as np
 from codellama_jax.benchmarks.benchmark import Benchmark, Sample, Task, temperature_of
 from codellama_jax.benchmarks.samples import Key, key, name_of
 from codellama_jax.benchmarks.settings import Settings
-from codellama_jax.data.infilling import completion_ids, prompt_ids
+from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.generation.infill import infill
 from codellama_jax.generation.sampler import Sampling
 from codellama_jax.generation.scoring import document_losses
@@ -161,7 +161,7 @@ def mean_logprobs(
         if benchmark.infilling:
             prompt = prompt_ids(tokenizer, task.prompt, task.suffix, spm)
         else:
-            prompt = completion_ids(tokenizer, task.prompt)
+            prompt = tokenizer.prompt(task.prompt)
         prompts.append(prompt)
         # The text continues the prompt, so it has no leading space.
         sequences.append([*prompt, *tokenizer.encode(text, leading_space=False)])
@@ -191,9 +191,10 @@ def _choice_scorer(model: TrainedModel) -> AnswerBatch:
 
 def log_likelihoods(model: TrainedModel, prompt: str, choices: Sequence[str]) -> list[float]:
     """Returns the log-probability of each choice after the prompt, in nats."""
-    start = len(completion_ids(model.tokenizer, prompt))
+    encode = model.tokenizer.prompt
+    start = len(encode(prompt))
     # Prompt and choice are encoded together, as in the training data: a token may span both.
-    sequences = [completion_ids(model.tokenizer, prompt + choice) for choice in choices]
+    sequences = [encode(prompt + choice) for choice in choices]
     likelihoods = []
     for losses_T in document_losses(model, sequences):
         likelihoods.append(-float(np.sum(losses_T[start - 1 :], dtype=np.float64)))

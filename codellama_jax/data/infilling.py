@@ -84,22 +84,13 @@ def prompt_ids(tokenizer: Any, prefix: str, suffix: str, spm: bool) -> list[int]
 
 
 def start_ids(tokenizer: Any) -> list[int]:
-    """Returns the ids before every document and prompt: BOS, or none in a vocabulary without BOS.
+    """Returns the ids before every document and prompt: BOS where the tokenizer adds one, or none.
 
     GPT-2's vocabulary and its descendants (Codex, CodeGeeX, StarCoder, Qwen) have one token,
     <|endoftext|>, which ends a document. Published prompts do not begin with it, and CodeGeeX
     trains no token that follows it, so here it never begins a document.
     """
-    has_bos = tokenizer.bos_id != tokenizer.eos_id
-    return [tokenizer.bos_id] if has_bos else []
-
-
-def completion_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Returns the token ids from which a model continues a text: BOS, if there is one, and text.
-
-    An empty prompt in a vocabulary without BOS is <|endoftext|>: a model needs a token to read.
-    """
-    return [*start_ids(tokenizer), *tokenizer.encode(prompt)] or [tokenizer.eos_id]
+    return [tokenizer.bos_id] if tokenizer.adds_bos else []
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:

@@ -13,7 +13,6 @@ import numpy as np
 
 from codellama_jax.checked import Range
 from codellama_jax.config import Examples, Probe
-from codellama_jax.data.infilling import start_ids
 from codellama_jax.errors import UserError
 from codellama_jax.probes.held_out import held_out_examples, single_lines
 from codellama_jax.probes.subject import Subject
@@ -97,9 +96,9 @@ def unfinished_lines(
     for example in held_out_examples(single_lines, tokenizer, texts, *limits):
         beginning = _beginning(tokenizer, example.middle)
         if beginning:
-            ids = tokenizer.encode(example.prefix + beginning)
+            ids = tokenizer.prompt(example.prefix + beginning)
             end = example.middle[len(beginning) :].rstrip()
-            lines.append(UnfinishedLine([*start_ids(tokenizer), *ids], end))
+            lines.append(UnfinishedLine(ids, end))
     return lines[:count]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from etils import epath
 
+from codellama_jax.checkpoints.vocabulary import is_padded
 from codellama_jax.config import Experiment, Stage
 from codellama_jax.data import builders, pipeline
 from codellama_jax.data.documents import SAMPLE_SEED, sample
@@ -60,9 +61,7 @@ class Corpus:
             return {name: tagged(source) for name, source in prepared.items()}
         return prepared
 
-    def held_out_texts(
-        self, name: str, block_chars: int, language_tags: bool = False
-    ) -> list[str]:
+    def held_out_texts(self, name: str, block_chars: int, language_tags: bool = False) -> list[str]:
         """Returns the validation documents of a source; of a large corpus a fixed sample.
 
         Args:
@@ -160,7 +159,8 @@ def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer) -> None:
             size, infilling = stage.model.vocab_size, stage.data.infilling.rate
             # Without infilling a model may still have the entries of the sentinels.
             needed = tokenizer.vocab_size if infilling else tokenizer.pieces
-            if size not in (needed, tokenizer.vocab_size):
+            is_known = size in (needed, tokenizer.vocab_size)
+            if not is_known and not is_padded(size, tokenizer.vocab_size):
                 first_problem = first_problem or f"{arm}.{name}.model.vocab_size is {size}"
                 options[name] = f"--{name.replace('_', '-')}.model.vocab-size {needed}"
     if first_problem:
@@ -205,9 +205,7 @@ def batches_of(corpus: Corpus, stage: Stage, seed: int, rows: Sequence[int]) -> 
 def held_out(corpus: Corpus, stage: Stage) -> list[pipeline.Batch]:
     """Returns the packed sequences that the validation loss is measured on."""
     validation = {name: prepared.validation for name, prepared in corpus.sources(stage).items()}
-    batches = pipeline.validation_batches(
-        validation, stage.data, corpus.tokenizer, stage.eval_rows
-    )
+    batches = pipeline.validation_batches(validation, stage.data, corpus.tokenizer, stage.eval_rows)
     if not batches and stage.data.examples != "documents":
         fits = f"no documented function of Python that fits {stage.data.seq_len} tokens"
         raise UserError(

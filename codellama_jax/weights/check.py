@@ -17,7 +17,6 @@ from etils import epath
 
 from codellama_jax.checkpoints.loading import load_run
 from codellama_jax.config import MeshConfig
-from codellama_jax.data.infilling import completion_ids
 from codellama_jax.errors import UserError
 from codellama_jax.models.family import family_of
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
@@ -31,7 +30,7 @@ class Reader:
     """A tokenizer and a model, of this project or of transformers."""
 
     name: str  # for the report
-    ids: Callable[[str], list[int]]  # returns the token ids of a text, BOS first
+    ids: Callable[[str], list[int]]  # returns the token ids of a text, as a prompt
     logits_TV: Callable[[list[int]], np.ndarray]  # returns float32 [T, V] for T token ids
 
 
@@ -61,7 +60,7 @@ def project_reader(folder: epath.Path, named_tokenizer: str = "") -> Reader:
             return np.asarray(jax.jit(module.apply)({"params": params}, tokens_BT, positions_BT)[0])
 
     def ids(text: str) -> list[int]:
-        return completion_ids(tokenizer, text)
+        return tokenizer.prompt(text)
 
     return Reader(f"{folder} here", ids, logits_TV)
 

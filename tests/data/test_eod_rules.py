@@ -10,6 +10,7 @@ EOD = 0
 
 class NoBos:
     bos_id = eos_id = EOD
+    adds_bos = False
 
     def encode(self, text, *, leading_space=True):
         return [ord(c) for c in text]

@@ -18,6 +18,7 @@ class StarCoder:
     """A tokenizer without BOS and EOT, of pairs of characters: `ab` encoded apart is two tokens."""
 
     bos_id = eos_id = eot_id = EOD
+    adds_bos = False
     pre_id, mid_id, suf_id = PRE, MID, SUF
 
     def encode(self, text, *, leading_space=True):
@@ -69,8 +70,6 @@ def documents_of(sequence: dict[str, np.ndarray]) -> list[list[int]]:
 def test_a_vocabulary_without_bos_begins_no_document_and_no_prompt_with_a_marker():
     encode = TOKENIZER.encode
     assert infilling.plain_ids(TOKENIZER, "abc") == [*encode("abc"), EOD]
-    assert infilling.completion_ids(TOKENIZER, "abc") == encode("abc")
-    assert infilling.completion_ids(TOKENIZER, "") == [EOD]
     psm = infilling.prompt_ids(TOKENIZER, "abc", "xyz", spm=False)
     assert psm == [PRE, *encode("abc"), SUF, *encode("xyz"), MID]
     spm = infilling.prompt_ids(TOKENIZER, "abc", "xyz", spm=True)
