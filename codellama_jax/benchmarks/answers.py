@@ -37,7 +37,8 @@ def sampling_of(benchmark: Benchmark, settings: Settings) -> Sampling:
     # Top-k is off (0): the papers sample with top-p alone.
     temperature = temperature_of(benchmark, settings)
     max_new_tokens = settings.max_new_tokens or benchmark.max_new_tokens
-    return Sampling(temperature, 0, settings.top_p, max_new_tokens, settings.seed)
+    drawn = (temperature, 0, settings.top_p, max_new_tokens, settings.seed)
+    return Sampling(*drawn, settings.beams, settings.length_penalty)
 
 
 def answers(
@@ -68,7 +69,7 @@ def answers(
     host, hosts = _share(model)
     while remaining:
         longest = lengths[remaining[0][0]] + sampling.max_new_tokens
-        batch_size = batch_size_of(longest, settings.batch_tokens) * hosts
+        batch_size = batch_size_of(longest * settings.beams, settings.batch_tokens) * hosts
         batch, remaining = remaining[:batch_size], remaining[batch_size:]
         # Every host takes each `hosts`-th sample: their lengths are then nearly the same.
         local_batch = batch[host::hosts]
@@ -115,7 +116,8 @@ def _completer(
 
         # A number from the sample's name alone is folded into the seed: the sample does not
         # depend on the batch that it is in.
-        rows = Rows(truncate, [zlib.crc32(name_of(*k).encode()) for k in keys])
+        numbers = [zlib.crc32(name_of(*k).encode()) for k in keys]
+        rows = Rows(truncate, numbers, ranks=[number for _, number in keys])
         if benchmark.infilling:
             # `infill` builds the prompt with the special tokens in PSM or SPM order.
             prompts = [(task.prompt, task.suffix) for task in tasks]
@@ -126,7 +128,8 @@ def _completer(
         for task, text in zip(tasks, texts):
             fields.append({"completion": benchmark.finish(task, text)})
         # Codex ranks several samples of a program by this mean. Greedy samples are all equal.
-        if benchmark.checks is not None and sampling.temperature != 0:
+        is_several = sampling.temperature != 0 or sampling.beams > 1
+        if benchmark.checks is not None and is_several:
             means = mean_logprobs(model, benchmark, tasks, texts, spm)
             for answer, mean in zip(fields, means):
                 answer["mean_logprob"] = mean

@@ -123,10 +123,14 @@ class Benchmark:
 
 
 def temperature_of(benchmark: Benchmark, settings: Settings) -> float:
-    """Returns the temperature of the settings; by default 0 for one sample, else the paper's."""
+    """Returns the temperature of the settings.
+
+    By default it is 0 for one sample and for beam search, else the paper's.
+    """
     if settings.temperature is not None:
         return settings.temperature
-    return 0.0 if settings.samples == 1 else benchmark.temperature
+    is_drawn = settings.samples > 1 and settings.beams == 1
+    return benchmark.temperature if is_drawn else 0.0
 
 
 def until(stops: Sequence[str]) -> Callable[[Task, str], str]:

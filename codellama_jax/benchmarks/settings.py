@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from codellama_jax.errors import UserError
+from codellama_jax.generation.settings import check_beams
 
 Mode = Literal["isolated", "compatible"]
 SHOTS = "Solved examples in the prompt; -1: the paper's number, 0: a prompt for Instruct models."
@@ -122,6 +123,10 @@ class Settings:
     """Use only this many tokens at the end of each prompt; 0 uses the full prompt."""
     batch_tokens: int = 65_536
     """Tokens of prompts and answers in one batch; it bounds the memory."""
+    beams: int = 1
+    """Beam search of this width at temperature 0; with --samples, a task's samples are its best."""
+    length_penalty: float = 1.0
+    """Beam search: divide log-probabilities by the number of tokens to this power."""
 
     def __post_init__(self) -> None:
         check_integer("--samples", self.samples, 1, 100_000)
@@ -132,6 +137,12 @@ class Settings:
         check_integer("--max-new-tokens", self.max_new_tokens, 0)
         check_integer("--context-tokens", self.context_tokens, 0, 1 << 24)
         check_integer("--batch-tokens", self.batch_tokens, 1, 1 << 40)
+        check_beams(self.beams, self.length_penalty, self.temperature or 0.0)
+        if 1 < self.beams < self.samples:
+            raise UserError(
+                f"--samples {self.samples} is more than --beams {self.beams}, which find that many"
+                " texts: pass fewer samples or more beams"
+            )
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ from codellama_jax.benchmarks.suites import SUITES, load
 from codellama_jax.benchmarks.summary import summarise
 from codellama_jax.data import downloads
 from codellama_jax.errors import UserError
+from codellama_jax.generation.beam import beam_search
+from codellama_jax.generation.settings import Sampling
 from codellama_jax.generation.text import whole_characters
 from codellama_jax.models.llama.model import Llama
 
@@ -77,6 +79,33 @@ def test_a_killed_evaluation_continues_with_the_same_samples(model, files, tmp_p
         UserError, match=r"drawn in another way \(settings.temperature: 50.0 -> 0.5\)"
     ):
         drawn(dataclasses.replace(HOT, temperature=0.5), "killed")
+
+
+def test_samples_of_a_beam_search_are_its_best_texts(model, files):
+    """Whichever are drawn already; each has its log-probability, by which they are ranked."""
+    benchmark = load("humaneval", data=files["humaneval"])
+    options = {"max_new_tokens": 6, "beams": 3, "length_penalty": 0.0}
+    settings = Settings(samples=3, **options)
+
+    def drawn(settings, done=frozenset()):
+        samples = {}
+        for batch in answers.answers(model, benchmark, settings, set(done)):
+            samples |= {(line["task_id"], line["sample"]): line for line in batch}
+        return samples
+
+    samples = drawn(settings)
+    prompts = [[1, *model.tokenizer.encode(task.prompt)] for task in benchmark.tasks]
+    searched = beam_search(model, prompts, Sampling(**options), [2], vocab=376)
+    for task, beams in zip(benchmark.tasks, searched):
+        for rank, beam in enumerate(beams):
+            text = model.tokenizer.decode(beam.ids, leading_space=False)
+            expected = benchmark.finish(task, benchmark.truncate(task, text))
+            assert expected.startswith(samples[task.task_id, rank]["completion"])
+    assert all(sample["mean_logprob"] < 0 for sample in samples.values())
+    others = drawn(settings, {("HumanEval/0", 0)})
+    assert len(others) == 5
+    for name, sample in others.items():
+        assert sample["completion"] == samples[name]["completion"]
 
 
 def test_scores_are_added_once(files, executor, tmp_path, monkeypatch):
