@@ -15,7 +15,10 @@ from codellama_jax.system.files import is_bucket, read_json, user_path, write_js
 # Settings that may change when an evaluation continues.
 FREE = ("settings.samples", "settings.batch_tokens")
 # Values of folders that were written before there was such a setting.
-EARLIER = {"settings": {"beams": 1, "length_penalty": 1.0}}
+EARLIER: dict[str, dict[str, Any]] = {
+    "settings": {"beams": 1, "length_penalty": 1.0},
+    "options": {"prompt": "code_llama"},
+}
 # The line of `differences` about the model starts so.
 MODEL_LINE = "model: "
 
