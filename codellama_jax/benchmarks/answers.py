@@ -18,6 +18,7 @@ import numpy as np
 from codellama_jax.benchmarks.benchmark import Benchmark, Sample, Task, temperature_of
 from codellama_jax.benchmarks.samples import Key, key, name_of
 from codellama_jax.benchmarks.settings import Settings
+from codellama_jax.data.functions import Function, example_ids
 from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.generation.infill import infill
 from codellama_jax.generation.sampler import Sampling
@@ -37,7 +38,8 @@ def sampling_of(benchmark: Benchmark, settings: Settings) -> Sampling:
     # Top-k is off (0): the papers sample with top-p alone.
     temperature = temperature_of(benchmark, settings)
     max_new_tokens = settings.max_new_tokens or benchmark.max_new_tokens
-    return Sampling(temperature, 0, settings.top_p, max_new_tokens, settings.seed)
+    drawn = (temperature, 0, settings.top_p, max_new_tokens, settings.seed)
+    return Sampling(*drawn, settings.beams, settings.length_penalty)
 
 
 def answers(
@@ -68,7 +70,7 @@ def answers(
     host, hosts = _share(model)
     while remaining:
         longest = lengths[remaining[0][0]] + sampling.max_new_tokens
-        batch_size = batch_size_of(longest, settings.batch_tokens) * hosts
+        batch_size = batch_size_of(longest * settings.beams, settings.batch_tokens) * hosts
         batch, remaining = remaining[:batch_size], remaining[batch_size:]
         # Every host takes each `hosts`-th sample: their lengths are then nearly the same.
         local_batch = batch[host::hosts]
@@ -115,7 +117,8 @@ def _completer(
 
         # A number from the sample's name alone is folded into the seed: the sample does not
         # depend on the batch that it is in.
-        rows = Rows(truncate, [zlib.crc32(name_of(*k).encode()) for k in keys])
+        numbers = [zlib.crc32(name_of(*k).encode()) for k in keys]
+        rows = Rows(truncate, numbers, ranks=[number for _, number in keys])
         if benchmark.infilling:
             # `infill` builds the prompt with the special tokens in PSM or SPM order.
             prompts = [(task.prompt, task.suffix) for task in tasks]
@@ -125,27 +128,27 @@ def _completer(
         fields: list[dict[str, Any]] = []
         for task, text in zip(tasks, texts):
             fields.append({"completion": benchmark.finish(task, text)})
-        # Codex ranks several samples of a program by this mean. Greedy samples are all equal.
-        if benchmark.checks is not None and sampling.temperature != 0:
-            means = mean_logprobs(model, benchmark, tasks, texts, spm)
-            for answer, mean in zip(fields, means):
-                answer["mean_logprob"] = mean
+        # Codex ranks several samples of a program by these. Greedy samples are all equal.
+        is_several = sampling.temperature != 0 or sampling.beams > 1
+        if benchmark.checks is not None and is_several:
+            for answer, measured in zip(fields, logprobs(model, benchmark, tasks, texts, spm)):
+                answer["mean_logprob"], answer["sum_logprob"] = measured
         return fields
 
     return answer_batch
 
 
-def mean_logprobs(
+def logprobs(
     model: TrainedModel,
     benchmark: Benchmark,
     tasks: Sequence[Task],
     texts: Sequence[str],
     spm: bool,
-) -> list[float]:
-    """Returns the mean log-probability per token of each text after its prompt.
+) -> list[tuple[float, float]]:
+    """Returns the log-probability of each text after its prompt, its mean per token and its sum.
 
-    It is in nats, at temperature 1. Codex (section 3.3) ranks samples by it. An empty text counts
-    as one token that is uniform over the vocabulary.
+    They are in nats, at temperature 1. Codex (section 3.3) ranks samples by them. An empty text
+    counts as one token that is uniform over the vocabulary.
 
     Args:
         model: scores the texts.
@@ -165,15 +168,30 @@ def mean_logprobs(
         prompts.append(prompt)
         # The text continues the prompt, so it has no leading space.
         sequences.append([*prompt, *tokenizer.encode(text, leading_space=False)])
-    means = []
+    measured = []
     for prompt, losses_T in zip(prompts, document_losses(model, sequences)):
         # losses_T[i] belongs to token i + 1.
-        text_losses_T = losses_T[len(prompt) - 1 :]
-        if len(text_losses_T):
-            means.append(-float(np.mean(text_losses_T, dtype=np.float64)))
-        else:
-            means.append(-math.log(tokenizer.vocab_size))
-    return means
+        text_losses_T = losses_T[len(prompt) - 1 :].astype(np.float64)
+        if not len(text_losses_T):
+            text_losses_T = np.array([math.log(tokenizer.vocab_size)])
+        measured.append((-float(np.mean(text_losses_T)), -float(np.sum(text_losses_T))))
+    return measured
+
+
+def docstring_logprobs(model: TrainedModel, functions: Sequence[Function]) -> list[float]:
+    """Returns the log-probability of the docstring after the code of each function, in nats.
+
+    The text is that of the training examples of a docstring model, its EOS included (Codex-D).
+    """
+    sequences, starts = [], []
+    for function in functions:
+        ids, given = example_ids(model.tokenizer, function, "code_to_docstring")
+        sequences.append(ids)
+        starts.append(given - 1)
+    sums = []
+    for losses_T, start in zip(document_losses(model, sequences), starts):
+        sums.append(-float(np.sum(losses_T[start:], dtype=np.float64)))
+    return sums
 
 
 def _choice_scorer(model: TrainedModel) -> AnswerBatch:

@@ -13,6 +13,7 @@ from codellama_jax.benchmarks.fields import Kind, check_record
 from codellama_jax.benchmarks.paper import Paper
 from codellama_jax.benchmarks.settings import Settings
 from codellama_jax.data import downloads
+from codellama_jax.data.functions import Function
 from codellama_jax.errors import UserError
 from codellama_jax.generation import stop
 from codellama_jax.sandbox import Program, Verdict
@@ -90,6 +91,8 @@ class Benchmark:
         program_checks: like `checks`, for a complete program instead of a completion.
         judge: returns measures of a sample that need no program, by name. Each is from 0 to 1 and
             reported as a mean.
+        documented: returns the function that a completion of a documented function makes, for
+            ranking by back-translation. None for a benchmark without docstrings.
         paper: the papers' numbers for these measures.
         own_tasks: the reason why the tasks are not the published ones, if an option changed them.
 
@@ -106,6 +109,7 @@ class Benchmark:
     checks: Callable[[Task, str], list[Check]] | None = None
     program_checks: Callable[[Task, str], list[Check]] | None = None
     judge: Callable[[Task, Sample], dict[str, float]] | None = None
+    documented: Callable[[Task, str], Function] | None = None
     paper: Paper | None = None
     own_tasks: str = ""
 
@@ -123,10 +127,14 @@ class Benchmark:
 
 
 def temperature_of(benchmark: Benchmark, settings: Settings) -> float:
-    """Returns the temperature of the settings; by default 0 for one sample, else the paper's."""
+    """Returns the temperature of the settings.
+
+    By default it is 0 for one sample and for beam search, else the paper's.
+    """
     if settings.temperature is not None:
         return settings.temperature
-    return 0.0 if settings.samples == 1 else benchmark.temperature
+    is_drawn = settings.samples > 1 and settings.beams == 1
+    return benchmark.temperature if is_drawn else 0.0
 
 
 def until(stops: Sequence[str]) -> Callable[[Task, str], str]:

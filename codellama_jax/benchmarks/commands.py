@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from codellama_jax.benchmarks.options import all_options, options_of
-from codellama_jax.benchmarks.settings import Checking, Settings
+from codellama_jax.benchmarks.settings import Checking, Ranking, Settings
 from codellama_jax.config import CACHE, MeshConfig
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import is_bucket, user_path
@@ -45,6 +45,7 @@ class Evaluate:
     options: Annotated[SuiteOptions, tyro.conf.arg(name="")]
     settings: Annotated[Settings, tyro.conf.arg(name="")]
     checking: Annotated[Checking, tyro.conf.arg(name="")]
+    ranking: Annotated[Ranking, tyro.conf.arg(name="")] = field(default_factory=Ranking)
     run: str = ""
     """The folder of a run or of one of its stages, local or gs://; not needed to score."""
     arm: str = ""
@@ -73,8 +74,10 @@ class Evaluate:
             raise UserError(
                 "--run and --reference exclude each other: canonical solutions need no model"
             )
-        if self.run and not is_bucket(self.run) and not user_path(self.run).exists():
-            raise UserError(f"there is no run {self.run}: pass the folder of a run with --run")
+        docstring_run = self.ranking.docstring_run
+        for option, run in (("--run", self.run), ("--docstring-run", docstring_run)):
+            if run and not is_bucket(run) and not user_path(run).exists():
+                raise UserError(f"there is no run {run}: pass the folder of a run with {option}")
         start_distributed()
         evaluate(
             self.benchmark,
@@ -85,11 +88,20 @@ class Evaluate:
             self.out,
             self.samples_file,
             self.reference,
+            self.ranking,
+            self.load_docstring_model if docstring_run else None,
         )
 
     def load(self) -> TrainedModel:
         """Loads the model onto its devices: those of this host, or of all."""
-        print(f"starting JAX and loading {self.run}", file=sys.stderr, flush=True)
+        return self._load(self.run, self.arm, self.stage)
+
+    def load_docstring_model(self) -> TrainedModel:
+        """Loads the model of docstrings as `load` does, beside the other one."""
+        return self._load(self.ranking.docstring_run)
+
+    def _load(self, run: str, arm: str = "", stage: str = "") -> TrainedModel:
+        print(f"starting JAX and loading {run}", file=sys.stderr, flush=True)
         import jax
 
         from codellama_jax.checkpoints.loading import keep_compiled, load_run
@@ -97,4 +109,4 @@ class Evaluate:
 
         keep_compiled(CACHE)
         devices = jax.devices() if self.across_hosts else jax.local_devices()
-        return load_run(self.run, self.arm, self.stage, make_mesh(self.mesh, devices))
+        return load_run(run, arm, stage, make_mesh(self.mesh, devices))

@@ -18,10 +18,16 @@ from rich.console import Console
 from codellama_jax.benchmarks import comparable
 from codellama_jax.benchmarks.benchmark import Benchmark, Sample, files_of, temperature_of
 from codellama_jax.benchmarks.out_folder import check_same, local_folder
+from codellama_jax.benchmarks.ranking import (
+    back_translated,
+    check_ranking,
+    ranking_table,
+    summarise_ranking,
+)
 from codellama_jax.benchmarks.sample_forms import Samples, read_samples
 from codellama_jax.benchmarks.samples import Key, make_folder
 from codellama_jax.benchmarks.scoring import Result, checks_of, score
-from codellama_jax.benchmarks.settings import Checking, Options, Settings
+from codellama_jax.benchmarks.settings import Checking, Options, Ranking, Settings
 from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.benchmarks.suites import suite_of
 from codellama_jax.benchmarks.summary import show, summarise
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
 
 # A function, because loading a model takes minutes and the inputs are checked first.
 LoadModel = Callable[[], "TrainedModel"]
+NO_RANKING = Ranking()
 # Takes the place of a model's name in results.
 CANONICAL = "canonical solutions"
 # Statuses of programs that isolated mode could neither pass nor fail.
@@ -71,6 +78,8 @@ def evaluate(
     out: str | Path,
     samples_file: str = "",
     reference: bool = False,
+    ranking: Ranking = NO_RANKING,
+    load_docstring_model: LoadModel | None = None,
 ) -> None:
     """Generates or reads samples, scores them and prints the result of one benchmark.
 
@@ -85,12 +94,16 @@ def evaluate(
         out: the folder to write to.
         samples_file: samples to score instead of generating them.
         reference: scores the canonical solutions instead.
+        ranking: how one sample per task is chosen, for a further table.
+        load_docstring_model: returns the model that ranks by back-translation.
     """
     scores_only = bool(samples_file or reference)
     has_model = load_model is not None
     # `on_all_hosts` raises an error of one host on all of them: the others would wait for it.
     prepared = on_all_hosts(
-        lambda: prepare(name, has_model, options, settings, checking, out, samples_file, reference)
+        lambda: prepare(
+            name, has_model, options, settings, checking, out, samples_file, reference, ranking
+        )
     )
     model_name = samples_file or CANONICAL
     with contextlib.ExitStack() as stack:
@@ -104,7 +117,8 @@ def evaluate(
         if load_model and (not scores_only or prepared.suite.texts):
             model = load_model()
             model_name = model_name if scores_only else model.name
-        summary, benchmark = _measure(prepared, model, options, checking, executor)
+        inputs = prepared, model, options, checking, executor, ranking, load_docstring_model
+        summary, benchmark = _measure(*inputs)
     if is_first():
         # Results on other data, or on some of the tasks, must not be beside the papers' numbers.
         why_not = comparable.why_not(name, prepared.suite, benchmark, options, "partial" in summary)
@@ -121,6 +135,7 @@ def prepare(
     out: str | Path,
     samples_file: str,
     reference: bool,
+    ranking: Ranking = NO_RANKING,
 ) -> Prepared:
     """Checks the arguments of `evaluate`, and reads data and samples. Imports no JAX.
 
@@ -133,6 +148,7 @@ def prepare(
         out: the folder to write to.
         samples_file: samples to score.
         reference: scores the canonical solutions.
+        ranking: how one sample per task is chosen.
 
     Raises UserError for a mistake in any of them.
     """
@@ -146,6 +162,8 @@ def prepare(
             raise UserError(f"{name} needs a model and its tokenizer: pass --run")
         # Only checks that the files exist: loading them needs the tokenizer.
         files_of(options.data, suite.texts)
+    if ranking.rank and (suite.texts or suite.load is None or reference):
+        raise UserError(f"--rank chooses among samples of programs, and {name} has none here")
     if suite.texts or suite.load is None:
         return Prepared(folder, settings, suite)
     benchmark = suite.load(options, None)
@@ -162,6 +180,7 @@ def prepare(
     else:
         # The model is compared once it is loaded: see `out_folder.open_folder`.
         check_same(folder, request_of(prepared, benchmark, options), model_known=False)
+    check_ranking(ranking, benchmark, settings, samples.by_key if samples else None)
     return replace(prepared, samples=samples)
 
 
@@ -207,6 +226,8 @@ def _measure(
     options: Options,
     checking: Checking,
     executor: Executor | None,
+    ranking: Ranking,
+    load_docstring_model: LoadModel | None,
 ) -> tuple[dict[str, Any], Benchmark | None]:
     """Generates samples unless they were read, and scores them on the first host.
 
@@ -216,6 +237,8 @@ def _measure(
         options: an instance of the suite's options class.
         checking: how samples are scored.
         executor: runs programs; None for a benchmark without programs.
+        ranking: how one sample per task is chosen.
+        load_docstring_model: returns the model that ranks by back-translation.
 
     Returns the summary, which is empty on the other hosts, and the benchmark, None for a suite
     without tasks.
@@ -239,12 +262,19 @@ def _measure(
         samples = generate_samples(model, benchmark, request, settings, prepared.out)
     else:
         samples = prepared.samples.by_key
+    # Again, because a folder of an earlier version may hold samples without their sums.
+    check_ranking(ranking, benchmark, settings, samples)
+    ranked = samples
+    if load_docstring_model:
+        ranked = back_translated(load_docstring_model(), benchmark, samples, prepared.out)
     if not is_first():
         # The other hosts only help to sample.
         return {}, benchmark
     make_folder(prepared.out)
     results = score(benchmark, samples, executor, prepared.out, checking.extract_code)
     summary = summarise(benchmark, results)
+    if ranking.rank:
+        summary["ranking"] = summarise_ranking(ranking, results, ranked)
     if prepared.samples is not None and prepared.samples.form != CANONICAL:
         # The format is part of the result: it decides how answers were read.
         summary["samples form"] = prepared.samples.form
@@ -313,6 +343,8 @@ def _report(
     write_json(file, result)
     console = Console()
     console.print(show(summary, model, paper))
+    if "ranking" in summary:
+        console.print(ranking_table(summary["ranking"]))
     lines = _remarks(summary)
     if reason:
         lines.append(f"not compared with the papers: {reason}")

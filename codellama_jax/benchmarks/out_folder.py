@@ -14,6 +14,11 @@ from codellama_jax.system.files import is_bucket, read_json, user_path, write_js
 
 # Settings that may change when an evaluation continues.
 FREE = ("settings.samples", "settings.batch_tokens")
+# Values of folders that were written before there was such a setting.
+EARLIER: dict[str, dict[str, Any]] = {
+    "settings": {"beams": 1, "length_penalty": 1.0},
+    "options": {"prompt": "code_llama"},
+}
 # The line of `differences` about the model starts so.
 MODEL_LINE = "model: "
 
@@ -48,7 +53,7 @@ def check_same(out: Path, request: Mapping[str, Any], model_known: bool = True) 
     requested = json.loads(json.dumps(request))
     ignored = FREE if model_known else (*FREE, MODEL_LINE)
     changes = []
-    for line in differences(_with_options_of(stored, requested), requested):
+    for line in differences(_completed(stored, requested), requested):
         if not line.startswith(ignored):
             changes.append(line)
     if changes:
@@ -58,16 +63,20 @@ def check_same(out: Path, request: Mapping[str, Any], model_known: bool = True) 
         )
 
 
-def _with_options_of(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns stored settings without options that the suite does not have.
+def _completed(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns stored settings with the fields that settings have today.
 
-    Earlier versions wrote the options of all suites.
+    Earlier versions wrote the options of all suites, and lack the settings of EARLIER.
     """
-    options = stored.get("options")
-    if not isinstance(options, dict) or not isinstance(requested.get("options"), dict):
-        return dict(stored)
-    kept = {name: value for name, value in options.items() if name in requested["options"]}
-    return {**stored, "options": kept}
+    completed = dict(stored)
+    for part, values in EARLIER.items():
+        if isinstance(stored.get(part), dict):
+            completed[part] = {**values, **stored[part]}
+    options = completed.get("options")
+    if isinstance(options, dict) and isinstance(requested.get("options"), dict):
+        kept = {name: value for name, value in options.items() if name in requested["options"]}
+        completed["options"] = kept
+    return completed
 
 
 def open_folder(out: Path, request: Mapping[str, Any]) -> None:

@@ -144,8 +144,10 @@ def _from_record(
             f"{benchmark.name} ({known})"
         )
     number = _checked(record, "sample", COUNT, place)
-    mean = _checked(record, "mean_logprob", NUMBER, place)
-    return {"task_id": task.task_id, **number, **_answer(record, place, task, benchmark), **mean}
+    sample = {"task_id": task.task_id, **number, **_answer(record, place, task, benchmark)}
+    for field in ("mean_logprob", "sum_logprob"):
+        sample |= _checked(record, field, NUMBER, place)
+    return sample
 
 
 def _checked(record: Mapping[str, Any], field: str, kind: Kind, place: str) -> dict[str, Any]:

@@ -5,14 +5,20 @@ So the command line and the library report the same mistakes. Imports neither JA
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
 from codellama_jax.errors import UserError
+from codellama_jax.generation.settings import check_beams
 
 Mode = Literal["isolated", "compatible"]
+BACK_TRANSLATION = "back-translation"
+Rank = Literal["mean", "sum", "back-translation"]
+Prompt = Literal["code_llama", "codex", "codegeex", "pangu_coder2", "starcoder"]
+PROMPT = "The prompt and stop rules of a paper, of those that this benchmark has."
 SHOTS = "Solved examples in the prompt; -1: the paper's number, 0: a prompt for Instruct models."
 MANY = 1_000_000  # upper limit of counts: a larger number is most likely a typing error
 MAX_WORKERS = 256
@@ -24,6 +30,15 @@ DATA = (
 MODE = (
     "isolated: tests and their values out of the program's reach. compatible: one program, as"
     " public harnesses do."
+)
+
+RANK = (
+    "Also report pass@1 of the one sample per task that each of these ranks first: mean and sum of"
+    " its tokens' log-probabilities, back-translation."
+)
+DOCSTRING_RUN = (
+    "For --rank back-translation: the folder of a run that was trained to write the docstring after"
+    " a function."
 )
 
 
@@ -75,6 +90,23 @@ class Options:
     data: Annotated[str, described(DATA)] = ""
 
 
+def check_prompt(prompt: Any, allowed: Sequence[str]) -> None:
+    """Raises UserError unless `prompt` is one of the allowed papers."""
+    if prompt not in allowed:
+        names = ", ".join(allowed)
+        raise UserError(f"--prompt of this benchmark must be one of {names}, not {prompt!r}")
+
+
+@dataclass(frozen=True)
+class PromptOptions(Options):
+    """Options of a suite with the prompts of all papers."""
+
+    prompt: Annotated[Prompt, described(PROMPT)] = "code_llama"
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt, get_args(Prompt))
+
+
 @dataclass(frozen=True)
 class ShotOptions(Options):
     """Options of a suite with solved examples in its prompts."""
@@ -122,6 +154,10 @@ class Settings:
     """Use only this many tokens at the end of each prompt; 0 uses the full prompt."""
     batch_tokens: int = 65_536
     """Tokens of prompts and answers in one batch; it bounds the memory."""
+    beams: int = 1
+    """Beam search of this width at temperature 0; with --samples, a task's samples are its best."""
+    length_penalty: float = 1.0
+    """Beam search: divide log-probabilities by the number of tokens to this power."""
 
     def __post_init__(self) -> None:
         check_integer("--samples", self.samples, 1, 100_000)
@@ -132,6 +168,12 @@ class Settings:
         check_integer("--max-new-tokens", self.max_new_tokens, 0)
         check_integer("--context-tokens", self.context_tokens, 0, 1 << 24)
         check_integer("--batch-tokens", self.batch_tokens, 1, 1 << 40)
+        check_beams(self.beams, self.length_penalty, self.temperature or 0.0)
+        if 1 < self.beams < self.samples:
+            raise UserError(
+                f"--samples {self.samples} is more than --beams {self.beams}, which find that many"
+                " texts: pass fewer samples or more beams"
+            )
 
 
 @dataclass(frozen=True)
@@ -155,3 +197,23 @@ class Checking:
             raise UserError(f"--mode must be one of {', '.join(get_args(Mode))}, not {self.mode!r}")
         if self.workers is not None:
             check_integer("--workers", self.workers, 1, MAX_WORKERS)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How one of several samples is chosen without tests (Codex, sections 3.3 and 5)."""
+
+    rank: Annotated[tuple[Rank, ...], tyro.conf.arg(help=RANK)] = ()
+    docstring_run: Annotated[str, tyro.conf.arg(help=DOCSTRING_RUN)] = ""
+
+    def __post_init__(self) -> None:
+        for name in self.rank:
+            if name not in get_args(Rank):
+                raise UserError(f"--rank must be of {', '.join(get_args(Rank))}, not {name!r}")
+        needs_model = BACK_TRANSLATION in self.rank
+        if needs_model and not self.docstring_run:
+            raise UserError(
+                f"--rank {BACK_TRANSLATION} needs a model of docstrings: pass --docstring-run RUN"
+            )
+        if self.docstring_run and not needs_model:
+            raise UserError(f"--docstring-run has no effect without --rank {BACK_TRANSLATION}")

@@ -18,13 +18,16 @@ def check_weights_memory(size: int) -> None:
     _check("the weights in the layout for decoding need", size, fix)
 
 
-def check_prompt_memory(compiled: jax.stages.Compiled, prompts: int, tokens: int) -> None:
-    """Raises UserError if the program that reads the prompts needs more memory than is free.
+def check_prompt_memory(
+    compiled: jax.stages.Compiled, prompts: int, tokens: int, beams: int = 1
+) -> None:
+    """Raises UserError if a program that reads or continues prompts needs more memory than is free.
 
     Args:
       compiled: the program; its arguments are on the devices already.
       prompts: how many prompts are read at once.
       tokens: length of the longest one.
+      beams: continuations of each prompt.
     """
     memory = compiled.memory_analysis()
     if memory is None:
@@ -34,7 +37,11 @@ def check_prompt_memory(compiled: jax.stages.Compiled, prompts: int, tokens: int
     if prompts > 1:
         subject = f"{prompts} prompts of up to {tokens:,} tokens need"
         fix = "use fewer at once, shorten them, or use more devices"
-    _check(subject, memory.output_size_in_bytes + memory.temp_size_in_bytes, fix)
+    if beams > 1:
+        subject, fix = f"{beams} beams of {subject}", f"use fewer --beams, or {fix}"
+    # Donated arguments hold a part of the output.
+    output = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    _check(subject, output + memory.temp_size_in_bytes, fix)
 
 
 def _check(subject: str, needed: int, fix: str) -> None:

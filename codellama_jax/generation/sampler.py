@@ -93,19 +93,21 @@ def generate(
     """
     if not prompts:
         return []
-    _check(model.config, prompts, sampling.max_new_tokens)
+    check_prompts(model.config, prompts, sampling.max_new_tokens)
     config = decoding.for_decoding(model.config)
     sequences = _Sequences(len(prompts), sampling.max_new_tokens, stop_ids, stop, on_tokens)
     chunk = CHUNK_STREAMED if on_tokens else CHUNK_WITH_STOP if stop else CHUNK
     with on_mesh_of(model.params, decoding.LOGICAL_AXES):
-        tokens_BT, lengths_B = _pad(prompts, jax.sharding.get_abstract_mesh().shape.get("data", 1))
+        tokens_BT, lengths_B = padded(
+            prompts, jax.sharding.get_abstract_mesh().shape.get("data", 1)
+        )
         draws = Draws(
             _keys(sampling.seed, numbers, len(tokens_BT)),
             np.array([*stop_ids, *[NO_ID] * (MAX_STOP_IDS - len(stop_ids))], np.int32),
             np.array(vocab or config.vocab_size, np.int32),
-            _mask(first, len(tokens_BT), config.vocab_size),
+            first_mask(first, len(tokens_BT), config.vocab_size),
         )
-        weights = _decoding_weights(model)
+        weights = decoding_weights(model)
         # Seed and number of tokens do not change the programs: other values compile nothing new.
         static = config, dataclasses.replace(sampling, max_new_tokens=1, seed=0)
         start = (*static, bucket(sampling.max_new_tokens), weights, tokens_BT, lengths_B, draws)
@@ -114,7 +116,7 @@ def generate(
         compiled = _start.lower(*start).compile()
         check_prompt_memory(compiled, len(prompts), max(map(len, prompts)))
         state = _start(*start)
-        sequences.take(_fetched(state.tokens_B)[:, None])
+        sequences.take(fetched(state.tokens_B)[:, None])
         draws = dataclasses.replace(draws, first_BV=None)
         while not sequences.done.all():
             steps = min(chunk, sampling.max_new_tokens - sequences.count)
@@ -123,7 +125,7 @@ def generate(
             done_B = np.pad(sequences.done, (0, padding), constant_values=True)
             state = dataclasses.replace(state, done_B=done_B)
             state, new_BT = _decode(*static, weights, state, draws, steps)
-            sequences.take(_fetched(new_BT)[:, :steps])
+            sequences.take(fetched(new_BT)[:, :steps])
     return sequences.new
 
 
@@ -133,13 +135,13 @@ def _keys(seed: int, numbers: Sequence[int] | None, size: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers_B)
 
 
-def _fetched(x: jax.Array) -> np.ndarray:
+def fetched(x: jax.Array) -> np.ndarray:
     """Returns an array's values."""
     # Unlike `np.asarray`, this wait can be ended by Ctrl-C.
     return np.asarray(jax.block_until_ready(x))
 
 
-def _decoding_weights(model: TrainedModel) -> Any:
+def decoding_weights(model: TrainedModel) -> Any:
     """Returns the model's decoding weights.
 
     Raises UserError if they are still to be prepared and do not fit in memory.
@@ -225,7 +227,7 @@ def _start(
       sampling: how tokens are drawn.
       new_slots: room in the cache beyond the prompts, in tokens.
       weights: the decoding weights.
-      tokens_BT, lengths_B: the prompts, as `_pad` returns them.
+      tokens_BT, lengths_B: the prompts, as `padded` returns them.
       draws: the inputs of the draws.
     """
     logits_BV, cache = decoding.prefill(config, weights, tokens_BT, lengths_B, new_slots)
@@ -297,7 +299,9 @@ def _draw(
     return decoding.constrain(sample(logits_BV, sampling, keys_B), decoding.REPLICATED)
 
 
-def _mask(first: Sequence[np.ndarray | None] | None, size: int, vocab: int) -> np.ndarray | None:
+def first_mask(
+    first: Sequence[np.ndarray | None] | None, size: int, vocab: int
+) -> np.ndarray | None:
     """Returns mask_BV of the ids named for each sequence; one without any may begin with all."""
     if first is None:
         return None
@@ -370,7 +374,7 @@ def bucket(n: int) -> int:
     return power * 3 // 4 if power > 64 and n <= power * 3 // 4 else power
 
 
-def _pad(prompts: Sequence[Sequence[int]], shards: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def padded(prompts: Sequence[Sequence[int]], shards: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Returns tokens_BT and lengths_B of a padded batch.
 
     T is a `bucket`; B is a power of two, or the next multiple of `shards`. Sequences that only pad
@@ -385,7 +389,9 @@ def _pad(prompts: Sequence[Sequence[int]], shards: int = 1) -> tuple[np.ndarray,
     return tokens_BT, lengths_B
 
 
-def _check(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def check_prompts(
+    config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
     """Raises UserError for a prompt that cannot be continued."""
     for index, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= CAPACITY - max_new_tokens:

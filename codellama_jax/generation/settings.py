@@ -14,11 +14,13 @@ CAPACITY = 131_072  # tokens of a prompt and its continuation; Code Llama is use
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e4  # beyond them fp32 logits overflow or all are equal
 MAX_SEED = 2**32 - 1  # a PRNG key of JAX holds no more without 64-bit types
 MAX_TOP_K = 2**31 - 1
+MAX_BEAMS = 256
+MAX_LENGTH_PENALTY = 10.0  # a text of 100,000 tokens to this power is a number of float64
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: the most likely one at temperature 0, else at random."""
+    """How tokens are chosen: the most likely one or by beam search at temperature 0, else drawn."""
 
     temperature: float = 0.0
     """0 takes the most likely token."""
@@ -30,6 +32,10 @@ class Sampling:
     """Stop after this many tokens."""
     seed: int = 0
     """PRNG seed: the same seed draws the same tokens."""
+    beams: int = 1
+    """Beam search: how many continuations to extend at once; 1 extends the most likely token."""
+    length_penalty: float = 1.0
+    """Beam search: divide log-probabilities by the number of tokens to this power."""
 
     def __post_init__(self) -> None:
         hot = _is_real(self.temperature) and MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE
@@ -41,12 +47,30 @@ class Sampling:
         _check_integer("top_k", self.top_k, 0, MAX_TOP_K)
         _check_integer("max_new_tokens", self.max_new_tokens, 1, CAPACITY - 1)
         _check_integer("seed", self.seed, 0, MAX_SEED)
+        check_beams(self.beams, self.length_penalty, self.temperature)
 
 
 def check_stop_strings(stop_strings: Sequence[str]) -> None:
     """Raises UserError for an empty stop string: every text holds one, so nothing would be left."""
     if "" in stop_strings:
         raise _not_allowed("stop", "", "text of at least one character")
+
+
+def check_beams(beams: Any, length_penalty: Any, temperature: float) -> None:
+    """Raises UserError for options of beam search that are out of range or contradict others."""
+    _check_integer("beams", beams, 1, MAX_BEAMS)
+    if not (_is_real(length_penalty) and abs(length_penalty) <= MAX_LENGTH_PENALTY):
+        allowed = f"a number from {-MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}"
+        raise _not_allowed("length_penalty", length_penalty, allowed)
+    if beams == 1 and length_penalty != 1:
+        raise UserError(
+            f"--length-penalty {length_penalty:g} has no effect on one beam: pass --beams too"
+        )
+    if beams > 1 and temperature != 0:
+        raise UserError(
+            f"--beams {beams} and --temperature {temperature:g} exclude each other: beam search"
+            " draws nothing at random; leave out one of them"
+        )
 
 
 def _is_real(value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from codellama_jax.generation.beam import beam_search
 from codellama_jax.generation.healing import heal
 from codellama_jax.generation.sampler import Sampling, generate
 from codellama_jax.generation.settings import check_stop_strings
@@ -29,10 +30,13 @@ class Rows:
       truncate: a sequence stops once `truncate(index, text) != text`. It must be monotone:
         appending text never moves the end.
       numbers: each sequence's PRNG key depends on the seed and its number.
+      ranks: of the texts of a beam search, the one to take for each sequence, from 0. Sequences
+        with equal prompts share one search, so their `truncate` must be the same.
     """
 
     truncate: Truncate
     numbers: Sequence[int]
+    ranks: Sequence[int] | None = None
 
 
 def whole_characters(decode: Callable[[list[int]], str], ids: list[int]) -> str:
@@ -116,7 +120,8 @@ def generate_text(
 ) -> list[Generated]:
     """Generates from ids and returns texts, truncated at stop strings.
 
-    A character that is unfinished where the tokens end is left out.
+    A character that is unfinished where the tokens end is left out. A beam search returns its best
+    text, or that of the rank in `rows`, and streams nothing.
 
     Args:
       model: the model and its tokenizer.
@@ -146,17 +151,23 @@ def generate_text(
         text = text_of(index, ids)
         return truncated(index, text) != text
 
-    new = generate(
-        model,
-        prompts,
-        sampling,
-        stop_ids,
-        stop=stopped if rows or stop_strings else None,
-        on_tokens=show if stream else None,
-        vocab=min(model.config.vocab_size, model.tokenizer.vocab_size),
-        numbers=rows.numbers if rows else None,
-        first=first,
-    )
+    stop = stopped if rows or stop_strings else None
+    vocab = min(model.config.vocab_size, model.tokenizer.vocab_size)
+    if sampling.beams > 1:
+        ranks = rows.ranks if rows else None
+        new = _searched(model, prompts, sampling, stop_ids, stop, vocab, first, ranks)
+    else:
+        new = generate(
+            model,
+            prompts,
+            sampling,
+            stop_ids,
+            stop=stop,
+            on_tokens=show if stream else None,
+            vocab=vocab,
+            numbers=rows.numbers if rows else None,
+            first=first,
+        )
     generated = []
     for index, ids in enumerate(new):
         text = text_of(index, ids)
@@ -164,6 +175,46 @@ def generate_text(
         is_ended = kept != text or len(ids) < sampling.max_new_tokens
         generated.append(Generated(kept, is_ended))
     return generated
+
+
+def _searched(
+    model: TrainedModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    stop_ids: Sequence[int],
+    stop: Callable[[int, list[int]], bool] | None,
+    vocab: int,
+    first: Sequence[np.ndarray | None] | None,
+    ranks: Sequence[int] | None,
+) -> list[list[int]]:
+    """Returns new ids by beam search. Arguments: as in `beam.beam_search`, and those of `Rows`."""
+    # Samples of one task differ in their rank alone: one search has them all.
+    places: dict[tuple[int, ...], int] = {}
+    for index, prompt in enumerate(prompts):
+        places.setdefault(tuple(prompt), index)
+    indices = list(places.values())
+
+    def stopped(search: int, ids: list[int]) -> bool:
+        assert stop is not None
+        return stop(indices[search], ids)
+
+    searched = beam_search(
+        model,
+        [prompts[index] for index in indices],
+        sampling,
+        stop_ids,
+        stop=stopped if stop else None,
+        vocab=vocab,
+        first=[first[index] for index in indices] if first else None,
+    )
+    beams_of = dict(zip(places, searched))
+    new = []
+    for index, prompt in enumerate(prompts):
+        beams = beams_of[tuple(prompt)]
+        # A vocabulary that `first` restricts may have fewer continuations than beams.
+        rank = min(ranks[index], len(beams) - 1) if ranks else 0
+        new.append(beams[rank].ids)
+    return new
 
 
 def complete(

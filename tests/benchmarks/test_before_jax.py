@@ -37,6 +37,22 @@ def evaluate(*arguments: str) -> subprocess.CompletedProcess:
         ("humaneval --samples-file {mbpp} --data {humaneval}", "which is no task of humaneval"),
         ("humaneval --reference --samples-file x", "exclude each other"),
         ("humaneval --reference --run RUN", "--run and --reference exclude each other"),
+        ("mbpp --run RUN --data {mbpp} --prompt codex", "must be one of code_llama, starcoder"),
+        ("humaneval --run RUN --data {humaneval} --prompt alphacode", "alphacode"),
+        ("gsm8k --run RUN --data x --prompt codex", "--prompt is no option of gsm8k"),
+        ("humaneval --run RUN --data {humaneval} --rank median", "median"),
+        (
+            "humaneval --run RUN --data {humaneval} --samples 4 --rank mean back-translation",
+            "--rank back-translation needs a model of docstrings: pass --docstring-run RUN",
+        ),
+        (
+            "humaneval --run RUN --data {humaneval} --samples 4 --rank back-translation"
+            " --docstring-run {folder}/missing",
+            "pass the folder of a run with --docstring-run",
+        ),
+        ("humaneval --run RUN --data {humaneval} --rank mean", "not among --samples 1"),
+        ("humaneval --run RUN --data {humaneval} --beams 4 --samples 9", "more than --beams 4"),
+        ("humaneval --run RUN --data {humaneval} --beams 4 --temperature 0.2", "exclude each"),
         ("humanevl", "no benchmark humanevl"),
         ("key_retrieval --run RUN --data {folder}/missing", "no file or folder"),
         ("perplexity --run RUN --data {folder}/missing", "no file or folder"),

@@ -46,7 +46,7 @@ def knows(model: TrainedModel, benchmark: Benchmark, babble: str, spm: bool, mon
             [*tokenizer.encode(known[tuple(prompt)] + babble, leading_space=False), end]
             for prompt in prompts
         ]
-        tokens_BT, _ = sampler._pad(drawn)
+        tokens_BT, _ = sampler.padded(drawn)
         while not rows.done.all():
             rows.take(tokens_BT[: len(prompts), rows.count : rows.count + 16])
         return rows.new

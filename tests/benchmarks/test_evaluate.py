@@ -23,11 +23,13 @@ from codellama_jax.benchmarks.bleu import smoothed_bleu
 from codellama_jax.benchmarks.sample_forms import read_samples
 from codellama_jax.benchmarks.samples import append, continue_file
 from codellama_jax.benchmarks.scoring import score
-from codellama_jax.benchmarks.settings import Checking, Options, Settings
+from codellama_jax.benchmarks.settings import Checking, Options, PromptOptions, Settings
 from codellama_jax.benchmarks.suites import SUITES, load
 from codellama_jax.benchmarks.summary import summarise
 from codellama_jax.data import downloads
 from codellama_jax.errors import UserError
+from codellama_jax.generation.beam import beam_search
+from codellama_jax.generation.settings import Sampling
 from codellama_jax.generation.text import whole_characters
 from codellama_jax.models.llama.model import Llama
 
@@ -79,6 +81,33 @@ def test_a_killed_evaluation_continues_with_the_same_samples(model, files, tmp_p
         drawn(dataclasses.replace(HOT, temperature=0.5), "killed")
 
 
+def test_samples_of_a_beam_search_are_its_best_texts(model, files):
+    """Whichever are drawn already; each has its log-probability, by which they are ranked."""
+    benchmark = load("humaneval", data=files["humaneval"])
+    options = {"max_new_tokens": 6, "beams": 3, "length_penalty": 0.0}
+    settings = Settings(samples=3, **options)
+
+    def drawn(settings, done=frozenset()):
+        samples = {}
+        for batch in answers.answers(model, benchmark, settings, set(done)):
+            samples |= {(line["task_id"], line["sample"]): line for line in batch}
+        return samples
+
+    samples = drawn(settings)
+    prompts = [[1, *model.tokenizer.encode(task.prompt)] for task in benchmark.tasks]
+    searched = beam_search(model, prompts, Sampling(**options), [2], vocab=376)
+    for task, beams in zip(benchmark.tasks, searched):
+        for rank, beam in enumerate(beams):
+            text = model.tokenizer.decode(beam.ids, leading_space=False)
+            expected = benchmark.finish(task, benchmark.truncate(task, text))
+            assert expected.startswith(samples[task.task_id, rank]["completion"])
+    assert all(sample["mean_logprob"] < 0 for sample in samples.values())
+    others = drawn(settings, {("HumanEval/0", 0)})
+    assert len(others) == 5
+    for name, sample in others.items():
+        assert sample["completion"] == samples[name]["completion"]
+
+
 def test_scores_are_added_once(files, executor, tmp_path, monkeypatch):
     benchmark = load("humaneval", data=files["humaneval"])
     samples = evaluate.reference_samples(benchmark).by_key
@@ -128,7 +157,7 @@ def test_samples_of_the_public_harness_are_scored(files, executor, tmp_path, cap
     evaluate.evaluate(
         "humaneval",
         None,
-        Options(data=files["humaneval"]),
+        PromptOptions(data=files["humaneval"]),
         Settings(),
         ONE,
         tmp_path / "out",
@@ -148,7 +177,7 @@ def test_undecided_verdicts_are_counted_apart(files, executor, tmp_path, capsys)
     names = [record["task_id"] for record in data.HUMANEVAL]
     samples = [{"task_id": name, "completion": text} for name in names for text in (equal, long)]
     path = data.write_lines(tmp_path / "samples.jsonl", samples)
-    options = Options(data=files["humaneval"])
+    options = PromptOptions(data=files["humaneval"])
     evaluate.evaluate("humaneval", None, options, Settings(), ONE, tmp_path / "out", str(path))
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     assert result["undecided"] == {"not_comparable": len(names), "too_large": len(names)}
@@ -250,7 +279,7 @@ def test_a_file_in_the_place_of_the_folder_and_no_workers_are_refused(tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UserError, match="out is a file: name a folder with --out"):
         evaluate.evaluate(
-            "humaneval", None, Options(), Settings(), ONE, tmp_path / "out", reference=True
+            "humaneval", None, PromptOptions(), Settings(), ONE, tmp_path / "out", reference=True
         )
     with pytest.raises(UserError, match="--workers must be an integer from 1 to 256, not 0"):
         Checking(workers=0)
@@ -331,14 +360,15 @@ def test_likelihoods_and_perplexity_are_those_of_a_direct_computation(model, fil
 def test_samples_are_ranked_by_the_mean_log_probability_of_their_tokens(model, files):
     benchmark = load("humaneval", data=files["humaneval"])
     texts, log_p = ("\n    return x\n", ""), forward(model)
-    written, empty = answers.mean_logprobs(model, benchmark, benchmark.tasks, texts, False)
+    (written, total), empty = answers.logprobs(model, benchmark, benchmark.tasks, texts, False)
     before = [model.tokenizer.bos_id, *model.tokenizer.encode(benchmark.tasks[0].prompt)]
     new = model.tokenizer.encode(texts[0], leading_space=False)
     rows = log_p(before + new)
     assert written == pytest.approx(
         np.mean([rows[len(before) + i - 1, token] for i, token in enumerate(new)]), rel=1e-5
     )
-    assert empty == pytest.approx(-np.log(model.tokenizer.vocab_size))
+    assert total == pytest.approx(written * len(new)) and len(new) > 1
+    assert empty == pytest.approx((-np.log(model.tokenizer.vocab_size),) * 2)
     passed = {"HumanEval/0": (False, True, True), "HumanEval/1": (True, False, True)}
     results = []
     for task_id, verdicts in passed.items():

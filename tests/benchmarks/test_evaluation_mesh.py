@@ -18,7 +18,7 @@ from paths import ROOT
 from toy import stage
 
 from codellama_jax.benchmarks import answers, evaluate
-from codellama_jax.benchmarks.settings import Checking, Options, Settings
+from codellama_jax.benchmarks.settings import Checking, PromptOptions, Settings
 from codellama_jax.benchmarks.suites import load
 from codellama_jax.checkpoints.checkpoint import Checkpoints
 from codellama_jax.checkpoints.loading import load_run
@@ -65,9 +65,9 @@ def expected(model, benchmark):
 def answered(model, benchmark) -> tuple[list[str], list[float]]:
     """Returns greedy completions, and the mean log-probabilities of other texts."""
     [batch] = answers.answers(model, benchmark, Settings(max_new_tokens=24), set())
-    return [s["completion"] for s in batch], answers.mean_logprobs(
-        model, benchmark, benchmark.tasks, ("\n    return x\n", " 1"), False
-    )
+    texts = ("\n    return x\n", " 1")
+    measured = answers.logprobs(model, benchmark, benchmark.tasks, texts, False)
+    return [s["completion"] for s in batch], [mean for mean, _ in measured]
 
 
 # The last one splits 2 key heads over 4 devices.
@@ -173,17 +173,18 @@ def test_two_hosts_draw_the_samples_of_one_host(model, folder, files, executor, 
     assert [host.returncode for host in hosts] == [2, 2], outputs
     for output in outputs:
         assert "drawn in another way (settings.seed: 0 -> 1): choose another --out" in output
-    options, checking = Options(data=files["humaneval"]), Checking(workers=1)
+    options, checking = PromptOptions(data=files["humaneval"]), Checking(workers=1)
     evaluate.evaluate("humaneval", lambda: model, options, DRAWN, checking, tmp_path / "alone")
 
     def measures(out):
         return json.loads((tmp_path / out / "results.json").read_text())["measures"]
 
+    def close(sample):
+        fields = ("mean_logprob", "sum_logprob")
+        return sample | {field: pytest.approx(sample[field], rel=1e-5) for field in fields}
+
     alone = by_key(tmp_path / "alone" / "samples.jsonl")
     for out in ("apart", "together"):
         samples = by_key(tmp_path / out / "samples.jsonl")
-        assert samples == {
-            name: {**s, "mean_logprob": pytest.approx(s["mean_logprob"], rel=1e-5)}
-            for name, s in alone.items()
-        }
+        assert samples == {name: close(sample) for name, sample in alone.items()}
         assert measures(out) == measures("alone") and "pass@1 ranked" in measures(out)

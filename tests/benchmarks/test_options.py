@@ -30,6 +30,8 @@ BAD = [
     (Settings, "max_new_tokens", 10**12, "--max-new-tokens"),
     (Settings, "context_tokens", -1, "--context-tokens"),
     (Settings, "batch_tokens", 0, "--batch-tokens"),
+    (Settings, "beams", 0, "--beams is 0: it must be a whole number from 1 to 256"),
+    (Settings, "length_penalty", 0.5, "--length-penalty 0.5 has no effect on one beam"),
     (ShotOptions, "shots", -5, "--shots must be an integer from -1 to 1000000, not -5"),
     (KeyOptions, "examples", -1, "--examples must be an integer from 1 to 1000000, not -1"),
     (KeyOptions, "examples", 0, "--examples"),
@@ -96,3 +98,11 @@ def test_an_option_without_a_help_text_is_named(monkeypatch):
     monkeypatch.setitem(SUITES, "plain", suite)
     with pytest.raises(TypeError, match="option first of plain has no help text"):
         all_options()
+
+
+def test_samples_of_a_beam_search_are_at_most_its_beams():
+    Settings(samples=4, beams=4)
+    with pytest.raises(UserError, match="--samples 5 is more than --beams 4, which find that many"):
+        Settings(samples=5, beams=4)
+    with pytest.raises(UserError, match=r"--beams 4 and --temperature 0\.2 exclude each other"):
+        Settings(beams=4, temperature=0.2)

@@ -10,7 +10,7 @@ import small_data as data
 from codellama_jax.benchmarks import evaluate, samples, wrapping
 from codellama_jax.benchmarks.sample_forms import check_own, read_samples
 from codellama_jax.benchmarks.scoring import FIELDS, score
-from codellama_jax.benchmarks.settings import Checking, Options, Settings
+from codellama_jax.benchmarks.settings import Checking, PromptOptions, Settings
 from codellama_jax.benchmarks.suites import load
 from codellama_jax.errors import UserError
 
@@ -153,7 +153,7 @@ def test_files_that_hold_no_samples(humaneval, files, tmp_path):
 
 def test_partial_samples_are_scored_only_on_request(files, executor, tmp_path, capsys):
     path = data.write_lines(tmp_path / "s.jsonl", GOOD[:1])
-    common = ("humaneval", None, Options(data=files["humaneval"]), Settings())
+    common = ("humaneval", None, PromptOptions(data=files["humaneval"]), Settings())
     message = "no sample of 1 of 2 tasks: HumanEval/1; --partial scores the others"
     with pytest.raises(UserError, match=message):
         evaluate.evaluate(*common, ONE, tmp_path / "out", str(path))

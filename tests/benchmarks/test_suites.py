@@ -75,10 +75,16 @@ def test_a_folder_with_the_options_of_all_suites_continues(tmp_path):
     """As earlier versions wrote settings.json."""
     options = {"data": "x", "shots": -1, "source": "", "all_tasks": False, "lengths": [8000]}
     request = {"benchmark": "humaneval", "model": "m", "settings": asdict(Settings())}
-    (tmp_path / "settings.json").write_text(json.dumps({**request, "options": options}))
+    stored = {**request, "settings": asdict(Settings()), "options": options}
+    for name in ("beams", "length_penalty"):
+        del stored["settings"][name]
+    (tmp_path / "settings.json").write_text(json.dumps(stored))
     out_folder.check_same(tmp_path, {**request, "options": asdict(Options("x"))})
     with pytest.raises(UserError, match=r"drawn in another way \(options.data: x -> y\)"):
         out_folder.check_same(tmp_path, {**request, "options": asdict(Options("y"))})
+    beams = {**request, "settings": asdict(Settings(beams=2)), "options": asdict(Options("x"))}
+    with pytest.raises(UserError, match=r"\(settings.beams: 1 -> 2\)"):
+        out_folder.check_same(tmp_path, beams)
 
 
 @pytest.mark.parametrize("package", ["benchmarks", "probes", "generation"])

@@ -195,7 +195,7 @@ def test_ctrl_c_ends_the_process_while_a_prompt_is_read():
         import os, signal, threading
         import jax, jax.numpy as jnp
         from codellama_jax.generation.commands import ends_at_once
-        from codellama_jax.generation.sampler import _fetched
+        from codellama_jax.generation.sampler import fetched
         # A shell that starts the tests in the background lets them ignore Ctrl-C.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         step = lambda _, x: jnp.tanh(x @ x)
@@ -203,7 +203,7 @@ def test_ctrl_c_ends_the_process_while_a_prompt_is_read():
         compiled = slow.lower(jnp.ones((256, 256))).compile()
         threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         with ends_at_once():
-            _fetched(compiled(jnp.ones((256, 256))))
+            fetched(compiled(jnp.ones((256, 256))))
     """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60

@@ -29,6 +29,10 @@ from codellama_jax.generation.settings import CAPACITY, MAX_SEED, Sampling
         ("max_new_tokens", 10**400, "a whole number from 1 to"),
         ("seed", -1, "a whole number from 0 to"),
         ("seed", 2**32, "a whole number from 0 to"),
+        ("beams", 0, "a whole number from 1 to 256"),
+        ("beams", 2.0, "a whole number from 1 to 256"),
+        ("length_penalty", math.nan, "a number from -10 to 10"),
+        ("length_penalty", 11, "a number from -10 to 10"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_option(name, value, allowed):
@@ -44,3 +48,18 @@ def test_the_bounds_are_allowed():
     Sampling(0, 0, 1, 1, 0)
     Sampling(1e-4, 2**31 - 1, 1e-9, CAPACITY - 1, MAX_SEED)
     Sampling(1e4)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"length_penalty": 0.5}, "--length-penalty 0.5 has no effect on one beam: pass --beams"),
+        (
+            {"beams": 4, "temperature": 0.8},
+            "--beams 4 and --temperature 0.8 exclude each other: beam search draws nothing",
+        ),
+    ],
+)
+def test_options_of_beam_search_that_contradict_others_are_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        Sampling(**values)

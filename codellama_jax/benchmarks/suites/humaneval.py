@@ -1,12 +1,13 @@
 """HumanEval (Codex, section 2) and HumanEval+ (EvalPlus), zero-shot.
 
-The model completes a function from its signature and docstring. The stop strings are those of
-BigCode's harness, which Meta names as the harness of Code Llama.
+The model completes a function from its signature and docstring. `prompts.py` has the prompts and
+stop rules of each paper.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from codellama_jax.benchmarks.benchmark import (
     Benchmark,
@@ -15,17 +16,15 @@ from codellama_jax.benchmarks.benchmark import (
     Task,
     after_space,
     read_records,
-    stripped,
-    until,
 )
-from codellama_jax.benchmarks.fields import IDENTIFIER, LIST, NUMBER, TEXT, list_of, or_null
+from codellama_jax.benchmarks.fields import IDENTIFIER, LIST, NUMBER, TEXT, Kind, list_of, or_null
 from codellama_jax.benchmarks.paper import PASS, Paper
-from codellama_jax.benchmarks.settings import Options
+from codellama_jax.benchmarks.settings import PromptOptions
 from codellama_jax.benchmarks.suite import Suite
+from codellama_jax.benchmarks.suites.prompts import FORMS, solved
+from codellama_jax.data.functions import Function
 from codellama_jax.sandbox import Program
 
-# A new statement at the top level: the function has ended.
-STOPS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "<file_sep>")
 FIELDS = {
     "task_id": TEXT,
     "prompt": TEXT,
@@ -56,34 +55,36 @@ PAPER = Paper(
 )
 
 
-def load(options: Options, tokenizer: object = None) -> Benchmark:
+def load(options: PromptOptions, tokenizer: object = None) -> Benchmark:
     """Returns the tasks of HumanEval: functions to complete."""
-    tasks = [_task(record) for record in read_records(options.data, {**FIELDS, "test": TEXT})]
+    tasks = _tasks(options, {**FIELDS, "test": TEXT})
     return Benchmark(
         "humaneval",
         tasks,
-        truncate=until(STOPS),
+        truncate=FORMS[options.prompt].truncate,
         finish=_finish,
         checks=_checks,
         program_checks=_program_checks,
+        documented=_documented,
         paper=PAPER,
     )
 
 
-def load_plus(options: Options, tokenizer: object = None) -> Benchmark:
+def load_plus(options: PromptOptions, tokenizer: object = None) -> Benchmark:
     """Returns the tasks of HumanEval+.
 
     An answer must return the same as the canonical solution for every input of the file, up to the
     task's tolerance.
     """
-    tasks = [_task(record) for record in read_records(options.data, PLUS_FIELDS)]
+    tasks = _tasks(options, PLUS_FIELDS)
     return Benchmark(
         "humaneval_plus",
         tasks,
-        truncate=until(STOPS),
+        truncate=FORMS[options.prompt].truncate,
         finish=_finish,
         checks=_plus_checks,
         program_checks=_plus_program_checks,
+        documented=_documented,
     )
 
 
@@ -118,15 +119,19 @@ def _test(task: Task, candidate: str, test: str, timeout: float) -> list[Check]:
     return python_check(task.record, task.record["prompt"], candidate, test, timeout)
 
 
-def _task(record: Record) -> Task:
-    prompt, space = stripped(record["prompt"])
-    return Task(
-        record["task_id"],
-        prompt,
+def _tasks(options: PromptOptions, fields: Mapping[str, Kind]) -> list[Task]:
+    tasks = []
+    for record in read_records(options.data, fields):
+        prompt, space = FORMS[options.prompt].prompt(record)
         # The model writes the space that the prompt lost.
-        reference=space + record["canonical_solution"],
-        record={**record, "space": space},
-    )
+        reference = space + record["canonical_solution"]
+        record = {**record, "space": space}
+        tasks.append(Task(record["task_id"], prompt, reference=reference, record=record))
+    return tasks
+
+
+def _documented(task: Task, completion: str) -> Function:
+    return solved(task.record, completion)
 
 
 def _finish(task: Task, text: str) -> str:
@@ -180,5 +185,9 @@ def check(candidate):
 """
 
 
-SUITE = Suite(load, checksums=("adcce144f7187b8296e488921474e692ca26bf4380b4dca91cd28f2a4b950bc2",))
-PLUS = Suite(load_plus)
+SUITE = Suite(
+    load,
+    PromptOptions,
+    checksums=("adcce144f7187b8296e488921474e692ca26bf4380b4dca91cd28f2a4b950bc2",),
+)
+PLUS = Suite(load_plus, PromptOptions)

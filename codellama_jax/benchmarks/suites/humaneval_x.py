@@ -1,6 +1,9 @@
 """HumanEval-X (CodeGeeX, section 4): HumanEval in Python, C++, Java, JavaScript and Go.
 
-The model completes a function, or translates the solution of another language.
+The model completes a function, or translates the solution of another language. With `--prompt
+codegeex` prompts are exactly the published ones: a comment that names the language before the
+prompt, and for a translation line breaks after the declaration and the solution. Otherwise they
+have no such comment, and no white space at their ends.
 
 Text is truncated as in the published harness: in Python at the end of the function, in the other
 languages at the brace that closes the function. One difference: in Go, functions that follow and
@@ -25,9 +28,16 @@ from codellama_jax.benchmarks.benchmark import (
 )
 from codellama_jax.benchmarks.fields import TEXT, WORD, optional
 from codellama_jax.benchmarks.paper import PASS, Paper, crossed
-from codellama_jax.benchmarks.settings import Options, described
+from codellama_jax.benchmarks.settings import (
+    PROMPT,
+    Options,
+    Prompt,
+    check_prompt,
+    described,
+)
 from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.benchmarks.suites.humaneval import python_check
+from codellama_jax.benchmarks.suites.prompts import end_of_function, tagged
 from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Program
 from codellama_jax.sandbox.languages import GO_PACKAGES
@@ -40,8 +50,7 @@ LANGUAGES = {"Python": "python", "CPP": "cpp", "Java": "java", "JavaScript": "js
 TIMEOUTS = {"python": 5.0, "cpp": 20.0, "java": 20.0, "js": 5.0, "go": 30.0}
 # A failed console.assert of JavaScript prints, but does not raise.
 RULES = {"js": "js"}
-# The first line without indentation.
-PYTHON_END = re.compile(r"\n(?=\S)")
+PROMPTS = ("code_llama", "codegeex")
 # Imports that the published harness adds to every Python program.
 PYTHON_IMPORTS = """import math
 import re
@@ -101,13 +110,17 @@ class TranslationOptions(Options):
     source: Annotated[
         str, described("Translate the solutions of this file instead of generating.")
     ] = ""
+    prompt: Annotated[Prompt, described(PROMPT)] = "code_llama"
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt, PROMPTS)
 
 
 def load(options: TranslationOptions, tokenizer: object = None) -> Benchmark:
     """Returns the tasks of HumanEval-X: functions to complete, or to translate with `source`."""
     records = [_with_language(record) for record in read_records(options.data, FIELDS)]
     if not options.source:
-        tasks = [_task(record) for record in records]
+        tasks = [_task(record, options.prompt) for record in records]
         return Benchmark(
             "humaneval_x",
             tasks,
@@ -122,7 +135,9 @@ def load(options: TranslationOptions, tokenizer: object = None) -> Benchmark:
     missing = [record["task_id"] for record in records if _number(record) not in sources]
     if missing:
         raise UserError(f"{options.source} has no solution to translate for {missing[0]}")
-    tasks = [_translation(sources[_number(record)], record) for record in records]
+    tasks = []
+    for record in records:
+        tasks.append(_translation(sources[_number(record)], record, options.prompt))
     return Benchmark(
         "humaneval_x_translation",
         tasks,
@@ -152,8 +167,10 @@ def _number(record: Record) -> str:
     return record["task_id"].partition("/")[2]
 
 
-def _task(record: Record) -> Task:
+def _task(record: Record, form: str) -> Task:
     prompt, space = stripped(record["prompt"])
+    if form == "codegeex":
+        prompt, space = tagged(record["language"], record["prompt"]), ""
     record = {**record, "space": space}
     return Task(
         record["task_id"],
@@ -164,15 +181,19 @@ def _task(record: Record) -> Task:
     )
 
 
-def _translation(source: Record, target: Record) -> Task:
+def _translation(source: Record, target: Record, form: str) -> Task:
     """Returns the task to translate the solution of `source` into the language of `target`."""
     source_name = NAMES[source["language"]]
     target_name = NAMES[target["language"]]
-    solved = source["declaration"] + source["canonical_solution"]
+    declaration, solution = source["declaration"], source["canonical_solution"]
+    if form == "codegeex":
+        declaration, solution = f"{declaration}\n", solution.rstrip()
     # The prompt of CodeGeeX.
-    prompt, space = stripped(
-        f"code translation\n{source_name}:\n{solved}\n{target_name}:\n{target['declaration']}"
+    prompt = (
+        f"code translation\n{source_name}:\n{declaration}{solution}\n"
+        f"{target_name}:\n{target['declaration']}"
     )
+    prompt, space = (prompt, "") if form == "codegeex" else stripped(prompt)
     record = {**target, "prompt": target["declaration"], "space": space}
     group = f"{source['language']} to {target['language']}"
     return Task(
@@ -188,8 +209,7 @@ def _truncate(task: Task, text: str) -> str:
     """Returns the text up to the end of the function, see the module's docstring."""
     language = task.record["language"]
     if language == "python":
-        end = PYTHON_END.search(text)
-        return text[: end.start() + 1] if end else text
+        return end_of_function(task, text)
     # The prompt has opened a brace: the function ends at the first one that closes more.
     depth = 0
     for position, character in enumerate(text):
@@ -197,10 +217,10 @@ def _truncate(task: Task, text: str) -> str:
             depth += 1
         elif character == "}":
             depth -= 1
-            end_of_function = position + 1
-            has_helper = language == "go" and _helper_follows(text, end_of_function)
+            function_end = position + 1
+            has_helper = language == "go" and _helper_follows(text, function_end)
             if depth < 0 and not has_helper:
-                return text[:end_of_function]
+                return text[:function_end]
     return text
 
 

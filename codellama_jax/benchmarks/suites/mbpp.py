@@ -2,6 +2,9 @@
 
 The prompt is 3-shot, or 0-shot for Instruct models. As its authors define, tasks 2, 3 and 4 are the
 examples, and tasks 11 to 510 the test split. Code Llama's examples are not published.
+
+With `--prompt starcoder` it is that of BigCode's harness, after InCoder: the sentence and the first
+assertion as a docstring, without examples.
 """
 
 from __future__ import annotations
@@ -14,7 +17,13 @@ from typing import Annotated
 from codellama_jax.benchmarks.benchmark import Benchmark, Check, Record, Task, read_records, until
 from codellama_jax.benchmarks.fields import INTEGER, TEXT, WORD, list_of, optional
 from codellama_jax.benchmarks.paper import PASS, Paper
-from codellama_jax.benchmarks.settings import ShotOptions, described
+from codellama_jax.benchmarks.settings import (
+    PROMPT,
+    Prompt,
+    ShotOptions,
+    check_prompt,
+    described,
+)
 from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Program
@@ -25,6 +34,9 @@ OWN_TASKS = "the papers' numbers are those of the test split, and --all-tasks wa
 # Marks around code, in the few-shot prompt of the MBPP paper and in that of Instruct models.
 BEGIN, DONE = "[BEGIN]\n", "\n[DONE]"
 OPEN, CLOSE = "[PYTHON]", "[/PYTHON]"
+# BigCode's harness: the program has ended.
+STOPS = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n<|/", "\n```")
+PROMPTS = ("code_llama", "starcoder")
 INSTRUCTION = (
     "You are an expert Python programmer, and here is your task: {} "
     "Your code should pass these tests:\n\n{}\n"
@@ -67,6 +79,16 @@ class MbppOptions(ShotOptions):
     """Options of MBPP."""
 
     all_tasks: Annotated[bool, described("All tasks, not only the test split.")] = False
+    prompt: Annotated[Prompt, described(PROMPT)] = "code_llama"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_prompt(self.prompt, PROMPTS)
+        if self.prompt == "starcoder" and self.shots > 0:
+            raise UserError(
+                f"--shots {self.shots} and --prompt starcoder exclude each other: its prompt has no"
+                " solved examples; leave out one of them"
+            )
 
 
 def load(options: MbppOptions, tokenizer: object = None) -> Benchmark:
@@ -75,7 +97,10 @@ def load(options: MbppOptions, tokenizer: object = None) -> Benchmark:
     if options.shots > len(EXAMPLES):
         message = f"--shots must be at most {len(EXAMPLES)} for mbpp, whose examples are tasks"
         raise UserError(f"{message} {', '.join(map(str, EXAMPLES))}; not {options.shots}")
-    shots = EXAMPLES[: options.shots] if options.shots >= 0 else EXAMPLES
+    is_docstring = options.prompt == "starcoder"
+    shots = (
+        EXAMPLES if options.shots < 0 and not is_docstring else EXAMPLES[: max(0, options.shots)]
+    )
     # The examples are tasks of the same file, outside of the test split.
     by_id = {record["task_id"]: record for record in records}
     missing = [number for number in shots if number not in by_id]
@@ -91,17 +116,27 @@ def load(options: MbppOptions, tokenizer: object = None) -> Benchmark:
     tasks = []
     for record in records:
         if options.all_tasks or record["task_id"] in TEST:
-            tasks.append(_task(record, examples))
+            tasks.append(_docstring_task(record) if is_docstring else _task(record, examples))
+    name, stops, paper = _kind(is_docstring, bool(shots))
     return Benchmark(
-        "mbpp" if shots else "mbpp_zero_shot",
+        name,
         tasks,
-        truncate=until((DONE,) if shots else (CLOSE,)),
+        truncate=until(stops),
         finish=_finish,
         checks=_checks,
         program_checks=_checks,
-        paper=PAPER if shots else ZERO_SHOT,
+        paper=paper,
         own_tasks=OWN_TASKS if options.all_tasks else "",
     )
+
+
+def _kind(is_docstring: bool, has_examples: bool) -> tuple[str, tuple[str, ...], Paper | None]:
+    """Returns the benchmark's name in results, its stop strings and the papers' numbers."""
+    if is_docstring:
+        return "mbpp_docstring", STOPS, None
+    if has_examples:
+        return "mbpp", (DONE,), PAPER
+    return "mbpp_zero_shot", (CLOSE,), ZERO_SHOT
 
 
 def _normalized(record: Record) -> Record:
@@ -137,6 +172,12 @@ def _task(record: Record, examples: str) -> Task:
         )
         reference = f" {OPEN}\n{record['code']}\n"
     return Task(str(record["task_id"]), prompt, reference=reference, record=record)
+
+
+def _docstring_task(record: Record) -> Task:
+    """Returns the task with the prompt of BigCode's harness."""
+    prompt = f'"""\n{record["text"]}\n{record["test_list"][0]}\n"""\n'
+    return Task(str(record["task_id"]), prompt, reference=record["code"], record=record)
 
 
 def _finish(task: Task, text: str) -> str:
