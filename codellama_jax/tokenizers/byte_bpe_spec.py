@@ -141,7 +141,8 @@ def vocabulary(spec: dict[str, Any], name: str) -> Vocabulary:
     sentinels, listed = _appended(everything), True
     pieces = sentinels["pre_id"] - SENTINELS["<PRE>"] if sentinels else 1 + max(everything.values())
     if not sentinels:
-        sentinels, listed = _named(everything, markers["eos_id"], pieces)
+        marked = _markers(spec, name).get("infilling", ())
+        sentinels, listed = _named(everything, markers["eos_id"], pieces, marked)
     ids = markers | sentinels
     # A vocab.json may list special tokens among the others.
     used = set(ids.values()) | set(special.values())
@@ -201,13 +202,16 @@ def _appended(everything: dict[str, int]) -> dict[str, int]:
     return dict(zip(IDS, ids))
 
 
-def _named(everything: dict[str, int], eos: int, pieces: int) -> tuple[dict[str, int], bool]:
+def _named(
+    everything: dict[str, int], eos: int, pieces: int, marked: Sequence[str]
+) -> tuple[dict[str, int], bool]:
     """Returns the ids of the sentinels, and whether the vocabulary has them.
 
-    Those of a published model are found by their names; otherwise new ids follow the pieces.
+    Those of a published model are found by their names, `marked` ones first; otherwise new ids
+    follow the pieces.
     """
-    for names in INFILLING_NAMES:
-        if everything.keys() >= set(names):
+    for names in (marked, *INFILLING_NAMES):
+        if names and everything.keys() >= set(names):
             ids = [*(everything[name] for name in names), eos]
             return dict(zip(IDS, ids)), True
     rows = [pieces + offset for offset in SENTINELS.values()]
