@@ -34,14 +34,13 @@ from codellama_jax.models.layers import (
     length_shards,
     mesh_axes,
     rms_norm,
-    rope_angles,
     rotate,
     striped,
     unstriped,
 )
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.layers import Block
-from codellama_jax.models.llama.model import rope
+from codellama_jax.models.llama.rope import rope
 from kernels.decode_attention import decode_attention
 
 Leaf = TypeVar("Leaf", jax.Array, PartitionSpec)
@@ -59,6 +58,8 @@ class Layer(Generic[Leaf]):
     # would have to bring matching parts of them together.
     gate_up_XFD: Leaf
     down_DF: Leaf
+    qkv_bias_X: Leaf | None = None
+    out_bias_D: Leaf | None = None
 
 
 @struct.dataclass
@@ -71,19 +72,19 @@ class Weights(Generic[Leaf]):
     head_VD: Leaf
 
 
-LAYER_SPECS: Layer[PartitionSpec] = Layer(
-    attention_norm_D=REPLICATED,
-    qkv_XD=BY_OUTPUTS,
-    out_DX=BY_INPUTS,
-    ffn_norm_D=REPLICATED,
-    gate_up_XFD=PartitionSpec(None, *BY_OUTPUTS),
-    down_DF=BY_INPUTS,
-)
-
-
 def weight_specs(config: LlamaConfig) -> Weights[PartitionSpec]:
     """Returns the PartitionSpec of each weight."""
-    return Weights(BY_OUTPUTS, (LAYER_SPECS,) * config.n_layers, REPLICATED, BY_OUTPUTS)
+    layer: Layer[PartitionSpec] = Layer(
+        attention_norm_D=REPLICATED,
+        qkv_XD=BY_OUTPUTS,
+        out_DX=BY_INPUTS,
+        ffn_norm_D=REPLICATED,
+        gate_up_XFD=PartitionSpec(None, *BY_OUTPUTS),
+        down_DF=BY_INPUTS,
+        qkv_bias_X=PartitionSpec("tensor") if config.attention_bias != "none" else None,
+        out_bias_D=REPLICATED if config.attention_bias == "all" else None,
+    )
+    return Weights(BY_OUTPUTS, (layer,) * config.n_layers, REPLICATED, BY_OUTPUTS)
 
 
 def prepare(config: LlamaConfig, params: dict) -> Weights[jax.Array]:
@@ -91,6 +92,9 @@ def prepare(config: LlamaConfig, params: dict) -> Weights[jax.Array]:
 
     def output_major(w: jax.Array, inputs: int) -> jax.Array:
         return w.astype(config.compute_dtype).reshape(inputs, -1).T
+
+    def flat(stack: dict, name: str, layer: int) -> jax.Array | None:
+        return stack[name][layer].astype(config.compute_dtype).ravel() if name in stack else None
 
     stack = params["layers"]
     attention, ffn = stack["attention"], stack["ffn"]
@@ -103,6 +107,8 @@ def prepare(config: LlamaConfig, params: dict) -> Weights[jax.Array]:
             ffn_norm_D=stack["ffn_norm"]["scale"][i],
             gate_up_XFD=jnp.einsum("DXF->XFD", ffn["gate_up"][i].astype(config.compute_dtype)),
             down_DF=output_major(ffn["down"][i], config.d_ff),
+            qkv_bias_X=flat(attention, "qkv_bias", i),
+            out_bias_D=flat(attention, "out_bias", i),
         )
         layers.append(layer)
     embedding_VD = params["embedding"].astype(config.compute_dtype)
@@ -124,9 +130,14 @@ def block_params(config: LlamaConfig, layer: Layer[jax.Array]) -> dict:
         # As a matrix, because XLA's CPU backend copies transposed weights of three dims.
         _, F, D = layer.gate_up_XFD.shape
         gate_up_DXF = layer.gate_up_XFD.reshape(2 * F, D).T.reshape(D, 2, F)
+    attention = {"qkv": qkv_DKXH, "out": out_KGHD}
+    if layer.qkv_bias_X is not None:
+        attention["qkv_bias"] = layer.qkv_bias_X.reshape(K, G + 2, H)
+    if layer.out_bias_D is not None:
+        attention["out_bias"] = layer.out_bias_D
     return {
         "attention_norm": {"scale": layer.attention_norm_D},
-        "attention": {"qkv": qkv_DKXH, "out": out_KGHD},
+        "attention": attention,
         "ffn_norm": {"scale": layer.ffn_norm_D},
         "ffn": {"gate_up": gate_up_DXF, "down": layer.down_DF.T},
     }
@@ -140,7 +151,8 @@ def prefill(
     shards = length_shards(tokens_BT.shape[1])
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     positions_BT = striped(positions_BT, shards)
-    inputs = Inputs(positions_BT, None, rope(config, positions_BT), keep_kv=True)
+    angles = rope(config, positions_BT, lengths_B[:, None])
+    inputs = Inputs(positions_BT, None, angles, keep_kv=True)
     x_BTD = embed(weights.embedding_VD, striped(tokens_BT, shards))
     block, layers = Block(config), []
     for layer in weights.layers:
@@ -168,8 +180,8 @@ def step(
     """Reads one token per sequence; see `family.Family.step` for arguments and results."""
     B, K, H = tokens_B.shape[0], config.n_kv_heads, config.head_dim
     G = config.n_heads // K
-    angles = rope_angles(positions_B[:, None], H, config.rope_theta, config.rope_scaling)
-    cos_11HB, sin_11HB = (a[:, 0].T[None, None] for a in angles)
+    angles = rope(config, positions_B[:, None], positions_B[:, None] + 1)
+    cos_11HB, sin_11HB = (a[:, 0, 0].T[None, None] for a in angles)
     # The key head and sequence, and the slot, to which each new key and value is written.
     head_M, slot_M = jnp.arange(K * B), jnp.tile(positions_B, K)
 
@@ -189,6 +201,8 @@ def step(
     keys, values = [], []
     for layer, k_MSH, v_MSH in zip(weights.layers, cache.k_MSH, cache.v_MSH):
         qkv_XB = layer.qkv_XD @ norm(x_DB, layer.attention_norm_D)
+        if layer.qkv_bias_X is not None:
+            qkv_XB += layer.qkv_bias_X[:, None]
         qkv_KXHB = qkv_XB.reshape(K, G + 2, H, B)
         qk_KXHB = rotate(qkv_KXHB[:, : G + 1], (cos_11HB, sin_11HB), axis=-2)
         keys.append(append(k_MSH, qk_KXHB[:, G:]))
@@ -202,6 +216,8 @@ def step(
         )
         out_XB = jnp.einsum("KBGH->KGHB", out_MGH.reshape(K, B, G, H)).reshape(-1, B)
         x_DB += layer.out_DX @ out_XB
+        if layer.out_bias_D is not None:
+            x_DB += layer.out_bias_D[:, None]
         gate_FB, up_FB = jnp.tensordot(layer.gate_up_XFD, norm(x_DB, layer.ffn_norm_D), 1)
         x_DB += layer.down_DF @ (jax.nn.silu(gate_FB) * up_FB)
     return unembed(config, weights, x_DB), Cache(tuple(keys), tuple(values))
