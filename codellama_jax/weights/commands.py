@@ -68,20 +68,23 @@ class Import:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a trained model for transformers, vLLM and llama.cpp, or for Meta's own code."""
+    """Write a trained model for transformers and vLLM, for llama.cpp, or for Meta's own code."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a run or of one of its stages, local or gs://."""
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """The folder to make."""
-    to: Literal["hf", "meta"]
-    """The layout: safetensors as transformers has them, or Meta's consolidated.NN.pth."""
+    to: Literal["hf", "meta", "gguf"]
+    """The layout: safetensors as transformers has them, Meta's consolidated.NN.pth, or the
+    model.gguf that llama.cpp runs."""
     arm: str = ""
     """An arm of the run; the default is its first."""
     stage: str = ""
     """A stage of the arm; the default is the last finished one."""
     dtype: Literal["", "float32", "bfloat16", "float16"] = ""
     """Round weights to this type; the default keeps the checkpoint's, float32 after training."""
+    type: Literal["", "f32", "f16", "bf16", "q8_0"] = ""
+    """The type of matrices in model.gguf; the default keeps the checkpoint's."""
     ranks: int = 1
     """Meta's model-parallel size, which is the number of files."""
     integrity: Annotated[bool, tyro.conf.arg(help=f"Write DIR/{INTEGRITY}.")] = False
@@ -92,11 +95,15 @@ class Export:
                 f"--ranks is {self.ranks}: only Meta's layout has model-parallel files; pass --to"
                 " meta, or leave out --ranks"
             )
+        if self.to == "gguf" and self.dtype:
+            raise UserError(f"--dtype is {self.dtype}: with --to gguf, pass --type instead")
+        if self.to != "gguf" and self.type:
+            raise UserError(f"--type is {self.type}: only GGUF has it; pass --to gguf, or --dtype")
         folder = existing_folder(self.run)
         from codellama_jax.checkpoints.folder import StageFolder
         from codellama_jax.system.files import user_path
         from codellama_jax.tokenizers.transformers_files import llama_cpp_options
-        from codellama_jax.weights import huggingface, meta, store
+        from codellama_jax.weights import gguf_writing, huggingface, meta, store
         from codellama_jax.weights.layout import cast
 
         source = store.open_run(folder, self.arm, self.stage)
@@ -105,6 +112,9 @@ class Export:
         source = cast(source, self.dtype) if self.dtype else source
         if self.to == "meta":
             meta.write(source, tokenizer, target, self.ranks, self.integrity)
+            return
+        if self.to == "gguf":
+            gguf_writing.write(source, tokenizer, target, self.type, self.integrity)
             return
         huggingface.write(source, tokenizer, target, self.integrity)
         options = llama_cpp_options(tokenizer, source.model.vocab_size)

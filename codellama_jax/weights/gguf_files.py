@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from codellama_jax.errors import UserError, name_list
-from codellama_jax.models.llama import gguf_metadata
+from codellama_jax.models.llama import gguf_metadata, gguf_rope
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.system.files import is_bucket
 from codellama_jax.tokenizers import gguf_vocabulary
@@ -23,7 +23,7 @@ from codellama_jax.weights.layout import Index, Source, check_tensors, names
 from codellama_jax.weights.rope_order import half_split
 
 ENDING = ".gguf"
-# In llama.cpp's files the rows of these have another order, for the architecture `llama` only.
+# The tensors whose rows have another order in files of the architecture `llama`.
 PERMUTED = ("q", "k", "q_bias", "k_bias")
 
 
@@ -70,7 +70,10 @@ def open_source(path: epath.Path) -> Source:
     stored = open_header(path)
     settings = gguf_metadata.architecture_settings(stored.metadata, str(stored.path))
     _check_undivided(stored)
-    model = gguf_metadata.model_config(settings, _rows(stored), _name("head") not in stored.tensors)
+    model = gguf_metadata.model_config(settings, _rows(stored), stored.tensors)
+    if gguf_metadata.ROPE_FACTORS in stored.tensors:
+        factors_H = stored.read(gguf_metadata.ROPE_FACTORS, 0, 1)
+        model = gguf_rope.with_factors(model, factors_H, str(stored.path))
     _check_known(stored, model)
     headers = {}
     for key in names(model):
@@ -79,20 +82,18 @@ def open_source(path: epath.Path) -> Source:
             headers[key] = (tensor.shape, tensor.dtype)
     # Messages name the folder and the file of the config, which are both this file.
     dtypes = check_tensors(stored.path / "its metadata", model, headers, file_name)
-    read = functools.partial(_read, stored, model)
+    is_permuted = settings.prefix == f"{gguf_metadata.LLAMA}."
+    read = functools.partial(_read, stored, model.head_dim if is_permuted else 0)
     context = gguf_metadata.context(settings)
     return Source(str(stored.path), model, context, dtypes, read)
 
 
-def _name(name: str) -> str:
-    return file_name(name, 0)
-
-
 def _rows(stored: GgufFile) -> int:
     """Returns the rows of the embedding. Raises UserError if there is none."""
-    table = stored.tensors.get(_name("embedding"))
+    name = file_name("embedding", 0)
+    table = stored.tensors.get(name)
     if table is None or len(table.shape) != 2:
-        problem = f"{stored.path} has no matrix {_name('embedding')}"
+        problem = f"{stored.path} has no matrix {name}"
         raise UserError(f"{problem}: is it a language model, and complete?")
     return table.shape[0]
 
@@ -107,18 +108,23 @@ def _check_undivided(stored: GgufFile) -> None:
 
 def _check_known(stored: GgufFile, model: LlamaConfig) -> None:
     """Raises UserError for a tensor that would be dropped silently, such as one of a LoRA."""
-    known = {file_name(*key) for key in names(model)}
+    known = {file_name(*key) for key in names(model)} | {gguf_metadata.ROPE_FACTORS}
     extra = sorted(set(stored.tensors) - known)
     if extra:
         tensors = name_list(extra)
         raise UserError(f"{stored.path} holds tensors that this model has no place for: {tensors}")
 
 
-def _read(stored: GgufFile, model: LlamaConfig, name: str, layer: int, index: Index) -> np.ndarray:
-    """Returns a part of a tensor; of q and k it consists of complete heads."""
+def _read(stored: GgufFile, head_dim: int, name: str, layer: int, index: Index) -> np.ndarray:
+    """Returns a part of a tensor; of q and k it consists of complete heads.
+
+    `head_dim` is 0 for files in which q and k have this project's order.
+    """
     stored_name = file_name(name, layer)
-    start, stop, _ = index[0].indices(stored.tensors[stored_name].shape[0])
+    shape = stored.tensors[stored_name].shape
+    start, stop, _ = index[0].indices(shape[0])
     rows = stored.read(stored_name, start, stop)
-    if name in PERMUTED:
-        rows = half_split(rows, model.head_dim)
-    return rows[(slice(None), *index[1:])]
+    if head_dim and name in PERMUTED:
+        rows = half_split(rows, head_dim)
+    # A vector is read in full, a matrix only in these rows.
+    return rows[index] if len(shape) == 1 else rows[(slice(None), *index[1:])]

@@ -1,8 +1,9 @@
-"""GGUF metadata and tensor names of a Llama, as llama.cpp's converter writes them."""
+"""GGUF metadata and tensor names of a Llama or Qwen2, as llama.cpp's converter writes them."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Container
+from typing import Any, Literal
 
 import numpy as np
 
@@ -11,16 +12,17 @@ from codellama_jax.models.llama.config_json import (
     MAX_HEADS,
     MAX_LAYERS,
     MAX_ROWS,
-    MAX_THETA,
     MAX_WIDTH,
     even_width,
     key_heads,
 )
+from codellama_jax.models.llama.rope_json import MAX_FACTOR, MAX_THETA
 from codellama_jax.system.settings import Settings
 
-ARCHITECTURES = ("llama",)  # values of general.architecture, by which keys are prefixed
+# Values of general.architecture, with which keys begin. In files of a `llama`, the rows of q and k
+# are in Meta's order (`weights/rope_order.py`).
+LLAMA, QWEN2 = "llama", "qwen2"
 MAX_CONTEXT = 1_000_000_000  # tokens; no model has so many, so a larger value is damage
-MAX_FACTOR = 10_000
 TENSOR_NAMES = {
     "embedding": "token_embd.weight",
     "attention_norm": "blk.{}.attn_norm.weight",
@@ -34,7 +36,13 @@ TENSOR_NAMES = {
     "down": "blk.{}.ffn_down.weight",
     "final_norm": "output_norm.weight",
     "head": "output.weight",
+    "q_bias": "blk.{}.attn_q.bias",
+    "k_bias": "blk.{}.attn_k.bias",
+    "v_bias": "blk.{}.attn_v.bias",
+    "o_bias": "blk.{}.attn_output.bias",
 }
+# Not a weight: by how much llama3 scaling divides each frequency of RoPE (`gguf_rope.py`).
+ROPE_FACTORS = "rope_freqs.weight"
 # Keys of models that llama.cpp runs under the same architecture and this project does not.
 UNSUPPORTED = ("expert_count", "attention.sliding_window", "attention.scale", "logit_scale")
 
@@ -45,9 +53,9 @@ def architecture_settings(metadata: dict[str, Any], file: str) -> Settings:
     Raises UserError for another architecture.
     """
     architecture = metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if architecture not in (LLAMA, QWEN2):
         settings = Settings(file, metadata)
-        raise settings.error("general.architecture", " or ".join(map(repr, ARCHITECTURES)))
+        raise settings.error("general.architecture", f"{LLAMA!r} or {QWEN2!r}")
     prefix = f"{architecture}."
     values = {}
     for key, value in metadata.items():
@@ -56,13 +64,13 @@ def architecture_settings(metadata: dict[str, Any], file: str) -> Settings:
     return Settings(file, values, prefix)
 
 
-def model_config(settings: Settings, vocab_size: int, tied: bool) -> LlamaConfig:
-    """Returns the model that the metadata of an architecture describes.
+def model_config(settings: Settings, vocab_size: int, tensors: Container[str]) -> LlamaConfig:
+    """Returns the model that the metadata of an architecture describes, without llama3 scaling.
 
     Args:
       settings: the result of `architecture_settings`.
       vocab_size: the rows of the embedding.
-      tied: whether the file has no separate output head.
+      tensors: the names of the tensors, which decide about biases and a separate head.
 
     Raises UserError naming the key for a value out of its range and for what is not implemented.
     """
@@ -82,8 +90,16 @@ def model_config(settings: Settings, vocab_size: int, tied: bool) -> LlamaConfig
         norm_eps=_shortest(settings.real("attention.layer_norm_rms_epsilon", 1)),
         rope_theta=_shortest(settings.real("rope.freq_base", MAX_THETA, default=1e4)),
         rope_scaling=_linear_factor(settings),
-        tied_embeddings=tied,
+        tied_embeddings=TENSOR_NAMES["head"] not in tensors,
+        attention_bias=_attention_bias(settings, tensors),
     )
+
+
+def _attention_bias(settings: Settings, tensors: Container[str]) -> Literal["none", "qkv", "all"]:
+    """Returns which projections have biases: a qwen2 always has those of q, k and v."""
+    if settings.prefix == f"{QWEN2}." or TENSOR_NAMES["q_bias"].format(0) in tensors:
+        return "all" if TENSOR_NAMES["o_bias"].format(0) in tensors else "qkv"
+    return "none"
 
 
 def context(settings: Settings) -> int:
@@ -121,12 +137,18 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
+def architecture_of(model: LlamaConfig) -> str:
+    """Returns the architecture that a model is written as."""
+    # llama.cpp applies llama3 scaling to a `llama` only, which may have biases as well.
+    return QWEN2 if model.attention_bias == "qkv" and model.rope_type != "llama3" else LLAMA
+
+
 def metadata_of(model: LlamaConfig, context: int) -> dict[str, Any]:
     """Returns the metadata of a model, with the architecture.
 
     `context` is the longest sequence in tokens. Numbers with a fraction are floats, others ints.
     """
-    architecture = ARCHITECTURES[0]
+    architecture = architecture_of(model)
     values: dict[str, Any] = {
         "block_count": model.n_layers,
         "context_length": context,
@@ -141,7 +163,7 @@ def metadata_of(model: LlamaConfig, context: int) -> dict[str, Any]:
         "rope.dimension_count": model.head_dim,
         "vocab_size": model.vocab_size,
     }
-    if model.rope_scaling != 1:
+    if model.rope_type == "linear" and model.rope_scaling != 1:
         values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(model.rope_scaling)}
     prefixed = {f"{architecture}.{key}": value for key, value in values.items()}
     return {"general.architecture": architecture, **prefixed}
