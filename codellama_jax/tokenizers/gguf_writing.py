@@ -57,10 +57,11 @@ def _byte_bpe(tokenizer: ByteBpeTokenizer, vocab_size: int) -> dict[str, Any]:
         entries |= byte_bpe_spec.sentinel_rows(tokenizer.pieces)
     for token, row in entries.items():
         tokens[row], types[row] = token, CONTROL
-    for token, row in vocabulary.added.items():
-        tokens[row], types[row] = token, USER_DEFINED
     for row in vocabulary.tokens.values():
         types[row] = NORMAL
+    # Last, because a tokenizer.json may list runs of spaces among the merged tokens as well.
+    for row in vocabulary.added.values():
+        types[row] = USER_DEFINED
     merges = []
     for merge in spec["model"]["merges"]:
         merges.append(merge if isinstance(merge, str) else " ".join(merge))

@@ -147,9 +147,7 @@ def test_a_part_of_q_consists_of_heads(tmp_path):
     path = gguf_cases.write(tmp_path / "x.gguf", gguf_cases.KEYS, gguf_cases.wide_tensors())
     source = gguf_files.open_source(epath.Path(path))
     full = source.tensor("q", 0)
-    np.testing.assert_array_equal(
-        source.read("q", 0, (slice(64, 192), slice(None))), full[64:192]
-    )
+    np.testing.assert_array_equal(source.read("q", 0, (slice(64, 192), slice(None))), full[64:192])
 
 
 def test_import_and_export_by_the_commands(tmp_path, capsys):
