@@ -43,7 +43,7 @@ $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 oracle: $(VENV)/installed-oracle
 
 $(VENV)/installed-oracle: $(VENV)/installed-dev
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.24.0
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.24.0 accelerate==1.15.0
 	touch $@
 
 # Needs uv (pip install uv). Python 3.11 and newer ones get different JAX releases from one file.

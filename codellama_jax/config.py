@@ -58,8 +58,8 @@ Name = Annotated[str, Pattern(r"[^/\0]{1,200}", "a name of 1 to 200 characters w
 Init = Annotated[
     str,
     Pattern(
-        r"scratch|previous|(run|hf|meta|codegeex):.+",
-        "scratch, previous, run:DIR, run:DIR@STEP, hf:DIR, meta:DIR or codegeex:DIR",
+        r"scratch|previous|(run|hf|meta|codegeex|gguf):.+",
+        "scratch, previous, run:DIR, run:DIR@STEP, hf:DIR, meta:DIR, codegeex:DIR or gguf:FILE",
     ),
 ]
 
@@ -334,7 +334,7 @@ class Stage(Checked):
     data: DataConfig
     optimizer: OptimizerConfig
     steps: Count  # 0 evaluates, probes and saves the weights of `init` as they are
-    # scratch | previous | run:DIR | run:DIR@STEP | hf:DIR | meta:DIR | codegeex:DIR
+    # scratch | previous | run:DIR | run:DIR@STEP | hf:DIR | meta:DIR | codegeex:DIR | gguf:FILE
     init: Init = "previous"
     # A batch is split into this many, gradients weighted by tokens.
     micro_batches: Width = field(default=1, metadata=FREE)

@@ -59,7 +59,7 @@ class ResolvedStage:
         if before is None:
             raise UserError(
                 "the first stage of an arm has none before it:"
-                " its init is scratch, run:DIR, hf:DIR, meta:DIR or codegeex:DIR"
+                " its init is scratch, run:DIR, hf:DIR, meta:DIR, codegeex:DIR or gguf:FILE"
             )
         check_shapes(before.folder, before.stage.model, stage.model)
         # The folder is resolved when the parameters are needed: `before` is trained by then.

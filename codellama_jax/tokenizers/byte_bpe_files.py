@@ -90,16 +90,6 @@ def build(
     names = {token["content"]: token["id"] for token in added}
     # Other software gives an added token that the vocabulary lacks another id.
     vocab |= names
-    post_processor = None
-    if bos in names:
-        part = {"SpecialToken": {"id": bos, "type_id": 0}}
-        post_processor = {
-            "type": "TemplateProcessing",
-            "single": [part, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [part, {"Sequence": {"id": "A", "type_id": 0}}]
-            + [part, {"Sequence": {"id": "B", "type_id": 0}}],
-            "special_tokens": {bos: {"id": bos, "ids": [names[bos]], "tokens": [bos]}},
-        }
     spec = {
         "version": "1.0",
         "truncation": None,
@@ -107,12 +97,24 @@ def build(
         "added_tokens": added,
         "normalizer": None,
         "pre_tokenizer": byte_level.pre_tokenizer(kind),
-        "post_processor": post_processor,
+        "post_processor": bos_template(bos, names[bos]) if bos in names else None,
         "decoder": byte_level.pre_tokenizer("gpt2"),
         "model": {"type": "BPE", "vocab": vocab, "merges": merges},
         MARKERS: {"kind": kind, "bos": bos, "eos": eos},
     }
     return dumped(spec)
+
+
+def bos_template(bos: str, row: int) -> dict[str, Any]:
+    """Returns the post_processor of tokenizer.json that begins texts with a token and its id."""
+    part = {"SpecialToken": {"id": bos, "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [part, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [part, {"Sequence": {"id": "A", "type_id": 0}}]
+        + [part, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {bos: {"id": bos, "ids": [row], "tokens": [bos]}},
+    }
 
 
 def dumped(spec: dict[str, Any]) -> bytes:

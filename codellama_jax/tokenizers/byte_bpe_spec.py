@@ -141,7 +141,8 @@ def vocabulary(spec: dict[str, Any], name: str) -> Vocabulary:
     sentinels, listed = _appended(everything), True
     pieces = sentinels["pre_id"] - SENTINELS["<PRE>"] if sentinels else 1 + max(everything.values())
     if not sentinels:
-        sentinels, listed = _named(everything, markers["eos_id"], pieces)
+        marked = _markers(spec, name).get("infilling", ())
+        sentinels, listed = _named(everything, markers["eos_id"], pieces, marked)
     ids = markers | sentinels
     # A vocab.json may list special tokens among the others.
     used = set(ids.values()) | set(special.values())
@@ -154,6 +155,25 @@ def entries(spec: dict[str, Any]) -> dict[str, int]:
     """Returns the ids of all entries of a tokenizer.json that `vocabulary` has checked."""
     added = {token["content"]: token["id"] for token in spec.get("added_tokens") or []}
     return {**spec["model"]["vocab"], **added}
+
+
+def sentinel_rows(pieces: int) -> dict[str, int]:
+    """Returns the names and ids of the entries that infilling adds to a vocabulary of `pieces`."""
+    names = {offset: token for token, offset in SENTINELS.items()}
+    return {names.get(n, f"<unused{n}>"): pieces + n for n in range(SENTINEL_ROWS)}
+
+
+def adds_bos(spec: dict[str, Any]) -> bool:
+    """Returns whether a tokenizer.json begins texts with a special token, for other software."""
+    post_processor = spec.get("post_processor")
+    steps = [post_processor]
+    if isinstance(post_processor, dict):
+        steps += post_processor.get("processors") or []
+    for step in steps:
+        single = step.get("single") if isinstance(step, dict) else None
+        if single and "SpecialToken" in single[0]:
+            return True
+    return False
 
 
 def _added_tokens(spec: dict[str, Any], name: str) -> tuple[dict[str, int], dict[str, int]]:
@@ -201,13 +221,16 @@ def _appended(everything: dict[str, int]) -> dict[str, int]:
     return dict(zip(IDS, ids))
 
 
-def _named(everything: dict[str, int], eos: int, pieces: int) -> tuple[dict[str, int], bool]:
+def _named(
+    everything: dict[str, int], eos: int, pieces: int, marked: Sequence[str]
+) -> tuple[dict[str, int], bool]:
     """Returns the ids of the sentinels, and whether the vocabulary has them.
 
-    Those of a published model are found by their names; otherwise new ids follow the pieces.
+    Those of a published model are found by their names, `marked` ones first; otherwise new ids
+    follow the pieces.
     """
-    for names in INFILLING_NAMES:
-        if everything.keys() >= set(names):
+    for names in (marked, *INFILLING_NAMES):
+        if names and everything.keys() >= set(names):
             ids = [*(everything[name] for name in names), eos]
             return dict(zip(IDS, ids)), True
     rows = [pieces + offset for offset in SENTINELS.values()]

@@ -59,21 +59,21 @@ def _write_byte_bpe(
     """Writes tokenizer.json. Returns the fields of tokenizer_config.json that name its tokens."""
     spec = json.loads(tokenizer.model)
     # Other software refuses a file with a field that it does not know.
-    spec.pop(MARKERS, None)
+    markers = spec.pop(MARKERS, {})
     names = {row: token for token, row in byte_bpe_spec.entries(spec).items()}
     if vocab_size > tokenizer.pieces and not tokenizer.lists_sentinels:
-        sentinels = {offset: token for token, offset in byte_bpe_spec.SENTINELS.items()}
-        for offset in range(SENTINEL_ROWS):
-            token = sentinels.get(offset, f"<unused{offset}>")
-            row = tokenizer.pieces + offset
+        for token, row in byte_bpe_spec.sentinel_rows(tokenizer.pieces).items():
             spec["added_tokens"].append(byte_level.added_token(token, row))
             spec["model"]["vocab"][token] = row
     write_file(folder / "tokenizer.json", dumped(spec))
-    return {
+    config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": names[tokenizer.bos_id],
         "eos_token": names[tokenizer.eos_id],
     }
+    if "chat_template" in markers:
+        config["chat_template"] = markers["chat_template"]
+    return config
 
 
 def _write_sentencepiece(

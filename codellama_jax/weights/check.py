@@ -66,16 +66,22 @@ def project_reader(folder: epath.Path, named_tokenizer: str = "") -> Reader:
 
 
 def transformers_reader(folder: epath.Path) -> Reader:
-    """Opens a folder with transformers, in float32. Raises UserError if it cannot be read."""
+    """Opens a folder or a GGUF file with transformers, in float32.
+
+    Raises UserError if it cannot be read.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # in a log file, each of its updates would be a line
+    where, options = str(folder), {}
+    if load.kind_of(folder) == "gguf":
+        where, options = str(folder.parent), {"gguf_file": folder.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **options).eval()
     except Exception as error:  # transformers raises many types for unexpected files
         fix = "pass --against with another folder or run"
         raise UserError(f"transformers cannot read {folder}: {reason(error)}; {fix}") from error
@@ -112,8 +118,9 @@ def compare(
     if tokens < 1:
         raise UserError(f"--tokens must be at least 1, got {tokens}")
     other = against or folder
-    # transformers reads only its own layout: a run or Meta's files are read by this project.
-    installed = importlib.util.find_spec("transformers") is not None and load.kind_of(other) == "hf"
+    # transformers reads its own layout and GGUF: a run or Meta's files are read by this project.
+    is_readable = load.kind_of(other) in ("hf", "gguf")
+    installed = importlib.util.find_spec("transformers") is not None and is_readable
     if not installed and against is None:
         fix = "pass --against, or install the extra oracle to compare with transformers"
         raise UserError(f"nothing to check {folder} against: {fix}")

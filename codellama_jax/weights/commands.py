@@ -16,20 +16,24 @@ from codellama_jax.errors import UserError
 if TYPE_CHECKING:
     from etils import epath
 
+KINDS = ("hf", "meta", "codegeex", "gguf")  # of published weights, the keys of `load.OPEN`
 INTEGRITY = "checksums.json, which `check --integrity` verifies; reads every file once more"
 
 
 def existing_folder(path: str) -> epath.Path:
-    """Returns the folder at `path` and prints that it is opened.
+    """Returns the folder, or the GGUF file, at `path` and prints that it is opened.
 
-    Raises UserError if there is no such folder. Commands call it before they import JAX, so that
-    the error appears seconds earlier.
+    Raises UserError if there is none. Commands call it before they import JAX, so that the error
+    appears seconds earlier.
     """
     from codellama_jax.system.files import user_path
-    from codellama_jax.weights.inputs import file_names
+    from codellama_jax.weights.inputs import check_file, file_names
 
     folder = user_path(path)
-    file_names(folder)
+    if folder.name.endswith(".gguf") and not folder.is_dir():
+        check_file(folder)
+    else:
+        file_names(folder)
     print(f"opening {folder}", file=sys.stderr, flush=True)
     return folder
 
@@ -38,8 +42,9 @@ def existing_folder(path: str) -> epath.Path:
 class Import:
     """Import published weights as a run, for complete, infill, export and init=run:RUN."""
 
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """A folder of transformers' safetensors, Meta's consolidated.NN.pth, or CodeGeeX's *.pt."""
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR|FILE.gguf")]
+    """A folder of transformers' safetensors, Meta's consolidated.NN.pth or CodeGeeX's *.pt, or a
+    GGUF file of llama.cpp. A prefix hf:, meta:, codegeex: or gguf: is allowed, as in init."""
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder to make, local or gs://."""
     tokenizer: str = ""
@@ -47,12 +52,14 @@ class Import:
     integrity: Annotated[bool, tyro.conf.arg(help=f"Write RUN/{INTEGRITY}.")] = False
 
     def __call__(self) -> None:
-        folder = existing_folder(self.source)
+        kind, _, path = self.source.partition(":")
+        kind, path = (kind, path) if kind in KINDS else ("", self.source)
+        folder = existing_folder(path)
         from codellama_jax.system.files import user_path
         from codellama_jax.weights import load, store
         from codellama_jax.weights.rows import added_tokens, trimmed
 
-        kind, source = load.open_published(folder)
+        kind, source = load.open_published(folder, kind)
         tokenizer = load.needed_tokenizer(folder, self.tokenizer)
         # A run holds no padding: its own sharding decides how much it needs.
         source = trimmed(source, tokenizer, added_tokens(folder))
@@ -61,20 +68,23 @@ class Import:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a trained model for transformers, vLLM and llama.cpp, or for Meta's own code."""
+    """Write a trained model for transformers and vLLM, for llama.cpp, or for Meta's own code."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a run or of one of its stages, local or gs://."""
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """The folder to make."""
-    to: Literal["hf", "meta"]
-    """The layout: safetensors as transformers has them, or Meta's consolidated.NN.pth."""
+    to: Literal["hf", "meta", "gguf"]
+    """The layout: safetensors as transformers has them, Meta's consolidated.NN.pth, or the
+    model.gguf that llama.cpp runs."""
     arm: str = ""
     """An arm of the run; the default is its first."""
     stage: str = ""
     """A stage of the arm; the default is the last finished one."""
     dtype: Literal["", "float32", "bfloat16", "float16"] = ""
     """Round weights to this type; the default keeps the checkpoint's, float32 after training."""
+    type: Literal["", "f32", "f16", "bf16", "q8_0"] = ""
+    """The type of matrices in model.gguf; the default keeps the checkpoint's."""
     ranks: int = 1
     """Meta's model-parallel size, which is the number of files."""
     integrity: Annotated[bool, tyro.conf.arg(help=f"Write DIR/{INTEGRITY}.")] = False
@@ -85,11 +95,15 @@ class Export:
                 f"--ranks is {self.ranks}: only Meta's layout has model-parallel files; pass --to"
                 " meta, or leave out --ranks"
             )
+        if self.to == "gguf" and self.dtype:
+            raise UserError(f"--dtype is {self.dtype}: with --to gguf, pass --type instead")
+        if self.to != "gguf" and self.type:
+            raise UserError(f"--type is {self.type}: only GGUF has it; pass --to gguf, or --dtype")
         folder = existing_folder(self.run)
         from codellama_jax.checkpoints.folder import StageFolder
         from codellama_jax.system.files import user_path
         from codellama_jax.tokenizers.transformers_files import llama_cpp_options
-        from codellama_jax.weights import huggingface, meta, store
+        from codellama_jax.weights import gguf_writing, huggingface, meta, store
         from codellama_jax.weights.layout import cast
 
         source = store.open_run(folder, self.arm, self.stage)
@@ -98,6 +112,9 @@ class Export:
         source = cast(source, self.dtype) if self.dtype else source
         if self.to == "meta":
             meta.write(source, tokenizer, target, self.ranks, self.integrity)
+            return
+        if self.to == "gguf":
+            gguf_writing.write(source, tokenizer, target, self.type, self.integrity)
             return
         huggingface.write(source, tokenizer, target, self.integrity)
         options = llama_cpp_options(tokenizer, source.model.vocab_size)
@@ -110,7 +127,7 @@ class Check:
     """Compare tokens and logits of two models on a text, or files with their checksums."""
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR_OR_RUN")]
-    """A run, or a folder of transformers' or Meta's weights."""
+    """A run, a GGUF file, or a folder of transformers' or Meta's weights."""
     against: str = ""
     """The reference, also a run or a folder; the default reads DIR_OR_RUN with transformers."""
     text: str = ""

@@ -27,7 +27,8 @@ def file_names(folder: epath.Path) -> list[str]:
     except FileNotFoundError:
         raise UserError(f"there is no folder {folder}") from None
     except NotADirectoryError:
-        raise UserError(f"{folder} is a file: name a folder of weights or a run") from None
+        allowed = "name a folder of weights, a run, or a FILE.gguf"
+        raise UserError(f"{folder} is a file: {allowed}") from None
     except LIBRARY_ERRORS as error:
         raise UserError(f"cannot read the folder {folder}: {reason(error)}") from error
 

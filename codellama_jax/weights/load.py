@@ -29,7 +29,7 @@ from codellama_jax.system.settings import read_settings
 from codellama_jax.tokenizers import byte_bpe, byte_bpe_spec
 from codellama_jax.tokenizers.base import Tokenizer
 from codellama_jax.tokenizers.files import FILES, NAMES, load
-from codellama_jax.weights import codegeex, huggingface, meta
+from codellama_jax.weights import codegeex, gguf_files, huggingface, meta
 from codellama_jax.weights.inputs import check_file, file_names
 from codellama_jax.weights.layout import Source, dotted, is_stacked, join
 from codellama_jax.weights.rows import added_tokens, check_rows, trained_rows
@@ -38,20 +38,25 @@ OPEN = {
     "hf": huggingface.open_source,
     "meta": meta.open_source,
     "codegeex": codegeex.open_source,
+    "gguf": gguf_files.open_source,
 }
 
 
 def kind_of(folder: epath.Path) -> str:
-    """Returns the kind of a folder: hf, meta, codegeex or run. Raises UserError for any other.
+    """Returns the kind of a folder: hf, meta, codegeex or run; a GGUF file is gguf.
 
     A folder with both config.json and params.json is hf if it has safetensors of transformers.
+    Raises UserError for any other.
     """
+    if gguf_files.is_file(folder):
+        return "gguf"
     names = file_names(folder)
     has_config, has_params = "config.json" in names, "params.json" in names
     if not has_config and not has_params and codegeex.weight_files(folder):
         return "codegeex"
     if not has_config and not has_params:
-        expected = "name a run, or a folder of transformers' or Meta's weights"
+        gguf_files.check_none(folder)
+        expected = "name a run, a GGUF file, or a folder of transformers' or Meta's weights"
         raise UserError(f"{folder} holds neither config.json nor params.json: {expected}")
     if not has_config:
         return "meta"
@@ -61,12 +66,17 @@ def kind_of(folder: epath.Path) -> str:
     # Meta also publishes consolidated.safetensors, which transformers does not read.
     is_meta = any(n.startswith("consolidated.") and n.endswith(".pth") for n in names)
     is_hf = any(n.endswith(".safetensors") and not n.startswith("consolidated.") for n in names)
+    if not is_meta and not is_hf:
+        gguf_files.check_none(folder)  # they may have the config.json of their original
     return "meta" if has_params and is_meta and not is_hf else "hf"
 
 
-def open_published(folder: epath.Path) -> tuple[str, Source]:
-    """Returns the kind, a key of OPEN, and the source of a folder. Raises UserError for a run."""
-    kind = kind_of(folder)
+def open_published(folder: epath.Path, kind: str = "") -> tuple[str, Source]:
+    """Returns the kind, a key of OPEN, and the source of a folder or a GGUF file.
+
+    The files decide the kind if it is "". Raises UserError for a run.
+    """
+    kind = kind or kind_of(folder)
     if kind not in OPEN:
         raise UserError(f"{folder} is a run already")
     return kind, OPEN[kind](folder)
@@ -76,12 +86,14 @@ def initial_params(stage: Stage, mesh: Mesh) -> Callable[[], dict]:
     """Returns a function that loads the parameters of `stage.init`.
 
     Everything is checked before it returns. Raises UserError unless `stage.init` is run:DIR,
-    run:DIR@STEP, hf:DIR, meta:DIR or codegeex:DIR and the shapes equal those of `stage.model`.
+    run:DIR@STEP, hf:DIR, meta:DIR, codegeex:DIR or gguf:FILE and the shapes equal those of
+    `stage.model`.
     """
     kind, _, path = stage.init.partition(":")
     if kind not in ("run", *OPEN) or not path:
-        allowed = "scratch, previous, run:DIR, run:DIR@STEP, hf:DIR, meta:DIR, codegeex:DIR"
-        raise UserError(f"init {stage.init!r} is none of {allowed}")
+        allowed = "scratch, previous, run:DIR, run:DIR@STEP"
+        files = "hf:DIR, meta:DIR, codegeex:DIR, gguf:FILE"
+        raise UserError(f"init {stage.init!r} is none of {allowed}, {files}")
     if kind == "run":
         # The folder may be that of a run or of one of its stages, or refer to an equal stage.
         run_path, step = _path_and_step(path)
@@ -121,8 +133,11 @@ def published_tokenizer(folder: epath.Path) -> Tokenizer | None:
     """Returns the tokenizer in a folder of published weights, None if it has none that is read.
 
     Of several files the first of `FILES` is read. A tokenizer beside the folder, as Meta publishes
-    it, may belong to another model, so it is used only if the user names it.
+    it, may belong to another model, so it is used only if the user names it. A GGUF file holds its
+    tokenizer itself.
     """
+    if gguf_files.is_file(folder):
+        return gguf_files.read_tokenizer(folder)
     for name in FILES:
         path = folder / name
         if name not in file_names(folder):
@@ -144,9 +159,11 @@ def needed_tokenizer(folder: epath.Path, named: str = "") -> Tokenizer:
     tokenizer = published_tokenizer(folder)
     if tokenizer:
         return tokenizer
-    outside = folder.parent / FILES[0]
     # No tokenizer is guessed: with another model's the weights would load and produce nonsense.
     fix = "name the model's own with --tokenizer"
+    if gguf_files.is_file(folder):
+        raise UserError(f"{folder} has no tokenizer (tokenizer.ggml.model is missing): {fix}")
+    outside = folder.parent / FILES[0]
     if byte_bpe.FILE in file_names(folder):
         fix = f"its {byte_bpe.FILE} is not byte-level BPE; {fix}"
     if outside.exists():

@@ -3,9 +3,7 @@
 Column-parallel weights are split along their outputs, row-parallel weights and the embedding along
 their inputs, and every file has all norms.
 
-Meta's RoPE rotates the pairs (0, 1), (2, 3), ... of a head of width H, this project's (like that of
-transformers) the pairs (i, i + H/2). So the rows of wq and wk are permuted between the two orders;
-q times k is the same in both.
+The rows of wq and wk are in another order than in this project: see `rope_order`.
 """
 
 from __future__ import annotations
@@ -37,6 +35,7 @@ from codellama_jax.weights.layout import (
     shapes,
     source_bytes,
 )
+from codellama_jax.weights.rope_order import half_split, interleaved
 from codellama_jax.weights.torch_file import Stored, read_pickled, write_pickled
 
 NAMES = {
@@ -165,21 +164,6 @@ def _merged(name: str, parts: list[Stored], index: Index) -> np.ndarray:
         if first < last:
             pieces.append(part.read((*index[:axis], slice(first, last), *index[axis + 1 :])))
     return np.concatenate(pieces, axis)
-
-
-def half_split(matrix: np.ndarray, head_dim: int) -> np.ndarray:
-    """Returns wq or wk, [heads * head_dim, inputs], with rows in this project's RoPE order.
-
-    Rows 2i and 2i + 1 of a head, a pair in Meta's order, move to i and i + head_dim / 2.
-    """
-    columns = matrix.shape[1]
-    return matrix.reshape(-1, head_dim // 2, 2, columns).swapaxes(1, 2).reshape(matrix.shape)
-
-
-def interleaved(matrix: np.ndarray, head_dim: int) -> np.ndarray:
-    """Returns wq or wk with rows in Meta's RoPE order; the inverse of `half_split`."""
-    columns = matrix.shape[1]
-    return matrix.reshape(-1, 2, head_dim // 2, columns).swapaxes(1, 2).reshape(matrix.shape)
 
 
 def write(

@@ -12,10 +12,11 @@ from typing import Any
 from etils import epath
 
 from codellama_jax.checkpoints.vocabulary import most_rows
-from codellama_jax.errors import UserError
+from codellama_jax.errors import UserError, name_list
 from codellama_jax.system.console import warn
 from codellama_jax.system.settings import read_settings, shown_value
 from codellama_jax.tokenizers.base import Tokenizer
+from codellama_jax.weights import gguf_files
 from codellama_jax.weights.inputs import file_names
 from codellama_jax.weights.layout import Source
 
@@ -25,9 +26,13 @@ MAX_DIGITS = 10  # of an id in a JSON file; more are damage
 def added_tokens(folder: epath.Path) -> dict[int, str]:
     """Returns the tokens, by id, that a folder's JSON files add to its vocabulary.
 
-    transformers writes them to added_tokens.json, in newer versions to tokenizer_config.json.
+    transformers writes them to added_tokens.json, in newer versions to tokenizer_config.json. A
+    GGUF file lists the rows of padding, without a limit of their number.
+
     Raises UserError for a token that is not a string or an id that is not a number.
     """
+    if gguf_files.is_file(folder):
+        return gguf_files.padding(folder)
     names: list[str] = file_names(folder)
     tokens: dict[Any, Any] = {}
     if "added_tokens.json" in names:
@@ -86,6 +91,6 @@ def trimmed(source: Source, tokenizer: Tokenizer, added: dict[int, str]) -> Sour
     rows, kept = source.model.vocab_size, trained_rows(source, tokenizer)
     if kept < rows:
         dropped = [token for row, token in sorted(added.items()) if kept <= row < rows]
-        kind = f"of padding and the added tokens {', '.join(dropped)}" if dropped else "of padding"
+        kind = f"of padding and the added tokens {name_list(dropped)}" if dropped else "of padding"
         warn(f"{source.name}: {rows - kept:,} rows {kind} are dropped, {kept:,} remain")
     return replace(source, model=replace(source.model, vocab_size=kept))
