@@ -4,7 +4,7 @@ Claim     Zheng et al. 2023, HumanEval-X, 13B: 22.9 / 17.1 / 20.0 / 17.6 / 14.4 
           C++, Java, JavaScript and Go. The training loss falls from about 0.72 nats at 10,000 steps
           to 0.38 at 213,000 (read off a figure).
 Expected  toy: the validation loss falls to at most 0.7 of its start.
-Cost      toy: about 3 minutes on two AMD EPYC cores. The published run took 1,536 Ascend 910 two
+Cost      toy: 0.6M tokens, a few minutes on two cores. The published run took 1,536 Ascend 910 two
           months; `launch.py plan codegeex --scale 13b` prints FLOPs.
 Command   python launch.py run experiments/codegeex.py --scale toy
           python launch.py run experiments/codegeex.py --scale 13b --out gs://BUCKET/codegeex

@@ -5,8 +5,8 @@ Claim     Section 2.2: a start from GPT gives no lower final loss than one from 
           28.81 / 46.81 / 72.31 % for 12B.
 Expected  the arm `gpt` has the lower loss early in its code stage; its lead shrinks until the end.
           Codex-D: the loss of docstrings falls.
-Cost      toy: about 6 minutes on two AMD EPYC cores. `launch.py plan codex --scale 12b` prints that
-          of a published size.
+Cost      toy: 1.6M tokens, a few minutes on two cores. `launch.py plan codex --scale 12b` prints
+          that of a published size.
 Command   python launch.py run experiments/codex.py --scale toy
           python launch.py run experiments/codex.py --scale 12b --out gs://BUCKET/codex
           --general.init run:GPT_RUN --tokenizer.path vocab.json --tokenizer.kind codex
@@ -20,6 +20,7 @@ has it for Codex-S. Documents of a sequence do not see each other; in GPT-3 they
 """
 
 import dataclasses
+from typing import Literal
 
 from codellama_jax.config import (
     DataConfig,
@@ -58,9 +59,7 @@ def experiment(scale: str = "12b") -> Experiment:
     code = _stage(model, RATE[scale], CODE_STEPS, "previous")
     # GPT is trained already: a stage of 0 steps loads it. `run:gpt` is a placeholder.
     general = dataclasses.replace(code, init="run:gpt", steps=0)
-    docstrings = _stage(
-        model, RATE[scale] / 10, DOCSTRING_STEPS, "previous", examples="code_to_docstring"
-    )
+    docstrings = _stage(model, RATE[scale] / 10, DOCSTRING_STEPS, "previous", "code_to_docstring")
     arms = {
         "gpt": {"general": general, "code": code},
         "scratch": {"code": dataclasses.replace(code, init="scratch")},
@@ -69,7 +68,13 @@ def experiment(scale: str = "12b") -> Experiment:
     return Experiment("codex", scale, arms, TokenizerConfig("vocab.json", kind="codex"))
 
 
-def _stage(model: GPTConfig, rate: float, steps: int, init: str, **data: str) -> Stage:
+def _stage(
+    model: GPTConfig,
+    rate: float,
+    steps: int,
+    init: str,
+    examples: Literal["documents", "code_to_docstring"] = "documents",
+) -> Stage:
     return Stage(
         init=init,
         model=model,
@@ -77,7 +82,7 @@ def _stage(model: GPTConfig, rate: float, steps: int, init: str, **data: str) ->
             seq_len=model.n_positions,
             batch_size=BATCH_TOKENS // model.n_positions,
             mixture=PYTHON,
-            **data,
+            examples=examples,
         ),
         optimizer=OptimizerConfig(peak_lr=rate, warmup_steps=175, final_fraction=0.1, eps=1e-8),
         steps=steps,

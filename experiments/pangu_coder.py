@@ -1,9 +1,9 @@
 """PanGu-Coder: code first, then functions from their docstrings, with loss on the code alone.
 
-Claim     Christopoulou et al. 2022: 17.07 % pass@1 on HumanEval for 317M, between Codex 300M (13.17)
-          and 679M (16.22) and above both; 23.78 % for 2.6B.
-Expected  toy: the second stage lowers the loss of code after its docstring below that of its start.
-Cost      toy: about 4 minutes on two AMD EPYC cores. `launch.py plan pangu_coder --scale 2.6b`
+Claim     Christopoulou et al. 2022: 17.07 % pass@1 on HumanEval for 317M, above Codex 300M (13.17)
+          and 679M (16.22); 23.78 % for 2.6B.
+Expected  toy: the second stage lowers the loss of code after its docstring.
+Cost      toy: 0.8M tokens, a few minutes on two cores. `launch.py plan pangu_coder --scale 2.6b`
           prints that of a published size.
 Command   python launch.py run experiments/pangu_coder.py --scale toy
           python launch.py run experiments/pangu_coder.py --scale 2.6b --out gs://BUCKET/pangu

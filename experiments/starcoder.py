@@ -3,10 +3,10 @@
 Claim     StarCoder: 33.6 / 45.8 / 79.8 % pass@1 / 10 / 100 on HumanEval (Luo et al. 2023, Table 2),
           after 1T tokens of 80 languages and 35B of Python. SantaCoder: infilling costs 2 to 4
           points of HumanEval, multi-query attention 1 to 4.
-Expected  toy: the validation loss falls to at most 0.7 of its start, and held-out lines are filled
-          in at a lower loss after the stage on Python.
-Cost      toy: about 4 minutes on two AMD EPYC cores, probes included. The published run took 512
-          A100; `launch.py plan starcoder --scale 15.5b` prints FLOPs.
+Expected  toy: the validation loss of the first stage falls to at most 0.7 of its start, and the
+          stage on Python lowers it further.
+Cost      toy: 0.7M tokens, a few minutes on two cores. The published run took 512 A100;
+          `launch.py plan starcoder --scale 15.5b` prints FLOPs.
 Command   python launch.py run experiments/starcoder.py --scale toy
           python launch.py run experiments/starcoder.py --scale 15.5b --out gs://BUCKET/starcoder
           --tokenizer.path tokenizer.json --corpus.code gs://BUCKET/code

@@ -96,7 +96,5 @@ def test_an_example_longer_than_a_sequence_is_left_out(characters):
 
 
 def test_infilling_of_functions_is_refused():
-    with pytest.raises(
-        FieldError, match=r"infilling\.rate is 0\.5: it must be 0 with examples doc"
-    ):
+    with pytest.raises(FieldError, match=r"infilling\.rate is 0\.5: it must be 0 with examples"):
         DataConfig(64, 1, MixtureConfig(), InfillingConfig(rate=0.5), examples="docstring_to_code")

@@ -50,7 +50,7 @@ class GPTConfig(ModelConfig):
         return bool(self.dropout or self.embedding_dropout or self.attention_dropout)
 
     def check_relations(self) -> None:
-        """Raises FieldError for attention dropout in a kernel, beside the checks of all families."""
+        """Raises FieldError for attention dropout in a kernel, and for head counts."""
         super().check_relations()
         if self.attention_dropout and self.attention != "reference":
             problem = (

@@ -1,18 +1,18 @@
 """Dropout: its shares, its keys, and the same training on every mesh and with micro-batches."""
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import toy
 
 from codellama_jax.config import MeshConfig
-from codellama_jax.models.family import family_of
-from codellama_jax.models.layers import kept
+from codellama_jax.models.gpt.layers import Attention
+from codellama_jax.models.layers import Inputs, kept
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
 from codellama_jax.training.step import compile_train_step, init_state
 
@@ -25,11 +25,6 @@ def test_factors_keep_the_mean_and_depend_on_the_sequence_alone():
     assert abs((factors == 0).mean() - 0.2) < 4 * math.sqrt(0.2 * 0.8 / factors.size)
     np.testing.assert_array_equal(kept(key, jnp.array([5, 2]), 0.2, (64, 32)), factors[[5, 2]])
     assert len({row.tobytes() for row in factors}) == 8
-
-
-@pytest.fixture
-def small(top_query):
-    return dataclasses.replace(top_query, d_model=32, d_ff=32, head_dim=8, n_kv_heads=1)
 
 
 def losses(model, axes=(1, 1, 1, 1), **changes):
@@ -45,31 +40,33 @@ def losses(model, axes=(1, 1, 1, 1), **changes):
     return measures
 
 
-def test_neither_mesh_nor_micro_batches_change_what_is_dropped(small):
-    model = dataclasses.replace(small, dropout=0.2, embedding_dropout=0.1)
+def test_neither_mesh_nor_micro_batches_change_what_is_dropped(multi_query):
+    model = dataclasses.replace(multi_query, dropout=0.2, embedding_dropout=0.1)
     expected = losses(model)
+    assert expected[0] != expected[1]
     np.testing.assert_allclose(losses(model, (1, 2, 2, 2), micro_batches=2), expected, rtol=1e-5)
 
 
-def test_a_step_drops_by_its_key_and_generation_drops_nothing(small):
-    """Also of attention weights, whose sum over the keys is no longer 1."""
-    model = dataclasses.replace(small, attention_dropout=0.5, attention="reference")
-    rows = toy.batch(2)
-    module, inputs = family_of(model).module(model), ("tokens", "positions", "segment_ids")
-    arrays = [rows[name] for name in inputs]
-    params = nn.unbox(module.init(jax.random.key(1), *arrays)["params"])
+def test_attention_weights_are_dropped_by_the_key_in_training_alone(multi_query):
+    rows, rng = toy.batch(2), np.random.default_rng(0)
+    x_BTD = jnp.asarray(rng.normal(size=(2, 16, 64)), jnp.float32)
+    training = Inputs(rows["positions"], rows["segment_ids"], sequences_B=jnp.arange(2))
+    config = dataclasses.replace(multi_query, attention_dropout=0.5, attention="reference")
+    layer = Attention(config)
+    params = nn.unbox(layer.init(jax.random.key(1), x_BTD, x_BTD, Inputs(*arrays_of(rows))))
 
-    @jax.jit
-    def hidden(key):
-        sequences_B = jnp.arange(2)
-        rngs = {"dropout": key}
-        return module.apply({"params": params}, *arrays, sequences_B, method="hidden", rngs=rngs)
+    @functools.partial(jax.jit, static_argnums=0)
+    def output(layer, inputs, key):
+        return layer.apply(params, x_BTD, x_BTD, inputs, rngs={"dropout": key})[0]
 
-    first, again, other = (hidden(jax.random.key(seed)) for seed in (0, 0, 1))
-    plain = module.apply({"params": params}, *arrays, method="hidden")
+    first, again, other = (output(layer, training, jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (np.abs(first - other).max(axis=(1, 2)) > 1e-3).all()
-    without = family_of(small).module(small)
-    np.testing.assert_allclose(
-        plain, without.apply({"params": params}, *arrays, method="hidden"), atol=1e-5
-    )
+    # Without sequences, as in generation, nothing is dropped.
+    inputs, key = Inputs(*arrays_of(rows)), jax.random.key(0)
+    plain, without = output(layer, inputs, key), output(Attention(multi_query), inputs, key)
+    np.testing.assert_allclose(plain, without, atol=1e-5)
+
+
+def arrays_of(rows):
+    return rows["positions"], rows["segment_ids"]
