@@ -163,19 +163,6 @@ def sentinel_rows(pieces: int) -> dict[str, int]:
     return {names.get(n, f"<unused{n}>"): pieces + n for n in range(SENTINEL_ROWS)}
 
 
-def adds_bos(spec: dict[str, Any]) -> bool:
-    """Returns whether a tokenizer.json begins texts with a special token, for other software."""
-    post_processor = spec.get("post_processor")
-    steps = [post_processor]
-    if isinstance(post_processor, dict):
-        steps += post_processor.get("processors") or []
-    for step in steps:
-        single = step.get("single") if isinstance(step, dict) else None
-        if single and "SpecialToken" in single[0]:
-            return True
-    return False
-
-
 def _added_tokens(spec: dict[str, Any], name: str) -> tuple[dict[str, int], dict[str, int]]:
     """Returns the ids of the added tokens that are text, and of those that are special."""
     entries = spec.get("added_tokens") or []

@@ -73,7 +73,7 @@ def _byte_bpe(tokenizer: ByteBpeTokenizer, vocab_size: int) -> dict[str, Any]:
         "tokens": tokens,
         "token_type": types,
         "merges": merges,
-        "add_bos_token": byte_bpe_spec.adds_bos(spec),
+        "add_bos_token": tokenizer.adds_bos,
         "add_space_prefix": False,
         "chat_template": markers.get("chat_template"),
     }

@@ -68,15 +68,15 @@ class Import:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a trained model for transformers and vLLM, for llama.cpp, or for Meta's own code."""
+    """Write a trained model for transformers, vLLM and llama.cpp, or for its authors' own code."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a run or of one of its stages, local or gs://."""
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """The folder to make."""
-    to: Literal["hf", "meta", "gguf"]
-    """The layout: safetensors as transformers has them, Meta's consolidated.NN.pth, or the
-    model.gguf that llama.cpp runs."""
+    to: Literal["hf", "meta", "gguf", "codegeex"]
+    """The layout: safetensors as transformers has them, Meta's consolidated.NN.pth, the model.gguf
+    that llama.cpp runs, or CodeGeeX's *.pt."""
     arm: str = ""
     """An arm of the run; the default is its first."""
     stage: str = ""
@@ -103,7 +103,7 @@ class Export:
         from codellama_jax.checkpoints.folder import StageFolder
         from codellama_jax.system.files import user_path
         from codellama_jax.tokenizers.transformers_files import llama_cpp_options
-        from codellama_jax.weights import gguf_writing, huggingface, meta, store
+        from codellama_jax.weights import codegeex, gguf_writing, huggingface, meta, store
         from codellama_jax.weights.layout import cast
 
         source = store.open_run(folder, self.arm, self.stage)
@@ -115,6 +115,9 @@ class Export:
             return
         if self.to == "gguf":
             gguf_writing.write(source, tokenizer, target, self.type, self.integrity)
+            return
+        if self.to == "codegeex":
+            codegeex.write(source, tokenizer, target, self.integrity)
             return
         huggingface.write(source, tokenizer, target, self.integrity)
         options = llama_cpp_options(tokenizer, source.model.vocab_size)

@@ -68,7 +68,7 @@ def check_rows(source: Source, tokenizer: Tokenizer, added: dict[int, str]) -> N
     ids = tokenizer.vocab_size if tokenizer.lists_sentinels else pieces
     added_ids = [row for row in added if ids <= row < rows]
     # Padding is bounded: a tokenizer with far fewer entries belongs to another model.
-    if rows > most_rows(ids + len(added_ids)):
+    if rows > most_rows(ids + len(added_ids)) and pieces != source.entries:
         raise UserError(f"{counts}: {rows - pieces:,} rows of the model would be lost; {fix}")
 
 

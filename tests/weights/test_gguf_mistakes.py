@@ -1,4 +1,4 @@
-"""GGUF files that are damaged, incomplete or of another model: one line each, nothing is written."""
+"""GGUF files that are damaged, incomplete or of another model: one line, nothing is written."""
 
 import struct
 
