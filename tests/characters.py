@@ -14,6 +14,7 @@ class Characters:
     """A tokenizer of one id per character, as far as `plain_ids` needs one."""
 
     bos_id, eos_id = 1, 2
+    adds_bos = True
 
     def encode(self, text: str) -> list[int]:
         return [3 + ord(c) % 60 for c in text]

@@ -225,7 +225,13 @@ def _named(
 
 
 def adds_bos(spec: dict[str, Any], vocabulary: Vocabulary) -> bool:
-    """Returns whether the file puts BOS before a text, as Llama 3's does and Qwen's does not."""
+    """Returns whether the file puts BOS before a text, as Llama 3's does and Qwen's does not.
+
+    A marker that is also EOS, as GPT-2's, ends a document and begins none: see
+    `data.infilling.start_ids`.
+    """
+    if vocabulary.ids["bos_id"] == vocabulary.ids["eos_id"]:
+        return False
     step = spec.get("post_processor")
     steps = step.get("processors", [step]) if isinstance(step, dict) else []
     names = entries(spec)

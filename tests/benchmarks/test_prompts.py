@@ -99,7 +99,7 @@ def test_the_prompt_of_pangu_coder_begins_its_training_example(files):
     pieces = []
 
     class Pieces:
-        bos_id, eos_id = 1, 2
+        bos_id, eos_id, adds_bos = 1, 2, True
 
         def encode(self, text, leading_space=True):
             pieces.append(text)

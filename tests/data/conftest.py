@@ -21,6 +21,7 @@ class Characters:
     """A tokenizer with one id per character, so that ids show where a text was split."""
 
     bos_id, eos_id, pre_id, suf_id, mid_id, eot_id = range(1, 7)
+    adds_bos = True
 
     def encode(self, text, *, leading_space=True):
         return [ord(c) + 10 for c in (" " + text if leading_space and text else text)]

@@ -19,6 +19,7 @@ from codellama_jax.generation.text import Rows, complete
 from codellama_jax.models.family import family_of
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
+from codellama_jax.tokenizers.base import Tokenizer
 from codellama_jax.training.step import abstract_state
 
 PROMPTS = [[1, 2, 3], [4], [9, 8, 7, 60, 50]]
@@ -118,6 +119,8 @@ class Letters:
     """A tokenizer of 64 characters, from `@` on."""
 
     bos_id, eos_id, vocab_size = 0, 63, 64
+    adds_bos = True
+    prompt = Tokenizer.prompt
 
     def encode(self, text):
         return [ord(c) - 64 for c in text]
