@@ -8,13 +8,27 @@ import json
 import tempfile
 from pathlib import Path
 
-import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+import hypothesis.strategies as st
 
 from codellama_jax.tokenizers import byte_bpe, byte_level
 
 TEXTS = [inspect.getsource(module) for module in (argparse, ast)]
 PIECES = 700
+ODD = ["\0", "\x01", "\x7f", "\x85", "\t", "\r\n", "\r", "  ", " " * 11, " " * 26, "▁", "\u00a0"]
+ODD += [
+    "\u2028",
+    "\u3000",
+    "\ufeff",
+    "\ufffd",
+    "\uffff",
+    "👩‍👩‍👧",
+    "e\u0301",
+    "\U0010ffff",
+    "12345",
+]
+ODD += ["def f(self):\n    return", "<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<PRE>", "Ġ"]
+ODD += ["<|extratoken_10|>", "<|unused_0|>", "Ċ", "<unused0>"]
+any_text = st.lists(st.one_of(st.sampled_from(ODD), st.text(max_size=8)), max_size=12).map("".join)
 
 
 @functools.cache
@@ -49,63 +63,87 @@ def write_vocabulary(folder: Path) -> tuple[Path, Path]:
     return folder / "vocab.json", folder / "merges.txt"
 
 
-# How published models split text: letters, digits in groups or one by one, line ends, spaces.
-WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+# tokenizer.json of published models.
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Names of BOS and EOS in tokenizer_config.json, of published models that a style follows.
-STYLES = {
-    "smollm2": {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"},
-    "llama3": {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
-    "qwen": {"bos_token": None, "eos_token": "<|endoftext|>"},
+QWEN = LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
+# As older versions of transformers write a token in tokenizer_config.json.
+ADDED = {"__type": "AddedToken", "lstrip": False, "rstrip": False, "normalized": False}
+# A step that changes only the places of tokens in the text, not ids.
+BYTE_OFFSETS = {
+    "type": "ByteLevel",
+    "add_prefix_space": True,
+    "trim_offsets": False,
+    "use_regex": True,
 }
-SPECIAL = {
-    "smollm2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<file_sep>"],
-    "llama3": ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>"],
-    "qwen": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-}
 
 
-@functools.cache
-def published_style(style: str) -> tokenizers.Tokenizer:
-    """Returns a small tokenizer of other software, built like that of a published model."""
-    is_llama = style == "llama3"
-    byte_step = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=style == "smollm2")
-    digits = r"\p{N}{1,3}" if is_llama else r"\p{N}"
-    words = tokenizers.Regex(WORDS.replace("DIGITS", digits))
-    first = pre_tokenizers.Split(words, "isolated")
-    if style == "smollm2":
-        first = pre_tokenizers.Digits(individual_digits=True)
-    tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=is_llama))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([first, byte_step])
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        # SmolLM2's special tokens have the first ids, the others' the last.
-        special_tokens=SPECIAL[style] if style == "smollm2" else [],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    tokenizer.add_special_tokens(SPECIAL[style])
-    if style == "qwen":
-        tokenizer.normalizer = normalizers.NFC()
-        names = ("prefix", "middle", "suffix", "pad")
-        plain = ["<tool_call>", "</tool_call>", *(f"<|fim_{name}|>" for name in names)]
-        # Qwen does not mark these as special.
-        tokenizer.add_tokens([tokenizers.AddedToken(t, special=False) for t in plain])
-    if is_llama:
-        bos = "<|begin_of_text|>"
-        marker = (bos, tokenizer.token_to_id(bos))
-        tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", None, [marker])
-    return tokenizer
+def split(pattern: str) -> dict:
+    """Returns the pre-tokenizer of Llama 3 and Qwen: a regular expression, then bytes."""
+    regex = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+    byte_step = {**byte_level.pre_tokenizer("gpt2"), "use_regex": False}
+    return {"type": "Sequence", "pretokenizers": [{**regex, "invert": False}, byte_step]}
 
 
-def write_style(style: str, folder: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json of a style."""
-    (folder / "tokenizer.json").write_text(published_style(style).to_str())
-    config = STYLES[style] | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+def with_tokens(values: dict, *tokens: str, special: bool = True) -> dict:
+    """Returns a tokenizer.json with other added tokens from the id 699."""
+    for token in values["added_tokens"]:
+        values["model"]["vocab"].pop(token["content"], None)
+    values["added_tokens"] = []
+    values["post_processor"] = None
+    for row, token in enumerate(tokens, PIECES - 1):
+        values["added_tokens"].append(byte_level.added_token(token, row, special))
+    return values
+
+
+def smollm2() -> tuple[dict, dict]:
+    values = with_tokens(spec("gpt2"), "<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    values["pre_tokenizer"] = byte_level.pre_tokenizer("starcoder")
+    values["post_processor"] = BYTE_OFFSETS
+    return values, {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+
+
+def llama_3() -> tuple[dict, dict]:
+    values = with_tokens(spec("gpt2"), "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>")
+    values["pre_tokenizer"] = split(LLAMA_3)
+    values["model"]["ignore_merges"] = True
+    values["model"]["merges"] = [" ".join(pair) for pair in values["model"]["merges"]]
+    name = "<|begin_of_text|>"
+    bos = {"id": name, "type_id": 0}
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": bos}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            bos["id"]: {"id": bos["id"], "ids": [PIECES - 1], "tokens": [bos["id"]]}
+        },
+    }
+    values["post_processor"] = {"type": "Sequence", "processors": [BYTE_OFFSETS, template]}
+    return values, {"bos_token": name, "eos_token": "<|end_of_text|>"}
+
+
+def qwen() -> tuple[dict, dict]:
+    names = ("<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<tool_call>")
+    values = with_tokens(spec("gpt2"), *names, special=False)
+    values["pre_tokenizer"] = split(QWEN)
+    values["normalizer"] = {"type": "NFC"}
+    return values, {"bos_token": None, "eos_token": {"content": "<|endoftext|>", **ADDED}}
+
+
+FAMILIES = {"smollm2": smollm2, "llama_3": llama_3, "qwen": qwen}
+
+
+def write_family(folder: Path, family: str) -> dict:
+    """Writes the files of a published family, and returns its tokenizer.json."""
+    values, config = FAMILIES[family]()
+    write_spec(folder, values)
+    if config:
+        # Without a class, transformers takes one by the type of the model, with rules of its own.
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return values
 
 
 def joined_by_rank(text: str, ranks: dict[str, int]) -> list[int]:
