@@ -163,19 +163,6 @@ def sentinel_rows(pieces: int) -> dict[str, int]:
     return {names.get(n, f"<unused{n}>"): pieces + n for n in range(SENTINEL_ROWS)}
 
 
-def adds_bos(spec: dict[str, Any]) -> bool:
-    """Returns whether a tokenizer.json begins texts with a special token, for other software."""
-    post_processor = spec.get("post_processor")
-    steps = [post_processor]
-    if isinstance(post_processor, dict):
-        steps += post_processor.get("processors") or []
-    for step in steps:
-        single = step.get("single") if isinstance(step, dict) else None
-        if single and "SpecialToken" in single[0]:
-            return True
-    return False
-
-
 def _added_tokens(spec: dict[str, Any], name: str) -> tuple[dict[str, int], dict[str, int]]:
     """Returns the ids of the added tokens that are text, and of those that are special."""
     entries = spec.get("added_tokens") or []
@@ -235,6 +222,21 @@ def _named(
             return dict(zip(IDS, ids)), True
     rows = [pieces + offset for offset in SENTINELS.values()]
     return dict(zip(IDS, rows)), False
+
+
+def adds_bos(spec: dict[str, Any], vocabulary: Vocabulary) -> bool:
+    """Returns whether the file puts BOS before a text, as Llama 3's does and Qwen's does not."""
+    step = spec.get("post_processor")
+    steps = step.get("processors", [step]) if isinstance(step, dict) else []
+    names = entries(spec)
+    for template in steps if isinstance(steps, list) else []:
+        parts = template.get("single") if isinstance(template, dict) else None
+        first = parts[0] if isinstance(parts, list) and parts else None
+        marker = first.get("SpecialToken") if isinstance(first, dict) else None
+        name = marker.get("id") if isinstance(marker, dict) else None
+        if isinstance(name, str) and names.get(name) == vocabulary.ids["bos_id"]:
+            return True
+    return False
 
 
 def text_only(spec: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:

@@ -68,14 +68,14 @@ class Import:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a trained model for transformers and vLLM, for llama.cpp, or for Meta's own code."""
+    """Write a trained model for transformers and vLLM, for llama.cpp, or for its authors' code."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a run or of one of its stages, local or gs://."""
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """The folder to make."""
-    to: Literal["hf", "meta", "gguf"]
-    """The layout: safetensors as transformers has them, Meta's consolidated.NN.pth, or the
+    to: Literal["hf", "meta", "codegeex", "gguf"]
+    """The layout: transformers' safetensors, Meta's consolidated.NN.pth, CodeGeeX's *.pt, or the
     model.gguf that llama.cpp runs."""
     arm: str = ""
     """An arm of the run; the default is its first."""
@@ -103,7 +103,7 @@ class Export:
         from codellama_jax.checkpoints.folder import StageFolder
         from codellama_jax.system.files import user_path
         from codellama_jax.tokenizers.transformers_files import llama_cpp_options
-        from codellama_jax.weights import gguf_writing, huggingface, meta, store
+        from codellama_jax.weights import codegeex, gguf_writing, huggingface, meta, store
         from codellama_jax.weights.layout import cast
 
         source = store.open_run(folder, self.arm, self.stage)
@@ -112,6 +112,9 @@ class Export:
         source = cast(source, self.dtype) if self.dtype else source
         if self.to == "meta":
             meta.write(source, tokenizer, target, self.ranks, self.integrity)
+            return
+        if self.to == "codegeex":
+            codegeex.write(source, tokenizer, target, self.integrity)
             return
         if self.to == "gguf":
             gguf_writing.write(source, tokenizer, target, self.type, self.integrity)
