@@ -26,8 +26,10 @@ VERSIONS = (2, 3)  # version 1 has other lengths of integers; no model was publi
 # Types that are read: llama.cpp's mixed quantizations also use Q5 and IQ4_NL, for rows that are no
 # multiple of the 256 elements of a K-quant's block.
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-QUANTIZED += ("IQ4_NL",)
+QUANTIZED = (
+    *("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+)
 NUMBERS = {  # formats of `struct`
     GGUFValueType.UINT8: "B",
     GGUFValueType.INT8: "b",
