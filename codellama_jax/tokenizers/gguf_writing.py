@@ -36,6 +36,7 @@ def metadata_of(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         raise TypeError(f"no metadata for {type(tokenizer)}")
     template = values.pop("chat_template", None)
     values |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    values["add_bos_token"] = tokenizer.adds_bos
     if tokenizer.pre_id < vocab_size:
         ids = (tokenizer.pre_id, tokenizer.suf_id, tokenizer.mid_id)
         for keys, row in zip(INFILLING_KEYS, ids):
@@ -73,7 +74,6 @@ def _byte_bpe(tokenizer: ByteBpeTokenizer, vocab_size: int) -> dict[str, Any]:
         "tokens": tokens,
         "token_type": types,
         "merges": merges,
-        "add_bos_token": tokenizer.adds_bos,
         "add_space_prefix": False,
         "chat_template": markers.get("chat_template"),
     }
@@ -96,7 +96,6 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer, vocab_size: int) -> dict[s
         "scores": [piece.score for piece in pieces],
         "token_type": [piece.type for piece in pieces],
         "unknown_token_id": trainer.unk_id,
-        "add_bos_token": True,
         "add_eos_token": False,
         "add_space_prefix": proto.normalizer_spec.add_dummy_prefix,
     }

@@ -68,15 +68,15 @@ class Import:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a trained model for transformers, vLLM and llama.cpp, or for its authors' own code."""
+    """Write a trained model for transformers and vLLM, for llama.cpp, or for its authors' code."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a run or of one of its stages, local or gs://."""
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """The folder to make."""
-    to: Literal["hf", "meta", "gguf", "codegeex"]
-    """The layout: safetensors as transformers has them, Meta's consolidated.NN.pth, the model.gguf
-    that llama.cpp runs, or CodeGeeX's *.pt."""
+    to: Literal["hf", "meta", "codegeex", "gguf"]
+    """The layout: transformers' safetensors, Meta's consolidated.NN.pth, CodeGeeX's *.pt, or the
+    model.gguf that llama.cpp runs."""
     arm: str = ""
     """An arm of the run; the default is its first."""
     stage: str = ""
@@ -113,11 +113,11 @@ class Export:
         if self.to == "meta":
             meta.write(source, tokenizer, target, self.ranks, self.integrity)
             return
-        if self.to == "gguf":
-            gguf_writing.write(source, tokenizer, target, self.type, self.integrity)
-            return
         if self.to == "codegeex":
             codegeex.write(source, tokenizer, target, self.integrity)
+            return
+        if self.to == "gguf":
+            gguf_writing.write(source, tokenizer, target, self.type, self.integrity)
             return
         huggingface.write(source, tokenizer, target, self.integrity)
         options = llama_cpp_options(tokenizer, source.model.vocab_size)

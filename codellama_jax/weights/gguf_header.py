@@ -27,9 +27,8 @@ VERSIONS = (2, 3)  # version 1 has other lengths of integers; no model was publi
 # multiple of the 256 elements of a K-quant's block.
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 QUANTIZED = (
-    *("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
+    *("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL"),
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
-    "IQ4_NL",
 )
 NUMBERS = {  # formats of `struct`
     GGUFValueType.UINT8: "B",

@@ -114,11 +114,10 @@ def test_logits_of_a_real_model(smollm2):
 def test_greedy_text_of_a_real_model(smollm2):
     model, reference = smollm2
     options = {"do_sample": False, "max_new_tokens": 64, "eos_token_id": None, "pad_token_id": 0}
-    for prompt in prompts(model.tokenizer, 50):
-        with torch.inference_mode():
-            answer = reference.generate(torch.tensor([prompt]), **options)
-        expected = answer[0, len(prompt) :].tolist()
-        assert generate(model, [prompt], Sampling(max_new_tokens=64))[0] == expected
+    tokens_BT = prompts(model.tokenizer, 50)
+    with torch.inference_mode():
+        expected = reference.generate(torch.tensor(tokens_BT), **options)[:, 50:].tolist()
+    assert generate(model, tokens_BT, Sampling(max_new_tokens=64)) == expected
 
 
 def test_the_tokenizer_of_a_real_model():
