@@ -266,7 +266,8 @@ def _measure(
     check_ranking(ranking, benchmark, settings, samples)
     ranked = samples
     if load_docstring_model:
-        ranked = back_translated(load_docstring_model(), benchmark, samples, prepared.out)
+        scored = load_docstring_model(), ranking.docstring_run, benchmark, samples
+        ranked = back_translated(*scored, prepared.out)
     if not is_first():
         # The other hosts only help to sample.
         return {}, benchmark

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # The field of a sample that each ranking compares; the highest is best.
 FIELDS = {"mean": "mean_logprob", "sum": "sum_logprob", BACK_TRANSLATION: "docstring_logprob"}
 FILE = "back_translation.jsonl"
-FILE_FIELDS = {"completion": TEXT, "docstring_model": TEXT, "docstring_logprob": NUMBER}
+FILE_FIELDS = {"completion": TEXT, "docstring_run": TEXT, "docstring_logprob": NUMBER}
 BATCH = 64  # samples whose docstrings are scored between two lines of progress
 
 
@@ -83,7 +83,11 @@ def _check_fields(ranking: Ranking, samples: Mapping[Key, Sample]) -> None:
 
 
 def back_translated(
-    model: TrainedModel, benchmark: Benchmark, samples: Mapping[Key, Sample], out: Path
+    model: TrainedModel,
+    run: str,
+    benchmark: Benchmark,
+    samples: Mapping[Key, Sample],
+    out: Path,
 ) -> dict[Key, Sample]:
     """Returns the samples with `docstring_logprob`, in nats.
 
@@ -93,6 +97,7 @@ def back_translated(
 
     Args:
         model: the docstring model.
+        run: the folder that it is from: scores of another one are computed again.
         benchmark: has the docstrings.
         samples: by task and number.
         out: the folder of the evaluation.
@@ -110,7 +115,7 @@ def back_translated(
         for line in continue_file(path, FILE_FIELDS):
             sample = samples.get(key(line), {})
             is_same = sample.get("completion") == line["completion"]
-            if is_same and line["docstring_model"] == model.name:
+            if is_same and line["docstring_run"] == run:
                 scores[name_of(*key(line))] = line["docstring_logprob"]
         return scores
 
@@ -130,7 +135,7 @@ def back_translated(
             lines = []
             for name, score in zip(batch, docstring_logprobs(model, functions)):
                 scores[name_of(*name)] = score
-                line = {"task_id": name[0], "sample": name[1], "docstring_model": model.name}
+                line = {"task_id": name[0], "sample": name[1], "docstring_run": run}
                 completion = samples[name]["completion"]
                 lines.append({**line, "completion": completion, "docstring_logprob": score})
             if is_writer:

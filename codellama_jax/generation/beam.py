@@ -315,9 +315,8 @@ def _per_prompt(
     """
 
     def changed(slots_MTH: jax.Array) -> jax.Array:
-        _, T, H = slots_MTH.shape
-        slots = jax.vmap(change)(slots_MTH.reshape(-1, sequences, T, H))
-        return slots.reshape(-1, T, H)
+        by_head = slots_MTH.reshape(-1, sequences, *slots_MTH.shape[1:])
+        return jax.vmap(change)(by_head).reshape(-1, *slots_MTH.shape[1:])
 
     return decoding.constrain(jax.tree.map(changed, cache), decoding.cache_spec(config))
 

@@ -56,7 +56,7 @@ def completions(*texts):
 def test_back_translation_scores_the_docstring_after_the_code(model, files, tmp_path, monkeypatch):
     benchmark = load("humaneval", data=files["humaneval"])
     samples = completions("    return x + x\n\n\n", "    return 1\n")
-    ranked = back_translated(model, benchmark, samples, tmp_path / "out")
+    ranked = back_translated(model, "RUN", benchmark, samples, tmp_path / "out")
     encode, eos = model.tokenizer.encode, model.tokenizer.eos_id
     for (name, sample), body in zip(ranked.items(), ("    return x + x\n", "    return 1\n")):
         # Signature, body, docstring: as Codex-D was trained. The helper before is left out.
@@ -75,13 +75,12 @@ def test_back_translation_scores_the_docstring_after_the_code(model, files, tmp_
         return [0.0] * len(functions)
 
     monkeypatch.setattr(answers, "docstring_logprobs", recorded)
-    assert back_translated(model, benchmark, samples, tmp_path / "out") == ranked
+    assert back_translated(model, "RUN", benchmark, samples, tmp_path / "out") == ranked
     assert not computed
     changed = completions("    return x + x\n\n\n", "    return 2\n")
-    back_translated(model, benchmark, changed, tmp_path / "out")
+    back_translated(model, "RUN", benchmark, changed, tmp_path / "out")
     assert computed == ["    return 2\n"]
-    other = dataclasses.replace(model, name="other")
-    back_translated(other, benchmark, samples, tmp_path / "out")
+    back_translated(model, "OTHER", benchmark, samples, tmp_path / "out")
     assert len(computed) == 3
 
 

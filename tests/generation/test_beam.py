@@ -56,8 +56,8 @@ def log_probabilities(model, rows, prompt_length, vocab):
     """Returns the log-probability of the ids after the prompt of each row, without any cache."""
     rows = np.array(rows)
     positions = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
-    module = family_of(MODEL).module(MODEL)
-    logits = module.apply({"params": model.params}, rows, positions)[:, prompt_length - 1 : -1]
+    apply = jax.jit(family_of(MODEL).module(MODEL).apply)
+    logits = apply({"params": model.params}, rows, positions)[:, prompt_length - 1 : -1]
     log_p = jax.nn.log_softmax(logits[..., :vocab])
     return np.take_along_axis(log_p, rows[:, prompt_length:, None], -1).sum((1, 2))
 
@@ -80,9 +80,9 @@ def test_two_tokens_are_never_less_likely_than_greedy_ones():
     sampling = dataclasses.replace(BEAMS, max_new_tokens=2)
     greedy = dataclasses.replace(sampling, beams=1, length_penalty=1.0)
     gains = []
-    for seed in range(6):
+    for seed in range(3):
         model = random_model(seed)
-        prompts = np.random.default_rng(seed).integers(0, 64, (16, 5)).tolist()
+        prompts = np.random.default_rng(seed).integers(0, 64, (32, 5)).tolist()
         alone = beam_search(model, prompts, greedy, prompts[0][:1])
         for [text], beams in zip(alone, beam_search(model, prompts, sampling, prompts[0][:1])):
             gains.append(beams[0].log_probability - text.log_probability)

@@ -1,6 +1,7 @@
 """Beam search against transformers' on the same weights. Needs the extra `oracle`."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -35,8 +36,8 @@ CASES = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT),
     "gpt_bigcode": ("GPTBigCodeForCausalLM", "GPTBigCodeConfig", GPT),
 }
-PROMPTS = [[5, 17, 300, 8], [42, 7], [9, 9, 100, 250, 31, 77, 12]]
-NEW = 16
+PROMPTS = [[5, 17, 300, 8], [42, 7]]
+NEW = 12
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -74,14 +75,13 @@ def searched(theirs, prompt, beams, penalty=1.0, stop_id=None):
     return [row[len(prompt) :] for row in out.sequences.tolist()], out
 
 
-@pytest.mark.parametrize("penalty", [0.0, 1.0, 1.6])
-def test_beams_scores_and_ends_are_transformers(models, penalty):
+def test_beams_scores_and_ends_are_transformers(models):
     model, theirs = models
     free = beam_search(model, PROMPTS, Sampling(max_new_tokens=NEW, beams=4))
-    sampling = Sampling(max_new_tokens=NEW, beams=4, length_penalty=penalty)
-    # Without a stop id, and with ids that a good continuation of a prompt holds early.
-    ended = 0
-    for stop_id in (None, free[0][0].ids[5], free[1][1].ids[3], free[2][2].ids[8]):
+    # Without a stop id, and with one that good continuations hold early.
+    stop_ids, ended = (None, free[0][0].ids[5]), 0
+    for penalty, stop_id in itertools.product((0.0, 1.0, 1.6), stop_ids):
+        sampling = Sampling(max_new_tokens=NEW, beams=4, length_penalty=penalty)
         ours = beam_search(model, PROMPTS, sampling, [] if stop_id is None else [stop_id])
         for prompt, beams in zip(PROMPTS, ours):
             rows, out = searched(theirs, prompt, 4, penalty, stop_id)
@@ -91,8 +91,7 @@ def test_beams_scores_and_ends_are_transformers(models, penalty):
                 end = len(beam.ids)
                 assert row[:end] == beam.ids and set(row[end:]) <= {stop_id, -1}
                 ended += end < NEW
-    # A penalty above 1 prefers the longest texts here.
-    assert ended > 0 or penalty > 1
+    assert ended >= 4
 
 
 def test_one_beam_is_transformers_greedy_search(models):
