@@ -50,7 +50,8 @@ class Family(abc.ABC, Generic[Config]):
         It is called with (tokens_BT, positions_BT, segment_ids_BT=None) and returns fp32
         logits_BTV. Its method `hidden(tokens_BT, positions_BT, segment_ids_BT=None)` returns the
         normalised last activations x_BTD, and `unembed(x_BTD)` fp32 logits_BTV. Parameters carry
-        logical axes, which `sharding/mesh.py` maps to mesh axes.
+        logical axes, which `sharding/mesh.py` maps to mesh axes. Where `config.has_dropout()`,
+        `hidden` takes `sequences_B` after them in training (see `layers.Inputs`).
         """
 
     @abc.abstractmethod

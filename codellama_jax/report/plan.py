@@ -75,12 +75,16 @@ def stage_row(stage: Stage) -> tuple[str, ...]:
 
 
 def _infilling(stage: Stage) -> str:
-    """Returns the infilling rate and its share of SPM, such as "90%, half SPM"."""
+    """Returns the infilling rate and its share of SPM, such as "90%, half SPM".
+
+    That of StarCoder's form is "50%, half SPM, packed".
+    """
     infilling = stage.data.infilling
     if not infilling.rate:
         return "none"
     spm = "half" if infilling.spm == 0.5 else f"{infilling.spm:.0%}"
-    return f"{infilling.rate:.0%}, {spm} SPM"
+    form = ", packed" if infilling.form == "starcoder" else ""
+    return f"{infilling.rate:.0%}, {spm} SPM{form}"
 
 
 def print_plan(experiment: Experiment, claim: str) -> None:

@@ -8,13 +8,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import toy
+from published import random_params
 
 from codellama_jax.config import MeshConfig
+from codellama_jax.models.family import family_of
 from codellama_jax.models.gpt.layers import Attention
 from codellama_jax.models.layers import Inputs, kept
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
-from codellama_jax.training.step import compile_train_step, init_state
+from codellama_jax.training.objectives import next_token
+from codellama_jax.training.step import compile_train_step, fresh_state
 
 
 def test_factors_keep_the_mean_and_depend_on_the_sequence_alone():
@@ -27,24 +31,42 @@ def test_factors_keep_the_mean_and_depend_on_the_sequence_alone():
     assert len({row.tobytes() for row in factors}) == 8
 
 
-def losses(model, axes=(1, 1, 1, 1), **changes):
-    """Returns losses and gradient norms of two steps of a stage with the seed 3."""
-    stage, measures = toy.stage(steps=2, model=model, **changes), []
-    mesh = make_mesh(MeshConfig(*axes), jax.devices()[: math.prod(axes)])
+@pytest.fixture
+def dropping(multi_query):
+    return dataclasses.replace(multi_query, dropout=0.2, embedding_dropout=0.1)
+
+
+def loss_of(model, mesh, key):
+    """Returns the mean loss of the toy batch in training on a mesh."""
+    batch = toy.batch() | {"sequences": np.arange(8)}
+    loss = functools.partial(next_token, family_of(model).module(model))
     with on_mesh(mesh):
-        state, step = init_state(stage, mesh, 0), compile_train_step(stage, mesh, seed=3)
-        for _ in range(2):
-            # The same batch: only the keys of the two steps differ.
-            state, metrics = step(state, {**toy.batch(), "stop": np.zeros(8, np.int32)})
-            measures.append((float(metrics["loss"]), float(metrics["gradient_norm"])))
-    return measures
+        total, tokens = jax.jit(loss)(random_params(model), batch, key)
+    return float(total / tokens)
 
 
-def test_neither_mesh_nor_micro_batches_change_what_is_dropped(multi_query):
-    model = dataclasses.replace(multi_query, dropout=0.2, embedding_dropout=0.1)
-    expected = losses(model)
-    assert expected[0] != expected[1]
-    np.testing.assert_allclose(losses(model, (1, 2, 2, 2), micro_batches=2), expected, rtol=1e-5)
+def test_a_step_drops_by_seed_and_number_whatever_its_micro_batches(dropping):
+    stage, params = toy.stage(model=dropping, micro_batches=2), random_params(dropping)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with on_mesh(mesh):
+        state = fresh_state(stage, mesh, jax.tree.map(jnp.asarray, params))
+        step = compile_train_step(stage, mesh, seed=3)
+        batch = toy.batch() | {"stop": np.zeros(8, np.int32)}
+        _, metrics = step(state.replace(step=jnp.array(7)), batch)
+    expected = loss_of(dropping, mesh, jax.random.fold_in(jax.random.key(3), 7))
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+def test_a_mesh_changes_nothing_that_is_dropped(dropping):
+    """Also where it shards the length, whose tokens it reorders."""
+    alone, mesh = (
+        make_mesh(MeshConfig(*axes), jax.devices()[: math.prod(axes)])
+        for axes in ((1, 1, 1, 1), (1, 1, 2, 2))
+    )
+    key, other = jax.random.split(jax.random.key(0))
+    expected = loss_of(dropping, alone, key)
+    np.testing.assert_allclose(loss_of(dropping, mesh, key), expected, rtol=1e-5)
+    assert abs(loss_of(dropping, alone, other) - expected) > 1e-3
 
 
 def test_attention_weights_are_dropped_by_the_key_in_training_alone(multi_query):
