@@ -1,4 +1,4 @@
-"""How tokens are sampled, checked for the command line and the library alike. Imports no JAX."""
+"""How tokens are sampled and models quantized, checked for the command line and the library alike. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ CAPACITY = 131_072  # tokens of a prompt and its continuation; Code Llama is use
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e4  # beyond them fp32 logits overflow or all are equal
 MAX_SEED = 2**32 - 1  # a PRNG key of JAX holds no more without 64-bit types
 MAX_TOP_K = 2**31 - 1
+SCHEMES = ("none", "int8", "w8a8", "int4")  # of weights
+KV_CACHES = ("none", "int8")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,60 @@ class Sampling:
         _check_integer("top_k", self.top_k, 0, MAX_TOP_K)
         _check_integer("max_new_tokens", self.max_new_tokens, 1, CAPACITY - 1)
         _check_integer("seed", self.seed, 0, MAX_SEED)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the weights of the layers and the KV cache are stored. Formats: `models/quantized.py`."""
+
+    weights: str = "none"
+    kv_cache: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.weights not in SCHEMES:
+            raise _not_allowed("quantize", self.weights, f"one of {', '.join(SCHEMES)}")
+        if self.kv_cache not in KV_CACHES:
+            raise _not_allowed("kv_cache", self.kv_cache, f"one of {', '.join(KV_CACHES)}")
+
+    def named(self, model: str) -> str:
+        """Returns the name of a model with the quantization, by which its samples are known."""
+        parts = [model]
+        if self.weights != "none":
+            parts.append(f"{self.weights} weights")
+        if self.kv_cache != "none":
+            parts.append(f"{self.kv_cache} cache")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class QuantizationOptions:
+    """The options of the commands that generate."""
+
+    quantize: tuple[str, ...] = ("none",)
+    """Weights of the layers: none, int8 (CodeGeeX's), w8a8 (int8 activations too) or int4."""
+    kv_cache: str = "none"
+    """The cache of keys and values: none for the dtype of the computation, or int8."""
+
+    def __post_init__(self) -> None:
+        if not self.quantize:
+            raise UserError(f"--quantize needs one of {', '.join(SCHEMES)}")
+        for index, scheme in enumerate(self.quantize):
+            Quantization(scheme, self.kv_cache)
+            if scheme in self.quantize[:index]:
+                raise UserError(f"--quantize names {scheme} twice: name every scheme once")
+
+    def all(self) -> list[Quantization]:
+        """Returns the quantizations to compare, in the order given."""
+        return [Quantization(scheme, self.kv_cache) for scheme in self.quantize]
+
+    def one(self) -> Quantization:
+        """Returns the only quantization. Raises UserError if there are several."""
+        if len(self.quantize) > 1:
+            raise UserError(
+                f"--quantize is {' '.join(self.quantize)}: this command takes one scheme;"
+                " `evaluate` compares several"
+            )
+        return self.all()[0]
 
 
 def check_stop_strings(stop_strings: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ class GPTFamily(PackageFamily[GPTConfig]):
 
     model_types = ("gpt2", "gpt_bigcode")
     base_prefix = "transformer."
+    matmul_inputs = {"q": 1, "kv": 1, "out": 2, "up": 1, "down": 1}
 
     def module(self, config: GPTConfig) -> nn.Module:
         from codellama_jax.models.gpt.model import GPT

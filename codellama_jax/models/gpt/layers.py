@@ -109,7 +109,7 @@ class Attention(nn.Module):
         kv_BTXKH = nn.with_logical_constraint(kv_BTXKH, ("batch", "length", None, kv_axes, None))
         k_BTKH, v_BTKH = kv_BTXKH[:, :, 0], kv_BTXKH[:, :, 1]
         out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, inputs, c.attention)
-        out_BTD = project(out_BTNH.reshape(B, T, -1), w_out.reshape(-1, D))
+        out_BTD = project(out_BTNH.reshape(B, T, -1), w_out, inputs=2)
         return out_BTD + b_out.astype(dtype)[None, None], (k_BTKH, v_BTKH)
 
 

@@ -57,7 +57,7 @@ class Attention(nn.Module):
         # Keys are kept rotated: a cached key never needs its position again.
         k_BTKH, v_BTKH = rotate(qkv_BTKXH[:, :, :, G], rope), qkv_BTKXH[:, :, :, G + 1]
         out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, inputs, c.attention)
-        return project(out_BTNH.reshape(B, T, -1), w_out.reshape(-1, D)), (k_BTKH, v_BTKH)
+        return project(out_BTNH.reshape(B, T, -1), w_out, inputs=3), (k_BTKH, v_BTKH)
 
 
 class SwiGLU(nn.Module):
