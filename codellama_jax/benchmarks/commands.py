@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from codellama_jax.benchmarks.options import all_options, options_of
 from codellama_jax.benchmarks.settings import Checking, Settings
 from codellama_jax.config import CACHE, MeshConfig
 from codellama_jax.errors import UserError
+from codellama_jax.generation.settings import Quantization, QuantizationOptions
 from codellama_jax.system.files import is_bucket, user_path
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Evaluate:
     options: Annotated[SuiteOptions, tyro.conf.arg(name="")]
     settings: Annotated[Settings, tyro.conf.arg(name="")]
     checking: Annotated[Checking, tyro.conf.arg(name="")]
+    quantization: Annotated[QuantizationOptions, tyro.conf.arg(name="")]
     run: str = ""
     """The folder of a run or of one of its stages, local or gs://; not needed to score."""
     arm: str = ""
@@ -75,10 +78,22 @@ class Evaluate:
             )
         if self.run and not is_bucket(self.run) and not user_path(self.run).exists():
             raise UserError(f"there is no run {self.run}: pass the folder of a run with --run")
+        quantizations = self.quantization.all()
+        if quantizations != [Quantization()] and (self.samples_file or self.reference):
+            raise UserError(
+                "--quantize and --kv-cache need a model that generates: leave them out to score"
+                " samples"
+            )
         start_distributed()
+        if len(quantizations) > 1:
+            from codellama_jax.benchmarks.quantization import compare
+
+            request = self.benchmark, options, self.settings, self.checking
+            compare(*request, self.load, quantizations, self.out)
+            return
         evaluate(
             self.benchmark,
-            self.load if self.run else None,
+            functools.partial(self.load_as, quantizations[0]) if self.run else None,
             options,
             self.settings,
             self.checking,
@@ -86,6 +101,12 @@ class Evaluate:
             self.samples_file,
             self.reference,
         )
+
+    def load_as(self, quantization: Quantization) -> TrainedModel:
+        """Loads the model, quantized."""
+        from codellama_jax.generation.quantize import quantized
+
+        return quantized(self.load(), quantization)
 
     def load(self) -> TrainedModel:
         """Loads the model onto its devices: those of this host, or of all."""

@@ -19,7 +19,12 @@ from codellama_jax.command_line import INTERRUPTED
 from codellama_jax.config import CACHE, MeshConfig, Stage
 from codellama_jax.errors import UserError
 from codellama_jax.generation.middle import Order, better_order, without_infilling
-from codellama_jax.generation.settings import CAPACITY, Sampling, check_stop_strings
+from codellama_jax.generation.settings import (
+    CAPACITY,
+    QuantizationOptions,
+    Sampling,
+    check_stop_strings,
+)
 from codellama_jax.generation.source import Source, decoded, read_source
 from codellama_jax.system.files import user_path
 
@@ -37,6 +42,7 @@ class Asking:
     """The folder of a run or of one of its stages, local or gs://."""
     text: Annotated[str, tyro.conf.Positional]
     sampling: Annotated[Sampling, tyro.conf.arg(name="")]
+    quantization: Annotated[QuantizationOptions, tyro.conf.arg(name="")]
     arm: str = ""
     """An arm of the run; its first one unless given."""
     stage: str = ""
@@ -50,6 +56,7 @@ class Asking:
 
     def __post_init__(self) -> None:
         check_stop_strings(self.stop)
+        self.quantization.one()
 
     def find(self) -> Trained:
         """Finds the stage and its tokenizer. Raises UserError without starting JAX."""
@@ -85,10 +92,12 @@ class Asking:
         """Starts JAX and loads the model, to read a prompt of `ids`."""
         note(f"starting JAX and loading {self.run}")
         from codellama_jax.checkpoints.loading import keep_compiled, load_run
+        from codellama_jax.generation.quantize import quantized
         from codellama_jax.sharding.mesh import make_mesh
 
         keep_compiled(CACHE)
-        model = load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
+        loaded = load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
+        model = quantized(loaded, self.quantization.one())
         note(f"reading the prompt, tokens: {len(ids):,} (a new length compiles first)")
         return model
 

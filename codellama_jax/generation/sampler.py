@@ -231,9 +231,7 @@ def _start(
       tokens_BT, lengths_B: the prompts, as `_pad` returns them.
       draws: the inputs of the draws.
     """
-    logits_BV, cache = decoding.prefill(
-        config, weights, tokens_BT, lengths_B, new_slots, kv_cache
-    )
+    logits_BV, cache = decoding.prefill(config, weights, tokens_BT, lengths_B, new_slots, kv_cache)
     tokens_B = _draw(logits_BV, sampling, draws, lengths_B)
     return State(cache, tokens_B, lengths_B, jnp.zeros(tokens_B.shape, bool))
 

@@ -1,4 +1,7 @@
-"""How tokens are sampled and models quantized, checked for the command line and the library alike. Imports no JAX."""
+"""How tokens are sampled and models quantized. Imports no JAX.
+
+Values are checked here, for the command line and the library alike.
+"""
 
 from __future__ import annotations
 
@@ -72,30 +75,27 @@ class Quantization:
 class QuantizationOptions:
     """The options of the commands that generate."""
 
-    quantize: tuple[str, ...] = ("none",)
-    """Weights of the layers: none, int8 (CodeGeeX's), w8a8 (int8 activations too) or int4."""
+    quantize: str = "none"
+    """Weights of the layers: none, int8 (as CodeGeeX), w8a8 (int8 activations too) or int4."""
     kv_cache: str = "none"
     """The cache of keys and values: none for the dtype of the computation, or int8."""
 
     def __post_init__(self) -> None:
-        if not self.quantize:
-            raise UserError(f"--quantize needs one of {', '.join(SCHEMES)}")
-        for index, scheme in enumerate(self.quantize):
-            Quantization(scheme, self.kv_cache)
-            if scheme in self.quantize[:index]:
-                raise UserError(f"--quantize names {scheme} twice: name every scheme once")
+        self.all()
 
     def all(self) -> list[Quantization]:
-        """Returns the quantizations to compare, in the order given."""
-        return [Quantization(scheme, self.kv_cache) for scheme in self.quantize]
+        """Returns the quantizations, several of them where `quantize` is separated by commas."""
+        schemes = self.quantize.split(",")
+        for index, scheme in enumerate(schemes):
+            if scheme in schemes[:index]:
+                raise _not_allowed("quantize", self.quantize, f"a list that names {scheme} once")
+        return [Quantization(scheme, self.kv_cache) for scheme in schemes]
 
     def one(self) -> Quantization:
-        """Returns the only quantization. Raises UserError if there are several."""
-        if len(self.quantize) > 1:
-            raise UserError(
-                f"--quantize is {' '.join(self.quantize)}: this command takes one scheme;"
-                " `evaluate` compares several"
-            )
+        """Returns the quantization. Raises UserError if there are several."""
+        if "," in self.quantize:
+            one_of = f"one of {', '.join(SCHEMES)}; `evaluate` compares several"
+            raise _not_allowed("quantize", self.quantize, one_of)
         return self.all()[0]
 
 

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from codellama_jax.config import ModelConfig
 from codellama_jax.models.family import family_of
 from codellama_jax.models.layers import mesh_axes
-from codellama_jax.models.quantized import is_quantized
+from codellama_jax.models.quantized import Quantized, is_quantized
 from kernels import int8
 from kernels.decode_attention import decode_attention
 
@@ -98,11 +98,13 @@ def attend(
 ) -> jax.Array:
     """Returns out_MGH of one query per sequence to the filled slots of its cache."""
     head_axes = mesh_axes("heads", config.n_kv_heads)
+    scales_MS = None
     if isinstance(keys, Int8Slots) and isinstance(values, Int8Slots):
         scales_MS = keys.scales_MS, values.scales_MS
-        arrays = q_MGH, keys.values_MSH, values.values_MSH
-        return decode_attention(*arrays, lengths_B, scales_MS=scales_MS, head_axes=head_axes)
-    return decode_attention(q_MGH, keys, values, lengths_B, head_axes=head_axes)
+        keys, values = keys.values_MSH, values.values_MSH
+    assert isinstance(keys, jax.Array) and isinstance(values, jax.Array)
+    arrays = q_MGH, keys, values, lengths_B
+    return decode_attention(*arrays, scales_MS=scales_MS, head_axes=head_axes)
 
 
 def for_decoding(config: ModelConfig) -> ModelConfig:
@@ -139,7 +141,7 @@ def prepare(config: ModelConfig, params: dict) -> Any:
     weights, specs = family.prepare(config, params), family.weight_specs(config)
 
     def specs_of(weight: Any, spec: PartitionSpec) -> Any:
-        return weight.specs(spec) if is_quantized(weight) else spec
+        return weight.specs(spec) if isinstance(weight, Quantized) else spec
 
     return constrain(weights, jax.tree.map(specs_of, weights, specs, is_leaf=is_quantized))
 

@@ -17,7 +17,7 @@ import numpy as np
 from flax import struct
 
 from codellama_jax.config import ModelConfig
-from codellama_jax.models.quantized import Weight, is_quantized
+from codellama_jax.models.quantized import Quantized, Weight
 from kernels import flash_attention, ring_attention
 
 
@@ -38,8 +38,8 @@ def parameter(
       axes: the logical axis of each dimension; None is never sharded.
       variance: of the distribution; 1 / inputs keeps activations at unit scale.
     """
-    stored = module.get_variable("params", name)
-    if is_quantized(stored):
+    stored: Any = module.get_variable("params", name)
+    if isinstance(stored, Quantized):
         return cast(jax.Array, stored)
     init = nn.with_logical_partitioning(nn.initializers.normal(variance**0.5), axes)
     # Linen removes the box that carries the logical axes, which its annotation leaves out.
@@ -96,7 +96,7 @@ def project(x_BTD: jax.Array, w_DX: Weight, inputs: int = 1) -> jax.Array:
       w_DX: the weight; its first `inputs` dims are D, flattened.
       inputs: see above. A quantized weight has flattened them already.
     """
-    if is_quantized(w_DX):
+    if isinstance(w_DX, Quantized):
         # Columns, as in decoding. A length that is sharded stays a dim here too.
         columns_BTD = x_BTD if length_shards() > 1 else x_BTD.reshape(-1, x_BTD.shape[-1])
         out_XBT = w_DX.multiply(jnp.moveaxis(columns_BTD, -1, 0))

@@ -9,9 +9,11 @@ Dims: X outputs (of any number of dims), I inputs, C groups of inputs, N columns
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 import functools
 import math
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +26,31 @@ GROUP = 128  # inputs that share a scale of int4, as in GPTQ
 LARGEST_INT4 = 7
 
 
+class Quantized(abc.ABC):
+    """A quantized weight of any scheme."""
+
+    @abc.abstractmethod
+    def with_outputs(self, *outputs: int) -> Quantized:
+        """Returns the weight with its outputs reshaped."""
+
+    @abc.abstractmethod
+    def dequantized(self) -> jax.Array:
+        """Returns the weight, fp32 (X, I)."""
+
+    @abc.abstractmethod
+    def multiply(self, x_IN: jax.Array) -> jax.Array:
+        """Returns the matmul with columns, (X, N) in their dtype."""
+
+    @abc.abstractmethod
+    def specs(self, spec: PartitionSpec) -> Any:
+        """Returns the PartitionSpecs of its arrays, given that of an array (X, I)."""
+
+
+Weight = jax.Array | Quantized
+
+
 @struct.dataclass
-class Int8:
+class Int8(Quantized):
     """An int8 weight with one scale per output: the weight is about values x scale.
 
     With `quantizes_inputs` each token's activations are quantized to int8 as well (W8A8), and the
@@ -39,7 +64,8 @@ class Int8:
     def with_outputs(self, *outputs: int) -> Int8:
         """Returns the weight with its outputs reshaped."""
         values_XI = self.values_XI.reshape(*outputs, self.values_XI.shape[-1])
-        return self.replace(values_XI=values_XI, scales_X=self.scales_X.reshape(outputs))
+        scales_X = self.scales_X.reshape(outputs)
+        return dataclasses.replace(self, values_XI=values_XI, scales_X=scales_X)
 
     def dequantized(self) -> jax.Array:
         """Returns the weight, fp32 (X, I)."""
@@ -55,16 +81,16 @@ class Int8:
             out_XN = int8.multiply(self.values_XI, x_IN)
         return int8.scale_rows(out_XN, self.scales_X).astype(x_IN.dtype)
 
-    def specs(self, spec: PartitionSpec) -> Int8:
+    def specs(self, spec: PartitionSpec) -> Any:
         """Returns the PartitionSpecs of its arrays, given that of an array (X, I)."""
         *outputs, inputs = _padded(spec, self.values_XI.ndim)
-        return self.replace(
-            values_XI=PartitionSpec(*outputs, inputs), scales_X=PartitionSpec(*outputs)
-        )
+        values_spec: Any = PartitionSpec(*outputs, inputs)
+        scales_spec: Any = PartitionSpec(*outputs)
+        return dataclasses.replace(self, values_XI=values_spec, scales_X=scales_spec)
 
 
 @struct.dataclass
-class Int4:
+class Int4(Quantized):
     """A weight of two values per byte, with one scale per output and group of 128 inputs.
 
     The low four bits of a byte hold an input of the first half of its group, the high four bits the
@@ -79,7 +105,8 @@ class Int4:
         """Returns the weight with its outputs reshaped."""
         C, *_, B = self.packed_CXB.shape
         packed_CXB = self.packed_CXB.reshape(C, *outputs, B)
-        return self.replace(packed_CXB=packed_CXB, scales_CX=self.scales_CX.reshape(C, *outputs))
+        scales_CX = self.scales_CX.reshape(C, *outputs)
+        return dataclasses.replace(self, packed_CXB=packed_CXB, scales_CX=scales_CX)
 
     def dequantized(self) -> jax.Array:
         """Returns the weight, fp32 (X, I)."""
@@ -103,7 +130,7 @@ class Int4:
         out_XM = int8.scale_columns(jnp.sum(out_CXM, axis=0), scales_M)
         return int8.join_columns(out_XM).astype(x_IN.dtype)
 
-    def specs(self, spec: PartitionSpec) -> Int4:
+    def specs(self, spec: PartitionSpec) -> Any:
         """Returns the PartitionSpecs of its arrays, given that of an array (X, I).
 
         Groups are sharded as inputs are, where the mesh divides their number.
@@ -113,14 +140,9 @@ class Int4:
         axes = (inputs,) if isinstance(inputs, str) else inputs or ()
         if self.scales_CX.shape[0] % math.prod(mesh.get(axis, 1) for axis in axes):
             inputs = None
-        return self.replace(
-            packed_CXB=PartitionSpec(inputs, *outputs, None),
-            scales_CX=PartitionSpec(inputs, *outputs),
-        )
-
-
-Quantized = Int8 | Int4
-Weight = jax.Array | Quantized
+        scales_spec: Any = PartitionSpec(inputs, *outputs)
+        packed_spec: Any = PartitionSpec(*scales_spec, None)
+        return dataclasses.replace(self, packed_CXB=packed_spec, scales_CX=scales_spec)
 
 
 def is_quantized(leaf: Any) -> bool:
@@ -195,7 +217,7 @@ def unpack(packed: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def multiply(weight: Weight, x_IN: jax.Array) -> jax.Array:
     """Returns the matmul of an output-major weight (X, I) and columns, (X, N) in their dtype."""
-    if is_quantized(weight):
+    if isinstance(weight, Quantized):
         return weight.multiply(x_IN)
     return jnp.tensordot(weight, x_IN, 1)
 
@@ -205,7 +227,7 @@ def output_major(weight: Weight, inputs: int, dtype: Any) -> Weight:
 
     Quantized parameters are output-major already.
     """
-    if is_quantized(weight):
+    if isinstance(weight, Quantized):
         return weight.with_outputs(-1)
     return weight.astype(dtype).reshape(inputs, -1).T
 
@@ -215,7 +237,7 @@ def input_major(weight: Weight, inputs: tuple[int, ...], outputs: tuple[int, ...
 
     It is a view: XLA folds the transpose into the matmul and copies nothing.
     """
-    if is_quantized(weight):
+    if isinstance(weight, Quantized):
         return weight.with_outputs(*outputs)
     return weight.T.reshape(*inputs, *outputs)
 
@@ -225,13 +247,13 @@ def outputs_first(weight: Weight, outputs: tuple[int, ...], dtype: Any) -> Weigh
 
     Outputs that two shards of a mesh would share if they were flattened keep their dims.
     """
-    if is_quantized(weight):
+    if isinstance(weight, Quantized):
         return weight.with_outputs(*outputs)
     return jnp.moveaxis(weight.astype(dtype), 0, -1).reshape(*outputs, -1)
 
 
 def inputs_first(weight: Weight, outputs: tuple[int, ...]) -> Weight:
     """Returns the result of `outputs_first` as the parameter (I, *outputs)."""
-    if is_quantized(weight):
+    if isinstance(weight, Quantized):
         return weight.with_outputs(*outputs)
     return jnp.moveaxis(weight.reshape(*outputs, -1), -1, 0)

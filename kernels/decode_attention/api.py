@@ -79,5 +79,6 @@ def decode_attention(
         return function(*arrays)
     # The first axis of all arrays is the key heads, so each device gets complete heads.
     spec = PartitionSpec(head_axes)
-    sharded = jax.shard_map(function, in_specs=(spec,) * len(arrays), out_specs=spec, check_vma=False)
+    in_specs = (spec,) * len(arrays)
+    sharded = jax.shard_map(function, in_specs=in_specs, out_specs=spec, check_vma=False)
     return sharded(*arrays)

@@ -264,6 +264,7 @@ def step(
         out_MGH = attend(config, q_MGH, keys[-1], values[-1], positions_B + 1)
         out_XB = jnp.einsum("KBGH->KGHB", out_MGH.reshape(K, B, G, H)).reshape(-1, B)
         x_DB += multiply(layer.out_DX, out_XB) + layer.out_bias_D[:, None]
-        up_FB = multiply(layer.up_FD, layer.ffn_norm.columns(x_DB, epsilon)) + layer.up_bias_F[:, None]
-        x_DB += multiply(layer.down_DF, activate(up_FB, config.activation)) + layer.down_bias_D[:, None]
+        up_FB = multiply(layer.up_FD, layer.ffn_norm.columns(x_DB, epsilon))
+        up_FB = activate(up_FB + layer.up_bias_F[:, None], config.activation)
+        x_DB += multiply(layer.down_DF, up_FB) + layer.down_bias_D[:, None]
     return _unembed(config, weights, x_DB), Cache(tuple(keys), tuple(values))

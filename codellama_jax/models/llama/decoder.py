@@ -43,8 +43,9 @@ from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.layers import Block
 from codellama_jax.models.llama.model import rope
 from codellama_jax.models.quantized import (
+    Quantized,
+    Weight,
     input_major,
-    is_quantized,
     multiply,
     output_major,
     outputs_first,
@@ -119,9 +120,11 @@ def block_params(config: LlamaConfig, layer: Layer[jax.Array]) -> dict:
     They are views: XLA folds the transposes into the matmuls and copies nothing.
     """
     K, G, H = config.n_kv_heads, config.n_heads // config.n_kv_heads, config.head_dim
+    down_FD = input_major(layer.down_DF, (-1,), (config.d_model,))
     qkv_DKXH = input_major(layer.qkv_XD, (-1,), (K, G + 2, H))
     out_KGHD = input_major(layer.out_DX, (K, G, H), (-1,))
-    if is_quantized(layer.gate_up_XFD):
+    gate_up_DXF: Weight
+    if isinstance(layer.gate_up_XFD, Quantized):
         gate_up_DXF = layer.gate_up_XFD
     elif mesh_axes("ffn"):
         gate_up_DXF = jnp.einsum("XFD->DXF", layer.gate_up_XFD)
@@ -133,7 +136,7 @@ def block_params(config: LlamaConfig, layer: Layer[jax.Array]) -> dict:
         "attention_norm": {"scale": layer.attention_norm_D},
         "attention": {"qkv": qkv_DKXH, "out": out_KGHD},
         "ffn_norm": {"scale": layer.ffn_norm_D},
-        "ffn": {"gate_up": gate_up_DXF, "down": input_major(layer.down_DF, (-1,), (config.d_model,))},
+        "ffn": {"gate_up": gate_up_DXF, "down": down_FD},
     }
 
 
