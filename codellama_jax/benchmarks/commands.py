@@ -47,7 +47,6 @@ class Evaluate:
     options: Annotated[SuiteOptions, tyro.conf.arg(name="")]
     settings: Annotated[Settings, tyro.conf.arg(name="")]
     checking: Annotated[Checking, tyro.conf.arg(name="")]
-    quantization: Annotated[QuantizationOptions, tyro.conf.arg(name="")]
     run: str = ""
     """The folder of a run or of one of its stages, local or gs://; not needed to score."""
     arm: str = ""
@@ -58,6 +57,9 @@ class Evaluate:
     reference: bool = False
     """Score the canonical solutions instead of generating any."""
     across_hosts: Annotated[bool, tyro.conf.arg(help=ACROSS_HOSTS)] = False
+    quantization: Annotated[QuantizationOptions, tyro.conf.arg(name="")] = field(
+        default_factory=QuantizationOptions
+    )
     mesh: Annotated[MeshConfig, tyro.conf.arg(help=MESH)] = field(default_factory=MeshConfig)
 
     def __call__(self) -> None:

@@ -42,7 +42,6 @@ class Asking:
     """The folder of a run or of one of its stages, local or gs://."""
     text: Annotated[str, tyro.conf.Positional]
     sampling: Annotated[Sampling, tyro.conf.arg(name="")]
-    quantization: Annotated[QuantizationOptions, tyro.conf.arg(name="")]
     arm: str = ""
     """An arm of the run; its first one unless given."""
     stage: str = ""
@@ -51,12 +50,15 @@ class Asking:
     """End before any of these strings."""
     healing: bool = False
     """Let the first token also end a token in which the prompt stops, as `enu` for `enumerate`."""
+    quantization: Annotated[QuantizationOptions, tyro.conf.arg(name="")] = field(
+        default_factory=QuantizationOptions
+    )
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """The devices of this host along each axis; -1 takes the remaining ones."""
 
     def __post_init__(self) -> None:
         check_stop_strings(self.stop)
-        self.quantization.one()
+        self.quantization.single()
 
     def find(self) -> Trained:
         """Finds the stage and its tokenizer. Raises UserError without starting JAX."""
@@ -97,7 +99,7 @@ class Asking:
 
         keep_compiled(CACHE)
         loaded = load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
-        model = quantized(loaded, self.quantization.one())
+        model = quantized(loaded, self.quantization.single())
         note(f"reading the prompt, tokens: {len(ids):,} (a new length compiles first)")
         return model
 

@@ -31,9 +31,12 @@ def quantized(model: TrainedModel, quantization: Quantization) -> TrainedModel:
     Training code never sees it: its parameters can be read by prefill, decoding and scoring only.
     Raises UserError for a family whose weights cannot be quantized.
     """
-    model = dataclasses.replace(model, kv_cache=quantization.kv_cache)
+    if quantization == Quantization():
+        return model
+    name = quantization.named(model.name)
+    model = dataclasses.replace(model, kv_cache=quantization.kv_cache, name=name)
     if quantization.weights == "none":
-        return dataclasses.replace(model, name=quantization.named(model.name))
+        return model
     inputs = family_of(model.config).matmul_inputs
     if not inputs:
         family = model.config.family
@@ -50,7 +53,7 @@ def quantized(model: TrainedModel, quantization: Quantization) -> TrainedModel:
 
     with on_mesh_of(model.params):
         params = jax.tree_util.tree_map_with_path(leaf, model.params)
-    return dataclasses.replace(model, params=params, name=quantization.named(model.name))
+    return dataclasses.replace(model, params=params)
 
 
 def _weight(scheme: str, inputs: int, is_stacked: bool, w: jax.Array) -> Any:

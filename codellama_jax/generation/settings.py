@@ -91,11 +91,11 @@ class QuantizationOptions:
                 raise _not_allowed("quantize", self.quantize, f"a list that names {scheme} once")
         return [Quantization(scheme, self.kv_cache) for scheme in schemes]
 
-    def one(self) -> Quantization:
+    def single(self) -> Quantization:
         """Returns the quantization. Raises UserError if there are several."""
         if "," in self.quantize:
-            one_of = f"one of {', '.join(SCHEMES)}; `evaluate` compares several"
-            raise _not_allowed("quantize", self.quantize, one_of)
+            allowed = f"one of {', '.join(SCHEMES)}; `evaluate` compares several"
+            raise _not_allowed("quantize", self.quantize, allowed)
         return self.all()[0]
 
 

@@ -212,4 +212,4 @@ def test_only_evaluate_takes_several_schemes():
     options = QuantizationOptions(quantize="none,int4")
     assert options.all() == [Quantization(), Quantization("int4")]
     with pytest.raises(UserError, match="--quantize is 'none,int4': it must be one of"):
-        options.one()
+        options.single()
