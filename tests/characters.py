@@ -11,12 +11,15 @@ from codellama_jax.models.trained import TrainedModel
 
 
 class Characters:
-    """A tokenizer of one id per character, as far as `plain_ids` needs one."""
+    """A tokenizer of one id per character, as far as documents and prompts need one."""
 
     bos_id, eos_id = 1, 2
 
     def encode(self, text: str) -> list[int]:
         return [3 + ord(c) % 60 for c in text]
+
+    def prompt(self, text: str) -> list[int]:
+        return [self.bos_id, *self.encode(text)]
 
 
 def untrained() -> TrainedModel:

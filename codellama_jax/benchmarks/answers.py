@@ -161,7 +161,7 @@ def mean_logprobs(
         if benchmark.infilling:
             prompt = prompt_ids(tokenizer, task.prompt, task.suffix, spm)
         else:
-            prompt = [tokenizer.bos_id, *tokenizer.encode(task.prompt)]
+            prompt = tokenizer.prompt(task.prompt)
         prompts.append(prompt)
         # The text continues the prompt, so it has no leading space.
         sequences.append([*prompt, *tokenizer.encode(text, leading_space=False)])
@@ -191,11 +191,7 @@ def _choice_scorer(model: TrainedModel) -> AnswerBatch:
 
 def log_likelihoods(model: TrainedModel, prompt: str, choices: Sequence[str]) -> list[float]:
     """Returns the log-probability of each choice after the prompt, in nats."""
-    tokenizer = model.tokenizer
-
-    def encode(text: str) -> list[int]:
-        return [tokenizer.bos_id, *tokenizer.encode(text)]
-
+    encode = model.tokenizer.prompt
     start = len(encode(prompt))
     # Prompt and choice are encoded together, as in the training data: a token may span both.
     sequences = [encode(prompt + choice) for choice in choices]

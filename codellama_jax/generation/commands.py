@@ -127,7 +127,7 @@ class Complete(Asking):
         else:
             source = decoded(os.fsencode(self.text), "the prompt")
         prompt, trained = source.for_model(source.text), self.find()
-        ids = [trained.tokenizer.bos_id, *trained.tokenizer.encode(prompt)]
+        ids = trained.tokenizer.prompt(prompt)
         self.check_length(trained, ids, source.name)
         model = self.load(ids)
         from codellama_jax.generation.text import complete

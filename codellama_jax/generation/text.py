@@ -188,7 +188,7 @@ def complete(
       rows: replaces the stop strings by a truncation per prompt, and gives each its PRNG number.
       healing: lets the first token end the one in which a prompt stops (see `healing.py`).
     """
-    encoded = [[model.tokenizer.bos_id, *model.tokenizer.encode(prompt)] for prompt in prompts]
+    encoded = [model.tokenizer.prompt(prompt) for prompt in prompts]
     decode, first = continuation(model, prompts), None
     if healing:
         encoded, decode, first = healed_prompts(model, encoded, prompts)

@@ -46,6 +46,14 @@ def parameter(
     return cast(jax.Array, module.param(name, init, shape, jnp.float32))
 
 
+def bias_parameter(
+    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]
+) -> jax.Array:
+    """Declares an fp32 bias with its logical axes, 0 at first."""
+    init = nn.with_logical_partitioning(nn.initializers.zeros, axes)
+    return cast(jax.Array, module.param(name, init, shape, jnp.float32))
+
+
 def mesh_axes(name: str, size: int = 0) -> tuple[str, ...]:
     """Returns the axes of the current mesh that shard a logical axis under the current rules.
 
@@ -123,6 +131,13 @@ def embed(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
     return nn.with_logical_constraint(table_VD[tokens_BT], ("batch", "length", None))
 
 
+def rope_frequencies(head_dim: int, theta: float) -> np.ndarray:
+    """Returns theta^(-2i / H) for each pair i of a head, fp32 [H / 2]."""
+    # The published code rounds to fp32 before the division. One unit in the last place would be
+    # 1e-3 radians at position 8,191.
+    return 1 / (theta ** (np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
+
+
 def rope_angles(
     positions_BT: jax.Array, head_dim: int, theta: float, scaling: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
@@ -131,9 +146,7 @@ def rope_angles(
     The angle is position / scaling x theta^(-2i / H) (Code Llama, section 2.4). A scaling above 1
     is linear position interpolation (Chen et al. 2023).
     """
-    # The published code rounds the frequencies to fp32 here. One unit in the last place would be
-    # 1e-3 radians at position 8,191.
-    frequencies_H = 1 / (theta ** (np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
+    frequencies_H = rope_frequencies(head_dim, theta)
     angles_BTH = (positions_BT.astype(jnp.float32) / scaling)[..., None] * frequencies_H[None, None]
     return jnp.cos(angles_BTH), jnp.sin(angles_BTH)
 

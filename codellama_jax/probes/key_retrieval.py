@@ -118,7 +118,7 @@ def _measures(
     # and of the token after it. last_logits returns the last position first.
     ids, keys = [], []
     for text, key in prompts:
-        ids.append([model.tokenizer.bos_id, *model.tokenizer.encode(f"{text}{key}")])
+        ids.append(model.tokenizer.prompt(f"{text}{key}"))
         tens, ones = divmod(key, 10)
         keys.append([digits[tens], digits[ones]])
     logits_B3V = last_logits(model, ids, 3)[:, ::-1].astype(np.float64)

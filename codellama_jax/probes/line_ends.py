@@ -96,9 +96,9 @@ def unfinished_lines(
     for example in held_out_examples(single_lines, tokenizer, texts, *limits):
         beginning = _beginning(tokenizer, example.middle)
         if beginning:
-            ids = tokenizer.encode(example.prefix + beginning)
+            ids = tokenizer.prompt(example.prefix + beginning)
             end = example.middle[len(beginning) :].rstrip()
-            lines.append(UnfinishedLine([tokenizer.bos_id, *ids], end))
+            lines.append(UnfinishedLine(ids, end))
     return lines[:count]
 
 

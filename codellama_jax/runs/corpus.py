@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from etils import epath
 
+from codellama_jax.checkpoints.vocabulary import is_padded
 from codellama_jax.config import Experiment, Stage
 from codellama_jax.data import builders, pipeline
 from codellama_jax.data.documents import SAMPLE_SEED, sample
@@ -153,7 +154,8 @@ def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer) -> None:
             size, infilling = stage.model.vocab_size, stage.data.infilling.rate
             # Without infilling a model may still have the entries of the sentinels.
             needed = tokenizer.vocab_size if infilling else tokenizer.pieces
-            if size not in (needed, tokenizer.vocab_size):
+            is_known = size in (needed, tokenizer.vocab_size)
+            if not is_known and not is_padded(size, tokenizer.vocab_size):
                 first_problem = first_problem or f"{arm}.{name}.model.vocab_size is {size}"
                 options[name] = f"--{name.replace('_', '-')}.model.vocab-size {needed}"
     if first_problem:

@@ -37,6 +37,8 @@ class Tokenizer(abc.ABC):
     # Whether the file itself lists sentinels: Code Llama's does, Llama 2's does not. A published
     # embedding has rows for them only then.
     lists_sentinels: bool
+    # Whether a prompt begins with BOS. A published tokenizer.json has a step that adds it, or not.
+    adds_bos: bool
 
     @property
     def vocab_size(self) -> int:
@@ -60,6 +62,14 @@ class Tokenizer(abc.ABC):
 
         Raises UserError for a lone surrogate, which UTF-8 cannot represent.
         """
+
+    def prompt(self, text: str) -> list[int]:
+        """Returns the ids of a text to continue: with BOS before it, if the model expects it.
+
+        An empty text is BOS in any case, because a model cannot continue nothing.
+        """
+        ids = self.encode(text)
+        return [self.bos_id, *ids] if self.adds_bos or not ids else ids
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int] | np.ndarray, *, leading_space: bool = True) -> str:

@@ -127,6 +127,7 @@ def read(data: bytes, name: str) -> ByteBpeTokenizer:
         limits=byte_bpe_spec.limits(spec, vocabulary, table),
         kind=byte_bpe_spec.kind_of(spec, name),
         lists_sentinels=vocabulary.lists_sentinels,
+        adds_bos=byte_bpe_spec.adds_bos(spec, vocabulary),
         _processor=_processor(encoding, name),
         _bytes=table,
     )

@@ -214,6 +214,21 @@ def _named(everything: dict[str, int], eos: int, pieces: int) -> tuple[dict[str,
     return dict(zip(IDS, rows)), False
 
 
+def adds_bos(spec: dict[str, Any], vocabulary: Vocabulary) -> bool:
+    """Returns whether the file puts BOS before a text, as Llama 3's does and Qwen's does not."""
+    step = spec.get("post_processor")
+    steps = step.get("processors", [step]) if isinstance(step, dict) else []
+    names = entries(spec)
+    for template in steps if isinstance(steps, list) else []:
+        parts = template.get("single") if isinstance(template, dict) else None
+        first = parts[0] if isinstance(parts, list) and parts else None
+        marker = first.get("SpecialToken") if isinstance(first, dict) else None
+        name = marker.get("id") if isinstance(marker, dict) else None
+        if isinstance(name, str) and names.get(name) == vocabulary.ids["bos_id"]:
+            return True
+    return False
+
+
 def text_only(spec: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
     """Returns the tokenizer.json that encodes text, without any special token.
 

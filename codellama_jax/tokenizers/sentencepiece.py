@@ -155,6 +155,7 @@ def read(model: bytes, name: str) -> SentencePieceTokenizer:
         fingerprint=fingerprint,
         limits=limits,
         lists_sentinels=entries > pieces,
+        adds_bos=True,
         _processor=processor,
         _unprefixed=unprefixed,
         _continuing=continuing,

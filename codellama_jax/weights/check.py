@@ -30,7 +30,7 @@ class Reader:
     """A tokenizer and a model, of this project or of transformers."""
 
     name: str  # for the report
-    ids: Callable[[str], list[int]]  # returns the token ids of a text, BOS first
+    ids: Callable[[str], list[int]]  # returns the token ids of a text, as a prompt
     logits_TV: Callable[[list[int]], np.ndarray]  # returns float32 [T, V] for T token ids
 
 
@@ -60,7 +60,7 @@ def project_reader(folder: epath.Path, named_tokenizer: str = "") -> Reader:
             return np.asarray(jax.jit(module.apply)({"params": params}, tokens_BT, positions_BT)[0])
 
     def ids(text: str) -> list[int]:
-        return [tokenizer.bos_id, *tokenizer.encode(text)]
+        return tokenizer.prompt(text)
 
     return Reader(f"{folder} here", ids, logits_TV)
 

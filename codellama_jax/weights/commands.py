@@ -61,14 +61,14 @@ class Import:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a trained model for transformers, vLLM and llama.cpp, or for Meta's own code."""
+    """Write a trained model for transformers, vLLM and llama.cpp, or for its authors' own code."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a run or of one of its stages, local or gs://."""
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """The folder to make."""
-    to: Literal["hf", "meta"]
-    """The layout: safetensors as transformers has them, or Meta's consolidated.NN.pth."""
+    to: Literal["hf", "meta", "codegeex"]
+    """The layout: transformers' safetensors, Meta's consolidated.NN.pth, or CodeGeeX's *.pt."""
     arm: str = ""
     """An arm of the run; the default is its first."""
     stage: str = ""
@@ -89,7 +89,7 @@ class Export:
         from codellama_jax.checkpoints.folder import StageFolder
         from codellama_jax.system.files import user_path
         from codellama_jax.tokenizers.transformers_files import llama_cpp_options
-        from codellama_jax.weights import huggingface, meta, store
+        from codellama_jax.weights import codegeex, huggingface, meta, store
         from codellama_jax.weights.layout import cast
 
         source = store.open_run(folder, self.arm, self.stage)
@@ -98,6 +98,9 @@ class Export:
         source = cast(source, self.dtype) if self.dtype else source
         if self.to == "meta":
             meta.write(source, tokenizer, target, self.ranks, self.integrity)
+            return
+        if self.to == "codegeex":
+            codegeex.write(source, tokenizer, target, self.integrity)
             return
         huggingface.write(source, tokenizer, target, self.integrity)
         options = llama_cpp_options(tokenizer, source.model.vocab_size)

@@ -147,8 +147,8 @@ def write(
 def _config_of(source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
     model = source.model
     return {
-        **family_of(model).config_to_transformers(model),
         "max_position_embeddings": model.longest_sequence() or source.context,
+        **family_of(model).config_to_transformers(model),
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
         # transformers has one type for a model: that of most of its weights.

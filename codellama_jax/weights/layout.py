@@ -41,6 +41,7 @@ class Source:
     context: int  # tokens of the longest sequence that it was trained for
     dtypes: dict[str, np.dtype]  # by tensor name: the widest type of its layers
     read: Callable[[str, int, Index], np.ndarray]  # returns a part of (tensor, layer)
+    entries: int = 0  # of the vocabulary without padding, where the layout fixes it; otherwise 0
 
     def tensor(self, name: str, layer: int = 0) -> np.ndarray:
         """Returns one tensor in full."""

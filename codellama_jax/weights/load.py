@@ -32,6 +32,7 @@ from codellama_jax.tokenizers.files import FILES, NAMES, load
 from codellama_jax.weights import codegeex, huggingface, meta
 from codellama_jax.weights.inputs import check_file, file_names
 from codellama_jax.weights.layout import Source, dotted, is_stacked, join
+from codellama_jax.weights.rows import added_tokens, check_rows, trained_rows
 
 OPEN = {
     "hf": huggingface.open_source,
@@ -90,6 +91,13 @@ def initial_params(stage: Stage, mesh: Mesh) -> Callable[[], dict]:
         return lambda: loading.load_params(folder, stage.model, mesh, step)
     # Headers are read and checked now; values only when the returned function is called.
     source = OPEN[kind](user_path(path))
+    tokenizer = published_tokenizer(user_path(path))
+    if tokenizer:
+        # Rows of padding were never trained: sentinels in their place are drawn like other new
+        # entries.
+        check_rows(source, tokenizer, added_tokens(user_path(path)))
+        model = replace(source.model, vocab_size=trained_rows(source, tokenizer))
+        source = replace(source, model=model)
     loading.check_shapes(source.name, source.model, stage.model)
     return lambda: place_params(source, stage.model, mesh)
 

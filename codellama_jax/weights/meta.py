@@ -37,7 +37,7 @@ from codellama_jax.weights.layout import (
     shapes,
     source_bytes,
 )
-from codellama_jax.weights.torch_file import Stored, read_pickled, write_pickled
+from codellama_jax.weights.torch_file import Described, Stored, read_pickled, write_pickled
 
 NAMES = {
     "embedding": "tok_embeddings.weight",
@@ -228,8 +228,10 @@ def _llama_config(source: Source) -> LlamaConfig:
             f"{source.name} ties its embeddings, which Meta's layout cannot hold: {fix}"
         )
     if model.rope_scaling != 1:
-        scaled = f"scales its positions by {model.rope_scaling:g}"
+        scaled = f"scales its positions by {model.rope_scaling:g} ({model.rope_type})"
         raise UserError(f"{source.name} {scaled}, which params.json has no field for: {fix}")
+    if model.attention_bias != "none":
+        raise UserError(f"{source.name} has biases, which Meta's layout cannot hold: {fix}")
     if model.head_dim * model.n_heads != model.d_model:
         width = f"{model.n_heads} heads of width {model.head_dim}"
         raise UserError(f"{source.name} has {width}, and Meta's layout d_model / n_heads: {fix}")
@@ -256,12 +258,12 @@ def _write_rank(
 ) -> None:
     """Writes the file of one rank of `ranks`. `advance` adds bytes to the progress bar."""
     # The pickle with all names and shapes comes before the values in the file.
-    tensors = []
+    tensors: list[Described] = []
     for name, layer in names(source.model):
         shape = list(shapes(source.model)[name])
         if name in SPLIT:
             shape[SPLIT[name]] //= ranks
-        tensors.append((file_name(name, layer), source.dtypes[name].name, tuple(shape)))
+        tensors.append(((file_name(name, layer),), source.dtypes[name].name, tuple(shape)))
 
     def matrices() -> Iterator[np.ndarray]:
         for name, layer in names(source.model):

@@ -51,7 +51,7 @@ def added_tokens(folder: epath.Path) -> dict[int, str]:
 def check_rows(source: Source, tokenizer: Tokenizer, added: dict[int, str]) -> None:
     """Raises UserError naming both counts if the tokenizer cannot be the model's.
 
-    Rows of the embedding beyond the tokenizer's ids may be padding up to a multiple of 256,
+    Rows of the embedding beyond the tokenizer's ids may be padding (`most_rows`),
     sentinels, or `added` tokens, by id.
     """
     rows, pieces = source.model.vocab_size, tokenizer.pieces
@@ -63,8 +63,18 @@ def check_rows(source: Source, tokenizer: Tokenizer, added: dict[int, str]) -> N
     ids = tokenizer.vocab_size if tokenizer.lists_sentinels else pieces
     added_ids = [row for row in added if ids <= row < rows]
     # Padding is bounded: a tokenizer with far fewer entries belongs to another model.
-    if rows > most_rows(ids + len(added_ids)):
+    if rows > most_rows(ids + len(added_ids)) and pieces != source.entries:
         raise UserError(f"{counts}: {rows - pieces:,} rows of the model would be lost; {fix}")
+
+
+def trained_rows(source: Source, tokenizer: Tokenizer) -> int:
+    """Returns the number of rows that belong to tokens and sentinels of the tokenizer."""
+    rows, with_sentinels = source.model.vocab_size, tokenizer.vocab_size
+    # More rows than pieces and sentinels: the rows above the pieces are sentinels only if the
+    # tokenizer's file lists them, otherwise they are padding.
+    has_padded_sentinels = rows > with_sentinels and tokenizer.lists_sentinels
+    has_sentinels = rows == with_sentinels or has_padded_sentinels
+    return min(rows, with_sentinels if has_sentinels else tokenizer.pieces)
 
 
 def trimmed(source: Source, tokenizer: Tokenizer, added: dict[int, str]) -> Source:
@@ -73,12 +83,7 @@ def trimmed(source: Source, tokenizer: Tokenizer, added: dict[int, str]) -> Sour
     Sentinels remain. Raises UserError like `check_rows`.
     """
     check_rows(source, tokenizer, added)
-    rows, with_sentinels = source.model.vocab_size, tokenizer.vocab_size
-    # More rows than pieces and sentinels: the rows above the pieces are sentinels only if the
-    # tokenizer's file lists them, otherwise they are padding.
-    has_padded_sentinels = rows > with_sentinels and tokenizer.lists_sentinels
-    has_sentinels = rows == with_sentinels or has_padded_sentinels
-    kept = with_sentinels if has_sentinels else tokenizer.pieces
+    rows, kept = source.model.vocab_size, trained_rows(source, tokenizer)
     if kept < rows:
         dropped = [token for row, token in sorted(added.items()) if kept <= row < rows]
         kind = f"of padding and the added tokens {', '.join(dropped)}" if dropped else "of padding"

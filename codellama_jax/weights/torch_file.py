@@ -26,6 +26,8 @@ from codellama_jax.weights.inputs import check_file
 from codellama_jax.weights.layout import Index
 
 STORAGES = {"FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16"}
+# Of a tensor to write: the keys that lead to it, its dtype and its shape.
+Described = tuple[tuple[str, ...], str, tuple[int, ...]]
 MAX_DEPTH = 16  # of dicts in dicts; no model has so many
 MAX_PICKLE = 2**28  # bytes of names and shapes; no model has so many
 
@@ -184,14 +186,14 @@ def _data(file: Any, entry: zipfile.ZipInfo) -> tuple[int, int]:
 
 def write_pickled(
     path: epath.Path,
-    tensors: list[tuple[str, str, tuple[int, ...]]],
+    tensors: list[Described],
     matrices: Iterable[np.ndarray],
 ) -> None:
     """Writes a file like torch.save, with one tensor in memory.
 
-    `tensors` holds name, dtype and shape of each tensor, `matrices` their values in the same order.
+    `tensors` describes each tensor, `matrices` holds their values in the same order.
     """
-    root = path.name.removesuffix(".pth")  # as torch.save names the folder in the archive
+    root = path.stem  # as torch.save names the folder in the archive
     with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(f"{root}/data.pkl", pickled(tensors))
         archive.writestr(f"{root}/byteorder", "little")
@@ -202,17 +204,27 @@ def write_pickled(
         archive.writestr(f"{root}/version", "3\n")
 
 
-def pickled(tensors: list[tuple[str, str, tuple[int, ...]]]) -> bytes:
-    """Returns the pickle of {name: tensor}, where tensor i has storage i.
+def pickled(tensors: list[Described]) -> bytes:
+    """Returns the pickle of {name: tensor}, or of dicts in dicts, where tensor i has storage i.
 
     It is assembled from opcodes, which the comments of Python's pickletools describe: the pickle
     module writes only functions that it can import, and these are torch's.
     """
+    tree: dict[str, Any] = {}
+    for key, (path, dtype, shape) in enumerate(tensors):
+        inner = tree
+        for name in path[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[path[-1]] = _tensor(key, dtype, shape)
+    return pickle.PROTO + b"\x02" + _dict(tree) + pickle.STOP
+
+
+def _dict(tree: dict[str, Any]) -> bytes:
+    """Returns the opcodes of a dict, whose values are dicts or the opcodes of tensors."""
     items = b""
-    for key, (name, dtype, shape) in enumerate(tensors):
-        items += _text(name) + _tensor(key, dtype, shape)
-    start = pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.MARK
-    return start + items + pickle.SETITEMS + pickle.STOP
+    for name, value in tree.items():
+        items += _text(name) + (_dict(value) if isinstance(value, dict) else value)
+    return pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
 
 
 def _tensor(key: int, dtype: str, shape: tuple[int, ...]) -> bytes:

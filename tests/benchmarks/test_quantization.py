@@ -33,7 +33,7 @@ def decoded(monkeypatch) -> list[str]:
 
 
 def test_a_table_of_memory_speed_and_score(model, files, tmp_path, decoded, capsys):
-    options, loaded = PerplexityOptions(files["filler"], (64,), 1), []
+    options, out, loaded = PerplexityOptions(files["filler"], (64,), 1), tmp_path / "out", []
 
     def load_model():
         loaded.append(model)
@@ -48,14 +48,14 @@ def test_a_table_of_memory_speed_and_score(model, files, tmp_path, decoded, caps
     printed = capsys.readouterr().out
     for text in ("perplexity by quantization of the weights, int8 cache", "tokens/s", "100.0"):
         assert text in printed
-    record = json.loads((tmp_path / "out" / "quantization.json").read_text())
+    record = json.loads((out / "quantization.json").read_text())
     none, int4 = record["rows"]["none"], record["rows"]["int4"]
     assert int4["weights, bytes"] < none["weights, bytes"]
     # 2 layers of 2 heads: keys and values of 8 bytes and a scale each.
     assert none["cache, bytes per token"] == 2 * 2 * 2 * (8 + 4)
     assert none["measures"]["64 perplexity"] != int4["measures"]["64 perplexity"]
     for scheme, row in record["rows"].items():
-        results = json.loads((tmp_path / "out" / scheme / "results.json").read_text())
+        results = json.loads((out / scheme / "results.json").read_text())
         assert row["measures"] == results["measures"]
 
 
@@ -70,7 +70,7 @@ def test_samples_of_one_quantization_are_never_anothers(model, files, tmp_path):
     samples = drawn(int8)
     assert drawn(int8) == samples
     for other in (model, int8_cache):
-        with pytest.raises(UserError, match=r"another way \(model: 'toy, int8 weights' -> "):
+        with pytest.raises(UserError, match=r"another way \(model: toy, int8 weights -> toy"):
             drawn(other)
 
 

@@ -5,11 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import published
 import pytest
 from toy import MODEL, batch
 
+from codellama_jax.config import MeshConfig
 from codellama_jax.models.layers import rope_angles, rotate
 from codellama_jax.models.llama.model import Llama
+from codellama_jax.models.trained import abstract_params
+from codellama_jax.sharding.mesh import make_mesh, on_mesh
 from codellama_jax.training.objectives import next_token
 
 
@@ -128,3 +132,31 @@ def test_interpolation_divides_positions():
         rope_angles(jnp.array([[p]]), 64, 1e4, s) for p, s in ((400, 4.0), (100, 1.0))
     )
     np.testing.assert_array_equal(stretched, plain)
+
+
+# What Llama 2 lacks, together: the biases have shards, and ring attention stripes the lengths.
+TODAY = dataclasses.replace(
+    MODEL,
+    n_layers=1,
+    tied_embeddings=True,
+    attention_bias="all",
+    rope_type="dynamic",
+    rope_scaling=2.0,
+    rope_original_length=4,
+)
+
+
+def test_a_mesh_changes_nothing_for_a_tied_head_and_biases():
+    """Decoding on a mesh is compared in `weights/test_llama_shapes.py`."""
+    drawn, rows = published.random_params(TODAY), batch(4, 16)
+    apply = jax.jit(Llama(TODAY).apply)
+    one_BTV = np.asarray(apply({"params": drawn}, *inputs(rows)))
+    mesh = make_mesh(MeshConfig(fsdp=2, context=2, tensor=2), jax.devices())
+    shapes = abstract_params(TODAY, mesh)
+    placed = jax.tree.map(lambda a, s: jax.device_put(a, s.sharding), drawn, shapes)
+    assert not placed["layers"]["attention"]["qkv_bias"].sharding.is_fully_replicated
+    with on_mesh(mesh):
+        eight_BTV = np.asarray(apply({"params": placed}, *inputs(rows)))
+    is_text = rows["segment_ids"] > 0
+    assert one_BTV.std() > 0.5
+    np.testing.assert_allclose(eight_BTV[is_text], one_BTV[is_text], atol=1e-4)

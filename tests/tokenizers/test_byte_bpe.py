@@ -9,28 +9,13 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import tokenizers
-from byte_bpe_cases import PIECES, TEXTS, joined_by_rank, spec, trained, write_spec
+from byte_bpe_cases import PIECES, TEXTS, any_text, joined_by_rank, spec, trained, write_spec
 from paths import DATA, GPT2
 
 from codellama_jax.errors import UserError
 from codellama_jax.tokenizers import byte_bpe, byte_bpe_training, byte_level, files
 
 KINDS = byte_level.KINDS
-ODD = ["\0", "\x01", "\x7f", "\x85", "\t", "\r\n", "\r", "  ", " " * 11, " " * 26, "▁", "\u00a0"]
-ODD += [
-    "\u2028",
-    "\u3000",
-    "\ufeff",
-    "\ufffd",
-    "\uffff",
-    "👩‍👩‍👧",
-    "e\u0301",
-    "\U0010ffff",
-    "12345",
-]
-ODD += ["def f(self):\n    return", "<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<PRE>", "Ġ"]
-ODD += ["<|extratoken_10|>", "<|unused_0|>", "Ċ", "<unused0>"]
-any_text = st.lists(st.one_of(st.sampled_from(ODD), st.text(max_size=8)), max_size=12).map("".join)
 examples = hypothesis.settings(deadline=None, max_examples=100)
 FUNCTION = "def f(x):\n    return x + 1\n"
 HELLO = "def main():\n    print('hello world')"

@@ -1,71 +1,39 @@
 """Files of byte-level BPE: tokenizer.json of other software, vocab.json with merges.txt, damage."""
 
+import copy
+import functools
 import json
+import tempfile
+import unicodedata
+from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 import tokenizers
-from byte_bpe_cases import PIECES, TEXTS, spec, trained, write_spec, write_vocabulary
+from byte_bpe_cases import (
+    FAMILIES,
+    PIECES,
+    TEXTS,
+    any_text,
+    spec,
+    trained,
+    with_tokens,
+    write_family,
+    write_spec,
+    write_vocabulary,
+)
 
 from codellama_jax.errors import UserError
-from codellama_jax.tokenizers import byte_level, files
+from codellama_jax.tokenizers import byte_bpe, byte_level, files
 from codellama_jax.tokenizers.transformers_files import write_tokenizer
 
-LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN = LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
 TEXT = "class A:\r\n    x = 12345\n\n\t# naïve café ▁\n" + TEXTS[1][:5000]
-
-
-def split(pattern: str) -> dict:
-    """Returns the pre-tokenizer of Llama 3 and Qwen: a regular expression, then bytes."""
-    regex = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
-    byte_step = {**byte_level.pre_tokenizer("gpt2"), "use_regex": False}
-    return {"type": "Sequence", "pretokenizers": [{**regex, "invert": False}, byte_step]}
-
-
-def with_tokens(values: dict, *tokens: str, special: bool = True) -> dict:
-    """Returns a tokenizer.json with other added tokens from the id 699."""
-    for token in values["added_tokens"]:
-        values["model"]["vocab"].pop(token["content"], None)
-    values["added_tokens"] = []
-    for row, token in enumerate(tokens, PIECES - 1):
-        values["added_tokens"].append(byte_level.added_token(token, row, special))
-    return values
-
-
-def smollm2() -> tuple[dict, dict]:
-    values = with_tokens(spec("gpt2"), "<|endoftext|>", "<|im_start|>", "<|im_end|>")
-    values["pre_tokenizer"] = byte_level.pre_tokenizer("starcoder")
-    return values, {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
-
-
-def llama_3() -> tuple[dict, dict]:
-    values = with_tokens(spec("gpt2"), "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>")
-    values["pre_tokenizer"] = split(LLAMA_3)
-    values["model"]["ignore_merges"] = True
-    values["model"]["merges"] = [" ".join(pair) for pair in values["model"]["merges"]]
-    return values, {}
-
-
-def qwen() -> tuple[dict, dict]:
-    names = ("<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<tool_call>")
-    values = with_tokens(spec("gpt2"), *names, special=False)
-    values["pre_tokenizer"] = split(QWEN)
-    values["normalizer"] = {"type": "NFC"}
-    return values, {"bos_token": None, "eos_token": {"content": "<|endoftext|>"}}
-
-
-FAMILIES = {"smollm2": smollm2, "llama_3": llama_3, "qwen": qwen}
 
 
 def written(folder, family: str) -> tuple[files.Tokenizer, dict]:
     """Writes the files of a family to a folder and loads them."""
-    values, config = FAMILIES[family]()
-    write_spec(folder, values)
-    if config:
-        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    values = write_family(folder, family)
     return files.load(folder / "tokenizer.json"), values
 
 
@@ -74,6 +42,10 @@ def test_ids_are_the_librarys(family, tmp_path):
     tokenizer, values = written(tmp_path, family)
     bare = tokenizers.Tokenizer.from_str(json.dumps(values))
     assert tokenizer.encode(TEXT) == bare.encode(TEXT, add_special_tokens=False).ids
+    # With BOS where the file adds it, as Llama 3's does.
+    assert tokenizer.prompt(TEXT) == bare.encode(TEXT).ids
+    assert tokenizer.adds_bos == (family == "llama_3")
+    assert tokenizer.prompt("") == [tokenizer.bos_id]
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
     for token in values["added_tokens"]:
         # The library alone takes these texts for the special tokens.
@@ -96,6 +68,52 @@ def test_markers_and_sentinels_of_the_families(tmp_path):
     (tmp_path / "tokenizer_config.json").unlink()
     llama, _ = written(tmp_path, "llama_3")
     assert (llama.bos_id, llama.eos_id, llama.limits) == (end, end + 1, ())
+
+
+@functools.cache
+def read_family(family: str) -> files.Tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        return written(Path(folder), family)[0]
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(text=any_text, family=st.sampled_from(sorted(FAMILIES)))
+def test_any_text_comes_back_exactly(text, family):
+    tokenizer = read_family(family)
+    expected = unicodedata.normalize("NFC", text) if family == "qwen" else text
+    assert tokenizer.decode(tokenizer.encode(text)) == expected
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 1000),
+    st.sampled_from(["", "BPE", "ByteLevel", "Split", "<|endoftext|>", [], {}, [[]], 0.5, 2**70]),
+)
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(st.data())
+def test_a_damaged_tokenizer_json_is_read_or_one_line(data):
+    """One value, at any depth, is another one or absent."""
+    family = data.draw(st.sampled_from(sorted(FAMILIES)))
+    values = node = copy.deepcopy(FAMILIES[family]()[0])
+    while True:
+        keys = sorted(node) if isinstance(node, dict) else range(len(node))
+        key = data.draw(st.sampled_from(keys))
+        inner = node[key]
+        if not isinstance(inner, dict | list) or not inner or data.draw(st.booleans()):
+            break
+        node = inner
+    if data.draw(st.booleans()):
+        node[key] = data.draw(VALUES)
+    else:
+        del node[key]
+    try:
+        tokenizer = byte_bpe.read(json.dumps(values).encode(), "tokenizer.json")
+        tokenizer.decode(tokenizer.encode("def f(x):\n    return 12"))
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 500
 
 
 def test_a_run_keeps_the_markers_of_files_beside_it(tmp_path):

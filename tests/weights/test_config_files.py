@@ -13,9 +13,17 @@ from hypothesis import HealthCheck, given, settings
 
 from codellama_jax.errors import UserError
 from codellama_jax.models.llama import params_json
+from codellama_jax.models.llama.config import ROPE_FIELDS
 from codellama_jax.weights import huggingface, layout, load, meta
 
 HUGE = 10**30
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 NAN, INFINITY = math.nan, math.inf
 RANGES = {  # values of a field, and the text of the message
     "vocab_size": [
@@ -48,18 +56,33 @@ RANGES = {  # values of a field, and the text of the message
     "rope_theta": [("big", "rope_theta must be a number"), (NAN, "NaN"), (10**400, "characters")],
     "max_position_embeddings": [("x", "max_position_embeddings must be"), (HUGE, "got 1000")],
     "tie_word_embeddings": [("no", "tie_word_embeddings must be true or false, got the string")],
-    "attention_bias": [(True, "attention_bias must be false, got true"), (1, "true or false")],
+    "attention_bias": [
+        (True, "lacks model.layers.0.self_attn.q_proj.bias"),
+        (1, "attention_bias must be true or false"),
+    ],
+    "use_sliding_window": [(True, "use_sliding_window must be false, got true")],
+    "layer_types": [
+        (["full_attention", "sliding_attention"], "layer_types must be null, or 'full_attention'"),
+        ("full_attention", "layer_types must be null, or"),
+    ],
     "mlp_bias": [(True, "mlp_bias must be false, got true")],
     "hidden_act": [("gelu", "hidden_act must be 'silu', got the string 'gelu'"), ([], "a list")],
     "model_type": [
-        ("bert", "model_type must be 'llama' or 'gpt2' or 'gpt_bigcode', got the string 'bert'")
+        (
+            "bert",
+            "must be 'llama' or 'qwen2' or 'gpt2' or 'gpt_bigcode', got the string 'bert'",
+        )
     ],
     "quantization_config": [({"bits": 4}, "quantization_config must be null")],
     "partial_rotary_factor": [(0.5, "partial_rotary_factor must be 1, got 0.5")],
     "rope_scaling": [
         ("linear", "rope_scaling must be an object or null, got the string 'linear'"),
         (["linear"], "got a list"),
-        ({"rope_type": "yarn"}, "rope_scaling.rope_type must be 'default' or 'linear'.* 'yarn'"),
+        (
+            {"rope_type": "yarn", "factor": 4.0},
+            "rope_type must be one of 'default', 'linear', 'llama3', 'dynamic',.* 'yarn'",
+        ),
+        ({"rope_type": "longrope"}, "rope_scaling.rope_type must be one of .* 'longrope'"),
         ({"rope_type": ["linear"]}, "rope_scaling.rope_type must be .* got a list"),
         ({"type": "linear", "factor": 0}, "rope_scaling.factor must be a number .* got 0"),
         ({"type": "linear", "factor": "4.0"}, "factor must be a number .* the string '4.0'"),
@@ -71,7 +94,16 @@ RANGES = {  # values of a field, and the text of the message
     ],
     "rope_parameters": [
         ({"rope_theta": 5.0}, "rope_parameters.rope_theta is 5 and rope_theta is 1e.06"),
-        ({"rope_type": "llama3"}, "rope_parameters.rope_type must be"),
+        ({"rope_type": "yarn"}, "rope_parameters.rope_type must be"),
+        ({"rope_type": "llama3"}, "rope_parameters.factor is missing: it must be a number"),
+        ({**LLAMA3, "low_freq_factor": None}, "rope_parameters.low_freq_factor must be a number"),
+        ({**LLAMA3, "high_freq_factor": 1}, "high_freq_factor must be above low_freq_factor.* 1,"),
+        ({**LLAMA3, "beta_fast": 1}, "beta_fast must be absent: llama3 RoPE has no such setting"),
+        ({"rope_type": "dynamic"}, "rope_parameters.factor is missing"),
+        (
+            {"rope_type": "dynamic", "factor": 2, "original_max_position_embeddings": 8},
+            "original_max_position_embeddings must be absent, or 64, the max_position_embeddings",
+        ),
         ({"rope_theta": "x"}, "rope_parameters.rope_theta must be a number"),
     ],
 }
@@ -103,6 +135,19 @@ CERTAIN = [  # what older and newer files write, without a doubt about its meani
         {"rope_scaling": 2.0},
     ),
     ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, {}),
+    (
+        {"rope_scaling": LLAMA3},
+        {"rope_scaling": 8.0, "rope_type": "llama3", "rope_original_length": 32},
+    ),
+    # transformers takes max_position_embeddings for a length that is not there.
+    (
+        {"rope_parameters": {**LLAMA3, "original_max_position_embeddings": None}},
+        {"rope_scaling": 8.0, "rope_type": "llama3", "rope_original_length": 64},
+    ),
+    (
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        {"rope_scaling": 2.0, "rope_type": "dynamic", "rope_original_length": 64},
+    ),
     ({"rms_norm_eps": None}, {"norm_eps": 1e-6}),
     ({"quantization_config": None, "attention_bias": None, "hidden_act": None}, {}),
 ]
@@ -126,9 +171,9 @@ def hf(folders, copies):
 @pytest.mark.parametrize("name, value, message", CASES)
 def test_a_field_out_of_its_range_is_named_with_its_value(hf, name, value, message):
     edited(hf, **{name: value})
-    with pytest.raises(UserError, match=f"config.json: .*{message}") as error:
+    with pytest.raises(UserError, match=message) as error:
         huggingface.open_source(hf)
-    assert len(str(error.value)) < 400
+    assert str(hf) in str(error.value) and len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize("name", ["hidden_size", "vocab_size", "model_type", "num_hidden_layers"])
@@ -154,7 +199,7 @@ def test_settings_of_certain_meaning_are_read(hf, changes, expected):
         return  # read below, with the width that the heads give
     (hf / "config.json").write_text(json.dumps(config))
     opened = huggingface.open_source(hf).model
-    for name in ("rope_theta", "rope_scaling", "norm_eps", "head_dim"):
+    for name in (*ROPE_FIELDS, "norm_eps", "head_dim", "attention_bias"):
         assert getattr(opened, name) == expected.get(name, getattr(model, name)), name
 
 
@@ -163,7 +208,9 @@ JUNK = st.one_of(
     st.booleans(),
     st.integers(-3, 40),
     st.sampled_from([HUGE, -HUGE, 10**400, 2**31, 2**63, 0.5, 1e308, NAN, INFINITY, -INFINITY]),
-    st.sampled_from(["", "linear", "default", "llama", "../x", SHARD, "model.safetensors"]),
+    st.sampled_from(
+        ["", "linear", "dynamic", "llama3", "llama", "qwen2", "../x", SHARD, "model.safetensors"]
+    ),
     st.text(max_size=3),
     st.just([]),
     st.recursive(

@@ -4,11 +4,15 @@ import json
 import shutil
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import published
 import pytest
 import toy
 from etils import epath
 
+from codellama_jax.checkpoints import vocabulary
 from codellama_jax.checkpoints.loading import load_run
 from codellama_jax.checkpoints.vocabulary import check_vocabulary, most_rows
 from codellama_jax.config import Experiment, MeshConfig, TokenizerConfig
@@ -17,7 +21,7 @@ from codellama_jax.runs.corpus import check_same_tokenizer
 from codellama_jax.sharding.mesh import make_mesh
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 from codellama_jax.tokenizers.transformers_files import llama_cpp_options, with_sentinels
-from codellama_jax.weights import commands, load
+from codellama_jax.weights import commands, huggingface, load
 from codellama_jax.weights.rows import added_tokens, trimmed
 
 PIECES = published.PIECES
@@ -125,3 +129,41 @@ def test_published_weights_without_a_tokenizer_are_not_trained_with_a_new_one(fo
         check_same_tokenizer(experiment, published.tokenizer(), [stage])
     named = replace(experiment, tokenizer=TokenizerConfig("tokenizer.model"))
     check_same_tokenizer(named, published.tokenizer(), [stage])
+
+
+def test_a_vocabulary_grows_by_sentinels_and_padding_for_a_mesh():
+    for size in (516, 576, 640, 768):
+        check_vocabulary("run", 500, size)
+    for size in (501, 520, 572, 832):
+        with pytest.raises(UserError, match=f"to 516, or above .* of 64 up to 768, not to {size}"):
+            check_vocabulary("run", 500, size)
+
+
+@pytest.mark.parametrize("rows", [500, 512])
+def test_sentinels_of_a_stage_take_no_row_of_padding(params, tmp_path, rows):
+    """Rows above the tokenizer's are padding, which was never trained."""
+    model = replace(published.MODEL, vocab_size=rows, tied_embeddings=True)
+    embedding_VD = np.random.default_rng(0).normal(size=(rows, model.d_model)).astype(np.float32)
+    embedding_VD[500:] = 100.0
+    source = published.source_of({**params, "embedding": embedding_VD}, model)
+    folder = epath.Path(tmp_path) / "hf"
+    huggingface.write(source, published.tokenizer(), folder)
+    published.tokenizer().save(folder / "tokenizer.model")  # as Llama 2's, without sentinels
+    stage = toy.stage(model=replace(model, vocab_size=576), init=f"hf:{folder}")
+    grown = load.initial_params(stage, make_mesh(MeshConfig(tensor=4)))()["embedding"]
+    assert grown.shape == (576, model.d_model) and np.abs(grown).max() < 50
+    np.testing.assert_array_equal(grown[:500], embedding_VD[:500])
+
+
+def test_new_entries_of_a_tied_head_take_their_share_of_probability():
+    """The rows of a trained embedding share directions, along which activations point too."""
+    rng = np.random.default_rng(0)
+    V, D, R = 2000, 32, 3
+    shared_RD = rng.normal(size=(R, D))
+    embedding_VD = rng.normal(size=(V, R)) @ shared_RD + 0.1 * rng.normal(size=(V, D)) + 0.5
+    grown = vocabulary.resized({"embedding": jnp.asarray(embedding_VD)}, V + 512)["embedding"]
+    covariance, of_new = np.cov(embedding_VD.T), np.cov(np.asarray(grown[V:]).T)
+    assert np.abs(covariance - of_new).max() < 0.2 * np.abs(covariance).max()
+    logits_BV = rng.normal(size=(64, R)) @ shared_RD @ np.asarray(grown).T
+    p_BV = np.asarray(jax.nn.softmax(logits_BV / logits_BV.std(1, keepdims=True)))
+    assert p_BV[:, V:].sum(1).mean() == pytest.approx(512 / (V + 512), rel=0.1)

@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from codellama_jax.models.gpt.config import GPTConfig
-from codellama_jax.models.layers import Inputs, attend, mesh_axes, parameter, project
+from codellama_jax.models.layers import (
+    Inputs,
+    attend,
+    bias_parameter,
+    mesh_axes,
+    parameter,
+    project,
+)
 
 
 def layer_norm(
@@ -43,16 +50,8 @@ class LayerNorm(nn.Module):
         D = x_BTD.shape[-1]
         init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
         scale_D = cast(jax.Array, self.param("scale", init, (D,), jnp.float32))
-        bias_D = _bias(self, "bias", (D,), ("norm",))
+        bias_D = bias_parameter(self, "bias", (D,), ("norm",))
         return layer_norm(x_BTD, scale_D[None, None], bias_D[None, None], self.epsilon)
-
-
-def _bias(
-    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]
-) -> jax.Array:
-    """Declares an fp32 bias with its logical axes, 0 at first."""
-    init = nn.with_logical_partitioning(nn.initializers.zeros, axes)
-    return cast(jax.Array, module.param(name, init, shape, jnp.float32))
 
 
 def activate(x: jax.Array, activation: str) -> jax.Array:
@@ -97,11 +96,11 @@ class Attention(nn.Module):
         # Queries are separate from keys and values: a mesh that shards the query heads replicates
         # the one key head of multi-query attention, but not the queries' weights with it.
         w_q = parameter(self, "q", (D, N, H), ("embed", "heads", None), c.init_std**2)
-        b_q = _bias(self, "q_bias", (N, H), ("heads", None))
+        b_q = bias_parameter(self, "q_bias", (N, H), ("heads", None))
         w_kv = parameter(self, "kv", (D, 2, K, H), ("embed", None, "heads", None), c.init_std**2)
-        b_kv = _bias(self, "kv_bias", (2, K, H), (None, "heads", None))
+        b_kv = bias_parameter(self, "kv_bias", (2, K, H), (None, "heads", None))
         w_out = parameter(self, "out", (N, H, D), ("heads", None, "embed"), residual_variance(c))
-        b_out = _bias(self, "out_bias", (D,), ("norm",))
+        b_out = bias_parameter(self, "out_bias", (D,), ("norm",))
         q_BTNH = project(queries_BTD, w_q) + b_q.astype(dtype)[None, None]
         kv_BTXKH = project(x_BTD, w_kv) + b_kv.astype(dtype)[None, None]
         q_axes, kv_axes = (_heads(count) for count in (N, K))
@@ -129,9 +128,9 @@ class FeedForward(nn.Module):
         c, dtype = self.config, x_BTD.dtype
         D, F = c.d_model, c.d_ff
         w_up = parameter(self, "up", (D, F), ("embed", "ffn"), c.init_std**2)
-        b_up = _bias(self, "up_bias", (F,), ("ffn",))
+        b_up = bias_parameter(self, "up_bias", (F,), ("ffn",))
         w_down = parameter(self, "down", (F, D), ("ffn", "embed"), residual_variance(c))
-        b_down = _bias(self, "down_bias", (D,), ("norm",))
+        b_down = bias_parameter(self, "down_bias", (D,), ("norm",))
         up_BTF = project(x_BTD, w_up) + b_up.astype(dtype)[None, None]
         up_BTF = nn.with_logical_constraint(up_BTF, ("batch", "length", "ffn"))
         down_BTD = project(activate(up_BTF, c.activation), w_down)

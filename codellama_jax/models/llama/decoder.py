@@ -34,14 +34,13 @@ from codellama_jax.models.layers import (
     length_shards,
     mesh_axes,
     rms_norm,
-    rope_angles,
     rotate,
     striped,
     unstriped,
 )
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.layers import Block
-from codellama_jax.models.llama.model import rope
+from codellama_jax.models.llama.rope import rope
 from codellama_jax.models.quantized import (
     Quantized,
     Weight,
@@ -66,6 +65,8 @@ class Layer(Generic[Leaf]):
     # would have to bring matching parts of them together.
     gate_up_XFD: Leaf
     down_DF: Leaf
+    qkv_bias_X: Leaf | None = None
+    out_bias_D: Leaf | None = None
 
 
 @struct.dataclass
@@ -78,23 +79,26 @@ class Weights(Generic[Leaf]):
     head_VD: Leaf
 
 
-LAYER_SPECS: Layer[PartitionSpec] = Layer(
-    attention_norm_D=REPLICATED,
-    qkv_XD=BY_OUTPUTS,
-    out_DX=BY_INPUTS,
-    ffn_norm_D=REPLICATED,
-    gate_up_XFD=PartitionSpec(None, *BY_OUTPUTS),
-    down_DF=BY_INPUTS,
-)
-
-
 def weight_specs(config: LlamaConfig) -> Weights[PartitionSpec]:
     """Returns the PartitionSpec of each weight."""
-    return Weights(BY_OUTPUTS, (LAYER_SPECS,) * config.n_layers, REPLICATED, BY_OUTPUTS)
+    layer: Layer[PartitionSpec] = Layer(
+        attention_norm_D=REPLICATED,
+        qkv_XD=BY_OUTPUTS,
+        out_DX=BY_INPUTS,
+        ffn_norm_D=REPLICATED,
+        gate_up_XFD=PartitionSpec(None, *BY_OUTPUTS),
+        down_DF=BY_INPUTS,
+        qkv_bias_X=PartitionSpec("tensor") if config.attention_bias != "none" else None,
+        out_bias_D=REPLICATED if config.attention_bias == "all" else None,
+    )
+    return Weights(BY_OUTPUTS, (layer,) * config.n_layers, REPLICATED, BY_OUTPUTS)
 
 
 def prepare(config: LlamaConfig, params: dict) -> Weights[jax.Array]:
     """Casts parameters to the compute dtype and makes them output-major, one array per layer."""
+
+    def flat(attention: dict, name: str) -> jax.Array | None:
+        return attention[name].astype(dtype).ravel() if name in attention else None
 
     dtype, layers = config.compute_dtype, []
     for i in range(config.n_layers):
@@ -107,6 +111,8 @@ def prepare(config: LlamaConfig, params: dict) -> Weights[jax.Array]:
             ffn_norm_D=block["ffn_norm"]["scale"],
             gate_up_XFD=outputs_first(ffn["gate_up"], (2, config.d_ff), dtype),
             down_DF=output_major(ffn["down"], config.d_ff, dtype),
+            qkv_bias_X=flat(attention, "qkv_bias"),
+            out_bias_D=flat(attention, "out_bias"),
         )
         layers.append(layer)
     embedding_VD = params["embedding"].astype(dtype)
@@ -132,9 +138,14 @@ def block_params(config: LlamaConfig, layer: Layer[jax.Array]) -> dict:
         # As a matrix, because XLA's CPU backend copies transposed weights of three dims.
         _, F, D = layer.gate_up_XFD.shape
         gate_up_DXF = layer.gate_up_XFD.reshape(2 * F, D).T.reshape(D, 2, F)
+    attention: dict[str, Weight] = {"qkv": qkv_DKXH, "out": out_KGHD}
+    if layer.qkv_bias_X is not None:
+        attention["qkv_bias"] = layer.qkv_bias_X.reshape(K, G + 2, H)
+    if layer.out_bias_D is not None:
+        attention["out_bias"] = layer.out_bias_D
     return {
         "attention_norm": {"scale": layer.attention_norm_D},
-        "attention": {"qkv": qkv_DKXH, "out": out_KGHD},
+        "attention": attention,
         "ffn_norm": {"scale": layer.ffn_norm_D},
         "ffn": {"gate_up": gate_up_DXF, "down": down_FD},
     }
@@ -148,7 +159,8 @@ def prefill(
     shards = length_shards(tokens_BT.shape[1])
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     positions_BT = striped(positions_BT, shards)
-    inputs = Inputs(positions_BT, None, rope(config, positions_BT), keep_kv=True)
+    angles = rope(config, positions_BT, lengths_B[:, None])
+    inputs = Inputs(positions_BT, None, angles, keep_kv=True)
     x_BTD = embed(weights.embedding_VD, striped(tokens_BT, shards))
     block, layers = Block(config), []
     for layer in weights.layers:
@@ -176,8 +188,8 @@ def step(
     """Reads one token per sequence; see `family.Family.step` for arguments and results."""
     B, K, H = tokens_B.shape[0], config.n_kv_heads, config.head_dim
     G = config.n_heads // K
-    angles = rope_angles(positions_B[:, None], H, config.rope_theta, config.rope_scaling)
-    cos_11HB, sin_11HB = (a[:, 0].T[None, None] for a in angles)
+    angles = rope(config, positions_B[:, None], positions_B[:, None] + 1)
+    cos_11HB, sin_11HB = (a[:, 0, 0].T[None, None] for a in angles)
     # The slot to which each new key and value is written.
     slot_M = jnp.tile(positions_B, K)
 
@@ -191,6 +203,8 @@ def step(
     keys, values = [], []
     for layer, k_MSH, v_MSH in zip(weights.layers, cache.k_MSH, cache.v_MSH):
         qkv_XB = multiply(layer.qkv_XD, norm(x_DB, layer.attention_norm_D))
+        if layer.qkv_bias_X is not None:
+            qkv_XB += layer.qkv_bias_X[:, None]
         qkv_KXHB = qkv_XB.reshape(K, G + 2, H, B)
         qk_KXHB = rotate(qkv_KXHB[:, : G + 1], (cos_11HB, sin_11HB), axis=-2)
         keys.append(append(config, k_MSH, by_head(qk_KXHB[:, G:])[:, 0], slot_M))
@@ -199,6 +213,8 @@ def step(
         out_MGH = attend(config, q_MGH, keys[-1], values[-1], positions_B + 1)
         out_XB = jnp.einsum("KBGH->KGHB", out_MGH.reshape(K, B, G, H)).reshape(-1, B)
         x_DB += multiply(layer.out_DX, out_XB)
+        if layer.out_bias_D is not None:
+            x_DB += layer.out_bias_D[:, None]
         gate_FB, up_FB = multiply(layer.gate_up_XFD, norm(x_DB, layer.ffn_norm_D))
         x_DB += multiply(layer.down_DF, jax.nn.silu(gate_FB) * up_FB)
     return unembed(config, weights, x_DB), Cache(tuple(keys), tuple(values))

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class LlamaFamily(PackageFamily[LlamaConfig]):
-    """Llama, Llama 2 and Code Llama. Methods: see `Family`."""
+    """Llama, Code Llama, and models of their shape such as Qwen2. Methods: see `Family`."""
 
-    model_types = ("llama",)
+    model_types = ("llama", "qwen2")
     matmul_inputs = MappingProxyType({"qkv": 1, "out": 3, "gate_up": 1, "down": 1})
 
     def module(self, config: LlamaConfig) -> nn.Module:
@@ -25,12 +25,19 @@ class LlamaFamily(PackageFamily[LlamaConfig]):
 
     def positions(self, config: LlamaConfig) -> str:
         scaling = f" / {config.rope_scaling:g}" if config.rope_scaling != 1 else ""
-        return f"RoPE base {config.rope_theta:.0e}{scaling}"
+        kind = f" {config.rope_type}" if config.rope_type != "linear" else ""
+        return f"RoPE base {config.rope_theta:.0e}{kind}{scaling}"
 
     def parameter_count(self, config: LlamaConfig) -> int:
-        norms = (2 * config.n_layers + 1) * config.d_model
-        embedding = 0 if config.tied_embeddings else config.vocab_size * config.d_model
-        return embedding + self.multiplied_parameters(config) + norms
+        c = config
+        norms = (2 * c.n_layers + 1) * c.d_model
+        embedding = 0 if c.tied_embeddings else c.vocab_size * c.d_model
+        biases = 0
+        if c.attention_bias != "none":
+            biases += c.n_layers * (c.n_heads + 2 * c.n_kv_heads) * c.head_dim
+        if c.attention_bias == "all":
+            biases += c.n_layers * c.d_model
+        return embedding + self.multiplied_parameters(c) + norms + biases
 
     def multiplied_parameters(self, config: LlamaConfig) -> int:
         c = config
@@ -40,7 +47,7 @@ class LlamaFamily(PackageFamily[LlamaConfig]):
         return c.n_layers * (qkv + out + feed_forward) + c.vocab_size * c.d_model
 
     def decays(self, path: str) -> bool:
-        return not path.endswith("scale")  # the scales of the norms
+        return not path.endswith(("scale", "bias"))
 
     def decoder(self) -> Any:
         from codellama_jax.models.llama import decoder

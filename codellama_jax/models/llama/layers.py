@@ -12,6 +12,7 @@ from codellama_jax.models.layers import (
     Inputs,
     RMSNorm,
     attend,
+    bias_parameter,
     mesh_axes,
     parameter,
     project,
@@ -50,14 +51,20 @@ class Attention(nn.Module):
         assert rope is not None, "Llama rotates queries and keys"
         # One key head cannot be sharded: its projection is then replicated.
         heads = "heads" if mesh_axes("heads", K) else None
-        qkv_BTKXH = nn.with_logical_constraint(
-            project(x_BTD, w_qkv), ("batch", "length", heads, None, None)
-        )
+        qkv_BTKXH = project(x_BTD, w_qkv)
+        if c.attention_bias != "none":
+            b_qkv = bias_parameter(self, "qkv_bias", (K, G + 2, H), ("heads", None, None))
+            qkv_BTKXH += b_qkv.astype(x_BTD.dtype)[None, None]
+        qkv_BTKXH = nn.with_logical_constraint(qkv_BTKXH, ("batch", "length", heads, None, None))
         q_BTNH = rotate(qkv_BTKXH[:, :, :, :G].reshape(B, T, K * G, H), rope)
         # Keys are kept rotated: a cached key never needs its position again.
         k_BTKH, v_BTKH = rotate(qkv_BTKXH[:, :, :, G], rope), qkv_BTKXH[:, :, :, G + 1]
         out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, inputs, c.attention)
-        return project(out_BTNH.reshape(B, T, -1), w_out, inputs=3), (k_BTKH, v_BTKH)
+        out_BTD = project(out_BTNH.reshape(B, T, -1), w_out, inputs=3)
+        if c.attention_bias == "all":
+            b_out = bias_parameter(self, "out_bias", (D,), ("norm",))
+            out_BTD += b_out.astype(x_BTD.dtype)[None, None]
+        return out_BTD, (k_BTKH, v_BTKH)
 
 
 class SwiGLU(nn.Module):

@@ -12,19 +12,13 @@ from codellama_jax.models.layers import (
     embed,
     length_shards,
     parameter,
-    rope_angles,
     stacked,
     striped,
     unstriped,
 )
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.layers import Block
-
-
-def rope(config: LlamaConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns cos and sin of the RoPE angles, fp32 [B, T, 1, H / 2]: the same for all heads."""
-    cos, sin = rope_angles(positions_BT, config.head_dim, config.rope_theta, config.rope_scaling)
-    return cos[:, :, None], sin[:, :, None]
+from codellama_jax.models.llama.rope import document_lengths, rope
 
 
 class Llama(LanguageModel):
@@ -58,11 +52,12 @@ class Llama(LanguageModel):
         are in the sequence's natural order.
         """
         c, shards = self.config, length_shards(tokens_BT.shape[1])
+        lengths_BT = striped(document_lengths(positions_BT, segment_ids_BT), shards)
         tokens_BT, positions_BT = striped(tokens_BT, shards), striped(positions_BT, shards)
         if segment_ids_BT is not None:
             segment_ids_BT = striped(segment_ids_BT, shards)
         x_BTD = embed(self.embedding_VD.astype(c.compute_dtype), tokens_BT)
-        inputs = Inputs(positions_BT, segment_ids_BT, rope(c, positions_BT))
+        inputs = Inputs(positions_BT, segment_ids_BT, rope(c, positions_BT, lengths_BT))
         x_BTD, _ = self.layers(x_BTD, inputs)
         x_BTD = unstriped(self.final_norm(x_BTD), shards)
         return nn.with_logical_constraint(x_BTD, ("batch", "length", None))

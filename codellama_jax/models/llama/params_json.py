@@ -9,11 +9,11 @@ from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.config_json import (
     MAX_HEADS,
     MAX_LAYERS,
-    MAX_THETA,
     MAX_WIDTH,
     even_width,
     key_heads,
 )
+from codellama_jax.models.llama.rope_json import MAX_THETA
 from codellama_jax.models.llama.sizes import ffn_width
 from codellama_jax.system.settings import Settings
 

@@ -10,9 +10,13 @@ TRANSFORMERS_NAMES = {
     "embedding": "model.embed_tokens.weight",
     "attention_norm": "model.layers.{}.input_layernorm.weight",
     "q": "model.layers.{}.self_attn.q_proj.weight",
+    "q_bias": "model.layers.{}.self_attn.q_proj.bias",
     "k": "model.layers.{}.self_attn.k_proj.weight",
+    "k_bias": "model.layers.{}.self_attn.k_proj.bias",
     "v": "model.layers.{}.self_attn.v_proj.weight",
+    "v_bias": "model.layers.{}.self_attn.v_proj.bias",
     "o": "model.layers.{}.self_attn.o_proj.weight",
+    "o_bias": "model.layers.{}.self_attn.o_proj.bias",
     "ffn_norm": "model.layers.{}.post_attention_layernorm.weight",
     "gate": "model.layers.{}.mlp.gate_proj.weight",
     "up": "model.layers.{}.mlp.up_proj.weight",
@@ -28,9 +32,7 @@ def places(model: LlamaConfig) -> dict[str, Place]:
     In our fused weight each key head has its G query heads, its key and its value, in that order.
     """
     G = model.n_heads // model.n_kv_heads
-
-    def qkv(start: int, size: int) -> Place:
-        return Place("layers.attention.qkv", (1, 2, 3, 0), 3, 2, start, size)
+    parts = {"q": (0, G), "k": (G, 1), "v": (G + 1, 1)}  # start and size of each
 
     def gate_up(start: int) -> Place:
         return Place("layers.ffn.gate_up", (1, 2, 0), 2, 1, start, 1)
@@ -38,9 +40,14 @@ def places(model: LlamaConfig) -> dict[str, Place]:
     places = {
         "embedding": Place("embedding", (0, 1)),
         "attention_norm": Place("layers.attention_norm.scale", (0,)),
-        "q": qkv(0, G),
-        "k": qkv(G, 1),
-        "v": qkv(G + 1, 1),
+    }
+    for name, part in parts.items():
+        places[name] = Place("layers.attention.qkv", (1, 2, 3, 0), 3, 2, *part)
+        if model.attention_bias != "none":
+            places[f"{name}_bias"] = Place("layers.attention.qkv_bias", (0, 1, 2), 3, 1, *part)
+    if model.attention_bias == "all":
+        places["o_bias"] = Place("layers.attention.out_bias", (0,))
+    places |= {
         "o": Place("layers.attention.out", (3, 0, 1, 2)),
         "ffn_norm": Place("layers.ffn_norm.scale", (0,)),
         "gate": gate_up(0),
