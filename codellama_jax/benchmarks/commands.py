@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from codellama_jax.benchmarks.options import all_options, options_of
 from codellama_jax.benchmarks.settings import Checking, Ranking, Settings
 from codellama_jax.config import CACHE, MeshConfig
 from codellama_jax.errors import UserError
+from codellama_jax.generation.settings import Quantization, QuantizationOptions
 from codellama_jax.system.files import is_bucket, user_path
 
 if TYPE_CHECKING:
@@ -56,6 +58,9 @@ class Evaluate:
     reference: bool = False
     """Score the canonical solutions instead of generating any."""
     across_hosts: Annotated[bool, tyro.conf.arg(help=ACROSS_HOSTS)] = False
+    quantization: Annotated[QuantizationOptions, tyro.conf.arg(name="")] = field(
+        default_factory=QuantizationOptions
+    )
     mesh: Annotated[MeshConfig, tyro.conf.arg(help=MESH)] = field(default_factory=MeshConfig)
 
     def __call__(self) -> None:
@@ -78,10 +83,24 @@ class Evaluate:
         for option, run in (("--run", self.run), ("--docstring-run", docstring_run)):
             if run and not is_bucket(run) and not user_path(run).exists():
                 raise UserError(f"there is no run {run}: pass the folder of a run with {option}")
+        quantizations = self.quantization.all()
+        if quantizations != [Quantization()] and (self.samples_file or self.reference):
+            raise UserError(
+                "--quantize and --kv-cache need a model that generates: leave them out to score"
+                " samples"
+            )
+        if len(quantizations) > 1 and self.ranking != Ranking():
+            raise UserError("--rank takes one scheme of --quantize: pass one, or leave out --rank")
         start_distributed()
+        if len(quantizations) > 1:
+            from codellama_jax.benchmarks.quantization import compare
+
+            request = self.benchmark, options, self.settings, self.checking
+            compare(*request, self.load, quantizations, self.out)
+            return
         evaluate(
             self.benchmark,
-            self.load if self.run else None,
+            functools.partial(self.load_as, quantizations[0]) if self.run else None,
             options,
             self.settings,
             self.checking,
@@ -91,6 +110,12 @@ class Evaluate:
             self.ranking,
             self.load_docstring_model if docstring_run else None,
         )
+
+    def load_as(self, quantization: Quantization) -> TrainedModel:
+        """Loads the model, quantized."""
+        from codellama_jax.generation.quantize import quantized
+
+        return quantized(self.load(), quantization)
 
     def load(self) -> TrainedModel:
         """Loads the model onto its devices: those of this host, or of all."""

@@ -126,7 +126,7 @@ def beam_search(
         weights = decoding_weights(model)
         mask_BV = first_mask(first, len(tokens_BT), config.vocab_size)
         limit = np.array(vocab or config.vocab_size, np.int32)
-        static = config, beams, count, bucket(sampling.max_new_tokens)
+        static = config, beams, count, bucket(sampling.max_new_tokens), model.kv_cache
         start = (*static, weights, tokens_BT, lengths_B, limit, mask_BV)
         size = len(prompts), max(map(len, prompts)), beams
         check_prompt_memory(_start.lower(*start).compile(), *size)
@@ -229,12 +229,13 @@ def _take(
     return log_p_BN, parents_BN, tokens_BN
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _start(
     config: ModelConfig,
     beams: int,
     count: int,
     new_slots: int,
+    kv_cache: str,
     weights: Any,
     tokens_BT: jax.Array,
     lengths_B: jax.Array,
@@ -248,12 +249,13 @@ def _start(
       beams: N.
       count: K, fewer where the vocabulary is smaller.
       new_slots: room in the cache beyond the prompts, in tokens.
+      kv_cache: how the cache is stored.
       weights: the decoding weights.
       tokens_BT, lengths_B: the prompts, as `padded` returns them.
       vocab: ids from here on are never taken.
       first_BV: which tokens may come first; None for all.
     """
-    logits_BV, cache = decoding.prefill(config, weights, tokens_BT, lengths_B, new_slots)
+    logits_BV, cache = decoding.prefill(config, weights, tokens_BT, lengths_B, new_slots, kv_cache)
     if first_BV is not None:
         logits_BV = jnp.where(first_BV, logits_BV, -jnp.inf)
     B = len(lengths_B)

@@ -19,7 +19,12 @@ from codellama_jax.command_line import INTERRUPTED
 from codellama_jax.config import CACHE, MeshConfig, Stage
 from codellama_jax.errors import UserError
 from codellama_jax.generation.middle import Order, better_order, without_infilling
-from codellama_jax.generation.settings import CAPACITY, Sampling, check_stop_strings
+from codellama_jax.generation.settings import (
+    CAPACITY,
+    QuantizationOptions,
+    Sampling,
+    check_stop_strings,
+)
 from codellama_jax.generation.source import Source, decoded, read_source
 from codellama_jax.system.files import user_path
 
@@ -45,11 +50,15 @@ class Asking:
     """End before any of these strings."""
     healing: bool = False
     """Let the first token also end a token in which the prompt stops, as `enu` for `enumerate`."""
+    quantization: Annotated[QuantizationOptions, tyro.conf.arg(name="")] = field(
+        default_factory=QuantizationOptions
+    )
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """The devices of this host along each axis; -1 takes the remaining ones."""
 
     def __post_init__(self) -> None:
         check_stop_strings(self.stop)
+        self.quantization.single()
 
     def find(self) -> Trained:
         """Finds the stage and its tokenizer. Raises UserError without starting JAX."""
@@ -85,10 +94,12 @@ class Asking:
         """Starts JAX and loads the model, to read a prompt of `ids`."""
         note(f"starting JAX and loading {self.run}")
         from codellama_jax.checkpoints.loading import keep_compiled, load_run
+        from codellama_jax.generation.quantize import quantized
         from codellama_jax.sharding.mesh import make_mesh
 
         keep_compiled(CACHE)
-        model = load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
+        loaded = load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
+        model = quantized(loaded, self.quantization.single())
         note(f"reading the prompt, tokens: {len(ids):,} (a new length compiles first)")
         return model
 

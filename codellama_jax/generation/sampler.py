@@ -110,7 +110,8 @@ def generate(
         weights = decoding_weights(model)
         # Seed and number of tokens do not change the programs: other values compile nothing new.
         static = config, dataclasses.replace(sampling, max_new_tokens=1, seed=0)
-        start = (*static, bucket(sampling.max_new_tokens), weights, tokens_BT, lengths_B, draws)
+        new_slots = bucket(sampling.max_new_tokens)
+        start = (*static, new_slots, model.kv_cache, weights, tokens_BT, lengths_B, draws)
         # The compiler knows the memory of a prompt before any of it is allocated. The call of
         # `_start` below finds this program in JAX's cache and does not compile it again.
         compiled = _start.lower(*start).compile()
@@ -210,11 +211,12 @@ def keep(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
     return probs_BV > jax.lax.bitcast_convert_type(floor_B1, jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _start(
     config: ModelConfig,
     sampling: Sampling,
     new_slots: int,
+    kv_cache: str,
     weights: Any,
     tokens_BT: jax.Array,
     lengths_B: jax.Array,
@@ -226,11 +228,12 @@ def _start(
       config: the model, as `for_decoding` returns it.
       sampling: how tokens are drawn.
       new_slots: room in the cache beyond the prompts, in tokens.
+      kv_cache: how the cache is stored.
       weights: the decoding weights.
       tokens_BT, lengths_B: the prompts, as `padded` returns them.
       draws: the inputs of the draws.
     """
-    logits_BV, cache = decoding.prefill(config, weights, tokens_BT, lengths_B, new_slots)
+    logits_BV, cache = decoding.prefill(config, weights, tokens_BT, lengths_B, new_slots, kv_cache)
     tokens_B = _draw(logits_BV, sampling, draws, lengths_B)
     return State(cache, tokens_B, lengths_B, jnp.zeros(tokens_B.shape, bool))
 

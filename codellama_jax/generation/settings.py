@@ -1,4 +1,7 @@
-"""How tokens are sampled, checked for the command line and the library alike. Imports no JAX."""
+"""How tokens are sampled and models quantized. Imports no JAX.
+
+Values are checked here, for the command line and the library alike.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ MAX_SEED = 2**32 - 1  # a PRNG key of JAX holds no more without 64-bit types
 MAX_TOP_K = 2**31 - 1
 MAX_BEAMS = 256
 MAX_LENGTH_PENALTY = 10.0  # a text of 100,000 tokens to this power is a number of float64
+SCHEMES = ("none", "int8", "w8a8", "int4")  # of weights
+KV_CACHES = ("none", "int8")
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,57 @@ class Sampling:
         _check_integer("max_new_tokens", self.max_new_tokens, 1, CAPACITY - 1)
         _check_integer("seed", self.seed, 0, MAX_SEED)
         check_beams(self.beams, self.length_penalty, self.temperature)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the weights of the layers and the KV cache are stored. Formats: `models/quantized.py`."""
+
+    weights: str = "none"
+    kv_cache: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.weights not in SCHEMES:
+            raise _not_allowed("quantize", self.weights, f"one of {', '.join(SCHEMES)}")
+        if self.kv_cache not in KV_CACHES:
+            raise _not_allowed("kv_cache", self.kv_cache, f"one of {', '.join(KV_CACHES)}")
+
+    def named(self, model: str) -> str:
+        """Returns the name of a model with the quantization, by which its samples are known."""
+        parts = [model]
+        if self.weights != "none":
+            parts.append(f"{self.weights} weights")
+        if self.kv_cache != "none":
+            parts.append(f"{self.kv_cache} cache")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class QuantizationOptions:
+    """The options of the commands that generate."""
+
+    quantize: str = "none"
+    """Weights of the layers: none, int8 (as CodeGeeX), w8a8 (int8 activations too) or int4."""
+    kv_cache: str = "none"
+    """The cache of keys and values: none for the dtype of the computation, or int8."""
+
+    def __post_init__(self) -> None:
+        self.all()
+
+    def all(self) -> list[Quantization]:
+        """Returns the quantizations, several of them where `quantize` is separated by commas."""
+        schemes = self.quantize.split(",")
+        for index, scheme in enumerate(schemes):
+            if scheme in schemes[:index]:
+                raise _not_allowed("quantize", self.quantize, f"a list that names {scheme} once")
+        return [Quantization(scheme, self.kv_cache) for scheme in schemes]
+
+    def single(self) -> Quantization:
+        """Returns the quantization. Raises UserError if there are several."""
+        if "," in self.quantize:
+            allowed = f"one of {', '.join(SCHEMES)}; `evaluate` compares several"
+            raise _not_allowed("quantize", self.quantize, allowed)
+        return self.all()[0]
 
 
 def check_stop_strings(stop_strings: Sequence[str]) -> None:

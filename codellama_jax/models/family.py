@@ -15,6 +15,8 @@ they need.
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from codellama_jax.errors import UserError
@@ -42,6 +44,10 @@ class Family(abc.ABC, Generic[Config]):
     model_types: tuple[str, ...] = ()
     # The start of its tensors' names that files of a model saved without its head leave out.
     base_prefix = ""
+    # The weights of the layers' matmuls by the last part of their dotted names, with the number of
+    # their input dims, which come first. They can be quantized, if the module multiplies by them
+    # with `layers.project` and the decoder with `quantized.multiply`. Empty: none can be.
+    matmul_inputs: Mapping[str, int] = MappingProxyType({})
 
     @abc.abstractmethod
     def module(self, config: Config) -> nn.Module:

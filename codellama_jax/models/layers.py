@@ -17,6 +17,7 @@ import numpy as np
 from flax import struct
 
 from codellama_jax.config import ModelConfig
+from codellama_jax.models.quantized import Quantized, Weight
 from kernels import flash_attention, ring_attention
 
 
@@ -29,12 +30,17 @@ def parameter(
 ) -> jax.Array:
     """Declares an fp32 weight with its logical axes, drawn from a normal distribution.
 
+    Where the parameters hold a quantized weight of that name, which `project` reads, returns it.
+
     Args:
       module: the module that owns it.
       name, shape: of the weight.
       axes: the logical axis of each dimension; None is never sharded.
       variance: of the distribution; 1 / inputs keeps activations at unit scale.
     """
+    stored: Any = module.get_variable("params", name)
+    if isinstance(stored, Quantized):
+        return cast(jax.Array, stored)
     init = nn.with_logical_partitioning(nn.initializers.normal(variance**0.5), axes)
     # Linen removes the box that carries the logical axes, which its annotation leaves out.
     return cast(jax.Array, module.param(name, init, shape, jnp.float32))
@@ -88,12 +94,24 @@ def unstriped(x_BT: jax.Array, shards: int) -> jax.Array:
     return x_BT if shards == 1 else ring_attention.stripe(x_BT, x_BT.shape[1] // shards)
 
 
-def project(x_BTD: jax.Array, w_DX: jax.Array) -> jax.Array:
+def project(x_BTD: jax.Array, w_DX: Weight, inputs: int = 1) -> jax.Array:
     """Multiplies by a weight of any number of output dims, in x's dtype.
 
     The result has the dims of x without D, and then those of the weight without D.
+
+    Args:
+      x_BTD: activations.
+      w_DX: the weight; its first `inputs` dims are D, flattened.
+      inputs: see above. A quantized weight has flattened them already.
     """
-    w_DX = w_DX.astype(x_BTD.dtype)
+    if isinstance(w_DX, Quantized):
+        # Columns, as in decoding. A length that is sharded stays a dim here too.
+        columns_BTD = x_BTD if length_shards() > 1 else x_BTD.reshape(-1, x_BTD.shape[-1])
+        out_XBT = w_DX.multiply(jnp.moveaxis(columns_BTD, -1, 0))
+        columns = tuple(range(columns_BTD.ndim - 1))
+        out_BTX = jnp.moveaxis(out_XBT, [axis - len(columns) for axis in columns], columns)
+        return out_BTX.reshape(*x_BTD.shape[:-1], *out_BTX.shape[len(columns) :])
+    w_DX = w_DX.astype(x_BTD.dtype).reshape(-1, *w_DX.shape[inputs:])
     # One large 2-D matmul: XLA's CPU backend trains 1.3 times faster than with 3-D operands. A
     # length that is sharded stays a dim, because flattening it with B would gather it.
     x = x_BTD if length_shards() > 1 else x_BTD.reshape(-1, x_BTD.shape[-1])

@@ -27,6 +27,8 @@ class TrainedModel:
     params: dict
     tokenizer: Tokenizer
     name: str
+    # How decoding stores keys and values: see `decoding.KV_CACHES`.
+    kv_cache: str = "none"
 
     @functools.cached_property
     def decoding_weights(self) -> Any:

@@ -38,6 +38,7 @@ def decode_attention(
     v_MSH: jax.Array,
     lengths_B: jax.Array,
     *,
+    scales_MS: tuple[jax.Array, jax.Array] | None = None,
     implementation: str = "",
     head_axes: tuple[str, ...] = (),
 ) -> jax.Array:
@@ -46,8 +47,10 @@ def decode_attention(
     out = softmax(q k^T / sqrt(H)) v over these slots; the softmax is fp32.
 
     Args:
-      q_MGH, k_MSH, v_MSH: queries, and the cache of keys and values, of one dtype.
+      q_MGH, k_MSH, v_MSH: queries, and the cache of keys and values, of one dtype. With
+        `scales_MS` the cache is int8.
       lengths_B: int32, at least 1: filled slots of each sequence.
+      scales_MS: fp32, by which each slot's key and value are multiplied.
       implementation: a key of `IMPLEMENTATIONS`; "" takes the fastest that works here.
       head_axes: axes of the mesh in use (`jax.set_mesh`) that shard the key heads. With them each
         device runs the implementation on its heads, as the Pallas kernel needs. Without them the
@@ -57,7 +60,8 @@ def decode_attention(
       out_MGH in q's dtype.
 
     Raises:
-      ValueError: for an unknown implementation, or if B does not divide M.
+      ValueError: for an unknown implementation, if B does not divide M, or if the cache is int8
+        without scales or the other way round.
     """
     implementation = implementation or default_implementation(bool(head_axes))
     if implementation not in IMPLEMENTATIONS:
@@ -66,12 +70,15 @@ def decode_attention(
     M, B = len(k_MSH), len(lengths_B)
     if M % B:
         raise ValueError(f"{M} key heads of all sequences are not a multiple of {B} sequences")
+    if (scales_MS is not None) != (k_MSH.dtype == v_MSH.dtype == jnp.int8):
+        raise ValueError(f"a cache of {k_MSH.dtype} and {v_MSH.dtype}: only int8 has scales_MS")
     function = IMPLEMENTATIONS[implementation]
     # The sequences of one key head are neighbours, so the lengths repeat once per key head.
-    arrays = (q_MGH, k_MSH, v_MSH, jnp.tile(lengths_B, M // B))
+    arrays = (q_MGH, k_MSH, v_MSH, jnp.tile(lengths_B, M // B), *(scales_MS or ()))
     if not head_axes:
         return function(*arrays)
-    # The first axis of all four arrays is the key heads, so each device gets complete heads.
+    # The first axis of all arrays is the key heads, so each device gets complete heads.
     spec = PartitionSpec(head_axes)
-    sharded = jax.shard_map(function, in_specs=(spec,) * 4, out_specs=spec, check_vma=False)
+    in_specs = (spec,) * len(arrays)
+    sharded = jax.shard_map(function, in_specs=in_specs, out_specs=spec, check_vma=False)
     return sharded(*arrays)

@@ -38,16 +38,20 @@ def count(name: str, schedule: Schedule, blocks: int) -> Pass:
     return total(name, schedule, runs, {"block": busy})
 
 
-def compile_for(chip: str, slots: int, head_dim: int) -> None:
-    """Compiles the kernel for `chip`, a key of `chips.CHIPS`, with a bf16 cache."""
+def compile_for(chip: str, slots: int, head_dim: int, dtype: str = "bfloat16") -> None:
+    """Compiles the kernel for `chip`, a key of `chips.CHIPS`, with a bf16 or an int8 cache."""
     q_MGH = jax.ShapeDtypeStruct((HEADS, GROUP, head_dim), jnp.bfloat16)
-    kv_MSH = jax.ShapeDtypeStruct((HEADS, slots, head_dim), jnp.bfloat16)
+    kv_MSH = jax.ShapeDtypeStruct((HEADS, slots, head_dim), dtype)
     lengths_M = jax.ShapeDtypeStruct((HEADS,), jnp.int32)
+    scales_MS = jax.ShapeDtypeStruct((HEADS, slots), jnp.float32)
+    scales = (scales_MS,) * 2 if dtype == "int8" else ()
 
     def kernel(*arrays):
         return pallas_tpu.decode_attention(*arrays, interpret=False)
 
-    jax.jit(kernel).lower(*compile_inputs(chip, q_MGH, kv_MSH, kv_MSH, lengths_M)).compile()
+    jax.jit(kernel).lower(
+        *compile_inputs(chip, q_MGH, kv_MSH, kv_MSH, lengths_M, *scales)
+    ).compile()
 
 
 def ours(chip: str, args: Any, dump: str) -> list[Pass]:

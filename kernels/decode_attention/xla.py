@@ -8,18 +8,27 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from kernels import MASKED
+from kernels import MASKED, int8
 
 
-def decode_attention(q_MGH, k_MSH, v_MSH, lengths_M) -> jax.Array:
+def decode_attention(q_MGH, k_MSH, v_MSH, lengths_M, *scales_MS) -> jax.Array:
     """Returns out_MGH as `api.decode_attention` does; lengths_M is per key head.
 
     Free slots must hold finite values, because their weight of 0 does not remove NaN.
     """
     scale = q_MGH.shape[-1] ** -0.5
-    logits_MGS = jnp.einsum("MGH,MSH->MGS", q_MGH, k_MSH, preferred_element_type=jnp.float32)
+    if scales_MS:
+        # Scaling logits and weights costs less than scaling the H values of every slot.
+        k_scales_MS, v_scales_MS = scales_MS
+        logits_MSG = jax.vmap(int8.multiply)(k_MSH, q_MGH.swapaxes(1, 2))
+        logits_MGS = logits_MSG.swapaxes(1, 2) * k_scales_MS[:, None]
+    else:
+        logits_MGS = jnp.einsum("MGH,MSH->MGS", q_MGH, k_MSH, preferred_element_type=jnp.float32)
     # Slot s holds position s, so the filled slots are the first ones.
     visible_MS = jnp.arange(k_MSH.shape[1])[None] < lengths_M[:, None]
     logits_MGS = jnp.where(visible_MS[:, None], logits_MGS * scale, MASKED)
     weights_MGS = jax.nn.softmax(logits_MGS, axis=-1)
+    if scales_MS:
+        weighted_MGS = (weights_MGS * v_scales_MS[:, None]).astype(q_MGH.dtype)
+        return jax.vmap(int8.rows_multiply)(weighted_MGS, v_MSH).astype(q_MGH.dtype)
     return jnp.einsum("MGS,MSH->MGH", weights_MGS.astype(q_MGH.dtype), v_MSH)

@@ -36,6 +36,8 @@ def evaluate(*arguments: str) -> subprocess.CompletedProcess:
         ("humaneval --run RUN --data {humaneval} --mode fast", "fast"),
         ("humaneval --samples-file {mbpp} --data {humaneval}", "which is no task of humaneval"),
         ("humaneval --reference --samples-file x", "exclude each other"),
+        ("humaneval --run RUN --data {humaneval} --quantize int8,int9", "--quantize is 'int9'"),
+        ("humaneval --reference --data {humaneval} --kv-cache int8", "need a model"),
         ("humaneval --reference --run RUN", "--run and --reference exclude each other"),
         ("mbpp --run RUN --data {mbpp} --prompt codex", "must be one of code_llama, starcoder"),
         ("humaneval --run RUN --data {humaneval} --prompt alphacode", "alphacode"),

@@ -15,7 +15,7 @@ from codellama_jax.errors import UserError
 from codellama_jax.generation import infill as infilling
 from codellama_jax.generation import text as texts
 from codellama_jax.generation.commands import Complete, Infill
-from codellama_jax.generation.settings import Sampling
+from codellama_jax.generation.settings import QuantizationOptions, Sampling
 from codellama_jax.generation.text import Generated
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 
@@ -174,6 +174,7 @@ def test_options_that_exclude_each_other_are_refused():
         ({"spm": True, "psm": True}, "--spm and --psm exclude each other"),
         ({"psm": True, "healing": True}, "--healing works in SPM order only"),
         ({"stop": ("",)}, "--stop is ''"),
+        ({"quantization": QuantizationOptions("none,int8")}, "`evaluate` compares several"),
     ):
         with pytest.raises(UserError, match=said):
             Infill("run", "f.py", Sampling(), **options)

@@ -58,6 +58,27 @@ def test_equals_oracle(implementation, seed, dtype):
     assert actual.dtype == dtype and relative_error(actual, oracle(*inputs)) < TOLERANCE[dtype]
 
 
+def int8_problem(seed, dtype="float32"):
+    """Returns the problem with an int8 cache, its scales, and the cache in full."""
+    q_MGH, k_MSH, v_MSH, lengths_B = problem(seed, dtype)
+    rng, caches, scales, dequantized = np.random.default_rng(seed), [], [], []
+    for a_MSH in (k_MSH, v_MSH):
+        caches.append(jnp.asarray(rng.integers(-127, 128, a_MSH.shape), jnp.int8))
+        scales.append(jnp.asarray(rng.uniform(1e-3, 3e-2, a_MSH.shape[:2]), jnp.float32))
+        dequantized.append(np.float64(caches[-1]) * np.float64(scales[-1])[..., None])
+    return (q_MGH, *caches, lengths_B), tuple(scales), (q_MGH, *dequantized, lengths_B)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("seed", "dtype"), [(0, "float32"), (1, "float32"), (3, "bfloat16")])
+def test_an_int8_cache_equals_the_oracle_of_its_values(implementation, seed, dtype):
+    inputs, scales_MS, dequantized = int8_problem(seed, dtype)
+    call = functools.partial(decode_attention, implementation=implementation)
+    actual = jax.jit(call)(*inputs, scales_MS=scales_MS)
+    assert actual.dtype == dtype
+    assert relative_error(actual, oracle(*dequantized)) < TOLERANCE[dtype]
+
+
 def test_heads_split_over_devices_equal_whole():
     q_MGH, k_MSH, v_MSH, lengths_B = problem(0)
     q_MGH, k_MSH, v_MSH = (jnp.concatenate([x, 2 * x]) for x in (q_MGH, k_MSH, v_MSH))
@@ -94,3 +115,5 @@ def test_refuses_what_it_cannot_do():
         decode_attention(q_MGH, k_MSH, v_MSH, lengths_B, implementation="fast")
     with pytest.raises(ValueError, match="not a multiple of 5 sequences"):
         decode_attention(q_MGH, k_MSH, v_MSH, np.ones(5, int))
+    with pytest.raises(ValueError, match="a cache of int8 and float32: only int8 has scales_MS"):
+        decode_attention(q_MGH, k_MSH.astype(jnp.int8), v_MSH, lengths_B, scales_MS=(0, 0))

@@ -20,6 +20,8 @@ def test_cross_entropy_compiles():
     )
 
 
-def test_decode_attention_compiles():
+@pytest.mark.parametrize("cache", ["bfloat16", "int8"])
+def test_decode_attention_compiles(cache):
     """The last block of slots is not full."""
-    importlib.import_module("kernels.decode_attention.static_passes").compile_for("v5p", 5000, 128)
+    passes = importlib.import_module("kernels.decode_attention.static_passes")
+    passes.compile_for("v5p", 5000, 128, cache)

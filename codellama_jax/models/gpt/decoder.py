@@ -19,8 +19,8 @@ from codellama_jax.models.decoding import (
     BY_OUTPUTS,
     REPLICATED,
     Cache,
-    cache_spec,
-    constrain,
+    append,
+    attend,
     last_tokens,
     logits_of,
 )
@@ -36,7 +36,13 @@ from codellama_jax.models.layers import (
     striped,
     unstriped,
 )
-from kernels.decode_attention import decode_attention
+from codellama_jax.models.quantized import (
+    input_major,
+    inputs_first,
+    multiply,
+    output_major,
+    outputs_first,
+)
 
 Leaf = TypeVar("Leaf", jax.Array, PartitionSpec)
 
@@ -142,16 +148,16 @@ def _layer(config: GPTConfig, params: dict) -> Layer[jax.Array]:
 
     return Layer(
         attention_norm=norm("attention_norm"),
-        q_XD=attention["q"].astype(dtype).reshape(D, -1).T,
+        q_XD=output_major(attention["q"], D, dtype),
         q_bias_X=attention["q_bias"].astype(dtype).reshape(-1),
-        kv_2XD=jnp.einsum("DXKH->XKHD", attention["kv"].astype(dtype)).reshape(2, -1, D),
+        kv_2XD=outputs_first(attention["kv"], (2, config.n_kv_heads * config.head_dim), dtype),
         kv_bias_2X=attention["kv_bias"].astype(dtype).reshape(2, -1),
-        out_DX=attention["out"].astype(dtype).reshape(-1, D).T,
+        out_DX=output_major(attention["out"], config.n_heads * config.head_dim, dtype),
         out_bias_D=attention["out_bias"].astype(dtype),
         ffn_norm=norm("ffn_norm"),
-        up_FD=ffn["up"].astype(dtype).T,
+        up_FD=output_major(ffn["up"], D, dtype),
         up_bias_F=ffn["up_bias"].astype(dtype),
-        down_DF=ffn["down"].astype(dtype).T,
+        down_DF=output_major(ffn["down"], config.d_ff, dtype),
         down_bias_D=ffn["down_bias"].astype(dtype),
     )
 
@@ -169,18 +175,18 @@ def block_params(config: GPTConfig, layer: Layer[jax.Array]) -> dict:
     return {
         "attention_norm": norm(layer.attention_norm),
         "attention": {
-            "q": layer.q_XD.T.reshape(D, N, H),
+            "q": input_major(layer.q_XD, (D,), (N, H)),
             "q_bias": layer.q_bias_X.reshape(N, H),
-            "kv": jnp.einsum("XKHD->DXKH", layer.kv_2XD.reshape(2, K, H, D)),
+            "kv": inputs_first(layer.kv_2XD, (2, K, H)),
             "kv_bias": layer.kv_bias_2X.reshape(2, K, H),
-            "out": layer.out_DX.T.reshape(N, H, D),
+            "out": input_major(layer.out_DX, (N, H), (D,)),
             "out_bias": layer.out_bias_D,
         },
         "ffn_norm": norm(layer.ffn_norm),
         "ffn": {
-            "up": layer.up_FD.T,
+            "up": input_major(layer.up_FD, (D,), (config.d_ff,)),
             "up_bias": layer.up_bias_F,
-            "down": layer.down_DF.T,
+            "down": input_major(layer.down_DF, (config.d_ff,), (D,)),
             "down_bias": layer.down_bias_D,
         },
     }
@@ -232,14 +238,11 @@ def step(
     """Reads one token per sequence; see `family.Family.step` for arguments and results."""
     B, K, H = tokens_B.shape[0], config.n_kv_heads, config.head_dim
     G, epsilon = config.n_heads // K, config.norm_eps
-    # The key head and sequence, and the slot, to which each new key and value is written.
-    head_M, slot_M = jnp.arange(K * B), jnp.tile(positions_B, K)
+    # The slot to which each new key and value is written.
+    slot_M = jnp.tile(positions_B, K)
 
-    def append(slots_MSH: jax.Array, new_XB: jax.Array) -> jax.Array:
-        # Unique indices let XLA write in place, in any order.
-        new_MH = jnp.einsum("KHB->KBH", new_XB.reshape(K, H, B)).reshape(K * B, H)
-        slots_MSH = slots_MSH.at[head_M, slot_M].set(new_MH, unique_indices=True)
-        return constrain(slots_MSH, cache_spec(config))
+    def by_head(a_XB: jax.Array) -> jax.Array:
+        return jnp.einsum("KHB->KBH", a_XB.reshape(K, H, B)).reshape(K * B, H)
 
     def vectors(table_PD: jax.Array | None) -> jax.Array:
         assert table_PD is not None
@@ -253,19 +256,15 @@ def step(
             x_DB = weights.final_norm.columns(x_DB, epsilon)
         normed_DB = layer.attention_norm.columns(x_DB, epsilon)
         queries_DB = vectors(weights.top_queries_PD) if is_top else normed_DB
-        q_XB = layer.q_XD @ queries_DB + layer.q_bias_X[:, None]
-        kv_2XB = jnp.tensordot(layer.kv_2XD, normed_DB, 1) + layer.kv_bias_2X[:, :, None]
-        keys.append(append(cache.k_MSH[number], kv_2XB[0]))
-        values.append(append(cache.v_MSH[number], kv_2XB[1]))
-        out_MGH = decode_attention(
-            jnp.einsum("KGHB->KBGH", q_XB.reshape(K, G, H, B)).reshape(K * B, G, H),
-            keys[-1],
-            values[-1],
-            positions_B + 1,
-            head_axes=mesh_axes("heads", K),
-        )
+        q_XB = multiply(layer.q_XD, queries_DB) + layer.q_bias_X[:, None]
+        kv_2XB = multiply(layer.kv_2XD, normed_DB) + layer.kv_bias_2X[:, :, None]
+        keys.append(append(config, cache.k_MSH[number], by_head(kv_2XB[0]), slot_M))
+        values.append(append(config, cache.v_MSH[number], by_head(kv_2XB[1]), slot_M))
+        q_MGH = jnp.einsum("KGHB->KBGH", q_XB.reshape(K, G, H, B)).reshape(K * B, G, H)
+        out_MGH = attend(config, q_MGH, keys[-1], values[-1], positions_B + 1)
         out_XB = jnp.einsum("KBGH->KGHB", out_MGH.reshape(K, B, G, H)).reshape(-1, B)
-        x_DB += layer.out_DX @ out_XB + layer.out_bias_D[:, None]
-        up_FB = layer.up_FD @ layer.ffn_norm.columns(x_DB, epsilon) + layer.up_bias_F[:, None]
-        x_DB += layer.down_DF @ activate(up_FB, config.activation) + layer.down_bias_D[:, None]
+        x_DB += multiply(layer.out_DX, out_XB) + layer.out_bias_D[:, None]
+        up_FB = multiply(layer.up_FD, layer.ffn_norm.columns(x_DB, epsilon))
+        up_FB = activate(up_FB + layer.up_bias_F[:, None], config.activation)
+        x_DB += multiply(layer.down_DF, up_FB) + layer.down_bias_D[:, None]
     return _unembed(config, weights, x_DB), Cache(tuple(keys), tuple(values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from codellama_jax.models.family import PackageFamily
@@ -18,6 +19,7 @@ class GPTFamily(PackageFamily[GPTConfig]):
 
     model_types = ("gpt2", "gpt_bigcode")
     base_prefix = "transformer."
+    matmul_inputs = MappingProxyType({"q": 1, "kv": 1, "out": 2, "up": 1, "down": 1})
 
     def module(self, config: GPTConfig) -> nn.Module:
         from codellama_jax.models.gpt.model import GPT

@@ -114,7 +114,7 @@ class Attention(nn.Module):
             out_BTNH = self._attend_with_dropout(q_BTNH, k_BTKH, v_BTKH, inputs)
         else:
             out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, inputs, c.attention)
-        out_BTD = project(out_BTNH.reshape(B, T, -1), w_out.reshape(-1, D))
+        out_BTD = project(out_BTNH.reshape(B, T, -1), w_out, inputs=2)
         return out_BTD + b_out.astype(dtype)[None, None], (k_BTKH, v_BTKH)
 
     def _attend_with_dropout(

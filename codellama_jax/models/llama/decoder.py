@@ -22,8 +22,8 @@ from codellama_jax.models.decoding import (
     BY_OUTPUTS,
     REPLICATED,
     Cache,
-    cache_spec,
-    constrain,
+    append,
+    attend,
     last_tokens,
     logits_of,
 )
@@ -41,7 +41,14 @@ from codellama_jax.models.layers import (
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.layers import Block
 from codellama_jax.models.llama.rope import rope
-from kernels.decode_attention import decode_attention
+from codellama_jax.models.quantized import (
+    Quantized,
+    Weight,
+    input_major,
+    multiply,
+    output_major,
+    outputs_first,
+)
 
 Leaf = TypeVar("Leaf", jax.Array, PartitionSpec)
 
@@ -90,29 +97,26 @@ def weight_specs(config: LlamaConfig) -> Weights[PartitionSpec]:
 def prepare(config: LlamaConfig, params: dict) -> Weights[jax.Array]:
     """Casts parameters to the compute dtype and makes them output-major, one array per layer."""
 
-    def output_major(w: jax.Array, inputs: int) -> jax.Array:
-        return w.astype(config.compute_dtype).reshape(inputs, -1).T
+    def flat(attention: dict, name: str) -> jax.Array | None:
+        return attention[name].astype(dtype).ravel() if name in attention else None
 
-    def flat(stack: dict, name: str, layer: int) -> jax.Array | None:
-        return stack[name][layer].astype(config.compute_dtype).ravel() if name in stack else None
-
-    stack = params["layers"]
-    attention, ffn = stack["attention"], stack["ffn"]
-    layers = []
+    dtype, layers = config.compute_dtype, []
     for i in range(config.n_layers):
+        block = jax.tree.map(lambda a, i=i: a[i], params["layers"])
+        attention, ffn = block["attention"], block["ffn"]
         layer = Layer(
-            attention_norm_D=stack["attention_norm"]["scale"][i],
-            qkv_XD=output_major(attention["qkv"][i], config.d_model),
-            out_DX=output_major(attention["out"][i], config.n_heads * config.head_dim),
-            ffn_norm_D=stack["ffn_norm"]["scale"][i],
-            gate_up_XFD=jnp.einsum("DXF->XFD", ffn["gate_up"][i].astype(config.compute_dtype)),
-            down_DF=output_major(ffn["down"][i], config.d_ff),
-            qkv_bias_X=flat(attention, "qkv_bias", i),
-            out_bias_D=flat(attention, "out_bias", i),
+            attention_norm_D=block["attention_norm"]["scale"],
+            qkv_XD=output_major(attention["qkv"], config.d_model, dtype),
+            out_DX=output_major(attention["out"], config.n_heads * config.head_dim, dtype),
+            ffn_norm_D=block["ffn_norm"]["scale"],
+            gate_up_XFD=outputs_first(ffn["gate_up"], (2, config.d_ff), dtype),
+            down_DF=output_major(ffn["down"], config.d_ff, dtype),
+            qkv_bias_X=flat(attention, "qkv_bias"),
+            out_bias_D=flat(attention, "out_bias"),
         )
         layers.append(layer)
-    embedding_VD = params["embedding"].astype(config.compute_dtype)
-    head_VD = output_major(output_head(params), config.d_model)
+    embedding_VD = params["embedding"].astype(dtype)
+    head_VD = output_major(output_head(params), config.d_model, dtype)
     return Weights(embedding_VD, tuple(layers), params["final_norm"]["scale"], head_VD)
 
 
@@ -122,15 +126,19 @@ def block_params(config: LlamaConfig, layer: Layer[jax.Array]) -> dict:
     They are views: XLA folds the transposes into the matmuls and copies nothing.
     """
     K, G, H = config.n_kv_heads, config.n_heads // config.n_kv_heads, config.head_dim
-    qkv_DKXH = layer.qkv_XD.T.reshape(-1, K, G + 2, H)
-    out_KGHD = layer.out_DX.T.reshape(K, G, H, -1)
-    if mesh_axes("ffn"):
+    down_FD = input_major(layer.down_DF, (-1,), (config.d_model,))
+    qkv_DKXH = input_major(layer.qkv_XD, (-1,), (K, G + 2, H))
+    out_KGHD = input_major(layer.out_DX, (K, G, H), (-1,))
+    gate_up_DXF: Weight
+    if isinstance(layer.gate_up_XFD, Quantized):
+        gate_up_DXF = layer.gate_up_XFD
+    elif mesh_axes("ffn"):
         gate_up_DXF = jnp.einsum("XFD->DXF", layer.gate_up_XFD)
     else:
         # As a matrix, because XLA's CPU backend copies transposed weights of three dims.
         _, F, D = layer.gate_up_XFD.shape
         gate_up_DXF = layer.gate_up_XFD.reshape(2 * F, D).T.reshape(D, 2, F)
-    attention = {"qkv": qkv_DKXH, "out": out_KGHD}
+    attention: dict[str, Weight] = {"qkv": qkv_DKXH, "out": out_KGHD}
     if layer.qkv_bias_X is not None:
         attention["qkv_bias"] = layer.qkv_bias_X.reshape(K, G + 2, H)
     if layer.out_bias_D is not None:
@@ -139,7 +147,7 @@ def block_params(config: LlamaConfig, layer: Layer[jax.Array]) -> dict:
         "attention_norm": {"scale": layer.attention_norm_D},
         "attention": attention,
         "ffn_norm": {"scale": layer.ffn_norm_D},
-        "ffn": {"gate_up": gate_up_DXF, "down": layer.down_DF.T},
+        "ffn": {"gate_up": gate_up_DXF, "down": down_FD},
     }
 
 
@@ -182,8 +190,8 @@ def step(
     G = config.n_heads // K
     angles = rope(config, positions_B[:, None], positions_B[:, None] + 1)
     cos_11HB, sin_11HB = (a[:, 0, 0].T[None, None] for a in angles)
-    # The key head and sequence, and the slot, to which each new key and value is written.
-    head_M, slot_M = jnp.arange(K * B), jnp.tile(positions_B, K)
+    # The slot to which each new key and value is written.
+    slot_M = jnp.tile(positions_B, K)
 
     def norm(x_DB: jax.Array, scale_D: jax.Array) -> jax.Array:
         return rms_norm(x_DB, scale_D[:, None], config.norm_eps, axis=0)
@@ -191,33 +199,22 @@ def step(
     def by_head(a_KXHB: jax.Array) -> jax.Array:
         return jnp.einsum("KXHB->KBXH", a_KXHB).reshape(K * B, -1, H)
 
-    def append(slots_MSH: jax.Array, new_KXHB: jax.Array) -> jax.Array:
-        # Unique indices let XLA write in place, in any order.
-        new_MH = by_head(new_KXHB)[:, 0]
-        slots_MSH = slots_MSH.at[head_M, slot_M].set(new_MH, unique_indices=True)
-        return constrain(slots_MSH, cache_spec(config))
-
     x_DB = weights.embedding_VD[tokens_B].T
     keys, values = [], []
     for layer, k_MSH, v_MSH in zip(weights.layers, cache.k_MSH, cache.v_MSH):
-        qkv_XB = layer.qkv_XD @ norm(x_DB, layer.attention_norm_D)
+        qkv_XB = multiply(layer.qkv_XD, norm(x_DB, layer.attention_norm_D))
         if layer.qkv_bias_X is not None:
             qkv_XB += layer.qkv_bias_X[:, None]
         qkv_KXHB = qkv_XB.reshape(K, G + 2, H, B)
         qk_KXHB = rotate(qkv_KXHB[:, : G + 1], (cos_11HB, sin_11HB), axis=-2)
-        keys.append(append(k_MSH, qk_KXHB[:, G:]))
-        values.append(append(v_MSH, qkv_KXHB[:, G + 1 :]))
-        out_MGH = decode_attention(
-            by_head(qk_KXHB[:, :G]),
-            keys[-1],
-            values[-1],
-            positions_B + 1,
-            head_axes=mesh_axes("heads", K),
-        )
+        keys.append(append(config, k_MSH, by_head(qk_KXHB[:, G:])[:, 0], slot_M))
+        values.append(append(config, v_MSH, by_head(qkv_KXHB[:, G + 1 :])[:, 0], slot_M))
+        q_MGH = by_head(qk_KXHB[:, :G])
+        out_MGH = attend(config, q_MGH, keys[-1], values[-1], positions_B + 1)
         out_XB = jnp.einsum("KBGH->KGHB", out_MGH.reshape(K, B, G, H)).reshape(-1, B)
-        x_DB += layer.out_DX @ out_XB
+        x_DB += multiply(layer.out_DX, out_XB)
         if layer.out_bias_D is not None:
             x_DB += layer.out_bias_D[:, None]
-        gate_FB, up_FB = jnp.tensordot(layer.gate_up_XFD, norm(x_DB, layer.ffn_norm_D), 1)
-        x_DB += layer.down_DF @ (jax.nn.silu(gate_FB) * up_FB)
+        gate_FB, up_FB = multiply(layer.gate_up_XFD, norm(x_DB, layer.ffn_norm_D))
+        x_DB += multiply(layer.down_DF, jax.nn.silu(gate_FB) * up_FB)
     return unembed(config, weights, x_DB), Cache(tuple(keys), tuple(values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from codellama_jax.models.family import PackageFamily
@@ -15,6 +16,7 @@ class LlamaFamily(PackageFamily[LlamaConfig]):
     """Llama, Code Llama, and models of their shape such as Qwen2. Methods: see `Family`."""
 
     model_types = ("llama", "qwen2")
+    matmul_inputs = MappingProxyType({"qkv": 1, "out": 3, "gate_up": 1, "down": 1})
 
     def module(self, config: LlamaConfig) -> nn.Module:
         from codellama_jax.models.llama.model import Llama

@@ -60,7 +60,7 @@ class Attention(nn.Module):
         # Keys are kept rotated: a cached key never needs its position again.
         k_BTKH, v_BTKH = rotate(qkv_BTKXH[:, :, :, G], rope), qkv_BTKXH[:, :, :, G + 1]
         out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, inputs, c.attention)
-        out_BTD = project(out_BTNH.reshape(B, T, -1), w_out.reshape(-1, D))
+        out_BTD = project(out_BTNH.reshape(B, T, -1), w_out, inputs=3)
         if c.attention_bias == "all":
             b_out = bias_parameter(self, "out_bias", (D,), ("norm",))
             out_BTD += b_out.astype(x_BTD.dtype)[None, None]

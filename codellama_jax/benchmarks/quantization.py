@@ -1,0 +1,112 @@
+"""Evaluates a model in several quantizations: memory, speed and score of each in one table.
+
+It is PanGu-Coder2's table 4 (Shen et al. 2023) as one command. Every quantization has a folder of
+its own in --out, so that the samples of one are never taken for another's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from codellama_jax.benchmarks.evaluate import evaluate
+from codellama_jax.benchmarks.out_folder import local_folder
+from codellama_jax.benchmarks.settings import Checking, Options, Settings
+from codellama_jax.generation.settings import Quantization
+from codellama_jax.sharding.hosts import is_first
+from codellama_jax.system.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from codellama_jax.models.trained import TrainedModel
+
+
+def compare(
+    name: str,
+    options: Options,
+    settings: Settings,
+    checking: Checking,
+    load_model: Callable[[], TrainedModel],
+    quantizations: Sequence[Quantization],
+    out: str | Path,
+) -> None:
+    """Evaluates a model in each quantization, prints a table and writes quantization.json.
+
+    After a kill, the same call continues.
+
+    Args:
+        name: one of `suites.SUITES`.
+        options, settings, checking: see `evaluate.evaluate`.
+        load_model: returns the model in full precision; called once.
+        quantizations: they differ in their weights.
+        out: the folder; the results of each quantization are in a folder in it.
+    """
+    folder, load_once = local_folder(out), functools.cache(load_model)
+    models: dict[str, TrainedModel] = {}
+
+    def load(quantization: Quantization) -> TrainedModel:
+        from codellama_jax.generation.quantize import quantized
+
+        models[quantization.weights] = quantized(load_once(), quantization)
+        return models[quantization.weights]
+
+    for quantization in quantizations:
+        load_this = functools.partial(load, quantization)
+        inner = folder / quantization.weights
+        evaluate(name, load_this, options, settings, checking, inner)
+    rows = _measured(models)
+    if not is_first():
+        return
+    for scheme, row in rows.items():
+        measures = read_json(folder / scheme / "results.json")["measures"]
+        row["measures"] = {key: value for key, value in measures.items() if _is_real(value)}
+    record = {"quantizations": [dataclasses.asdict(each) for each in quantizations], "rows": rows}
+    write_json(folder / "quantization.json", record)
+    console = Console()
+    console.print(table_of(name, quantizations[0].kv_cache, rows))
+    console.print(f"results: {folder / 'quantization.json'}", soft_wrap=True, highlight=False)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, float)
+
+
+def _measured(models: Mapping[str, TrainedModel]) -> dict[str, dict[str, Any]]:
+    """Returns memory and speed of each model."""
+    from codellama_jax.generation.speed import cache_bytes, decoding_speeds, weight_bytes
+
+    rows: dict[str, dict[str, Any]] = {}
+    speeds = decoding_speeds(models)
+    for scheme, model in models.items():
+        rows[scheme] = {
+            "weights, bytes": weight_bytes(model),
+            "cache, bytes per token": cache_bytes(model),
+            "tokens per second": speeds[scheme],
+        }
+    return rows
+
+
+def table_of(name: str, kv_cache: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Returns the table: a row per quantization.
+
+    Args:
+        name: the benchmark.
+        kv_cache: how all of them store keys and values.
+        rows: bytes, tokens per second and measures by scheme.
+    """
+    cache = "" if kv_cache == "none" else f", {kv_cache} cache"
+    table = Table(title=f"{name} by quantization of the weights{cache}")
+    measures = list(next(iter(rows.values()))["measures"])
+    for heading in ("weights", "MB", "cache, kB/token", "tokens/s", *measures):
+        table.add_column(heading)
+    for scheme, row in rows.items():
+        megabytes, kilobytes = row["weights, bytes"] / 1e6, row["cache, bytes per token"] / 1e3
+        numbers = f"{megabytes:,.1f}", f"{kilobytes:,.2f}", f"{row['tokens per second']:,.1f}"
+        scores = [f"{row['measures'][measure]:.2f}" for measure in measures]
+        table.add_row(scheme, *numbers, *scores)
+    return table
