@@ -23,6 +23,7 @@ LAYERS = (
     "checkpoints",
     "generation",
     "benchmarks",
+    "alignment",
     "weights",
     "overrides",
     "training",
