@@ -18,13 +18,14 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 from codellama_jax.alignment import parsing, prompts
+from codellama_jax.alignment.answers import Answerer, Request, answered, batches
 from codellama_jax.alignment.outcomes import Candidate, passing
 from codellama_jax.benchmarks.fields import TEXT
 from codellama_jax.benchmarks.samples import append, continue_file, make_folder
@@ -33,22 +34,9 @@ from codellama_jax.sandbox.executor import Executor
 from codellama_jax.system.files import write_file
 from codellama_jax.tokenizers.chat import Message
 
-ANSWER = {"text": TEXT}
-VERDICT = {**ANSWER, "status": TEXT}
+VERDICT = {"text": TEXT, "status": TEXT}
 QUESTIONS, TESTS, SOLUTIONS = "questions.jsonl", "tests.jsonl", "solutions.jsonl"
 DATASET = "dataset.jsonl"
-Item = TypeVar("Item")
-
-
-class Request(NamedTuple):
-    """A conversation that a model is to answer."""
-
-    name: str  # unique in a folder; the PRNG key of the answer is made from it
-    messages: list[Message]
-
-
-# Returns the answer to each request. It may be called with any number of them.
-Answerer = Callable[[Sequence[Request]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -130,48 +118,28 @@ def read_dataset(folder: Path) -> list[dict[str, Any]]:
     return continue_file(folder / DATASET, {})
 
 
-def _questions(answer: Answerer, params: SelfInstruct, folder: Path) -> list[str]:
+def _questions(answerer: Answerer, params: SelfInstruct, folder: Path) -> list[str]:
     """Returns the answers to the prompt for questions, in the order of their numbers."""
-    path = folder / QUESTIONS
-    lines = {line["sample"]: line["text"] for line in continue_file(path, ANSWER)}
-    missing = [number for number in range(params.prompts) if number not in lines]
-    for batch in _batches(missing, params.batch):
-        messages = prompts.ask_for_questions(params.questions)
-        requests = [Request(f"questions {number}", messages) for number in batch]
-        texts = answer(requests)
-        written = []
-        for number, text in zip(batch, texts, strict=True):
-            lines[number] = text
-            written.append({"task_id": "questions", "sample": number, "text": text})
-        append(path, written)
-    return [lines[number] for number in range(params.prompts)]
+    messages = prompts.ask_for_questions(params.questions)
+    conversations = {("questions", number): messages for number in range(params.prompts)}
+    return list(answered(answerer, conversations, folder / QUESTIONS, params.batch).values())
 
 
 def _problems(
-    answer: Answerer,
+    answerer: Answerer,
     questions: Sequence[str],
     params: SelfInstruct,
     folder: Path,
     reasons: Counter[str],
 ) -> list[Problem]:
     """Returns the questions for which the model wrote tests; counts the reasons of the others."""
-    path = folder / TESTS
-    texts = {line["task_id"]: line["text"] for line in continue_file(path, ANSWER)}
-    names = [f"q{index}" for index in range(len(questions))]
-    missing = [index for index, name in enumerate(names) if name not in texts]
-    for batch in _batches(missing, params.batch):
-        requests = []
-        for index in batch:
-            messages = prompts.ask_for_tests(questions[index])
-            requests.append(Request(f"tests {names[index]}", messages))
-        written = []
-        for index, text in zip(batch, answer(requests), strict=True):
-            texts[names[index]] = text
-            written.append({"task_id": names[index], "sample": 0, "text": text})
-        append(path, written)
+    conversations = {}
+    for index, question in enumerate(questions):
+        conversations[f"q{index}", 0] = prompts.ask_for_tests(question)
+    texts = answered(answerer, conversations, folder / TESTS, params.batch)
     problems = []
-    for name, question in zip(names, questions):
-        tests, reason = parsing.tests(texts[name])
+    for ((name, _), text), question in zip(texts.items(), questions):
+        tests, reason = parsing.tests(text)
         if reason:
             reasons[f"tests: {reason}"] += 1
             continue
@@ -182,7 +150,7 @@ def _problems(
 
 
 def _solve(
-    answer: Answerer,
+    answerer: Answerer,
     executor: Executor,
     problems: Sequence[Problem],
     params: SelfInstruct,
@@ -203,12 +171,12 @@ def _solve(
                 missing.append((problem, number))
     with ThreadPoolExecutor(1) as pool:
         running: Future | None = None
-        for batch in _batches(missing, params.batch):
+        for batch in batches(missing, params.batch):
             requests = []
             for problem, number in batch:
                 messages = prompts.ask_for_solution(problem.question, problem.hint)
-                requests.append(Request(f"solution {problem.name} {number}", messages))
-            texts = answer(requests)
+                requests.append(Request(f"solutions {problem.name} {number}", messages))
+            texts = answerer(requests)
             if running:
                 lines += running.result()
             running = pool.submit(_judge, executor, batch, texts, path)
@@ -275,8 +243,3 @@ def _write_dataset(
         }
         lines.append(json.dumps(line) + "\n")
     write_file(folder / DATASET, "".join(lines).encode())
-
-
-def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

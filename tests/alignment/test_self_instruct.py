@@ -36,7 +36,7 @@ class FakeModel:
     def answer(self, request):
         kind, *_ = request.name.split()
         if kind == "questions":
-            number = int(request.name.split()[1])
+            number = int(request.name.split()[2])
             lines = [f"{i + 1}. Add {i + number} to a number." for i in range(4)]
             return "\n".join(lines)
         question = request.messages[0].content.rpartition("Task: ")[2]
