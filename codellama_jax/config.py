@@ -317,7 +317,7 @@ class Stage(Checked):
     keep_checkpoints: Positive = field(default=3, metadata=FREE)
     log_every: Positive = field(default=10, metadata=FREE)
     # The loss: next_token is the cross-entropy of every token.
-    objective: Literal["next_token"] = "next_token"
+    objective: Literal["next_token", "rrtf", "rrtf_mean", "rrhf"] = "next_token"
 
     def check_relations(self) -> None:
         """Raises FieldError for micro-batches, a length or a mixture that cannot be trained on."""
