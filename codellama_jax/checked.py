@@ -316,3 +316,31 @@ def _finite(value: Any) -> float:
     if not math.isfinite(number):
         raise FieldError((), f" is {shown(value)}: it must be a finite number")
     return value if type(value) is float else number
+
+
+def default_of(f: dataclasses.Field) -> Any:
+    """Returns the default of a field, `dataclasses.MISSING` if it has none."""
+    if f.default_factory is not dataclasses.MISSING:
+        return f.default_factory()
+    return f.default
+
+
+def leaves(values: dict, prefix: str = "") -> dict[str, Any]:
+    """Returns the values of a `to_dict` result that are no dicts, by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat |= leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Lists the leaves in which two `to_dict` results differ, as `dotted.name: old -> new`."""
+    rows = []
+    for key in sorted(set(old) | set(new)):
+        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            rows += differences(a, b, name + ".")
+        elif a != b:
+            rows.append(f"{name}: {a} -> {b}")
+    return rows

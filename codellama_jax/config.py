@@ -18,8 +18,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from codellama_jax.checked import Checked, FieldError, Pattern, Range, choices_problem
+from codellama_jax.checked import Checked, FieldError, Pattern, Range, choices_problem, default_of
+from codellama_jax.checked import differences as differences
 from codellama_jax.checked import from_dict as from_dict
+from codellama_jax.checked import leaves as leaves
 from codellama_jax.errors import UserError
 
 DEFAULT_FAMILY = "llama"  # of a model whose dict has no tag
@@ -28,8 +30,8 @@ RESERVED = ("choice", "tokenizer", "corpus", "mesh", "probes", "seed", "seeds") 
 # Metadata of a field that never changes the trained parameters, such as how often to log: it may
 # change when a run resumes, and stages that differ in nothing else are trained once.
 FREE = {"free": True}
-# Metadata of a field that `to_dict` leaves out while it is empty, as older versions wrote no such
-# field.
+# Metadata of a field that `to_dict` leaves out while it holds its default, as older versions wrote
+# no such field.
 SPARSE = {"sparse": True}
 LEAST_SHARE = 1e-4  # of the mixture; the wait for a sequence of a rarer source could take hours
 
@@ -111,6 +113,10 @@ class ModelConfig(Checked):
     def longest_sequence(self) -> int:
         """Returns the most tokens that a sequence may have, 0 for any number."""
         return 0
+
+    def has_dropout(self) -> bool:
+        """Returns whether training drops any activations, for which it draws random numbers."""
+        return False
 
     def check_length(self, name: str, tokens: int) -> None:
         """Raises UserError if a sequence, called `name` in the message, has too many tokens."""
@@ -241,11 +247,14 @@ def _check_source_names(others: dict[str, Any]) -> None:
 class InfillingConfig(Checked):
     """How often a document that fits one context is split into prefix, suffix and middle.
 
-    See Code Llama, section 2.3.
+    See Code Llama, section 2.3, and for the form `starcoder` data/packed_infilling.py.
     """
 
     rate: Share = 0.0  # the paper's is 0.9; 0 trains without infilling
     spm: Share = 0.5  # of those, the share in suffix-prefix-middle order
+    # starcoder: every document of a packed sequence, also one that is longer than it; prefix and
+    # middle are encoded separately in SPM order, and EOS ends the document instead of EOT.
+    form: Literal["code_llama", "starcoder"] = field(default="code_llama", metadata=SPARSE)
 
 
 @dataclass(frozen=True)
@@ -258,6 +267,20 @@ class DataConfig(Checked):
     infilling: InfillingConfig = InfillingConfig()
     # Split files between definitions into documents of at most this many characters; 0 does not.
     block_chars: Count = 0
+    # CodeGeeX's comment as the first line of a document: `# language: Python`. A document in a
+    # language without such a comment has none.
+    language_tags: bool = field(default=False, metadata=SPARSE)
+    # The training examples: documents, or the documented functions of Python documents, with loss
+    # on the code after its docstring (PanGu-Coder) or on the docstring after its code (Codex-D).
+    examples: Literal["documents", "docstring_to_code", "code_to_docstring"] = field(
+        default="documents", metadata=SPARSE
+    )
+
+    def check_relations(self) -> None:
+        """Raises FieldError for infilling of functions, whose parts have a fixed order."""
+        if self.examples != "documents" and self.infilling.rate:
+            problem = f" is {self.infilling.rate:g}: it must be 0 with examples {self.examples}"
+            raise FieldError(("infilling", "rate"), problem)
 
 
 @dataclass(frozen=True)
@@ -275,6 +298,10 @@ class OptimizerConfig(Checked):
     eps: Epsilon = 1e-5
     weight_decay: Annotated[float, Range(0, 100)] = 0.1
     clip_norm: Annotated[float, Range(1e-30, 1e9)] = 1.0  # of the complete gradient
+    # The step at which the cosine ends, after which the rate stays; 0 is the last step.
+    decay_steps: Count = field(default=0, metadata=SPARSE)
+    # Where the cosine begins: after the warm-up, or at step 0 (CodeGeeX), hidden by the warm-up.
+    cosine_from: Literal["warmup", "zero"] = field(default="warmup", metadata=SPARSE)
 
 
 @dataclass(frozen=True)
@@ -448,11 +475,6 @@ def _check_stage_name(arm: str, name: str) -> None:
         raise FieldError(("arms", arm), problem)
 
 
-def seeded(arm: str, number: int) -> str:
-    """Returns the name of an arm's folder for one of its seeds, counted from 0."""
-    return f"{arm}@{number}" if number else arm
-
-
 def to_dict(config: Any) -> dict:
     """Returns a config as nested dicts, lists and numbers: the form of config.json."""
     # The round trip makes tuples lists and keys text, as they are after a file was read.
@@ -470,29 +492,8 @@ def _plain(value: Any) -> Any:
     fields = {}
     for f in dataclasses.fields(value):
         part = getattr(value, f.name)
-        if part or not f.metadata.get("sparse"):
+        if not f.metadata.get("sparse") or part != default_of(f):
             fields[f.name] = _plain(part)
     if isinstance(value, ModelConfig) and value.family != DEFAULT_FAMILY:
         return {"family": value.family, **fields}
     return fields
-
-
-def leaves(values: dict, prefix: str = "") -> dict[str, Any]:
-    """Returns the values of a `to_dict` result that are no dicts, by their dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat |= leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Lists the leaves in which two `to_dict` results differ, as `dotted.name: old -> new`."""
-    rows = []
-    for key in sorted(set(old) | set(new)):
-        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
-        if isinstance(a, dict) and isinstance(b, dict):
-            rows += differences(a, b, name + ".")
-        elif a != b:
-            rows.append(f"{name}: {a} -> {b}")
-    return rows

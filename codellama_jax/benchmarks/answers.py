@@ -18,7 +18,7 @@ import numpy as np
 from codellama_jax.benchmarks.benchmark import Benchmark, Sample, Task, temperature_of
 from codellama_jax.benchmarks.samples import Key, key, name_of
 from codellama_jax.benchmarks.settings import Settings
-from codellama_jax.data.infilling import prompt_ids
+from codellama_jax.data.infilling import completion_ids, prompt_ids
 from codellama_jax.generation.infill import infill
 from codellama_jax.generation.sampler import Sampling
 from codellama_jax.generation.scoring import document_losses
@@ -161,7 +161,7 @@ def mean_logprobs(
         if benchmark.infilling:
             prompt = prompt_ids(tokenizer, task.prompt, task.suffix, spm)
         else:
-            prompt = [tokenizer.bos_id, *tokenizer.encode(task.prompt)]
+            prompt = completion_ids(tokenizer, task.prompt)
         prompts.append(prompt)
         # The text continues the prompt, so it has no leading space.
         sequences.append([*prompt, *tokenizer.encode(text, leading_space=False)])
@@ -191,14 +191,9 @@ def _choice_scorer(model: TrainedModel) -> AnswerBatch:
 
 def log_likelihoods(model: TrainedModel, prompt: str, choices: Sequence[str]) -> list[float]:
     """Returns the log-probability of each choice after the prompt, in nats."""
-    tokenizer = model.tokenizer
-
-    def encode(text: str) -> list[int]:
-        return [tokenizer.bos_id, *tokenizer.encode(text)]
-
-    start = len(encode(prompt))
+    start = len(completion_ids(model.tokenizer, prompt))
     # Prompt and choice are encoded together, as in the training data: a token may span both.
-    sequences = [encode(prompt + choice) for choice in choices]
+    sequences = [completion_ids(model.tokenizer, prompt + choice) for choice in choices]
     likelihoods = []
     for losses_T in document_losses(model, sequences):
         likelihoods.append(-float(np.sum(losses_T[start - 1 :], dtype=np.float64)))

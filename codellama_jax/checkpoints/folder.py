@@ -44,6 +44,11 @@ STEP_FORM = re.compile(r"step_(\d+)")
 COMMITTED = "commit_success.txt"  # Orbax writes it last into a checkpoint on an object store
 
 
+def seeded(arm: str, number: int) -> str:
+    """Returns the name of an arm's folder for one of its seeds, counted from 0."""
+    return f"{arm}@{number}" if number else arm
+
+
 @dataclass(frozen=True)
 class Folder:
     """The folder of a run or of a stage, each of which holds its config."""

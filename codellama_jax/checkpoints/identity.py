@@ -13,7 +13,7 @@ import hashlib
 import json
 from typing import Any
 
-from codellama_jax.checked import FieldError, from_dict
+from codellama_jax.checked import FieldError, default_of, from_dict
 from codellama_jax.config import PREPARED, Stage, differences, to_dict
 
 # Fields of the first versions, whose identities hash them whatever they hold. It never grows: any
@@ -157,11 +157,8 @@ def _without_places(value: Any) -> Any:
 
 
 def _default(field: dataclasses.Field) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return NO_DEFAULT
+    default = default_of(field)
+    return NO_DEFAULT if default is dataclasses.MISSING else default
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,11 @@ token ids and never as text, so that a document that contains "<PRE>" cannot imi
 The paper does not publish where BOS and EOS are in such a document. Here BOS starts every
 document, and EOT, not EOS, ends one that was split: the published generation code starts its prompt
 with BOS and stops at EOT.
+
+`InfillingConfig.form` selects the form of training examples; `packed_infilling.py` has StarCoder's.
+A prompt is the same in all forms (`prompt_ids`), and a middle ends with EOT or EOS in all of them.
+
+`start_ids` is the rule for vocabularies without BOS.
 """
 
 from __future__ import annotations
@@ -61,7 +66,7 @@ def prompt_ids(tokenizer: Any, prefix: str, suffix: str, spm: bool) -> list[int]
     suffix_ids = tokenizer.encode(suffix, leading_space=False)
     if spm:
         return [
-            tokenizer.bos_id,
+            *start_ids(tokenizer),
             tokenizer.pre_id,
             tokenizer.suf_id,
             *suffix_ids,
@@ -69,7 +74,7 @@ def prompt_ids(tokenizer: Any, prefix: str, suffix: str, spm: bool) -> list[int]
             *tokenizer.encode(prefix),
         ]
     return [
-        tokenizer.bos_id,
+        *start_ids(tokenizer),
         tokenizer.pre_id,
         *tokenizer.encode(prefix),
         tokenizer.suf_id,
@@ -78,9 +83,28 @@ def prompt_ids(tokenizer: Any, prefix: str, suffix: str, spm: bool) -> list[int]
     ]
 
 
+def start_ids(tokenizer: Any) -> list[int]:
+    """Returns the ids before every document and prompt: BOS, or none in a vocabulary without BOS.
+
+    GPT-2's vocabulary and its descendants (Codex, CodeGeeX, StarCoder, Qwen) have one token,
+    <|endoftext|>, which ends a document. Published prompts do not begin with it, and CodeGeeX
+    trains no token that follows it, so here it never begins a document.
+    """
+    has_bos = tokenizer.bos_id != tokenizer.eos_id
+    return [tokenizer.bos_id] if has_bos else []
+
+
+def completion_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """Returns the token ids from which a model continues a text: BOS, if there is one, and text.
+
+    An empty prompt in a vocabulary without BOS is <|endoftext|>: a model needs a token to read.
+    """
+    return [*start_ids(tokenizer), *tokenizer.encode(prompt)] or [tokenizer.eos_id]
+
+
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
-    """Returns the token ids of a document without infilling: BOS, text, EOS."""
-    return [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
+    """Returns the token ids of a document without infilling: BOS, if there is one, text, EOS."""
+    return [*start_ids(tokenizer), *tokenizer.encode(text), tokenizer.eos_id]
 
 
 def document_ids(
@@ -98,7 +122,8 @@ def document_ids(
         infilling: the rate, and the share of SPM order.
         seq_len: tokens per sequence.
     """
-    if rng.random() >= infilling.rate:
+    # Form `starcoder` transforms packed sequences instead.
+    if infilling.form == "starcoder" or rng.random() >= infilling.rate:
         return plain_ids(tokenizer, text)
     spm = rng.random() < infilling.spm
     # Encoding takes most of the time. A long document most likely stays plain, so its plain ids

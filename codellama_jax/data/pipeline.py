@@ -11,9 +11,14 @@ A batch holds these arrays, where B is the number of sequences and T the tokens 
 - `positions`: int32 [B, T]; counted from 0 in each segment.
 - `documents`: int32 [B, T]; index of the document in its source, -1 in padding.
 - `source`: int32 [B]; index of the source in the keys of `MixtureConfig.shares()`.
-- `weights`: float32 [B, T]; weight of each target in the loss: 1, in padding 0.
+- `weights`: float32 [B, T]; weight of each target in the loss: 1, in padding 0, and 0 in the part
+  of a function from which the other part is generated (`DataConfig.examples`).
 
 A document longer than a sequence continues in other sequences, as separate segments.
+
+Attention and positions begin anew in every segment, and no token is predicted from the EOS of the
+document before it. For a vocabulary without BOS these are the rules of CodeGeeX: attention mask and
+positions are reset after each EOD, and the loss has weight 0 where the input token is EOD.
 """
 
 from __future__ import annotations
@@ -32,7 +37,9 @@ import grain
 import numpy as np
 
 from codellama_jax.config import SOURCES, DataConfig, InfillingConfig
+from codellama_jax.data.functions import example_ids, functions
 from codellama_jax.data.infilling import document_ids
+from codellama_jax.data.packed_infilling import infill_sequence
 from codellama_jax.data.shuffle import shuffled
 from codellama_jax.errors import UserError
 
@@ -172,6 +179,7 @@ class DirectBatches:
         lanes: Sequence[int],
     ):
         self._lanes, self._step = lanes, 0
+        self._tokenizer, self._infilling, self._seed = tokenizer, data.infilling, seed
         shares = data.mixture.shares()
         self._batch_size, self._shares = data.batch_size, list(shares.values())
         self._names = list(shares)
@@ -182,13 +190,18 @@ class DirectBatches:
             for lane in lanes:
                 encoded = lane_documents(documents, encode, order_seed, lane, data.batch_size)
                 packing_seed = order_seed + (lane << 32)
-                self._streams[lane, source] = _packed(encoded, data.seq_len, packing_seed)
+                self._streams[lane, source] = _packed(encoded, data, packing_seed)
 
     def __next__(self) -> Batch:
         sequences = []
         for lane in self._lanes:
             source = source_of_sequence(self._step * self._batch_size + lane, self._shares)
-            sequences.append((source, next(self._streams[lane, source])))
+            sequence = next(self._streams[lane, source])
+            if self._infilling.form == "starcoder" and self._infilling.rate:
+                # A function of step and lane, so that a run resumes bit for bit.
+                rng = random.Random(f"{self._seed} {self._step} {lane}")
+                sequence = infill_sequence(self._tokenizer, sequence, rng, self._infilling)
+            sequences.append((source, sequence))
         self._step += 1
         return _batch(sequences)
 
@@ -222,7 +235,7 @@ def validation_batches(
     for name, documents in _with_share(sources, data).items():
         encode = encoder(tokenizer, plain, 0, len(documents))
         encoded = grain.MapDataset.source(documents).map_with_index(encode)
-        streams[names.index(name)] = _packed(encoded, data.seq_len, 0)
+        streams[names.index(name)] = _packed(encoded, data, 0)
     sequences = list(itertools.islice(_mixed(streams, data), count))
     starts = range(0, len(sequences), data.batch_size)
     return [_batch(sequences[start : start + data.batch_size]) for start in starts]
@@ -252,7 +265,8 @@ def encoder(tokenizer: Any, data: DataConfig, seed: int, count: int) -> Callable
     """Returns the function that encodes a document of a source of `count` documents.
 
     It returns `ids`, int32 [length, 3] (token, next token, index of the document), and `weights`,
-    float32 [length], the weight of each next token in the loss.
+    float32 [length], the weight of each next token in the loss. With `data.examples` of functions
+    it returns `examples`, a list of such dicts; those longer than a sequence are left out.
     """
 
     def encode(index: int, document: dict) -> Encoded:
@@ -261,22 +275,37 @@ def encoder(tokenizer: Any, data: DataConfig, seed: int, count: int) -> Callable
         # NumPy's, are the same in every version, so that a run resumes bit for bit.
         rng = random.Random(f"{seed} {epoch} {document_index}")
         text = text_of(document)
-        ids = np.array(document_ids(tokenizer, text, rng, data.infilling, data.seq_len), np.int32)
-        length = len(ids) - 1
-        document_indices = np.full(length, document_index, np.int32)
-        columns = np.stack([ids[:-1], ids[1:], document_indices], axis=1)
-        return {"ids": columns, "weights": np.ones(length, np.float32)}
+        ids = document_ids(tokenizer, text, rng, data.infilling, data.seq_len)
+        return _encoded(ids, document_index)
 
-    return encode
+    def encode_functions(index: int, document: dict) -> dict[str, list[Encoded]]:
+        document_index, examples = index % count, []
+        for function in functions(text_of(document)):
+            ids, given = example_ids(tokenizer, function, data.examples)
+            if len(ids) <= data.seq_len + 1:
+                examples.append(_encoded(ids, document_index, given))
+        return {"examples": examples}
+
+    return encode if data.examples == "documents" else encode_functions
 
 
-def _packed(documents: grain.MapDataset, seq_len: int, seed: int) -> grain.DatasetIterator:
+def _encoded(ids: Sequence[int], document: int, given: int = 1) -> Encoded:
+    """Returns ids and loss weights of a document, whose first `given` ids are not learned."""
+    ids_T = np.array(ids, np.int32)
+    weights = np.ones(len(ids_T) - 1, np.float32)
+    # Targets are shifted by one: the first id is no target.
+    weights[: max(0, given - 1)] = 0
+    document_indices = np.full(len(weights), document, np.int32)
+    return {"ids": np.stack([ids_T[:-1], ids_T[1:], document_indices], axis=1), "weights": weights}
+
+
+def _packed(documents: grain.MapDataset, data: DataConfig, seed: int) -> grain.DatasetIterator:
     """Returns an iterator over encoded documents, packed into sequences of `seq_len` tokens."""
+    seq_len = data.seq_len
     # Without Grain's own threads: there would be one pool per lane and source.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    chunks = grain.experimental.FlatMapIterDataset(
-        documents.to_iter_dataset(options), _Chunks(seq_len)
-    )
+    parts = _Chunks(seq_len) if data.examples == "documents" else _Examples()
+    chunks = grain.experimental.FlatMapIterDataset(documents.to_iter_dataset(options), parts)
     sequences = grain.experimental.FirstFitPackIterDataset(
         chunks,
         length_struct={"ids": seq_len, "weights": seq_len},
@@ -301,6 +330,14 @@ class _Chunks(grain.experimental.FlatMapTransform):
             end = start + self.seq_len
             chunks.append({key: array[start:end] for key, array in document.items()})
         return chunks
+
+
+@dataclasses.dataclass(frozen=True)
+class _Examples(grain.experimental.FlatMapTransform):
+    """Separates the examples of an encoded document."""
+
+    def flat_map(self, document: dict[str, list[Encoded]]) -> list[Encoded]:
+        return document["examples"]
 
 
 def _mixed(streams: dict[int, Iterator], data: DataConfig) -> Iterator[tuple[int, Packed]]:

@@ -115,8 +115,10 @@ class Complete(Asking):
             source = read_source("-")
         else:
             source = decoded(os.fsencode(self.text), "the prompt")
+        from codellama_jax.data.infilling import completion_ids
+
         prompt, trained = source.for_model(source.text), self.find()
-        ids = [trained.tokenizer.bos_id, *trained.tokenizer.encode(prompt)]
+        ids = completion_ids(trained.tokenizer, prompt)
         self.check_length(trained, ids, source.name)
         model = self.load(ids)
         from codellama_jax.generation.text import complete

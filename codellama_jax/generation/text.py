@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from codellama_jax.data.infilling import completion_ids
 from codellama_jax.generation.healing import heal
 from codellama_jax.generation.sampler import Sampling, generate
 from codellama_jax.generation.settings import check_stop_strings
@@ -188,7 +189,7 @@ def complete(
       rows: replaces the stop strings by a truncation per prompt, and gives each its PRNG number.
       healing: lets the first token end the one in which a prompt stops (see `healing.py`).
     """
-    encoded = [[model.tokenizer.bos_id, *model.tokenizer.encode(prompt)] for prompt in prompts]
+    encoded = [completion_ids(model.tokenizer, prompt) for prompt in prompts]
     decode, first = continuation(model, prompts), None
     if healing:
         encoded, decode, first = healed_prompts(model, encoded, prompts)

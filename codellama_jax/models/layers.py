@@ -164,6 +164,41 @@ class Inputs:
     rope: tuple[jax.Array, jax.Array] | None = None  # cos and sin, BT1H
     # Whether to return every layer's keys and values, for decoding to continue from.
     keep_kv: bool = struct.field(pytree_node=False, default=False)
+    # The number of each sequence in the global batch, for dropout; None drops nothing.
+    sequences_B: jax.Array | None = None
+
+
+def kept(key: jax.Array, sequences_B: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
+    """Returns fp32 factors (B, *shape) of dropout: 0 with probability `rate`, else 1 / (1 - rate).
+
+    Those of a sequence are a function of the key and its number: neither micro-batches nor the
+    mesh change them.
+    """
+
+    def of_sequence(number: jax.Array) -> jax.Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, shape)
+
+    return jax.vmap(of_sequence)(sequences_B) / (1 - rate)
+
+
+def dropout(
+    module: nn.Module, x_BTD: jax.Array, rate: float, sequences_B: jax.Array | None
+) -> jax.Array:
+    """Returns activations of which training drops a share `rate`; others change nothing.
+
+    Args:
+      module: draws its keys from the collection `dropout`, which has one per layer.
+      x_BTD: activations, striped over the devices that share the length.
+      rate: the share.
+      sequences_B: as in `Inputs`.
+    """
+    if not rate or sequences_B is None:
+        return x_BTD
+    kept_BTD = kept(module.make_rng("dropout"), sequences_B, rate, x_BTD.shape[1:])
+    # The factors are drawn in the sequence's natural order, which every mesh shares.
+    kept_BTD = striped(kept_BTD, length_shards(x_BTD.shape[1]))
+    kept_BTD = nn.with_logical_constraint(kept_BTD, ("batch", "length", None))
+    return x_BTD * kept_BTD.astype(x_BTD.dtype)
 
 
 def attend(
@@ -238,7 +273,7 @@ def stacked(block: type[nn.Module], config: ModelConfig) -> nn.Module:
     scan = nn.scan(
         block,
         variable_axes={"params": 0},
-        split_rngs={"params": True},
+        split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
         length=config.n_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},

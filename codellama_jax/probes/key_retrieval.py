@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codellama_jax.config import Examples, Probe, Share, Tokens
+from codellama_jax.data.infilling import completion_ids
 from codellama_jax.errors import UserError
 from codellama_jax.probes.subject import Subject
 
@@ -118,7 +119,7 @@ def _measures(
     # and of the token after it. last_logits returns the last position first.
     ids, keys = [], []
     for text, key in prompts:
-        ids.append([model.tokenizer.bos_id, *model.tokenizer.encode(f"{text}{key}")])
+        ids.append(completion_ids(model.tokenizer, f"{text}{key}"))
         tens, ones = divmod(key, 10)
         keys.append([digits[tens], digits[ones]])
     logits_B3V = last_logits(model, ids, 3)[:, ::-1].astype(np.float64)

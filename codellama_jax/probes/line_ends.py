@@ -13,6 +13,7 @@ import numpy as np
 
 from codellama_jax.checked import Range
 from codellama_jax.config import Examples, Probe
+from codellama_jax.data.infilling import start_ids
 from codellama_jax.errors import UserError
 from codellama_jax.probes.held_out import held_out_examples, single_lines
 from codellama_jax.probes.subject import Subject
@@ -98,7 +99,7 @@ def unfinished_lines(
         if beginning:
             ids = tokenizer.encode(example.prefix + beginning)
             end = example.middle[len(beginning) :].rstrip()
-            lines.append(UnfinishedLine([tokenizer.bos_id, *ids], end))
+            lines.append(UnfinishedLine([*start_ids(tokenizer), *ids], end))
     return lines[:count]
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from codellama_jax.checkpoints.folder import RunFolder, StageFolder
-from codellama_jax.config import Experiment, Stage, seeded
+from codellama_jax.checkpoints.folder import RunFolder, StageFolder, seeded
+from codellama_jax.config import Experiment, Stage
 from codellama_jax.errors import UserError
 from codellama_jax.report.findings import DAMAGED
 from codellama_jax.report.results import Results, StageResult

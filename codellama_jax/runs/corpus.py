@@ -12,6 +12,7 @@ from codellama_jax.data import builders, pipeline
 from codellama_jax.data.documents import SAMPLE_SEED, sample
 from codellama_jax.data.prepared import is_prepared, manifests_of, read_manifest
 from codellama_jax.errors import UserError
+from codellama_jax.runs.language_tags import tagged
 from codellama_jax.sharding.hosts import say
 from codellama_jax.system.files import read_state, user_path, write_json
 from codellama_jax.tokenizers import byte_bpe, files, sentencepiece
@@ -55,16 +56,22 @@ class Corpus:
         for name, share in stage.data.mixture.shares().items():
             if share:
                 prepared[name] = self.source(name, stage.data.block_chars)
+        if stage.data.language_tags:
+            return {name: tagged(source) for name, source in prepared.items()}
         return prepared
 
-    def held_out_texts(self, name: str, block_chars: int) -> list[str]:
+    def held_out_texts(
+        self, name: str, block_chars: int, language_tags: bool = False
+    ) -> list[str]:
         """Returns the validation documents of a source; of a large corpus a fixed sample.
 
         Args:
             name: the source.
             block_chars: as for `source`.
+            language_tags: whether they begin with their tag.
         """
         source = self.source(name, block_chars)
+        source = tagged(source) if language_tags else source
         if source.is_large:
             return sample(source.validation, MAX_PROBED_CHARS)
         return [pipeline.text_of(document) for document in source.validation]
@@ -198,4 +205,13 @@ def batches_of(corpus: Corpus, stage: Stage, seed: int, rows: Sequence[int]) -> 
 def held_out(corpus: Corpus, stage: Stage) -> list[pipeline.Batch]:
     """Returns the packed sequences that the validation loss is measured on."""
     validation = {name: prepared.validation for name, prepared in corpus.sources(stage).items()}
-    return pipeline.validation_batches(validation, stage.data, corpus.tokenizer, stage.eval_rows)
+    batches = pipeline.validation_batches(
+        validation, stage.data, corpus.tokenizer, stage.eval_rows
+    )
+    if not batches and stage.data.examples != "documents":
+        fits = f"no documented function of Python that fits {stage.data.seq_len} tokens"
+        raise UserError(
+            f"data.examples is {stage.data.examples}: the held-out documents have {fits}; read"
+            " complete files (data.block_chars 0), longer sequences or other documents"
+        )
+    return batches

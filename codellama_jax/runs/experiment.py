@@ -144,11 +144,12 @@ def measure(
     model = TrainedModel(stage.model, params, corpus.tokenizer, str(resolved))
     shares = stage.data.mixture.shares()
     main_source = max(corpus.sources(stage), key=shares.__getitem__)
+    has_tags = stage.data.language_tags
     subject = Subject(
         model,
         # Long contexts need unsplit files; the others read documents as in training.
-        files=corpus.held_out_texts(main_source, block_chars=0),
-        documents=corpus.held_out_texts(main_source, first.data.block_chars),
+        files=corpus.held_out_texts(main_source, 0, has_tags),
+        documents=corpus.held_out_texts(main_source, first.data.block_chars, has_tags),
         training_rows=lambda: batches_trained_on(corpus, resolved),
         validation_rows=held_out(corpus, stage),
         seq_len=first.data.seq_len,

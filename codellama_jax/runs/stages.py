@@ -10,9 +10,9 @@ from typing import Any
 from jax.sharding import Mesh
 
 from codellama_jax.checked import FieldError
-from codellama_jax.checkpoints.folder import RunFolder, StageFolder
+from codellama_jax.checkpoints.folder import RunFolder, StageFolder, seeded
 from codellama_jax.checkpoints.loading import check_shapes, load_params
-from codellama_jax.config import Experiment, Stage, seeded
+from codellama_jax.config import Experiment, Stage
 from codellama_jax.errors import UserError
 from codellama_jax.training.loop import check_stage
 from codellama_jax.training.step import check_memory

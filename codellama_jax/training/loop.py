@@ -141,7 +141,6 @@ class StageRun:
         self.name, self.stage, self.folder, self.mesh = name, stage, folder, mesh
         self.batches, self.rows, self.validation = batches, rows, validation
         self.checkpoints = Checkpoints(folder.checkpoints, stage)
-        self.train_step = compile_train_step(stage, mesh)
         self.eval_step = compile_eval_step(stage, mesh)
         # (step, metrics on the device, host's batch) of dispatched steps that were not read yet.
         self.pending: collections.deque = collections.deque()
@@ -153,11 +152,12 @@ class StageRun:
 
         Args:
           initial: returns the first parameters; None draws random ones.
-          seed: of the random parameters.
+          seed: of the random parameters and of dropout.
 
         Returns:
           The number of steps that the restored state has been trained for.
         """
+        self.train_step = compile_train_step(self.stage, self.mesh, seed)
         restored = self.checkpoints.restore(abstract_state(self.stage, self.mesh))
         if restored:
             step, self.state, cursors = restored

@@ -21,7 +21,7 @@ from kernels.cross_entropy import cross_entropy, token_losses
 
 
 def next_token(
-    model: nn.Module, params: dict, batch: dict[str, jax.Array]
+    model: nn.Module, params: dict, batch: dict[str, jax.Array], key: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the weighted sum of the cross-entropies in nats, and the sum of the weights.
 
@@ -32,15 +32,16 @@ def next_token(
       model: the module.
       params: its parameters.
       batch: arrays (B, T): int32 `tokens`, `targets`, `segment_ids` and `positions`, and float32
-        `weights`, which are 0 in padding.
+        `weights`, which are 0 in padding. With a key also int32 `sequences` (B,), the number of
+        each sequence in the global batch.
+      key: for dropout; None drops nothing.
     """
-    x_BTD: Any = model.apply(
-        {"params": params},
-        batch["tokens"],
-        batch["positions"],
-        batch["segment_ids"],
-        method="hidden",
-    )
+    arrays = [batch["tokens"], batch["positions"], batch["segment_ids"]]
+    rngs = None
+    if key is not None:
+        arrays.append(batch["sequences"])
+        rngs = {"dropout": key}
+    x_BTD: Any = model.apply({"params": params}, *arrays, method="hidden", rngs=rngs)
     weights_BT, head_DV = batch["weights"], output_head(params)
     # The kernel multiplies with the head itself: the logits of all tokens are never in memory.
     loss = cross_entropy(x_BTD, head_DV, batch["targets"], weights_BT, **loss_specs())

@@ -49,21 +49,27 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Returns the function from a step to its learning rate: linear warm-up, then cosine decay.
 
     Args:
-      config: peak rate, warm-up steps, and the fraction of the peak at the last step.
+      config: peak rate, warm-up steps, and where the cosine begins and ends.
       steps: number of steps of the stage.
     """
-    cosine = optax.warmup_cosine_decay_schedule(
-        0.0,
-        config.peak_lr,
-        config.warmup_steps,
-        max(steps, config.warmup_steps + 1),  # a stage shorter than its warm-up only warms up
-        config.peak_lr * config.final_fraction,
-    )
+    # A stage shorter than its warm-up only warms up.
+    end = max(config.decay_steps or steps, config.warmup_steps + 1)
+    if config.cosine_from == "zero":
+        warmup = optax.linear_schedule(0.0, config.peak_lr, config.warmup_steps)
+        decay = optax.cosine_decay_schedule(config.peak_lr, end, config.final_fraction)
+    else:
+        cosine = optax.warmup_cosine_decay_schedule(
+            0.0, config.peak_lr, config.warmup_steps, end, config.peak_lr * config.final_fraction
+        )
 
     def rate(step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
         # Optax starts the warm-up at 0. One step later, step 0 already learns, and the last step,
         # `steps` - 1, has the final rate.
-        return cosine(step + 1)
+        number = step + 1
+        if config.cosine_from == "zero":
+            is_warm = jnp.asarray(number) >= config.warmup_steps
+            return jnp.where(is_warm, decay(number), warmup(number))
+        return cosine(number)
 
     return rate
 
@@ -199,7 +205,7 @@ def _state_shardings(stage: Stage, mesh: Mesh) -> TrainState:
 
 
 def train_step(
-    stage: Stage, state: TrainState, batch: dict[str, jax.Array]
+    stage: Stage, seed: int, state: TrainState, batch: dict[str, jax.Array]
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the state after one update, and the metrics of the step.
 
@@ -208,6 +214,7 @@ def train_step(
 
     Args:
       stage: the stage.
+      seed: of dropout; its keys are a function of the seed and the step.
       state: the state before the update.
       batch: the arrays of BATCH_DTYPES, and int32 `stop` (B,), a flag per sequence.
 
@@ -217,15 +224,20 @@ def train_step(
     """
     loss_and_gradient = jax.value_and_grad(_objective(stage), has_aux=True)
 
+    key = None
+    arrays = {name: batch[name] for name in BATCH_DTYPES}
+    if stage.model.has_dropout():
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        arrays["sequences"] = jnp.arange(stage.data.batch_size)
+
     def accumulate(total, micro_batch):
-        (loss, tokens), gradient = loss_and_gradient(state.params, micro_batch)
+        (loss, tokens), gradient = loss_and_gradient(state.params, micro_batch, key)
         return jax.tree.map(jnp.add, total, (loss, tokens, gradient)), None
 
-    arrays = {key: batch[key] for key in BATCH_DTYPES}
     if stage.micro_batches == 1:
-        (loss, tokens), gradient = loss_and_gradient(state.params, arrays)
+        (loss, tokens), gradient = loss_and_gradient(state.params, arrays, key)
     else:
-        parts = {key: _split(array, stage.micro_batches) for key, array in arrays.items()}
+        parts = {name: _split(array, stage.micro_batches) for name, array in arrays.items()}
         # A scan holds the activations of one micro-batch at a time; the sums are fp32.
         zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
         (loss, tokens, gradient), _ = jax.lax.scan(accumulate, zeros, parts)
@@ -250,17 +262,19 @@ def _objective(stage: Stage) -> Callable[..., tuple[jax.Array, jax.Array]]:
 
 
 def _split(array_BT: jax.Array, parts: int) -> jax.Array:
-    """Returns (parts, B / parts, T) micro-batches.
+    """Returns (parts, B / parts, T) micro-batches, or (parts, B / parts) of an array (B,).
 
     A micro-batch takes every `parts`-th sequence. Each device then keeps an equal number of its
     sequences in every micro-batch, and no sequence moves to another device.
     """
-    split = array_BT.reshape(-1, parts, array_BT.shape[1]).swapaxes(0, 1)
-    return nn.with_logical_constraint(split, (None, "batch", "length"))
+    split = array_BT.reshape(-1, parts, *array_BT.shape[1:]).swapaxes(0, 1)
+    return nn.with_logical_constraint(split, (None, "batch", "length")[: split.ndim])
 
 
-def compile_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
+def compile_train_step(stage: Stage, mesh: Mesh, seed: int = 0) -> jax.stages.Wrapped:
     """Returns `train_step` as a jitted function (state, batch) -> (state, metrics).
+
+    `seed` is that of dropout. Programs without dropout are the same for every seed.
 
     The buffers of the old state are reused for the new one: the caller must not read it again.
     """
@@ -269,7 +283,7 @@ def compile_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
     # One flag per sequence, so that the flags are sharded like the sequences they come with.
     batch["stop"] = NamedSharding(mesh, PartitionSpec(ROWS))
     # The stage is a constant of the compiled program. The sharding of the metrics is left to XLA.
-    step = functools.partial(train_step, stage)
+    step = functools.partial(train_step, stage, seed)
     return jax.jit(step, in_shardings=(state, batch), out_shardings=(state, None), donate_argnums=0)
 
 

@@ -17,6 +17,7 @@ from etils import epath
 
 from codellama_jax.checkpoints.loading import load_run
 from codellama_jax.config import MeshConfig
+from codellama_jax.data.infilling import completion_ids
 from codellama_jax.errors import UserError
 from codellama_jax.models.family import family_of
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
@@ -60,7 +61,7 @@ def project_reader(folder: epath.Path, named_tokenizer: str = "") -> Reader:
             return np.asarray(jax.jit(module.apply)({"params": params}, tokens_BT, positions_BT)[0])
 
     def ids(text: str) -> list[int]:
-        return [tokenizer.bos_id, *tokenizer.encode(text)]
+        return completion_ids(tokenizer, text)
 
     return Reader(f"{folder} here", ids, logits_TV)
 

@@ -22,9 +22,16 @@ def visible(q_positions_BT, kv_positions_BS, q_segments_BT=None, kv_segments_BS=
 
 
 def attention(
-    q_BTNH, k_BSKH, v_BSKH, q_positions_BT, kv_positions_BS, q_segments_BT=None, kv_segments_BS=None
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    q_positions_BT,
+    kv_positions_BS,
+    q_segments_BT=None,
+    kv_segments_BS=None,
+    drop=None,
 ) -> jax.Array:
-    """See `api.attention`."""
+    """See `api.attention`. `drop` is a function of the attention weights_BKGTS, for dropout."""
     B, T, N, H = q_BTNH.shape
     # Query heads that share a key head are neighbours: N splits into K key heads and G = N / K.
     K = k_BSKH.shape[2]
@@ -34,5 +41,6 @@ def attention(
     mask_BTS = visible(q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)
     logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, MASKED)
     weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1)
+    weights_BKGTS = drop(weights_BKGTS) if drop else weights_BKGTS
     out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH.astype(dtype))
     return out_BTKGH.reshape(B, T, N, H).astype(q_BTNH.dtype)

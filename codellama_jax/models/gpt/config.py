@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from codellama_jax.checked import FieldError, Range
-from codellama_jax.config import Decay, ModelConfig, Tokens
+from codellama_jax.config import SPARSE, Decay, ModelConfig, Tokens
 
 Deviation = Annotated[float, Range(0, 100, open_least=True)]
 
@@ -20,7 +20,12 @@ class GPTConfig(ModelConfig):
     """
 
     family: ClassVar[str] = "gpt"
-    adjustable: ClassVar[frozenset[str]] = ModelConfig.adjustable | {"init_std", "dropout"}
+    adjustable: ClassVar[frozenset[str]] = ModelConfig.adjustable | {
+        "init_std",
+        "dropout",
+        "embedding_dropout",
+        "attention_dropout",
+    }
 
     n_positions: Tokens = 2048  # P: learned positions, the most tokens of a sequence
     activation: Literal["gelu_tanh", "quick_gelu"] = "gelu_tanh"
@@ -30,15 +35,27 @@ class GPTConfig(ModelConfig):
     # Standard deviation of initial weights. Weights that add to the residual stream have it divided
     # by sqrt(2 x layers).
     init_std: Deviation = 0.02
-    dropout: Decay = 0.0  # training only
+    # Shares of activations that training sets to 0 (Radford et al. 2019): of all that is added to
+    # the residual stream, of the sum of token and position embeddings, and of attention weights.
+    dropout: Decay = 0.0
+    embedding_dropout: Decay = field(default=0.0, metadata=SPARSE)
+    attention_dropout: Decay = field(default=0.0, metadata=SPARSE)
 
     def longest_sequence(self) -> int:
         """Returns the number of learned positions."""
         return self.n_positions
 
+    def has_dropout(self) -> bool:
+        """Returns whether training drops any activations."""
+        return bool(self.dropout or self.embedding_dropout or self.attention_dropout)
+
     def check_relations(self) -> None:
-        """Raises FieldError for dropout, beside the checks of every family."""
+        """Raises FieldError for attention dropout in a kernel, beside the checks of all families."""
         super().check_relations()
-        if self.dropout:
-            problem = f" is {self.dropout:g}: dropout is not implemented yet; it must be 0"
-            raise FieldError(("dropout",), problem)
+        if self.attention_dropout and self.attention != "reference":
+            problem = (
+                f" is {self.attention_dropout:g}: only attention 'reference', which holds all"
+                f" attention weights, has dropout, and attention is {self.attention!r}; set"
+                " attention to 'reference', or attention_dropout to 0"
+            )
+            raise FieldError(("attention_dropout",), problem)

@@ -26,10 +26,14 @@ ACTIVATIONS: dict[str, Literal["gelu_tanh", "quick_gelu"]] = {
 def model_config(config: Settings) -> GPTConfig:
     """Returns the model that a config.json describes.
 
+    `attn_pdrop` is checked but not kept: the fused kernels of attention have no dropout, and it
+    changes no result of a trained model. To train with it, set `attention_dropout`.
+
     Raises UserError naming the field for a value out of its range and for what is not implemented.
     """
     is_gpt2 = config.values["model_type"] == "gpt2"
     _check_supported(config)
+    _dropout(config, "attn_pdrop")
     width = config.integer("n_embd", MAX_WIDTH)
     heads = config.integer("n_head", MAX_HEADS)
     if width % heads:
@@ -48,7 +52,19 @@ def model_config(config: Settings) -> GPTConfig:
         n_positions=config.integer("n_positions", MAX_POSITIONS, default=1024),
         activation=_activation(config, "gelu_new" if is_gpt2 else "gelu_pytorch_tanh"),
         init_std=config.real("initializer_range", 100, default=0.02),
+        dropout=_dropout(config, "resid_pdrop"),
+        embedding_dropout=_dropout(config, "embd_pdrop"),
     )
+
+
+def _dropout(config: Settings, name: str) -> float:
+    """Returns a share that training drops; transformers' default is 0.1."""
+    value = config.values.get(name)
+    value = 0.1 if value is None else value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < 1:
+        raise config.error(name, "a number from 0 to below 1")
+    return float(value)
 
 
 def _flag(config: Settings, name: str, default: bool) -> bool:
@@ -107,6 +123,9 @@ def config_of(c: GPTConfig) -> dict[str, Any]:
         "activation_function": activation,
         "layer_norm_epsilon": c.norm_eps,
         "initializer_range": c.init_std,
+        "resid_pdrop": c.dropout,
+        "embd_pdrop": c.embedding_dropout,
+        "attn_pdrop": c.attention_dropout,
         "tie_word_embeddings": c.tied_embeddings,
         **({"multi_query": True} if is_multi_query else {}),
     }

@@ -12,7 +12,16 @@ import jax
 import jax.numpy as jnp
 
 from codellama_jax.models.gpt.config import GPTConfig
-from codellama_jax.models.layers import Inputs, attend, mesh_axes, parameter, project
+from codellama_jax.models.layers import (
+    Inputs,
+    attend,
+    dropout,
+    kept,
+    mesh_axes,
+    parameter,
+    project,
+)
+from kernels.flash_attention import reference
 
 
 def layer_norm(
@@ -108,9 +117,30 @@ class Attention(nn.Module):
         q_BTNH = nn.with_logical_constraint(q_BTNH, ("batch", "length", q_axes, None))
         kv_BTXKH = nn.with_logical_constraint(kv_BTXKH, ("batch", "length", None, kv_axes, None))
         k_BTKH, v_BTKH = kv_BTXKH[:, :, 0], kv_BTXKH[:, :, 1]
-        out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, inputs, c.attention)
+        if c.attention_dropout and inputs.sequences_B is not None:
+            out_BTNH = self._attend_with_dropout(q_BTNH, k_BTKH, v_BTKH, inputs)
+        else:
+            out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, inputs, c.attention)
         out_BTD = project(out_BTNH.reshape(B, T, -1), w_out.reshape(-1, D))
         return out_BTD + b_out.astype(dtype)[None, None], (k_BTKH, v_BTKH)
+
+
+    def _attend_with_dropout(
+        self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, inputs: Inputs
+    ) -> jax.Array:
+        """Returns out_BTNH of attention of which a share of the weights is dropped."""
+        key, rate = self.make_rng("dropout"), self.config.attention_dropout
+        numbers_B = cast(jax.Array, inputs.sequences_B)
+
+        def drop(weights_BKGTS: jax.Array) -> jax.Array:
+            return weights_BKGTS * kept(key, numbers_B, rate, weights_BKGTS.shape[1:])
+
+        # Without `shard_map`: the compiler partitions the random numbers too, so that every mesh
+        # draws the same.
+        positions_BT, segments_BT = inputs.positions_BT, inputs.segment_ids_BT
+        return reference.attention(
+            q_BTNH, k_BTKH, v_BTKH, positions_BT, positions_BT, segments_BT, segments_BT, drop
+        )
 
 
 def _heads(count: int) -> str | None:
@@ -162,9 +192,10 @@ class Block(nn.Module):
         normed_BTD = LayerNorm(c.norm_eps, name="attention_norm")(x_BTD)
         queries_BTD = normed_BTD if queries_BTD is None else queries_BTD
         out_BTD, kv = Attention(c, name="attention")(normed_BTD, queries_BTD, inputs)
-        x_BTD = x_BTD + out_BTD
+        x_BTD = x_BTD + dropout(self, out_BTD, c.dropout, inputs.sequences_B)
         normed_BTD = LayerNorm(c.norm_eps, name="ffn_norm")(x_BTD)
-        x_BTD = x_BTD + FeedForward(c, name="ffn")(normed_BTD)
+        out_BTD = FeedForward(c, name="ffn")(normed_BTD)
+        x_BTD = x_BTD + dropout(self, out_BTD, c.dropout, inputs.sequences_B)
         # Without a constraint on the scan's carry, XLA may choose another sharding for the loop
         # and communicate in every layer.
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))

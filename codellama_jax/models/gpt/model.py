@@ -11,6 +11,7 @@ from codellama_jax.models.layers import (
     REMAT_POLICIES,
     Inputs,
     LanguageModel,
+    dropout,
     embed,
     length_shards,
     parameter,
@@ -57,8 +58,12 @@ class GPT(LanguageModel):
         tokens_BT: jax.Array,
         positions_BT: jax.Array,
         segment_ids_BT: jax.Array | None = None,
+        sequences_B: jax.Array | None = None,
     ) -> jax.Array:
         """Returns the last activations x_BTD: normalized, or those of the top query layer.
+
+        With `sequences_B`, the number of each sequence in the global batch, activations are
+        dropped; their random numbers come from the collection `dropout`.
 
         Positions count from 0 in every document. Where a mesh shards the length, the layers read
         each sequence striped over the devices, as ring attention needs it; arguments and result
@@ -70,7 +75,8 @@ class GPT(LanguageModel):
             segment_ids_BT = striped(segment_ids_BT, shards)
         x_BTD = embed(self.embedding_VD.astype(c.compute_dtype), tokens_BT)
         x_BTD += at_positions(self.positions_PD.astype(c.compute_dtype), positions_BT)
-        inputs = Inputs(positions_BT, segment_ids_BT)
+        x_BTD = dropout(self, x_BTD, c.embedding_dropout, sequences_B)
+        inputs = Inputs(positions_BT, segment_ids_BT, sequences_B=sequences_B)
         x_BTD, _ = self.layers(x_BTD, inputs)
         x_BTD = self.final_norm(x_BTD)
         if c.top_query:

@@ -53,8 +53,8 @@ def test_its_config_is_written_and_read(model):
 
 
 def test_mistakes_name_the_field(multi_head):
-    with pytest.raises(FieldError, match=r"dropout is 0\.1: dropout is not implemented yet"):
-        dataclasses.replace(multi_head, dropout=0.1)
+    with pytest.raises(FieldError, match=r"attention_dropout is 0\.1: only attention 'reference'"):
+        dataclasses.replace(multi_head, attention_dropout=0.1)
     with pytest.raises(FieldError, match="activation is 'relu': it must be one of"):
         dataclasses.replace(multi_head, activation="relu")
     with pytest.raises(FieldError, match=r"data\.seq_len is 128: it must be at most 64"):
