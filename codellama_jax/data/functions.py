@@ -50,9 +50,7 @@ def functions(text: str) -> Iterator[Function]:
                 yield function
 
 
-def _function(
-    node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]
-) -> Function | None:
+def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> Function | None:
     """Returns a documented function, None where it has no docstring or cannot be separated."""
     docstring = ast.get_docstring(node)
     if not docstring or not docstring.strip() or len(node.body) < 2:

@@ -60,9 +60,7 @@ class Corpus:
             return {name: tagged(source) for name, source in prepared.items()}
         return prepared
 
-    def held_out_texts(
-        self, name: str, block_chars: int, language_tags: bool = False
-    ) -> list[str]:
+    def held_out_texts(self, name: str, block_chars: int, language_tags: bool = False) -> list[str]:
         """Returns the validation documents of a source; of a large corpus a fixed sample.
 
         Args:
@@ -205,9 +203,7 @@ def batches_of(corpus: Corpus, stage: Stage, seed: int, rows: Sequence[int]) -> 
 def held_out(corpus: Corpus, stage: Stage) -> list[pipeline.Batch]:
     """Returns the packed sequences that the validation loss is measured on."""
     validation = {name: prepared.validation for name, prepared in corpus.sources(stage).items()}
-    batches = pipeline.validation_batches(
-        validation, stage.data, corpus.tokenizer, stage.eval_rows
-    )
+    batches = pipeline.validation_batches(validation, stage.data, corpus.tokenizer, stage.eval_rows)
     if not batches and stage.data.examples != "documents":
         fits = f"no documented function of Python that fits {stage.data.seq_len} tokens"
         raise UserError(

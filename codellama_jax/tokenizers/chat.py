@@ -22,6 +22,7 @@ ROLES = ("system", "user", "assistant")
 TAGS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<step>")
 # The last of the 16 entries after the pieces: 32015 in Code Llama - Instruct 70B's vocabulary.
 STEP_ROW = SENTINEL_ROWS - 1
+QUOTES = '"""'
 
 
 class Message(NamedTuple):
@@ -129,9 +130,44 @@ class CodeLlama70BChat(ChatFormat):
         return (step_id(tokenizer),)
 
 
-FORMATS: dict[str, ChatFormat] = {
-    chat_format.name: chat_format for chat_format in (Llama2Chat(), CodeLlama70BChat())
-}
+class DocstringChat(ChatFormat):
+    """PanGu-Coder2's format: the question between triple quotes, then the code of the answer.
+
+    A conversation has one question and one answer, and no system message. The paper publishes no
+    more than this; here a newline follows the quotes, and BOS and EOS are those of documents.
+    """
+
+    name = "pangu_coder2"
+
+    def prompt_ids(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+        check(messages, answered=False)
+        return self._given(tokenizer, messages, 1)
+
+    def sample(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> Sample:
+        check(messages, answered=True)
+        given = self._given(tokenizer, messages, 2)
+        answer = tokenizer.encode(messages[1].content, leading_space=False)
+        learned = [*answer, tokenizer.eos_id]
+        return Sample([*given, *learned], [0.0] * len(given) + [1.0] * len(learned))
+
+    def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        return (tokenizer.eos_id,)
+
+    def _given(self, tokenizer: Tokenizer, messages: Sequence[Message], allowed: int) -> list[int]:
+        if len(messages) != allowed or messages[0].role != "user":
+            problem = f"the conversation has {len(messages)} messages"
+            raise ConversationError(f"{problem}; pangu_coder2 takes one question and its answer")
+        if QUOTES in messages[0].content:
+            problem = f"the question contains {QUOTES}, which ends it in the format pangu_coder2"
+            raise ConversationError(f"{problem}: remove it")
+        # A vocabulary without BOS has one marker, which ends a document and begins none.
+        start = [tokenizer.bos_id] if tokenizer.bos_id != tokenizer.eos_id else []
+        return [*start, *tokenizer.encode(f"{QUOTES}{messages[0].content.strip()}{QUOTES}\n")]
+
+
+FORMATS: dict[str, ChatFormat] = {}
+for _format in (Llama2Chat(), CodeLlama70BChat(), DocstringChat()):
+    FORMATS[_format.name] = _format
 
 
 def check(messages: Sequence[Message], answered: bool) -> None:

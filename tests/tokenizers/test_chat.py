@@ -7,6 +7,7 @@ from codellama_jax.tokenizers import sentencepiece
 from codellama_jax.tokenizers.chat import FORMATS, TAGS, ConversationError, Message
 
 LLAMA2, STEP = FORMATS["llama2"], FORMATS["code_llama_70b"]
+DOCSTRING = FORMATS["pangu_coder2"]
 TALK = [
     Message("system", "Be brief."),
     Message("user", " Add 1 and 2. "),
@@ -75,8 +76,9 @@ def test_only_bodies_and_steps_of_answers_have_weight_in_the_70b_format(tokenize
 
 @pytest.mark.parametrize("chat_format", FORMATS.values(), ids=list(FORMATS))
 def test_a_sample_starts_with_the_prompt_that_the_model_gets(tokenizer, chat_format):
-    prompt = chat_format.prompt_ids(tokenizer, TALK)
-    ids = chat_format.sample(tokenizer, ANSWERED).ids
+    start = 3 if chat_format is DOCSTRING else 0  # it has one question and its answer
+    prompt = chat_format.prompt_ids(tokenizer, TALK[start:])
+    ids = chat_format.sample(tokenizer, ANSWERED[start:]).ids
     if chat_format is STEP:  # its reply header ends with a blank line, encoded alone
         prompt = prompt[: -len(tokenizer.encode("\n\n "))]
     assert ids[: len(prompt)] == prompt
@@ -115,3 +117,18 @@ def test_a_conversation_without_the_form_is_refused(tokenizer, talk, problem):
 def test_a_sample_ends_with_an_answer(tokenizer):
     with pytest.raises(ConversationError, match="one to train on ends with one of the assistant"):
         LLAMA2.sample(tokenizer, TALK)
+
+
+def test_pangu_coder_2_puts_the_question_between_triple_quotes(tokenizer):
+    talk = [Message("user", " Add one. "), Message("assistant", "def f(x):\n    return x + 1\n")]
+    sample = DOCSTRING.sample(tokenizer, talk)
+    assert tokenizer.decode(sample.ids) == '"""Add one."""\ndef f(x):\n    return x + 1\n'
+    trained = [i for i, weight in zip(*sample) if weight]
+    answer = tokenizer.encode(talk[1].content, leading_space=False)
+    assert trained == [*answer, tokenizer.eos_id]
+
+
+@pytest.mark.parametrize("talk", [TALK, TALK[1:], [Message("user", 'end """ the quotes')]])
+def test_pangu_coder_2_has_one_question_without_quotes(tokenizer, talk):
+    with pytest.raises(ConversationError, match="pangu_coder2"):
+        DOCSTRING.prompt_ids(tokenizer, talk)

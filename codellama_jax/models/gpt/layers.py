@@ -124,7 +124,6 @@ class Attention(nn.Module):
         out_BTD = project(out_BTNH.reshape(B, T, -1), w_out.reshape(-1, D))
         return out_BTD + b_out.astype(dtype)[None, None], (k_BTKH, v_BTKH)
 
-
     def _attend_with_dropout(
         self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, inputs: Inputs
     ) -> jax.Array:
