@@ -272,12 +272,21 @@ class DataConfig(Checked):
     language_tags: bool = field(default=False, metadata=SPARSE)
     # The training examples: documents, or the documented functions of Python documents, with loss
     # on the code after its docstring (PanGu-Coder) or on the docstring after its code (Codex-D).
-    examples: Literal["documents", "docstring_to_code", "code_to_docstring"] = field(
+    # `pairs` are ranked answers, for the objectives rrtf, rrtf_mean and rrhf.
+    examples: Literal["documents", "docstring_to_code", "code_to_docstring", "pairs"] = field(
         default="documents", metadata=SPARSE
+    )
+    # How conversations and pairs are written as tokens, with loss on the answers only; ''
+    # reads conversations as any other document.
+    chat: Literal["", "llama2", "code_llama_70b", "pangu_coder2"] = field(
+        default="", metadata=SPARSE
     )
 
     def check_relations(self) -> None:
-        """Raises FieldError for infilling of functions, whose parts have a fixed order."""
+        """Raises FieldError for infilling of examples whose parts have a fixed order, and pairs."""
+        if self.examples == "pairs" and not self.chat:
+            formats = "llama2, code_llama_70b or pangu_coder2"
+            raise FieldError(("chat",), f" is '': pairs need a format, {formats}")
         if self.examples != "documents" and self.infilling.rate:
             problem = f" is {self.infilling.rate:g}: it must be 0 with examples {self.examples}"
             raise FieldError(("infilling", "rate"), problem)
@@ -344,7 +353,7 @@ class Stage(Checked):
     keep_checkpoints: Positive = field(default=3, metadata=FREE)
     log_every: Positive = field(default=10, metadata=FREE)
     # The loss: next_token is the cross-entropy of every token.
-    objective: Literal["next_token"] = "next_token"
+    objective: Literal["next_token", "rrtf", "rrtf_mean", "rrhf"] = "next_token"
 
     def check_relations(self) -> None:
         """Raises FieldError for micro-batches, a length or a mixture that cannot be trained on."""
@@ -356,6 +365,11 @@ class Stage(Checked):
             allowed = f"the model has {longest} learned positions (model.n_positions)"
             problem = f" is {self.data.seq_len}: it must be at most {longest}, since {allowed}"
             raise FieldError(("data", "seq_len"), problem)
+        is_ranked = self.objective != "next_token"
+        if is_ranked != (self.data.examples == "pairs"):
+            allowed = "rrtf, rrtf_mean or rrhf for data.examples pairs, next_token for all others"
+            problem = f" is {self.objective} with data.examples {self.data.examples}"
+            raise FieldError(("objective",), f"{problem}: it must be {allowed}")
         shares = self.data.mixture.shares()
         # A stage of 0 steps reads no documents.
         if self.steps and not any(shares.values()):

@@ -12,7 +12,8 @@ A batch holds these arrays, where B is the number of sequences and T the tokens 
 - `documents`: int32 [B, T]; index of the document in its source, -1 in padding.
 - `source`: int32 [B]; index of the source in the keys of `MixtureConfig.shares()`.
 - `weights`: float32 [B, T]; weight of each target in the loss: 1, in padding 0, and 0 in the part
-  of a function from which the other part is generated (`DataConfig.examples`).
+  of a function from which the other part is generated (`DataConfig.examples`) and in a conversation
+  outside of the answers. Those of a pair are differences of scores: see `training.objectives`.
 
 A document longer than a sequence continues in other sequences, as separate segments.
 
@@ -37,6 +38,12 @@ import grain
 import numpy as np
 
 from codellama_jax.config import SOURCES, DataConfig, InfillingConfig
+from codellama_jax.data.conversations import (
+    conversation_ids,
+    is_conversation,
+    pair_ids,
+    separate_pairs,
+)
 from codellama_jax.data.functions import example_ids, functions
 from codellama_jax.data.infilling import document_ids
 from codellama_jax.data.packed_infilling import infill_sequence
@@ -180,6 +187,7 @@ class DirectBatches:
     ):
         self._lanes, self._step = lanes, 0
         self._tokenizer, self._infilling, self._seed = tokenizer, data.infilling, seed
+        self._examples = data.examples
         shares = data.mixture.shares()
         self._batch_size, self._shares = data.batch_size, list(shares.values())
         self._names = list(shares)
@@ -201,6 +209,8 @@ class DirectBatches:
                 # A function of step and lane, so that a run resumes bit for bit.
                 rng = random.Random(f"{self._seed} {self._step} {lane}")
                 sequence = infill_sequence(self._tokenizer, sequence, rng, self._infilling)
+            elif self._examples == "pairs":
+                sequence = separate_pairs(sequence)
             sequences.append((source, sequence))
         self._step += 1
         return _batch(sequences)
@@ -237,6 +247,8 @@ def validation_batches(
         encoded = grain.MapDataset.source(documents).map_with_index(encode)
         streams[names.index(name)] = _packed(encoded, data, 0)
     sequences = list(itertools.islice(_mixed(streams, data), count))
+    if data.examples == "pairs":
+        sequences = [(source, separate_pairs(sequence)) for source, sequence in sequences]
     starts = range(0, len(sequences), data.batch_size)
     return [_batch(sequences[start : start + data.batch_size]) for start in starts]
 
@@ -275,6 +287,9 @@ def encoder(tokenizer: Any, data: DataConfig, seed: int, count: int) -> Callable
         # NumPy's, are the same in every version, so that a run resumes bit for bit.
         rng = random.Random(f"{seed} {epoch} {document_index}")
         text = text_of(document)
+        if data.chat and is_conversation(text):
+            ids, weights = conversation_ids(tokenizer, text, data.chat)
+            return _encoded(ids, document_index, weights=weights)
         ids = document_ids(tokenizer, text, rng, data.infilling, data.seq_len)
         return _encoded(ids, document_index)
 
@@ -286,17 +301,45 @@ def encoder(tokenizer: Any, data: DataConfig, seed: int, count: int) -> Callable
                 examples.append(_encoded(ids, document_index, given))
         return {"examples": examples}
 
+    def encode_pair(index: int, document: dict) -> dict[str, list[Encoded]]:
+        document_index = index % count
+        answers: list[Encoded] = []
+        for ids, weights in pair_ids(tokenizer, text_of(document), data.chat):
+            # The second answer has the marks by which `separate_pairs` finds it.
+            number = ~document_index if answers else document_index
+            answers.append(_encoded(ids, number, weights=weights))
+        # Truncated answers could not be compared.
+        if not answers or sum(len(answer["ids"]) for answer in answers) > data.seq_len:
+            return {"examples": []}
+        chosen, rejected = answers
+        pair = {key: np.concatenate([chosen[key], rejected[key]]) for key in chosen}
+        return {"examples": [pair]}
+
+    if data.examples == "pairs":
+        return encode_pair
     return encode if data.examples == "documents" else encode_functions
 
 
-def _encoded(ids: Sequence[int], document: int, given: int = 1) -> Encoded:
-    """Returns ids and loss weights of a document, whose first `given` ids are not learned."""
+def _encoded(
+    ids: Sequence[int], document: int, given: int = 1, weights: Sequence[float] = ()
+) -> Encoded:
+    """Returns ids and loss weights of a document, ready to be packed.
+
+    Args:
+        ids: of the document; none for one that is left out.
+        document: its index, the third column.
+        given: the number of ids at the start that are not learned.
+        weights: of each id, instead of `given`.
+    """
     ids_T = np.array(ids, np.int32)
-    weights = np.ones(len(ids_T) - 1, np.float32)
+    document_indices = np.full(max(0, len(ids_T) - 1), document, np.int32)
     # Targets are shifted by one: the first id is no target.
-    weights[: max(0, given - 1)] = 0
-    document_indices = np.full(len(weights), document, np.int32)
-    return {"ids": np.stack([ids_T[:-1], ids_T[1:], document_indices], axis=1), "weights": weights}
+    weights_T = np.array(weights or np.ones(len(ids_T)), np.float32)[1:]
+    weights_T[: max(0, given - 1)] = 0
+    return {
+        "ids": np.stack([ids_T[:-1], ids_T[1:], document_indices], axis=1),
+        "weights": weights_T,
+    }
 
 
 def _packed(documents: grain.MapDataset, data: DataConfig, seed: int) -> grain.DatasetIterator:

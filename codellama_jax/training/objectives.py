@@ -7,6 +7,7 @@ its name to `Stage.objective`. The loss weights come from the encoder of the doc
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 
 from codellama_jax.models.family import output_head
 from codellama_jax.sharding.mesh import loss_specs
-from kernels.cross_entropy import cross_entropy
+from kernels.cross_entropy import cross_entropy, token_losses
 
 
 def next_token(
@@ -47,5 +48,96 @@ def next_token(
     return loss, jnp.sum(weights_BT)
 
 
+def ranked(
+    model: nn.Module,
+    params: dict,
+    batch: dict[str, jax.Array],
+    *,
+    mean: bool = False,
+    unit_gaps: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the sum over pairs of L_rank + L_ft (PanGu-Coder2, section 3.2), and their number.
+
+    With p the mean log-probability of an answer's tokens, L_rank is the difference of the scores
+    times max(0, p_student - p_teacher), and L_ft the sum of -log p of the teacher's tokens.
+
+    Args:
+      model: the module.
+      params: its parameters.
+      batch: as for `next_token`. The two answers of a pair are consecutive segments of one
+        sequence, the teacher's first. The weights hold the difference of their scores: positive on
+        tokens of the teacher's answer, negative on those of the student's, 0 elsewhere.
+      mean: whether L_ft is the mean over the teacher's tokens. The paper prints the sum, beside
+        which L_rank is small.
+      unit_gaps: whether every difference of scores counts as 1, as in RRHF.
+    """
+    x_BTD: Any = model.apply(
+        {"params": params},
+        batch["tokens"],
+        batch["positions"],
+        batch["segment_ids"],
+        method="hidden",
+    )
+    head_DV, targets_BT = output_head(params), batch["targets"]
+    # Which pairs count is decided by the losses, but the objective is constant in that decision:
+    # it needs no gradient, and each token's loss then has one weight.
+    arrays = jax.lax.stop_gradient((x_BTD, head_DV))
+    losses_BT = token_losses(*arrays, targets_BT, **loss_specs())
+    weights_BT, pairs = rank_weights(
+        losses_BT, batch["weights"], batch["segment_ids"], mean=mean, unit_gaps=unit_gaps
+    )
+    return cross_entropy(x_BTD, head_DV, targets_BT, weights_BT, **loss_specs()), pairs
+
+
+def rank_weights(
+    losses_BT: jax.Array,
+    signed_BT: jax.Array,
+    segment_ids_BT: jax.Array,
+    *,
+    mean: bool,
+    unit_gaps: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns weights_BT whose sum with the losses is L_rank + L_ft, and the number of pairs.
+
+    Args:
+      losses_BT: fp32 -log p of each token.
+      signed_BT: differences of scores, as `ranked` describes them.
+      segment_ids_BT: int32; 0 is padding.
+      mean, unit_gaps: as in `ranked`.
+    """
+    segments = signed_BT.shape[1] + 2  # one more than any id, and the student after the last
+
+    def totals(values_BT: jax.Array) -> jax.Array:
+        """Returns the sum of each segment's values, [B, segments]."""
+        add = functools.partial(jax.ops.segment_sum, num_segments=segments)
+        return jax.vmap(add)(values_BT, segment_ids_BT)
+
+    def by_token(values_BS: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(values_BS, segment_ids_BT, axis=1)
+
+    is_answer_BT = (signed_BT != 0).astype(jnp.float32)
+    is_teacher_BT = signed_BT > 0
+    length_BS = jnp.maximum(totals(is_answer_BT), 1)
+    loss_BS = totals(losses_BT * is_answer_BT) / length_BS
+    gap_BT = jnp.where(signed_BT != 0, 1.0, 0.0) if unit_gaps else jnp.abs(signed_BT)
+    # Segment s + 1 holds the student of the teacher in segment s.
+    is_wrong_BS = loss_BS > jnp.roll(loss_BS, -1, axis=1)
+    wrong_teacher_BT = by_token(is_wrong_BS)
+    wrong_student_BT = by_token(jnp.roll(is_wrong_BS, 1, axis=1))
+    length_BT = by_token(length_BS)
+    tuning_BT = 1 / length_BT if mean else jnp.ones_like(length_BT)
+    rank_BT = gap_BT / length_BT
+    teacher_BT = tuning_BT + rank_BT * wrong_teacher_BT
+    student_BT = -rank_BT * wrong_student_BT * is_answer_BT
+    weights_BT = jnp.where(is_teacher_BT, teacher_BT, student_BT)
+    pairs = jnp.sum(totals(is_teacher_BT.astype(jnp.float32)) > 0).astype(jnp.float32)
+    return jax.lax.stop_gradient(weights_BT), pairs
+
+
 # By `Stage.objective`.
-OBJECTIVES: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {"next_token": next_token}
+OBJECTIVES: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
+    "next_token": next_token,
+    "rrtf": ranked,
+    "rrtf_mean": functools.partial(ranked, mean=True),
+    "rrhf": functools.partial(ranked, mean=True, unit_gaps=True),
+}

@@ -13,6 +13,7 @@ from codellama_jax.data.prepare.filters import rules as filters
 from codellama_jax.data.prepare.inputs import Part, read_part
 from codellama_jax.data.prepare.parts import DOCUMENTS, write_rows
 from codellama_jax.data.prepare.policies import Policy
+from codellama_jax.data.prepare.readers import conversations
 from codellama_jax.data.prepare.readers.base import InputOptions
 from codellama_jax.data.prepare.records import Dropped, Record
 from codellama_jax.data.prepare.redaction import pii
@@ -66,6 +67,9 @@ class WriteDocuments:
         return result._replace(text=text)
 
     def _row(self, record: Record) -> dict[str, Any]:
-        bands = minhash.band_hashes(record.text, self.policy.near_duplicates)
+        # Pairs of one prompt are similar by design.
+        is_conversation = record.language == conversations.LANGUAGE
+        params = self.policy.near_duplicates
+        bands = b"" if is_conversation else minhash.band_hashes(record.text, params)
         digest = hashlib.sha256(record.text.encode()).digest()[:DIGEST_BYTES]
         return record._asdict() | {"digest": digest, "bands": bands}

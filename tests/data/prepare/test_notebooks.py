@@ -184,6 +184,6 @@ def test_a_table_with_text_and_messages(tmp_path, write_table):
     ],
 )
 def test_damaged_conversations(tmp_path, write_files, messages):
-    assert conversations.canonical_text(messages) is None
+    assert conversations.canonical_text({"messages": messages}) is None
     write_files(tmp_path, {"t.jsonl": json.dumps({"messages": messages})})
     assert reasons(read_all(tmp_path)) == ["damaged"]

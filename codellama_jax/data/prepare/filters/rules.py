@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 
 from codellama_jax.data.prepare.filters import comments, languages
 from codellama_jax.data.prepare.policies import ExtensionRules, Policy
+from codellama_jax.data.prepare.readers import conversations
 from codellama_jax.data.prepare.records import Dropped, Record
 
 GENERATED_MARKER = re.compile(
@@ -41,7 +42,8 @@ def apply(
     """Returns the record with its language, or the first rule of the policy that it breaks.
 
     The rules are checked in a fixed order, cheap ones first: names and metadata, sizes and lines,
-    characters, formats, contents. The text stays as it is; `pii.redact` changes it.
+    characters, formats, contents. The text stays as it is; `pii.redact` changes it. Conversations
+    break none of them.
 
     Args:
         record: the document; a language that it already has is kept.
@@ -56,6 +58,9 @@ def apply(
     if not record.language:
         detect = language_of or languages.language_of
         record = record._replace(language=detect(record.path, record.text))
+    # The rules are about source files; the JSON of a conversation is one long line.
+    if record.language == conversations.LANGUAGE:
+        return record
     reason = (
         _metadata_reason(record, policy)
         or _size_reason(record, policy)

@@ -56,11 +56,13 @@ class Columns(NamedTuple):
     repository: str
     license: str
     stars: str
-    messages: str  # of conversations; read instead of the text, unless an option names the text
+    # Of a conversation or a pair; read instead of the text, unless an option names the text.
+    messages: tuple[str, ...]
 
     def used(self) -> list[str]:
         """Returns the names of the columns that are read."""
-        return sorted({name for name in self if name})
+        *single, messages = self
+        return sorted({name for name in (*single, *messages) if name})
 
 
 @functools.lru_cache(maxsize=1024)
@@ -74,8 +76,9 @@ def columns_of(available: tuple[str, ...], options: InputOptions, table: str) ->
         options: the columns that the user named.
         table: the name of the table, for the message.
     """
-    if not options.text_column and not {*KNOWN["text"], *conversations.COLUMNS} & {*available}:
-        expected = ", ".join((*KNOWN["text"], *conversations.COLUMNS[:2]))
+    messages = conversations.columns_of(available)
+    if not options.text_column and not messages and not set(KNOWN["text"]) & set(available):
+        expected = ", ".join((*KNOWN["text"], *conversations.MESSAGES[:2]))
         raise NoTextError(
             f"{table} has no column of a known name that holds text ({expected}): its columns are"
             f" {_listed(available)}; name one as text_column"
@@ -91,10 +94,9 @@ def columns_of(available: tuple[str, ...], options: InputOptions, table: str) ->
             )
         known = [name for name in names if name in available]
         chosen[field] = column or (known[0] if known else "")
-    messages = [name for name in conversations.COLUMNS if name in available]
-    if options.text_column:
-        messages = [name for name in messages if name == options.text_column]
-    return Columns(**chosen, messages=messages[0] if messages else "")
+    if options.text_column and messages != (options.text_column,):
+        messages = ()
+    return Columns(**chosen, messages=messages)
 
 
 def read_no_text(part: Slice, source: str, options: InputOptions) -> Iterator[Dropped]:
@@ -117,7 +119,8 @@ def record_of(
     value = row.get(columns.text)
     language = _words(row.get(columns.language))
     if columns.messages:
-        value = conversations.canonical_text(row.get(columns.messages))
+        values = {name: row.get(name) for name in columns.messages}
+        value = conversations.canonical_text(values)
         language = conversations.LANGUAGE
         if value is None:
             return Dropped(document_id, "damaged")

@@ -1,22 +1,59 @@
-"""Conversations: records that hold a list of messages instead of one text.
+"""Conversations and ranked pairs: records with messages or answers instead of one text.
 
-Their text is JSON in one form, {"messages": [{"role": ..., "content": ...}, ...]}, whatever the
-names in the input are: `messages` with role and content, or `conversations` with from and value.
+Their text is JSON in one form, by which training recognises them (data/conversations.py):
+
+    {"messages": [{"role": ..., "content": ...}, ...]}
+    {"prompt": ..., "chosen": ..., "rejected": ..., "difference": ...}
+
+The layouts that are read: `messages` with role and content (OpenAI), `conversations` with from and
+value (ShareGPT), `instruction`, `input` and `output` (Alpaca), and `prompt`, `chosen` and
+`rejected` with `chosen_score` and `rejected_score`, as alignment/rank.py writes them.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from typing import Any
 
 LANGUAGE = "conversation"
-COLUMNS = ("messages", "conversations", "conversation")
+MESSAGES = ("messages", "conversations", "conversation")
+ALPACA = ("instruction", "output")
+PAIR = ("prompt", "chosen", "rejected")
+SCORES = ("chosen_score", "rejected_score")
 # Roles as the sets of conversations of ShareGPT spell them.
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 
 
-def canonical_text(messages: Any) -> str | None:
-    """Returns the messages as JSON; None if they are not texts with roles, or if there are none."""
+def columns_of(available: Sequence[str]) -> tuple[str, ...]:
+    """Returns the columns of a table that make a conversation or a pair, () if it has none."""
+    for name in MESSAGES:
+        if name in available:
+            return (name,)
+    if set(PAIR) <= set(available):
+        return (*PAIR, *(name for name in SCORES if name in available))
+    if set(ALPACA) <= set(available):
+        return (*ALPACA, *(name for name in ("input",) if name in available))
+    return ()
+
+
+def canonical_text(row: dict[str, Any]) -> str | None:
+    """Returns a row as JSON, None if its values are not of the layout of its columns.
+
+    `row` holds the values of the columns that `columns_of` returned.
+    """
+    if set(PAIR) <= set(row):
+        value = _pair(row)
+    elif set(ALPACA) <= set(row):
+        value = _alpaca(row)
+    else:
+        (messages,) = row.values()
+        value = _conversation(messages)
+    return None if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _conversation(messages: Any) -> dict[str, Any] | None:
     if isinstance(messages, dict):  # Hugging Face stores a sequence of dicts as a dict of lists
         messages = _transposed(messages)
     if not isinstance(messages, list) or not messages:
@@ -30,7 +67,30 @@ def canonical_text(messages: Any) -> str | None:
         if not isinstance(role, str) or not isinstance(content, str):
             return None
         canonical.append({"role": ROLES.get(role, role), "content": content})
-    return json.dumps({"messages": canonical}, ensure_ascii=False)
+    return {"messages": canonical}
+
+
+def _alpaca(row: dict[str, Any]) -> dict[str, Any] | None:
+    texts = [row["instruction"], row.get("input") or "", row["output"]]
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    instruction, given, output = texts
+    question = f"{instruction}\n\n{given}" if given.strip() else instruction
+    return _conversation(
+        [{"role": "user", "content": question}, {"role": "assistant", "content": output}]
+    )
+
+
+def _pair(row: dict[str, Any]) -> dict[str, Any] | None:
+    texts = {name: row[name] for name in PAIR}
+    scores = [row.get(name, default) for name, default in zip(SCORES, (1, 0))]
+    is_number = all(isinstance(score, int | float) for score in scores)
+    if not is_number or not all(isinstance(text, str) for text in texts.values()):
+        return None
+    difference = float(scores[0]) - float(scores[1])
+    # Training learns that the chosen answer is better by this much.
+    is_ranked = math.isfinite(difference) and difference > 0
+    return {**texts, "difference": difference} if is_ranked else None
 
 
 def _transposed(lists: dict[str, Any]) -> list[dict[str, Any]] | None:

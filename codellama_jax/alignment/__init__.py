@@ -1,0 +1,1 @@
+"""Training data that a model writes: self-instruct and its parts."""

@@ -1,0 +1,188 @@
+"""Evol-Instruct for code, as PanGu-Coder2 (section 3.1) and WizardCoder use it.
+
+Tasks are changed in rounds, each by one method drawn at random; every task, the seeds included, is
+answered; answers are cleaned, and those that hold a text of a benchmark dropped. The papers publish
+neither the rules of cleaning nor those of the search for benchmarks: both are ours. Files in one
+folder, of which the first two continue after a kill:
+
+    evolved.jsonl   answers to the prompts for changed tasks, by seed and round
+    answers.jsonl   answers to the tasks
+    dataset.jsonl   the tasks that are kept, as conversations with their provenance
+    dropped.jsonl   the tasks that are not, with the reason
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from codellama_jax.alignment import evol_prompts, parsing
+from codellama_jax.alignment.answers import Answerer, answered
+from codellama_jax.benchmarks.samples import Key, make_folder
+from codellama_jax.checked import Checked, Range
+from codellama_jax.data.prepare.contamination.index import (
+    BenchmarkText,
+    Decontamination,
+    Index,
+    find,
+)
+from codellama_jax.system.files import write_file
+from codellama_jax.tokenizers.chat import Message
+
+EVOLVED, ANSWERS = "evolved.jsonl", "answers.jsonl"
+DATASET, DROPPED = "dataset.jsonl", "dropped.jsonl"
+# Every rule that drops a document. The exact Jaccard index is stricter than an estimate by MinHash.
+RULES = Decontamination(substring=True, similarity=True, ngrams=True)
+LEAST_TASK, MOST_TASK = 10, 4_000  # characters
+MOST_CODE = 8_000
+
+
+@dataclass(frozen=True)
+class EvolInstruct(Checked):
+    """How tasks are changed."""
+
+    rounds: Annotated[int, Range(0, 100)] = 3
+    breadth: Annotated[float, Range(0, 1)] = 0.0  # share of tasks changed in breadth
+    batch: Annotated[int, Range(1, 10_000)] = 64  # requests that are answered at once
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0  # draws the methods
+
+
+class Evolved(NamedTuple):
+    """A task and how it was made."""
+
+    text: str
+    method: str  # "" for a seed
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the tasks. `reasons`: those that were dropped, by reason."""
+
+    tasks: int
+    kept: int
+    reasons: dict[str, int]
+
+
+def make_dataset(
+    writer: Answerer,
+    solver: Answerer,
+    seeds: Sequence[str],
+    benchmarks: Sequence[BenchmarkText],
+    params: EvolInstruct,
+    folder: Path,
+    provenance: dict[str, Any],
+) -> Report:
+    """Writes the files of a folder, continuing those in it, and returns the report.
+
+    Args:
+        writer: changes tasks.
+        solver: answers them.
+        seeds: the first tasks, such as the instructions of CodeAlpaca.
+        benchmarks: texts that no kept task or answer may hold.
+        params: how tasks are changed.
+        folder: holds one dataset; it belongs to these models, seeds and `params`.
+        provenance: further fields of each line of the dataset, such as the names of the models.
+    """
+    make_folder(folder)
+    tasks = _evolve(writer, seeds, params, folder)
+    conversations = {}
+    for name, task in tasks.items():
+        conversations[name] = evol_prompts.ask_for_answer(task.text)
+    answers = answered(solver, conversations, folder / ANSWERS, params.batch)
+    index = Index.build(benchmarks, RULES)
+    kept, dropped = [], []
+    earlier: set[str] = set()
+    for name, task in tasks.items():
+        line: dict[str, Any] = {"task_id": name[0], "sample": name[1]}
+        reason, code = problem_of(task, answers[name], earlier, index)
+        if reason:
+            dropped.append({**line, "reason": reason, "task": task.text})
+            continue
+        earlier.add(_normal(task.text))
+        messages = [Message("user", task.text), Message("assistant", f"```python\n{code}```")]
+        line["messages"] = [message._asdict() for message in messages]
+        kept.append({**line, "method": task.method, "seed": params.seed, **provenance})
+    _write(folder / DATASET, kept)
+    _write(folder / DROPPED, dropped)
+    # A leak's reason names the task of the benchmark, and is counted by the rule alone.
+    reasons = Counter(line["reason"].partition(":")[0] for line in dropped)
+    return Report(len(tasks), len(kept), dict(sorted(reasons.items())))
+
+
+def problem_of(task: Evolved, answer: str, earlier: set[str], index: Index) -> tuple[str, str]:
+    """Returns the reason why a task with its answer is dropped, or "", and the answer's code.
+
+    The rules, in this order: the task's length; words of our own prompt in a task that a model
+    changed; a task that was kept before; no usable Python function in the answer; the length of the
+    code; a text of a benchmark in the task or the code.
+
+    Args:
+        task: the task.
+        answer: the answer to it.
+        earlier: the tasks that were kept, as `_normal` returns them.
+        index: of the texts of benchmarks.
+    """
+    text = task.text
+    if not LEAST_TASK <= len(text) <= MOST_TASK:
+        return "the task is too short or too long", ""
+    lowered = text.lower()
+    if task.method and any(words in lowered for words in evol_prompts.TEMPLATE_WORDS):
+        return "the task repeats the prompt", ""
+    if _normal(text) in earlier:
+        return "the task is a duplicate", ""
+    code, reason = parsing.program(answer)
+    if reason:
+        return f"answer with {reason}", ""
+    if len(code) > MOST_CODE:
+        return "the code is too long", ""
+    # Solutions and prompts of a benchmark may be split between the task and the code.
+    for span in find(f"{text}\n{code}", index):
+        return f"leak by {span.rule}: {span.benchmark} {span.task}", ""
+    return "", code
+
+
+def _evolve(
+    writer: Answerer, seeds: Sequence[str], params: EvolInstruct, folder: Path
+) -> dict[Key, Evolved]:
+    """Returns the seeds and the task of each round, by seed and round.
+
+    A round changes the task of the round before; one that came out empty or too long is changed
+    again from there.
+    """
+    current = {f"s{index}": text.strip() for index, text in enumerate(seeds)}
+    tasks: dict[Key, Evolved] = {}
+    for name, text in current.items():
+        tasks[name, 0] = Evolved(text, "")
+    for number in range(1, params.rounds + 1):
+        conversations, methods = {}, {}
+        for name, text in current.items():
+            methods[name] = _method(name, number, params)
+            conversations[name, number] = evol_prompts.evolve(text, methods[name])
+        answers = answered(writer, conversations, folder / EVOLVED, params.batch)
+        for (name, _), answer in answers.items():
+            text = answer.strip()
+            tasks[name, number] = Evolved(text, methods[name])
+            if LEAST_TASK <= len(text) <= MOST_TASK:
+                current[name] = text
+    return tasks
+
+
+def _method(name: str, number: int, params: EvolInstruct) -> str:
+    rng = random.Random(f"{params.seed} {name} {number}")
+    if rng.random() < params.breadth:
+        return evol_prompts.BREADTH
+    return rng.choice(list(evol_prompts.METHODS))
+
+
+def _normal(text: str) -> str:
+    """Returns a task in the form in which duplicates are found: lower case, single spaces."""
+    return " ".join(text.lower().split())
+
+
+def _write(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    write_file(path, "".join(f"{json.dumps(line)}\n" for line in lines).encode())

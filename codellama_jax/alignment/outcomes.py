@@ -1,0 +1,102 @@
+"""How programs that a model wrote do on tests, in the four grades of PanGu-Coder2's ranking.
+
+All of them run in the sandbox, in isolated mode.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from codellama_jax.alignment.parsing import parse
+from codellama_jax.benchmarks.suites.mbpp import tested_names
+from codellama_jax.sandbox import Program
+from codellama_jax.sandbox.executor import Executor
+
+TIMEOUT = 5.0  # seconds of processor time of one program
+
+
+class Outcome(enum.IntEnum):
+    """Grades of a program, worst first (PanGu-Coder2, section 3.2)."""
+
+    COMPILE_ERROR = 0
+    RUNTIME_ERROR = 1
+    PARTIAL = 2
+    PASSED = 3
+
+
+class Candidate(NamedTuple):
+    """A program and the tests that it should pass."""
+
+    name: str
+    code: str
+    tests: tuple[str, ...]  # assert statements
+
+
+class Graded(NamedTuple):
+    """The outcome of a candidate."""
+
+    outcome: Outcome
+    passed: int  # tests
+    detail: str  # of the first test that did not pass
+
+
+def passing(executor: Executor, candidates: Sequence[Candidate]) -> Iterator[tuple[int, str]]:
+    """Yields (position, status) of each candidate as its tests end, all tests in one program.
+
+    The status is that of the sandbox: `passed` if all tests passed.
+    """
+    programs = [_program(candidate, candidate.tests) for candidate in candidates]
+    for position, verdict in executor.run(programs):
+        yield position, verdict.status
+
+
+def grade(executor: Executor, candidates: Sequence[Candidate]) -> list[Graded]:
+    """Returns the outcome of each candidate; every test runs separately.
+
+    A program that runs and passes only some of its tests, or none although no test ended with an
+    error, is PARTIAL. One that passes none, and of which a test ended with an exception, a crash or
+    a timeout, is a RUNTIME_ERROR. Raises ValueError for a candidate without tests.
+    """
+    programs = []
+    owners = []
+    for index, candidate in enumerate(candidates):
+        if not candidate.tests:
+            raise ValueError(f"{candidate.name} has no tests")
+        if parse(candidate.code) is None:
+            continue
+        for test in candidate.tests:
+            programs.append(_program(candidate, (test,)))
+            owners.append(index)
+    statuses: list[list[tuple[int, str, str]]] = [[] for _ in candidates]
+    for position, verdict in executor.run(programs):
+        statuses[owners[position]].append((position, verdict.status, verdict.detail))
+    return [_graded(candidate, sorted(ends)) for candidate, ends in zip(candidates, statuses)]
+
+
+def _graded(candidate: Candidate, ends: Sequence[tuple[int, str, str]]) -> Graded:
+    if parse(candidate.code) is None:
+        return Graded(Outcome.COMPILE_ERROR, 0, "the code does not parse")
+    passed = sum(status == "passed" for _, status, _ in ends)
+    failures = [(status, detail) for _, status, detail in ends if status != "passed"]
+    if not failures:
+        return Graded(Outcome.PASSED, passed, "")
+    detail = ": ".join(part for part in failures[0] if part)
+    only_wrong = all(status == "failed" for status, _ in failures)
+    outcome = Outcome.PARTIAL if passed or only_wrong else Outcome.RUNTIME_ERROR
+    return Graded(outcome, passed, detail)
+
+
+def _program(candidate: Candidate, tests: Sequence[str]) -> Program:
+    test = "\n".join(tests)
+    names = tested_names(candidate.code, list(tests)) if parse(candidate.code) else []
+    return Program(
+        candidate.name,
+        "python",
+        f"{candidate.code}\n{test}\n",
+        TIMEOUT,
+        candidate=candidate.code,
+        test=test,
+        entry_point=",".join(names),
+    )

@@ -1,0 +1,102 @@
+"""Conversations and ranked pairs as training examples.
+
+They are documents whose text is JSON in the form that `prepare` writes: see
+prepare/readers/conversations.py. One that a chat format refuses, because of a tag in a message or
+an order of roles, is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from codellama_jax.tokenizers.chat import FORMATS, ConversationError, Message
+
+CONVERSATION = '{"messages": ['
+
+
+def is_conversation(text: str) -> bool:
+    """Returns whether a document is a conversation: its text begins as `prepare` writes one."""
+    return text.startswith(CONVERSATION)
+
+
+def conversation_ids(tokenizer: Any, text: str, chat: str) -> tuple[list[int], list[float]]:
+    """Returns the ids of a conversation and the weight of each in the loss; none if it is refused.
+
+    Messages after the last answer are left out.
+
+    Args:
+        tokenizer: of the model.
+        text: the document.
+        chat: a key of `tokenizers.chat.FORMATS`.
+    """
+    try:
+        messages = [Message(**message) for message in json.loads(text)["messages"]]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return [], []
+    while messages and messages[-1].role != "assistant":
+        messages.pop()
+    return _sample(tokenizer, messages, chat)
+
+
+def pair_ids(tokenizer: Any, text: str, chat: str) -> tuple[tuple[list[int], list[float]], ...]:
+    """Returns ids and weights of the chosen and of the rejected answer; none for another document.
+
+    The weights are the difference of the scores, positive for the chosen answer and negative for
+    the rejected one, as the ranked objectives take them.
+
+    Args:
+        tokenizer, chat: as in `conversation_ids`.
+        text: the document.
+    """
+    try:
+        pair = json.loads(text)
+        prompt, difference = pair["prompt"], float(pair["difference"])
+        answers = pair["chosen"], pair["rejected"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ()
+    encoded = []
+    for answer, sign in zip(answers, (1, -1)):
+        messages = [Message("user", prompt), Message("assistant", answer)]
+        ids, weights = _sample(tokenizer, messages, chat)
+        if not ids:
+            return ()
+        encoded.append((ids, [sign * difference * weight for weight in weights]))
+    return tuple(encoded)
+
+
+def separate_pairs(sequence: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns a packed sequence whose pairs are two segments each, the chosen answer first.
+
+    A pair was packed as one segment, so that both answers are in one sequence. The tokens of the
+    rejected answer have ~index as the index of their document.
+
+    Args:
+        sequence: arrays of length T by Grain's names: int32 `ids` [T, 3] (token, next token, index
+            of the document), `ids_segment_ids` and `ids_positions`, and float32 `weights`.
+    """
+    ids = sequence["ids"].copy()
+    pairs_T, positions_T = sequence["ids_segment_ids"], sequence["ids_positions"].copy()
+    is_rejected_T = (ids[:, 2] < 0) & (pairs_T > 0)
+    ids[is_rejected_T, 2] = ~ids[is_rejected_T, 2]
+    for pair in range(1, int(pairs_T.max(initial=0)) + 1):
+        rejected_T = is_rejected_T & (pairs_T == pair)
+        positions_T[rejected_T] -= positions_T[rejected_T].min(initial=len(pairs_T))
+    # 1, 2, 3, ... become 1 and 2, 3 and 4, 5 and 6, ...; padding stays 0.
+    segments_T = np.where(pairs_T > 0, 2 * pairs_T - 1 + is_rejected_T, 0)
+    return {
+        **sequence,
+        "ids": ids,
+        "ids_positions": positions_T,
+        "ids_segment_ids": segments_T.astype(pairs_T.dtype),
+    }
+
+
+def _sample(tokenizer: Any, messages: list[Message], chat: str) -> tuple[list[int], list[float]]:
+    try:
+        sample = FORMATS[chat].sample(tokenizer, messages)
+    except ConversationError:
+        return [], []
+    return sample.ids, sample.weights

@@ -1,0 +1,126 @@
+"""Answers of a trained model and of a server, by the names of the requests."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import ClassVar
+
+import jax
+import pytest
+from flax import linen as nn
+
+from codellama_jax.alignment.answers import Request
+from codellama_jax.alignment.models import Remote, local
+from codellama_jax.errors import UserError
+from codellama_jax.generation.settings import Sampling
+from codellama_jax.models.family import boxed_params
+from codellama_jax.models.llama.config import LlamaConfig
+from codellama_jax.models.trained import TrainedModel
+from codellama_jax.tokenizers import sentencepiece
+from codellama_jax.tokenizers.chat import FORMATS, Message
+
+SAMPLING = Sampling(temperature=1.0, max_new_tokens=8, seed=3)
+
+
+def request(number, text="Hi"):
+    return Request(f"tests {number}", [Message("user", text)])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    texts = ["[INST] Hi [/INST] Hello, who are you? I am a model of code. "] * 20
+    tokenizer = sentencepiece.train(texts, 300, tmp_path_factory.mktemp("tokenizer"))
+    config = LlamaConfig(tokenizer.vocab_size, 16, 1, 2, 2, 8, 32)
+    params = nn.unbox(boxed_params(config, jax.random.key(0)))
+    return TrainedModel(config, params, tokenizer, "tiny")
+
+
+def test_an_answer_depends_on_the_name_of_its_request_alone(model):
+    answer = local(model, FORMATS["llama2"], SAMPLING)
+    together = answer([request(0), request(1, "Who?"), request(2)])
+    assert [answer([request(0)]), answer([request(2)])] == [[together[0]], [together[2]]]
+    assert len(set(together)) == 3
+
+
+def test_a_conversation_that_the_format_refuses_has_an_empty_answer(model):
+    answer = local(model, FORMATS["llama2"], SAMPLING)
+    refused, good = answer([request(0, "a [/INST] b"), request(1)])
+    assert refused == ""
+    assert [good] == answer([request(1)])
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers with the next of the prepared (status, body)."""
+
+    replies: ClassVar[list] = []
+    bodies: ClassVar[list] = []
+    keys: ClassVar[list] = []
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.bodies.append((self.path, body))
+        self.keys.append(self.headers.get("Authorization"))
+        status, reply = self.replies.pop(0)
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(reply.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    Server.replies, Server.bodies, Server.keys = [], [], []
+    http = HTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{http.server_port}/v1"
+    http.shutdown()
+    http.server_close()
+
+
+def reply_of(text):
+    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]})
+
+
+def test_a_server_gets_the_conversation_and_the_sampling(server):
+    Server.replies = [(200, reply_of(" Hello \n"))]
+    remote = Remote(server, "big", key="secret")
+    assert remote.answerer(SAMPLING)([request(0)]) == ["Hello"]
+    ((path, body),) = Server.bodies
+    assert path == "/v1/chat/completions"
+    assert body["messages"] == [{"role": "user", "content": "Hi"}]
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("big", 1.0, 8)
+    assert Server.keys == ["Bearer secret"]
+
+
+def test_a_busy_server_is_tried_again(server):
+    Server.replies = [(429, ""), (503, ""), (200, reply_of("x"))]
+    waits = []
+    assert Remote(server, "big").ask(SAMPLING, request(0), waits.append) == "x"
+    assert waits == [1.0, 2.0]
+    assert Server.bodies[0] == Server.bodies[2]
+    assert Server.keys[0] is None
+
+
+@pytest.mark.parametrize(
+    ("replies", "problem"),
+    [
+        ([(401, "no")], "answers 401 Unauthorized"),
+        ([(429, "")] * 5, "answers 429 Too Many Requests"),
+        ([(200, "{}")], "another form than OpenAI's"),
+        ([(200, "<html>")], "another form than OpenAI's"),
+        ([(200, reply_of(None))], "another form than OpenAI's"),
+    ],
+)
+def test_a_server_that_does_not_answer_is_one_line(server, replies, problem):
+    Server.replies = list(replies)
+    with pytest.raises(UserError, match=problem) as error:
+        Remote(server, "big").ask(SAMPLING, request(0), lambda _: None)
+    assert server in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_address_without_a_server_is_one_line():
+    with pytest.raises(UserError, match=r"cannot be reached .*check the URL"):
+        Remote("http://127.0.0.1:1/v1", "big").ask(SAMPLING, request(0), lambda _: None)
