@@ -160,8 +160,7 @@ class DocstringChat(ChatFormat):
         if QUOTES in messages[0].content:
             problem = f"the question contains {QUOTES}, which ends it in the format pangu_coder2"
             raise ConversationError(f"{problem}: remove it")
-        # A vocabulary without BOS has one marker, which ends a document and begins none.
-        start = [tokenizer.bos_id] if tokenizer.bos_id != tokenizer.eos_id else []
+        start = [tokenizer.bos_id] if tokenizer.adds_bos else []
         return [*start, *tokenizer.encode(f"{QUOTES}{messages[0].content.strip()}{QUOTES}\n")]
 
 
