@@ -55,7 +55,7 @@ def experiment(scale: str = "12b") -> Experiment:
     """Returns training from GPT, from scratch, and Codex-D after the former."""
     if scale == "toy":
         return _toy()
-    model = choose(CODEX, scale)
+    model = choose(CODEX | {"toy": TOY["toy"]}, scale)
     code = _stage(model, RATE[scale], CODE_STEPS, "previous")
     # GPT is trained already: a stage of 0 steps loads it. `run:gpt` is a placeholder.
     general = dataclasses.replace(code, init="run:gpt", steps=0)

@@ -39,7 +39,7 @@ def experiment(scale: str = "2.6b") -> Experiment:
     """Returns both stages of a published size."""
     if scale == "toy":
         return _toy()
-    model = choose(PANGU_CODER, scale)
+    model = choose(PANGU_CODER | {"toy": TOY["toy_top"]}, scale)
     code = Stage(
         init="scratch",
         model=model,

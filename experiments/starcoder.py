@@ -1,7 +1,7 @@
 """StarCoder and SantaCoder: multi-query GPT models that learn to infill in packed sequences.
 
-Claim     StarCoder: 33.6 / 45.8 / 79.8 % pass@1 / 10 / 100 on HumanEval (Luo et al. 2023, Table 2),
-          after 1T tokens of 80 languages and 35B of Python. SantaCoder: infilling costs 2 to 4
+Claim     StarCoder: 33.6 / 45.8 / 79.8 % pass@1 / 10 / 100 on HumanEval (Shen et al. 2023, Table
+          2), after 1T tokens of 80 languages and 35B of Python. SantaCoder: infilling costs 2 to 4
           points of HumanEval, multi-query attention 1 to 4.
 Expected  toy: the validation loss of the first stage falls to at most 0.7 of its start, and the
           stage on Python lowers it further.
@@ -49,7 +49,9 @@ def experiment(scale: str = "15.5b") -> Experiment:
     """Returns training on all languages, and for StarCoder 15.5B the stage on Python after it."""
     if scale == "toy":
         return _toy()
-    model = dataclasses.replace(choose(SIZES, scale), dropout=0.1, embedding_dropout=0.1)
+    model = dataclasses.replace(
+        choose(SIZES | {"toy": TOY["toy"]}, scale), dropout=0.1, embedding_dropout=0.1
+    )
     stages = {"base": _base(scale, model)}
     if scale == "15.5b":
         stages["python"] = _python(model)

@@ -27,7 +27,7 @@ def published(stream):
 
 
 def test_packed_documents_follow_the_rules_of_a_stream_with_resets():
-    texts = ["abc", "defgh", "i", "jklmnop"]
+    texts = ["abc", "defgh", "", "i", "jklmnop"]
     source = [{"id": b"%d" % i, "text": text.encode()} for i, text in enumerate(texts)]
     data = DataConfig(24, 1, MixtureConfig(code=1.0))
     (batch,) = pipeline.validation_batches({"code": source}, data, NoBos(), 1)

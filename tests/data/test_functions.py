@@ -1,12 +1,19 @@
 """Documented functions as examples: their parts, their order, and the weights of the loss."""
 
+import dataclasses
+import types
+
 import numpy as np
 import pytest
+import toy
 
 from codellama_jax.checked import FieldError
 from codellama_jax.config import DataConfig, InfillingConfig, MixtureConfig
 from codellama_jax.data import pipeline
 from codellama_jax.data.functions import Function, example_ids, functions
+from codellama_jax.data.prepared import Prepared
+from codellama_jax.errors import UserError
+from codellama_jax.runs.corpus import held_out
 
 CODE = '''
 @decorated
@@ -93,6 +100,16 @@ def test_an_example_longer_than_a_sequence_is_left_out(characters):
     batch = next(pipeline.DirectBatches(source, data, characters, 0, [0]))
     text = characters.decode(batch["targets"][0].tolist(), leading_space=False)
     assert "Opens it." in text and "area" not in text
+
+
+def test_documents_without_functions_are_one_line(characters):
+    stage = toy.stage()
+    data = dataclasses.replace(stage.data, examples="docstring_to_code")
+    source = Prepared([], [{"id": b"a.md", "text": b"# A heading"}], {}, "hash")
+    corpus = types.SimpleNamespace(tokenizer=characters, sources=lambda _: {"code": source})
+    with pytest.raises(UserError, match="held-out documents have no documented function") as error:
+        held_out(corpus, dataclasses.replace(stage, data=data))
+    assert "\n" not in str(error.value)
 
 
 def test_infilling_of_functions_is_refused():

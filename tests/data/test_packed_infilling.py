@@ -108,6 +108,18 @@ def test_a_full_sequence_loses_its_end_and_a_part_of_a_document_has_no_eos():
     assert infilled["weights"].all()
 
 
+def test_a_document_keeps_its_bos(characters):
+    t = characters
+    config = InfillingConfig(rate=1.0, spm=0.0, form="starcoder")
+    sequence = packed([infilling.plain_ids(t, "abcdef")], 40)
+    (ids,) = documents_of(infill_sequence(t, sequence, Random(3), config))
+    suf, mid = ids.index(t.suf_id), ids.index(t.mid_id)
+    assert ids[:2] == [t.bos_id, t.pre_id] and ids[-1] == t.eos_id
+    prefix = t.decode(ids[2:suf])
+    suffix, middle = (t.decode(part, leading_space=False) for part in (ids[suf:mid], ids[mid:-1]))
+    assert prefix + middle + suffix == "abcdef"
+
+
 def test_half_of_the_documents_are_transformed_and_half_of_those_are_spm():
     config, texts = InfillingConfig(rate=0.5, form="starcoder"), ["abcdefghij"] * 1000
     sequence = packed([[*TOKENIZER.encode(text), EOD] for text in texts], 12_000)
