@@ -78,7 +78,8 @@ def test_a_docstring_after_an_import_is_separated(tmp_path):
     benchmark = load("humaneval", data=str(path), prompt="pangu_coder2")
     expected = '"""First\n  second."""\nimport os\n\ndef f(x):\n    import math'
     assert benchmark.tasks[0].prompt == expected
-    function = benchmark.documented(benchmark.tasks[0], "    return 1\n\n\n")
+    function = benchmark.documented(benchmark.tasks[0], "\n    return 1\n\n\n")
+    assert benchmark.documented(benchmark.tasks[0], "").body == ""
     assert function.signature == "def f(x):\n    import math\n"
     assert (function.docstring, function.body) == ("First\n  second.", "    return 1\n")
 

@@ -113,7 +113,9 @@ def solved(record: Record, completion: str) -> Function:
     Raises UserError as `documented` does.
     """
     parts = documented(record)
-    return Function(parts.signature, parts.docstring, f"{completion.rstrip()}\n")
+    # Without blank lines at its ends, as training examples are.
+    body = f"{completion.rstrip()}\n".lstrip("\n")
+    return Function(parts.signature, parts.docstring, body)
 
 
 def _stripped(record: Record) -> tuple[str, str]:
