@@ -82,6 +82,11 @@ VERBS = {
         "Fill in <FILL_ME> in a file and print the complete file.",
         "runs/quickstart-toy area.py --max-new-tokens 32",
     ),
+    "chat": Verb(
+        "generation.chat:Chat",
+        "Talk to a model that was trained on conversations, in the terminal.",
+        'runs/smollm2 --message "Write a function that adds two numbers." --max-new-tokens 200',
+    ),
     "evaluate": Verb(
         "benchmarks.commands:Evaluate",
         "Measure a benchmark of the paper: humaneval, mbpp, key_retrieval, ...",

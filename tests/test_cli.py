@@ -113,7 +113,7 @@ def test_a_plan_works_from_any_folder(command):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((), "expected one of {run, plan, compile, prepare, complete, infill, evaluate,"),
+        ((), "expected one of {run, plan, compile, prepare, complete, infill, chat,"),
         (("plam", "x"), "VERB is 'plam': it must be one of run, plan, .*; did you mean plan"),
         (("",), "VERB is '': it must be one of run, plan"),
         (("--foo",), "unrecognized option: --foo; .*see codellama-jax --help"),
@@ -124,7 +124,7 @@ def test_a_plan_works_from_any_folder(command):
         (("complete", "r", "p", "--max-new-token", "3"), r"did you mean --max-new-tokens\?"),
         (("complete", "r", "p", "--mesh", "tensr=2"), r"did you mean --mesh.tensor\?"),
         (("evaluate", "humaneval", "--out", "o", "--shot", "3"), r"did you mean --shots\?"),
-        (("export", "r", "d", "--to", "gguf"), "--to is 'gguf': it must be one of hf, meta"),
+        (("export", "r", "d", "--to", "tf"), "--to is 'tf': it must be one of hf, meta"),
         (("kernels", "flash"), "flash_attention"),
         (("kernels", "flash_attention", "--chip", "v9"), "--chip is 'v9': it must be one or"),
         (("plan", "nowhere"), "no experiment nowhere"),

@@ -6,111 +6,43 @@ output before all checks have passed.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from codellama_jax.command_line import INTERRUPTED
-from codellama_jax.config import CACHE, MeshConfig, Stage
 from codellama_jax.errors import UserError
 from codellama_jax.generation.middle import Order, better_order, without_infilling
-from codellama_jax.generation.settings import (
-    CAPACITY,
-    QuantizationOptions,
-    Sampling,
-    check_stop_strings,
-)
+from codellama_jax.generation.options import Generating, Trained, ends_at_once, note
+from codellama_jax.generation.settings import check_stop_strings
 from codellama_jax.generation.source import Source, decoded, read_source
-from codellama_jax.system.files import user_path
 
 if TYPE_CHECKING:
-    from codellama_jax.checkpoints.folder import StageFolder
     from codellama_jax.models.trained import TrainedModel
-    from codellama_jax.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)
-class Asking:
-    """Options of every command that generates text."""
+class Asking(Generating):
+    """Options of a command that reads one prompt."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The folder of a run or of one of its stages, local or gs://."""
     text: Annotated[str, tyro.conf.Positional]
-    sampling: Annotated[Sampling, tyro.conf.arg(name="")]
-    arm: str = ""
-    """An arm of the run; its first one unless given."""
-    stage: str = ""
-    """A stage of the arm; the last that is done unless given."""
+    _: KW_ONLY
     stop: tuple[str, ...] = ()
     """End before any of these strings."""
     healing: bool = False
     """Let the first token also end a token in which the prompt stops, as `enu` for `enumerate`."""
-    quantization: Annotated[QuantizationOptions, tyro.conf.arg(name="")] = field(
-        default_factory=QuantizationOptions
-    )
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    """The devices of this host along each axis; -1 takes the remaining ones."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_stop_strings(self.stop)
-        self.quantization.single()
 
-    def find(self) -> Trained:
-        """Finds the stage and its tokenizer. Raises UserError without starting JAX."""
-        if sys.stdout is None:
-            raise UserError("standard output is closed: redirect it to a file or a terminal")
-        from codellama_jax.checkpoints.folder import RunFolder
-
-        folder, stage = RunFolder(user_path(self.run)).find_stage(self.arm, self.stage)
-        trained = folder.trained()
-        if not trained.checkpoints.exists():
-            raise UserError(
-                f"no checkpoint in {trained}: give the folder of a run that has trained"
-            )
-        tokenizer = trained.load_tokenizer()
-        for limit in tokenizer.limits:
-            note(f"note on the tokenizer: {limit}")
-        return Trained(folder, stage, tokenizer)
-
-    def check_length(self, trained: Trained, ids: list[int], name: str) -> None:
-        """Raises UserError for a prompt that no model reads; warns where it is longer than the
-        sequences that the model was trained on."""
-        most, new = CAPACITY - self.sampling.max_new_tokens, self.sampling.max_new_tokens
-        if len(ids) > most:
-            allowed = f"beside --max-new-tokens {new} a prompt holds at most {most:,}"
-            raise UserError(f"{name} has {len(ids):,} tokens: {allowed}")
-        trained.stage.model.check_length(f"{name} with {new:,} new tokens", len(ids) + new)
-        length = trained.stage.data.seq_len
-        if len(ids) + new > length:
-            trained_on = f"the model was trained on sequences of {length:,}"
-            note(f"warning: {name} and {new:,} new tokens are {len(ids) + new:,}; {trained_on}")
-
-    def load(self, ids: list[int]) -> TrainedModel:
+    def load_for(self, ids: list[int]) -> TrainedModel:
         """Starts JAX and loads the model, to read a prompt of `ids`."""
-        note(f"starting JAX and loading {self.run}")
-        from codellama_jax.checkpoints.loading import keep_compiled, load_run
-        from codellama_jax.generation.quantize import quantized
-        from codellama_jax.sharding.mesh import make_mesh
-
-        keep_compiled(CACHE)
-        loaded = load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
-        model = quantized(loaded, self.quantization.single())
+        model = self.load()
         note(f"reading the prompt, tokens: {len(ids):,} (a new length compiles first)")
         return model
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained stage, before its parameters are loaded."""
-
-    folder: StageFolder
-    stage: Stage
-    tokenizer: Tokenizer
 
 
 @dataclass(frozen=True)
@@ -130,7 +62,7 @@ class Complete(Asking):
         prompt, trained = source.for_model(source.text), self.find()
         ids = trained.tokenizer.prompt(prompt)
         self.check_length(trained, ids, source.name)
-        model = self.load(ids)
+        model = self.load_for(ids)
         from codellama_jax.generation.text import complete
 
         output = Output(source, source.text)
@@ -171,7 +103,7 @@ class Infill(Asking):
         note(f"order {'SPM' if order.spm else 'PSM'}: {order.reason}")
         ids = prompt_ids(tokenizer, prefix, suffix, order.spm)
         self.check_length(trained, ids, source.name)
-        model = self.load(ids)
+        model = self.load_for(ids)
         from codellama_jax.generation.infill import infill_one
 
         output = Output(source, before)
@@ -227,20 +159,3 @@ class Output:
     def _put(self, text: str) -> None:
         sys.stdout.buffer.write(text.encode())
         sys.stdout.buffer.flush()
-
-
-@contextlib.contextmanager
-def ends_at_once() -> Iterator[None]:
-    """Ends the process at Ctrl-C. The interpreter would wait for the computation that is running,
-    which takes minutes for a long prompt."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        note("\nstopped")
-        os._exit(INTERRUPTED)
-
-
-def note(text: str) -> None:
-    """Prints a line on stderr, where it does not mix with the text that is generated."""
-    if sys.stderr is not None:
-        print(text, file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ from codellama_jax.system.files import decode_text, parse_json, read_file
 from codellama_jax.system.settings import read_settings
 from codellama_jax.tokenizers import byte_level
 
+CHAT_TEMPLATE = "chat_template.jinja"  # newer transformers write it to a separate file
 MARKERS = "codellama_jax"  # the field of tokenizer.json with kind, BOS and EOS
 # Vocabulary and merges, as transformers and as OpenAI's GPT-2 name them.
 PAIRS = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
@@ -123,7 +124,7 @@ def dumped(spec: dict[str, Any]) -> bytes:
 
 
 def with_markers(data: bytes, file: epath.Path) -> bytes:
-    """Returns a tokenizer.json with the names of BOS and EOS that files beside it hold."""
+    """Returns a tokenizer.json with the BOS, EOS and chat template that files beside it hold."""
     spec = parse_json(data, str(file))
     if MARKERS in spec:
         return data
@@ -139,6 +140,11 @@ def with_markers(data: bytes, file: epath.Path) -> bytes:
                 raise settings.error(f"{marker}_token", "a string, an object with content, or null")
             if token:
                 names[marker] = token
+        template = settings.values.get("chat_template")
+        if isinstance(template, str):
+            names["chat_template"] = template
+    if (file.parent / CHAT_TEMPLATE).exists():
+        names["chat_template"] = decode_text(read_file(file.parent / CHAT_TEMPLATE), CHAT_TEMPLATE)
     return dumped({**spec, MARKERS: {"kind": "", **names}})
 
 

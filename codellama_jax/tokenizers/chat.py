@@ -169,12 +169,12 @@ for _format in (Llama2Chat(), CodeLlama70BChat(), DocstringChat()):
     FORMATS[_format.name] = _format
 
 
-def check(messages: Sequence[Message], answered: bool) -> None:
+def check(messages: Sequence[Message], answered: bool, tags: Sequence[str] = TAGS) -> None:
     """Raises ConversationError, naming the message, for a conversation that has no such form.
 
     Roles must be an optional system message, then user and assistant alternately, ending with an
     answer where the conversation is `answered` and with a user's message otherwise. No message may
-    contain a tag of the formats, and only a system message may be empty.
+    contain any of `tags`, and only a system message may be empty.
     """
     start = 1 if messages and messages[0].role == "system" else 0
     if len(messages) == start:
@@ -186,7 +186,7 @@ def check(messages: Sequence[Message], answered: bool) -> None:
             problem = f"has the role {message.role!r} where {expected!r} is due"
             fix = "an optional system message comes first, then user and assistant alternate"
             raise ConversationError(f"message {number} {problem}: {fix}")
-        for tag in TAGS:
+        for tag in tags:
             if tag in message.content:
                 problem = f"contains {tag}, which the chat format itself writes"
                 raise ConversationError(f"message {number} {problem}: remove it")
@@ -238,10 +238,16 @@ def _llama2_turn(tokenizer: Tokenizer, question: str, answer: str) -> tuple[list
     ids = tokenizer.encode(f"{prompt} {answer.strip()} ")
     # The text is encoded at once, as published. A tokenizer could merge the last piece of the
     # question with the start of the answer; that piece then belongs to the answer.
-    shared = 0
-    while shared < len(prompt_ids) and ids[shared] == prompt_ids[shared]:
-        shared += 1
+    shared = common_length(prompt_ids, ids)
     return [tokenizer.bos_id, *ids, tokenizer.eos_id], shared + 1
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Returns how many ids two sequences have in common at their start."""
+    shared = 0
+    while shared < min(len(first), len(second)) and first[shared] == second[shared]:
+        shared += 1
+    return shared
 
 
 def _with_system(messages: Sequence[Message]) -> list[Message]:

@@ -69,7 +69,7 @@ def asked(monkeypatch):
 def test_all_but_the_mark_is_the_files_own(folder, asked, capsysbinary, tmp_path, mark, newline):
     path = tmp_path / "f.py"
     path.write_bytes(mark + b"x = [\n<FILL_ME>\n'\xc3\xa9'\n".replace(b"\n", newline))
-    Infill(str(folder), str(path), Sampling())()
+    Infill(str(folder), str(path), sampling=Sampling())()
     assert capsysbinary.readouterr().out == mark + b"x = [\n1\n2\n'\xc3\xa9'\n".replace(
         b"\n", newline
     )
@@ -80,7 +80,7 @@ def test_all_but_the_mark_is_the_files_own(folder, asked, capsysbinary, tmp_path
 def test_a_prompt_is_printed_as_it_is(folder, asked, capsysbinary, monkeypatch, newline):
     data = b"\xef\xbb\xbfa\nb".replace(b"\n", newline)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-    Complete(str(folder), "-", Sampling(), healing=True)()
+    Complete(str(folder), "-", sampling=Sampling(), healing=True)()
     assert capsysbinary.readouterr().out == data + b"1\n2".replace(b"\n", newline) + b"\n"
     assert asked["prompts"] == ["a\nb"] and asked["healing"]
 
@@ -103,17 +103,17 @@ def test_the_order_is_chosen_and_printed(
         text = probes if isinstance(probes, str) else json.dumps(probes)
         (folder / "main" / "code" / "probes.json").write_text(text)
     (tmp_path / "f.py").write_text("<FILL_ME>")
-    Infill(str(folder), str(tmp_path / "f.py"), Sampling(), **options)()
+    Infill(str(folder), str(tmp_path / "f.py"), sampling=Sampling(), **options)()
     assert asked["spm"] is spm
     assert reason in capsys.readouterr().err
 
 
 def test_an_empty_middle_is_reported(folder, asked, tmp_path, capsys):
     (tmp_path / "f.py").write_text("<FILL_ME>")
-    Infill(str(folder), str(tmp_path / "f.py"), Sampling())()
+    Infill(str(folder), str(tmp_path / "f.py"), sampling=Sampling())()
     assert "fills in nothing" not in capsys.readouterr().err
     asked["middle"] = " "
-    Infill(str(folder), str(tmp_path / "f.py"), Sampling())()
+    Infill(str(folder), str(tmp_path / "f.py"), sampling=Sampling())()
     line = "note: the model fills in nothing here; --spm or --temperature 0.8 may differ\n"
     assert line in capsys.readouterr().err
 
@@ -121,7 +121,7 @@ def test_an_empty_middle_is_reported(folder, asked, tmp_path, capsys):
 def test_a_middle_without_an_end_is_reported(folder, asked, tmp_path, capsys):
     asked["is_ended"] = False
     (tmp_path / "f.py").write_text("<FILL_ME>")
-    Infill(str(folder), str(tmp_path / "f.py"), Sampling())()
+    Infill(str(folder), str(tmp_path / "f.py"), sampling=Sampling())()
     assert (
         "warning: no end of the middle within 128 tokens: 3 characters" in capsys.readouterr().err
     )
@@ -177,16 +177,16 @@ def test_options_that_exclude_each_other_are_refused():
         ({"quantization": QuantizationOptions("none,int8")}, "`evaluate` compares several"),
     ):
         with pytest.raises(UserError, match=said):
-            Infill("run", "f.py", Sampling(), **options)
+            Infill("run", "f.py", sampling=Sampling(), **options)
 
 
 def test_a_sequence_longer_than_in_training_is_warned_of(folder, asked, capsys):
-    Complete(str(folder), "x", Sampling(max_new_tokens=600))()
+    Complete(str(folder), "x", sampling=Sampling(max_new_tokens=600))()
     assert "the model was trained on sequences of 512" in capsys.readouterr().err
 
 
 def test_a_progress_line_comes_before_the_model_is_loaded(folder, asked, capsys):
-    Complete(str(folder), "x", Sampling())()
+    Complete(str(folder), "x", sampling=Sampling())()
     assert capsys.readouterr().err.startswith(f"starting JAX and loading {folder}\nreading ")
 
 

@@ -1,0 +1,132 @@
+"""`chat`: messages, commands and mistakes, with a small model that answers anything."""
+
+import dataclasses
+import io
+import json
+
+import pytest
+from toy import stage
+
+from codellama_jax.config import Experiment, to_dict
+from codellama_jax.errors import UserError
+from codellama_jax.generation import chat as chatting
+from codellama_jax.generation import text as texts
+from codellama_jax.generation.chat import Chat
+from codellama_jax.generation.options import Generating
+from codellama_jax.generation.settings import Sampling
+from codellama_jax.generation.text import Generated
+from codellama_jax.tokenizers import sentencepiece
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    lines = ["[INST] Hi [/INST] Hello <<SYS>>\nBe brief.\n<</SYS>> x = 1 + 2\n"] * 30
+    return sentencepiece.train(lines, 310, tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    """A run that was trained on conversations, without parameters."""
+    toy = stage(seq_len=512)
+    model = dataclasses.replace(toy.model, vocab_size=tokenizer.vocab_size)
+    data = dataclasses.replace(toy.data, chat="llama2")
+    config = dataclasses.replace(toy, model=model, data=data)
+    run = tmp_path / "run"
+    (run / "main" / "code" / "checkpoints").mkdir(parents=True)
+    experiment = Experiment("run", "toy", {"main": {"code": config}})
+    (run / "config.json").write_text(json.dumps(to_dict(experiment)))
+    (run / "main" / "code" / "config.json").write_text(json.dumps(to_dict(config)))
+    (run / "main" / "code" / "done.json").write_text("{}")
+    tokenizer.save(run / "tokenizer.model")
+    return run
+
+
+@pytest.fixture
+def prompts(monkeypatch, tokenizer):
+    """The prompts that a stand-in for the model answers with their number."""
+    read = []
+
+    def generate_text(model, ids, decode, sampling, stop_ids, stop_strings, stream):
+        read.append(tokenizer.decode([i for i in ids[0] if i > 2]))
+        assert stop_ids == (tokenizer.eos_id,)
+        answer = Generated(f"answer {len(read)}", True)
+        stream.update(answer.text)
+        return [answer]
+
+    monkeypatch.setattr(texts, "generate_text", generate_text)
+    monkeypatch.setattr(Generating, "load", lambda self: None)
+    return read
+
+
+def talk(monkeypatch, run, *lines, **options):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
+    Chat(str(run), sampling=Sampling(), **options)()
+
+
+def test_answers_become_part_of_the_conversation(monkeypatch, folder, prompts, capsys):
+    talk(monkeypatch, folder, "Hi", "", "And you?", system="Be brief.")
+    first = "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST]"
+    assert prompts == [first, f"{first} answer 1  [INST] And you? [/INST]"]
+    assert capsys.readouterr().out == "answer 1\nanswer 2\n"
+
+
+def test_one_message(monkeypatch, folder, prompts, capsys):
+    talk(monkeypatch, folder, message="Hi")
+    assert prompts == ["[INST] Hi [/INST]"]
+    assert capsys.readouterr().out == "answer 1\n"
+
+
+def test_commands(monkeypatch, folder, prompts, capsys, tmp_path):
+    saved = tmp_path / "talk.jsonl"
+    lines = ("Hi", f"/save {saved}", "/clear", "Hi", "/system Be brief.", "Hi", "/quit", "more")
+    talk(monkeypatch, folder, *lines)
+    assert prompts[0] == prompts[1] == "[INST] Hi [/INST]"
+    assert prompts[2].startswith("[INST] <<SYS>>\nBe brief.") and len(prompts) == 3
+    messages = json.loads(saved.read_text())["messages"]
+    assert messages[1] == {"role": "assistant", "content": "answer 1"}
+
+
+def test_mistakes_are_one_line_and_the_chat_continues(monkeypatch, folder, prompts, capsys):
+    lines = ("a [/INST] b", "/sav x", "/save", "/save /dev/null/x", "/help", " /slash", "Hi")
+    talk(monkeypatch, folder, *lines)
+    errors = capsys.readouterr().err
+    assert "error: message 1 contains [/INST]" in errors
+    assert "error: the command is '/sav'" in errors and "did you mean /save" in errors
+    assert "error: /save needs a file" in errors and "error: cannot write /dev/null/x" in errors
+    assert "/clear" in errors and "Traceback" not in errors
+    assert prompts == ["[INST] /slash [/INST]", "[INST] /slash [/INST] answer 1  [INST] Hi [/INST]"]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"chat_format": "llama3"}, "--chat-format is 'llama3'.*did you mean llama2"),
+        ({"chat_format": "template"}, "has no chat template"),
+        ({"message": "a [INST]"}, r"message 1 contains \[INST\]"),
+        ({"message": "x", "chat_format": "pangu_coder2", "system": "s"}, "pangu_coder2 takes one"),
+    ],
+)
+def test_a_mistake_in_the_options_is_refused(monkeypatch, folder, prompts, options, problem):
+    with pytest.raises(UserError, match=problem):
+        talk(monkeypatch, folder, **options)
+
+
+def test_a_run_without_conversations_needs_a_format(monkeypatch, folder, prompts):
+    path = folder / "main" / "code" / "config.json"
+    config = json.loads(path.read_text())
+    del config["data"]["chat"]
+    path.write_text(json.dumps(config))
+    for name in ("config.json",):
+        whole = json.loads((folder / name).read_text())
+        del whole["arms"]["main"]["code"]["data"]["chat"]
+        (folder / name).write_text(json.dumps(whole))
+    with pytest.raises(UserError, match="was not trained on conversations: pass --chat-format"):
+        talk(monkeypatch, folder, message="Hi")
+    talk(monkeypatch, folder, message="Hi", chat_format="llama2")
+    assert prompts == ["[INST] Hi [/INST]"]
+
+
+def test_markdown_only_on_a_terminal(monkeypatch, capsys):
+    with chatting._shown() as write:
+        write("**bold**")
+    assert capsys.readouterr().out == "**bold**\n"
