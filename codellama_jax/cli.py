@@ -87,6 +87,16 @@ VERBS = {
         "Talk to a model that was trained on conversations, in the terminal.",
         'runs/smollm2 --message "Write a function that adds two numbers." --max-new-tokens 200',
     ),
+    "self-instruct": Verb(
+        "alignment.commands:SelfInstructCommand",
+        "Write questions, tests and solutions with models; keep solutions that pass the tests.",
+        "data/self --model runs/smollm2 --prompts 2 --questions 10 --solutions 4",
+    ),
+    "evol-instruct": Verb(
+        "alignment.commands:EvolInstructCommand",
+        "Make tasks harder in rounds, answer them, drop what is broken or of a benchmark.",
+        "data/evol --seeds tasks.jsonl --model runs/smollm2 --rounds 2",
+    ),
     "evaluate": Verb(
         "benchmarks.commands:Evaluate",
         "Measure a benchmark of the paper: humaneval, mbpp, key_retrieval, ...",

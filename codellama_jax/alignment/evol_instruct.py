@@ -46,7 +46,7 @@ MOST_CODE = 8_000
 class EvolInstruct(Checked):
     """How tasks are changed."""
 
-    rounds: Annotated[int, Range(0, 100)] = 3
+    rounds: Annotated[int, Range(0, 100)] = 3  # each changes every task once
     breadth: Annotated[float, Range(0, 1)] = 0.0  # share of tasks changed in breadth
     batch: Annotated[int, Range(1, 10_000)] = 64  # requests that are answered at once
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0  # draws the methods

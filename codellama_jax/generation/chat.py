@@ -18,6 +18,7 @@ from codellama_jax.tokenizers.chat_template import NAME as TEMPLATE
 from codellama_jax.tokenizers.chat_template import TemplateChat, has_template
 
 if TYPE_CHECKING:
+    from codellama_jax.config import Stage
     from codellama_jax.models.trained import TrainedModel
     from codellama_jax.tokenizers.base import Tokenizer
 
@@ -46,7 +47,7 @@ class Chat(Generating):
     def __call__(self) -> None:
         """Reads messages and prints answers until the end of the input."""
         trained = self.find()
-        chat = self.format_of(trained)
+        chat = format_of(self.run, self.chat_format, trained.tokenizer, trained.stage)
         conversation = Conversation(self.system)
         if self.message:
             # A message that the format refuses is reported before the model is loaded.
@@ -72,21 +73,30 @@ class Chat(Generating):
                 note(f"error: {error}")
                 conversation.forget()
 
-    def format_of(self, trained: Trained) -> ChatFormat:
-        """Returns the format of the conversation. Raises UserError where none is known."""
-        name = self.chat_format
-        if not name:
-            name = TEMPLATE if has_template(trained.tokenizer) else trained.stage.data.chat
-        if not name:
-            raise UserError(
-                f"{self.run} was not trained on conversations: pass --chat-format with their form"
-                f" ({', '.join(FORMATS)}), or use complete"
-            )
-        if name == TEMPLATE:
-            return TemplateChat(trained.tokenizer)
-        if name not in FORMATS:
-            raise UserError(f"--chat-format{choices_problem(name, [*FORMATS, TEMPLATE])}")
-        return FORMATS[name]
+
+def format_of(run: str, name: str, tokenizer: Tokenizer, stage: Stage) -> ChatFormat:
+    """Returns the format of a conversation with a run.
+
+    Raises UserError where no format has the name, or where none is given or known.
+
+    Args:
+        run: the run, for messages.
+        name: of the format; "" takes the model's own template, or the format of the training.
+        tokenizer: the run's.
+        stage: the stage that was trained.
+    """
+    if not name:
+        name = TEMPLATE if has_template(tokenizer) else stage.data.chat
+    if not name:
+        raise UserError(
+            f"{run} was not trained on conversations: pass --chat-format with their form"
+            f" ({', '.join(FORMATS)}), or use complete"
+        )
+    if name == TEMPLATE:
+        return TemplateChat(tokenizer)
+    if name not in FORMATS:
+        raise UserError(f"--chat-format{choices_problem(name, [*FORMATS, TEMPLATE])}")
+    return FORMATS[name]
 
 
 class Conversation:

@@ -1,0 +1,223 @@
+"""`self-instruct` and `evol-instruct` of the command line: training data that models write."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from codellama_jax.alignment import evol_instruct, self_instruct
+from codellama_jax.alignment.answers import Answerer
+from codellama_jax.alignment.models import Remote, local
+from codellama_jax.alignment.parsing import different
+from codellama_jax.benchmarks.samples import make_folder
+from codellama_jax.benchmarks.texts import benchmark_texts
+from codellama_jax.config import CACHE, MeshConfig
+from codellama_jax.data.prepare.readers.conversations import canonical_text, columns_of
+from codellama_jax.errors import UserError
+from codellama_jax.generation.chat import format_of
+from codellama_jax.generation.settings import Sampling
+from codellama_jax.system.files import read_state, user_path, write_json
+from codellama_jax.system.json_files import Value, read_values
+from codellama_jax.tokenizers.chat import Message
+
+SETTINGS = "settings.json"
+KEY_VARIABLE = "OPENAI_API_KEY"
+MODEL = (
+    "The model: the folder of a run (published weights: import them first), or the URL of a server"
+    f" with OpenAI's interface, as http://127.0.0.1:8000/v1#NAME. Its key is read from"
+    f" {KEY_VARIABLE}."
+)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How the models that write the data generate."""
+
+    chat_format: str = ""
+    """llama2, code_llama_70b, pangu_coder2 or template, of models that are runs; unless given, the
+    model's own template or the format that the run was trained with."""
+    temperature: float = 0.8
+    """How tokens are drawn; the paper publishes no number."""
+    top_p: float = 0.95
+    """Sample from the most likely tokens that hold this share of the probability."""
+    max_new_tokens: int = 1024
+    """Stop an answer after this many tokens."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """The devices of this host along each axis; -1 takes the remaining ones."""
+
+    def sampling(self, seed: int) -> Sampling:
+        """Returns how tokens are drawn with a seed. Raises UserError for a number not allowed."""
+        return Sampling(self.temperature, 0, self.top_p, self.max_new_tokens, seed)
+
+    def answerer(self, model: str, seed: int) -> Answerer:
+        """Returns the function with which a model answers. The same model is loaded once."""
+        sampling = self.sampling(seed)
+        if model.startswith(("http://", "https://")):
+            url, _, name = model.partition("#")
+            if not name:
+                fix = "add its name there, as http://127.0.0.1:8000/v1#NAME"
+                raise UserError(f"{model} does not name a model of the server: {fix}")
+            return Remote(url, name, os.environ.get(KEY_VARIABLE, "")).answerer(sampling)
+        from codellama_jax.checkpoints.folder import RunFolder
+
+        # Before JAX starts: a run that is missing, or has no chat format, is one line at once.
+        folder, stage = RunFolder(user_path(model)).find_stage("", "")
+        chat = format_of(model, self.chat_format, folder.trained().load_tokenizer(), stage)
+        loaded: list[Answerer] = []
+
+        def answer(requests: Sequence[Any]) -> list[str]:
+            if not loaded:
+                loaded.append(local(_loaded(model, self.mesh), chat, sampling))
+            return loaded[0](requests)
+
+        return answer
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(run: str, mesh: MeshConfig) -> Any:
+    print(f"starting JAX and loading {run}", file=sys.stderr, flush=True)
+    from codellama_jax.checkpoints.loading import keep_compiled, load_run
+    from codellama_jax.sharding.mesh import make_mesh
+
+    keep_compiled(CACHE)
+    return load_run(run, "", "", make_mesh(mesh))
+
+
+@dataclass(frozen=True)
+class SelfInstructCommand:
+    """Write questions, tests and solutions with models; keep solutions that pass."""
+
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """The folder to write; the same command continues one that was interrupted."""
+    model: Annotated[str, tyro.conf.arg(help=MODEL)]
+    models: Annotated[ModelOptions, tyro.conf.arg(name="")]
+    amounts: Annotated[self_instruct.SelfInstruct, tyro.conf.arg(name="")]
+    question_model: str = ""
+    """Another model for the questions; the paper takes Llama 2 70B."""
+    test_model: str = ""
+    """Another model for the tests."""
+    workers: int | None = None
+    """How many programs run at once; by default one per core."""
+
+    def __call__(self) -> None:
+        """Writes the dataset and prints the counts of each step."""
+        names = [self.question_model or self.model, self.test_model or self.model, self.model]
+        roles = [self.models.answerer(name, self.amounts.seed) for name in names]
+        out = _opened(self.out, self, ("workers", "models.mesh", "amounts.batch"))
+        from codellama_jax.sandbox.executor import Executor
+
+        provenance = dict(zip(("question_model", "test_model", "solution_model"), names))
+        with Executor(self.workers) as executor:
+            models = self_instruct.Models(*roles)
+            counts = self_instruct.make_dataset(models, executor, self.amounts, out, provenance)
+        write_json(out / "counts.json", dataclasses.asdict(counts))
+        print(f"questions            {counts.questions:,}")
+        print(f"without duplicates   {counts.different:,}")
+        print(f"with tests           {counts.with_tests:,}")
+        print(f"solutions            {counts.solutions:,}")
+        print(f"kept                 {counts.kept:,}")
+        _print_end(counts.reasons, out, self_instruct.DATASET)
+
+
+@dataclass(frozen=True)
+class EvolInstructCommand:
+    """Make tasks harder in rounds, answer them, and drop what is broken or of a benchmark."""
+
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """The folder to write; the same command continues one that was interrupted."""
+    seeds: str
+    """The first tasks: JSON lines of conversations or of Alpaca's layout, as CodeAlpaca's."""
+    model: Annotated[str, tyro.conf.arg(help=MODEL)]
+    models: Annotated[ModelOptions, tyro.conf.arg(name="")]
+    rounds: Annotated[evol_instruct.EvolInstruct, tyro.conf.arg(name="")]
+    answer_model: str = ""
+    """Another model for the answers."""
+    benchmarks: dict[str, str] = field(default_factory=dict)
+    """Benchmarks that no kept task may hold, with their files: humaneval FILE mbpp FILE."""
+
+    def __call__(self) -> None:
+        """Writes the dataset and prints what became of the tasks."""
+        seeds = read_tasks(self.seeds)
+        texts = benchmark_texts(self.benchmarks)
+        names = [self.model, self.answer_model or self.model]
+        writer, solver = [self.models.answerer(name, self.rounds.seed) for name in names]
+        out = _opened(self.out, self, ("models.mesh", "rounds.batch"))
+        if not texts:
+            print("note: no --benchmarks, so that leaks are not searched", file=sys.stderr)
+        provenance = dict(zip(("task_model", "answer_model"), names))
+        report = evol_instruct.make_dataset(
+            writer, solver, seeds, texts, self.rounds, out, provenance
+        )
+        write_json(out / "counts.json", dataclasses.asdict(report))
+        print(f"tasks                {report.tasks:,}")
+        print(f"kept                 {report.kept:,}")
+        _print_end(report.reasons, out, evol_instruct.DATASET)
+
+
+def read_tasks(path: str) -> list[str]:
+    """Returns the user's first message of each record of a file, without repeats.
+
+    Raises UserError naming the place of the first record that is no conversation.
+    """
+    tasks = []
+    for place, record in read_values(user_path(path)).values:
+        tasks.append(_task(Value(place, record)))
+    if not tasks:
+        raise UserError(f"--seeds: {path} has no records")
+    return different(tasks)
+
+
+def _task(value: Value) -> str:
+    record = value.value if isinstance(value.value, dict) else {}
+    names = columns_of(tuple(record))
+    text = canonical_text({name: record[name] for name in names}) if names else None
+    for message in _messages(text):
+        if message.role == "user" and message.content.strip():
+            return message.content.strip()
+    layouts = "messages, conversations, or instruction with output"
+    raise UserError(f"{value.place} is no conversation with a message of the user: {layouts}")
+
+
+def _messages(text: str | None) -> list[Message]:
+    return [Message(**message) for message in json.loads(text or "{}").get("messages", [])]
+
+
+def _opened(path: str, command: Any, free: Sequence[str]) -> Path:
+    """Returns the folder of a command, made if it is missing.
+
+    Raises UserError if the folder holds the work of other options, except for those named `free`,
+    which change no answer.
+    """
+    out = Path(user_path(path))
+    make_folder(out)
+    options = dataclasses.asdict(command)
+    options.pop("out")
+    for name in free:
+        *parents, last = name.split(".")
+        part = options
+        for parent in parents:
+            part = part[parent]
+        part.pop(last)
+    before = read_state(out / SETTINGS)
+    if before is None:
+        write_json(out / SETTINGS, options)
+    elif before != options:
+        changed = [name for name in options if before.get(name) != options[name]]
+        fix = "name another folder, or pass the options that it was started with"
+        raise UserError(f"{out} was started with another {' and '.join(changed)}: {fix}")
+    return out
+
+
+def _print_end(reasons: dict[str, int], out: Path, dataset: str) -> None:
+    for reason, count in reasons.items():
+        print(f"  {count:,} x {reason}")
+    print(f"train on it with --corpus.others NAME {out / dataset}")
