@@ -105,6 +105,21 @@ def test_beams_depend_neither_on_other_prompts_nor_on_the_mesh(model):
         np.testing.assert_allclose([b.score for b in ours], [b.score for b in theirs], atol=1e-3)
 
 
+def test_an_int8_cache_is_reordered_with_its_scales(model):
+    """A text has the log-probability that it has alone, where nothing is reordered."""
+    compressed = dataclasses.replace(model, kv_cache="int8")
+    greedy = dataclasses.replace(BEAMS, beams=1, length_penalty=1.0)
+    alone = beam_search(compressed, PROMPTS, greedy)
+    among_others = beam_search(compressed, PROMPTS, BEAMS)
+    compared = 0
+    for [text], beams in zip(alone, among_others):
+        for beam in beams:
+            if beam.ids == text.ids:
+                assert beam.log_probability == pytest.approx(text.log_probability, abs=1e-4)
+                compared += 1
+    assert compared >= 2
+
+
 def test_the_first_token_is_one_of_those_named(model):
     first = [np.array([11, 12, 13, 14, 15]), None, np.array([3])]
     found = beam_search(model, PROMPTS, BEAMS, first=first)
