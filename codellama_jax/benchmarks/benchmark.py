@@ -166,28 +166,29 @@ def after_space(space: str, text: str) -> str:
     return text.removeprefix(space)
 
 
-def files_of(path: str, kinds: Sequence[str]) -> list[Path]:
+def files_of(path: str, kinds: Sequence[str], option: str = "--data") -> list[Path]:
     """Returns a file itself, or the sorted files below a folder whose names end with a kind.
 
-    Raises UserError if there is none.
+    Raises UserError, which names the `option` that holds `path`, if there is none.
     """
     if not path:
-        raise UserError("pass --data, the benchmark's file or folder")
+        raise UserError(f"pass {option}, the benchmark's file or folder")
     if is_bucket(path):
-        raise UserError(f"--data {path}: benchmarks are read from local files; copy it here first")
+        fix = "benchmarks are read from local files; copy it here first"
+        raise UserError(f"{option} {path}: {fix}")
     local_path = Path(user_path(path))
     # os.path.exists returns False for a name that is too long; Path.exists raises.
     if not os.path.exists(local_path):
-        raise UserError(f"--data: no file or folder {path[:200]}")
+        raise UserError(f"{option}: no file or folder {path[:200]}")
     if not local_path.is_dir():
         return [local_path]
     # Searching a root directory would take minutes and read files of others.
-    check_not_root(local_path, f"--data {path[:200]}")
+    check_not_root(local_path, f"{option} {path[:200]}")
     files = [file for file in local_path.rglob("*") if file.name.endswith(tuple(kinds))]
     # Sorted: task numbers must not depend on the file system.
     files = sorted(file for file in files if file.is_file())
     if not files:
-        raise UserError(f"--data: {path} holds no {' or '.join(kinds)} file")
+        raise UserError(f"{option}: {path} holds no {' or '.join(kinds)} file")
     return files
 
 
@@ -198,8 +199,12 @@ def text_of(file: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_records(path: str | Path, fields: Mapping[str, Kind]) -> list[Record]:
+def read_records(
+    path: str | Path, fields: Mapping[str, Kind], option: str = "--data"
+) -> list[Record]:
     """Reads the records of .jsonl, .jsonl.gz and .json files and checks their `fields`.
+
+    `option` is the one that holds `path`, for messages.
 
     Each record also gets `file`, the file's name without its ending, and `place`, where the record
     is, for messages.
@@ -212,7 +217,7 @@ def read_records(path: str | Path, fields: Mapping[str, Kind]) -> list[Record]:
         downloaded = downloads.records(name)
         values = [Value(f"record {n} of {name}", value) for n, value in enumerate(downloaded, 1)]
         return _checked(values, fields, name)
-    for file in files_of(str(path), RECORD_FILES):
+    for file in files_of(str(path), RECORD_FILES, option):
         stored = read_values(file)
         # A truncated copy would silently drop the last task.
         if stored.unfinished:

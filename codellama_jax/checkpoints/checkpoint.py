@@ -6,7 +6,6 @@ alone, without Orbax.
 
 from __future__ import annotations
 
-import logging
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,7 +16,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from codellama_jax.checkpoints import checksums
-from codellama_jax.checkpoints.loading import first_line, read_checksums, warn_damaged
+from codellama_jax.checkpoints.loading import (
+    first_line,
+    read_checksums,
+    silence_orbax,
+    warn_damaged,
+)
 from codellama_jax.config import Stage, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.models.accounting import checkpoint_bytes
@@ -25,9 +29,7 @@ from codellama_jax.sharding.hosts import gather
 from codellama_jax.system.exits import exit_within
 from codellama_jax.system.files import check_no_pipes, is_bucket
 
-# Orbax and its event loops print tracebacks of errors that they also raise: one line reports them.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+silence_orbax()
 LOOP_CLOSED = "Event loop is closed"
 print_ignored = sys.unraisablehook
 

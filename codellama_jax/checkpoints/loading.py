@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 from typing import Any
 
@@ -27,6 +28,15 @@ from codellama_jax.sharding.hosts import on_all_hosts
 from codellama_jax.sharding.mesh import check_divides, make_mesh, on_mesh
 from codellama_jax.system.console import warn
 from codellama_jax.system.files import is_bucket, read_json, user_path
+
+
+def silence_orbax() -> None:
+    """Keeps Orbax and its event loops from printing the tracebacks of errors that they also raise.
+
+    Every module that imports Orbax calls it: one line of the command reports the error.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def first_line(error: BaseException) -> str:

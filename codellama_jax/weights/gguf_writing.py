@@ -6,6 +6,7 @@ does. Only one tensor is in memory at any time.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,6 +113,11 @@ def _write_file(
             for tensor, (_, _, qtype) in zip(_tensors(source, model), _described(model, kind)):
                 writer.write_tensor_data(quantize(tensor.astype(np.float32), qtype))
                 advance(tensor.nbytes)
+        except OSError as error:
+            # numpy reports a short write without its cause, which is a full disk.
+            if error.errno is None:
+                raise OSError(errno.ENOSPC, "no space left on the device") from error
+            raise
         finally:
             writer.close()
 

@@ -18,7 +18,7 @@ import tensorstore
 from etils import epath
 
 from codellama_jax.checkpoints.folder import RunFolder, find_trained
-from codellama_jax.checkpoints.loading import first_line, stored_parameter
+from codellama_jax.checkpoints.loading import first_line, silence_orbax, stored_parameter
 from codellama_jax.config import (
     DataConfig,
     Experiment,
@@ -47,6 +47,7 @@ from codellama_jax.weights.layout import (
     split,
 )
 
+silence_orbax()
 ARM, STAGE = "imported", "weights"
 # Chunks of a stored layer along the model width. A chunk is read in full, so that with more chunks
 # a device reads less that it does not hold.

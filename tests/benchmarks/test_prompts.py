@@ -140,6 +140,12 @@ def test_codegeex_names_the_language(files, name, tag):
     assert task.reference == task.record["canonical_solution"]
 
 
+def test_a_missing_file_of_solutions_names_its_option(files, tmp_path):
+    missing = str(tmp_path / "missing")
+    with pytest.raises(UserError, match="--source: no file or folder .*missing"):
+        load("humaneval_x", data=files["x_cpp"], source=missing)
+
+
 def test_codegeex_translates(files):
     options = {"data": files["x_cpp"], "source": files["x_python"], "prompt": "codegeex"}
     [task] = load("humaneval_x", **options).tasks

@@ -150,6 +150,16 @@ def test_a_part_of_q_consists_of_heads(tmp_path):
     np.testing.assert_array_equal(source.read("q", 0, (slice(64, 192), slice(None))), full[64:192])
 
 
+def test_a_full_disk_is_named_although_numpy_does_not(tmp_path, monkeypatch):
+    def write_part(*_):
+        raise OSError("problem writing element 1024 to file")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", write_part)
+    with pytest.raises(UserError, match="cannot write .*: no space left on the device"):
+        exported(tmp_path, "f32")
+    assert not list(tmp_path.iterdir())
+
+
 def test_import_and_export_by_the_commands(tmp_path, capsys):
     source, path = exported(tmp_path, "f32", attention_bias="all")
     run, again = tmp_path / "run", tmp_path / "again"

@@ -178,7 +178,7 @@ def test_a_tied_model_may_hold_its_embedding_twice(folders, tmp_path):
 def test_published_weights_in_place_of_a_run_name_the_command_that_makes_one(folders, tmp_path):
     (tmp_path / "model.gguf").touch()
     for weights in (folders / "hf", folders / "meta", tmp_path / "model.gguf"):
-        with pytest.raises(UserError, match="is not the folder of a run: .*`launch.py import"):
+        with pytest.raises(UserError, match=r"is not the folder of a run: .*`launch.py import"):
             RunFolder(epath.Path(weights)).find_stage()
 
 

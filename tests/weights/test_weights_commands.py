@@ -47,3 +47,10 @@ def test_a_missing_folder_is_reported_before_jax_starts(arguments, tmp_path):
 def test_ranks_are_only_for_the_layout_of_meta():
     with pytest.raises(UserError, match="--ranks is 2: only Meta's layout"):
         Export("run", "folder", to="hf", ranks=2)()
+
+
+def test_orbax_prints_nothing_beside_an_import(folders, tmp_path):
+    """In a process of its own: other tests have silenced it already."""
+    command = [sys.executable, "-m", "codellama_jax", "import", str(folders / "hf")]
+    done = subprocess.run([*command, str(tmp_path / "run")], capture_output=True, text=True)
+    assert done.returncode == 0 and "absl" not in done.stderr

@@ -130,7 +130,7 @@ def load(options: TranslationOptions, tokenizer: object = None) -> Benchmark:
             checks=_checks,
             paper=PAPER,
         )
-    solved = read_records(options.source, FIELDS)
+    solved = read_records(options.source, FIELDS, "--source")
     sources = {_number(record): _with_language(record) for record in solved}
     missing = [record["task_id"] for record in records if _number(record) not in sources]
     if missing:
