@@ -39,7 +39,10 @@ def document_losses(model: TrainedModel, documents: Sequence[Sequence[int]]) -> 
         longest = max(map(len, documents)) - 1
         model.config.check_length("the longest document", longest)
         for batch, ids_BT in _batches(documents, longest, len(documents), extra=1):
-            losses_BT = _fetched(_losses(model.config, model.params, ids_BT[:, :-1], ids_BT[:, 1:]))
+            ends_B = _ends(batch, len(ids_BT)) - 1
+            losses_BT = _fetched(
+                _losses(model.config, model.params, ids_BT[:, :-1], ids_BT[:, 1:], ends_B)
+            )
             losses += [losses_T[: len(ids) - 1] for losses_T, ids in zip(losses_BT, batch)]
     return losses
 
@@ -52,8 +55,7 @@ def last_logits(model: TrainedModel, prompts: Sequence[Sequence[int]], count: in
         longest = max(map(len, prompts))
         model.config.check_length("the longest prompt", longest)
         for batch, ids_BT in _batches(prompts, longest, most):
-            ends_B = np.zeros(len(ids_BT), np.int32)
-            ends_B[: len(batch)] = [len(ids) - 1 for ids in batch]
+            ends_B = _ends(batch, len(ids_BT))
             logits_BMV = _last_logits(model.config, count, model.params, ids_BT, ends_B)
             parts.append(_fetched(logits_BMV)[: len(batch)])
     return np.concatenate(parts)
@@ -82,6 +84,13 @@ def _batches(
         yield batch, ids_BT
 
 
+def _ends(batch: Sequence[Sequence[int]], size: int) -> np.ndarray:
+    """Returns the index of the last id of each sequence, int32 [size], 0 for those that pad it."""
+    ends_B = np.zeros(size, np.int32)
+    ends_B[: len(batch)] = [len(ids) - 1 for ids in batch]
+    return ends_B
+
+
 def _fetched(x: jax.Array) -> np.ndarray:
     """Returns the values of an array that may be sharded over several hosts."""
     if not x.is_fully_addressable:
@@ -91,11 +100,23 @@ def _fetched(x: jax.Array) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _losses(
-    config: ModelConfig, params: dict, tokens_BT: jax.Array, targets_BT: jax.Array
+    config: ModelConfig,
+    params: dict,
+    tokens_BT: jax.Array,
+    targets_BT: jax.Array,
+    ends_B: jax.Array,
 ) -> jax.Array:
-    """Returns -log p(target) in nats of every token, fp32 (B, T); a sequence is one document."""
+    """Returns -log p(target) in nats of every token, fp32 (B, T).
+
+    Args:
+      config: the model.
+      params: the parameters.
+      tokens_BT: padded ids; a sequence is one document.
+      targets_BT: the ids after them.
+      ends_B: the position of the last token of each sequence.
+    """
     # The fused loss never holds the (tokens x vocabulary) logits.
-    x_BTD = _hidden(config, params, tokens_BT)
+    x_BTD = _hidden(config, params, tokens_BT, ends_B)
     return token_losses(x_BTD, output_head(params), targets_BT, **loss_specs())
 
 
@@ -112,17 +133,23 @@ def _last_logits(
       tokens_BT: padded ids.
       ends_B: the position of the last id of each sequence.
     """
-    x_BTD = _hidden(config, params, tokens_BT)
+    x_BTD = _hidden(config, params, tokens_BT, ends_B)
     positions_BM = jnp.maximum(ends_B[:, None] - jnp.arange(count)[None], 0)
     x_BMD = jnp.take_along_axis(x_BTD, positions_BM[:, :, None], axis=1)
     module = family_of(config).module(config)
     return cast(jax.Array, module.apply({"params": params}, x_BMD, method="unembed"))
 
 
-def _hidden(config: ModelConfig, params: dict, tokens_BT: jax.Array) -> jax.Array:
+def _hidden(
+    config: ModelConfig, params: dict, tokens_BT: jax.Array, ends_B: jax.Array
+) -> jax.Array:
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    module, variables = family_of(config).module(config), {"params": params}
-    return cast(jax.Array, module.apply(variables, tokens_BT, positions_BT, method="hidden"))
+    family, segment_ids_BT = family_of(config), None
+    if family.depends_on_length(config):
+        segment_ids_BT = (positions_BT <= ends_B[:, None]).astype(jnp.int32)
+    inputs = (tokens_BT, positions_BT, segment_ids_BT)
+    x_BTD = family.module(config).apply({"params": params}, *inputs, method="hidden")
+    return cast(jax.Array, x_BTD)
 
 
 def _round_up(number: int, multiple: int) -> int:

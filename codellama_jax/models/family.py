@@ -57,6 +57,13 @@ class Family(abc.ABC, Generic[Config]):
     def positions(self, config: Config) -> str:
         """Returns how the model encodes positions, in a few words for plans and reports."""
 
+    def depends_on_length(self, config: Config) -> bool:
+        """Returns whether logits depend on how long the sequence is, and not on its tokens alone.
+
+        Padding after a sequence must then be marked by segment ids.
+        """
+        return False
+
     @abc.abstractmethod
     def parameter_count(self, config: Config) -> int:
         """Returns the number of parameters, embedding and head included."""

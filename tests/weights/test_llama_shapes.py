@@ -15,6 +15,7 @@ from etils import epath
 from codellama_jax.checkpoints.loading import load_run
 from codellama_jax.config import MeshConfig
 from codellama_jax.generation.sampler import generate
+from codellama_jax.generation.scoring import document_losses
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.models.accounting import parameter_count
 from codellama_jax.models.family import family_of
@@ -161,6 +162,19 @@ def test_the_exported_tokenizer_has_the_ids_of_the_original(case):
         after.bos_token,
         after.eos_token,
     )
+
+
+def test_losses_of_padded_documents_are_transformers(case):
+    """Documents of 48 and 20 tokens are padded to one length, which must not count."""
+    folder, model, _ = case
+    documents = [ids(1, LENGTH)[0].tolist(), ids(2, 20)[1].tolist()]
+    for document, losses in zip(documents, document_losses(model, documents)):
+        logits_TV = torch.tensor(their_logits(folder / "hf", [document[:-1]])[0])
+        kept_TV = logits_TV[:, : model.config.vocab_size]
+        expected = torch.nn.functional.cross_entropy(
+            kept_TV, torch.tensor(document[1:]), reduction="none"
+        )
+        np.testing.assert_allclose(losses, expected, atol=2e-4)
 
 
 def test_parameters_are_counted(case):

@@ -47,7 +47,7 @@ OTHER_FILES += ["consolidated.02.pth", "consolidated.xx.pth", "params.json", "co
 EXTRA = ["rope_scaling", "rope_parameters", "head_dim", "attention_bias", "hidden_act", "mlp_bias"]
 EXTRA += ["partial_rotary_factor", "quantization_config", "use_scaled_rope", "multiple_of"]
 EXTRA += ["ffn_dim_multiplier", "model_type", "tie_word_embeddings", "max_position_embeddings"]
-EXTRA += ["rope_theta"]
+EXTRA += ["rope_theta", "use_sliding_window", "layer_types", "original_max_position_embeddings"]
 
 
 def originals() -> Path:

@@ -26,6 +26,9 @@ class LlamaFamily(PackageFamily[LlamaConfig]):
         kind = f" {config.rope_type}" if config.rope_type != "linear" else ""
         return f"RoPE base {config.rope_theta:.0e}{kind}{scaling}"
 
+    def depends_on_length(self, config: LlamaConfig) -> bool:
+        return config.rope_type == "dynamic"
+
     def parameter_count(self, config: LlamaConfig) -> int:
         c = config
         norms = (2 * c.n_layers + 1) * c.d_model

@@ -56,7 +56,9 @@ def model_config(params: Settings, rows: int) -> LlamaConfig:
 def _check_supported(params: Settings) -> None:
     """Raises UserError for a setting that is not implemented and changes the model's results."""
     if params.flag("use_scaled_rope"):
-        raise params.error("use_scaled_rope", "false: Llama 3.1's scaling is not implemented")
+        # The factor is 8 in Llama 3.1 and 32 in the small models of 3.2.
+        fix = "Llama 3.1's scaling has no factor here, import the model from transformers' files"
+        raise params.error("use_scaled_rope", f"false: {fix}")
     unknown = sorted(name for name in set(params.values) - KNOWN if params.values[name])
     if unknown:
         fix = "remove it if it does not change what the model computes"
