@@ -7,7 +7,7 @@ Expected  near Code Llama of the same size (33.5 / 36.0 / 48.8 / 53.0 % and 41.4
 Cost      `launch.py plan code_llama_instruct --scale 7b` prints it.
 Command   python launch.py run experiments/code_llama_instruct.py --scale 7b
           --out gs://BUCKET/instruct_7b --instruct.init run:CODE_LLAMA_RUN
-          --tokenizer.path tokenizer.model --corpus.others conversations prepared:CONVERSATIONS
+          --tokenizer.path tokenizer.model --corpus.others.conversations prepared:CONVERSATIONS
           --corpus.code gs://BUCKET/code --corpus.language gs://BUCKET/text
 
 Section 2.5 gives 5B tokens in batches of 524,288, 6 % code and 2 % natural language. The
@@ -37,7 +37,7 @@ STEPS = 9_537  # 5B tokens
 
 
 def experiment(scale: str = "7b") -> Experiment:
-    """Returns the stage that follows Code Llama of a published size, for 70B Code Llama - Python."""
+    """Returns the stage that follows Code Llama of a size, for 70B Code Llama - Python."""
     model = choose(CODE_LLAMA, scale)
     # The 70B model had no long-context stage before, and so keeps Llama 2's RoPE base.
     if scale != "70b":
