@@ -112,7 +112,7 @@ class SelfInstructCommand:
         """Writes the dataset and prints the counts of each step."""
         names = [self.question_model or self.model, self.test_model or self.model, self.model]
         roles = [self.models.answerer(name, self.amounts.seed) for name in names]
-        out = _opened(self.out, self, ("workers", "models.mesh", "amounts.batch"))
+        out = opened(self.out, self, ("workers", "models.mesh", "amounts.batch"))
         from codellama_jax.sandbox.executor import Executor
 
         provenance = dict(zip(("question_model", "test_model", "solution_model"), names))
@@ -150,7 +150,7 @@ class EvolInstructCommand:
         texts = benchmark_texts(self.benchmarks)
         names = [self.model, self.answer_model or self.model]
         writer, solver = [self.models.answerer(name, self.rounds.seed) for name in names]
-        out = _opened(self.out, self, ("models.mesh", "rounds.batch"))
+        out = opened(self.out, self, ("models.mesh", "rounds.batch"))
         if not texts:
             print("note: no --benchmarks, so that leaks are not searched", file=sys.stderr)
         provenance = dict(zip(("task_model", "answer_model"), names))
@@ -191,15 +191,16 @@ def _messages(text: str | None) -> list[Message]:
     return [Message(**message) for message in json.loads(text or "{}").get("messages", [])]
 
 
-def _opened(path: str, command: Any, free: Sequence[str]) -> Path:
-    """Returns the folder of a command, made if it is missing.
+def opened(path: str, command: Any, free: Sequence[str]) -> Path:
+    """Returns the folder of a command, made if it is missing, and writes the command's options.
 
     Raises UserError if the folder holds the work of other options, except for those named `free`,
     which change no answer.
     """
     out = Path(user_path(path))
     make_folder(out)
-    options = dataclasses.asdict(command)
+    # As they are after a file was read: tuples are lists then.
+    options = json.loads(json.dumps(dataclasses.asdict(command)))
     options.pop("out")
     for name in free:
         *parents, last = name.split(".")
@@ -217,7 +218,12 @@ def _opened(path: str, command: Any, free: Sequence[str]) -> Path:
     return out
 
 
-def _print_end(reasons: dict[str, int], out: Path, dataset: str) -> None:
+def print_reasons(reasons: dict[str, int]) -> None:
+    """Prints a line for each reason, with how often it occurred."""
     for reason, count in reasons.items():
         print(f"  {count:,} x {reason}")
+
+
+def _print_end(reasons: dict[str, int], out: Path, dataset: str) -> None:
+    print_reasons(reasons)
     print(f"train on it with --corpus.others NAME {out / dataset}")
