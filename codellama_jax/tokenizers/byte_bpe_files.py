@@ -89,6 +89,8 @@ def build(
     byte_level.add_runs(kind, vocab, merges, added)
     added.sort(key=lambda token: token["id"])
     names = {token["content"]: token["id"] for token in added}
+    # A token that is also EOS begins no document: see `byte_bpe_spec.adds_bos`.
+    begins = bos in names and bos != eos
     # Other software gives an added token that the vocabulary lacks another id.
     vocab |= names
     spec = {
@@ -98,7 +100,7 @@ def build(
         "added_tokens": added,
         "normalizer": None,
         "pre_tokenizer": byte_level.pre_tokenizer(kind),
-        "post_processor": bos_template(bos, names[bos]) if bos in names else None,
+        "post_processor": bos_template(bos, names[bos]) if begins else None,
         "decoder": byte_level.pre_tokenizer("gpt2"),
         "model": {"type": "BPE", "vocab": vocab, "merges": merges},
         MARKERS: {"kind": kind, "bos": bos, "eos": eos},
