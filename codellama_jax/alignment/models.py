@@ -179,4 +179,5 @@ class Remote:
                 f"{self.url} answers in another form than OpenAI's chat/completions: give the URL"
                 " of a server of that kind"
             )
-        return text.strip()
+        # JSON can hold half of a surrogate pair, which no tokenizer takes.
+        return text.encode(errors="replace").decode().strip()
