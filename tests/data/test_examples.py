@@ -34,11 +34,11 @@ def data_of(**options):
 @pytest.mark.parametrize("expected", OPTIONS)
 def test_a_source_without_an_example_is_one_line(tokenizer, expected):
     text = conversations.canonical_text({"messages": REFUSED})
-    with pipeline.Batches(
-        sources(text), data_of(**OPTIONS[expected]), tokenizer, 0, [0]
-    ) as batches:
-        with pytest.raises(UserError, match=f"'code', but none .* {expected}"):
-            next(batches)
+    with (
+        pipeline.Batches(sources(text), data_of(**OPTIONS[expected]), tokenizer, 0, [0]) as batches,
+        pytest.raises(UserError, match=f"'code', but none .* {expected}"),
+    ):
+        next(batches)
 
 
 def test_one_example_among_many_documents_is_found(tokenizer):

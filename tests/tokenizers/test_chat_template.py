@@ -117,15 +117,15 @@ def test_a_template_that_fails_or_reaches_for_python_is_one_line(folder, tmp_pat
 @pytest.mark.parametrize(
     ("template", "text"),
     [
-        ("{{ messages[0].content | tojson }}", '"<é>"'),
-        ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "<é>"),
+        ("{{ messages[0].content | tojson }}", '"<e>"'),
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "<e>"),
         ("{{ strftime_now('%%') }}", "%"),
     ],
 )
 def test_a_template_has_the_functions_of_transformers(folder, tmp_path, template, text):
     tokenizer = with_template(folder, tmp_path, template)
     chat = TemplateChat(tokenizer)
-    assert text_of(tokenizer, chat.prompt_ids(tokenizer, [Message("user", "<é>")]), chat) == text
+    assert text_of(tokenizer, chat.prompt_ids(tokenizer, [Message("user", "<e>")]), chat) == text
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codellama_jax.config import DataConfig, InfillingConfig, MeshConfig, MixtureConfig
-from codellama_jax.config import OptimizerConfig, Stage
+from codellama_jax.config import (
+    DataConfig,
+    InfillingConfig,
+    MeshConfig,
+    MixtureConfig,
+    OptimizerConfig,
+    Stage,
+)
 from codellama_jax.models.family import family_of
 from codellama_jax.models.gpt.config import GPTConfig
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
+from codellama_jax.training.loop import owned_rows, place, stop_flags
 from codellama_jax.training.objectives import OBJECTIVES
 from codellama_jax.training.step import compile_train_step, init_state
-from codellama_jax.training.loop import owned_rows, place, stop_flags
 
 B, T, V = 8, 16, 64
 MODEL = GPTConfig(
