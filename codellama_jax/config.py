@@ -283,13 +283,21 @@ class DataConfig(Checked):
     )
 
     def check_relations(self) -> None:
-        """Raises FieldError for infilling of examples whose parts have a fixed order, and pairs."""
+        """Raises FieldError for fields that exclude each other."""
         if self.examples == "pairs" and not self.chat:
             formats = "llama2, code_llama_70b or pangu_coder2"
             raise FieldError(("chat",), f" is '': pairs need a format, {formats}")
         if self.examples != "documents" and self.infilling.rate:
             problem = f" is {self.infilling.rate:g}: it must be 0 with examples {self.examples}"
             raise FieldError(("infilling", "rate"), problem)
+        if self.examples not in ("documents", "pairs") and self.chat:
+            problem = f" is {self.chat}: it must be '' with examples {self.examples}"
+            raise FieldError(("chat",), problem)
+        if self.chat and self.infilling.rate and self.infilling.form == "starcoder":
+            # It transforms whole sequences, in which conversations and documents are mixed.
+            fix = "use form code_llama or rate 0"
+            problem = f" is starcoder with chat {self.chat}, and would rearrange answers: {fix}"
+            raise FieldError(("infilling", "form"), problem)
 
 
 @dataclass(frozen=True)

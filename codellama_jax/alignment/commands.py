@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import sys
@@ -112,7 +113,7 @@ class SelfInstructCommand:
         """Writes the dataset and prints the counts of each step."""
         names = [self.question_model or self.model, self.test_model or self.model, self.model]
         roles = [self.models.answerer(name, self.amounts.seed) for name in names]
-        out = _opened(self.out, self, ("workers", "models.mesh", "amounts.batch"))
+        out = opened(self.out, self, ("workers", "models.mesh", "amounts.batch"))
         from codellama_jax.sandbox.executor import Executor
 
         provenance = dict(zip(("question_model", "test_model", "solution_model"), names))
@@ -125,7 +126,7 @@ class SelfInstructCommand:
         print(f"with tests           {counts.with_tests:,}")
         print(f"solutions            {counts.solutions:,}")
         print(f"kept                 {counts.kept:,}")
-        _print_end(counts.reasons, out, self_instruct.DATASET)
+        _print_end(counts.reasons, counts.kept, out, self_instruct.DATASET)
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,9 @@ class EvolInstructCommand:
         texts = benchmark_texts(self.benchmarks)
         names = [self.model, self.answer_model or self.model]
         writer, solver = [self.models.answerer(name, self.rounds.seed) for name in names]
-        out = _opened(self.out, self, ("models.mesh", "rounds.batch"))
+        content = hashlib.sha256(json.dumps(seeds).encode()).hexdigest()
+        free = ("models.mesh", "rounds.batch")
+        out = opened(self.out, self, free, {"content of --seeds": content})
         if not texts:
             print("note: no --benchmarks, so that leaks are not searched", file=sys.stderr)
         provenance = dict(zip(("task_model", "answer_model"), names))
@@ -160,7 +163,7 @@ class EvolInstructCommand:
         write_json(out / "counts.json", dataclasses.asdict(report))
         print(f"tasks                {report.tasks:,}")
         print(f"kept                 {report.kept:,}")
-        _print_end(report.reasons, out, evol_instruct.DATASET)
+        _print_end(report.reasons, report.kept, out, evol_instruct.DATASET)
 
 
 def read_tasks(path: str) -> list[str]:
@@ -191,15 +194,18 @@ def _messages(text: str | None) -> list[Message]:
     return [Message(**message) for message in json.loads(text or "{}").get("messages", [])]
 
 
-def _opened(path: str, command: Any, free: Sequence[str]) -> Path:
-    """Returns the folder of a command, made if it is missing.
+def opened(
+    path: str, command: Any, free: Sequence[str], contents: dict[str, str] | None = None
+) -> Path:
+    """Returns the folder of a command, made if it is missing, and writes the command's options.
 
-    Raises UserError if the folder holds the work of other options, except for those named `free`,
-    which change no answer.
+    Raises UserError if the folder holds answers that were made with other options, except for those
+    named `free`, which change no answer.
     """
     out = Path(user_path(path))
     make_folder(out)
-    options = dataclasses.asdict(command)
+    # As they are after a file was read: tuples are lists then.
+    options = json.loads(json.dumps(dataclasses.asdict(command)))
     options.pop("out")
     for name in free:
         *parents, last = name.split(".")
@@ -207,8 +213,10 @@ def _opened(path: str, command: Any, free: Sequence[str]) -> Path:
         for parent in parents:
             part = part[parent]
         part.pop(last)
+    options |= contents or {}
     before = read_state(out / SETTINGS)
-    if before is None:
+    # Without an answer, such as after a wrong URL, the options may still change.
+    if before is None or not any(out.glob("*.jsonl")):
         write_json(out / SETTINGS, options)
     elif before != options:
         changed = [name for name in options if before.get(name) != options[name]]
@@ -217,7 +225,15 @@ def _opened(path: str, command: Any, free: Sequence[str]) -> Path:
     return out
 
 
-def _print_end(reasons: dict[str, int], out: Path, dataset: str) -> None:
+def print_reasons(reasons: dict[str, int]) -> None:
+    """Prints a line for each reason, with how often it occurred."""
     for reason, count in reasons.items():
         print(f"  {count:,} x {reason}")
+
+
+def _print_end(reasons: dict[str, int], kept: int, out: Path, dataset: str) -> None:
+    print_reasons(reasons)
+    if not kept:
+        print("nothing was kept: there is no data to train on")
+        return
     print(f"train on it with --corpus.others NAME {out / dataset}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import http.client
 import json
 import time
 import urllib.error
@@ -143,7 +144,10 @@ class Remote:
                     return self._text(reply.read())
             except urllib.error.HTTPError as error:
                 problem, is_busy = f"answers {error.code} {error.reason}", error.code in BUSY
-            except (OSError, ValueError) as error:
+            except http.client.InvalidURL as error:
+                problem, is_busy = f"is no URL ({error})", False
+            # HTTPException: an answer that ended early, or that is no HTTP.
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 problem, is_busy = f"cannot be reached ({reason(error)})", True
             if not is_busy:
                 break
@@ -166,6 +170,8 @@ class Remote:
     def _text(self, data: bytes) -> str:
         try:
             text = json.loads(data)["choices"][0]["message"]["content"]
+            # A model that refuses to answer has no content.
+            text = "" if text is None else text
         except (ValueError, LookupError, TypeError, RecursionError):
             text = None
         if not isinstance(text, str):
@@ -173,4 +179,5 @@ class Remote:
                 f"{self.url} answers in another form than OpenAI's chat/completions: give the URL"
                 " of a server of that kind"
             )
-        return text.strip()
+        # JSON can hold half of a surrogate pair, which no tokenizer takes.
+        return text.encode(errors="replace").decode().strip()

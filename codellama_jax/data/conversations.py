@@ -8,6 +8,7 @@ an order of roles, is left out.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from codellama_jax.tokenizers.chat import FORMATS, ConversationError, Message
 
 CONVERSATION = '{"messages": ['
+LEAST_DIFFERENCE, MOST_DIFFERENCE = 1e-30, 1e30  # of the scores of a pair
 
 
 def is_conversation(text: str) -> bool:
@@ -34,6 +36,7 @@ def conversation_ids(tokenizer: Any, text: str, chat: str) -> tuple[list[int], l
     """
     try:
         messages = [Message(**message) for message in json.loads(text)["messages"]]
+        _check_texts(message.content for message in messages)
     except (ValueError, TypeError, KeyError, RecursionError):
         return [], []
     while messages and messages[-1].role != "assistant":
@@ -55,7 +58,11 @@ def pair_ids(tokenizer: Any, text: str, chat: str) -> tuple[tuple[list[int], lis
         pair = json.loads(text)
         prompt, difference = pair["prompt"], float(pair["difference"])
         answers = pair["chosen"], pair["rejected"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        _check_texts((prompt, *answers))
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return ()
+    # The weights are fp32, in which the difference must be neither 0 nor infinite.
+    if not LEAST_DIFFERENCE <= difference <= MOST_DIFFERENCE:
         return ()
     encoded = []
     for answer, sign in zip(answers, (1, -1)):
@@ -92,6 +99,12 @@ def separate_pairs(sequence: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "ids_positions": positions_T,
         "ids_segment_ids": segments_T.astype(pairs_T.dtype),
     }
+
+
+def _check_texts(texts: Iterable[Any]) -> None:
+    """Raises TypeError or ValueError for a value that is no text which UTF-8 can represent."""
+    for text in texts:
+        str.encode(text)
 
 
 def _sample(tokenizer: Any, messages: list[Message], chat: str) -> tuple[list[int], list[float]]:

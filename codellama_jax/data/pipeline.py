@@ -44,6 +44,7 @@ from codellama_jax.data.conversations import (
     pair_ids,
     separate_pairs,
 )
+from codellama_jax.data.examples import CheckedEncoder
 from codellama_jax.data.functions import example_ids, functions
 from codellama_jax.data.infilling import document_ids
 from codellama_jax.data.packed_infilling import infill_sequence
@@ -195,6 +196,7 @@ class DirectBatches:
         for name, documents in _with_share(sources, data).items():
             source, order_seed = self._names.index(name), source_seed(seed, name)
             encode = encoder(tokenizer, data, order_seed, len(documents))
+            encode = CheckedEncoder(encode, name, data, len(documents))
             for lane in lanes:
                 encoded = lane_documents(documents, encode, order_seed, lane, data.batch_size)
                 packing_seed = order_seed + (lane << 32)

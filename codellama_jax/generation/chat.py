@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -169,6 +170,9 @@ def _lines() -> Iterator[str]:
         # Importing it gives `input` a history and editing keys.
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # Bytes that are not UTF-8 become lone surrogates, which the tokenizer refuses in one line.
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             line = input(PROMPT if sys.stdin.isatty() else "")

@@ -11,6 +11,7 @@ from codellama_jax.checkpoints.vocabulary import is_padded
 from codellama_jax.config import Experiment, Stage
 from codellama_jax.data import builders, pipeline
 from codellama_jax.data.documents import SAMPLE_SEED, sample
+from codellama_jax.data.examples import usable
 from codellama_jax.data.prepared import is_prepared, manifests_of, read_manifest
 from codellama_jax.errors import UserError
 from codellama_jax.runs.language_tags import tagged
@@ -206,10 +207,10 @@ def held_out(corpus: Corpus, stage: Stage) -> list[pipeline.Batch]:
     """Returns the packed sequences that the validation loss is measured on."""
     validation = {name: prepared.validation for name, prepared in corpus.sources(stage).items()}
     batches = pipeline.validation_batches(validation, stage.data, corpus.tokenizer, stage.eval_rows)
-    if not batches and stage.data.examples != "documents":
-        fits = f"no documented function of Python that fits {stage.data.seq_len} tokens"
-        raise UserError(
-            f"data.examples is {stage.data.examples}: the held-out documents have {fits}; read"
-            " complete files (data.block_chars 0), longer sequences or other documents"
-        )
+    data = stage.data
+    has_examples = any(batch["weights"].any() for batch in batches)
+    if not has_examples and (data.chat or data.examples != "documents"):
+        fix = "read other documents, complete files (data.block_chars 0) or longer sequences"
+        problem = f"none of the held-out documents is {usable(data)}"
+        raise UserError(f"data.examples is {data.examples}, but {problem}: {fix}")
     return batches

@@ -7,10 +7,11 @@ message that spells one is refused.
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from codellama_jax.errors import UserError
 from codellama_jax.tokenizers import byte_bpe_spec
@@ -27,6 +28,8 @@ from codellama_jax.tokenizers.chat import (
 )
 
 NAME = "template"
+# What the program of a template raises beside Jinja's own errors.
+PYTHON_ERRORS = (ArithmeticError, LookupError, TypeError, ValueError, RecursionError)
 
 
 def has_template(tokenizer: Tokenizer) -> bool:
@@ -114,7 +117,7 @@ class TemplateChat(ChatFormat):
                 messages=plain, add_generation_prompt=is_prompt, tools=None, **self._names
             )
         # Templates may raise anything, among it errors of Python for a wrong program.
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except (TemplateError, *PYTHON_ERRORS) as error:
             message = f"the model's chat template refuses the conversation: {error}"
             raise ConversationError(" ".join(message.split())) from None
 
@@ -136,17 +139,39 @@ def _compiled(template: str) -> Any:
     """Returns the compiled template, with the settings and functions that transformers gives it."""
     from jinja2 import TemplateSyntaxError
     from jinja2.exceptions import TemplateError
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """The block `generation` around answers, which changes nothing in the text."""
+
+        tags: ClassVar[set[str]] = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
     )
     environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = _strftime_now
+    environment.filters["tojson"] = _to_json
     try:
         return environment.from_string(template)
-    except TemplateSyntaxError as error:
+    # The last two for templates that are nested too deeply.
+    except (TemplateSyntaxError, SyntaxError, RecursionError) as error:
         fix = "name a format, such as llama2"
         raise UserError(f"the model's chat template is no Jinja ({error}): {fix}") from None
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+    """Returns JSON that keeps `<` and letters, which Jinja's own filter would escape."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)

@@ -36,22 +36,31 @@ def next_token(
         each sequence in the global batch.
       key: for dropout; None drops nothing.
     """
-    arrays = [batch["tokens"], batch["positions"], batch["segment_ids"]]
-    rngs = None
-    if key is not None:
-        arrays.append(batch["sequences"])
-        rngs = {"dropout": key}
-    x_BTD: Any = model.apply({"params": params}, *arrays, method="hidden", rngs=rngs)
+    x_BTD = _hidden(model, params, batch, key)
     weights_BT, head_DV = batch["weights"], output_head(params)
     # The kernel multiplies with the head itself: the logits of all tokens are never in memory.
     loss = cross_entropy(x_BTD, head_DV, batch["targets"], weights_BT, **loss_specs())
     return loss, jnp.sum(weights_BT)
 
 
+def _hidden(
+    model: nn.Module, params: dict, batch: dict[str, jax.Array], key: jax.Array | None
+) -> jax.Array:
+    """Returns x_BTD before the head; `key` is for dropout, as for `next_token`."""
+    arrays = [batch["tokens"], batch["positions"], batch["segment_ids"]]
+    rngs = None
+    if key is not None:
+        arrays.append(batch["sequences"])
+        rngs = {"dropout": key}
+    hidden: Any = model.apply({"params": params}, *arrays, method="hidden", rngs=rngs)
+    return hidden
+
+
 def ranked(
     model: nn.Module,
     params: dict,
     batch: dict[str, jax.Array],
+    key: jax.Array | None = None,
     *,
     mean: bool = False,
     unit_gaps: bool = False,
@@ -67,17 +76,12 @@ def ranked(
       batch: as for `next_token`. The two answers of a pair are consecutive segments of one
         sequence, the teacher's first. The weights hold the difference of their scores: positive on
         tokens of the teacher's answer, negative on those of the student's, 0 elsewhere.
+      key: for dropout, as for `next_token`.
       mean: whether L_ft is the mean over the teacher's tokens. The paper prints the sum, beside
         which L_rank is small.
       unit_gaps: whether every difference of scores counts as 1, as in RRHF.
     """
-    x_BTD: Any = model.apply(
-        {"params": params},
-        batch["tokens"],
-        batch["positions"],
-        batch["segment_ids"],
-        method="hidden",
-    )
+    x_BTD = _hidden(model, params, batch, key)
     head_DV, targets_BT = output_head(params), batch["targets"]
     # Which pairs count is decided by the losses, but the objective is constant in that decision:
     # it needs no gradient, and each token's loss then has one weight.

@@ -241,6 +241,8 @@ def train_step(
         # A scan holds the activations of one micro-batch at a time; the sums are fp32.
         zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
         (loss, tokens, gradient), _ = jax.lax.scan(accumulate, zeros, parts)
+    # A batch of parts of questions has no weight at all, and then no gradient.
+    tokens = jnp.maximum(tokens, jnp.finfo(jnp.float32).tiny)
     # The gradient of the mean over all tokens. On a mesh, XLA has summed it over the devices.
     gradient = jax.tree.map(lambda g: g / tokens, gradient)
     updates, opt_state = make_optimizer(stage).update(gradient, state.opt_state, state.params)

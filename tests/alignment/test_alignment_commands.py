@@ -69,6 +69,31 @@ def test_a_folder_belongs_to_its_options(tmp_path, requests):
         self_instruct(tmp_path, model="other")
 
 
+def test_a_folder_without_answers_takes_other_options(tmp_path, requests):
+    (tmp_path / "settings.json").write_text('{"model": "http://127.0.0.1:1/v1#misspelt"}')
+    self_instruct(tmp_path)
+    assert (tmp_path / "dataset.jsonl").read_text()
+
+
+def test_a_dataset_that_is_empty_is_no_data_to_train_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ModelOptions, "answerer", lambda *_: lambda batch: [""] * len(batch))
+    self_instruct(tmp_path)
+    printed = capsys.readouterr().out
+    assert "nothing was kept" in printed and "train on it" not in printed
+
+
+def test_a_folder_belongs_to_the_content_of_its_seeds(tmp_path, requests):
+    seeds = tmp_path / "seeds.jsonl"
+    row = {"instruction": "Write a function that adds one.", "output": CODE}
+    seeds.write_text(json.dumps(row))
+    fields = {"seeds": str(seeds), "model": "run", "models": ModelOptions()}
+    command = EvolInstructCommand(str(tmp_path / "out"), rounds=EvolInstruct(rounds=1), **fields)
+    command()
+    seeds.write_text(json.dumps({**row, "instruction": "Write a function that adds two."}))
+    with pytest.raises(UserError, match="was started with another content of --seeds"):
+        command()
+
+
 def test_evol_instruct(tmp_path, requests, capsys):
     seeds = tmp_path / "seeds.jsonl"
     row = {"instruction": "Write a function that adds one.", "output": CODE}

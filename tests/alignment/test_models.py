@@ -1,6 +1,7 @@
 """Answers of a trained model and of a server, by the names of the requests."""
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import ClassVar
@@ -111,7 +112,7 @@ def test_a_busy_server_is_tried_again(server):
         ([(429, "")] * 5, "answers 429 Too Many Requests"),
         ([(200, "{}")], "another form than OpenAI's"),
         ([(200, "<html>")], "another form than OpenAI's"),
-        ([(200, reply_of(None))], "another form than OpenAI's"),
+        ([(200, reply_of(3))], "another form than OpenAI's"),
     ],
 )
 def test_a_server_that_does_not_answer_is_one_line(server, replies, problem):
@@ -119,6 +120,39 @@ def test_a_server_that_does_not_answer_is_one_line(server, replies, problem):
     with pytest.raises(UserError, match=problem) as error:
         Remote(server, "big").ask(SAMPLING, request(0), lambda _: None)
     assert server in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_answer_without_content_is_empty(server):
+    Server.replies = [(200, reply_of(None))]
+    assert Remote(server, "big").ask(SAMPLING, request(0)) == ""
+
+
+def test_lone_surrogates_of_an_answer_are_replaced(server):
+    Server.replies = [(200, reply_of("a\ud800b"))]
+    assert Remote(server, "big").ask(SAMPLING, request(0)) == "a?b"
+
+
+@pytest.mark.parametrize("reply", [b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", b"hello\r\n"])
+def test_a_reply_that_is_no_complete_http_is_one_line(reply):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            for _ in range(5):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65_536)
+                    connection.sendall(reply)
+
+        threading.Thread(target=answer, daemon=True).start()
+        remote = Remote(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", "big")
+        with pytest.raises(UserError, match="cannot be reached") as error:
+            remote.ask(SAMPLING, request(0), lambda _: None)
+    assert "\n" not in str(error.value)
+
+
+def test_an_address_that_is_no_url_is_one_line():
+    with pytest.raises(UserError, match="is no URL"):
+        Remote("http://127.0.0.1:abc/v1", "big").ask(SAMPLING, request(0), lambda _: None)
 
 
 def test_an_address_without_a_server_is_one_line():

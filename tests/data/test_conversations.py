@@ -74,6 +74,12 @@ def test_without_a_format_conversations_are_text(tokenizer):
         '{"messages": [',
         '{"messages": [{"role": "user"}]}',
         '{"messages": [' + "[" * 100_000,
+        *(
+            '{"messages": [{"role": "user", "content": %s}, {"role": "assistant", "content": "b"}]}'
+            % content
+            for content in ("null", "5", '{"a": 1}', '["[INST]"]', '"\\ud800"')
+        ),
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null}]}',
     ],
 )
 def test_a_conversation_that_has_no_form_is_left_out(tokenizer, text):
@@ -129,6 +135,30 @@ def test_tokens_of_a_pair_are_those_of_the_format(tokenizer):
     ],
 )
 def test_a_pair_without_an_order_is_damaged(row):
+    assert conversations.canonical_text(row) is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"difference": "NaN"},
+        {"difference": "Infinity"},
+        {"difference": "1e300"},
+        {"difference": "0"},
+        {"difference": "-1"},
+        {"prompt": "1"},
+        {"chosen": "null"},
+        {"rejected": '"\\ud800"'},
+    ],
+)
+def test_a_pair_that_cannot_be_ranked_is_left_out(tokenizer, changed):
+    values = {"prompt": '"a"', "chosen": '"b"', "rejected": '"c"', "difference": "1", **changed}
+    text = "{" + ", ".join(f'"{name}": {value}' for name, value in values.items()) + "}"
+    assert pair_ids(tokenizer, text, "pangu_coder2") == ()
+
+
+def test_a_score_beyond_any_float_is_damaged():
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "chosen_score": 10**400}
     assert conversations.canonical_text(row) is None
 
 

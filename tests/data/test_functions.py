@@ -107,7 +107,7 @@ def test_documents_without_functions_are_one_line(characters):
     data = dataclasses.replace(stage.data, examples="docstring_to_code")
     source = Prepared([], [{"id": b"a.md", "text": b"# A heading"}], {}, "hash")
     corpus = types.SimpleNamespace(tokenizer=characters, sources=lambda _: {"code": source})
-    with pytest.raises(UserError, match="held-out documents have no documented function") as error:
+    with pytest.raises(UserError, match="none of the held-out documents is a Python file") as error:
         held_out(corpus, dataclasses.replace(stage, data=data))
     assert "\n" not in str(error.value)
 

@@ -104,6 +104,7 @@ def with_template(folder, tmp_path, template):
         "{{ messages[9].content }}",
         "{{ 1 // 0 }}",
         "{{ messages.append(1) }}",
+        "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
     ],
 )
 def test_a_template_that_fails_or_reaches_for_python_is_one_line(folder, tmp_path, template):
@@ -113,8 +114,26 @@ def test_a_template_that_fails_or_reaches_for_python_is_one_line(folder, tmp_pat
     assert "\n" not in str(error.value)
 
 
-def test_a_template_that_is_no_jinja_is_one_line(folder, tmp_path):
-    tokenizer = with_template(folder, tmp_path, "{% if %}")
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ messages[0].content | tojson }}", '"<e>"'),
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "<e>"),
+        ("{{ strftime_now('%%') }}", "%"),
+    ],
+)
+def test_a_template_has_the_functions_of_transformers(folder, tmp_path, template, text):
+    tokenizer = with_template(folder, tmp_path, template)
+    chat = TemplateChat(tokenizer)
+    assert text_of(tokenizer, chat.prompt_ids(tokenizer, [Message("user", "<e>")]), chat) == text
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% if %}", "{% for a in messages %}" * 25 + "{% endfor %}" * 25, "{{ " + "(" * 3000 + " }}"],
+)
+def test_a_template_that_is_no_jinja_is_one_line(folder, tmp_path, template):
+    tokenizer = with_template(folder, tmp_path, template)
     with pytest.raises(UserError, match="is no Jinja"):
         TemplateChat(tokenizer)
 

@@ -87,7 +87,10 @@ def _pair(row: dict[str, Any]) -> dict[str, Any] | None:
     is_number = all(isinstance(score, int | float) for score in scores)
     if not is_number or not all(isinstance(text, str) for text in texts.values()):
         return None
-    difference = float(scores[0]) - float(scores[1])
+    try:
+        difference = float(scores[0]) - float(scores[1])
+    except OverflowError:  # an integer beyond any float
+        return None
     # Training learns that the chosen answer is better by this much.
     is_ranked = math.isfinite(difference) and difference > 0
     return {**texts, "difference": difference} if is_ranked else None

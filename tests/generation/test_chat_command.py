@@ -130,3 +130,11 @@ def test_markdown_only_on_a_terminal(monkeypatch, capsys):
     with chatting._shown() as write:
         write("**bold**")
     assert capsys.readouterr().out == "**bold**\n"
+
+
+def test_bytes_that_are_not_utf8_are_one_line(monkeypatch, folder, prompts, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\nHi\n"), "utf-8"))
+    Chat(str(folder), sampling=Sampling())()
+    printed = capsys.readouterr()
+    assert "error: text holds a lone surrogate" in printed.err
+    assert prompts == ["[INST] Hi [/INST]"]
