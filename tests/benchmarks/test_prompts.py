@@ -142,7 +142,7 @@ def test_codegeex_names_the_language(files, name, tag):
 
 def test_a_missing_file_of_solutions_names_its_option(files, tmp_path):
     missing = str(tmp_path / "missing")
-    with pytest.raises(UserError, match="--source: no file or folder .*missing"):
+    with pytest.raises(UserError, match=r"--source: no file or folder .*missing"):
         load("humaneval_x", data=files["x_cpp"], source=missing)
 
 

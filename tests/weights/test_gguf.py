@@ -155,7 +155,7 @@ def test_a_full_disk_is_named_although_numpy_does_not(tmp_path, monkeypatch):
         raise OSError("problem writing element 1024 to file")
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", write_part)
-    with pytest.raises(UserError, match="cannot write .*: no space left on the device"):
+    with pytest.raises(UserError, match=r"cannot write .*: no space left on the device"):
         exported(tmp_path, "f32")
     assert not list(tmp_path.iterdir())
 
