@@ -97,6 +97,11 @@ VERBS = {
         "Make tasks harder in rounds, answer them, drop what is broken or of a benchmark.",
         "data/evol --seeds tasks.jsonl --model runs/smollm2 --rounds 2",
     ),
+    "rank": Verb(
+        "alignment.rank_command:RankCommand",
+        "Sample answers of a student and of teachers, run their tests, write ranked pairs.",
+        "data/pairs --tasks data/self/dataset.jsonl --student runs/mine --teacher runs/smollm2",
+    ),
     "evaluate": Verb(
         "benchmarks.commands:Evaluate",
         "Measure a benchmark of the paper: humaneval, mbpp, key_retrieval, ...",

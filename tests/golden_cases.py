@@ -18,7 +18,7 @@ EXPERIMENTS = [
     *((name, scale) for name in ABLATIONS for scale in ("toy", "7b")),
     *(
         (name, scale)
-        for name in ("code_llama", "code_llama_python")
+        for name in ("code_llama", "code_llama_python", "code_llama_instruct")
         for scale in ("7b", "13b", "34b", "70b")
     ),
     *(("codex", scale) for scale in ("toy", *CODEX)),

@@ -139,7 +139,7 @@ def test_overrides_reach_every_arm(cli):
         (["plan", "quickstrat"], "no experiment quickstrat: did you mean quickstart?"),
         (
             ["plan", "experiments/nowhere.py"],
-            "no experiment experiments/nowhere.py: there are code_llama, code_llama_python,",
+            "no experiment experiments/nowhere.py: there are code_llama, code_llama_instruct,",
         ),
         (["plan", "code_llama", "--scale", "8b"], "no scale 8b: there are 7b, 13b, 34b, 70b"),
         (["plan", "code_llama", "--arm", "none"], "no arm none: there are code_llama"),

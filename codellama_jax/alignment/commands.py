@@ -113,7 +113,7 @@ class SelfInstructCommand:
         """Writes the dataset and prints the counts of each step."""
         names = [self.question_model or self.model, self.test_model or self.model, self.model]
         roles = [self.models.answerer(name, self.amounts.seed) for name in names]
-        out = _opened(self.out, self, ("workers", "models.mesh", "amounts.batch"))
+        out = opened(self.out, self, ("workers", "models.mesh", "amounts.batch"))
         from codellama_jax.sandbox.executor import Executor
 
         provenance = dict(zip(("question_model", "test_model", "solution_model"), names))
@@ -153,7 +153,7 @@ class EvolInstructCommand:
         writer, solver = [self.models.answerer(name, self.rounds.seed) for name in names]
         content = hashlib.sha256(json.dumps(seeds).encode()).hexdigest()
         free = ("models.mesh", "rounds.batch")
-        out = _opened(self.out, self, free, {"content of --seeds": content})
+        out = opened(self.out, self, free, {"content of --seeds": content})
         if not texts:
             print("note: no --benchmarks, so that leaks are not searched", file=sys.stderr)
         provenance = dict(zip(("task_model", "answer_model"), names))
@@ -194,17 +194,18 @@ def _messages(text: str | None) -> list[Message]:
     return [Message(**message) for message in json.loads(text or "{}").get("messages", [])]
 
 
-def _opened(
+def opened(
     path: str, command: Any, free: Sequence[str], contents: dict[str, str] | None = None
 ) -> Path:
-    """Returns the folder of a command, made if it is missing.
+    """Returns the folder of a command, made if it is missing, and writes the command's options.
 
     Raises UserError if the folder holds answers that were made with other options, except for those
     named `free`, which change no answer.
     """
     out = Path(user_path(path))
     make_folder(out)
-    options = dataclasses.asdict(command)
+    # As they are after a file was read: tuples are lists then.
+    options = json.loads(json.dumps(dataclasses.asdict(command)))
     options.pop("out")
     for name in free:
         *parents, last = name.split(".")
@@ -224,9 +225,14 @@ def _opened(
     return out
 
 
-def _print_end(reasons: dict[str, int], kept: int, out: Path, dataset: str) -> None:
+def print_reasons(reasons: dict[str, int]) -> None:
+    """Prints a line for each reason, with how often it occurred."""
     for reason, count in reasons.items():
         print(f"  {count:,} x {reason}")
+
+
+def _print_end(reasons: dict[str, int], kept: int, out: Path, dataset: str) -> None:
+    print_reasons(reasons)
     if not kept:
         print("nothing was kept: there is no data to train on")
         return

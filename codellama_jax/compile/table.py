@@ -48,7 +48,14 @@ LONG: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 # Chips with enough memory to keep the matmul results of every layer for the backward pass.
 ROOMY = ("v5p", "tpu7x")
 
-HEAD = """# Code Llama on TPU pods, by the TPU compiler
+# The largest models of the GPT family: experiment, scale, stage, and micro-batches by chip.
+OTHERS = (
+    ("codegeex", "13b", "code", {"v5p": 8, "v5e": 4, "v6e": 4}),
+    ("starcoder", "15.5b", "base", {"v5p": 2, "v5e": 2, "v6e": 2}),
+    ("codex", "12b", "code", {"v5p": 2, "v5e": 2, "v6e": 2}),
+)
+
+HEAD = """# Code models on TPU pods, by the TPU compiler
 
 Every figure is a *compiler estimate*: the step that `launch.py run` starts is compiled for a pod
 that is not attached. Memory is as the compiler allocates it; time is the sum of its estimates of
@@ -119,7 +126,7 @@ def cells() -> dict[str, list[str]]:
         for scale in SCALES:
             name, args = inference(title, scale)
             table[name] = args
-    return table | dict(_training_cells(others))
+    return table | dict(_training_cells(others)) | dict(_other_cells())
 
 
 def _training_cells(titles: Iterable[str]) -> list[tuple[str, list[str]]]:
@@ -128,6 +135,20 @@ def _training_cells(titles: Iterable[str]) -> list[tuple[str, list[str]]]:
         for chip in PODS:
             for scale in SCALES:
                 table.append(training(title, chip, scale))
+    return table
+
+
+def _other_cells() -> list[tuple[str, list[str]]]:
+    """Returns the names and the arguments of the cells of other experiments."""
+    table = []
+    for experiment, scale, stage, micro_batches in OTHERS:
+        for chip, count in micro_batches.items():
+            pod = PODS[chip][0]
+            args = [experiment, "--scale", scale, "--stage", stage, "--target", pod]
+            args += ["--mesh.tensor", "1", f"--{stage}.micro-batches", str(count)]
+            if chip in ROOMY:
+                args += [f"--{stage}.model.remat", "dots"]
+            table.append((f"{experiment} {stage} | {pod} | {scale}", args))
     return table
 
 

@@ -73,18 +73,14 @@ def build(
     merges: list[list[str]],
     added: list[dict[str, Any]],
     kind: str,
-    bos: str = byte_level.END_OF_TEXT,
-    eos: str = byte_level.END_OF_TEXT,
 ) -> bytes:
-    """Returns the content of a tokenizer.json.
+    """Returns the content of a tokenizer.json whose only marker is <|endoftext|>.
 
     Args:
       vocab: ids of bytes and merged tokens.
       merges: pairs of tokens, in the order of merging.
       added: special tokens, entries of `added_tokens`.
       kind: one of `byte_level.KINDS`, which adds its runs of spaces.
-      bos: the token that begins a document.
-      eos: the token that ends it.
     """
     byte_level.add_runs(kind, vocab, merges, added)
     added.sort(key=lambda token: token["id"])
@@ -98,10 +94,11 @@ def build(
         "added_tokens": added,
         "normalizer": None,
         "pre_tokenizer": byte_level.pre_tokenizer(kind),
-        "post_processor": bos_template(bos, names[bos]) if bos in names else None,
+        # Its only marker is EOS, which begins no document: see `byte_bpe_spec.adds_bos`.
+        "post_processor": None,
         "decoder": byte_level.pre_tokenizer("gpt2"),
         "model": {"type": "BPE", "vocab": vocab, "merges": merges},
-        MARKERS: {"kind": kind, "bos": bos, "eos": eos},
+        MARKERS: {"kind": kind, "bos": byte_level.END_OF_TEXT, "eos": byte_level.END_OF_TEXT},
     }
     return dumped(spec)
 

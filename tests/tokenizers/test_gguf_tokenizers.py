@@ -39,7 +39,7 @@ def test_byte_level_bpe_is_read_back(kind):
     metadata = gguf_writing.metadata_of(tokenizer, tokenizer.vocab_size)
     pre = "starcoder" if kind == "starcoder" else "gpt-2"
     assert (metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"]) == ("gpt2", pre)
-    assert metadata["tokenizer.ggml.add_bos_token"] is True
+    assert metadata["tokenizer.ggml.add_bos_token"] is False  # its one marker is EOS
     for key, name in (("fim_pre", "pre_id"), ("fim_suf", "suf_id"), ("fim_mid", "mid_id")):
         assert metadata[f"tokenizer.ggml.{key}_token_id"] == getattr(tokenizer, name)
     assert metadata["tokenizer.ggml.middle_token_id"] == tokenizer.mid_id

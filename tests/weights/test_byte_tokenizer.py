@@ -115,7 +115,7 @@ def test_starcoder_from_its_files_and_back(tmp_path, capsys):
     assert model.tokenizer.prompt("x = 1") == tokenizer.encode("x = 1")
     ids = prompt_ids(model.tokenizer, "def f(", "\n", spm=False)
     prefix, suffix = tokenizer.encode("def f("), tokenizer.encode("\n")
-    assert ids == [0, 1, *prefix, 3, *suffix, 2]
+    assert ids == [1, *prefix, 3, *suffix, 2]
     commands.Export(str(folder / "run"), str(folder / "out"), "hf")()
     capsys.readouterr()
     commands.Check(str(folder / "run"), str(folder / "out"), tokens=64)()

@@ -204,7 +204,9 @@ def run_folders(rng: Random, folder: Path) -> Callable[[], object]:
             with run_folder.opened_folder(experiment, RunFolder(out), fresh=False):
                 pass
         elif action < 0.5:
-            infill = commands_of_generation.Infill(str(out), "x", Sampling(), arm, stage)
+            infill = commands_of_generation.Infill(
+                str(out), "x", sampling=Sampling(), arm=arm, stage=stage
+            )
             infill.order(infill.find())
         elif action < 0.8:
             report_reading.read_run(RunFolder(out), experiment)

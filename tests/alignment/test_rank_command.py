@@ -1,0 +1,81 @@
+"""`rank` as a command: pairs from the answers of stand-ins, and mistakes."""
+
+import json
+
+import pytest
+
+from codellama_jax.alignment.commands import ModelOptions
+from codellama_jax.alignment.rank_command import RankCommand, read_tasks
+from codellama_jax.data.prepare.readers.conversations import canonical_text, columns_of
+from codellama_jax.errors import UserError
+
+TASK = {"messages": [{"role": "user", "content": "Add one."}], "tests": ["assert f(1) == 2"]}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The requests, which the teacher answers with a right program and the student with none."""
+    requests = []
+
+    def answerer(self, model, seed):
+        def answer(batch):
+            requests.extend((model, self.temperature, request.name) for request in batch)
+            code = "```python\ndef f(x):\n    return x + 1\n```"
+            return [code if model == "big" else "No."] * len(batch)
+
+        return answer
+
+    monkeypatch.setattr(ModelOptions, "answerer", answerer)
+    return requests
+
+
+def run(tmp_path, **options):
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text(json.dumps(TASK) + "\n")
+    fields = {"tasks": str(tasks), "student": "small", "teacher": ("big",), "samples": 2}
+    RankCommand(str(tmp_path / "out"), models=ModelOptions(), **fields | options)()
+
+
+def test_pairs_are_written_as_training_reads_them(tmp_path, asked, capsys):
+    run(tmp_path)
+    lines = (tmp_path / "out" / "pairs.jsonl").read_text().splitlines()
+    pairs = [json.loads(line) for line in lines]
+    assert len(pairs) == 4  # of 16, the most that one task may have
+    assert {pair["prompt"] for pair in pairs} == {"Add one."}
+    row = {name: pairs[0][name] for name in columns_of(tuple(pairs[0]))}
+    assert json.loads(canonical_text(row))["difference"] > 0
+    printed = capsys.readouterr().out
+    assert "4 x student: compile error" in printed and "4 x teacher: passed" in printed
+    assert len(asked) == 8
+    run(tmp_path, workers=1)
+    assert len(asked) == 8  # nothing is answered twice
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"teacher": ("small",)}, "name the same model twice"),
+        ({"temperatures": (-1.0,)}, "--temperature is -1.0"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, asked, options, problem):
+    with pytest.raises(UserError, match=problem):
+        run(tmp_path, **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        ({"tests": ["assert f()"]}, "line 1 of .* has no prompt"),
+        ({"prompt": "x"}, "line 1 of .* has no tests"),
+        ({"prompt": "x", "tests": []}, "line 1 of .* has no tests"),
+        ({"prompt": "x", "tests": "assert f()"}, "line 1 of .* has no tests"),
+        (1, "line 1 of .* has no prompt"),
+    ],
+)
+def test_a_task_without_its_fields_is_one_line(tmp_path, record, problem):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(json.dumps(record) + "\n\n")
+    with pytest.raises(UserError, match=problem):
+        read_tasks(str(path))
