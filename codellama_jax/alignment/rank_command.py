@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ class RankCommand:
             raise UserError("--student and --teacher name the same model twice: give other models")
         for temperature in self.temperatures:
             dataclasses.replace(self.models, temperature=temperature).sampling(self.seed)
-        out = opened(self.out, self, ("workers", "models.mesh", "batch"))
+        content = hashlib.sha256(json.dumps(tasks).encode()).hexdigest()
+        free = ("workers", "models.mesh", "batch")
+        out = opened(self.out, self, free, {"content of --tasks": content})
         from codellama_jax.sandbox.executor import Executor
 
         answers = [
@@ -72,7 +75,10 @@ class RankCommand:
         print(f"pairs                {len(ranking.pairs):,}")
         print_reasons(ranking.outcomes)
         print_reasons(ranking.dropped)
-        print(f"train on them with --corpus.others NAME {out / PAIRS}, data.examples pairs")
+        if ranking.pairs:
+            print(f"train on them with --corpus.others NAME {out / PAIRS}, data.examples pairs")
+        else:
+            print("no pairs: there is no data to train on")
 
     def _answers(
         self, source: str, number: int, tasks: Sequence[Task], out: Path

@@ -37,6 +37,7 @@ from codellama_jax.system.files import (
 from codellama_jax.tokenizers import files as tokenizers
 from codellama_jax.tokenizers.base import Tokenizer
 
+IMPORT_FIRST = "published weights become a run with `launch.py import WEIGHTS RUN`"
 CONFIG = "config.json"
 IDENTITY = "identity.txt"
 IDENTITY_FORM = re.compile("[0-9a-f]{32}")
@@ -284,10 +285,15 @@ class RunFolder(Folder):
                 f"there is no folder {self}: name the folder of a run or of one of its stages"
             )
         if not self.config.exists():
-            raise UserError(f"{self} is not the folder of a run: it has no {CONFIG}")
+            problem = f"{self} is not the folder of a run: it has no {CONFIG}"
+            raise UserError(f"{problem}; {IMPORT_FIRST}")
         config = read_json(self.config)
         if not isinstance(config, dict):
             raise UserError(f"{self.config} is not the config of a run or of a stage")
+        # transformers names the architecture, which neither a run nor a stage does.
+        if "model_type" in config and "model" not in config:
+            problem = f"{self} is not the folder of a run: its {CONFIG} is transformers'"
+            raise UserError(f"{problem}; {IMPORT_FIRST}")
         # The config of a stage: its folder was named instead of the run's.
         if "arms" not in config:
             if arm or stage:

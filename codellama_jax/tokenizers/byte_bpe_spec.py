@@ -258,7 +258,8 @@ def text_only(spec: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
     # Dropout would draw other ids for the same text each time.
     model = {**spec["model"], "type": "BPE", "dropout": None}
     model["vocab"] = {**vocabulary.tokens, **vocabulary.added}
-    if model.get("unk_token") not in model["vocab"]:
+    unknown = model.get("unk_token")
+    if not isinstance(unknown, str) or unknown not in model["vocab"]:
         model["unk_token"] = None
     return {
         "version": "1.0",

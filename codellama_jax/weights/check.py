@@ -54,6 +54,8 @@ def project_reader(folder: epath.Path, named_tokenizer: str = "") -> Reader:
     module = family_of(config).module(config)
 
     def logits_TV(ids: list[int]) -> np.ndarray:
+        # JAX would read the last row of a table of positions for every later one.
+        config.check_length("the text that --tokens selects", len(ids))
         tokens_BT, positions_BT = jnp.array([ids]), jnp.arange(len(ids))[None]
         # The default precision of a TPU matmul is bfloat16, which would hide differences.
         with on_mesh(mesh), jax.default_matmul_precision("highest"):
@@ -87,8 +89,12 @@ def transformers_reader(folder: epath.Path) -> Reader:
         raise UserError(f"transformers cannot read {folder}: {reason(error)}; {fix}") from error
 
     def logits_TV(ids: list[int]) -> np.ndarray:
-        with torch.inference_mode():
-            return model(torch.tensor([ids])).logits[0].numpy()
+        try:
+            with torch.inference_mode():
+                return model(torch.tensor([ids])).logits[0].numpy()
+        except IndexError as error:  # of a table of embeddings or positions
+            problem = f"{len(ids):,} tokens have an id or a position that it lacks"
+            raise UserError(f"{folder} in transformers: {problem}; lower --tokens") from error
 
     def ids(text: str) -> list[int]:
         return tokenizer(text)["input_ids"]

@@ -41,6 +41,7 @@ from codellama_jax.weights.packing import pack, packed_shape, read_part
 from codellama_jax.weights.safetensors_files import INDEX, SINGLE, Tensors
 
 MAX_CONTEXT = 1_000_000_000  # tokens; no model has so many, so a larger value is damage
+COMPARED_ROWS = 16_384  # of two tables, in memory at once
 FILE_BYTES = 1_000_000_000  # largest file written; a file is in memory as one piece
 # Ends of names in some older files: RoPE, and masks. They follow from config.json.
 COMPUTED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
@@ -102,6 +103,8 @@ def open_source(folder: epath.Path) -> Source:
             f"{folder} holds tensors that this model has no place for: {name_list(extra)}"
         )
     dtypes = check_tensors(folder / "config.json", model, headers, file_name, file_shapes)
+    if model.tied_embeddings and file_name("head", 0) in tensors.files:
+        _check_tied(config, tensors, file_name("embedding", 0), file_name("head", 0))
 
     def read(name: str, layer: int, index: Index) -> np.ndarray:
         stored = functools.partial(tensors.read, file_name(name, layer))
@@ -110,6 +113,24 @@ def open_source(folder: epath.Path) -> Source:
         return stored(index)
 
     return Source(str(folder), model, context, dtypes, read)
+
+
+def _check_tied(config: Settings, tensors: Tensors, embedding: str, head: str) -> None:
+    """Raises UserError if the file of a tied model holds a head that is not its embedding.
+
+    transformers 4 then computes with the embedding, version 5 with the head.
+    """
+    shape, _ = tensors.header(embedding)
+    is_equal = tensors.header(head)[0] == shape
+    for start in range(0, shape[0] if is_equal else 0, COMPARED_ROWS):
+        index = (slice(start, min(start + COMPARED_ROWS, shape[0])), slice(None))
+        first, second = (tensors.read(name, index).astype(np.float32) for name in (embedding, head))
+        is_equal = is_equal and np.array_equal(first, second, equal_nan=True)
+    if not is_equal:
+        raise UserError(
+            f"{config.file}: tie_word_embeddings is true, but {head} differs from {embedding}: set"
+            f" it to false to keep the separate head, or remove {head} from the weights"
+        )
 
 
 def write(

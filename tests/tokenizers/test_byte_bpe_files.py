@@ -116,6 +116,15 @@ def test_a_damaged_tokenizer_json_is_read_or_one_line(data):
         assert "\n" not in str(error) and len(str(error)) < 500
 
 
+@pytest.mark.parametrize("unknown", [[], {}, 7, "not in the vocabulary"])
+def test_an_unknown_token_that_is_no_entry_is_none(unknown):
+    """Every byte has a token, so that none is ever needed."""
+    values = spec()
+    values["model"]["unk_token"] = unknown
+    tokenizer = byte_bpe.read(json.dumps(values).encode(), "tokenizer.json")
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+
+
 def test_a_run_keeps_the_markers_of_files_beside_it(tmp_path):
     tokenizer, _ = written(tmp_path, "smollm2")
     (tmp_path / "run").mkdir()

@@ -17,7 +17,7 @@ from codellama_jax.generation.sampler import generate
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.models.family import family_of
 from codellama_jax.sharding.mesh import make_mesh
-from codellama_jax.weights import commands, load
+from codellama_jax.weights import check, commands, load
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -123,6 +123,15 @@ def test_check_compares_with_transformers(case, capsys):
     commands.Check(str(folder / "run"), str(folder / "hf"), tokens=100)()
     lines = capsys.readouterr().out
     assert "100 of 100" in lines
+
+
+def test_check_of_more_tokens_than_positions_is_one_line(case):
+    folder, _, _ = case
+    with pytest.raises(UserError, match="--tokens selects has 129 tokens, and the model 128 learn"):
+        commands.Check(str(folder / "run"), str(folder / "hf"), tokens=129)()
+    reader = check.transformers_reader(folder / "hf")
+    with pytest.raises(UserError, match="in transformers: 129 tokens have an id or a position"):
+        reader.logits_TV([1] * 129)
 
 
 def test_files_of_a_model_without_its_head(tmp_path):

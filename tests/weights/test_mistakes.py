@@ -26,6 +26,7 @@ from etils import epath
 from hypothesis import given, settings
 from safetensors.numpy import load_file, save_file
 
+from codellama_jax.checkpoints.folder import RunFolder
 from codellama_jax.errors import UserError
 from codellama_jax.weights import commands, huggingface, layout, load
 
@@ -49,6 +50,11 @@ HF = {  # what is done to a folder, and what the message must match
     "heads": (lambda f: edited(f, num_key_value_heads=2), OTHER_SHAPE),
     "rows": (lambda f: edited(f, vocab_size=32_000), OTHER_SHAPE),
     "layers": (lambda f: edited(f, num_hidden_layers=1), "no place for"),
+    # transformers 5 computes with the separate head, which was dropped here.
+    "tied": (
+        lambda f: edited(f, tie_word_embeddings=True),
+        "tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight:",
+    ),
     "deep": (lambda f: edited(f, num_hidden_layers=9_999), "lacks model.layers.2.*: is the down"),
     "file": (lambda f: (f / "model.safetensors").unlink(), "has no .*safetensors: is the download"),
     "bin": (
@@ -158,6 +164,22 @@ def test_a_file_without_permission_is_one_line(folders, tmp_path, name):
         assert "Permission denied" in refusal(tmp_path / "bad", tmp_path)
     finally:
         (tmp_path / "bad" / name).chmod(0o700)
+
+
+def test_a_tied_model_may_hold_its_embedding_twice(folders, tmp_path):
+    shutil.copytree(folders / "hf", tmp_path / "hf")
+    table = "model.embed_tokens.weight"
+    rewritten(tmp_path / "hf", lambda t: t.update({"lm_head.weight": t[table]}))
+    edited(tmp_path / "hf", tie_word_embeddings=True)
+    _, source = load.open_published(epath.Path(tmp_path / "hf"))
+    assert source.model.tied_embeddings
+
+
+def test_published_weights_in_place_of_a_run_name_the_command_that_makes_one(folders, tmp_path):
+    (tmp_path / "model.gguf").touch()
+    for weights in (folders / "hf", folders / "meta", tmp_path / "model.gguf"):
+        with pytest.raises(UserError, match="is not the folder of a run: .*`launch.py import"):
+            RunFolder(epath.Path(weights)).find_stage()
 
 
 def test_a_file_instead_of_a_folder_is_one_line(tmp_path):
