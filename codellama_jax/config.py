@@ -294,7 +294,7 @@ class DataConfig(Checked):
             problem = f" is {self.chat}: it must be '' with examples {self.examples}"
             raise FieldError(("chat",), problem)
         if self.chat and self.infilling.rate and self.infilling.form == "starcoder":
-            # It transforms whole sequences, in which conversations and documents are mixed.
+            # It transforms packed sequences, in which conversations and documents are mixed.
             fix = "use form code_llama or rate 0"
             problem = f" is starcoder with chat {self.chat}, and would rearrange answers: {fix}"
             raise FieldError(("infilling", "form"), problem)

@@ -11,7 +11,7 @@ import datetime
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from codellama_jax.errors import UserError
 from codellama_jax.tokenizers import byte_bpe_spec
@@ -145,7 +145,7 @@ def _compiled(template: str) -> Any:
     class Generation(Extension):
         """The block `generation` around answers, which changes nothing in the text."""
 
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)

@@ -63,6 +63,8 @@ TAGS = {
     "vue": "<!--language: Vue-->",
 }
 SHORT = {"cpp": "c++", "js": "javascript", "ts": "typescript", "vb": "visual basic"}
+# Names of linguist, which data/prepare/filters/languages.py returns.
+SHORT |= {"common lisp": "lisp", "emacs lisp": "lisp", "visual basic .net": "visual basic"}
 
 
 def language_tag(language: str) -> str:

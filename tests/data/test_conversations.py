@@ -75,8 +75,8 @@ def test_without_a_format_conversations_are_text(tokenizer):
         '{"messages": [{"role": "user"}]}',
         '{"messages": [' + "[" * 100_000,
         *(
-            '{"messages": [{"role": "user", "content": %s}, {"role": "assistant", "content": "b"}]}'
-            % content
+            '{"messages": [{"role": "user", "content": ' + content + "},"
+            ' {"role": "assistant", "content": "b"}]}'
             for content in ("null", "5", '{"a": 1}', '["[INST]"]', '"\\ud800"')
         ),
         '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null}]}',

@@ -21,3 +21,8 @@ def test_the_tags_that_follow_no_rule():
     assert len(set(TAGS.values())) == len(TAGS)
     with pytest.raises(UserError, match="language 'Klingon' has no tag: it must be one of abap"):
         language_tag("Klingon")
+
+
+def test_names_of_linguist_have_the_tag_of_their_language():
+    assert language_tag("Common Lisp") == "; language: Lisp"
+    assert language_tag("Visual Basic .NET") == "' language: Visual Basic"
