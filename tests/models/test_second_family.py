@@ -5,6 +5,7 @@ tied embeddings and one key head (multi-query attention).
 """
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import subprocess
@@ -230,8 +231,14 @@ def stage(**changes: Any) -> Stage:
     return toy.stage(model=MODEL, **changes)
 
 
+@functools.cache
+def compiled_step(config, mesh):
+    """Returns the train step, traced once for all calls of `trained`."""
+    return compile_train_step(config, mesh)
+
+
 def trained(mesh: Any, state: Any, steps: range, config: Stage) -> tuple[Any, list[float]]:
-    step, losses = compile_train_step(config, mesh), []
+    step, losses = compiled_step(config, mesh), []
     for number in steps:
         batch = toy.batch(seed=number % 2)
         state, metrics = step(state, {**batch, "stop": np.zeros(8, np.int32)})

@@ -37,8 +37,14 @@ def logits(model, params, rows):
     return family_of(model).module(model).apply({"params": params}, *inputs)
 
 
+@functools.cache
+def compiled_step(config, mesh):
+    """Returns the train step, traced once for all calls of `trained`."""
+    return compile_train_step(config, mesh)
+
+
 def trained(mesh, state, steps, config):
-    step, losses = compile_train_step(config, mesh), []
+    step, losses = compiled_step(config, mesh), []
     for number in steps:
         state, metrics = step(state, {**toy.batch(seed=number % 2), "stop": np.zeros(8, np.int32)})
         losses.append(float(metrics["loss"]))
