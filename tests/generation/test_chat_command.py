@@ -1,13 +1,10 @@
 """`chat`: messages, commands and mistakes, with a small model that answers anything."""
 
-import dataclasses
 import io
 import json
 
 import pytest
-from toy import stage
 
-from codellama_jax.config import Experiment, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.generation import chat as chatting
 from codellama_jax.generation import text as texts
@@ -25,20 +22,9 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.fixture
-def folder(tmp_path, tokenizer):
+def folder(write_run, tokenizer):
     """A run that was trained on conversations, without parameters."""
-    toy = stage(seq_len=512)
-    model = dataclasses.replace(toy.model, vocab_size=tokenizer.vocab_size)
-    data = dataclasses.replace(toy.data, chat="llama2")
-    config = dataclasses.replace(toy, model=model, data=data)
-    run = tmp_path / "run"
-    (run / "main" / "code" / "checkpoints").mkdir(parents=True)
-    experiment = Experiment("run", "toy", {"main": {"code": config}})
-    (run / "config.json").write_text(json.dumps(to_dict(experiment)))
-    (run / "main" / "code" / "config.json").write_text(json.dumps(to_dict(config)))
-    (run / "main" / "code" / "done.json").write_text("{}")
-    tokenizer.save(run / "tokenizer.model")
-    return run
+    return write_run(tokenizer, chat="llama2")
 
 
 @pytest.fixture

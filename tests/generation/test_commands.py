@@ -1,16 +1,13 @@
 """`complete` and `infill` as commands, with a stand-in for the model."""
 
-import dataclasses
 import io
 import json
 import subprocess
 import sys
 
 import pytest
-from toy import stage
 
 from codellama_jax.checkpoints import loading
-from codellama_jax.config import Experiment, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.generation import infill as infilling
 from codellama_jax.generation import text as texts
@@ -29,18 +26,9 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.fixture
-def folder(tmp_path, tokenizer):
+def folder(write_run, tokenizer):
     """A run that has trained, without parameters."""
-    model = dataclasses.replace(stage().model, vocab_size=tokenizer.vocab_size)
-    config = stage(model=model, seq_len=512)
-    run = tmp_path / "run"
-    (run / "main" / "code" / "checkpoints").mkdir(parents=True)
-    experiment = Experiment("run", "toy", {"main": {"code": config}})
-    (run / "config.json").write_text(json.dumps(to_dict(experiment)))
-    (run / "main" / "code" / "config.json").write_text(json.dumps(to_dict(config)))
-    (run / "main" / "code" / "done.json").write_text("{}")
-    tokenizer.save(run / "tokenizer.model")
-    return run
+    return write_run(tokenizer)
 
 
 @pytest.fixture
