@@ -1,6 +1,7 @@
 # make quickstart   train a small Code Llama on this machine's Python sources and look at the report
 # make ablations    the paper's ablations at toy scale, one after another; resumes when restarted
 # make test         lint, types and tests
+# make test-slow    the tests that take many processes: two hosts, repeated kills
 # All of them create .venv from python3 (3.11 or newer) and pip, with the script codellama-jax in it.
 
 PYTHON ?= python3
@@ -24,7 +25,10 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist worksteal $(TESTS)
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" $(TESTS)
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/pytest -m slow
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: this project needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
@@ -64,4 +68,4 @@ tpu-table: $(VENV)/installed
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
 
-.PHONY: quickstart ablations test oracle lock golden tpu-table clean
+.PHONY: quickstart ablations test test-slow oracle lock golden tpu-table clean

@@ -135,6 +135,7 @@ def by_key(path: Path) -> dict:
     return samples
 
 
+@pytest.mark.slow
 def test_two_hosts_draw_the_samples_of_one_host(model, folder, files, executor, tmp_path):
     """First each host draws its share of the samples, then one model is sharded over both.
 

@@ -269,6 +269,7 @@ def test_its_parameters_are_counted():
     assert flops_per_token(MODEL, 16, causal=False) > 6 * MODEL.vocab_size * MODEL.d_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_it_trains_and_goes_on_from_a_checkpoint(tmp_path, tensor):
     config = stage(steps=6)
@@ -288,6 +289,7 @@ def test_it_trains_and_goes_on_from_a_checkpoint(tmp_path, tensor):
     assert np.mean(uninterrupted) < np.mean(first[:2])
 
 
+@pytest.mark.slow
 def test_a_mesh_that_splits_the_heads_changes_nothing():
     config, losses = stage(steps=2), []
     for fsdp, tensor in ((1, 1), (2, 2), (1, 4)):

@@ -131,6 +131,7 @@ def test_the_report_opens_with_the_finding(folder, first):
     }
 
 
+@pytest.mark.slow
 def test_other_runs_are_read_where_stages_are_equal(folder, first):
     runs = str(folder / "runs")
     code, output, errors = launch(

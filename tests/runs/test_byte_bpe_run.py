@@ -14,6 +14,7 @@ from tiny_run import launch, losses
 
 from codellama_jax.tokenizers import files
 
+pytestmark = pytest.mark.slow
 KIND = ("--tokenizer.kind", "starcoder")  # its vocabulary of 320 pieces includes the sentinels
 LLAMA = "LlamaConfig(336, 32, 2, 4, 2, 8, 64,"
 GPT = "GPTConfig(320, 32, 2, 4, 1, 8, 64, n_positions=128, dropout=0.1, embedding_dropout=0.1,"

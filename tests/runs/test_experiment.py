@@ -115,6 +115,7 @@ def test_a_second_start_skips_what_is_done(place, undisturbed):
     assert (place / "undisturbed/corpus.json").read_bytes() == counts
 
 
+@pytest.mark.slow
 def test_killed_twice_ends_bit_for_bit_the_same(place, undisturbed):
     assert (
         launch(place, "killed", AT="code:5", SIGNAL=str(signal.SIGKILL.value))[0] == -signal.SIGKILL
@@ -279,6 +280,7 @@ def on_two_hosts(place: Path, out: str, **env: str) -> list[int]:
     return [(p.communicate(timeout=300), p.returncode)[1] for p in processes]
 
 
+@pytest.mark.slow
 def test_two_hosts_and_one_see_the_same_run(place, undisturbed):
     """Stopped on two hosts and resumed on one, and the reverse; one host gets the signal."""
     stop = {"AT": "code:4", "SIGNAL": str(signal.SIGTERM.value)}
