@@ -11,6 +11,7 @@ from tiny_run import launch, same_bits
 from codellama_jax.checkpoints.folder import StageFolder, find_trained
 from codellama_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
 EXPERIMENT = '''
 """Three arms of two seeds."""
 import dataclasses
@@ -131,7 +132,6 @@ def test_the_report_opens_with_the_finding(folder, first):
     }
 
 
-@pytest.mark.slow
 def test_other_runs_are_read_where_stages_are_equal(folder, first):
     runs = str(folder / "runs")
     code, output, errors = launch(

@@ -237,6 +237,7 @@ def test_damaged_state_files_are_made_again(place, undisturbed):
     assert losses(place, "powerless", "long") == losses(place, "undisturbed", "long")
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_while_the_first_trains(place, undisturbed):
     stop = {"AT": "long:2", "SIGNAL": str(signal.SIGSTOP.value)}
     first = command(place, "twice", **stop)
