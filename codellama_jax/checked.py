@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import json
 import math
 import numbers
 import re
@@ -168,6 +169,31 @@ def from_dict(cls: Any, values: Any) -> Any:
         except FieldError as error:
             raise error.under(name) from None
     return cls(**arguments)
+
+
+def to_dict(config: Any) -> dict:
+    """Returns a dataclass as nested dicts, lists and numbers, from which `from_dict` builds it.
+
+    A field whose metadata is `sparse` is left out while it holds its default. An object with a
+    method `tag()` adds the fields by which its `class_for` finds the class.
+    """
+    # The round trip makes tuples lists and keys text, as they are after a file was read.
+    return json.loads(json.dumps(_as_json(config)))
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = value.tag() if hasattr(value, "tag") else {}
+    for f in dataclasses.fields(value):
+        part = getattr(value, f.name)
+        if not f.metadata.get("sparse") or part != default_of(f):
+            fields[f.name] = _as_json(part)
+    return fields
 
 
 def shown(value: Any) -> str:

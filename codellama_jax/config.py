@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import keyword
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from codellama_jax.checked import Checked, FieldError, Pattern, Range, choices_problem, default_of
+from codellama_jax.checked import Checked, FieldError, Pattern, Range, choices_problem
 from codellama_jax.checked import differences as differences
 from codellama_jax.checked import from_dict as from_dict
 from codellama_jax.checked import leaves as leaves
+from codellama_jax.checked import to_dict as to_dict
 from codellama_jax.errors import UserError
 
 DEFAULT_FAMILY = "llama"  # of a model whose dict has no tag
@@ -135,7 +135,6 @@ class ModelConfig(Checked):
         """
         if cls is not ModelConfig:
             return cls, values
-        # A family registers itself when its module is imported.
         _define_families()
         fields = dict(values)
         tag = fields.pop("family", DEFAULT_FAMILY)
@@ -144,9 +143,13 @@ class ModelConfig(Checked):
             raise FieldError(("family",), f"{problem}; import the module that defines another one")
         return cls.families[tag], fields
 
+    def tag(self) -> dict[str, str]:
+        """Returns the tag by which `class_for` finds the class; older runs have none of Llama's."""
+        return {} if self.family == DEFAULT_FAMILY else {"family": self.family}
+
 
 def _define_families() -> None:
-    """Imports the families of this library; a user's family is defined where it is imported."""
+    """Imports the families of this library, which register themselves; a user imports others."""
     importlib.import_module("codellama_jax.models")
 
 
@@ -495,27 +498,3 @@ def _check_stage_name(arm: str, name: str) -> None:
     if name in RESERVED:
         problem = f" has the stage {name!r}: no stage may be called {', '.join(RESERVED)}"
         raise FieldError(("arms", arm), problem)
-
-
-def to_dict(config: Any) -> dict:
-    """Returns a config as nested dicts, lists and numbers: the form of config.json."""
-    # The round trip makes tuples lists and keys text, as they are after a file was read.
-    return json.loads(json.dumps(_plain(config)))
-
-
-def _plain(value: Any) -> Any:
-    """Returns a value of JSON, a dict for a dataclass, with the tag of a model's family."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if not dataclasses.is_dataclass(value):
-        return value
-    fields = {}
-    for f in dataclasses.fields(value):
-        part = getattr(value, f.name)
-        if not f.metadata.get("sparse") or part != default_of(f):
-            fields[f.name] = _plain(part)
-    if isinstance(value, ModelConfig) and value.family != DEFAULT_FAMILY:
-        return {"family": value.family, **fields}
-    return fields
