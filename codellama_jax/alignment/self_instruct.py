@@ -113,11 +113,6 @@ def make_dataset(
     )
 
 
-def read_dataset(folder: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a dataset, as `make_dataset` wrote them."""
-    return continue_file(folder / DATASET, {})
-
-
 def _questions(answerer: Answerer, params: SelfInstruct, folder: Path) -> list[str]:
     """Returns the answers to the prompt for questions, in the order of their numbers."""
     messages = prompts.ask_for_questions(params.questions)

@@ -5,8 +5,7 @@ import random
 
 import pytest
 
-from codellama_jax.alignment import self_instruct
-from codellama_jax.alignment.self_instruct import Models, SelfInstruct, make_dataset
+from codellama_jax.alignment.self_instruct import DATASET, Models, SelfInstruct, make_dataset
 from codellama_jax.sandbox.executor import Executor
 
 PARAMS = SelfInstruct(prompts=3, questions=4, solutions=4, batch=3, seed=1)
@@ -73,6 +72,10 @@ def complete(executor, tmp_path_factory):
     return folder, make(folder, executor, model), model
 
 
+def dataset(folder):
+    return [json.loads(line) for line in (folder / DATASET).read_text().splitlines()]
+
+
 def files_of(folder):
     """Returns the lines of each file; the order of answers that were drawn does not matter."""
     return {path.name: sorted(path.read_text().splitlines()) for path in folder.iterdir()}
@@ -91,7 +94,7 @@ def test_the_counts_of_each_step(complete):
 
 def test_the_first_solution_that_passes_all_tests_is_kept(complete):
     folder, _, _ = complete
-    lines = self_instruct.read_dataset(folder)
+    lines = dataset(folder)
     assert [line["sample"] for line in lines] == [2] * 5
     for amount, line in enumerate(lines):
         question, answer = line["messages"]
@@ -128,4 +131,4 @@ def test_another_answer_to_the_prompts_is_no_error(executor, tmp_path):
     counts = make_dataset(Models(silent, silent, silent), executor, PARAMS, tmp_path, {})
     assert counts.kept == 0
     assert counts.reasons == {"an answer without questions": 3}
-    assert self_instruct.read_dataset(tmp_path) == []
+    assert dataset(tmp_path) == []
