@@ -23,14 +23,23 @@ DIGITS = 3  # 127 x 254^2 steps, 23 bits: the mantissa of fp32
 MOST_DIGIT_COLUMNS = 8
 
 
+def scales_of(largest: jax.Array) -> jax.Array:
+    """Returns the fp32 scales with which magnitudes up to `largest` become int8; 1 for zeros.
+
+    A scale is at least the smallest normal number: processors flush smaller ones to zero, and the
+    values would be divided by it.
+    """
+    smallest = jnp.finfo(jnp.float32).tiny
+    return jnp.where(largest == 0, 1.0, jnp.maximum(largest / LARGEST, smallest))
+
+
 def quantize_columns(x_DN: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns int8 columns q_DN and their fp32 scales_N, so that x is about q x scale.
 
     The scale of a column is its largest magnitude / 127. A column of zeros has scale 1.
     """
     x_DN = x_DN.astype(jnp.float32)
-    largest_N = jnp.max(jnp.abs(x_DN), axis=0)
-    scales_N = jnp.where(largest_N == 0, 1.0, largest_N / LARGEST)
+    scales_N = scales_of(jnp.max(jnp.abs(x_DN), axis=0))
     return jnp.round(x_DN / scales_N[None]).astype(jnp.int8), scales_N
 
 
@@ -41,8 +50,7 @@ def split_columns(x_DN: jax.Array) -> tuple[jax.Array, jax.Array]:
     largest magnitude x 6.2e-8. The first N columns are the first digits, and so on.
     """
     x_DN = x_DN.astype(jnp.float32)
-    largest_N = jnp.max(jnp.abs(x_DN), axis=0)
-    scales_N = jnp.where(largest_N == 0, 1.0, largest_N / LARGEST)
+    scales_N = scales_of(jnp.max(jnp.abs(x_DN), axis=0))
     rest_DN = x_DN / scales_N[None]
     digits, scales = [], []
     for number in range(DIGITS):

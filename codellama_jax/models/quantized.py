@@ -166,8 +166,7 @@ def quantize_int8(w_XI: jax.Array) -> Int8:
 
 def quantize_w8a8(w_XI: jax.Array) -> Int8:
     """Quantizes to int8 as CTranslate2 does: absmax per output, fp32 scales, int8 activations."""
-    largest_X = jnp.max(jnp.abs(w_XI), axis=-1)
-    scales_X = jnp.where(largest_X == 0, 1.0, largest_X / int8.LARGEST)
+    scales_X = int8.scales_of(jnp.max(jnp.abs(w_XI), axis=-1))
     return Int8(_rounded(w_XI, scales_X, int8.LARGEST), scales_X, quantizes_inputs=True)
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -17,7 +17,12 @@ def weights(rng, *shape):
     return rng.integers(-127, 128, shape).astype(np.int8)
 
 
+# The smallest normal number: its scale would not be normal.
+SMALLEST = np.full((5, 2), np.finfo(np.float32).tiny)
+
+
 @given(COLUMNS)
+@example(SMALLEST)
 @settings(max_examples=50, deadline=None)
 def test_digits_have_the_precision_of_fp32(x_DN):
     digits_DM, scales_M = jax.device_get(int8.split_columns(jnp.asarray(x_DN)))
@@ -28,6 +33,7 @@ def test_digits_have_the_precision_of_fp32(x_DN):
 
 
 @given(COLUMNS)
+@example(SMALLEST)
 @settings(max_examples=50, deadline=None)
 def test_columns_are_rounded_to_half_a_scale(x_DN):
     q_DN, scales_N = jax.device_get(int8.quantize_columns(jnp.asarray(x_DN)))
