@@ -2,7 +2,7 @@
 
 An experiment is a few arms; an arm is a chain of stages; a stage is (where its weights come from,
 model, data, optimizer, steps). This module imports neither JAX nor any module of the project but
-`checked` and `errors`, so that `launch.py plan` answers at once.
+`checked`, `tuning` and `errors`, so that `launch.py plan` answers at once.
 
 A new field has a default, with which everything is as it was without the field: then older runs
 resume, and stages keep their identities (checkpoints/identity.py). Such a default never changes.
@@ -23,6 +23,14 @@ from codellama_jax.checked import from_dict as from_dict
 from codellama_jax.checked import leaves as leaves
 from codellama_jax.checked import to_dict as to_dict
 from codellama_jax.errors import UserError
+from codellama_jax.tuning import INT32 as INT32
+from codellama_jax.tuning import SPARSE as SPARSE
+from codellama_jax.tuning import Count as Count
+from codellama_jax.tuning import Decay as Decay
+from codellama_jax.tuning import Epsilon
+from codellama_jax.tuning import LoraConfig as LoraConfig
+from codellama_jax.tuning import OptimizerConfig as OptimizerConfig
+from codellama_jax.tuning import Share as Share
 
 DEFAULT_FAMILY = "llama"  # of a model whose dict has no tag
 CACHE = "~/.cache/codellama_jax"  # prepared documents, tokenizers and compiled programs
@@ -30,26 +38,17 @@ RESERVED = ("choice", "tokenizer", "corpus", "mesh", "probes", "seed", "seeds") 
 # Metadata of a field that never changes the trained parameters, such as how often to log: it may
 # change when a run resumes, and stages that differ in nothing else are trained once.
 FREE = {"free": True}
-# Metadata of a field that `to_dict` leaves out while it holds its default, as older versions wrote
-# no such field.
-SPARSE = {"sparse": True}
 LEAST_SHARE = 1e-4  # of the mixture; the wait for a sequence of a rarer source could take hours
 
 PREPARED = "prepared:"  # before the folder of a prepared corpus in the place of a path
 # The sources that have separate fields; experiments may add others by name.
 SOURCES = ("code", "python", "discussions", "language")
 
-INT32 = 2**31 - 1  # steps are counted in int32
-Count = Annotated[int, Range(0, INT32)]
 Positive = Annotated[int, Range(1, INT32)]
 Examples = Annotated[int, Range(1, 1_000_000)]
 Tokens = Annotated[int, Range(1, 2**24)]
 Width = Annotated[int, Range(1, 2**20)]
-Share = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0, 1_000_000)]
-Decay = Annotated[float, Range(0, 1, open_most=True)]
-Epsilon = Annotated[float, Range(1e-30, 1)]  # a smaller one is 0 in float32
-Rate = Annotated[float, Range(0, 10)]
 Devices = Annotated[int, Range(-1, 2**20)]
 HeadCount = Annotated[int, Range(1, 2**14)]
 Path = Annotated[str, Pattern(r"[^\0]{1,4096}", "the name of a file or folder")]
@@ -304,27 +303,6 @@ class DataConfig(Checked):
 
 
 @dataclass(frozen=True)
-class OptimizerConfig(Checked):
-    """AdamW, linear warm-up, cosine decay to a share of the peak.
-
-    See Code Llama, section 2.2; values that it leaves open are Llama 2's.
-    """
-
-    peak_lr: Rate
-    warmup_steps: Count = 1000
-    final_fraction: Share = 1 / 30
-    b1: Decay = 0.9
-    b2: Decay = 0.95
-    eps: Epsilon = 1e-5
-    weight_decay: Annotated[float, Range(0, 100)] = 0.1
-    clip_norm: Annotated[float, Range(1e-30, 1e9)] = 1.0  # of the complete gradient
-    # The step at which the cosine ends, after which the rate stays; 0 is the last step.
-    decay_steps: Count = field(default=0, metadata=SPARSE)
-    # Where the cosine begins: after the warm-up, or at step 0 (CodeGeeX), hidden by the warm-up.
-    cosine_from: Literal["warmup", "zero"] = field(default="warmup", metadata=SPARSE)
-
-
-@dataclass(frozen=True)
 class MeshConfig(Checked):
     """Devices along each axis; one axis may be -1 and takes the remaining ones."""
 
@@ -365,9 +343,12 @@ class Stage(Checked):
     log_every: Positive = field(default=10, metadata=FREE)
     # The loss: next_token is the cross-entropy of every token.
     objective: Literal["next_token", "rrtf", "rrtf_mean", "rrhf"] = "next_token"
+    # Low-rank adapters, which train in place of the weights of `init`; without a rank, none.
+    lora: LoraConfig = field(default=LoraConfig(), metadata=SPARSE)
 
     def check_relations(self) -> None:
         """Raises FieldError for micro-batches, a length or a mixture that cannot be trained on."""
+        self.lora.check_init(self.init)
         if self.data.batch_size % self.micro_batches:
             allowed = f"it must divide data.batch_size, which is {self.data.batch_size}"
             raise FieldError(("micro_batches",), f" is {self.micro_batches}: {allowed}")

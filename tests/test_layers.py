@@ -13,6 +13,7 @@ LAYERS = (
     "errors",
     "checked",
     "command_line",
+    "tuning",
     "config",
     "system",
     "sharding",
