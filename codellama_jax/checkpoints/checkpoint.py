@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from codellama_jax.checkpoints import checksums
+from codellama_jax.checkpoints.base import ITEM
 from codellama_jax.checkpoints.loading import (
     first_line,
     read_checksums,
@@ -68,7 +69,8 @@ class Checkpoints:
 
     Each holds parameters, optimizer with its step, the data cursors of every sequence of the batch,
     the config, and the checksums of all of them. A checkpoint of a version that wrote no checksums
-    loads unchecked.
+    loads unchecked. Of a stage with adapters the parameters are those of the adapters, and a
+    reference names the checkpoint of the weights that they are added to (`base.Base`).
     """
 
     def __init__(self, folder: epath.Path, stage: Stage):
@@ -88,8 +90,22 @@ class Checkpoints:
         steps = self.manager.all_steps()
         return f"{self.folder}/step_{max(steps)}" if steps else "none yet"
 
-    def save(self, step: int, state: State, rows: dict[str, Any], tokens: int) -> None:
+    def save(
+        self,
+        step: int,
+        state: State,
+        rows: dict[str, Any],
+        tokens: int,
+        base: dict[str, Any] | None = None,
+    ) -> None:
         """Starts to save; returns once the arrays are copied.
+
+        Args:
+          step: number of updates of the state.
+          state: the state; its `params` are those that train.
+          rows: the data cursors of this host.
+          tokens: tokens learned so far.
+          base: of adapters, the `Base.reference` of the weights that they are added to.
 
         Raises UserError if this save or the one before it failed, or if there is no room.
         """
@@ -104,12 +120,14 @@ class Checkpoints:
             "optimizer": checksums.of_tree(optimizer),
             "cursors": checksums.of_json(cursors),
         }
+        extra = {ITEM: ocp.args.JsonSave(base)} if base else {}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave(optimizer),
             cursors=ocp.args.JsonSave(cursors),
             stage=ocp.args.JsonSave(to_dict(self.stage)),
             checksums=ocp.args.JsonSave(sums),
+            **extra,
         )
         self._guarded(f"step {step}", lambda: self.manager.save(step, args=items, force=True))
 
@@ -118,7 +136,7 @@ class Checkpoints:
         if is_bucket(self.folder):
             return
         # Every host writes its share.
-        needed = checkpoint_bytes(self.stage.model) // jax.process_count()
+        needed = checkpoint_bytes(self.stage) // jax.process_count()
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             room = f"it takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"

@@ -68,6 +68,11 @@ def of_json(value: Any) -> str:
 
 def check(tree: Any, saved: dict[str, int]) -> None:
     """Raises UserError naming the first array of a tree that does not have its saved checksum."""
-    for name, checksum in of_tree(tree).items():
+    compare(of_tree(tree), saved)
+
+
+def compare(sums: dict[str, int], saved: dict[str, int]) -> None:
+    """Raises UserError naming the first array whose checksum is not the saved one."""
+    for name, checksum in sums.items():
         if saved.get(name) != checksum:
             raise UserError(f"{name} does not match its checksum")

@@ -19,11 +19,14 @@ from etils import epath
 from jax.sharding import Mesh
 
 from codellama_jax.checkpoints import checksums
+from codellama_jax.checkpoints.base import Base, recorded_base
 from codellama_jax.checkpoints.folder import StageFolder, find_trained
 from codellama_jax.checkpoints.vocabulary import check_vocabulary, resized
-from codellama_jax.config import MeshConfig, ModelConfig
+from codellama_jax.config import LoraConfig, MeshConfig, ModelConfig, Stage
 from codellama_jax.errors import UserError
-from codellama_jax.models.trained import TrainedModel, abstract_params
+from codellama_jax.models.lora import TABLES, Freeze, freezer, merged
+from codellama_jax.models.parameters import dotted
+from codellama_jax.models.trained import TrainedModel, abstract_adapters, abstract_params
 from codellama_jax.sharding.hosts import on_all_hosts
 from codellama_jax.sharding.mesh import check_divides, make_mesh, on_mesh
 from codellama_jax.system.console import warn
@@ -90,59 +93,161 @@ def stored_parameter(checkpoint: epath.Path, name: str) -> dict[str, Any]:
     return {"driver": "zarr", "kvstore": kvstore}
 
 
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """Parameters with the step of their checkpoint, and a hash of its checksums."""
+
+    params: dict
+    step: int
+    identity: str
+
+
 def load_params(
     folder: StageFolder, model: ModelConfig, mesh: Mesh, step: int | None = None
 ) -> dict:
     """Returns the newest good parameters of a stage, or those of a step, on the mesh.
 
-    They have the shapes of `model`. Raises UserError if there are none, or if they are another
-    model's.
+    They have the shapes of `model`; adapters are added to the weights that they were trained on.
+    Raises UserError if there are none, or if they are another model's.
+    """
+    return _load(folder, model, mesh, step).params
+
+
+def load_frozen(stage: Stage, base: Base, mesh: Mesh) -> tuple[dict, Base]:
+    """Returns the weights that a stage adds adapters to, as it freezes them, and what was read.
+
+    Raises UserError if they are not the weights of `base.identity`, or cannot be read.
+    """
+    freeze = freezer(stage.model, stage.lora)
+    with on_mesh(mesh):
+        loaded = _load(base.folder, stage.model, mesh, base.step, freeze)
+        read = base.read_as(loaded.step, loaded.identity)
+        # These may have been resized, for which they were still float32.
+        tables = {name: loaded.params[name] for name in TABLES if name in loaded.params}
+        frozen = {name: freeze(name, table) for name, table in tables.items()}
+    return loaded.params | frozen, read
+
+
+def _load(
+    folder: StageFolder,
+    model: ModelConfig,
+    mesh: Mesh,
+    step: int | None,
+    freeze: Freeze | None = None,
+    identify: bool = False,
+) -> Loaded:
+    """Loads parameters like `load_params`.
+
+    Args:
+      folder, model, mesh, step: as for `load_params`.
+      freeze: replaces all parameters but TABLES, given their dotted names; None keeps them.
+      identify: whether the result needs its identity, "" otherwise in runs without checksums.
     """
     steps = folder.steps(step)
+    config = folder.read_config()
     # The vocabulary is resized after reading: the stored shapes are those of the saved config.
-    saved = folder.read_config().model
-    check_shapes(folder, saved, model)
-    as_saved = dataclasses.replace(model, vocab_size=saved.vocab_size)
-    abstract = abstract_params(as_saved, mesh)
+    check_shapes(folder, config.model, model)
+    as_saved = dataclasses.replace(model, vocab_size=config.model.vocab_size)
+    has_adapters = config.lora.rank is not None
+    if has_adapters:
+        abstract = abstract_adapters(as_saved, config.lora, mesh)
+    else:
+        abstract = abstract_params(as_saved, mesh)
     for step in steps:
         checkpoint = folder.checkpoint(step)
         try:
-            # All hosts, or none: one that read another checkpoint would hold other parameters.
-            params = on_all_hosts(functools.partial(_read, checkpoint, abstract))
-            if sums := read_checksums(checkpoint):
-                checksums.check(params, sums["params"])
+            params, identity = _read(checkpoint, abstract, freeze, identify or has_adapters)
+            base = recorded_base(checkpoint) if has_adapters else None
         except UserError as error:
             warn_damaged(checkpoint, error)
-        else:
-            return with_rows(params, model, mesh)
+            continue
+        if base:
+            # Outside of `try`: without its base no other checkpoint can be used either.
+            merged, base = _merged(base, as_saved, config.lora, params, mesh)
+            params, identity = merged, checksums.of_json([identity, base.identity])
+            if freeze:
+                params = _frozen(params, freeze)
+        return Loaded(with_rows(params, model, mesh), step, identity)
     raise UserError(f"no checkpoint under {folder} can be read")
 
 
-def _read(checkpoint: epath.Path, abstract: dict) -> dict:
+def _merged(
+    base: Base, model: ModelConfig, lora: LoraConfig, adapters: dict, mesh: Mesh
+) -> tuple[dict, Base]:
+    """Returns the parameters of a base with adapters added to them, and the base as it was read."""
+    if not base.folder.path.exists():
+        problem = f"there is no folder {base.folder}, whose weights the adapters are added to"
+        raise UserError(f"{problem}: put the run back")
+    loaded = _load(base.folder, model, mesh, base.step, identify=True)
+    read = base.read_as(loaded.step, loaded.identity)
+    shardings = jax.tree.map(lambda a: a.sharding, loaded.params)
+    merge = functools.partial(merged, model, lora)
+    with on_mesh(mesh):
+        # The buffers of the base are reused.
+        add = jax.jit(merge, out_shardings=shardings, donate_argnums=0)
+        return add(loaded.params, adapters), read
+
+
+def _frozen(params: dict, freeze: Freeze) -> dict:
+    """Returns parameters with all but TABLES replaced by `freeze`."""
+
+    def leaf(path: tuple, array: jax.Array) -> Any:
+        name = dotted(path)
+        return array if name in TABLES else freeze(name, array)
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def _read(
+    checkpoint: epath.Path, abstract: dict, freeze: Freeze | None, identify: bool
+) -> tuple[dict, str]:
     """Reads the parts of the parameters that the devices of this host hold.
 
-    Raises UserError with the first line of any error, so that all hosts try the same checkpoint.
+    Returns them with a hash of their checksums. Raises UserError for an error on any host, so that
+    all hosts try the same checkpoint: one that read another would hold other parameters.
+
+    Args:
+      checkpoint: the folder.
+      abstract: shapes, dtypes and shardings of the parameters.
+      freeze, identify: as for `_load`.
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    names = [dotted(path) for path, _ in leaves]
+    params: list[Any] = []
+    sums: dict[str, int] = {}
+    # Opened together: on an object store each opening waits for an answer.
+    opening = on_all_hosts(functools.partial(_opened, checkpoint, names))
+    for name, (_, leaf), store in zip(names, leaves, opening):
+        array = on_all_hosts(functools.partial(_placed, name, store, leaf))
+        if freeze:
+            # One by one: at most one parameter is in memory both as float32 and as it is frozen.
+            sums |= checksums.of_tree({name: array})
+            array = array if name in TABLES else freeze(name, array)
+        params.append(array)
+    saved = read_checksums(checkpoint)
+    if not freeze and (saved or identify):
+        sums = checksums.of_tree(jax.tree.unflatten(tree, params))
+    if saved:
+        checksums.compare(sums, saved["params"])
+    return jax.tree.unflatten(tree, params), checksums.of_json(sums)
+
+
+def _opened(checkpoint: epath.Path, names: list[str]) -> list[tensorstore.TensorStore]:
+    """Opens stored parameters. Raises UserError with the first line of any error."""
     try:
-        # Opened together: on an object store each opening waits for an answer.
         opening = [tensorstore.open(stored_parameter(checkpoint, name)) for name in names]
-        params = []
-        for name, (_, leaf), future in zip(names, leaves, opening):
-            params.append(_placed(name, future.result(), leaf))
+        return [future.result() for future in opening]
     except Exception as error:  # TensorStore raises ValueError, OSError and more for damage
         raise UserError(first_line(error)) from error
-    return jax.tree.unflatten(tree, params)
 
 
 def _placed(name: str, store: tensorstore.TensorStore, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     """Returns a stored array on the devices. Each part is read once, all of them at the same time.
 
-    Raises ValueError if it is stored with another shape.
+    Raises UserError if it is stored with another shape, or with the first line of any error.
     """
     if store.shape != leaf.shape:
-        raise ValueError(f"{name} has shape {store.shape}, not {leaf.shape}")
+        raise UserError(f"{name} has shape {store.shape}, not {leaf.shape}")
     # Devices that hold the same part share one read. A slice cannot be a key, its text can.
     reads: dict[str, tensorstore.Future] = {}
     for index in leaf.sharding.addressable_devices_indices_map(leaf.shape).values():
@@ -152,7 +257,10 @@ def _placed(name: str, store: tensorstore.TensorStore, leaf: jax.ShapeDtypeStruc
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         return reads[str(index)].result().astype(leaf.dtype, copy=False)
 
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+    try:
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+    except Exception as error:  # as above
+        raise UserError(first_line(error)) from error
 
 
 def with_rows(params: dict, model: ModelConfig, mesh: Mesh) -> dict:
@@ -160,11 +268,13 @@ def with_rows(params: dict, model: ModelConfig, mesh: Mesh) -> dict:
     rows = model.vocab_size
     if rows == params["embedding"].shape[0]:
         return params
-    shardings = jax.tree.map(lambda a: a.sharding, abstract_params(model, mesh))
+    tables = {name: params[name] for name in TABLES if name in params}
+    placed = abstract_params(model, mesh)
+    shardings = {name: placed[name].sharding for name in tables}
     resize = functools.partial(resized, rows=rows)
     # Under jit the new entries are made on the devices that hold them.
     with on_mesh(mesh):
-        return jax.jit(resize, out_shardings=shardings)(params)
+        return params | jax.jit(resize, out_shardings=shardings)(tables)
 
 
 def check_shapes(folder: object, saved: ModelConfig, model: ModelConfig) -> None:

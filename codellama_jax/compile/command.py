@@ -19,7 +19,7 @@ from codellama_jax.compile import program, target
 from codellama_jax.compile.report import Report, TooLarge, examine, gib, lines
 from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage
 from codellama_jax.errors import UserError
-from codellama_jax.models.accounting import flops_per_token
+from codellama_jax.models.accounting import flops_per_token, training_flops
 from codellama_jax.sharding.mesh import make_mesh
 from kernels.static.chips import CHIPS
 
@@ -101,8 +101,8 @@ def compile_job(job: Job, chip: str, mesh: Mesh, cache: str) -> tuple[Report, in
     if job.kind == "train":
         lowered = program.lower_train_step(job.stage, mesh)
         tokens = data.batch_size * data.seq_len
-        full = tokens * flops_per_token(model, data.seq_len, causal=False)
-        causal = tokens * flops_per_token(model, data.seq_len, causal=True)
+        full = tokens * training_flops(job.stage, causal=False)
+        causal = tokens * training_flops(job.stage, causal=True)
     else:
         full = inference_flops(model, job, causal=False)
         causal = inference_flops(model, job, causal=True)

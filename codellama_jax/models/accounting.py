@@ -38,9 +38,43 @@ def stage_tokens(stage: Stage) -> int:
 
 def stage_flops(stage: Stage) -> float:
     """Returns the FLOPs of all steps of a stage, counting causal attention."""
-    return stage_tokens(stage) * flops_per_token(stage.model, stage.data.seq_len, causal=True)
+    return stage_tokens(stage) * training_flops(stage, causal=True)
 
 
-def checkpoint_bytes(model: ModelConfig) -> int:
+def trained_parameters(stage: Stage) -> int:
+    """Returns the number of parameters that a stage trains: all, or those of its adapters.
+
+    Raises FieldError for adapters that the model cannot have.
+    """
+    if stage.lora.rank is None:
+        return parameter_count(stage.model)
+    # The shapes of adapters are those of the module, whose tracing needs JAX.
+    from codellama_jax.models.lora import adapter_count
+
+    return adapter_count(stage.model, stage.lora)
+
+
+def training_flops(stage: Stage, causal: bool) -> float:
+    """Returns `flops_per_token` of a stage's train step.
+
+    A frozen weight has no gradient, which takes two of its six FLOPs; adapters add their own six.
+    """
+    flops = flops_per_token(stage.model, stage.data.seq_len, causal)
+    if stage.lora.rank is None:
+        return flops
+    frozen = family_of(stage.model).multiplied_parameters(stage.model)
+    return flops - 2 * frozen + 6 * trained_parameters(stage)
+
+
+def checkpoint_bytes(stage: Stage) -> int:
     """Returns the size of one checkpoint in bytes."""
-    return STATE_BYTES * parameter_count(model)
+    return STATE_BYTES * trained_parameters(stage)
+
+
+def frozen_bytes(stage: Stage) -> int:
+    """Returns the bytes of the weights that a stage adds adapters to, 0 without adapters."""
+    if stage.lora.rank is None:
+        return 0
+    from codellama_jax.models.lora import frozen_size
+
+    return frozen_size(stage.model, stage.lora)

@@ -17,6 +17,7 @@ import numpy as np
 from flax import struct
 
 from codellama_jax.config import ModelConfig
+from codellama_jax.models.lora import Adapted, frozen_matrix, in_section
 from codellama_jax.models.quantized import Quantized, Weight
 from kernels import flash_attention, ring_attention
 
@@ -30,7 +31,8 @@ def parameter(
 ) -> jax.Array:
     """Declares an fp32 weight with its logical axes, drawn from a normal distribution.
 
-    Where the parameters hold a quantized weight of that name, which `project` reads, returns it.
+    Where the parameters hold a quantized or an adapted weight of that name, which `project` reads,
+    returns it.
 
     Args:
       module: the module that owns it.
@@ -39,7 +41,7 @@ def parameter(
       variance: of the distribution; 1 / inputs keeps activations at unit scale.
     """
     stored: Any = module.get_variable("params", name)
-    if isinstance(stored, Quantized):
+    if isinstance(stored, Quantized | Adapted):
         return cast(jax.Array, stored)
     init = nn.with_logical_partitioning(nn.initializers.normal(variance**0.5), axes)
     # Linen removes the box that carries the logical axes, which its annotation leaves out.
@@ -94,7 +96,7 @@ def unstriped(x_BT: jax.Array, shards: int) -> jax.Array:
     return x_BT if shards == 1 else ring_attention.stripe(x_BT, x_BT.shape[1] // shards)
 
 
-def project(x_BTD: jax.Array, w_DX: Weight, inputs: int = 1) -> jax.Array:
+def project(x_BTD: jax.Array, w_DX: Weight | Adapted, inputs: int = 1) -> jax.Array:
     """Multiplies by a weight of any number of output dims, in x's dtype.
 
     The result has the dims of x without D, and then those of the weight without D.
@@ -104,6 +106,8 @@ def project(x_BTD: jax.Array, w_DX: Weight, inputs: int = 1) -> jax.Array:
       w_DX: the weight; its first `inputs` dims are D, flattened.
       inputs: see above. A quantized weight has flattened them already.
     """
+    if isinstance(w_DX, Adapted):
+        return _project_adapted(x_BTD, w_DX, inputs)
     if isinstance(w_DX, Quantized):
         # Columns, as in decoding. A length that is sharded stays a dim here too.
         columns_BTD = x_BTD if length_shards() > 1 else x_BTD.reshape(-1, x_BTD.shape[-1])
@@ -121,6 +125,28 @@ def project(x_BTD: jax.Array, w_DX: Weight, inputs: int = 1) -> jax.Array:
     else:
         out = x @ w_DX.reshape(w_DX.shape[0], -1)
     return out.reshape(*x_BTD.shape[:-1], *w_DX.shape[1:])
+
+
+def _project_adapted(x_BTD: jax.Array, weight: Adapted, inputs: int) -> jax.Array:
+    """Multiplies by a frozen weight and adds alpha / rank x (x A) B of each adapter in it."""
+    if isinstance(weight.base, Quantized):
+        # The matmul of a quantized weight rounds activations and has no gradient. The dequantized
+        # weight has one; it is computed again in the backward pass, and never kept for all layers.
+        out = jax.checkpoint(_project_dequantized, prevent_cse=False)(x_BTD, weight.base)
+    else:
+        out = project(x_BTD, weight.base, inputs)
+    # The output has the dims of x but its last in place of the weight's inputs.
+    offset = x_BTD.ndim - 1 - inputs
+    for name, axis, start, size in weight.places:
+        pair = weight.pairs[name]
+        low_BTR = project(x_BTD, pair["a"], inputs) * weight.scale
+        part = project(low_BTR, pair["b"])
+        out += in_section(part, out.shape, offset + axis, start, size)
+    return out
+
+
+def _project_dequantized(x_BTD: jax.Array, weight: Quantized) -> jax.Array:
+    return project(x_BTD, frozen_matrix(weight, x_BTD.dtype))
 
 
 def embed(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:

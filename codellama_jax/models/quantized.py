@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from kernels import int8
 
@@ -183,6 +183,74 @@ def quantize_int4(w_XI: jax.Array) -> Int4:
 
 
 SCHEMES = {"int8": quantize_int8, "w8a8": quantize_w8a8, "int4": quantize_int4}
+
+
+def quantize_parameter(scheme: str, inputs: int, is_stacked: bool, w: jax.Array) -> Any:
+    """Quantizes a parameter, sharded as it is.
+
+    Args:
+      scheme: a key of `SCHEMES`.
+      inputs: number of input dims of `w`, flattened I.
+      is_stacked: whether the parameter is (L, *I, *X); otherwise it is (*I, *X).
+      w: the parameter.
+    """
+    return _quantize(scheme, inputs, is_stacked, _axes_of(w), w)
+
+
+def _axes_of(w: jax.Array | jax.ShapeDtypeStruct) -> PartitionSpec:
+    """Returns the PartitionSpec of a parameter, with an entry for each of its dims."""
+    sharding = w.sharding
+    spec = sharding.spec if isinstance(sharding, NamedSharding) else PartitionSpec()
+    return PartitionSpec(*_padded(spec, len(w.shape)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _quantize(scheme: str, inputs: int, is_stacked: bool, spec: PartitionSpec, w: jax.Array) -> Any:
+    """Quantizes a parameter whose PartitionSpec is `spec`; see `quantize_parameter`."""
+    weight = quantize_unplaced(scheme, inputs, is_stacked, w)
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        return weight
+    specs = _parameter_specs(scheme, inputs, is_stacked, spec, w)
+    return jax.lax.with_sharding_constraint(weight, specs)
+
+
+def quantize_unplaced(scheme: str, inputs: int, is_stacked: bool, w: jax.Array) -> Any:
+    """Quantizes like `quantize_parameter`, and leaves shardings to the compiler."""
+
+    def quantize(w: jax.Array) -> Any:
+        rows = w.reshape(-1, *w.shape[inputs:])
+        return SCHEMES[scheme](jnp.moveaxis(rows, 0, -1))
+
+    return jax.vmap(quantize)(w) if is_stacked else quantize(w)
+
+
+def _parameter_specs(
+    scheme: str, inputs: int, is_stacked: bool, spec: PartitionSpec, w: jax.Array
+) -> Any:
+    """Returns the PartitionSpecs of a quantized parameter's arrays; see `quantize_parameter`."""
+    leading = tuple(spec)[:1] if is_stacked else ()
+    inner = tuple(spec)[len(leading) :]
+    # The inputs are flattened: those after the first are never sharded.
+    rows = PartitionSpec(*inner[inputs:], inner[0])
+    one = jax.ShapeDtypeStruct(w.shape[1:] if is_stacked else w.shape, w.dtype)
+    layer = jax.eval_shape(functools.partial(quantize_unplaced, scheme, inputs, False), one)
+    return jax.tree.map(
+        lambda axes: PartitionSpec(*leading, *axes),
+        layer.specs(rows),
+        is_leaf=lambda node: isinstance(node, PartitionSpec),
+    )
+
+
+def quantized_shapes(scheme: str, inputs: int, is_stacked: bool, w: jax.ShapeDtypeStruct) -> Any:
+    """Returns `quantize_parameter` of a shape on the mesh in use, with shardings."""
+    quantize = functools.partial(quantize_unplaced, scheme, inputs, is_stacked)
+    specs = _parameter_specs(scheme, inputs, is_stacked, _axes_of(w), w)  # type: ignore[arg-type]
+    mesh = w.sharding.mesh
+
+    def placed(a: jax.ShapeDtypeStruct, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(placed, jax.eval_shape(quantize, w), specs)
 
 
 def _half_scales(largest: jax.Array, most: int) -> jax.Array:

@@ -10,9 +10,10 @@ import jax
 from flax.core import meta
 from jax.sharding import Mesh
 
-from codellama_jax.config import ModelConfig
+from codellama_jax.config import LoraConfig, ModelConfig
 from codellama_jax.models import decoding
 from codellama_jax.models.family import boxed_params
+from codellama_jax.models.lora import boxed_adapters
 from codellama_jax.sharding.mesh import check_sharded, on_mesh, on_mesh_of, shardings
 
 if TYPE_CHECKING:
@@ -73,3 +74,10 @@ def abstract_params(model: ModelConfig, mesh: Mesh) -> dict:
         params = placed_shapes(boxed, mesh)
     check_sharded(params, jax.tree.map(lambda a: a.sharding, params), mesh)
     return params
+
+
+def abstract_adapters(model: ModelConfig, lora: LoraConfig, mesh: Mesh) -> dict:
+    """Returns shapes, dtypes and shardings of a model's adapters, without allocating them."""
+    with on_mesh(mesh):
+        boxed = jax.eval_shape(lambda: boxed_adapters(model, lora, jax.random.key(0)))
+        return placed_shapes(boxed, mesh)

@@ -61,7 +61,7 @@ def stage_row(stage: Stage) -> tuple[str, ...]:
     mixture = ", ".join(f"{name} {share / total:.0%}" for name, share in shares.items() if share)
     return (
         stage.init,
-        short(parameter_count(stage.model)),
+        _parameters(stage),
         short(stage_tokens(stage)),
         f"{stage.steps:,}",
         f"{data.batch_size:,} x {data.seq_len:,}",
@@ -70,8 +70,21 @@ def stage_row(stage: Stage) -> tuple[str, ...]:
         _infilling(stage),
         mixture,
         f"{stage_flops(stage):.3g}",
-        f"{short(checkpoint_bytes(stage.model), billion='G')}B",
+        f"{short(checkpoint_bytes(stage), billion='G')}B",
     )
+
+
+def _parameters(stage: Stage) -> str:
+    """Returns the number of parameters, and with adapters also what trains and what is frozen."""
+    total, lora = short(parameter_count(stage.model)), stage.lora
+    if lora.rank is None:
+        return total
+    # In training: fp32 adapters, their gradient and AdamW's two moments.
+    trained, state = trained_parameters(stage), short(STATE_BYTES // 3 * 4 * trained_parameters(stage), "G")
+    kind = stage.model.compute_dtype if lora.quantize_base == "none" else lora.quantize_base
+    frozen = f"frozen in {kind}, {short(frozen_bytes(stage), billion='G')}B"
+    adapters = f"LoRA {', '.join(lora.targets)} of rank {lora.rank} trains {short(trained)}, {state}B"
+    return f"{total} {frozen}; {adapters}"
 
 
 def _infilling(stage: Stage) -> str:

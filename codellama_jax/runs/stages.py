@@ -10,6 +10,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from codellama_jax.checked import FieldError
+from codellama_jax.checkpoints.base import Base
 from codellama_jax.checkpoints.folder import RunFolder, StageFolder, seeded
 from codellama_jax.checkpoints.loading import check_shapes, load_params
 from codellama_jax.config import Experiment, Stage
@@ -47,13 +48,17 @@ class ResolvedStage:
     def initial(self) -> Callable[[], Any] | None:
         """The function that loads the first parameters, or None to draw them from the PRNG.
 
-        Their files are opened once. Raises UserError if the files do not exist or hold another
-        model.
+        For a stage with adapters it returns the `Base` that they are added to. Their files are
+        opened once. Raises UserError if the files do not exist or hold another model.
         """
         # Cached and lazy: a finished stage never looks for the files of its first parameters.
         stage, before = self.stage, self.before
         if stage.init == "scratch":
             return None
+        has_adapters = stage.lora.rank is not None
+        if has_adapters and stage.init != "previous":
+            base = load.run_base(stage)
+            return lambda: base
         if stage.init != "previous":
             return load.initial_params(stage, self.mesh)
         if before is None:
@@ -63,6 +68,8 @@ class ResolvedStage:
             )
         check_shapes(before.folder, before.stage.model, stage.model)
         # The folder is resolved when the parameters are needed: `before` is trained by then.
+        if has_adapters:
+            return lambda: Base(before.folder.trained(), None)
         return lambda: load_params(before.folder.trained(), stage.model, self.mesh)
 
     def check(self) -> None:

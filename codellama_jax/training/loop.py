@@ -14,8 +14,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from codellama_jax.checkpoints.base import Base, recorded_base
 from codellama_jax.checkpoints.checkpoint import Checkpoints
 from codellama_jax.checkpoints.folder import StageFolder
+from codellama_jax.checkpoints.loading import load_frozen
 from codellama_jax.config import Stage
 from codellama_jax.data.pipeline import Batches
 from codellama_jax.errors import UserError
@@ -146,12 +148,13 @@ class StageRun:
         self.pending: collections.deque = collections.deque()
         self.throughput = Throughput(stage)
         self.tokens, self.stop = 0, 0
+        self.base: Base | None = None  # of adapters: the weights that they are added to
 
-    def start(self, initial: Callable[[], dict] | None, seed: int) -> int:
+    def start(self, initial: Callable[[], Any] | None, seed: int) -> int:
         """Restores the newest checkpoint, or starts with `initial` or with random parameters.
 
         Args:
-          initial: returns the first parameters; None draws random ones.
+          initial: returns the first parameters, or the `Base` of adapters; None draws random ones.
           seed: of the random parameters and of dropout.
 
         Returns:
@@ -163,12 +166,28 @@ class StageRun:
             step, self.state, cursors = restored
             self.batches.restore(cursors["rows"])
             self.tokens = cursors["tokens"]  # tokens learned so far, for the log
+            if self.has_adapters:
+                self._freeze(recorded_base(self.folder.checkpoint(step)))
             return step
-        if initial:
+        if self.has_adapters:
+            assert initial, "Stage refuses adapters of random weights"
+            self.state = init_state(self.stage, self.mesh, seed)
+            self._freeze(initial())
+        elif initial:
             self.state = fresh_state(self.stage, self.mesh, initial())
         else:
             self.state = init_state(self.stage, self.mesh, seed)
         return 0
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether adapters train in the place of the weights."""
+        return self.stage.lora.rank is not None
+
+    def _freeze(self, base: Base) -> None:
+        """Loads the weights that adapters are added to, into the state."""
+        frozen, self.base = load_frozen(self.stage, base, self.mesh)
+        self.state = self.state.replace(frozen=frozen)
 
     def train(self, step: int, stop: int) -> None:
         """Dispatches one train step.
@@ -224,7 +243,8 @@ class StageRun:
     def evaluate(self, step: int) -> None:
         """Records the loss in nats per token over the validation sequences."""
         # All batches are dispatched before the first result is read.
-        results = [self.eval_step(self.state.params, batch) for batch in self.validation]
+        params = (self.state.params, self.state.frozen) if self.has_adapters else self.state.params
+        results = [self.eval_step(params, batch) for batch in self.validation]
         loss = sum(float(batch_loss) for batch_loss, _ in results)
         tokens = sum(float(batch_tokens) for _, batch_tokens in results)
         self.metrics.write(step, {"validation_loss": loss / tokens})
@@ -235,11 +255,12 @@ class StageRun:
     def save(self, step: int) -> None:
         """Saves a checkpoint, after all dispatched steps are known to be finite."""
         self.settle(0)
-        self.checkpoints.save(step, self.state, self.batches.state(), self.tokens)
+        base = self.base.reference(self.folder) if self.base else None
+        self.checkpoints.save(step, self.state, self.batches.state(), self.tokens, base)
         self.throughput.pause()
 
 
-def train_stage(run: StageRun, initial: Callable[[], dict] | None, seed: int) -> None:
+def train_stage(run: StageRun, initial: Callable[[], Any] | None, seed: int) -> None:
     """Trains to the last step and marks the stage done.
 
     Args:

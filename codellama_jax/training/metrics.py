@@ -13,7 +13,7 @@ from rich.progress import Progress
 from codellama_jax.checkpoints.folder import StageFolder
 from codellama_jax.config import Stage
 from codellama_jax.errors import UserError
-from codellama_jax.models.accounting import flops_per_token
+from codellama_jax.models.accounting import training_flops
 from codellama_jax.system.console import warn
 from codellama_jax.system.files import is_bucket, read_file, write_file
 from kernels.static.chips import PEAK_FLOPS
@@ -86,8 +86,8 @@ class Throughput:
         data = self.stage.data
         tokens_per_second = (step - last_step) * data.batch_size * data.seq_len / (now - before)
         # Attention's FLOPs are counted in both usual ways, because papers differ.
-        causal = tokens_per_second * flops_per_token(self.stage.model, data.seq_len, True)
-        full = tokens_per_second * flops_per_token(self.stage.model, data.seq_len, False)
+        causal = tokens_per_second * training_flops(self.stage, causal=True)
+        full = tokens_per_second * training_flops(self.stage, causal=False)
         rates = {"tokens_per_second": tokens_per_second, "flops_per_second": causal}
         if self.peak:
             rates |= {"mfu_causal": causal / self.peak, "mfu": full / self.peak}

@@ -16,8 +16,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from codellama_jax.checked import FieldError
 from codellama_jax.config import ModelConfig, OptimizerConfig, Stage
+from codellama_jax.models import lora
 from codellama_jax.models.family import boxed_params, family_of
-from codellama_jax.models.trained import placed_shapes
+from codellama_jax.models.parameters import dotted
+from codellama_jax.models.trained import abstract_params, placed_shapes
 from codellama_jax.sharding.mesh import ROWS, batch_sharding, check_sharded, on_mesh
 from codellama_jax.training.objectives import OBJECTIVES
 
@@ -36,13 +38,16 @@ class TrainState(struct.PyTreeNode):
 
     Args:
       step: int32 scalar, number of updates so far.
-      params: fp32 parameters.
+      params: fp32 parameters that train: all, or those of the adapters (`Stage.lora`).
       opt_state: state of the optimizer, with two fp32 moments per parameter.
+      frozen: the parameters that adapters are added to, {} without adapters. No checkpoint holds
+        them.
     """
 
     step: jax.Array
     params: dict
     opt_state: optax.OptState
+    frozen: dict = struct.field(default_factory=dict)
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -113,9 +118,14 @@ def with_fresh_optimizer(stage: Stage, params: dict) -> TrainState:
 def boxed_state(stage: Stage, seed: int) -> TrainState:
     """Returns the state at step 0 with random parameters, still in boxes with their logical axes.
 
+    With adapters it lacks the frozen parameters.
+
     The optimizer's moments get the same boxes, and with them the shardings of their parameters.
     """
-    return with_fresh_optimizer(stage, boxed_params(stage.model, jax.random.key(seed)))
+    key = jax.random.key(seed)
+    if stage.lora.rank is not None:
+        return with_fresh_optimizer(stage, lora.boxed_adapters(stage.model, stage.lora, key))
+    return with_fresh_optimizer(stage, boxed_params(stage.model, key))
 
 
 @functools.lru_cache(maxsize=16)
@@ -128,8 +138,22 @@ def abstract_state(stage: Stage, mesh: Mesh) -> TrainState:
       UserError: if the mesh leaves too many parameters replicated.
     """
     state = placed_shapes(jax.eval_shape(lambda: boxed_state(stage, 0)), mesh)
+    if stage.lora.rank is not None:
+        # Adapters are so small that a replicated one costs nothing.
+        return state.replace(frozen=abstract_frozen(stage, mesh))
     check_sharded(state.params, jax.tree.map(lambda a: a.sharding, state.params), mesh)
     return state
+
+
+def abstract_frozen(stage: Stage, mesh: Mesh) -> dict:
+    """Returns shapes, dtypes and shardings of the parameters that adapters are added to.
+
+    Raises UserError if the mesh leaves too many of them replicated.
+    """
+    freeze = lora.freezer(stage.model, stage.lora)
+    params = abstract_params(stage.model, mesh)
+    with on_mesh(mesh):
+        return jax.tree_util.tree_map_with_path(lambda path, w: freeze(dotted(path), w), params)
 
 
 def check_memory(stage: Stage, mesh: Mesh) -> None:
@@ -182,15 +206,17 @@ def _device_memory(mesh: Mesh) -> int:
 
 
 def init_state(stage: Stage, mesh: Mesh, seed: int) -> TrainState:
-    """Returns the state at step 0 with parameters drawn from `seed`.
+    """Returns the state at step 0 with parameters, or adapters, drawn from `seed`.
 
-    Every device draws only its shard. The numbers are the same on every mesh.
+    Every device draws only its shard. The numbers are the same on every mesh. With adapters, the
+    frozen parameters are missing: the caller loads them.
     """
 
     def draw() -> TrainState:
         return nn.unbox(boxed_state(stage, seed))
 
-    return jax.jit(draw, out_shardings=_state_shardings(stage, mesh))()
+    placed = _state_shardings(stage, mesh).replace(frozen={})
+    return jax.jit(draw, out_shardings=placed)()
 
 
 def fresh_state(stage: Stage, mesh: Mesh, params: dict) -> TrainState:
@@ -222,7 +248,13 @@ def train_step(
       The state, and fp32 scalars: `loss` in nats per token, `gradient_norm` before clipping,
       `learning_rate`, `tokens` (the sum of the loss weights), and `stop`, the largest flag.
     """
-    loss_and_gradient = jax.value_and_grad(_objective(stage), has_aux=True)
+    objective = _objective(stage)
+
+    def loss_of(params: dict, arrays: dict, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        # Frozen parameters are constants here: no gradient of them is computed.
+        return objective(with_frozen(stage, params, state.frozen), arrays, key)
+
+    loss_and_gradient = jax.value_and_grad(loss_of, has_aux=True)
 
     key = None
     arrays = {name: batch[name] for name in BATCH_DTYPES}
@@ -254,7 +286,14 @@ def train_step(
         "stop": jnp.max(batch["stop"]),
     }
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
+
+
+def with_frozen(stage: Stage, params: dict, frozen: dict) -> dict:
+    """Returns the parameters that the module computes with: those that train, and frozen ones."""
+    if stage.lora.rank is None:
+        return params
+    return lora.joined(stage.model, stage.lora, frozen, params)
 
 
 def _objective(stage: Stage) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -290,6 +329,16 @@ def compile_train_step(stage: Stage, mesh: Mesh, seed: int = 0) -> jax.stages.Wr
 
 
 def compile_eval_step(stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
-    """Returns the jitted objective, (params, batch) -> (weighted sum of losses, sum of weights)."""
-    params = _state_shardings(stage, mesh).params
-    return jax.jit(_objective(stage), in_shardings=(params, batch_sharding(mesh)))
+    """Returns the jitted objective, (params, batch) -> (weighted sum of losses, sum of weights).
+
+    With adapters it takes the pair of them and the frozen parameters in the place of `params`.
+    """
+    state, objective = _state_shardings(stage, mesh), _objective(stage)
+    if stage.lora.rank is None:
+        return jax.jit(objective, in_shardings=(state.params, batch_sharding(mesh)))
+
+    def adapted(pair: tuple[dict, dict], batch: dict) -> tuple[jax.Array, jax.Array]:
+        return objective(with_frozen(stage, *pair), batch)
+
+    pair = (state.params, state.frozen)
+    return jax.jit(adapted, in_shardings=(pair, batch_sharding(mesh)))

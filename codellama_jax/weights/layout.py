@@ -15,15 +15,16 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from codellama_jax.config import ModelConfig
 from codellama_jax.errors import UserError, name_list
-from codellama_jax.models.family import boxed_params, family_of
+from codellama_jax.models.family import family_of
+from codellama_jax.models.parameters import dotted as dotted
+from codellama_jax.models.parameters import is_stacked as is_stacked
+from codellama_jax.models.parameters import parameters as parameters
 from codellama_jax.models.published import Place
 
 # The dtypes of weights that can be read, by safetensors' names.
@@ -51,34 +52,6 @@ class Source:
 def places(model: ModelConfig) -> dict[str, Place]:
     """Returns the place of every published tensor in the parameters, by tensor name."""
     return family_of(model).places(model)
-
-
-# Cached: tracing the module takes much longer than a look-up, and every tensor needs one.
-@functools.cache
-def parameters(model: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]:
-    """Returns the shape and the logical axes of every parameter, by dotted name.
-
-    The first axis of a stacked parameter is L.
-    """
-    described = {}
-    # A boxed parameter holds its logical axes. eval_shape traces without computing any value.
-    boxed = jax.eval_shape(lambda: boxed_params(model, jax.random.key(0)))
-    leaves = jax.tree_util.tree_leaves_with_path(
-        boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
-    )
-    for path, leaf in leaves:
-        described[dotted(path)] = (leaf.value.shape, leaf.names)
-    return described
-
-
-def dotted(path: tuple) -> str:
-    """Returns the dotted name of a parameter, given its path in the tree."""
-    return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def is_stacked(param: str) -> bool:
-    """Returns whether a parameter, given its dotted name, is stacked over the layers."""
-    return param.startswith("layers.")
 
 
 def one_layer(model: ModelConfig, param: str) -> tuple[int, ...]:

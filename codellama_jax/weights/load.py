@@ -16,7 +16,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from codellama_jax.checked import FieldError
 from codellama_jax.checkpoints import loading
+from codellama_jax.checkpoints.base import Base
 from codellama_jax.checkpoints.folder import find_trained
 from codellama_jax.config import ModelConfig, Stage
 from codellama_jax.errors import UserError
@@ -95,12 +97,8 @@ def initial_params(stage: Stage, mesh: Mesh) -> Callable[[], dict]:
         files = "hf:DIR, meta:DIR, codegeex:DIR, gguf:FILE"
         raise UserError(f"init {stage.init!r} is none of {allowed}, {files}")
     if kind == "run":
-        # The folder may be that of a run or of one of its stages, or refer to an equal stage.
-        run_path, step = _path_and_step(path)
-        folder, saved = find_trained(user_path(run_path))
-        loading.check_shapes(folder, saved.model, stage.model)
-        folder.steps(step)  # raises UserError if the run has no checkpoint of that step
-        return lambda: loading.load_params(folder, stage.model, mesh, step)
+        base = run_base(stage)
+        return lambda: loading.load_params(base.folder, stage.model, mesh, base.step)
     # Headers are read and checked now; values only when the returned function is called.
     source = OPEN[kind](user_path(path))
     tokenizer = published_tokenizer(user_path(path))
@@ -112,6 +110,24 @@ def initial_params(stage: Stage, mesh: Mesh) -> Callable[[], dict]:
         source = replace(source, model=model)
     loading.check_shapes(source.name, source.model, stage.model)
     return lambda: place_params(source, stage.model, mesh)
+
+
+def run_base(stage: Stage) -> Base:
+    """Returns the checkpoint that `stage.init` names, run:DIR or run:DIR@STEP.
+
+    Raises UserError for any other init, and for a run that lacks the step or has another shape.
+    """
+    kind, _, path = stage.init.partition(":")
+    if kind != "run":
+        problem = f" is {stage.init}: lora adapts the weights of a run, which its checkpoints name"
+        fix = f"make one with `launch.py import {path} RUN`, and give run:RUN"
+        raise FieldError(("init",), f"{problem}; {fix}")
+    # The folder may be that of a run or of one of its stages, or refer to an equal stage.
+    run_path, step = _path_and_step(path)
+    folder, saved = find_trained(user_path(run_path))
+    loading.check_shapes(folder, saved.model, stage.model)
+    folder.steps(step)  # raises UserError if the run has no checkpoint of that step
+    return Base(folder, step)
 
 
 def _path_and_step(path: str) -> tuple[str, int | None]:
