@@ -93,6 +93,17 @@ def stored_parameter(checkpoint: epath.Path, name: str) -> dict[str, Any]:
     return {"driver": "zarr", "kvstore": kvstore}
 
 
+def load_adapters(folder: StageFolder, stage: Stage, mesh: Mesh) -> tuple[dict, Base]:
+    """Returns the newest adapters of a stage, and the base that its checkpoint names.
+
+    Raises UserError if they cannot be read.
+    """
+    checkpoint = folder.checkpoint(max(folder.steps()))
+    abstract = abstract_adapters(stage.model, stage.lora, mesh)
+    adapters, _ = _read(checkpoint, abstract, freeze=None, identify=False)
+    return adapters, recorded_base(checkpoint)
+
+
 @dataclasses.dataclass(frozen=True)
 class Loaded:
     """Parameters with the step of their checkpoint, and a hash of its checksums."""

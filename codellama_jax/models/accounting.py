@@ -10,6 +10,8 @@ from codellama_jax.models.family import family_of
 
 # Bytes per parameter in a checkpoint: the fp32 weight and AdamW's two fp32 moments.
 STATE_BYTES = 12
+# Bytes per trained parameter in a step: its fp32 gradient as well.
+TRAINED_BYTES = STATE_BYTES + 4
 
 
 def parameter_count(model: ModelConfig) -> int:

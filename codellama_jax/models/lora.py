@@ -147,7 +147,7 @@ def _node(tree: dict, path: str) -> dict:
     return tree
 
 
-def _pairs(adapters: dict, path: str) -> dict:
+def pairs_of(adapters: dict, path: str) -> dict:
     """Returns the adapters of a parameter by published name, {} if it has none."""
     for name in path.split("."):
         adapters = adapters.get(name, {})
@@ -169,7 +169,7 @@ def joined(model: ModelConfig, lora: LoraConfig, frozen: dict, adapters: dict) -
         if not here and not is_quantized(base):
             return base
         places = tuple((s.name, s.place.axis, s.place.start, s.place.size) for s in here)
-        return Adapted(base, _pairs(adapters, param), places, lora.scale)
+        return Adapted(base, pairs_of(adapters, param), places, lora.scale)
 
     return jax.tree_util.tree_map_with_path(leaf, frozen, is_leaf=is_quantized)
 
@@ -242,7 +242,7 @@ def merged_parameter(
     if not inputs:
         return w
     merge = functools.partial(_merge, lora, inputs, _slots_of(model, lora, param))
-    pairs = _pairs(adapters, param)
+    pairs = pairs_of(adapters, param)
     return jax.vmap(merge)(w, pairs) if is_stacked(param) else merge(w, pairs)
 
 

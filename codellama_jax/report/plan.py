@@ -9,14 +9,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from codellama_jax.checked import FieldError
 from codellama_jax.checkpoints.identity import identity as identity_of
 from codellama_jax.config import Experiment, Stage, TokenizerConfig
 from codellama_jax.data.prepared import CHARACTERS_PER_TOKEN, Manifest, manifests_of
 from codellama_jax.models.accounting import (
+    TRAINED_BYTES,
     checkpoint_bytes,
+    frozen_bytes,
     parameter_count,
     stage_flops,
     stage_tokens,
+    trained_parameters,
 )
 from codellama_jax.models.family import family_of
 from codellama_jax.system.files import user_path
@@ -79,12 +83,13 @@ def _parameters(stage: Stage) -> str:
     total, lora = short(parameter_count(stage.model)), stage.lora
     if lora.rank is None:
         return total
-    # In training: fp32 adapters, their gradient and AdamW's two moments.
-    trained, state = trained_parameters(stage), short(STATE_BYTES // 3 * 4 * trained_parameters(stage), "G")
-    kind = stage.model.compute_dtype if lora.quantize_base == "none" else lora.quantize_base
-    frozen = f"frozen in {kind}, {short(frozen_bytes(stage), billion='G')}B"
-    adapters = f"LoRA {', '.join(lora.targets)} of rank {lora.rank} trains {short(trained)}, {state}B"
-    return f"{total} {frozen}; {adapters}"
+    trained = trained_parameters(stage)
+    frozen = f"{short(frozen_bytes(stage), billion='G')}B frozen"
+    if lora.quantize_base != "none":
+        frozen += f" in {lora.quantize_base}"
+    state = f"{short(TRAINED_BYTES * trained, billion='G')}B with optimizer and gradient"
+    targets = " ".join(lora.targets)
+    return f"{total}, {frozen}; LoRA {lora.rank} of {targets}: {short(trained)}, {state}"
 
 
 def _infilling(stage: Stage) -> str:
@@ -120,7 +125,10 @@ def print_plan(experiment: Experiment, claim: str) -> None:
         rows: list[tuple[str, ...]] = []
         for index, (name, stage) in enumerate(stages.items()):
             identity = identity_of(stage, identity, index)
-            starts_from, *cells = stage_row(stage)
+            try:
+                starts_from, *cells = stage_row(stage)
+            except FieldError as error:
+                raise error.under(name) from None
             if identity in first_arm:
                 starts_from = f"equal to {first_arm[identity]}'s"
             rows.append((name, starts_from, *cells))

@@ -85,6 +85,9 @@ class Export:
     """Round weights to this type; the default keeps the checkpoint's, float32 after training."""
     type: Literal["", "f32", "f16", "bf16", "q8_0"] = ""
     """The type of matrices in model.gguf; the default keeps the checkpoint's."""
+    adapter: bool = False
+    """Write only the adapters of a stage with lora, as PEFT loads them on the exported base; the
+    default adds them to the weights."""
     ranks: int = 1
     """Meta's model-parallel size, which is the number of files."""
     integrity: Annotated[bool, tyro.conf.arg(help=f"Write DIR/{INTEGRITY}.")] = False
@@ -99,13 +102,20 @@ class Export:
             raise UserError(f"--dtype is {self.dtype}: with --to gguf, pass --type instead")
         if self.to != "gguf" and self.type:
             raise UserError(f"--type is {self.type}: only GGUF has it; pass --to gguf, or --dtype")
+        if self.adapter and (self.to != "hf" or self.dtype):
+            given = f"--dtype {self.dtype}" if self.dtype else f"--to {self.to}"
+            raise UserError(f"--adapter is given with {given}: pass --to hf without --dtype")
         folder = existing_folder(self.run)
         from codellama_jax.checkpoints.folder import StageFolder
         from codellama_jax.system.files import user_path
         from codellama_jax.tokenizers.transformers_files import llama_cpp_options
-        from codellama_jax.weights import codegeex, gguf_writing, huggingface, meta, store
+        from codellama_jax.weights import codegeex, gguf_writing, huggingface, meta, peft, store
         from codellama_jax.weights.layout import cast
 
+        if self.adapter:
+            target = user_path(self.target)
+            peft.write_adapter(folder, self.arm, self.stage, target, self.integrity)
+            return
         source = store.open_run(folder, self.arm, self.stage)
         tokenizer = StageFolder(user_path(source.name)).load_tokenizer()
         target = user_path(self.target)

@@ -180,7 +180,7 @@ def _config_of(source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
 def _write_tensors(source: Source, part: epath.Path, folder: epath.Path) -> dict[str, str]:
     """Writes the weight files to `part`. Returns the file name of each tensor."""
     model = source.model
-    packings = family_of(model).packing(model, _model_type(model))
+    packings = family_of(model).packing(model, model_type(model))
     files = _files(source, packings)
     file_name = file_names_of(model)
     index: dict[str, str] = {}
@@ -199,17 +199,18 @@ def _write_tensors(source: Source, part: epath.Path, folder: epath.Path) -> dict
                 # safetensors writes the buffer as it is, so a transposed view must be copied.
                 tensors[file_name(name, layer)] = np.ascontiguousarray(tensor)
                 advance(tensor.nbytes)
-            _save(tensors, part / file, folder)
+            save_tensors(tensors, part / file, folder)
             index |= dict.fromkeys(tensors, file)
     return index
 
 
-def _model_type(model: ModelConfig) -> str:
+def model_type(model: ModelConfig) -> str:
+    """Returns the `model_type` of the config.json that describes a model."""
     return family_of(model).config_to_transformers(model)["model_type"]
 
 
-def _save(tensors: dict[str, np.ndarray], path: epath.Path, folder: epath.Path) -> None:
-    """Writes one file. Raises UserError naming `folder` if the disk is full."""
+def save_tensors(tensors: dict[str, np.ndarray], path: epath.Path, folder: epath.Path) -> None:
+    """Writes one file of tensors. Raises UserError naming `folder` if the disk is full."""
     try:
         path.touch()  # gives the file the mode that the umask of the user asks for
         mode = path.stat().mode

@@ -17,11 +17,17 @@ import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 
-from codellama_jax.checkpoints.folder import RunFolder, find_trained
-from codellama_jax.checkpoints.loading import first_line, silence_orbax, stored_parameter
+from codellama_jax.checkpoints.folder import RunFolder, StageFolder, find_trained
+from codellama_jax.checkpoints.loading import (
+    first_line,
+    load_params,
+    silence_orbax,
+    stored_parameter,
+)
 from codellama_jax.config import (
     DataConfig,
     Experiment,
+    MeshConfig,
     MixtureConfig,
     OptimizerConfig,
     Stage,
@@ -30,6 +36,7 @@ from codellama_jax.config import (
 )
 from codellama_jax.errors import UserError
 from codellama_jax.sharding.hosts import is_first
+from codellama_jax.sharding.mesh import make_mesh
 from codellama_jax.system.files import write_json
 from codellama_jax.system.progress import counted
 from codellama_jax.tokenizers.base import Tokenizer
@@ -212,6 +219,8 @@ def open_run(run: epath.Path, arm: str, stage: str) -> Source:
     """Opens the newest checkpoint of a run's stage. Raises UserError if none can be read."""
     # Orbax loads arrays in full; TensorStore reads the chunks of one layer.
     folder, config = find_trained(run, arm, stage)
+    if config.lora.rank is not None:
+        return _merged_source(folder, config)
     checkpoint = folder.checkpoint(max(folder.steps()))
     base = str(checkpoint)
     # q, k and v are parts of the same chunks: the cache, in bytes, spares reading them three times.
@@ -232,6 +241,23 @@ def open_run(run: epath.Path, arm: str, stage: str) -> Source:
         return split(config.model, name, section)[index]
 
     return Source(str(folder), config.model, config.data.seq_len, dtypes, read)
+
+
+def _merged_source(folder: StageFolder, config: Stage) -> Source:
+    """Returns the model of a stage with adapters, which is in memory with the adapters added."""
+    model = config.model
+    params = load_params(folder, model, make_mesh(MeshConfig()))
+
+    def read(name: str, layer: int, index: Index) -> np.ndarray:
+        param = places(model)[name].param
+        array: Any = params
+        for part in param.split("."):
+            array = array[part]
+        array = array[layer] if is_stacked(param) else array
+        return split(model, name, lambda section: np.asarray(array[section]))[index]
+
+    dtypes = dict.fromkeys(places(model), np.dtype(np.float32))
+    return Source(str(folder), model, config.data.seq_len, dtypes, read)
 
 
 def _result(base: str, future: tensorstore.Future) -> Any:
