@@ -22,42 +22,44 @@ MESHES = {
     "8 fsdp": (MeshConfig(fsdp=8), 8),
 }
 LORA = LoraConfig(4, targets=("q", "v", "o", "gate", "down"), quantize_base="int8")
-STAGE = adapted_stage(LORA, optimizer=OptimizerConfig(1e-2, warmup_steps=1))
+# At a higher rate AdamW's first updates, the signs of tiny gradients, would differ by rounding.
+STAGE = adapted_stage(LORA, optimizer=OptimizerConfig(3e-3, warmup_steps=1))
 
 
 def train(name, steps=2):
-    """Returns losses, adapters, and the frozen weights before and after the steps."""
+    """Returns losses, adapters after two steps, and frozen weights before and after all steps."""
     config, devices = MESHES[name]
     mesh = make_mesh(config, jax.devices()[:devices])
     with on_mesh(mesh):
         base = init_state(toy.stage(), mesh, 0).params
         state = init_state(STAGE, mesh, 1).replace(frozen=frozen(STAGE.model, LORA, base))
         before = jax.device_get(state.frozen)
-        rows, losses = owned_rows(mesh, 8), []
-        step = compile_train_step(STAGE, mesh)
-        for seed in range(steps):
-            placed = place(toy.batch(seed=seed % 2), rows, 8, mesh)
-            placed["stop"] = stop_flags(0, 8, mesh)
+        placed = place(toy.batch(), owned_rows(mesh, 8), 8, mesh)
+        placed["stop"] = stop_flags(0, 8, mesh)
+        step, losses = compile_train_step(STAGE, mesh), []
+        for number in range(steps):
             state, metrics = step(state, placed)
             losses.append(float(metrics["loss"]))
-    return losses, jax.device_get(state.params), before, jax.device_get(state.frozen)
+            if number == 1:
+                adapters = jax.device_get(state.params)
+    return losses, adapters, before, jax.device_get(state.frozen)
 
 
 @pytest.fixture(scope="module")
 def alone():
-    return train("1", steps=2)
+    return train("1", steps=10)
 
 
 @pytest.mark.parametrize("name", ["2,2,1,2", pytest.param("8 fsdp", marks=pytest.mark.slow)])
 def test_meshes_agree(alone, name):
     losses, adapters, *_ = train(name)
-    assert losses == pytest.approx(alone[0], abs=1e-5)
+    assert losses == pytest.approx(alone[0][:2], abs=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), adapters, alone[1])
 
 
 def test_only_adapters_train(alone):
     losses, adapters, before, after = alone
-    assert losses[1] < losses[0] + 0.1
+    assert losses[-1] < losses[0] - 0.1
     assert all(np.any(leaf) for leaf in jax.tree.leaves(adapters))
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
