@@ -9,7 +9,7 @@ import enum
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from codellama_jax.alignment.parsing import parse
+from codellama_jax.benchmarks.programs import parse
 from codellama_jax.benchmarks.suites.mbpp import tested_names
 from codellama_jax.sandbox import Program
 from codellama_jax.sandbox.executor import Executor

@@ -71,6 +71,25 @@ def unchanged(task: Task, text: str) -> str:
     return text
 
 
+def _completion(task: Task, text: str) -> dict[str, Any]:
+    """Returns the answer itself: the default of `ChatForm.fields`."""
+    return {"completion": text}
+
+
+@dataclass(frozen=True)
+class ChatForm:
+    """How a model that was trained on conversations is prompted with a task.
+
+    Attributes:
+        question: returns the message of the user.
+        fields: returns the fields of the sample that an answer makes, such as `solution`, a
+            complete program.
+    """
+
+    question: Callable[[Task], str]
+    fields: Callable[[Task, str], dict[str, Any]] = _completion
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """Tasks, how a model is prompted with them, and how its answers are measured.
@@ -93,6 +112,7 @@ class Benchmark:
             reported as a mean.
         documented: returns the function that a completion of a documented function makes, for
             ranking by back-translation. None for a benchmark without docstrings.
+        chat: how chat models are prompted; None for a benchmark that they continue as others do.
         paper: the papers' numbers for these measures.
         own_tasks: the reason why the tasks are not the published ones, if an option changed them.
 
@@ -110,6 +130,7 @@ class Benchmark:
     program_checks: Callable[[Task, str], list[Check]] | None = None
     judge: Callable[[Task, Sample], dict[str, float]] | None = None
     documented: Callable[[Task, str], Function] | None = None
+    chat: ChatForm | None = None
     paper: Paper | None = None
     own_tasks: str = ""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 from rich.console import Console
 
-from codellama_jax.benchmarks import comparable
+from codellama_jax.benchmarks import chat, comparable
 from codellama_jax.benchmarks.benchmark import Benchmark, Sample, files_of, temperature_of
 from codellama_jax.benchmarks.out_folder import check_same, local_folder
 from codellama_jax.benchmarks.ranking import (
@@ -168,6 +168,7 @@ def prepare(
         return Prepared(folder, settings, suite)
     benchmark = suite.load(options, None)
     settings = replace(settings, temperature=temperature_of(benchmark, settings))
+    chat.check(settings.chat_format, benchmark, options)
     # The settings now hold the temperature itself, which settings.json records.
     prepared = Prepared(folder, settings, suite, benchmark)
     samples = None
@@ -258,6 +259,8 @@ def _measure(
         from codellama_jax.benchmarks.generate import generate_samples
 
         assert model is not None
+        settings = on_all_hosts(lambda: chat.resolved(settings, benchmark, options, model))
+        check_ranking(ranking, benchmark, settings, None)
         request = request_of(replace(prepared, settings=settings), benchmark, options)
         samples = generate_samples(model, benchmark, request, settings, prepared.out)
     else:
@@ -276,7 +279,11 @@ def _measure(
     summary = summarise(benchmark, results)
     if ranking.rank:
         summary["ranking"] = summarise_ranking(ranking, results, ranked)
-    if prepared.samples is not None and prepared.samples.form != CANONICAL:
+    if prepared.samples is None:
+        summary["prompt"] = chat.prompt_used(options, settings)
+        if chat.problems(results):
+            summary["answers without a program"] = chat.problems(results)
+    elif prepared.samples.form != CANONICAL:
         # The format is part of the result: it decides how answers were read.
         summary["samples form"] = prepared.samples.form
     return {**summary, **_conditions(executor, checking, results)}, benchmark
