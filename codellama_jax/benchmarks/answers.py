@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from codellama_jax.benchmarks.benchmark import Benchmark, Sample, Task, temperature_of
+from codellama_jax.benchmarks.benchmark import Benchmark, Sample, Task, with_defaults
 from codellama_jax.benchmarks.chat import as_questions, chat_of, question_ids
 from codellama_jax.benchmarks.samples import Key, key, name_of
 from codellama_jax.benchmarks.settings import Settings
@@ -39,9 +39,10 @@ AnswerBatch = Callable[[Sequence[Task], Sequence[Key]], list[dict[str, Any]]]
 def sampling_of(benchmark: Benchmark, settings: Settings) -> Sampling:
     """Returns how tokens are sampled: by the settings, else as in the benchmark's paper."""
     # Top-k is off (0): the papers sample with top-p alone.
-    temperature = temperature_of(benchmark, settings)
+    settings = with_defaults(benchmark, settings)
+    assert settings.temperature is not None and settings.top_p is not None
     max_new_tokens = settings.max_new_tokens or benchmark.max_new_tokens
-    drawn = (temperature, 0, settings.top_p, max_new_tokens, settings.seed)
+    drawn = (settings.temperature, 0, settings.top_p, max_new_tokens, settings.seed)
     return Sampling(*drawn, settings.beams, settings.length_penalty)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,8 @@ class Benchmark:
         infilling: whether tasks have a suffix.
         max_new_tokens: tokens of an answer at most.
         temperature: the paper's for more than one sample per task.
+        top_p: the paper's.
+        draws_one: whether the paper draws a single sample at its temperature too.
         truncate: returns the text up to its end. It must be monotone: appending text never moves
             the end.
         finish: returns the completion in the form that the published harness takes.
@@ -124,6 +126,8 @@ class Benchmark:
     infilling: bool = False
     max_new_tokens: int = 512
     temperature: float = 0.8
+    top_p: float = 0.95
+    draws_one: bool = False
     truncate: Callable[[Task, str], str] = unchanged
     finish: Callable[[Task, str], str] = unchanged
     checks: Callable[[Task, str], list[Check]] | None = None
@@ -147,15 +151,17 @@ class Benchmark:
             raise UserError(f"the data of {self.name} holds no task")
 
 
-def temperature_of(benchmark: Benchmark, settings: Settings) -> float:
-    """Returns the temperature of the settings.
+def with_defaults(benchmark: Benchmark, settings: Settings) -> Settings:
+    """Returns settings with a temperature and top-p: the paper's where none is given.
 
-    By default it is 0 for one sample and for beam search, else the paper's.
+    The temperature is 0 for one sample and for beam search, unless the paper draws even one.
     """
-    if settings.temperature is not None:
-        return settings.temperature
-    is_drawn = settings.samples > 1 and settings.beams == 1
-    return benchmark.temperature if is_drawn else 0.0
+    temperature, top_p = settings.temperature, settings.top_p
+    if temperature is None:
+        is_drawn = (settings.samples > 1 or benchmark.draws_one) and settings.beams == 1
+        temperature = benchmark.temperature if is_drawn else 0.0
+    top_p = benchmark.top_p if top_p is None else top_p
+    return replace(settings, temperature=temperature, top_p=top_p)
 
 
 def until(stops: Sequence[str]) -> Callable[[Task, str], str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,23 @@ def local_folder(name: str | Path) -> Path:
         # The name is too long, or a parent is not readable.
         raise UserError(f"--out {str(path)[:200]}: {error.strerror}") from None
     return path
+
+
+@contextlib.contextmanager
+def removed_if_empty(out: Path) -> Iterator[None]:
+    """Removes folders that the block made and left empty, as an evaluation that is refused does."""
+    made = []
+    for folder in (out, *out.parents):
+        if folder.exists():
+            break
+        made.append(folder)
+    try:
+        yield
+    finally:
+        for folder in made:
+            # A folder with files stays, and so do those around it.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def check_same(out: Path, request: Mapping[str, Any], model_known: bool = True) -> None:

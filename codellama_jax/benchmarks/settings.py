@@ -152,8 +152,9 @@ class Settings:
     """Samples per task; the paper's pass@10 and pass@100 use 200."""
     temperature: float | None = None
     """0 for one sample and the paper's for more, unless given."""
-    top_p: float = 0.95
-    """Sample from the most likely tokens that hold this share of the probability."""
+    top_p: float | None = None
+    """Sample from the most likely tokens that hold this share of the probability; 0.95 or the
+    paper's unless given."""
     seed: int = 0
     """PRNG seed: the same seed draws the same samples."""
     max_new_tokens: int = 0
@@ -174,7 +175,8 @@ class Settings:
         check_integer("--samples", self.samples, 1, 100_000)
         if self.temperature is not None:
             check_real("--temperature", self.temperature, 0, 1000)
-        check_real("--top-p", self.top_p, 0, 1, above=True)
+        if self.top_p is not None:
+            check_real("--top-p", self.top_p, 0, 1, above=True)
         check_integer("--seed", self.seed, 0, MAX_SEED)
         check_integer("--max-new-tokens", self.max_new_tokens, 0)
         check_integer("--context-tokens", self.context_tokens, 0, 1 << 24)

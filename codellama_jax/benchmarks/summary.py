@@ -15,6 +15,7 @@ from codellama_jax.benchmarks.pass_at_k import estimate, ranked_pass_at_k
 from codellama_jax.benchmarks.scoring import Result
 
 KS = (1, 5, 10, 100)
+PERCENT = "; percent"  # the unit of measures in titles, unless a summary has another
 
 
 def summarise(benchmark: Benchmark, results: Sequence[Result]) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def _title(summary: Mapping[str, Any]) -> str:
     tasks = str(summary["tasks"])
     if "partial" in summary:
         tasks = f"partial, {tasks} of {summary['partial']['of']}"
-    unit = summary.get("unit", "; percent")
+    unit = summary.get("unit", PERCENT)
     return f"{summary['benchmark']}: {tasks} tasks, {summary['samples']} samples{unit}"
 
 
