@@ -110,12 +110,13 @@ class Benchmark:
         checks: returns the programs that test a completion. They run one after the other, and all
             must be accepted. None for a benchmark without programs.
         program_checks: like `checks`, for a complete program instead of a completion.
-        judge: returns measures of a sample that need no program, by name. Each is from 0 to 1 and
-            reported as a mean.
+        judge: returns measures of a sample that need no program, by name. Each is from 0 to 1,
+            unless `unit` is another one, and reported as a mean.
         documented: returns the function that a completion of a documented function makes, for
             ranking by back-translation. None for a benchmark without docstrings.
         chat: how chat models are prompted; None for a benchmark that they continue as others do.
         paper: the papers' numbers for these measures.
+        unit: of the judge's measures; those that are not in percent are reported as they are.
         own_tasks: the reason why the tasks are not the published ones, if an option changed them.
 
     Raises UserError if a task id occurs twice, or if there is no task.
@@ -136,6 +137,7 @@ class Benchmark:
     documented: Callable[[Task, str], Function] | None = None
     chat: ChatForm | None = None
     paper: Paper | None = None
+    unit: str = "percent"
     own_tasks: str = ""
 
     def __post_init__(self) -> None:

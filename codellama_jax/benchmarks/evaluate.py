@@ -30,7 +30,7 @@ from codellama_jax.benchmarks.scoring import Result, checks_of, score
 from codellama_jax.benchmarks.settings import Checking, Options, Ranking, Settings
 from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.benchmarks.suites import suite_of
-from codellama_jax.benchmarks.summary import show, summarise
+from codellama_jax.benchmarks.summary import summarise, tables
 from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Executor, languages
 from codellama_jax.sharding.hosts import is_first, on_all_hosts, wait_for_all
@@ -372,7 +372,8 @@ def _report(
     make_folder(out)
     write_json(file, result)
     console = Console()
-    console.print(show(summary, model, paper))
+    for table in tables(summary, model, paper):
+        console.print(table)
     if "ranking" in summary:
         console.print(ranking_table(summary["ranking"]))
     lines = _remarks(summary)
