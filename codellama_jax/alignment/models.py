@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from codellama_jax.alignment.answers import Answerer, Request
+from codellama_jax.alignment.answers import Answerer, Request, storable
 from codellama_jax.errors import UserError
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.system.files import reason
@@ -152,5 +152,5 @@ class Remote:
                 f"{self.url} answers in another form than OpenAI's chat/completions: give the URL"
                 " of a server of that kind"
             )
-        # JSON can hold half of a surrogate pair, which no tokenizer takes.
-        return text.encode(errors="replace").decode().strip()
+        # JSON can hold half of a surrogate pair.
+        return storable(text).strip()

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from codellama_jax.alignment import parsing, prompts
-from codellama_jax.alignment.answers import Answerer, Request, answered, batches
+from codellama_jax.alignment.answers import Answerer, Request, answered, batches, storable
 from codellama_jax.alignment.outcomes import Candidate, passing
 from codellama_jax.benchmarks.fields import TEXT
 from codellama_jax.benchmarks.programs import program
@@ -172,7 +172,7 @@ def _solve(
             for problem, number in batch:
                 messages = prompts.ask_for_solution(problem.question, problem.hint)
                 requests.append(Request(f"solutions {problem.name} {number}", messages))
-            texts = answerer(requests)
+            texts = [storable(text) for text in answerer(requests)]
             if running:
                 lines += running.result()
             running = pool.submit(_judge, executor, batch, texts, path)
