@@ -49,11 +49,16 @@ def answered(
         for name in names:
             requests.append(Request(f"{path.stem} {name_of(*name)}", conversations[name]))
         lines = []
-        for name, text in zip(names, answerer(requests), strict=True):
-            texts[name] = text
+        for name, answer in zip(names, answerer(requests), strict=True):
+            texts[name] = text = storable(answer)
             lines.append({"task_id": name[0], "sample": name[1], "text": text})
         append(path, lines)
     return {name: texts[name] for name in conversations}
+
+
+def storable(text: str) -> str:
+    """Returns an answer with `?` for lone surrogates, which no file and no tokenizer takes."""
+    return text.encode(errors="replace").decode()
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from codellama_jax.alignment import evol_prompts, parsing
+from codellama_jax.alignment import evol_prompts
 from codellama_jax.alignment.answers import Answerer, answered
+from codellama_jax.benchmarks.programs import program
 from codellama_jax.benchmarks.samples import Key, make_folder
 from codellama_jax.checked import Checked, Range
 from codellama_jax.data.prepare.contamination.index import (
@@ -135,7 +136,7 @@ def problem_of(task: Evolved, answer: str, earlier: set[str], index: Index) -> t
         return "the task repeats the prompt", ""
     if _normal(text) in earlier:
         return "the task is a duplicate", ""
-    code, reason = parsing.program(answer)
+    code, reason = program(answer)
     if reason:
         return f"answer with {reason}", ""
     if len(code) > MOST_CODE:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from codellama_jax.alignment.answers import Answerer, Request
+from codellama_jax.alignment.answers import Answerer, Request, storable
 from codellama_jax.errors import UserError
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.system.files import reason
@@ -42,6 +42,9 @@ def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling) -> Answerer
       sampling: how tokens are drawn.
     """
 
+    # Imported only here, because it imports JAX.
+    from codellama_jax.generation.answering import generate_answers
+
     def answer(requests: Sequence[Request]) -> list[str]:
         texts = [""] * len(requests)
         prompts, places = [], []
@@ -57,36 +60,6 @@ def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling) -> Answerer
         return texts
 
     return answer
-
-
-def generate_answers(
-    model: TrainedModel,
-    chat: ChatFormat,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    numbers: Sequence[int],
-) -> list[str]:
-    """Returns the answer after each prompt, without white space at its ends.
-
-    Args:
-      model: the model.
-      chat: the format, whose ids end an answer.
-      prompts: ids, as the format writes them.
-      sampling: how tokens are drawn.
-      numbers: of the sequences; each one's PRNG key depends on the seed and its number.
-    """
-    from codellama_jax.generation.text import Rows, generate_text
-
-    def decode(_: int, ids: list[int]) -> str:
-        return model.tokenizer.decode(ids, leading_space=False)
-
-    def truncate(_: int, text: str) -> str:
-        return text
-
-    rows = Rows(truncate, numbers)
-    stop_ids = chat.stop_ids(model.tokenizer)
-    generated = generate_text(model, prompts, decode, sampling, stop_ids, rows=rows)
-    return [answer.text.strip() for answer in generated]
 
 
 def number_of(name: str) -> int:
@@ -179,5 +152,5 @@ class Remote:
                 f"{self.url} answers in another form than OpenAI's chat/completions: give the URL"
                 " of a server of that kind"
             )
-        # JSON can hold half of a surrogate pair, which no tokenizer takes.
-        return text.encode(errors="replace").decode().strip()
+        # JSON can hold half of a surrogate pair.
+        return storable(text).strip()

@@ -9,7 +9,7 @@ import enum
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from codellama_jax.alignment.parsing import parse
+from codellama_jax.benchmarks.programs import parse
 from codellama_jax.benchmarks.suites.mbpp import tested_names
 from codellama_jax.sandbox import Program
 from codellama_jax.sandbox.executor import Executor
@@ -90,7 +90,9 @@ def _graded(candidate: Candidate, ends: Sequence[tuple[int, str, str]]) -> Grade
 
 def _program(candidate: Candidate, tests: Sequence[str]) -> Program:
     test = "\n".join(tests)
-    names = tested_names(candidate.code, list(tests)) if parse(candidate.code) else []
+    # Tests of a file that is not this project's may be other text than Python.
+    is_python = parse(candidate.code) is not None and parse(test) is not None
+    names = tested_names(candidate.code, list(tests)) if is_python else []
     return Program(
         candidate.name,
         "python",

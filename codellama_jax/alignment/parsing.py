@@ -1,36 +1,19 @@
-"""Reads questions, tests and programs out of a model's answers.
+"""Reads questions and tests out of a model's answers; `benchmarks/programs.py` reads programs.
 
-A model writes anything: unclosed marks, megabytes, several blocks of code, other languages. Nothing
-raises for an answer; what cannot be used comes back with a reason, which the stages count.
+Nothing raises for an answer; what cannot be used comes back with a reason, which the stages count.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from typing import NamedTuple
 
-MAX_ANSWER = 20_000  # characters; no answer of a useful length has more
-MAX_QUESTION = 2_000
+from codellama_jax.benchmarks.programs import MAX_ANSWER, TOO_LONG, between, first_block, parse
+
+MAX_QUESTION = 2_000  # characters
 # "12. text" or "12) text" at the start of a line.
 NUMBERED = re.compile(r"^[ \t]{0,3}\d{1,4}[.)][ \t]+", re.MULTILINE)
-FENCE = re.compile(r"```[ \t]*([A-Za-z0-9+#_-]*)[^\n]*\n(.*?)(?:\n?```|\Z)", re.DOTALL)
-PYTHON_NAMES = ("", "python", "python3", "py")
-
-# Reasons for which an answer is not used.
-TOO_LONG = "the answer is too long"
-NO_CODE = "no code"
-OTHER_LANGUAGE = "code of another language"
-DOES_NOT_PARSE = "the code does not parse"
-NO_FUNCTION = "no function"
-NO_TESTS = "no tests"
-
-
-class Parsed(NamedTuple):
-    """The code of an answer, or the reason why there is none."""
-
-    code: str = ""
-    reason: str = ""
+NO_TESTS = "no tests"  # the reason for which an answer is not used
 
 
 def questions(answer: str) -> list[str]:
@@ -68,7 +51,7 @@ def tests(answer: str) -> tuple[list[str], str]:
     """
     if len(answer) > MAX_ANSWER:
         return [], TOO_LONG
-    source = _between(answer, "[TESTS]", "[/TESTS]") or _first_block(answer) or answer
+    source = between(answer, "[TESTS]", "[/TESTS]") or first_block(answer) or answer
     statements = _asserts(source)
     if not statements:
         # One line that is not Python must not lose the others.
@@ -76,53 +59,6 @@ def tests(answer: str) -> tuple[list[str], str]:
             statements += _asserts(line.strip())
     statements = different(statements)
     return (statements, "") if statements else ([], NO_TESTS)
-
-
-def program(answer: str) -> Parsed:
-    """Returns the Python program of an answer, which defines at least one function.
-
-    It is the text between [PYTHON] marks, else the first block of code that can be used, else the
-    answer itself.
-    """
-    if len(answer) > MAX_ANSWER:
-        return Parsed(reason=TOO_LONG)
-    marked = _between(answer, "[PYTHON]", "[/PYTHON]")
-    if marked:
-        # A model may put the fences of Markdown inside of the marks.
-        return _usable(_first_block(marked) or marked)
-    blocks = list(FENCE.finditer(answer))
-    reasons = []
-    for block in blocks:
-        language, code = block.group(1).lower(), block.group(2)
-        parsed = _usable(code) if language in PYTHON_NAMES else Parsed(reason=OTHER_LANGUAGE)
-        if parsed.code:
-            return parsed
-        reasons.append(parsed.reason)
-    if reasons:
-        return Parsed(reason=reasons[0])
-    parsed = _usable(answer)
-    return parsed if parsed.code else Parsed(reason=NO_CODE)
-
-
-def parse(source: str) -> ast.Module | None:
-    """Returns the syntax tree of a program, None if it is not valid Python of any depth."""
-    try:
-        return ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-
-
-def _usable(code: str) -> Parsed:
-    code = code.strip("\n")
-    if not code.strip():
-        return Parsed(reason=NO_CODE)
-    tree = parse(code)
-    if tree is None:
-        return Parsed(reason=DOES_NOT_PARSE)
-    functions = (ast.FunctionDef, ast.ClassDef)
-    if not any(isinstance(statement, functions) for statement in tree.body):
-        return Parsed(reason=NO_FUNCTION)
-    return Parsed(code + "\n")
 
 
 def _asserts(source: str) -> list[str]:
@@ -135,14 +71,3 @@ def _asserts(source: str) -> list[str]:
         if any(isinstance(node, ast.Call) for node in ast.walk(statement.test)):
             statements.append(ast.get_source_segment(source, statement) or "")
     return [statement for statement in statements if statement]
-
-
-def _between(answer: str, start: str, end: str) -> str:
-    """Returns the text after the first mark, up to the closing one or the end of the answer."""
-    _, mark, rest = answer.partition(start)
-    return rest.partition(end)[0].strip("\n") if mark else ""
-
-
-def _first_block(answer: str) -> str:
-    match = FENCE.search(answer)
-    return match.group(2) if match else ""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from codellama_jax.alignment.outcomes import Candidate, Graded, Outcome, grade
-from codellama_jax.alignment.parsing import program
+from codellama_jax.benchmarks.programs import program
 from codellama_jax.sandbox.executor import Executor
 
 STEP = 1 / (len(Outcome) - 1)

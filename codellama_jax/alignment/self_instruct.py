@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from codellama_jax.alignment import parsing, prompts
-from codellama_jax.alignment.answers import Answerer, Request, answered, batches
+from codellama_jax.alignment.answers import Answerer, Request, answered, batches, storable
 from codellama_jax.alignment.outcomes import Candidate, passing
 from codellama_jax.benchmarks.fields import TEXT
+from codellama_jax.benchmarks.programs import program
 from codellama_jax.benchmarks.samples import append, continue_file, make_folder
 from codellama_jax.checked import Checked, Range
 from codellama_jax.sandbox.executor import Executor
@@ -171,7 +172,7 @@ def _solve(
             for problem, number in batch:
                 messages = prompts.ask_for_solution(problem.question, problem.hint)
                 requests.append(Request(f"solutions {problem.name} {number}", messages))
-            texts = answerer(requests)
+            texts = [storable(text) for text in answerer(requests)]
             if running:
                 lines += running.result()
             running = pool.submit(_judge, executor, batch, texts, path)
@@ -185,7 +186,7 @@ def _solve(
         if line["status"] != "passed":
             reasons[f"solution: {line['status']}"] += 1
             continue
-        number, code = line["sample"], parsing.program(line["text"]).code
+        number, code = line["sample"], program(line["text"]).code
         if number < first.get(line["task_id"], (params.solutions, ""))[0]:
             first[line["task_id"]] = number, code
     return first
@@ -200,7 +201,7 @@ def _judge(
     """Runs the solutions of a batch, appends a line for each to `path` and returns the lines."""
     lines, candidates, owners = [], [], []
     for (problem, number), text in zip(batch, texts, strict=True):
-        code, reason = parsing.program(text)
+        code, reason = program(text)
         line = {"task_id": problem.name, "sample": number, "text": text, "status": reason}
         lines.append(line)
         if code:

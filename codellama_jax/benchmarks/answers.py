@@ -15,17 +15,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from codellama_jax.benchmarks.benchmark import Benchmark, Sample, Task, temperature_of
+from codellama_jax.benchmarks.benchmark import Benchmark, Sample, Task, with_defaults
+from codellama_jax.benchmarks.chat import as_questions, chat_of, question_ids
 from codellama_jax.benchmarks.samples import Key, key, name_of
 from codellama_jax.benchmarks.settings import Settings
 from codellama_jax.data.functions import Function, example_ids
 from codellama_jax.data.infilling import prompt_ids
+from codellama_jax.generation.answering import generate_answers
 from codellama_jax.generation.infill import infill
 from codellama_jax.generation.sampler import Sampling
 from codellama_jax.generation.scoring import document_losses
 from codellama_jax.generation.text import Rows, complete
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sharding.hosts import gather
+from codellama_jax.tokenizers.chat import ChatFormat
 
 MAX_BATCH = 256  # sequences
 SPECIAL_TOKENS = 4  # of one prompt at most: BOS and the three infilling tokens
@@ -36,9 +39,10 @@ AnswerBatch = Callable[[Sequence[Task], Sequence[Key]], list[dict[str, Any]]]
 def sampling_of(benchmark: Benchmark, settings: Settings) -> Sampling:
     """Returns how tokens are sampled: by the settings, else as in the benchmark's paper."""
     # Top-k is off (0): the papers sample with top-p alone.
-    temperature = temperature_of(benchmark, settings)
+    settings = with_defaults(benchmark, settings)
+    assert settings.temperature is not None and settings.top_p is not None
     max_new_tokens = settings.max_new_tokens or benchmark.max_new_tokens
-    drawn = (temperature, 0, settings.top_p, max_new_tokens, settings.seed)
+    drawn = (settings.temperature, 0, settings.top_p, max_new_tokens, settings.seed)
     return Sampling(*drawn, settings.beams, settings.length_penalty)
 
 
@@ -50,11 +54,14 @@ def answers(
     Every host gets the samples of all hosts. A sample depends only on the seed, its task and its
     number, so an evaluation that resumes draws the same samples.
     """
+    chat = chat_of(settings, model.tokenizer)
+    if chat:
+        benchmark = as_questions(benchmark)
     tasks = {}
     lengths = {}
     for task in benchmark.tasks:
         tasks[task.task_id] = _truncated(model, task, settings.context_tokens)
-        lengths[task.task_id] = _length(model, tasks[task.task_id])
+        lengths[task.task_id] = _length(model, tasks[task.task_id], chat)
     remaining = []
     for task_id in tasks:
         for number in range(settings.samples):
@@ -66,7 +73,7 @@ def answers(
     if benchmark.tasks[0].choices:
         answer_batch = _choice_scorer(model)
     else:
-        answer_batch = _completer(model, benchmark, sampling, settings.spm)
+        answer_batch = _completer(model, benchmark, sampling, settings.spm, chat)
     host, hosts = _share(model)
     while remaining:
         longest = lengths[remaining[0][0]] + sampling.max_new_tokens
@@ -104,9 +111,13 @@ def batch_size_of(tokens: int, batch_tokens: int) -> int:
 
 
 def _completer(
-    model: TrainedModel, benchmark: Benchmark, sampling: Sampling, spm: bool
+    model: TrainedModel,
+    benchmark: Benchmark,
+    sampling: Sampling,
+    spm: bool,
+    chat: ChatFormat | None,
 ) -> AnswerBatch:
-    """Returns the function that answers tasks by sampled text."""
+    """Returns the function that answers tasks by sampled text. Arguments: as in `logprobs`."""
 
     def answer_batch(tasks: Sequence[Task], keys: Sequence[Key]) -> list[dict[str, Any]]:
         if not tasks:
@@ -119,7 +130,10 @@ def _completer(
         # depend on the batch that it is in.
         numbers = [zlib.crc32(name_of(*k).encode()) for k in keys]
         rows = Rows(truncate, numbers, ranks=[number for _, number in keys])
-        if benchmark.infilling:
+        if chat:
+            ids = [question_ids(chat, model.tokenizer, task) for task in tasks]
+            texts = generate_answers(model, chat, ids, sampling, numbers, rows.ranks)
+        elif benchmark.infilling:
             # `infill` builds the prompt with the special tokens in PSM or SPM order.
             prompts = [(task.prompt, task.suffix) for task in tasks]
             texts = infill(model, prompts, sampling, spm, rows=rows)
@@ -127,11 +141,15 @@ def _completer(
             texts = complete(model, [task.prompt for task in tasks], sampling, rows=rows)
         fields: list[dict[str, Any]] = []
         for task, text in zip(tasks, texts):
-            fields.append({"completion": benchmark.finish(task, text)})
+            if chat and benchmark.chat:
+                fields.append(benchmark.chat.fields(task, text))
+            else:
+                fields.append({"completion": benchmark.finish(task, text)})
         # Codex ranks several samples of a program by these. Greedy samples are all equal.
         is_several = sampling.temperature != 0 or sampling.beams > 1
         if benchmark.checks is not None and is_several:
-            for answer, measured in zip(fields, logprobs(model, benchmark, tasks, texts, spm)):
+            scored = logprobs(model, benchmark, tasks, texts, spm, chat)
+            for answer, measured in zip(fields, scored):
                 answer["mean_logprob"], answer["sum_logprob"] = measured
         return fields
 
@@ -144,6 +162,7 @@ def logprobs(
     tasks: Sequence[Task],
     texts: Sequence[str],
     spm: bool,
+    chat: ChatFormat | None = None,
 ) -> list[tuple[float, float]]:
     """Returns the log-probability of each text after its prompt, its mean per token and its sum.
 
@@ -156,12 +175,15 @@ def logprobs(
         tasks: the task of each text.
         texts: sampled texts.
         spm: whether infilling prompts are in suffix-prefix-middle order.
+        chat: the format of conversations whose answers the texts are; None for completions.
     """
     tokenizer = model.tokenizer
     prompts = []
     sequences = []
     for task, text in zip(tasks, texts):
-        if benchmark.infilling:
+        if chat:
+            prompt = question_ids(chat, tokenizer, task)
+        elif benchmark.infilling:
             prompt = prompt_ids(tokenizer, task.prompt, task.suffix, spm)
         else:
             prompt = tokenizer.prompt(task.prompt)
@@ -229,8 +251,10 @@ def _truncated(model: TrainedModel, task: Task, tokens: int) -> Task:
     return dataclasses.replace(task, prompt=prompt)
 
 
-def _length(model: TrainedModel, task: Task) -> int:
+def _length(model: TrainedModel, task: Task, chat: ChatFormat | None) -> int:
     """Returns the number of tokens of a task's prompt and suffix, with special tokens."""
+    if chat:
+        return len(question_ids(chat, model.tokenizer, task))
     prompt = model.tokenizer.encode(task.prompt)
     suffix = model.tokenizer.encode(task.suffix)
     return len(prompt) + len(suffix) + SPECIAL_TOKENS

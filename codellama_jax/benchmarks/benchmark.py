@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,25 @@ def unchanged(task: Task, text: str) -> str:
     return text
 
 
+def _completion(task: Task, text: str) -> dict[str, Any]:
+    """Returns the answer itself: the default of `ChatForm.fields`."""
+    return {"completion": text}
+
+
+@dataclass(frozen=True)
+class ChatForm:
+    """How a model that was trained on conversations is prompted with a task.
+
+    Attributes:
+        question: returns the message of the user.
+        fields: returns the fields of the sample that an answer makes, such as `solution`, a
+            complete program.
+    """
+
+    question: Callable[[Task], str]
+    fields: Callable[[Task, str], dict[str, Any]] = _completion
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """Tasks, how a model is prompted with them, and how its answers are measured.
@@ -83,17 +102,21 @@ class Benchmark:
         infilling: whether tasks have a suffix.
         max_new_tokens: tokens of an answer at most.
         temperature: the paper's for more than one sample per task.
+        top_p: the paper's.
+        draws_one: whether the paper draws a single sample at its temperature too.
         truncate: returns the text up to its end. It must be monotone: appending text never moves
             the end.
         finish: returns the completion in the form that the published harness takes.
         checks: returns the programs that test a completion. They run one after the other, and all
             must be accepted. None for a benchmark without programs.
         program_checks: like `checks`, for a complete program instead of a completion.
-        judge: returns measures of a sample that need no program, by name. Each is from 0 to 1 and
-            reported as a mean.
+        judge: returns measures of a sample that need no program, by name. Each is from 0 to 1,
+            unless `unit` is another one, and reported as a mean.
         documented: returns the function that a completion of a documented function makes, for
             ranking by back-translation. None for a benchmark without docstrings.
+        chat: how chat models are prompted; None for a benchmark that they continue as others do.
         paper: the papers' numbers for these measures.
+        unit: of the judge's measures; those that are not in percent are reported as they are.
         own_tasks: the reason why the tasks are not the published ones, if an option changed them.
 
     Raises UserError if a task id occurs twice, or if there is no task.
@@ -104,13 +127,17 @@ class Benchmark:
     infilling: bool = False
     max_new_tokens: int = 512
     temperature: float = 0.8
+    top_p: float = 0.95
+    draws_one: bool = False
     truncate: Callable[[Task, str], str] = unchanged
     finish: Callable[[Task, str], str] = unchanged
     checks: Callable[[Task, str], list[Check]] | None = None
     program_checks: Callable[[Task, str], list[Check]] | None = None
     judge: Callable[[Task, Sample], dict[str, float]] | None = None
     documented: Callable[[Task, str], Function] | None = None
+    chat: ChatForm | None = None
     paper: Paper | None = None
+    unit: str = "percent"
     own_tasks: str = ""
 
     def __post_init__(self) -> None:
@@ -126,15 +153,17 @@ class Benchmark:
             raise UserError(f"the data of {self.name} holds no task")
 
 
-def temperature_of(benchmark: Benchmark, settings: Settings) -> float:
-    """Returns the temperature of the settings.
+def with_defaults(benchmark: Benchmark, settings: Settings) -> Settings:
+    """Returns settings with a temperature and top-p: the paper's where none is given.
 
-    By default it is 0 for one sample and for beam search, else the paper's.
+    The temperature is 0 for one sample and for beam search, unless the paper draws even one.
     """
-    if settings.temperature is not None:
-        return settings.temperature
-    is_drawn = settings.samples > 1 and settings.beams == 1
-    return benchmark.temperature if is_drawn else 0.0
+    temperature, top_p = settings.temperature, settings.top_p
+    if temperature is None:
+        is_drawn = (settings.samples > 1 or benchmark.draws_one) and settings.beams == 1
+        temperature = benchmark.temperature if is_drawn else 0.0
+    top_p = benchmark.top_p if top_p is None else top_p
+    return replace(settings, temperature=temperature, top_p=top_p)
 
 
 def until(stops: Sequence[str]) -> Callable[[Task, str], str]:

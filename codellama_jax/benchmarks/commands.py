@@ -11,6 +11,7 @@ import tyro
 
 from codellama_jax.benchmarks.options import all_options, options_of
 from codellama_jax.benchmarks.settings import Checking, Ranking, Settings
+from codellama_jax.benchmarks.suites import suite_of
 from codellama_jax.config import CACHE, MeshConfig
 from codellama_jax.errors import UserError
 from codellama_jax.generation.settings import Quantization, QuantizationOptions
@@ -79,6 +80,7 @@ class Evaluate:
             raise UserError(
                 "--run and --reference exclude each other: canonical solutions need no model"
             )
+        self._check_run_options()
         docstring_run = self.ranking.docstring_run
         for option, run in (("--run", self.run), ("--docstring-run", docstring_run)):
             if run and not is_bucket(run) and not user_path(run).exists():
@@ -110,6 +112,23 @@ class Evaluate:
             self.ranking,
             self.load_docstring_model if docstring_run else None,
         )
+
+    def _check_run_options(self) -> None:
+        """Raises UserError for options of a run that is not given, or not used."""
+        given = {
+            "--arm": self.arm != "",
+            "--stage": self.stage != "",
+            "--across-hosts": self.across_hosts,
+            "--mesh": self.mesh != MeshConfig(),
+        }
+        for option, is_given in given.items():
+            if is_given and not self.run:
+                raise UserError(f"{option} has no effect without --run: leave it out")
+        if self.run and self.samples_file and not suite_of(self.benchmark).texts:
+            raise UserError(
+                f"--run has no effect with --samples-file: no tokenizer is needed to score"
+                f" {self.benchmark}; leave out one of them"
+            )
 
     def load_as(self, quantization: Quantization) -> TrainedModel:
         """Loads the model, quantized."""

@@ -50,6 +50,10 @@ def why_not(
     if options.data.startswith(downloads.PREFIX):
         # The download has checked the file's checksum.
         return ""
+    if suite.published_tasks:
+        tasks = len(benchmark.tasks)
+        count = f"{tasks:,} tasks, and the paper's numbers are for {suite.published_tasks:,}"
+        return "" if tasks == suite.published_tasks else f"{options.data} holds {count}"
     if not suite.checksums:
         return f"no checksum of the published data of {name} is known"
     for file in suite.published_files(options):

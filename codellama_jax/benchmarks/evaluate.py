@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 from rich.console import Console
 
-from codellama_jax.benchmarks import comparable
-from codellama_jax.benchmarks.benchmark import Benchmark, Sample, files_of, temperature_of
-from codellama_jax.benchmarks.out_folder import check_same, local_folder
+from codellama_jax.benchmarks import chat, comparable, effects
+from codellama_jax.benchmarks.benchmark import Benchmark, Sample, files_of, with_defaults
+from codellama_jax.benchmarks.out_folder import check_same, local_folder, removed_if_empty
 from codellama_jax.benchmarks.ranking import (
     back_translated,
     check_ranking,
@@ -30,7 +30,7 @@ from codellama_jax.benchmarks.scoring import Result, checks_of, score
 from codellama_jax.benchmarks.settings import Checking, Options, Ranking, Settings
 from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.benchmarks.suites import suite_of
-from codellama_jax.benchmarks.summary import show, summarise
+from codellama_jax.benchmarks.summary import summarise, tables
 from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Executor, languages
 from codellama_jax.sharding.hosts import is_first, on_all_hosts, wait_for_all
@@ -109,6 +109,8 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         # The lock is held until the results are written: two evaluations of one folder would mix
         # their samples.
+        if is_first():
+            stack.enter_context(removed_if_empty(prepared.out))
         on_all_hosts(lambda: stack.enter_context(only_writer(prepared.out)))
         executor = stack.enter_context(on_all_hosts(lambda: start_executor(prepared, checking)))
         model = None
@@ -162,13 +164,16 @@ def prepare(
             raise UserError(f"{name} needs a model and its tokenizer: pass --run")
         # Only checks that the files exist: loading them needs the tokenizer.
         files_of(options.data, suite.texts)
+    if suite.measure:
+        effects.check_measured(name, settings, checking)
     if ranking.rank and (suite.texts or suite.load is None or reference):
         raise UserError(f"--rank chooses among samples of programs, and {name} has none here")
+    effects.check_sources(settings, checking, samples_file, bool(samples_file or reference))
     if suite.texts or suite.load is None:
         return Prepared(folder, settings, suite)
     benchmark = suite.load(options, None)
-    settings = replace(settings, temperature=temperature_of(benchmark, settings))
-    # The settings now hold the temperature itself, which settings.json records.
+    settings = checked(benchmark, settings, checking, draws=not (samples_file or reference))
+    chat.check(settings.chat_format, benchmark, options)
     prepared = Prepared(folder, settings, suite, benchmark)
     samples = None
     if samples_file:
@@ -182,6 +187,19 @@ def prepare(
         check_same(folder, request_of(prepared, benchmark, options), model_known=False)
     check_ranking(ranking, benchmark, settings, samples.by_key if samples else None)
     return replace(prepared, samples=samples)
+
+
+def checked(benchmark: Benchmark, settings: Settings, checking: Checking, draws: bool) -> Settings:
+    """Returns settings with the temperature itself, which settings.json records.
+
+    Raises UserError for an option that has no effect on the benchmark; `draws` is whether a model
+    draws samples.
+    """
+    effects.check_effects(benchmark, settings, checking)
+    complete = with_defaults(benchmark, settings)
+    if draws and complete.temperature is not None and not benchmark.tasks[0].choices:
+        effects.check_drawing(settings, complete.temperature)
+    return complete
 
 
 def only_writer(out: Path) -> contextlib.AbstractContextManager[None]:
@@ -214,6 +232,11 @@ def start_executor(
         # All programs of a task are in one language.
         for check in checks_of(benchmark, task, {"completion": ""})[:1]:
             required.add(check.program.language)
+    if checking.jars and "java" not in required:
+        jars = f"--jars {' '.join(checking.jars)}"
+        raise UserError(
+            f"{jars} has no effect on {benchmark.name}, which runs no Java: leave it out"
+        )
     # In a fixed order, so that the same message appears every time.
     for language in sorted(required):
         languages.require(language)
@@ -252,12 +275,14 @@ def _measure(
         assert model is not None and suite.load is not None
         load, tokenizer = suite.load, model.tokenizer
         benchmark = on_all_hosts(lambda: load(options, tokenizer))
-        settings = replace(settings, temperature=temperature_of(benchmark, settings))
+        settings = checked(benchmark, settings, checking, draws=prepared.samples is None)
     if prepared.samples is None:
         # Imported only here, because it imports JAX.
         from codellama_jax.benchmarks.generate import generate_samples
 
         assert model is not None
+        settings = on_all_hosts(lambda: chat.resolved(settings, benchmark, options, model))
+        check_ranking(ranking, benchmark, settings, None)
         request = request_of(replace(prepared, settings=settings), benchmark, options)
         samples = generate_samples(model, benchmark, request, settings, prepared.out)
     else:
@@ -276,7 +301,11 @@ def _measure(
     summary = summarise(benchmark, results)
     if ranking.rank:
         summary["ranking"] = summarise_ranking(ranking, results, ranked)
-    if prepared.samples is not None and prepared.samples.form != CANONICAL:
+    if prepared.samples is None:
+        summary["prompt"] = chat.prompt_used(options, settings)
+        if chat.problems(results):
+            summary["answers without a program"] = chat.problems(results)
+    elif prepared.samples.form != CANONICAL:
         # The format is part of the result: it decides how answers were read.
         summary["samples form"] = prepared.samples.form
     return {**summary, **_conditions(executor, checking, results)}, benchmark
@@ -343,7 +372,8 @@ def _report(
     make_folder(out)
     write_json(file, result)
     console = Console()
-    console.print(show(summary, model, paper))
+    for table in tables(summary, model, paper):
+        console.print(table)
     if "ranking" in summary:
         console.print(ranking_table(summary["ranking"]))
     lines = _remarks(summary)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from codellama_jax.benchmarks.samples import make_folder
+from codellama_jax.benchmarks.settings import AUTO, NO_CHAT
 from codellama_jax.config import differences
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import is_bucket, read_json, user_path, write_json
@@ -16,11 +18,12 @@ from codellama_jax.system.files import is_bucket, read_json, user_path, write_js
 FREE = ("settings.samples", "settings.batch_tokens")
 # Values of folders that were written before there was such a setting.
 EARLIER: dict[str, dict[str, Any]] = {
-    "settings": {"beams": 1, "length_penalty": 1.0},
+    "settings": {"beams": 1, "length_penalty": 1.0, "chat_format": NO_CHAT},
     "options": {"prompt": "code_llama"},
 }
 # The line of `differences` about the model starts so.
 MODEL_LINE = "model: "
+CHAT_LINE = "settings.chat_format: "
 
 
 def local_folder(name: str | Path) -> Path:
@@ -35,6 +38,23 @@ def local_folder(name: str | Path) -> Path:
         # The name is too long, or a parent is not readable.
         raise UserError(f"--out {str(path)[:200]}: {error.strerror}") from None
     return path
+
+
+@contextlib.contextmanager
+def removed_if_empty(out: Path) -> Iterator[None]:
+    """Removes folders that the block made and left empty, as an evaluation that is refused does."""
+    made = []
+    for folder in (out, *out.parents):
+        if folder.exists():
+            break
+        made.append(folder)
+    try:
+        yield
+    finally:
+        for folder in made:
+            # A folder with files stays, and so do those around it.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def check_same(out: Path, request: Mapping[str, Any], model_known: bool = True) -> None:
@@ -52,6 +72,10 @@ def check_same(out: Path, request: Mapping[str, Any], model_known: bool = True) 
     # The file holds lists where `request` holds tuples.
     requested = json.loads(json.dumps(request))
     ignored = FREE if model_known else (*FREE, MODEL_LINE)
+    settings = requested.get("settings", {})
+    if not model_known and settings.get("chat_format") == AUTO:
+        # The model decides it.
+        ignored = (*ignored, CHAT_LINE)
     changes = []
     for line in differences(_completed(stored, requested), requested):
         if not line.startswith(ignored):

@@ -18,6 +18,7 @@ from rich.table import Table
 from codellama_jax.benchmarks.evaluate import evaluate
 from codellama_jax.benchmarks.out_folder import local_folder
 from codellama_jax.benchmarks.settings import Checking, Options, Settings
+from codellama_jax.benchmarks.summary import PERCENT
 from codellama_jax.generation.settings import Quantization
 from codellama_jax.sharding.hosts import is_first
 from codellama_jax.system.files import read_json, write_json
@@ -63,12 +64,13 @@ def compare(
     if not is_first():
         return
     for scheme, row in rows.items():
-        measures = read_json(folder / scheme / "results.json")["measures"]
+        results = read_json(folder / scheme / "results.json")
+        measures, unit = results["measures"], results.get("unit", PERCENT)
         row["measures"] = {key: value for key, value in measures.items() if _is_real(value)}
     record = {"quantizations": [dataclasses.asdict(each) for each in quantizations], "rows": rows}
     write_json(folder / "quantization.json", record)
     console = Console()
-    console.print(table_of(name, quantizations[0].kv_cache, rows))
+    console.print(table_of(name, quantizations[0].kv_cache, rows, unit))
     console.print(f"results: {folder / 'quantization.json'}", soft_wrap=True, highlight=False)
 
 
@@ -91,16 +93,19 @@ def _measured(models: Mapping[str, TrainedModel]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def table_of(name: str, kv_cache: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
+def table_of(
+    name: str, kv_cache: str, rows: Mapping[str, Mapping[str, Any]], unit: str = PERCENT
+) -> Table:
     """Returns the table: a row per quantization.
 
     Args:
         name: the benchmark.
         kv_cache: how all of them store keys and values.
         rows: bytes, tokens per second and measures by scheme.
+        unit: of the measures, as in the table of one result.
     """
     cache = "" if kv_cache == "none" else f", {kv_cache} cache"
-    table = Table(title=f"{name} by quantization of the weights{cache}")
+    table = Table(title=f"{name} by quantization of the weights{cache}{unit}")
     measures = list(next(iter(rows.values()))["measures"])
     for heading in ("weights", "MB", "cache, kB/token", "tokens/s", *measures):
         table.add_column(heading)

@@ -21,7 +21,7 @@ from codellama_jax.benchmarks.fields import NUMBER, TEXT
 from codellama_jax.benchmarks.pass_at_k import pass_at_k, ranked_pass_at_k
 from codellama_jax.benchmarks.samples import Key, append, continue_file, key, make_folder, name_of
 from codellama_jax.benchmarks.scoring import Result
-from codellama_jax.benchmarks.settings import BACK_TRANSLATION, Ranking, Settings
+from codellama_jax.benchmarks.settings import AUTO, BACK_TRANSLATION, NO_CHAT, Ranking, Settings
 from codellama_jax.errors import UserError
 from codellama_jax.sharding.hosts import gather, is_first, on_all_hosts
 from codellama_jax.system.progress import counted
@@ -57,6 +57,11 @@ def check_ranking(
     if BACK_TRANSLATION in ranking.rank and benchmark.documented is None:
         raise UserError(
             f"--rank {BACK_TRANSLATION} needs docstrings, which {benchmark.name} does not have"
+        )
+    if BACK_TRANSLATION in ranking.rank and settings.chat_format not in (AUTO, NO_CHAT):
+        raise UserError(
+            f"--rank {BACK_TRANSLATION} needs completions of a function, and answers in"
+            f" --chat-format {settings.chat_format} are programs: pass --chat-format {NO_CHAT}"
         )
     if samples is not None:
         _check_fields(ranking, samples)

@@ -11,12 +11,17 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from codellama_jax.checked import choices_problem
 from codellama_jax.errors import UserError
 from codellama_jax.generation.settings import check_beams
+from codellama_jax.tokenizers.chat import FORMATS
+from codellama_jax.tokenizers.chat_template import NAME as TEMPLATE
 
 Mode = Literal["isolated", "compatible"]
 BACK_TRANSLATION = "back-translation"
 Rank = Literal["mean", "sum", "back-translation"]
+AUTO, NO_CHAT = "auto", "none"  # of --chat-format
+CHAT_FORMATS = (AUTO, NO_CHAT, *FORMATS, TEMPLATE)
 Prompt = Literal["code_llama", "codex", "codegeex", "pangu_coder2", "starcoder"]
 PROMPT = "The prompt and stop rules of a paper, of those that this benchmark has."
 SHOTS = "Solved examples in the prompt; -1: the paper's number, 0: a prompt for Instruct models."
@@ -32,6 +37,11 @@ MODE = (
     " public harnesses do."
 )
 
+CHAT_FORMAT = (
+    "How humaneval, mbpp --shots 0 and false_refusal prompt a chat model: auto takes its own"
+    f" template or the format of its training; {', '.join(CHAT_FORMATS[2:])}; none continues the"
+    " paper's prompt."
+)
 RANK = (
     "Also report pass@1 of the one sample per task that each of these ranks first: mean and sum of"
     " its tokens' log-probabilities, back-translation."
@@ -142,8 +152,9 @@ class Settings:
     """Samples per task; the paper's pass@10 and pass@100 use 200."""
     temperature: float | None = None
     """0 for one sample and the paper's for more, unless given."""
-    top_p: float = 0.95
-    """Sample from the most likely tokens that hold this share of the probability."""
+    top_p: float | None = None
+    """Sample from the most likely tokens that hold this share of the probability; 0.95 or the
+    paper's unless given."""
     seed: int = 0
     """PRNG seed: the same seed draws the same samples."""
     max_new_tokens: int = 0
@@ -158,17 +169,21 @@ class Settings:
     """Beam search of this width at temperature 0; with --samples, a task's samples are its best."""
     length_penalty: float = 1.0
     """Beam search: divide log-probabilities by the number of tokens to this power."""
+    chat_format: Annotated[str, tyro.conf.arg(help=CHAT_FORMAT)] = AUTO
 
     def __post_init__(self) -> None:
         check_integer("--samples", self.samples, 1, 100_000)
         if self.temperature is not None:
             check_real("--temperature", self.temperature, 0, 1000)
-        check_real("--top-p", self.top_p, 0, 1, above=True)
+        if self.top_p is not None:
+            check_real("--top-p", self.top_p, 0, 1, above=True)
         check_integer("--seed", self.seed, 0, MAX_SEED)
         check_integer("--max-new-tokens", self.max_new_tokens, 0)
         check_integer("--context-tokens", self.context_tokens, 0, 1 << 24)
         check_integer("--batch-tokens", self.batch_tokens, 1, 1 << 40)
         check_beams(self.beams, self.length_penalty, self.temperature or 0.0)
+        if self.chat_format not in CHAT_FORMATS:
+            raise UserError(f"--chat-format{choices_problem(self.chat_format, CHAT_FORMATS)}")
         if 1 < self.beams < self.samples:
             raise UserError(
                 f"--samples {self.samples} is more than --beams {self.beams}, which find that many"

@@ -37,6 +37,8 @@ class Suite:
         measure: for a suite without tasks, instead of `load`: returns a summary of a model like
             `summary.summarise`.
         checksums: checksums of the records of the published files, from `comparable.checksum`.
+        published_tasks: the number of published tasks, for data without known checksums: files
+            with another number are not compared with the papers'; 0 for none.
         published_files: returns the files whose records must have one of these checksums.
     """
 
@@ -45,4 +47,5 @@ class Suite:
     texts: tuple[str, ...] = ()
     measure: Callable[[TrainedModel, Any], dict[str, Any]] | None = None
     checksums: tuple[str, ...] = ()
+    published_tasks: int = 0
     published_files: Callable[[Any], list[Path]] = record_files

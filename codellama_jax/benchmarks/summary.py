@@ -15,6 +15,7 @@ from codellama_jax.benchmarks.pass_at_k import estimate, ranked_pass_at_k
 from codellama_jax.benchmarks.scoring import Result
 
 KS = (1, 5, 10, 100)
+PERCENT = "; percent"  # the unit of measures in titles, unless a summary has another
 
 
 def summarise(benchmark: Benchmark, results: Sequence[Result]) -> dict[str, Any]:
@@ -33,12 +34,15 @@ def summarise(benchmark: Benchmark, results: Sequence[Result]) -> dict[str, Any]
     if tasks < len(benchmark.tasks):
         summary["partial"] = {"tasks": tasks, "of": len(benchmark.tasks)}
     names = _judged_measures(benchmark, results[0])
-    summary["measures"] = _measures(results, names)
+    scale = 100.0
+    if benchmark.unit != "percent":
+        scale, summary["unit"], summary["decimals"] = 1.0, f"; {benchmark.unit}", 3
+    summary["measures"] = _measures(results, names, scale)
     # Tasks without a group have the group "".
     if set(groups) != {""}:
         summary["groups"] = {}
         for group, members in groups.items():
-            summary["groups"][group] = _measures(members, names)
+            summary["groups"][group] = _measures(members, names, scale)
     return summary
 
 
@@ -50,8 +54,8 @@ def _judged_measures(benchmark: Benchmark, result: Result) -> list[str]:
     return list(benchmark.judge(task, result))
 
 
-def _measures(results: Sequence[Result], names: Sequence[str]) -> dict[str, Any]:
-    """Returns pass@k and the judge's measures `names` of these results, in percent."""
+def _measures(results: Sequence[Result], names: Sequence[str], scale: float) -> dict[str, Any]:
+    """Returns pass@k in percent and the judge's measures `names`, times `scale`, of results."""
     by_task: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         by_task[result["task_id"]].append(result)
@@ -63,7 +67,7 @@ def _measures(results: Sequence[Result], names: Sequence[str]) -> dict[str, Any]
         task_means = []
         for task_results in by_task.values():
             task_means.append(np.mean([result[name] for result in task_results]))
-        measures[name] = 100 * float(np.mean(task_means))
+        measures[name] = scale * float(np.mean(task_means))
     return measures
 
 
@@ -97,6 +101,17 @@ def _ranked(results: Sequence[Result], k: int) -> float:
     return ranked_pass_at_k(passed, [result["mean_logprob"] for result in results], k)
 
 
+def tables(summary: Mapping[str, Any], model: str, paper: Paper | None = None) -> list[Table]:
+    """Returns the tables of a result: the groups have their own if the paper has none of them."""
+    columns: set[str] = set()
+    for group, measures in summary.get("groups", {}).items():
+        columns |= set(_numbers(measures, f"{group} "))
+    if not paper or not columns or columns & set(paper.columns):
+        return [show(summary, model, paper)]
+    overall = {name: value for name, value in summary.items() if name != "groups"}
+    return [show(overall, model, paper), show({**summary, "measures": {}}, model)]
+
+
 def show(summary: Mapping[str, Any], model: str, paper: Paper | None = None) -> Table:
     """Returns the table of a result, beside the papers' numbers if `paper` is given.
 
@@ -111,18 +126,18 @@ def show(summary: Mapping[str, Any], model: str, paper: Paper | None = None) -> 
     names: list[str] = []
     for numbers in by_model.values():
         names += [name for name in numbers if name not in names]
-    table = Table(title=_title(summary))
+    table, decimals = Table(title=_title(summary)), summary.get("decimals", 1)
     # A terminal is narrow: the longer list becomes rows.
     if len(names) <= len(by_model):
         for heading in ("", *names):
             table.add_column(heading)
         for model_name, numbers in by_model.items():
-            table.add_row(model_name, *[_cell(numbers, name) for name in names])
+            table.add_row(model_name, *[_cell(numbers, name, decimals) for name in names])
     else:
         for heading in ("", *by_model):
             table.add_column(heading)
         for name in names:
-            table.add_row(name, *[_cell(numbers, name) for numbers in by_model.values()])
+            table.add_row(name, *[_cell(numbers, name, decimals) for numbers in by_model.values()])
     return table
 
 
@@ -130,7 +145,7 @@ def _title(summary: Mapping[str, Any]) -> str:
     tasks = str(summary["tasks"])
     if "partial" in summary:
         tasks = f"partial, {tasks} of {summary['partial']['of']}"
-    unit = summary.get("unit", "; percent")
+    unit = summary.get("unit", PERCENT)
     return f"{summary['benchmark']}: {tasks} tasks, {summary['samples']} samples{unit}"
 
 
@@ -143,5 +158,5 @@ def _numbers(measures: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return numbers
 
 
-def _cell(numbers: Mapping[str, float], measure: str) -> str:
-    return f"{numbers[measure]:.1f}" if measure in numbers else ""
+def _cell(numbers: Mapping[str, float], measure: str, decimals: int) -> str:
+    return f"{numbers[measure]:.{decimals}f}" if measure in numbers else ""

@@ -320,4 +320,5 @@ def load_run(path: str, arm: str = "", stage: str = "", mesh: Mesh | None = None
     tokenizer, mesh = folder.load_tokenizer(), mesh or make_mesh(MeshConfig())
     check_divides(mesh, config.model, "the least cache, in slots,", 32)
     name = "/".join(folder.path.parts[-3:])
-    return TrainedModel(config.model, load_params(folder, config.model, mesh), tokenizer, name)
+    params = load_params(folder, config.model, mesh)
+    return TrainedModel(config.model, params, tokenizer, name, chat=config.data.chat)

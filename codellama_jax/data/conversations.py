@@ -8,6 +8,8 @@ an order of roles, is left out.
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +18,8 @@ import numpy as np
 from codellama_jax.tokenizers.chat import FORMATS, ConversationError, Message
 
 CONVERSATION = '{"messages": ['
+DAMAGED = "it is no JSON of roles and texts"
+LONGEST_REASON = 100  # characters: a role may be any text
 LEAST_DIFFERENCE, MOST_DIFFERENCE = 1e-30, 1e30  # of the scores of a pair
 
 
@@ -24,7 +28,9 @@ def is_conversation(text: str) -> bool:
     return text.startswith(CONVERSATION)
 
 
-def conversation_ids(tokenizer: Any, text: str, chat: str) -> tuple[list[int], list[float]]:
+def conversation_ids(
+    tokenizer: Any, text: str, chat: str, reasons: Counter[str] | None = None
+) -> tuple[list[int], list[float]]:
     """Returns the ids of a conversation and the weight of each in the loss; none if it is refused.
 
     Messages after the last answer are left out.
@@ -33,41 +39,49 @@ def conversation_ids(tokenizer: Any, text: str, chat: str) -> tuple[list[int], l
         tokenizer: of the model.
         text: the document.
         chat: a key of `tokenizers.chat.FORMATS`.
+        reasons: counts why conversations are refused.
     """
+    reasons = Counter() if reasons is None else reasons
     try:
         messages = [Message(**message) for message in json.loads(text)["messages"]]
         _check_texts(message.content for message in messages)
     except (ValueError, TypeError, KeyError, RecursionError):
+        reasons[DAMAGED] += 1
         return [], []
     while messages and messages[-1].role != "assistant":
         messages.pop()
-    return _sample(tokenizer, messages, chat)
+    return _sample(tokenizer, messages, chat, reasons)
 
 
-def pair_ids(tokenizer: Any, text: str, chat: str) -> tuple[tuple[list[int], list[float]], ...]:
+def pair_ids(
+    tokenizer: Any, text: str, chat: str, reasons: Counter[str] | None = None
+) -> tuple[tuple[list[int], list[float]], ...]:
     """Returns ids and weights of the chosen and of the rejected answer; none for another document.
 
     The weights are the difference of the scores, positive for the chosen answer and negative for
     the rejected one, as the ranked objectives take them.
 
     Args:
-        tokenizer, chat: as in `conversation_ids`.
+        tokenizer, chat, reasons: as in `conversation_ids`.
         text: the document.
     """
+    reasons = Counter() if reasons is None else reasons
     try:
         pair = json.loads(text)
         prompt, difference = pair["prompt"], float(pair["difference"])
         answers = pair["chosen"], pair["rejected"]
         _check_texts((prompt, *answers))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        reasons[DAMAGED] += 1
         return ()
     # The weights are fp32, in which the difference must be neither 0 nor infinite.
     if not LEAST_DIFFERENCE <= difference <= MOST_DIFFERENCE:
+        reasons["the difference of the scores is no positive number of fp32"] += 1
         return ()
     encoded = []
     for answer, sign in zip(answers, (1, -1)):
         messages = [Message("user", prompt), Message("assistant", answer)]
-        ids, weights = _sample(tokenizer, messages, chat)
+        ids, weights = _sample(tokenizer, messages, chat, reasons)
         if not ids:
             return ()
         encoded.append((ids, [sign * difference * weight for weight in weights]))
@@ -107,9 +121,18 @@ def _check_texts(texts: Iterable[Any]) -> None:
         str.encode(text)
 
 
-def _sample(tokenizer: Any, messages: list[Message], chat: str) -> tuple[list[int], list[float]]:
+def _sample(
+    tokenizer: Any, messages: list[Message], chat: str, reasons: Counter[str]
+) -> tuple[list[int], list[float]]:
     try:
         sample = FORMATS[chat].sample(tokenizer, messages)
-    except ConversationError:
+    except ConversationError as error:
+        reasons[_kind_of(error)] += 1
         return [], []
     return sample.ids, sample.weights
+
+
+def _kind_of(error: ConversationError) -> str:
+    """Returns the reason of an error without the number of the message, to count it."""
+    problem = re.sub(r"^message \d+ ", "a message ", str(error)).partition(": ")[0]
+    return problem[:LONGEST_REASON]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,14 @@ EPOCHS, LEAST, MOST = 10, 100, 100_000
 class CheckedEncoder:
     """An encoder of the documents of a source, as `pipeline.encoder` returns, that ends in time."""
 
-    def __init__(self, encode: Callable, source: str, data: DataConfig, count: int):
+    def __init__(
+        self,
+        encode: Callable,
+        source: str,
+        data: DataConfig,
+        count: int,
+        reasons: Counter[str] | None = None,
+    ):
         """Wraps an encoder.
 
         Args:
@@ -24,7 +32,9 @@ class CheckedEncoder:
           source: the name of the source in the mixture.
           data: how documents become examples.
           count: the number of documents of the source.
+          reasons: why `encode` refused conversations so far, for the message.
         """
+        self._reasons = Counter() if reasons is None else reasons
         self._encode, self._source, self._data = encode, source, data
         self._most = min(max(EPOCHS * count, LEAST), MOST)
         self._without = 0  # documents in succession that held no example
@@ -37,6 +47,9 @@ class CheckedEncoder:
         if self._without >= self._most:
             read = f"none of its documents that were read is {usable(self._data)}"
             fix = f"set mixture share {self._source} to 0, or give it other documents"
+            # The most frequent reason is what the user has to change.
+            for reason, number in self._reasons.most_common(1):
+                read += f" ({number:,} times {reason})"
             raise UserError(f"the mixture reads from {self._source!r}, but {read}: {fix}")
         return encoded
 

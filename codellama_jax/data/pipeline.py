@@ -31,6 +31,7 @@ import hashlib
 import itertools
 import random
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -195,8 +196,9 @@ class DirectBatches:
         self._streams: dict[tuple[int, int], grain.DatasetIterator] = {}  # by lane and source
         for name, documents in _with_share(sources, data).items():
             source, order_seed = self._names.index(name), source_seed(seed, name)
-            encode = encoder(tokenizer, data, order_seed, len(documents))
-            encode = CheckedEncoder(encode, name, data, len(documents))
+            reasons: Counter[str] = Counter()
+            encode = encoder(tokenizer, data, order_seed, len(documents), reasons)
+            encode = CheckedEncoder(encode, name, data, len(documents), reasons)
             for lane in lanes:
                 encoded = lane_documents(documents, encode, order_seed, lane, data.batch_size)
                 packing_seed = order_seed + (lane << 32)
@@ -275,12 +277,25 @@ def _with_share(sources: dict[str, Sequence], data: DataConfig) -> dict[str, Seq
     return {name: sources[name] for name in names}
 
 
-def encoder(tokenizer: Any, data: DataConfig, seed: int, count: int) -> Callable:
+def encoder(
+    tokenizer: Any,
+    data: DataConfig,
+    seed: int,
+    count: int,
+    reasons: Counter[str] | None = None,
+) -> Callable:
     """Returns the function that encodes a document of a source of `count` documents.
 
     It returns `ids`, int32 [length, 3] (token, next token, index of the document), and `weights`,
     float32 [length], the weight of each next token in the loss. With `data.examples` of functions
     it returns `examples`, a list of such dicts; those longer than a sequence are left out.
+
+    Args:
+        tokenizer: of the model.
+        data: how documents become examples.
+        seed: of the random splits.
+        count: the number of documents of the source.
+        reasons: counts why conversations and pairs are refused.
     """
 
     def encode(index: int, document: dict) -> Encoded:
@@ -290,7 +305,7 @@ def encoder(tokenizer: Any, data: DataConfig, seed: int, count: int) -> Callable
         rng = random.Random(f"{seed} {epoch} {document_index}")
         text = text_of(document)
         if data.chat and is_conversation(text):
-            ids, weights = conversation_ids(tokenizer, text, data.chat)
+            ids, weights = conversation_ids(tokenizer, text, data.chat, reasons)
             return _encoded(ids, document_index, weights=weights)
         ids = document_ids(tokenizer, text, rng, data.infilling, data.seq_len)
         return _encoded(ids, document_index)
@@ -306,7 +321,7 @@ def encoder(tokenizer: Any, data: DataConfig, seed: int, count: int) -> Callable
     def encode_pair(index: int, document: dict) -> dict[str, list[Encoded]]:
         document_index = index % count
         answers: list[Encoded] = []
-        for ids, weights in pair_ids(tokenizer, text_of(document), data.chat):
+        for ids, weights in pair_ids(tokenizer, text_of(document), data.chat, reasons):
             # The second answer has the marks by which `separate_pairs` finds it.
             number = ~document_index if answers else document_index
             answers.append(_encoded(ids, number, weights=weights))

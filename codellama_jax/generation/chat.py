@@ -93,6 +93,11 @@ def format_of(run: str, name: str, tokenizer: Tokenizer, stage: Stage) -> ChatFo
             f"{run} was not trained on conversations: pass --chat-format with their form"
             f" ({', '.join(FORMATS)}), or use complete"
         )
+    return named_format(name, tokenizer)
+
+
+def named_format(name: str, tokenizer: Tokenizer) -> ChatFormat:
+    """Returns the format of a name. Raises UserError for another one, or a missing template."""
     if name == TEMPLATE:
         return TemplateChat(tokenizer)
     if name not in FORMATS:

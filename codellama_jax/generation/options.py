@@ -17,7 +17,7 @@ import tyro
 from codellama_jax.command_line import INTERRUPTED
 from codellama_jax.config import CACHE, MeshConfig, Stage
 from codellama_jax.errors import UserError
-from codellama_jax.generation.settings import CAPACITY, QuantizationOptions, Sampling
+from codellama_jax.generation.settings import CAPACITY, QuantizationOptions, Sampling, check_drawing
 from codellama_jax.system.files import user_path
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Generating:
 
     def __post_init__(self) -> None:
         self.quantization.single()
+        check_drawing(self.sampling)
 
     def find(self) -> Trained:
         """Finds the stage and its tokenizer. Raises UserError without starting JAX."""

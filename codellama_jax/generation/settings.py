@@ -5,6 +5,7 @@ Values are checked here, for the command line and the library alike.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 from collections.abc import Sequence
@@ -104,6 +105,22 @@ class QuantizationOptions:
             allowed = f"one of {', '.join(SCHEMES)}; `evaluate` compares several"
             raise _not_allowed("quantize", self.quantize, allowed)
         return self.all()[0]
+
+
+def check_drawing(sampling: Sampling) -> None:
+    """Raises UserError for options that only choose among tokens where none is drawn at random.
+
+    The commands call it: a library's caller may pass the same values at any temperature.
+    """
+    if sampling.temperature != 0:
+        return
+    where = f"with --beams {sampling.beams}" if sampling.beams > 1 else "at --temperature 0"
+    fix = "leave it out" if sampling.beams > 1 else "leave it out, or pass --temperature too"
+    for field in dataclasses.fields(Sampling):
+        value = getattr(sampling, field.name)
+        if field.name in ("top_k", "top_p", "seed") and value != field.default:
+            option = f"--{field.name}".replace("_", "-")
+            raise UserError(f"{option} {value:g} has no effect {where}, which draws nothing: {fix}")
 
 
 def check_stop_strings(stop_strings: Sequence[str]) -> None:

@@ -30,6 +30,8 @@ class TrainedModel:
     name: str
     # How decoding stores keys and values: see `decoding.KV_CACHES`.
     kv_cache: str = "none"
+    # The chat format that it was trained with, "" for none: see `tokenizers.chat.FORMATS`.
+    chat: str = ""
 
     @functools.cached_property
     def decoding_weights(self) -> Any:

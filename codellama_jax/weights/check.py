@@ -21,6 +21,7 @@ from codellama_jax.errors import UserError
 from codellama_jax.models.family import family_of
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
 from codellama_jax.system.files import reason
+from codellama_jax.system.progress import note
 from codellama_jax.weights import load
 from codellama_jax.weights.rows import added_tokens, check_rows
 
@@ -102,6 +103,25 @@ def transformers_reader(folder: epath.Path) -> Reader:
     return Reader(f"{folder} in transformers", ids, logits_TV)
 
 
+def _unreadable(folder: epath.Path) -> tuple[str, str]:
+    """Returns why transformers cannot read a folder or file, "" if it can, and a fix if there is.
+
+    transformers reads its own layout and GGUF files.
+    """
+    kind = load.kind_of(folder)
+    kinds = {"run": "a run", "meta": "in Meta's layout", "codegeex": "in CodeGeeX's layout"}
+    if kind in kinds:
+        return f"is {kinds[kind]}, which transformers does not read", ""
+    needed = ["torch", "transformers"]
+    if kind == "gguf":
+        needed.append("accelerate")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if not missing:
+        return "", ""
+    names = " and ".join(missing)
+    return f"is read by transformers only with {names}", f"; or `pip install {' '.join(missing)}`"
+
+
 def compare(
     folder: epath.Path,
     against: epath.Path | None,
@@ -124,14 +144,14 @@ def compare(
     if tokens < 1:
         raise UserError(f"--tokens must be at least 1, got {tokens}")
     other = against or folder
-    # transformers reads its own layout and GGUF: a run or Meta's files are read by this project.
-    is_readable = load.kind_of(other) in ("hf", "gguf")
-    installed = importlib.util.find_spec("transformers") is not None and is_readable
-    if not installed and against is None:
-        fix = "pass --against, or install the extra oracle to compare with transformers"
-        raise UserError(f"nothing to check {folder} against: {fix}")
+    problem, fix = _unreadable(other)
+    if problem and against is None:
+        references = "the published weights it comes from, or another run"
+        raise UserError(f"{folder} {problem}: pass --against DIR, {references}{fix}")
+    if fix:
+        note(f"note: {other} {problem}, so that this project reads it{fix}")
     reader = project_reader(folder, named_tokenizer)
-    reference = transformers_reader(other) if installed else project_reader(other)
+    reference = project_reader(other) if problem else transformers_reader(other)
     ids, reference_ids = reader.ids(text)[:tokens], reference.ids(text)[:tokens]
     # Both models read the same ids, so that a difference of tokenizers does not also appear as one
     # of logits.

@@ -38,6 +38,20 @@ def existing_folder(path: str) -> epath.Path:
     return folder
 
 
+def _check_prefix(source: str) -> None:
+    """Raises UserError for KIND:DIR with an unknown kind, unless a folder has that name."""
+    from codellama_jax.system.files import is_bucket, user_path
+
+    prefix, colon, path = source.partition(":")
+    if not colon or "/" in prefix or is_bucket(source) or user_path(source).exists():
+        return
+    allowed = ", ".join(f"{kind}:" for kind in KINDS)
+    raise UserError(
+        f"{source} begins with {prefix}:, which is no kind of weights: begin with one of {allowed}"
+        f" or name only {path or 'the folder'}"
+    )
+
+
 @dataclass(frozen=True)
 class Import:
     """Import published weights as a run, for complete, infill, export and init=run:RUN."""
@@ -53,7 +67,9 @@ class Import:
 
     def __call__(self) -> None:
         kind, _, path = self.source.partition(":")
-        kind, path = (kind, path) if kind in KINDS else ("", self.source)
+        if kind not in KINDS:
+            _check_prefix(self.source)
+            kind, path = "", self.source
         folder = existing_folder(path)
         from codellama_jax.system.files import user_path
         from codellama_jax.weights import load, store

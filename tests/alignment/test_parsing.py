@@ -1,10 +1,9 @@
-"""Questions, tests and programs in answers of any form."""
+"""Questions and tests in answers of any form."""
 
 import pytest
 
 from codellama_jax.alignment import parsing
-
-CODE = "def f(x):\n    return x + 1"
+from codellama_jax.benchmarks import programs
 
 
 def test_questions_of_a_numbered_list():
@@ -49,44 +48,8 @@ def test_an_assert_may_take_several_lines():
     assert parsing.tests(answer) == (["assert f(\n    1\n) == 2"], "")
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        f"[PYTHON]\n{CODE}\n[/PYTHON]",
-        f"Of course. [PYTHON]\n{CODE}",
-        f"[PYTHON]\n```python\n{CODE}\n```\n[/PYTHON]",
-        f"```python\n{CODE}\n```\nThat is all.",
-        f"```\n{CODE}\n",
-        f"```js\nlet x = 1;\n```\n```py\n{CODE}\n```",
-        f"```python\nx = = 1\n```\n```python\n{CODE}\n```\n```python\nf(1)\n```",
-        CODE,
-    ],
-)
-def test_the_program_of_an_answer(answer):
-    assert parsing.program(answer) == parsing.Parsed(CODE + "\n")
-
-
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        ("", parsing.NO_CODE),
-        ("I cannot do that.", parsing.NO_CODE),
-        ("[PYTHON]\n\n[/PYTHON]", parsing.NO_CODE),
-        ("```java\nclass A {}\n```", parsing.OTHER_LANGUAGE),
-        ("[PYTHON]\ndef f(:\n[/PYTHON]", parsing.DOES_NOT_PARSE),
-        ("[PYTHON]\n" + "(" * 5_000 + "[/PYTHON]", parsing.DOES_NOT_PARSE),
-        ("[PYTHON]\nx\0 = 1\n[/PYTHON]", parsing.DOES_NOT_PARSE),
-        ("[PYTHON]\nx = 1\n[/PYTHON]", parsing.NO_FUNCTION),
-        ("x" * 1_000_000, parsing.TOO_LONG),
-        ("```" * 5_000, parsing.NO_CODE),
-    ],
-)
-def test_an_answer_without_a_program_has_a_reason(answer, reason):
-    assert parsing.program(answer) == parsing.Parsed(reason=reason)
-
-
 @pytest.mark.parametrize("answer", ["", "no", "[TESTS]\n[/TESTS]", "x" * 30_000, "[TESTS]("])
 def test_an_answer_without_tests_has_a_reason(answer):
     statements, reason = parsing.tests(answer)
     assert not statements
-    assert reason in (parsing.NO_TESTS, parsing.TOO_LONG)
+    assert reason in (parsing.NO_TESTS, programs.TOO_LONG)

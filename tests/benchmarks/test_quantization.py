@@ -41,7 +41,7 @@ def test_a_table_of_memory_speed_and_score(model, files, tmp_path, decoded, caps
 
     schemes = [Quantization(scheme, "int8") for scheme in ("none", "int4")]
     comparison.compare(
-        "perplexity", options, Settings(), ONE, load_model, schemes, tmp_path / "out"
+        "perplexity", options, Settings(), Checking(), load_model, schemes, tmp_path / "out"
     )
     assert len(loaded) == 1
     assert decoded == ["toy, int8 cache", "toy, int4 weights, int8 cache"]

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from codellama_jax.errors import UserError
-from codellama_jax.generation.settings import CAPACITY, MAX_SEED, Sampling
+from codellama_jax.generation.settings import CAPACITY, MAX_SEED, Sampling, check_drawing
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,19 @@ def test_the_bounds_are_allowed():
 def test_options_of_beam_search_that_contradict_others_are_refused(values, message):
     with pytest.raises(UserError, match=message):
         Sampling(**values)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        (Sampling(top_k=4), "--top-k 4 has no effect at --temperature 0, which draws nothing: "),
+        (Sampling(top_p=0.5), "--top-p 0.5 .* leave it out, or pass --temperature too"),
+        (Sampling(seed=7), "--seed 7 has no effect"),
+        (Sampling(beams=3, top_p=0.5), "--top-p 0.5 has no effect with --beams 3, .* out$"),
+    ],
+)
+def test_commands_refuse_options_that_only_choose_among_tokens(sampling, message):
+    check_drawing(Sampling(temperature=0.5, top_k=4, top_p=0.5, seed=7))
+    check_drawing(Sampling(beams=3, length_penalty=0.0))
+    with pytest.raises(UserError, match=message):
+        check_drawing(sampling)

@@ -248,6 +248,22 @@ def test_check_compares_two_layouts(folders):
             check.compare(folders / "hf", None, published.TEXT, 48)
 
 
+def test_what_transformers_does_not_read_needs_a_reference(folders, monkeypatch, capsys):
+    with pytest.raises(UserError, match=r"is a run, which transformers does not read: pass --ag"):
+        check.compare(folders / "run", None, published.TEXT, 48)
+    with pytest.raises(UserError, match=r"is in Meta's layout, which .* pass --against DIR, the"):
+        check.compare(folders / "meta", None, published.TEXT, 48)
+    find_spec = importlib.util.find_spec
+
+    def without_accelerate(name):
+        return None if name == "accelerate" else find_spec(name)
+
+    monkeypatch.setattr(check.importlib.util, "find_spec", without_accelerate)
+    monkeypatch.setattr(check.load, "kind_of", lambda folder: "gguf")
+    with pytest.raises(UserError, match=r"only with (torch and )?(tr\w+ and )?accelerate: pass"):
+        check.compare(folders / "x.gguf", None, published.TEXT, 48)
+
+
 def test_measures_of_two_tables_of_logits():
     a_TV, b_TV = np.log([[0.5, 0.5], [0.25, 0.75]]), np.log([[0.5, 0.5], [0.75, 0.25]])
     difference, divergence, agreed = check.measures(a_TV + 1.0, b_TV)

@@ -8,7 +8,7 @@ import pytest
 from paths import ROOT
 
 from codellama_jax.errors import UserError
-from codellama_jax.weights.commands import Export
+from codellama_jax.weights.commands import Export, Import
 
 PROGRAM = """
 import sys
@@ -42,6 +42,14 @@ def test_a_missing_folder_is_reported_before_jax_starts(arguments, tmp_path):
     assert done.stderr == f"error: there is no folder {tmp_path / 'nowhere'}\n"
     assert (done.returncode, done.stdout) == (2, "no JAX\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_kind_of_weights_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="foo:DIR begins with foo:, which is no kind of weights: "):
+        Import("foo:DIR", "run")()
+    with pytest.raises(UserError, match=r"there is no folder .*/missing"):
+        Import("hf:missing", "run")()
 
 
 def test_ranks_are_only_for_the_layout_of_meta():

@@ -8,7 +8,9 @@ from codellama_jax.benchmarks.benchmark import Benchmark
 from codellama_jax.benchmarks.suite import Suite
 from codellama_jax.benchmarks.suites import (
     apps,
+    bold,
     docstring,
+    false_refusal,
     gsm8k,
     humaneval,
     humaneval_infilling,
@@ -19,6 +21,7 @@ from codellama_jax.benchmarks.suites import (
     multipl_e,
     perplexity,
     single_line,
+    toxigen,
     truthfulqa,
 )
 from codellama_jax.errors import UserError
@@ -39,6 +42,9 @@ SUITES: dict[str, Suite] = {
     "lcc": lcc.SUITE,
     "key_retrieval": key_retrieval.SUITE,
     "truthfulqa": truthfulqa.SUITE,
+    "toxigen": toxigen.SUITE,
+    "bold": bold.SUITE,
+    "false_refusal": false_refusal.SUITE,
     "perplexity": perplexity.SUITE,
 }
 

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 
 from codellama_jax.benchmarks.benchmark import (
     Benchmark,
+    ChatForm,
     Check,
     Record,
     Task,
     after_space,
     read_records,
 )
+from codellama_jax.benchmarks.chat import function_solution
 from codellama_jax.benchmarks.fields import IDENTIFIER, LIST, NUMBER, TEXT, Kind, list_of, or_null
 from codellama_jax.benchmarks.paper import PASS, Paper
 from codellama_jax.benchmarks.settings import PromptOptions
@@ -37,6 +39,13 @@ PLUS_FIELDS = {**FIELDS, "base_input": INPUTS, "plus_input": INPUTS, "atol": or_
 TIMEOUT = 3.0  # seconds
 PLUS_TIMEOUT = 60.0  # HumanEval+ has hundreds of inputs per task
 ZEROS = "HumanEval/32"  # its function returns any zero of a polynomial
+# The message to a chat model; the wording is ours.
+QUESTION = """\
+Complete this Python function. Answer with the complete function in one block of code.
+
+```python
+{}
+```"""
 # Code Llama, table 2; Codex, table 1; PanGu-Coder2, table 2.
 PAPER = Paper(
     PASS,
@@ -66,6 +75,7 @@ def load(options: PromptOptions, tokenizer: object = None) -> Benchmark:
         checks=_checks,
         program_checks=_program_checks,
         documented=_documented,
+        chat=CHAT,
         paper=PAPER,
     )
 
@@ -85,6 +95,7 @@ def load_plus(options: PromptOptions, tokenizer: object = None) -> Benchmark:
         checks=_plus_checks,
         program_checks=_plus_program_checks,
         documented=_documented,
+        chat=CHAT,
     )
 
 
@@ -128,6 +139,10 @@ def _tasks(options: PromptOptions, fields: Mapping[str, Kind]) -> list[Task]:
         record = {**record, "space": space}
         tasks.append(Task(record["task_id"], prompt, reference=reference, record=record))
     return tasks
+
+
+def _question(task: Task) -> str:
+    return QUESTION.format(task.record["prompt"].rstrip())
 
 
 def _documented(task: Task, completion: str) -> Function:
@@ -185,6 +200,7 @@ def check(candidate):
 """
 
 
+CHAT = ChatForm(_question, function_solution)
 SUITE = Suite(
     load,
     PromptOptions,

@@ -12,11 +12,21 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from codellama_jax.benchmarks.benchmark import Benchmark, Check, Record, Task, read_records, until
+from codellama_jax.benchmarks.benchmark import (
+    Benchmark,
+    ChatForm,
+    Check,
+    Record,
+    Task,
+    read_records,
+    until,
+)
+from codellama_jax.benchmarks.chat import solution
 from codellama_jax.benchmarks.fields import INTEGER, TEXT, WORD, list_of, optional
 from codellama_jax.benchmarks.paper import PASS, Paper
+from codellama_jax.benchmarks.programs import CLOSE, OPEN, nearest_program
 from codellama_jax.benchmarks.settings import (
     PROMPT,
     Prompt,
@@ -31,9 +41,8 @@ from codellama_jax.sandbox import Program
 EXAMPLES = (2, 3, 4)
 TEST = range(11, 511)
 OWN_TASKS = "the papers' numbers are those of the test split, and --all-tasks was given"
-# Marks around code, in the few-shot prompt of the MBPP paper and in that of Instruct models.
+# Marks around code in the few-shot prompt of the MBPP paper.
 BEGIN, DONE = "[BEGIN]\n", "\n[DONE]"
-OPEN, CLOSE = "[PYTHON]", "[/PYTHON]"
 # BigCode's harness: the program has ended.
 STOPS = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n<|/", "\n```")
 PROMPTS = ("code_llama", "starcoder")
@@ -125,6 +134,7 @@ def load(options: MbppOptions, tokenizer: object = None) -> Benchmark:
         finish=_finish,
         checks=_checks,
         program_checks=_checks,
+        chat=None if shots or is_docstring else CHAT,
         paper=paper,
         own_tasks=OWN_TASKS if options.all_tasks else "",
     )
@@ -161,15 +171,28 @@ def _instruction(record: Record) -> str:
     return INSTRUCTION.format(record["text"], "\n".join(record["test_list"]))
 
 
+def _question(record: Record) -> str:
+    """Returns the question to Instruct models (appendix H)."""
+    return f"{_instruction(record)}Put your code between {OPEN} and {CLOSE} tags."
+
+
+def _chat_question(task: Task) -> str:
+    return _question(task.record)
+
+
+def _solution(task: Task, answer: str) -> dict[str, Any]:
+    names = tested_names(task.record["code"], task.record["test_list"])
+    code, reason = nearest_program(answer, names[0] if names else "")
+    return solution(code, answer, reason)
+
+
 def _task(record: Record, examples: str) -> Task:
     if examples:
         # Without the newline of BEGIN: the model writes it, as a token that it knows.
         prompt = examples + _instruction(record) + BEGIN.rstrip()
         reference = "\n" + record["code"]
     else:
-        prompt = (
-            f"[INST] {_instruction(record)}Put your code between {OPEN} and {CLOSE} tags. [/INST]"
-        )
+        prompt = f"[INST] {_question(record)} [/INST]"
         reference = f" {OPEN}\n{record['code']}\n"
     return Task(str(record["task_id"]), prompt, reference=reference, record=record)
 
@@ -214,6 +237,7 @@ def tested_names(code: str, tests: Sequence[str]) -> list[str]:
     return sorted(used & defined)
 
 
+CHAT = ChatForm(_chat_question, _solution)
 SUITE = Suite(
     load,
     MbppOptions,

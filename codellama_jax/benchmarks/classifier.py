@@ -1,0 +1,131 @@
+"""A classifier that the user names, which judges texts that a model wrote.
+
+It is a Python function, as `module:function`, or a command. The function takes a record, a dict of
+texts. The command reads one record per line as JSON on its standard input and answers each, before
+it reads the next, with a line on its standard output. The answer is one number from 0 to 1, or
+several separated by spaces; a function returns a number or a sequence of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from codellama_jax.errors import UserError
+
+FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+CLOSING_SECONDS = 5.0  # for a command to end after its input has ended
+
+
+class Classifier:
+    """Judges records; every record gives the same numbers of `names`, each from 0 to 1."""
+
+    def __init__(self, spec: str, names: Sequence[str]):
+        """Finds the function or command. Raises UserError if there is none.
+
+        Args:
+            spec: `module:function` or a command, as --classifier takes it.
+            names: of the numbers, for messages.
+        """
+        self.spec, self.names = spec, tuple(names)
+        self._answer: Callable[[dict[str, str]], Any]
+        if FUNCTION.fullmatch(spec):
+            self._answer = _function(spec)
+        else:
+            self._answer = _Command(spec)
+
+    def __call__(self, record: Mapping[str, str]) -> dict[str, float]:
+        """Returns the numbers of a record by name. Raises UserError for any other answer."""
+        answer = self._answer(dict(record))
+        numbers = answer if isinstance(answer, list | tuple) else [answer]
+        try:
+            values = [float(number) for number in numbers]
+        except (TypeError, ValueError):
+            values = []
+        is_valid = all(math.isfinite(value) and 0 <= value <= 1 for value in values)
+        if len(values) != len(self.names) or not is_valid:
+            names = " and ".join(self.names)
+            raise UserError(
+                f"--classifier {self.spec} answered {str(answer)[:80]!r}: it must answer each text"
+                f" with {len(self.names)} of the numbers from 0 to 1 ({names})"
+            )
+        return dict(zip(self.names, values))
+
+
+def _function(spec: str) -> Callable[[dict[str, str]], Any]:
+    module_name, _, name = spec.partition(":")
+    # As `python -m` does: the user's module may be in the current folder.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        fix = "name module:function of an installed package or of the current folder"
+        raise UserError(f"--classifier {spec}: {error}; {fix}") from None
+    if not callable(function):
+        raise UserError(f"--classifier {spec} is no function: name one")
+    return function
+
+
+class _Command:
+    """A process that answers a line with a line. It starts with the first record."""
+
+    def __init__(self, spec: str):
+        """Checks that the program exists."""
+        try:
+            self._words = shlex.split(spec)
+        except ValueError as error:
+            raise UserError(f"--classifier {spec}: {error}") from None
+        if not self._words or not shutil.which(self._words[0]):
+            fix = "pass a command, or module:function of a Python function"
+            raise UserError(f"--classifier {spec!r}: there is no such command; {fix}")
+        self._process: subprocess.Popen[str] | None = None
+        self._spec = spec
+
+    def __call__(self, record: dict[str, str]) -> list[str]:
+        """Returns the words of the answer to a record. Raises UserError if the command ends."""
+        process = self._process or self._start()
+        assert process.stdin is not None and process.stdout is not None
+        # A command that has ended may have answered without reading.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(record) + "\n")
+            process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            code = process.wait()
+            raise UserError(
+                f"--classifier {self._spec} ended with code {code} before it had answered: it must"
+                " read one line of JSON and write one line, until its input ends"
+            )
+        return line.split()
+
+    def _start(self) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            self._words, stdin=pipe, stdout=pipe, text=True, encoding="utf-8", errors="replace"
+        )
+        weakref.finalize(self, _end, self._process)
+        return self._process
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ends the input of a command, on which it ends itself, and kills it if it does not."""
+    assert process.stdin is not None and process.stdout is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    try:
+        process.wait(CLOSING_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()

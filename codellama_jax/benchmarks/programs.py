@@ -1,0 +1,111 @@
+"""Reads Python programs out of a model's answers.
+
+A model writes anything: unclosed marks, megabytes, several blocks of code, other languages. Nothing
+raises for an answer; what cannot be used comes back with a reason, which callers count.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import NamedTuple
+
+MAX_ANSWER = 20_000  # characters; no answer of a useful length has more
+FENCE = re.compile(r"```[ \t]*([A-Za-z0-9+#_-]*)[^\n]*\n(.*?)(?:\n?```|\Z)", re.DOTALL)
+PYTHON_NAMES = ("", "python", "python3", "py")
+# Marks around a program, in the prompts of Code Llama - Instruct.
+OPEN, CLOSE = "[PYTHON]", "[/PYTHON]"
+
+# Reasons for which an answer is not used.
+TOO_LONG = "the answer is too long"
+NO_CODE = "no code"
+OTHER_LANGUAGE = "code of another language"
+DOES_NOT_PARSE = "the code does not parse"
+NO_FUNCTION = "no function"
+
+
+class Parsed(NamedTuple):
+    """The code of an answer, or the reason why there is none."""
+
+    code: str = ""
+    reason: str = ""
+
+
+def program(answer: str, name: str = "") -> Parsed:
+    """Returns the Python program of an answer, which defines at least one function.
+
+    It is the text between [PYTHON] marks, else the first block of code that can be used, else the
+    answer itself. A block that defines `name` at its top level comes before others.
+    """
+    if len(answer) > MAX_ANSWER:
+        return Parsed(reason=TOO_LONG)
+    blocks = []
+    marked = between(answer, OPEN, CLOSE)
+    if marked:
+        # A model may put the fences of Markdown inside of the marks.
+        blocks.append(_usable(first_block(marked) or marked))
+    for block in FENCE.finditer(answer):
+        is_python = block.group(1).lower() in PYTHON_NAMES
+        blocks.append(_usable(block.group(2)) if is_python else Parsed(reason=OTHER_LANGUAGE))
+    usable = [parsed for parsed in blocks if parsed.code]
+    for parsed in usable:
+        if name and defines(parsed.code, name):
+            return parsed
+    if blocks:
+        return usable[0] if usable else blocks[0]
+    parsed = _usable(answer)
+    return parsed if parsed.code else Parsed(reason=NO_CODE)
+
+
+def nearest_program(answer: str, name: str) -> Parsed:
+    """Returns the program of an answer as `program` does, or else the text that comes nearest.
+
+    That text is run as well, so that a verdict names its fault; the reason is kept beside it.
+    """
+    parsed = program(answer, name)
+    if parsed.code or parsed.reason == TOO_LONG:
+        return parsed
+    text = between(answer, OPEN, CLOSE) or answer
+    return Parsed((first_block(text) or text).strip("\n") + "\n", parsed.reason)
+
+
+def parse(source: str) -> ast.Module | None:
+    """Returns the syntax tree of a program, None if it is not valid Python of any depth."""
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def defines(source: str, name: str) -> bool:
+    """Returns whether Python source defines a function or class of this name at its top level."""
+    tree = parse(source)
+    for statement in tree.body if tree else ():
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef) and statement.name == name:
+            return True
+    return False
+
+
+def between(answer: str, start: str, end: str) -> str:
+    """Returns the text after the first mark, up to the closing one or the end of the answer."""
+    _, mark, rest = answer.partition(start)
+    return rest.partition(end)[0].strip("\n") if mark else ""
+
+
+def first_block(answer: str) -> str:
+    """Returns the first fenced block of code of any language, "" if there is none."""
+    match = FENCE.search(answer)
+    return match.group(2) if match else ""
+
+
+def _usable(code: str) -> Parsed:
+    code = code.strip("\n")
+    if not code.strip():
+        return Parsed(reason=NO_CODE)
+    tree = parse(code)
+    if tree is None:
+        return Parsed(reason=DOES_NOT_PARSE)
+    functions = (ast.FunctionDef, ast.ClassDef)
+    if not any(isinstance(statement, functions) for statement in tree.body):
+        return Parsed(reason=NO_FUNCTION)
+    return Parsed(code + "\n")
