@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import http.client
 import json
 import time
@@ -14,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from codellama_jax.alignment.answers import Answerer, Request
-from codellama_jax.errors import UserError
+from codellama_jax.alignment.answers import Answerer, Failure, Reply, Request
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.system.files import reason
 from codellama_jax.tokenizers.chat import ChatFormat, ConversationError
@@ -27,6 +25,15 @@ if TYPE_CHECKING:
 BUSY = (408, 429, 500, 502, 503, 504)
 TRIES = 5
 FIRST_WAIT = 1.0  # seconds; doubled after every try
+LONGEST_WAIT = 60.0  # seconds; a server's Retry-After may be longer
+# Answers that mean: no request will succeed. The key, its rights, the path or the model is wrong.
+FINAL = (401, 403, 404, 405)
+# What reading a reply raises that is no JSON, of another form, or incomplete.
+UNREADABLE = (
+    *(ValueError, LookupError, TypeError, RecursionError),
+    *(OSError, http.client.HTTPException),
+)
+MAX_DETAIL = 200  # characters of a server's own message
 
 
 def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling) -> Answerer:
@@ -113,11 +120,24 @@ class Remote:
     timeout: float = 600.0
 
     def answerer(self, sampling: Sampling) -> Answerer:
-        """Returns the function that answers requests; see `ask`."""
+        """Returns the function that answers requests; see `ask`.
 
-        def answer(requests: Sequence[Request]) -> list[str]:
+        After a failure that is final it sends no further request of the same call.
+        """
+
+        def answer(requests: Sequence[Request]) -> list[Reply]:
+            ended: list[Failure] = []
+
+            def ask(request: Request) -> Reply:
+                if ended:
+                    return ended[0]
+                reply = self.ask(sampling, request)
+                if isinstance(reply, Failure) and reply.is_final:
+                    ended.append(reply)
+                return reply
+
             with ThreadPoolExecutor(self.concurrent) as pool:
-                return list(pool.map(functools.partial(self.ask, sampling), requests))
+                return list(pool.map(ask, requests))
 
         return answer
 
@@ -126,35 +146,57 @@ class Remote:
         sampling: Sampling,
         request: Request,
         wait: Callable[[float], None] = time.sleep,
-    ) -> str:
-        """Returns the answer to one request; a busy server is tried again a few times.
+    ) -> Reply:
+        """Returns the answer to one request, or why there is none.
 
-        Raises UserError naming the URL for one that cannot be reached, refuses the request, or
-        answers in another form.
+        A busy server is tried again a few times; a request that timed out is not. A server that
+        cannot be reached, or that refuses the key or the model, is a failure that is final.
         """
-        data = json.dumps(self._body(sampling, request)).encode()
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        target = f"{self.url.rstrip('/')}/chat/completions"
+        post = self._post(sampling, request)
         for number in range(TRIES):
-            post = urllib.request.Request(target, data, headers)
+            seconds = FIRST_WAIT * 2**number
             try:
                 with urllib.request.urlopen(post, timeout=self.timeout) as reply:
                     return self._text(reply.read())
             except urllib.error.HTTPError as error:
-                problem, is_busy = f"answers {error.code} {error.reason}", error.code in BUSY
+                failure = self._refusal(error)
+                if error.code not in BUSY:
+                    return failure
+                seconds = max(seconds, _retry_after(error))
             except http.client.InvalidURL as error:
-                problem, is_busy = f"is no URL ({error})", False
+                return Failure(f"is no URL ({error})", self.url, is_final=True)
             # HTTPException: an answer that ended early, or that is no HTTP.
             except (OSError, ValueError, http.client.HTTPException) as error:
-                problem, is_busy = f"cannot be reached ({reason(error)})", True
-            if not is_busy:
-                break
+                cause = getattr(error, "reason", error)
+                if isinstance(cause, TimeoutError):
+                    return Failure(f"has no answer within {self.timeout:g} s", self.url)
+                # A URLError comes before the request is sent: the server is missing. Another error
+                # may be the fault of this request.
+                is_reset = isinstance(cause, ConnectionResetError | BrokenPipeError)
+                is_missing = isinstance(error, urllib.error.URLError) and not is_reset
+                problem = "cannot be reached" if is_missing else "broke off its answer"
+                failure = Failure(problem, self.url, reason(error), is_final=is_missing)
             if number + 1 < TRIES:
-                wait(FIRST_WAIT * 2**number)
-        fix = "check the URL, the name of the model and the key; the same command continues"
-        raise UserError(f"{self.url} {problem}: {fix}")
+                wait(seconds)
+        return failure
+
+    def _post(self, sampling: Sampling, request: Request) -> urllib.request.Request:
+        data = json.dumps(self._body(sampling, request)).encode()
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        return urllib.request.Request(f"{self.url.rstrip('/')}/chat/completions", data, headers)
+
+    def _refusal(self, error: urllib.error.HTTPError) -> Failure:
+        """Returns the failure of an HTTP status, with the server's own message if it has one."""
+        try:
+            detail = json.loads(error.read(100_000))["error"]["message"]
+        except UNREADABLE:
+            detail = ""
+        shown = " ".join(str(detail).split())[:MAX_DETAIL]
+        return Failure(
+            f"answers {error.code} {error.reason}", self.url, shown, is_final=error.code in FINAL
+        )
 
     def _body(self, sampling: Sampling, request: Request) -> dict[str, Any]:
         return {
@@ -167,17 +209,20 @@ class Remote:
             "seed": (sampling.seed + number_of(request.name)) % 2**31,
         }
 
-    def _text(self, data: bytes) -> str:
+    def _text(self, data: bytes) -> Reply:
         try:
             text = json.loads(data)["choices"][0]["message"]["content"]
             # A model that refuses to answer has no content.
             text = "" if text is None else text
-        except (ValueError, LookupError, TypeError, RecursionError):
+        except UNREADABLE:
             text = None
         if not isinstance(text, str):
-            raise UserError(
-                f"{self.url} answers in another form than OpenAI's chat/completions: give the URL"
-                " of a server of that kind"
-            )
+            return Failure("answers in another form than OpenAI's chat/completions", self.url)
         # JSON can hold half of a surrogate pair, which no tokenizer takes.
         return text.encode(errors="replace").decode().strip()
+
+
+def _retry_after(error: urllib.error.HTTPError) -> float:
+    """Returns the seconds that a busy server gives in Retry-After, 0 without it."""
+    text = error.headers.get("Retry-After", "") if error.headers else ""
+    return min(float(text), LONGEST_WAIT) if text.isdecimal() else 0.0
