@@ -7,9 +7,10 @@ failed has an empty text and a `failure`, the reason: it is counted and not made
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from codellama_jax.benchmarks.fields import TEXT, optional
 from codellama_jax.benchmarks.samples import Key, append, continue_file, key, name_of
@@ -19,13 +20,16 @@ from codellama_jax.tokenizers.chat import Message
 FIELDS = {"text": TEXT, "failure": optional(TEXT)}
 # So many failed requests without an answer between them are the model's fault, not the requests'.
 MOST_FAILED = 8
+Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 
 class Request(NamedTuple):
-    """A conversation that a model is to answer."""
+    """A conversation that a model is to answer, or a text that it is to continue."""
 
     name: str  # unique in a folder; the PRNG key of the answer is made from it
     messages: list[Message]
+    prompt: str = ""  # continued as it is, without a chat format; there are no messages then
 
 
 class Failure(NamedTuple):
@@ -128,3 +132,18 @@ def replies(
         raise held[0][1].error()
     if held:
         yield held
+
+
+def overlapped(parts: Iterable[Part], work: Callable[[Part], Result]) -> Iterator[Result]:
+    """Yields `work(part)` for each part; it runs while the next part is made.
+
+    The work of the last part is done even if the one after it cannot be made.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        running: Future[Result] | None = None
+        for part in parts:
+            if running:
+                yield running.result()
+            running = pool.submit(work, part)
+        if running:
+            yield running.result()

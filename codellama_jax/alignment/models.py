@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from codellama_jax.alignment.answers import Answerer, Failure, Reply, Request
 from codellama_jax.generation.settings import Sampling
+from codellama_jax.generation.stop import until
 from codellama_jax.system.files import reason
 from codellama_jax.tokenizers.chat import ChatFormat, ConversationError
 
 if TYPE_CHECKING:
     from codellama_jax.models.trained import TrainedModel
 
+# A continued function ends where another definition begins (Codex, section 3.3).
+STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+MOST_STOPS = 4  # that OpenAI's interface takes
 # Answers that mean: try again later.
 BUSY = (408, 429, 500, 502, 503, 504)
 TRIES = 5
@@ -62,6 +66,30 @@ def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling) -> Answerer
         for place, text in zip(places, generate_answers(model, chat, prompts, sampling, numbers)):
             texts[place] = text
         return texts
+
+    return answer
+
+
+def continuing(model: TrainedModel, sampling: Sampling) -> Answerer:
+    """Returns the function with which a trained model continues the prompts of requests.
+
+    A text ends where another definition begins, at one of STOPS.
+    """
+
+    def answer(requests: Sequence[Request]) -> list[str]:
+        from codellama_jax.generation.text import Rows, generate_text
+
+        def decode(_: int, ids: list[int]) -> str:
+            return model.tokenizer.decode(ids, leading_space=False)
+
+        def truncate(_: int, text: str) -> str:
+            return until(text, STOPS)
+
+        prompts = [model.tokenizer.prompt(request.prompt) for request in requests]
+        rows = Rows(truncate, [number_of(request.name) for request in requests])
+        stop_ids = [model.tokenizer.eos_id]
+        generated = generate_text(model, prompts, decode, sampling, stop_ids, rows=rows)
+        return [answer.text for answer in generated]
 
     return answer
 
@@ -157,7 +185,7 @@ class Remote:
             seconds = FIRST_WAIT * 2**number
             try:
                 with urllib.request.urlopen(post, timeout=self.timeout) as reply:
-                    return self._text(reply.read())
+                    return self._text(reply.read(), bool(request.prompt))
             except urllib.error.HTTPError as error:
                 failure = self._refusal(error)
                 if error.code not in BUSY:
@@ -185,7 +213,8 @@ class Remote:
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        return urllib.request.Request(f"{self.url.rstrip('/')}/chat/completions", data, headers)
+        kind = "completions" if request.prompt else "chat/completions"
+        return urllib.request.Request(f"{self.url.rstrip('/')}/{kind}", data, headers)
 
     def _refusal(self, error: urllib.error.HTTPError) -> Failure:
         """Returns the failure of an HTTP status, with the server's own message if it has one."""
@@ -199,9 +228,12 @@ class Remote:
         )
 
     def _body(self, sampling: Sampling, request: Request) -> dict[str, Any]:
+        content: dict[str, Any] = {"messages": [message._asdict() for message in request.messages]}
+        if request.prompt:
+            content = {"prompt": request.prompt, "stop": list(STOPS[:MOST_STOPS])}
         return {
             "model": self.model,
-            "messages": [message._asdict() for message in request.messages],
+            **content,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_new_tokens,
@@ -209,17 +241,20 @@ class Remote:
             "seed": (sampling.seed + number_of(request.name)) % 2**31,
         }
 
-    def _text(self, data: bytes) -> Reply:
+    def _text(self, data: bytes, is_continued: bool) -> Reply:
         try:
-            text = json.loads(data)["choices"][0]["message"]["content"]
+            choice = json.loads(data)["choices"][0]
+            text = choice["text"] if is_continued else choice["message"]["content"]
             # A model that refuses to answer has no content.
             text = "" if text is None else text
         except UNREADABLE:
             text = None
         if not isinstance(text, str):
-            return Failure("answers in another form than OpenAI's chat/completions", self.url)
+            kind = "completions" if is_continued else "chat/completions"
+            return Failure(f"answers in another form than OpenAI's {kind}", self.url)
         # JSON can hold half of a surrogate pair, which no tokenizer takes.
-        return text.encode(errors="replace").decode().strip()
+        text = text.encode(errors="replace").decode()
+        return until(text, STOPS) if is_continued else text.strip()
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float:

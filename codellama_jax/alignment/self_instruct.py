@@ -19,7 +19,6 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -32,6 +31,7 @@ from codellama_jax.alignment.answers import (
     Request,
     answered,
     line_of,
+    overlapped,
     replies,
 )
 from codellama_jax.alignment.outcomes import Candidate, passing
@@ -183,15 +183,13 @@ def _solve(
         messages = prompts.ask_for_solution(problem.question, problem.hint)
         requests.append(Request(f"solutions {problem.name} {number}", messages))
     has_answers = any("failure" not in line for line in lines)
-    with ThreadPoolExecutor(1) as pool:
-        running: Future | None = None
-        for ready in replies(answerer, requests, params.batch, has_answers):
-            if running:
-                lines += running.result()
-            batch = [(*missing[position], reply) for position, reply in ready]
-            running = pool.submit(_judge, executor, batch, path)
-        if running:
-            lines += running.result()
+
+    def judge(ready: list[tuple[int, Reply]]) -> list[dict[str, Any]]:
+        batch = [(*missing[position], reply) for position, reply in ready]
+        return _judge(executor, batch, path)
+
+    for judged in overlapped(replies(answerer, requests, params.batch, has_answers), judge):
+        lines += judged
     names = {problem.name for problem in problems}
     first: dict[str, tuple[int, str]] = {}
     for line in lines:
