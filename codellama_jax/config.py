@@ -275,8 +275,7 @@ class DataConfig(Checked):
     language_tags: bool = field(default=False, metadata=SPARSE)
     # The training examples: documents, or the documented functions of Python documents, with loss
     # on the code after its docstring (PanGu-Coder) or on the docstring after its code (Codex-D).
-    # `pairs` are ranked answers, for the objectives rrtf, rrtf_mean and rrhf; `completions` are
-    # prompts with their completions, with loss on the latter (Codex-S).
+    # `pairs` are ranked answers, for the ranked objectives; `completions` have loss after a prompt.
     examples: Literal[
         "documents", "docstring_to_code", "code_to_docstring", "pairs", "completions"
     ] = field(default="documents", metadata=SPARSE)
