@@ -19,7 +19,7 @@ from codellama_jax.config import ModelConfig, OptimizerConfig, Stage
 from codellama_jax.models.family import boxed_params, family_of
 from codellama_jax.models.trained import placed_shapes
 from codellama_jax.sharding.mesh import ROWS, batch_sharding, check_sharded, on_mesh
-from codellama_jax.training.objectives import OBJECTIVES
+from codellama_jax.training.objectives import OBJECTIVES, SUMS, Sums
 
 # The arrays (B, T) of a batch and their dtypes.
 BATCH_DTYPES = {
@@ -220,7 +220,9 @@ def train_step(
 
     Returns:
       The state, and fp32 scalars: `loss` in nats per token, `gradient_norm` before clipping,
-      `learning_rate`, `tokens` (the sum of the loss weights), and `stop`, the largest flag.
+      `learning_rate`, `tokens` (the sum of the loss weights), and `stop`, the largest flag. Of a
+      ranked objective losses are in nats per pair, `tokens` counts pairs, and `rank_loss` and
+      `tuning_loss` are the parts of `loss`.
     """
     loss_and_gradient = jax.value_and_grad(_objective(stage), has_aux=True)
 
@@ -231,23 +233,25 @@ def train_step(
         arrays["sequences"] = jnp.arange(stage.data.batch_size)
 
     def accumulate(total, micro_batch):
-        (loss, tokens), gradient = loss_and_gradient(state.params, micro_batch, key)
-        return jax.tree.map(jnp.add, total, (loss, tokens, gradient)), None
+        (loss, sums), gradient = loss_and_gradient(state.params, micro_batch, key)
+        return jax.tree.map(jnp.add, total, (loss, sums, gradient)), None
 
     if stage.micro_batches == 1:
-        (loss, tokens), gradient = loss_and_gradient(state.params, arrays, key)
+        (loss, sums), gradient = loss_and_gradient(state.params, arrays, key)
     else:
         parts = {name: _split(array, stage.micro_batches) for name, array in arrays.items()}
         # A scan holds the activations of one micro-batch at a time; the sums are fp32.
-        zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        (loss, tokens, gradient), _ = jax.lax.scan(accumulate, zeros, parts)
+        sums = dict.fromkeys(SUMS[stage.objective], jnp.zeros(()))
+        zeros = (jnp.zeros(()), sums, jax.tree.map(jnp.zeros_like, state.params))
+        (loss, sums, gradient), _ = jax.lax.scan(accumulate, zeros, parts)
     # A batch of parts of questions has no weight at all, and then no gradient.
-    tokens = jnp.maximum(tokens, jnp.finfo(jnp.float32).tiny)
+    tokens = jnp.maximum(sums.pop("tokens"), jnp.finfo(jnp.float32).tiny)
     # The gradient of the mean over all tokens. On a mesh, XLA has summed it over the devices.
     gradient = jax.tree.map(lambda g: g / tokens, gradient)
     updates, opt_state = make_optimizer(stage).update(gradient, state.opt_state, state.params)
     metrics = {
         "loss": loss / tokens,
+        **{name: total / tokens for name, total in sums.items()},
         "gradient_norm": optax.global_norm(gradient),
         "learning_rate": learning_rate(stage.optimizer, stage.steps)(state.step),
         "tokens": tokens,
@@ -257,7 +261,7 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def _objective(stage: Stage) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def _objective(stage: Stage) -> Callable[..., tuple[jax.Array, Sums]]:
     """Returns the stage's objective as a function of the parameters and a batch."""
     model = family_of(stage.model).module(stage.model)
     return functools.partial(OBJECTIVES[stage.objective], model)
@@ -292,4 +296,10 @@ def compile_train_step(stage: Stage, mesh: Mesh, seed: int = 0) -> jax.stages.Wr
 def compile_eval_step(stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
     """Returns the jitted objective, (params, batch) -> (weighted sum of losses, sum of weights)."""
     params = _state_shardings(stage, mesh).params
-    return jax.jit(_objective(stage), in_shardings=(params, batch_sharding(mesh)))
+    objective = _objective(stage)
+
+    def evaluate(params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+        loss, sums = objective(params, batch)
+        return loss, sums["tokens"]
+
+    return jax.jit(evaluate, in_shardings=(params, batch_sharding(mesh)))
