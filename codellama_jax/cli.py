@@ -102,6 +102,11 @@ VERBS = {
         "Sample answers of a student and of teachers, run their tests, write ranked pairs.",
         "data/pairs --tasks data/self/dataset.jsonl --student runs/mine --teacher runs/smollm2",
     ),
+    "trace-functions": Verb(
+        "alignment.codex_command:TraceFunctions",
+        "Trace functions while a project's tests run; keep those that a model solves (Codex-S).",
+        "data/traced --projects ~/src/toolz --model runs/codex --samples 100",
+    ),
     "evaluate": Verb(
         "benchmarks.commands:Evaluate",
         "Measure a benchmark of the paper: humaneval, mbpp, key_retrieval, ...",

@@ -274,10 +274,10 @@ class DataConfig(Checked):
     language_tags: bool = field(default=False, metadata=SPARSE)
     # The training examples: documents, or the documented functions of Python documents, with loss
     # on the code after its docstring (PanGu-Coder) or on the docstring after its code (Codex-D).
-    # `pairs` are ranked answers, for the objectives rrtf, rrtf_mean and rrhf.
-    examples: Literal["documents", "docstring_to_code", "code_to_docstring", "pairs"] = field(
-        default="documents", metadata=SPARSE
-    )
+    # `pairs` are ranked answers, for the ranked objectives; `completions` have loss after a prompt.
+    examples: Literal[
+        "documents", "docstring_to_code", "code_to_docstring", "pairs", "completions"
+    ] = field(default="documents", metadata=SPARSE)
     # How conversations and pairs are written as tokens, with loss on the answers only; ''
     # reads conversations as any other document.
     chat: Literal["", "llama2", "code_llama_70b", "pangu_coder2"] = field(

@@ -22,6 +22,7 @@ EXPERIMENTS = [
         for scale in ("7b", "13b", "34b", "70b")
     ),
     *(("codex", scale) for scale in ("toy", *CODEX)),
+    *(("codex_s", scale) for scale in ("toy", *CODEX)),
     *(("codegeex", scale) for scale in ("toy", *CODEGEEX)),
     *(("starcoder", scale) for scale in ("toy", *STARCODER, "santacoder")),
     *(("pangu_coder", scale) for scale in ("toy", *PANGU_CODER)),

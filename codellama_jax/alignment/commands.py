@@ -8,16 +8,16 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from codellama_jax.alignment import evol_instruct, self_instruct
-from codellama_jax.alignment.answers import Answerer
-from codellama_jax.alignment.models import Remote, local
+from codellama_jax.alignment.answers import Answerer, Reply, Request
+from codellama_jax.alignment.models import Remote, continuing, local
 from codellama_jax.alignment.parsing import different
 from codellama_jax.benchmarks.samples import make_folder
 from codellama_jax.benchmarks.texts import benchmark_texts
@@ -28,24 +28,25 @@ from codellama_jax.generation.chat import format_of
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.system.files import read_state, user_path, write_json
 from codellama_jax.system.json_files import Value, read_values
-from codellama_jax.tokenizers.chat import Message
+from codellama_jax.tokenizers.chat import ChatFormat, Message
+from codellama_jax.weights.commands import KINDS, existing_folder
+
+if TYPE_CHECKING:
+    from codellama_jax.models.trained import TrainedModel
 
 SETTINGS = "settings.json"
 KEY_VARIABLE = "OPENAI_API_KEY"
 MODEL = (
-    "The model: the folder of a run (published weights: import them first), or the URL of a server"
-    f" with OpenAI's interface, as http://127.0.0.1:8000/v1#NAME. Its key is read from"
+    "The model: the folder of a run, published weights as hf:DIR or gguf:FILE, or the URL of a"
+    " server with OpenAI's interface, as http://127.0.0.1:8000/v1#NAME. Its key is read from"
     f" {KEY_VARIABLE}."
 )
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class SamplingOptions:
     """How the models that write the data generate."""
 
-    chat_format: str = ""
-    """llama2, code_llama_70b, pangu_coder2 or template, of models that are runs; unless given, the
-    model's own template or the format that the run was trained with."""
     temperature: float = 0.8
     """How tokens are drawn; the paper publishes no number."""
     top_p: float = 0.95
@@ -59,38 +60,108 @@ class ModelOptions:
         """Returns how tokens are drawn with a seed. Raises UserError for a number not allowed."""
         return Sampling(self.temperature, 0, self.top_p, self.max_new_tokens, seed)
 
-    def answerer(self, model: str, seed: int) -> Answerer:
-        """Returns the function with which a model answers. The same model is loaded once."""
+    def continuer(self, model: str, seed: int) -> Answerer:
+        """Returns the function with which a model continues prompts."""
         sampling = self.sampling(seed)
-        if model.startswith(("http://", "https://")):
-            url, _, name = model.partition("#")
-            if not name:
-                fix = "add its name there, as http://127.0.0.1:8000/v1#NAME"
-                raise UserError(f"{model} does not name a model of the server: {fix}")
-            return Remote(url, name, os.environ.get(KEY_VARIABLE, "")).answerer(sampling)
-        from codellama_jax.checkpoints.folder import RunFolder
+        if _is_url(model):
+            return _remote(model).answerer(sampling)
+        kind, path = _published(model)
+        if kind:
+            existing_folder(path)
+        else:
+            from codellama_jax.checkpoints.folder import RunFolder
 
-        # Before JAX starts: a run that is missing, or has no chat format, is one line at once.
-        folder, stage = RunFolder(user_path(model)).find_stage("", "")
-        chat = format_of(model, self.chat_format, folder.trained().load_tokenizer(), stage)
+            RunFolder(user_path(model)).find_stage("", "")
+        return self._when_needed(model, functools.partial(_continuing, sampling))
+
+    def _when_needed(self, model: str, start: Callable[[TrainedModel], Answerer]) -> Answerer:
+        """Returns an answerer that loads a model for its first requests."""
         loaded: list[Answerer] = []
 
-        def answer(requests: Sequence[Any]) -> list[str]:
+        def answer(requests: Sequence[Request]) -> Sequence[Reply]:
             if not loaded:
-                loaded.append(local(_loaded(model, self.mesh), chat, sampling))
+                loaded.append(start(_loaded(model, self.mesh)))
             return loaded[0](requests)
 
         return answer
 
 
+@dataclass(frozen=True)
+class ModelOptions(SamplingOptions):
+    """How the models that write the data answer conversations."""
+
+    chat_format: str = ""
+    """llama2, code_llama_70b, pangu_coder2 or template, of models that are not behind a URL; unless
+    given, the model's own template or the format that the run was trained with."""
+
+    def answerer(self, model: str, seed: int) -> Answerer:
+        """Returns the function with which a model answers. The same model is loaded once."""
+        sampling = self.sampling(seed)
+        if _is_url(model):
+            return _remote(model).answerer(sampling)
+        # A model that is missing, or has no chat format, is one line at once.
+        start = functools.partial(_answering, self._chat_of(model), sampling)
+        return self._when_needed(model, start)
+
+    def _chat_of(self, model: str) -> ChatFormat:
+        """Returns the chat format of a run or of published weights."""
+        kind, path = _published(model)
+        if not kind:
+            from codellama_jax.checkpoints.folder import RunFolder
+
+            folder, stage = RunFolder(user_path(model)).find_stage("", "")
+            run_tokenizer = folder.trained().load_tokenizer()
+            return format_of(model, self.chat_format, run_tokenizer, stage)
+        folder = existing_folder(path)
+        from codellama_jax.weights.load import open_published, published_tokenizer
+
+        open_published(folder, kind)
+        tokenizer = published_tokenizer(folder)
+        if tokenizer is None:
+            fix = "import it as a run with `import --tokenizer FILE`, and name the run"
+            raise UserError(f"{model} has no tokenizer: {fix}")
+        return format_of(model, self.chat_format, tokenizer, None)
+
+
+def _answering(chat: ChatFormat, sampling: Sampling, model: TrainedModel) -> Answerer:
+    return local(model, chat, sampling)
+
+
+def _continuing(sampling: Sampling, model: TrainedModel) -> Answerer:
+    return continuing(model, sampling)
+
+
+def _is_url(model: str) -> bool:
+    return model.startswith(("http://", "https://"))
+
+
+def _remote(model: str) -> Remote:
+    """Returns the model behind a URL. Raises UserError if it has no name there."""
+    url, _, name = model.partition("#")
+    if not name:
+        fix = "add its name there, as http://127.0.0.1:8000/v1#NAME"
+        raise UserError(f"{model} does not name a model of the server: {fix}")
+    return Remote(url, name, os.environ.get(KEY_VARIABLE, ""))
+
+
+def _published(model: str) -> tuple[str, str]:
+    """Returns the kind and the path of published weights, "" and the path of a run."""
+    kind, _, path = model.partition(":")
+    return (kind, path) if kind in KINDS and path else ("", model)
+
+
 @functools.lru_cache(maxsize=2)
-def _loaded(run: str, mesh: MeshConfig) -> Any:
-    print(f"starting JAX and loading {run}", file=sys.stderr, flush=True)
+def _loaded(model: str, mesh: MeshConfig) -> TrainedModel:
+    print(f"starting JAX and loading {model}", file=sys.stderr, flush=True)
     from codellama_jax.checkpoints.loading import keep_compiled, load_run
     from codellama_jax.sharding.mesh import make_mesh
+    from codellama_jax.weights.load import load_published
 
     keep_compiled(CACHE)
-    return load_run(run, "", "", make_mesh(mesh))
+    kind, path = _published(model)
+    if kind:
+        return load_published(user_path(path), kind, make_mesh(mesh))
+    return load_run(model, "", "", make_mesh(mesh))
 
 
 @dataclass(frozen=True)

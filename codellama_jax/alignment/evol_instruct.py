@@ -8,7 +8,8 @@ folder, of which the first two continue after a kill:
     evolved.jsonl   answers to the prompts for changed tasks, by seed and round
     answers.jsonl   answers to the tasks
     dataset.jsonl   the tasks that are kept, as conversations with their provenance
-    dropped.jsonl   the tasks that are not, with the reason
+    dropped.jsonl   the tasks that are not, with the reason: for a leak the rule and the
+                    benchmark's task
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from codellama_jax.alignment import evol_prompts
-from codellama_jax.alignment.answers import Answerer, answered
+from codellama_jax.alignment.answers import Answerer, Failure, answered
 from codellama_jax.benchmarks.programs import program
 from codellama_jax.benchmarks.samples import Key, make_folder
 from codellama_jax.checked import Checked, Range
@@ -37,10 +38,12 @@ from codellama_jax.tokenizers.chat import Message
 
 EVOLVED, ANSWERS = "evolved.jsonl", "answers.jsonl"
 DATASET, DROPPED = "dataset.jsonl", "dropped.jsonl"
-# Every rule that drops a document. The exact Jaccard index is stricter than an estimate by MinHash.
+# Every rule that drops a document: exact substrings, n-grams of words, and the Jaccard index of
+# words, which MinHash would only estimate.
 RULES = Decontamination(substring=True, similarity=True, ngrams=True)
 LEAST_TASK, MOST_TASK = 10, 4_000  # characters
 MOST_CODE = 8_000
+LEAK = "leak by"  # how the reason begins that names a benchmark's task
 
 
 @dataclass(frozen=True)
@@ -90,18 +93,26 @@ def make_dataset(
         provenance: further fields of each line of the dataset, such as the names of the models.
     """
     make_folder(folder)
-    tasks = _evolve(writer, seeds, params, folder)
+    reasons: Counter[str] = Counter()
+    tasks = _evolve(writer, seeds, params, folder, reasons)
     conversations = {}
     for name, task in tasks.items():
         conversations[name] = evol_prompts.ask_for_answer(task.text)
     answers = answered(solver, conversations, folder / ANSWERS, params.batch)
-    index = Index.build(benchmarks, RULES)
+    leaks = Leaks(benchmarks)
     kept, dropped = [], []
     earlier: set[str] = set()
     for name, task in tasks.items():
         line: dict[str, Any] = {"task_id": name[0], "sample": name[1]}
-        reason, code = problem_of(task, answers[name], earlier, index)
+        answer = answers[name]
+        if isinstance(answer, Failure):
+            reason, code = f"answer: the model {answer.reason}", ""
+        else:
+            reason, code = problem_of(task, answer, earlier, leaks)
         if reason:
+            # The reason of a leak ends with the benchmark's task: "leak by RULE: BENCHMARK TASK".
+            is_leak = reason.startswith(LEAK)
+            reasons[" ".join(reason.split(" ")[:4]) if is_leak else reason] += 1
             dropped.append({**line, "reason": reason, "task": task.text})
             continue
         earlier.add(_normal(task.text))
@@ -110,12 +121,38 @@ def make_dataset(
         kept.append({**line, "method": task.method, "seed": params.seed, **provenance})
     _write(folder / DATASET, kept)
     _write(folder / DROPPED, dropped)
-    # A leak's reason names the task of the benchmark, and is counted by the rule alone.
-    reasons = Counter(line["reason"].partition(":")[0] for line in dropped)
     return Report(len(tasks), len(kept), dict(sorted(reasons.items())))
 
 
-def problem_of(task: Evolved, answer: str, earlier: set[str], index: Index) -> tuple[str, str]:
+class Leaks:
+    """Finds texts of benchmarks in tasks and their answers."""
+
+    def __init__(self, benchmarks: Sequence[BenchmarkText]):
+        """Takes the texts of the benchmarks."""
+        self._all = Index.build(benchmarks, RULES)
+        # A task has the words of a prompt alone, beside which those of the solution would be
+        # missing. As separate tasks, prompts and docstrings are compared one by one.
+        prompts = []
+        for text in benchmarks:
+            if text.kind != "solution":
+                prompts.append(text._replace(task=f"{text.task} ({text.kind})"))
+        self._prompts = Index.build(prompts, Decontamination(similarity=True))
+
+    def reason(self, text: str, code: str) -> str:
+        """Returns the rule and the benchmark's task that a task or its code hold, or ""."""
+        # Together, for a benchmark's prompt and solution may be split between them; and each alone,
+        # for beside a long one the words of the other are no longer similar.
+        spans = [
+            *find(f"{text}\n{code}", self._all),
+            *find(code, self._all),
+            *find(text, self._prompts),
+        ]
+        for span in spans:
+            return f"{LEAK} {span.rule}: {span.benchmark} {span.task}"
+        return ""
+
+
+def problem_of(task: Evolved, answer: str, earlier: set[str], leaks: Leaks) -> tuple[str, str]:
     """Returns the reason why a task with its answer is dropped, or "", and the answer's code.
 
     The rules, in this order: the task's length; words of our own prompt in a task that a model
@@ -126,7 +163,7 @@ def problem_of(task: Evolved, answer: str, earlier: set[str], index: Index) -> t
         task: the task.
         answer: the answer to it.
         earlier: the tasks that were kept, as `_normal` returns them.
-        index: of the texts of benchmarks.
+        leaks: finds texts of benchmarks.
     """
     text = task.text
     if not LEAST_TASK <= len(text) <= MOST_TASK:
@@ -141,19 +178,21 @@ def problem_of(task: Evolved, answer: str, earlier: set[str], index: Index) -> t
         return f"answer with {reason}", ""
     if len(code) > MOST_CODE:
         return "the code is too long", ""
-    # Solutions and prompts of a benchmark may be split between the task and the code.
-    for span in find(f"{text}\n{code}", index):
-        return f"leak by {span.rule}: {span.benchmark} {span.task}", ""
-    return "", code
+    leak = leaks.reason(text, code)
+    return leak, "" if leak else code
 
 
 def _evolve(
-    writer: Answerer, seeds: Sequence[str], params: EvolInstruct, folder: Path
+    writer: Answerer,
+    seeds: Sequence[str],
+    params: EvolInstruct,
+    folder: Path,
+    reasons: Counter[str],
 ) -> dict[Key, Evolved]:
     """Returns the seeds and the task of each round, by seed and round.
 
     A round changes the task of the round before; one that came out empty or too long is changed
-    again from there.
+    again from there, and so is one for which the model gave no answer, which `reasons` counts.
     """
     current = {f"s{index}": text.strip() for index, text in enumerate(seeds)}
     tasks: dict[Key, Evolved] = {}
@@ -166,6 +205,9 @@ def _evolve(
             conversations[name, number] = evol_prompts.evolve(text, methods[name])
         answers = answered(writer, conversations, folder / EVOLVED, params.batch)
         for (name, _), answer in answers.items():
+            if isinstance(answer, Failure):
+                reasons[f"change: the model {answer.reason}"] += 1
+                continue
             text = answer.strip()
             tasks[name, number] = Evolved(text, methods[name])
             if LEAST_TASK <= len(text) <= MOST_TASK:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import http.client
 import json
 import time
@@ -14,19 +13,31 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from codellama_jax.alignment.answers import Answerer, Request, storable
-from codellama_jax.errors import UserError
+from codellama_jax.alignment.answers import Answerer, Failure, Reply, Request
 from codellama_jax.generation.settings import Sampling
+from codellama_jax.generation.stop import until
 from codellama_jax.system.files import reason
 from codellama_jax.tokenizers.chat import ChatFormat, ConversationError
 
 if TYPE_CHECKING:
     from codellama_jax.models.trained import TrainedModel
 
+# A continued function ends where another definition begins (Codex, section 3.3).
+STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+MOST_STOPS = 4  # that OpenAI's interface takes
 # Answers that mean: try again later.
 BUSY = (408, 429, 500, 502, 503, 504)
 TRIES = 5
 FIRST_WAIT = 1.0  # seconds; doubled after every try
+LONGEST_WAIT = 60.0  # seconds; a server's Retry-After may be longer
+# Answers that mean: no request will succeed. The key, its rights, the path or the model is wrong.
+FINAL = (401, 403, 404, 405)
+# What reading a reply raises that is no JSON, of another form, or incomplete.
+UNREADABLE = (
+    *(ValueError, LookupError, TypeError, RecursionError),
+    *(OSError, http.client.HTTPException),
+)
+MAX_DETAIL = 200  # characters of a server's own message
 
 
 def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling) -> Answerer:
@@ -62,6 +73,30 @@ def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling) -> Answerer
     return answer
 
 
+def continuing(model: TrainedModel, sampling: Sampling) -> Answerer:
+    """Returns the function with which a trained model continues the prompts of requests.
+
+    A text ends where another definition begins, at one of STOPS.
+    """
+
+    def answer(requests: Sequence[Request]) -> list[str]:
+        from codellama_jax.generation.text import Rows, generate_text
+
+        def decode(_: int, ids: list[int]) -> str:
+            return model.tokenizer.decode(ids, leading_space=False)
+
+        def truncate(_: int, text: str) -> str:
+            return until(text, STOPS)
+
+        prompts = [model.tokenizer.prompt(request.prompt) for request in requests]
+        rows = Rows(truncate, [number_of(request.name) for request in requests])
+        stop_ids = [model.tokenizer.eos_id]
+        generated = generate_text(model, prompts, decode, sampling, stop_ids, rows=rows)
+        return [answer.text for answer in generated]
+
+    return answer
+
+
 def number_of(name: str) -> int:
     """Returns the number of a sequence that has this name, below 2**32."""
     return zlib.crc32(name.encode())
@@ -86,11 +121,24 @@ class Remote:
     timeout: float = 600.0
 
     def answerer(self, sampling: Sampling) -> Answerer:
-        """Returns the function that answers requests; see `ask`."""
+        """Returns the function that answers requests; see `ask`.
 
-        def answer(requests: Sequence[Request]) -> list[str]:
+        After a failure that is final it sends no further request of the same call.
+        """
+
+        def answer(requests: Sequence[Request]) -> list[Reply]:
+            ended: list[Failure] = []
+
+            def ask(request: Request) -> Reply:
+                if ended:
+                    return ended[0]
+                reply = self.ask(sampling, request)
+                if isinstance(reply, Failure) and reply.is_final:
+                    ended.append(reply)
+                return reply
+
             with ThreadPoolExecutor(self.concurrent) as pool:
-                return list(pool.map(functools.partial(self.ask, sampling), requests))
+                return list(pool.map(ask, requests))
 
         return answer
 
@@ -99,40 +147,66 @@ class Remote:
         sampling: Sampling,
         request: Request,
         wait: Callable[[float], None] = time.sleep,
-    ) -> str:
-        """Returns the answer to one request; a busy server is tried again a few times.
+    ) -> Reply:
+        """Returns the answer to one request, or why there is none.
 
-        Raises UserError naming the URL for one that cannot be reached, refuses the request, or
-        answers in another form.
+        A busy server is tried again a few times; a request that timed out is not. A server that
+        cannot be reached, or that refuses the key or the model, is a failure that is final.
         """
+        post = self._post(sampling, request)
+        for number in range(TRIES):
+            seconds = FIRST_WAIT * 2**number
+            try:
+                with urllib.request.urlopen(post, timeout=self.timeout) as reply:
+                    return self._text(reply.read(), bool(request.prompt))
+            except urllib.error.HTTPError as error:
+                failure = self._refusal(error)
+                if error.code not in BUSY:
+                    return failure
+                seconds = max(seconds, _retry_after(error))
+            except http.client.InvalidURL as error:
+                return Failure(f"is no URL ({error})", self.url, is_final=True)
+            # HTTPException: an answer that ended early, or that is no HTTP.
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                cause = getattr(error, "reason", error)
+                if isinstance(cause, TimeoutError):
+                    return Failure(f"has no answer within {self.timeout:g} s", self.url)
+                # A URLError comes before the request is sent: the server is missing. Another error
+                # may be the fault of this request.
+                is_reset = isinstance(cause, ConnectionResetError | BrokenPipeError)
+                is_missing = isinstance(error, urllib.error.URLError) and not is_reset
+                problem = "cannot be reached" if is_missing else "broke off its answer"
+                failure = Failure(problem, self.url, reason(error), is_final=is_missing)
+            if number + 1 < TRIES:
+                wait(seconds)
+        return failure
+
+    def _post(self, sampling: Sampling, request: Request) -> urllib.request.Request:
         data = json.dumps(self._body(sampling, request)).encode()
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        target = f"{self.url.rstrip('/')}/chat/completions"
-        for number in range(TRIES):
-            post = urllib.request.Request(target, data, headers)
-            try:
-                with urllib.request.urlopen(post, timeout=self.timeout) as reply:
-                    return self._text(reply.read())
-            except urllib.error.HTTPError as error:
-                problem, is_busy = f"answers {error.code} {error.reason}", error.code in BUSY
-            except http.client.InvalidURL as error:
-                problem, is_busy = f"is no URL ({error})", False
-            # HTTPException: an answer that ended early, or that is no HTTP.
-            except (OSError, ValueError, http.client.HTTPException) as error:
-                problem, is_busy = f"cannot be reached ({reason(error)})", True
-            if not is_busy:
-                break
-            if number + 1 < TRIES:
-                wait(FIRST_WAIT * 2**number)
-        fix = "check the URL, the name of the model and the key; the same command continues"
-        raise UserError(f"{self.url} {problem}: {fix}")
+        kind = "completions" if request.prompt else "chat/completions"
+        return urllib.request.Request(f"{self.url.rstrip('/')}/{kind}", data, headers)
+
+    def _refusal(self, error: urllib.error.HTTPError) -> Failure:
+        """Returns the failure of an HTTP status, with the server's own message if it has one."""
+        try:
+            detail = json.loads(error.read(100_000))["error"]["message"]
+        except UNREADABLE:
+            detail = ""
+        shown = " ".join(str(detail).split())[:MAX_DETAIL]
+        return Failure(
+            f"answers {error.code} {error.reason}", self.url, shown, is_final=error.code in FINAL
+        )
 
     def _body(self, sampling: Sampling, request: Request) -> dict[str, Any]:
+        content: dict[str, Any] = {"messages": [message._asdict() for message in request.messages]}
+        if request.prompt:
+            content = {"prompt": request.prompt, "stop": list(STOPS[:MOST_STOPS])}
         return {
             "model": self.model,
-            "messages": [message._asdict() for message in request.messages],
+            **content,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_new_tokens,
@@ -140,17 +214,21 @@ class Remote:
             "seed": (sampling.seed + number_of(request.name)) % 2**31,
         }
 
-    def _text(self, data: bytes) -> str:
+    def _text(self, data: bytes, is_continued: bool) -> Reply:
         try:
-            text = json.loads(data)["choices"][0]["message"]["content"]
+            choice = json.loads(data)["choices"][0]
+            text = choice["text"] if is_continued else choice["message"]["content"]
             # A model that refuses to answer has no content.
             text = "" if text is None else text
-        except (ValueError, LookupError, TypeError, RecursionError):
+        except UNREADABLE:
             text = None
         if not isinstance(text, str):
-            raise UserError(
-                f"{self.url} answers in another form than OpenAI's chat/completions: give the URL"
-                " of a server of that kind"
-            )
-        # JSON can hold half of a surrogate pair.
-        return storable(text).strip()
+            kind = "completions" if is_continued else "chat/completions"
+            return Failure(f"answers in another form than OpenAI's {kind}", self.url)
+        return until(text, STOPS) if is_continued else text.strip()
+
+
+def _retry_after(error: urllib.error.HTTPError) -> float:
+    """Returns the seconds that a busy server gives in Retry-After, 0 without it."""
+    text = error.headers.get("Retry-After", "") if error.headers else ""
+    return min(float(text), LONGEST_WAIT) if text.isdecimal() else 0.0

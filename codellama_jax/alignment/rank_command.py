@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from codellama_jax.alignment import evol_prompts
-from codellama_jax.alignment.answers import answered
+from codellama_jax.alignment.answers import Failure, answered
 from codellama_jax.alignment.commands import MODEL, ModelOptions, opened, print_reasons
 from codellama_jax.alignment.rank import Answer, Ranking, Task, rank
 from codellama_jax.checked import Range
@@ -65,25 +66,42 @@ class RankCommand:
         out = opened(self.out, self, free, {"content of --tasks": content})
         from codellama_jax.sandbox.executor import Executor
 
-        answers = [
-            self._answers(source, number, tasks, out) for number, source in enumerate(sources)
-        ]
+        failures: Counter[str] = Counter()
+        answers = []
+        for number, source in enumerate(sources):
+            answers.append(self._answers(source, number, tasks, out, failures))
         with Executor(self.workers) as executor:
             ranking = rank(executor, _with_answers(tasks, answers), self.most_pairs)
-        _write(out, ranking)
+        _write(out, ranking, failures)
         print(f"tasks                {len(tasks):,}")
         print(f"pairs                {len(ranking.pairs):,}")
         print_reasons(ranking.outcomes)
         print_reasons(ranking.dropped)
+        print_reasons(failures)
         if ranking.pairs:
             print(f"train on them with --corpus.others NAME {out / PAIRS}, data.examples pairs")
         else:
             print("no pairs: there is no data to train on")
 
     def _answers(
-        self, source: str, number: int, tasks: Sequence[Task], out: Path
+        self,
+        source: str,
+        number: int,
+        tasks: Sequence[Task],
+        out: Path,
+        failures: Counter[str],
     ) -> dict[str, list[Answer]]:
-        """Returns a model's answers by the task's name, from its files or newly generated."""
+        """Returns a model's answers by the task's name, from its files or newly generated.
+
+        Requests without an answer are counted in `failures`.
+
+        Args:
+            source: the model.
+            number: its place among the models, in the names of its files.
+            tasks: the tasks.
+            out: the folder of the files.
+            failures: by model and reason.
+        """
         by_task: dict[str, list[Answer]] = {task.name: [] for task in tasks}
         for temperature in self.temperatures:
             options = dataclasses.replace(self.models, temperature=temperature)
@@ -95,6 +113,9 @@ class RankCommand:
             answerer = options.answerer(source, self.seed)
             texts = answered(answerer, conversations, path, self.batch)
             for (name, _), text in texts.items():
+                if isinstance(text, Failure):
+                    failures[f"{source}: the model {text.reason}"] += 1
+                    continue
                 by_task[name].append(Answer(source, temperature, text))
         return by_task
 
@@ -146,7 +167,8 @@ def _with_answers(tasks: Sequence[Task], answers: Sequence[dict[str, list[Answer
     return complete
 
 
-def _write(out: Path, ranking: Ranking) -> None:
+def _write(out: Path, ranking: Ranking, failures: Counter[str]) -> None:
     lines: list[dict[str, Any]] = ranking.pairs
     write_file(out / PAIRS, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
-    write_json(out / "counts.json", {"outcomes": ranking.outcomes, "dropped": ranking.dropped})
+    counts = {"outcomes": ranking.outcomes, "dropped": ranking.dropped, "failures": failures}
+    write_json(out / "counts.json", counts)

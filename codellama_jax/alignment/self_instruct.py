@@ -19,15 +19,23 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from codellama_jax.alignment import parsing, prompts
-from codellama_jax.alignment.answers import Answerer, Request, answered, batches, storable
+from codellama_jax.alignment.answers import (
+    Answerer,
+    Failure,
+    Reply,
+    Request,
+    answered,
+    line_of,
+    overlapped,
+    replies,
+)
 from codellama_jax.alignment.outcomes import Candidate, passing
-from codellama_jax.benchmarks.fields import TEXT
+from codellama_jax.benchmarks.fields import TEXT, optional
 from codellama_jax.benchmarks.programs import program
 from codellama_jax.benchmarks.samples import append, continue_file, make_folder
 from codellama_jax.checked import Checked, Range
@@ -35,7 +43,7 @@ from codellama_jax.sandbox.executor import Executor
 from codellama_jax.system.files import write_file
 from codellama_jax.tokenizers.chat import Message
 
-VERDICT = {"text": TEXT, "status": TEXT}
+VERDICT = {"text": TEXT, "status": TEXT, "failure": optional(TEXT)}
 QUESTIONS, TESTS, SOLUTIONS = "questions.jsonl", "tests.jsonl", "solutions.jsonl"
 DATASET = "dataset.jsonl"
 
@@ -97,6 +105,9 @@ def make_dataset(
     answers = _questions(models.questions, params, folder)
     listed: list[str] = []
     for answer in answers:
+        if isinstance(answer, Failure):
+            reasons[f"questions: the model {answer.reason}"] += 1
+            continue
         questions = parsing.questions(answer)
         listed += questions
         reasons["an answer without questions"] += not questions
@@ -114,8 +125,8 @@ def make_dataset(
     )
 
 
-def _questions(answerer: Answerer, params: SelfInstruct, folder: Path) -> list[str]:
-    """Returns the answers to the prompt for questions, in the order of their numbers."""
+def _questions(answerer: Answerer, params: SelfInstruct, folder: Path) -> list[Reply]:
+    """Returns the replies to the prompt for questions, in the order of their numbers."""
     messages = prompts.ask_for_questions(params.questions)
     conversations = {("questions", number): messages for number in range(params.prompts)}
     return list(answered(answerer, conversations, folder / QUESTIONS, params.batch).values())
@@ -132,10 +143,13 @@ def _problems(
     conversations = {}
     for index, question in enumerate(questions):
         conversations[f"q{index}", 0] = prompts.ask_for_tests(question)
-    texts = answered(answerer, conversations, folder / TESTS, params.batch)
+    answers = answered(answerer, conversations, folder / TESTS, params.batch)
     problems = []
-    for ((name, _), text), question in zip(texts.items(), questions):
-        tests, reason = parsing.tests(text)
+    for ((name, _), answer), question in zip(answers.items(), questions):
+        if isinstance(answer, Failure):
+            reasons[f"tests: the model {answer.reason}"] += 1
+            continue
+        tests, reason = parsing.tests(answer)
         if reason:
             reasons[f"tests: {reason}"] += 1
             continue
@@ -165,19 +179,18 @@ def _solve(
         for number in range(params.solutions):
             if (problem.name, number) not in done:
                 missing.append((problem, number))
-    with ThreadPoolExecutor(1) as pool:
-        running: Future | None = None
-        for batch in batches(missing, params.batch):
-            requests = []
-            for problem, number in batch:
-                messages = prompts.ask_for_solution(problem.question, problem.hint)
-                requests.append(Request(f"solutions {problem.name} {number}", messages))
-            texts = [storable(text) for text in answerer(requests)]
-            if running:
-                lines += running.result()
-            running = pool.submit(_judge, executor, batch, texts, path)
-        if running:
-            lines += running.result()
+    requests = []
+    for problem, number in missing:
+        messages = prompts.ask_for_solution(problem.question, problem.hint)
+        requests.append(Request(f"solutions {problem.name} {number}", messages))
+    has_answers = any("failure" not in line for line in lines)
+
+    def judge(ready: list[tuple[int, Reply]]) -> list[dict[str, Any]]:
+        batch = [(*missing[position], reply) for position, reply in ready]
+        return _judge(executor, batch, path)
+
+    for judged in overlapped(replies(answerer, requests, params.batch, has_answers), judge):
+        lines += judged
     names = {problem.name for problem in problems}
     first: dict[str, tuple[int, str]] = {}
     for line in lines:
@@ -193,17 +206,17 @@ def _solve(
 
 
 def _judge(
-    executor: Executor,
-    batch: Sequence[tuple[Problem, int]],
-    texts: Sequence[str],
-    path: Path,
+    executor: Executor, batch: Sequence[tuple[Problem, int, Reply]], path: Path
 ) -> list[dict[str, Any]]:
     """Runs the solutions of a batch, appends a line for each to `path` and returns the lines."""
     lines, candidates, owners = [], [], []
-    for (problem, number), text in zip(batch, texts, strict=True):
-        code, reason = program(text)
-        line = {"task_id": problem.name, "sample": number, "text": text, "status": reason}
+    for problem, number, reply in batch:
+        line = {"task_id": problem.name, "sample": number, **line_of(reply)}
         lines.append(line)
+        if isinstance(reply, Failure):
+            line["status"] = f"the model {reply.reason}"
+            continue
+        code, line["status"] = program(reply)
         if code:
             owners.append(line)
             candidates.append(Candidate(f"{problem.name} {number}", code, problem.tests))

@@ -11,9 +11,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 from codellama_jax.benchmarks.benchmark import Task
+from codellama_jax.benchmarks.fields import TEXT, WORD, check_record, optional, or_null
 from codellama_jax.benchmarks.suites import load, suite_of
 from codellama_jax.data.prepare.contamination.index import BenchmarkText
 from codellama_jax.errors import UserError
+from codellama_jax.system.files import read_json, user_path
 
 Texts = Iterator[tuple[str, str, str]]  # task, kind and text
 DOCSTRING = re.compile(r"(\"\"\"|''')(.*?)\1", re.S)
@@ -91,6 +93,30 @@ TEXTS: dict[str, Callable[[Task], Texts]] = {
 }
 
 
+def _codereval(path: str) -> Texts:
+    """Yields the texts of CoderEval4Python.json or CoderEval4Java.json (Yu et al. 2023)."""
+    document = read_json(user_path(path))
+    records = document.get("RECORDS") if isinstance(document, dict) else document
+    if not isinstance(records, list) or not records:
+        raise UserError(f"{path} has no RECORDS: name CoderEval4Python.json, as it is published")
+    fields = {
+        "_id": WORD,
+        "code": WORD,
+        "docstring": optional(or_null(TEXT)),
+        "human_label": optional(or_null(TEXT)),
+    }
+    for number, record in enumerate(records, 1):
+        check_record(record, fields, f"record {number} of {path}")
+        yield record["_id"], "solution", record["code"]
+        # The function's docstring, and the description that the authors wrote for models.
+        for name in ("docstring", "human_label"):
+            yield record["_id"], "prompt", record.get(name) or ""
+
+
+# Benchmarks that are only searched for: they have no suite to evaluate.
+FILES: dict[str, Callable[[str], Texts]] = {"codereval": _codereval}
+
+
 def benchmark_texts(data_paths: Mapping[str, str]) -> list[BenchmarkText]:
     """Returns the texts of benchmarks by name, read from their published files, without repeats.
 
@@ -100,15 +126,22 @@ def benchmark_texts(data_paths: Mapping[str, str]) -> list[BenchmarkText]:
     """
     texts: dict[BenchmarkText, None] = {}
     for name, path in data_paths.items():
-        suite = suite_of(name)
-        if name not in TEXTS:
-            known = ", ".join(TEXTS)
-            raise UserError(f"benchmark {name} has no published texts to find: name one of {known}")
-        # Without solved examples, which are no tasks, and are in other files.
-        options = {field.name for field in dataclasses.fields(suite.options)}
-        shots = {"shots": 0} if "shots" in options else {}
-        for task in load(name, data=path, **shots).tasks:
-            for task_id, kind, text in TEXTS[name](task):
-                if text.strip():
-                    texts[BenchmarkText(name, task_id, kind, text)] = None
+        for task_id, kind, text in _texts_of(name, path):
+            if text.strip():
+                texts[BenchmarkText(name, task_id, kind, text)] = None
     return list(texts)
+
+
+def _texts_of(name: str, path: str) -> Texts:
+    if name in FILES:
+        yield from FILES[name](path)
+        return
+    suite = suite_of(name)
+    if name not in TEXTS:
+        known = ", ".join([*TEXTS, *FILES])
+        raise UserError(f"benchmark {name} has no published texts to find: name one of {known}")
+    # Without solved examples, which are no tasks, and are in other files.
+    options = {field.name for field in dataclasses.fields(suite.options)}
+    shots = {"shots": 0} if "shots" in options else {}
+    for task in load(name, data=path, **shots).tasks:
+        yield from TEXTS[name](task)

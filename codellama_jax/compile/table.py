@@ -17,10 +17,13 @@ ROOT = Path(__file__).resolve().parents[2]
 KEPT, PAGE = ROOT / "docs" / "tpu.json", ROOT / "docs" / "tpu.md"
 SCALES = ("7b", "13b", "34b", "70b")
 LARGE = ("34b", "70b")
-STAGES = {"code 4k": "code", "LCFT 16k": "long_context", "instruct": "code"}
+# The experiment and the stage of each kind of train step.
+STAGES = {
+    "code 4k": ("code_llama", "code"),
+    "LCFT 16k": ("code_llama", "long_context"),
+    "instruct": ("code_llama_instruct", "instruct"),
+}
 INFERENCE = {"prefill 100k": "prefill", "decode at 100k": "decode"}
-# 128 sequences of 4,096 tokens: 524,288 tokens per step (Code Llama, section 2.5).
-INSTRUCT = ("--code.data.batch-size", "128")
 
 # In these tables a pair is for the two smaller sizes and for the two larger ones.
 PODS = {
@@ -35,7 +38,7 @@ TENSOR = {"code 4k": (1, 4), "LCFT 16k": (2, 8), "instruct": (2, 4)}
 # Of the code stage.
 MICRO_BATCHES = {"v5p": (2, 2), "v5e": (2, 16), "v6e": (1, 8), "tpu7x": (2, 2), "v4": (1, 4)}
 # Of the instruct stage, where two sequences per device do not fit at once.
-TIGHT = {("v5e", "70b"): ("--code.micro-batches", "2")}
+TIGHT = {("v5e", "70b"): ("--instruct.micro-batches", "2")}
 _CONTEXT_2 = ("--mesh.context", "2", "--long-context.micro-batches", "4")
 _CONTEXT_4 = ("--mesh.context", "4", "--long-context.micro-batches", "4")
 # Of the long-context stage on chips with little memory. The VMEM of a v4 holds the gradients of
@@ -62,8 +65,8 @@ that is not attached. Memory is as the compiler allocates it; time is the sum of
 the operations, without collectives between chips. Only the CPU time and memory of compiling are
 *measured*, on two CPU cores (empty where they were not recorded). MFU counts the full square of
 attention and its causal half. Decoding reads one token per sequence after 100,000; reading weights
-and cache limits its speed. "instruct" is the step of the code stage with 128 sequences of 4,096
-tokens. 70B with sequences of 16,384 tokens does not fit v5e, whose pods end at 256 chips.
+and cache limits its speed. "instruct" is the stage of the experiment `code_llama_instruct`. 70B
+with sequences of 16,384 tokens does not fit v5e, whose pods end at 256 chips.
 
 `make tpu-table` writes this page and continues where it was stopped. A cell is one command, such as
 `python launch.py compile code_llama --scale 34b --stage code --target v5p:8x8x8` and its options.
@@ -88,15 +91,15 @@ def training(title: str, chip: str, scale: str) -> tuple[str, list[str]]:
       chip: a key of `PODS`.
       scale: a size in `SCALES`.
     """
-    is_large, stage = scale in LARGE, STAGES[title]
+    is_large, (experiment, stage) = scale in LARGE, STAGES[title]
     pod, option = PODS[chip][is_large], f"--{stage.replace('_', '-')}"
-    args = _arguments(scale, stage, pod, TENSOR[title][is_large])
+    args = _arguments(experiment, scale, stage, pod, TENSOR[title][is_large])
     if title == "code 4k":
         args += ["--code.micro-batches", str(MICRO_BATCHES[chip][is_large])]
     if title == "LCFT 16k" and chip in LONG:
         args += LONG[chip][is_large]
     if title == "instruct":
-        args += INSTRUCT + TIGHT.get((chip, scale), ())
+        args += TIGHT.get((chip, scale), ())
     if chip in ROOMY:
         args += [f"{option}.model.remat", "dots"]
     return f"{title} | {pod} | {scale}", args
@@ -110,12 +113,12 @@ def inference(title: str, scale: str) -> tuple[str, list[str]]:
       scale: a size in `SCALES`.
     """
     pod = INFERENCE_PODS[scale in LARGE]
-    return f"{title} | {pod} | {scale}", _arguments(scale, INFERENCE[title], pod, 8)
+    return f"{title} | {pod} | {scale}", _arguments("code_llama", scale, INFERENCE[title], pod, 8)
 
 
-def _arguments(scale: str, stage: str, pod: str, tensor: int) -> list[str]:
-    experiment = ["code_llama", "--scale", scale, "--stage", stage]
-    return [*experiment, "--target", pod, "--mesh.tensor", str(tensor)]
+def _arguments(experiment: str, scale: str, stage: str, pod: str, tensor: int) -> list[str]:
+    chosen = [experiment, "--scale", scale, "--stage", stage]
+    return [*chosen, "--target", pod, "--mesh.tensor", str(tensor)]
 
 
 def cells() -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Conversations and ranked pairs as training examples.
+"""Conversations, ranked pairs and completions as training examples.
 
 They are documents whose text is JSON in the form that `prepare` writes: see
 prepare/readers/conversations.py. One that a chat format refuses, because of a tag in a message or
@@ -86,6 +86,27 @@ def pair_ids(
             return ()
         encoded.append((ids, [sign * difference * weight for weight in weights]))
     return tuple(encoded)
+
+
+def completion_ids(tokenizer: Any, text: str) -> tuple[list[int], int]:
+    """Returns the ids of a prompt with its completion, and how many of them carry no loss.
+
+    The two are encoded separately, as when a model continues the prompt; EOS is trained. Returns no
+    ids for a document that is no such record.
+
+    Args:
+        tokenizer: of the model.
+        text: the document.
+    """
+    try:
+        record = json.loads(text)
+        prompt, completion = record["prompt"], record["completion"]
+        _check_texts((prompt, completion))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return [], 0
+    given = tokenizer.prompt(prompt)
+    learned = tokenizer.encode(completion, leading_space=False)
+    return [*given, *learned, tokenizer.eos_id], len(given)
 
 
 def separate_pairs(sequence: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -59,6 +59,8 @@ def usable(data: DataConfig) -> str:
     fits = f"that fits {data.seq_len} tokens"
     if data.examples == "pairs":
         return f"a ranked pair that the chat format {data.chat} can write and {fits}"
+    if data.examples == "completions":
+        return f"a record with prompt and completion {fits}"
     if data.examples != "documents":
         return f"a Python file with a documented function {fits}"
     if data.chat:

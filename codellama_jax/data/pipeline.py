@@ -40,6 +40,7 @@ import numpy as np
 
 from codellama_jax.config import SOURCES, DataConfig, InfillingConfig
 from codellama_jax.data.conversations import (
+    completion_ids,
     conversation_ids,
     is_conversation,
     pair_ids,
@@ -332,8 +333,15 @@ def encoder(
         pair = {key: np.concatenate([chosen[key], rejected[key]]) for key in chosen}
         return {"examples": [pair]}
 
+    def encode_completion(index: int, document: dict) -> dict[str, list[Encoded]]:
+        ids, given = completion_ids(tokenizer, text_of(document))
+        is_short = 0 < len(ids) <= data.seq_len + 1
+        return {"examples": [_encoded(ids, index % count, given)] if is_short else []}
+
     if data.examples == "pairs":
         return encode_pair
+    if data.examples == "completions":
+        return encode_completion
     return encode if data.examples == "documents" else encode_functions
 
 

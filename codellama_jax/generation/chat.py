@@ -75,7 +75,7 @@ class Chat(Generating):
                 conversation.forget()
 
 
-def format_of(run: str, name: str, tokenizer: Tokenizer, stage: Stage) -> ChatFormat:
+def format_of(run: str, name: str, tokenizer: Tokenizer, stage: Stage | None) -> ChatFormat:
     """Returns the format of a conversation with a run.
 
     Raises UserError where no format has the name, or where none is given or known.
@@ -84,10 +84,11 @@ def format_of(run: str, name: str, tokenizer: Tokenizer, stage: Stage) -> ChatFo
         run: the run, for messages.
         name: of the format; "" takes the model's own template, or the format of the training.
         tokenizer: the run's.
-        stage: the stage that was trained.
+        stage: the stage that was trained; None for published weights.
     """
     if not name:
-        name = TEMPLATE if has_template(tokenizer) else stage.data.chat
+        trained = stage.data.chat if stage else ""
+        name = TEMPLATE if has_template(tokenizer) else trained
     if not name:
         raise UserError(
             f"{run} was not trained on conversations: pass --chat-format with their form"

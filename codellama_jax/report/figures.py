@@ -49,12 +49,13 @@ Drawing = tuple[list[str], bytes]  # the SVG of each panel, the PNG of all panel
 
 @dataclass(frozen=True)
 class Curves:
-    """The logged numbers of a stage, by tokens seen; losses in nats per token."""
+    """The logged numbers of a stage, by tokens seen; losses in `unit`."""
 
     title: str
     training: list[dict[str, float]]  # lines with `tokens` and the numbers logged there
     validation: list[tuple[float, float]]  # (tokens, loss)
     bigram: float | None  # validation loss of the bigram model
+    unit: str = "nats per token"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def _training_columns(stages: Sequence[Curves]) -> tuple[Figure, np.ndarray]:
     )
     for column, stage in zip(axes.T, stages):
         _draw_stage(column, stage)
-    for axis, label in zip(axes[:, 0], ("loss (nats per token)", "learning rate", "tokens / s")):
+    unit = " or ".join(dict.fromkeys(stage.unit for stage in stages))
+    for axis, label in zip(axes[:, 0], (f"loss ({unit})", "learning rate", "tokens / s")):
         axis.set_ylabel(label)
     axes[1, 0].ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
     axes[2, 0].yaxis.set_major_formatter(EngFormatter())

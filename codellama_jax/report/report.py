@@ -23,7 +23,7 @@ from codellama_jax.report.findings import DAMAGED, FindingOf, Panel, write_findi
 from codellama_jax.report.page import Code, Page
 from codellama_jax.report.probes import probe_section
 from codellama_jax.report.reading import read_run
-from codellama_jax.report.results import Results, StageResult, complete
+from codellama_jax.report.results import Results, StageResult, complete, unit_of
 from codellama_jax.report.tables import (
     bigram_loss,
     corpus_section,
@@ -206,16 +206,18 @@ def _validation(page: Page, name: str, results: Results) -> None:
     A stage of 0 steps at the end of an arm only evaluates, so the last one that trained is shown.
     """
     lines: dict[str, list[list[tuple[float, float]]]] = {}
+    shown: list[StageResult] = []
     for arm, seeds in results.items():
         for chain in seeds:
             trained = [result for result in chain if result.stage.steps]
             last = (trained or chain)[-1]
             if last.validation:
                 lines.setdefault(arm, []).append(last.curve)
+                shown.append(last)
     if lines:
         page.heading("Validation loss by arm")
         x = "tokens seen in the arm's last trained stage"
-        panel = Panel(x, "validation loss (nats per token)", lines)
+        panel = Panel(x, f"validation loss ({unit_of(shown)})", lines)
         caption = "Thin: each seed; thick: their mean."
         page.figure(f"{name}-validation", caption, *figures.panels_figure([panel]))
 
@@ -236,7 +238,8 @@ def _curve(result: StageResult) -> figures.Curves:
     stage = result.stage
     sequences = f"{stage.data.seq_len:,} tokens per sequence"
     title = f"{result.name}\n{sequences}, {family_of(stage.model).positions(stage.model)}"
-    return figures.Curves(title, result.training, result.curve, bigram_loss(result))
+    bigram = bigram_loss(result)
+    return figures.Curves(title, result.training, result.curve, bigram, result.unit)
 
 
 def _next_commands(

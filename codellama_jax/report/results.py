@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,18 @@ class StageResult:
         return bool(self.validation) and self.validation[-1]["step"] == self.stage.steps
 
     @property
+    def is_ranked(self) -> bool:
+        """Returns whether the stage trains on pairs: its losses, and its tokens, are of pairs."""
+        return self.stage.objective != "next_token"
+
+    @property
+    def unit(self) -> str:
+        """Returns the unit of the stage's losses."""
+        return "nats per pair" if self.is_ranked else "nats per token"
+
+    @property
     def loss(self) -> float:
-        """Returns the loss of the last validation in nats per token."""
+        """Returns the loss of the last validation, in `unit`."""
         return self.validation[-1]["validation_loss"]
 
     @property
@@ -53,6 +64,12 @@ class StageResult:
     def seconds(self) -> float:
         """Returns the time of training and validation over all starts, 0 if nothing was logged."""
         return max((line["seconds"] for line in (*self.training, *self.validation)), default=0.0)
+
+
+def unit_of(results: Iterable[StageResult]) -> str:
+    """Returns the unit of the losses of stages, or both units."""
+    units = sorted({result.unit for result in results})
+    return units[0] if len(units) == 1 else "nats per token, or per pair"
 
 
 Results = dict[str, list[list[StageResult]]]  # by arm: for each seed its stages in order

@@ -13,8 +13,14 @@ from codellama_jax.models.family import family_of
 from codellama_jax.report.page import Page
 from codellama_jax.report.plan import short
 from codellama_jax.report.reading import is_number, read_object
-from codellama_jax.report.results import StageResult
+from codellama_jax.report.results import StageResult, unit_of
 
+# What `Stage.objective` minimises, for ranked pairs.
+LOSSES = {
+    "rrtf": "rrtf: rank + fine-tuning, its sum over the teacher's tokens",
+    "rrtf_mean": "rrtf_mean: rank + fine-tuning, its mean over the teacher's tokens",
+    "rrhf": "rrhf: rank with equal differences + fine-tuning, its mean over the teacher's tokens",
+}
 SPLITS = ("train", "validation")
 NAMED = 3  # at most so many stages are named in the heading of their model
 
@@ -40,7 +46,7 @@ def stages_section(page: Page, stages: Sequence[StageResult]) -> None:
     page.note(
         "Tokens: those trained on, of all positions in the packed sequences; the others are"
         " padding. The command plan prints positions. Batch: sequences × positions. Losses in"
-        " nats per token, at the first and the last validation, and their ratio. Time: training"
+        f" {unit_of(stages)}, at the first and the last validation, and their ratio. Time: training"
         " and validation. Rates: medians over the logged steps, padding included."
     )
     if has_bigram:
@@ -49,6 +55,26 @@ def stages_section(page: Page, stages: Sequence[StageResult]) -> None:
             " stage and those before it trained on, and evaluated on the stage's validation"
             " sequences."
         )
+    _ranked_table(page, [result for result in stages if result.is_ranked])
+
+
+def _ranked_table(page: Page, stages: Sequence[StageResult]) -> None:
+    """Adds the two parts of the loss of stages that train on ranked pairs."""
+    rows = []
+    for result in stages:
+        cells = [result.name, LOSSES[result.stage.objective]]
+        for name in ("rank_loss", "tuning_loss"):
+            values = [line[name] for line in result.training if name in line]
+            cells.append(f"{values[0]:.3f} → {values[-1]:.3f}" if values else "")
+        rows.append(cells)
+    if not rows:
+        return
+    page.table(["stage", "loss", "rank", "fine-tuning"], rows)
+    page.note(
+        "Of ranked pairs, at the first and the last logged step, in nats per pair. Rank: the"
+        " difference of the scores times the mean log-probability by which the student's answer is"
+        " more likely, 0 where it is not. Tokens above count pairs."
+    )
 
 
 def _plan_cells(result: StageResult) -> list[str]:

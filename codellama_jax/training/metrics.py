@@ -21,6 +21,8 @@ from kernels.static.chips import PEAK_FLOPS
 # Metrics that the terminal shows, and how.
 SHOWN = {
     "loss": "loss {:.4f}",
+    "rank_loss": "rank {:.4f}",
+    "tuning_loss": "fine-tuning {:.4f}",
     "validation_loss": "validation loss {:.4f}",
     "tokens_per_second": "{:,.0f} tokens/s",
     "mfu_causal": "MFU {:.1%}",

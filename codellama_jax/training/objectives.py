@@ -1,8 +1,9 @@
 """The objectives that a stage can train on.
 
-To add one, write a function with the signature of `next_token`, register it in OBJECTIVES, and add
-its name to `Stage.objective`. The loss weights come from the encoder of the documents
-(data/pipeline.py): an objective that learns from only some of the tokens gives the others weight 0.
+To add one, write a function with the signature of `next_token`, register it in OBJECTIVES and its
+sums in SUMS, and add its name to `Stage.objective`. The loss weights come from the encoder of the
+documents (data/pipeline.py): an objective that learns from only some of the tokens gives the others
+weight 0.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from codellama_jax.models.family import output_head
 from codellama_jax.sharding.mesh import loss_specs
 from kernels.cross_entropy import cross_entropy, token_losses
 
+Sums = dict[str, jax.Array]  # fp32 scalars: `tokens`, by which the loss is divided, and its parts
+
 
 def next_token(
     model: nn.Module, params: dict, batch: dict[str, jax.Array], key: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the weighted sum of the cross-entropies in nats, and the sum of the weights.
+) -> tuple[jax.Array, Sums]:
+    """Returns the weighted sum of the cross-entropies in nats, and as `tokens` that of the weights.
 
-    Both are fp32 scalars. Sums and not means are returned, so that micro-batches and hosts with
+    All are fp32 scalars. Sums and not means are returned, so that micro-batches and hosts with
     different numbers of tokens can be added up before dividing.
 
     Args:
@@ -40,7 +43,7 @@ def next_token(
     weights_BT, head_DV = batch["weights"], output_head(params)
     # The kernel multiplies with the head itself: the logits of all tokens are never in memory.
     loss = cross_entropy(x_BTD, head_DV, batch["targets"], weights_BT, **loss_specs())
-    return loss, jnp.sum(weights_BT)
+    return loss, {"tokens": jnp.sum(weights_BT)}
 
 
 def _hidden(
@@ -64,8 +67,11 @@ def ranked(
     *,
     mean: bool = False,
     unit_gaps: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the sum over pairs of L_rank + L_ft (PanGu-Coder2, section 3.2), and their number.
+) -> tuple[jax.Array, Sums]:
+    """Returns the sum over pairs of L_rank + L_ft (PanGu-Coder2, section 3.2), and its parts.
+
+    They are `rank_loss` and `tuning_loss`, the sums of L_rank and of L_ft, and `tokens`, which is
+    the number of pairs here: all losses are in nats per pair.
 
     With p the mean log-probability of an answer's tokens, L_rank is the difference of the scores
     times max(0, p_student - p_teacher), and L_ft the sum of -log p of the teacher's tokens.
@@ -87,10 +93,16 @@ def ranked(
     # it needs no gradient, and each token's loss then has one weight.
     arrays = jax.lax.stop_gradient((x_BTD, head_DV))
     losses_BT = token_losses(*arrays, targets_BT, **loss_specs())
-    weights_BT, pairs = rank_weights(
+    tuning_BT, rank_BT, pairs = _parts(
         losses_BT, batch["weights"], batch["segment_ids"], mean=mean, unit_gaps=unit_gaps
     )
-    return cross_entropy(x_BTD, head_DV, targets_BT, weights_BT, **loss_specs()), pairs
+    weights_BT = tuning_BT + rank_BT
+    sums = {
+        "tokens": pairs,
+        "rank_loss": jnp.sum(rank_BT * losses_BT),
+        "tuning_loss": jnp.sum(tuning_BT * losses_BT),
+    }
+    return cross_entropy(x_BTD, head_DV, targets_BT, weights_BT, **loss_specs()), sums
 
 
 def rank_weights(
@@ -108,6 +120,24 @@ def rank_weights(
       signed_BT: differences of scores, as `ranked` describes them.
       segment_ids_BT: int32; 0 is padding.
       mean, unit_gaps: as in `ranked`.
+    """
+    tuning_BT, rank_BT, pairs = _parts(
+        losses_BT, signed_BT, segment_ids_BT, mean=mean, unit_gaps=unit_gaps
+    )
+    return tuning_BT + rank_BT, pairs
+
+
+def _parts(
+    losses_BT: jax.Array,
+    signed_BT: jax.Array,
+    segment_ids_BT: jax.Array,
+    *,
+    mean: bool,
+    unit_gaps: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the weights of L_ft and those of L_rank, (B, T), and the number of pairs.
+
+    Its arguments are those of `rank_weights`. The gradient takes all weights for constants.
     """
     segments = signed_BT.shape[1] + 2  # one more than any id, and the student after the last
 
@@ -131,15 +161,17 @@ def rank_weights(
     length_BT = by_token(length_BS)
     tuning_BT = 1 / length_BT if mean else jnp.ones_like(length_BT)
     rank_BT = gap_BT / length_BT
-    teacher_BT = tuning_BT + rank_BT * wrong_teacher_BT
     student_BT = -rank_BT * wrong_student_BT * is_answer_BT
-    weights_BT = jnp.where(is_teacher_BT, teacher_BT, student_BT)
+    signed_rank_BT = jnp.where(is_teacher_BT, rank_BT * wrong_teacher_BT, student_BT)
     pairs = jnp.sum(totals(is_teacher_BT.astype(jnp.float32)) > 0).astype(jnp.float32)
-    return jax.lax.stop_gradient(weights_BT), pairs
+    weights = jax.lax.stop_gradient((tuning_BT * is_teacher_BT, signed_rank_BT))
+    return *weights, pairs
 
 
-# By `Stage.objective`.
-OBJECTIVES: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
+# The names of the sums that an objective returns beside its loss, by `Stage.objective`.
+RANKED = ("tokens", "rank_loss", "tuning_loss")
+SUMS = {"next_token": ("tokens",), "rrtf": RANKED, "rrtf_mean": RANKED, "rrhf": RANKED}
+OBJECTIVES: dict[str, Callable[..., tuple[jax.Array, Sums]]] = {
     "next_token": next_token,
     "rrtf": ranked,
     "rrtf_mean": functools.partial(ranked, mean=True),

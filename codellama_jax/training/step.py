@@ -21,7 +21,7 @@ from codellama_jax.models.family import boxed_params, family_of
 from codellama_jax.models.parameters import dotted
 from codellama_jax.models.trained import abstract_params, placed_shapes
 from codellama_jax.sharding.mesh import ROWS, batch_sharding, check_sharded, on_mesh
-from codellama_jax.training.objectives import OBJECTIVES
+from codellama_jax.training.objectives import OBJECTIVES, SUMS, Sums
 
 # The arrays (B, T) of a batch and their dtypes.
 BATCH_DTYPES = {
@@ -246,11 +246,13 @@ def train_step(
 
     Returns:
       The state, and fp32 scalars: `loss` in nats per token, `gradient_norm` before clipping,
-      `learning_rate`, `tokens` (the sum of the loss weights), and `stop`, the largest flag.
+      `learning_rate`, `tokens` (the sum of the loss weights), and `stop`, the largest flag. Of a
+      ranked objective losses are in nats per pair, `tokens` counts pairs, and `rank_loss` and
+      `tuning_loss` are the parts of `loss`.
     """
     objective = _objective(stage)
 
-    def loss_of(params: dict, arrays: dict, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def loss_of(params: dict, arrays: dict, key: jax.Array | None) -> tuple[jax.Array, Sums]:
         # Frozen parameters are constants here: no gradient of them is computed.
         return objective(with_frozen(stage, params, state.frozen), arrays, key)
 
@@ -263,23 +265,25 @@ def train_step(
         arrays["sequences"] = jnp.arange(stage.data.batch_size)
 
     def accumulate(total, micro_batch):
-        (loss, tokens), gradient = loss_and_gradient(state.params, micro_batch, key)
-        return jax.tree.map(jnp.add, total, (loss, tokens, gradient)), None
+        (loss, sums), gradient = loss_and_gradient(state.params, micro_batch, key)
+        return jax.tree.map(jnp.add, total, (loss, sums, gradient)), None
 
     if stage.micro_batches == 1:
-        (loss, tokens), gradient = loss_and_gradient(state.params, arrays, key)
+        (loss, sums), gradient = loss_and_gradient(state.params, arrays, key)
     else:
         parts = {name: _split(array, stage.micro_batches) for name, array in arrays.items()}
         # A scan holds the activations of one micro-batch at a time; the sums are fp32.
-        zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        (loss, tokens, gradient), _ = jax.lax.scan(accumulate, zeros, parts)
+        sums = dict.fromkeys(SUMS[stage.objective], jnp.zeros(()))
+        zeros = (jnp.zeros(()), sums, jax.tree.map(jnp.zeros_like, state.params))
+        (loss, sums, gradient), _ = jax.lax.scan(accumulate, zeros, parts)
     # A batch of parts of questions has no weight at all, and then no gradient.
-    tokens = jnp.maximum(tokens, jnp.finfo(jnp.float32).tiny)
+    tokens = jnp.maximum(sums.pop("tokens"), jnp.finfo(jnp.float32).tiny)
     # The gradient of the mean over all tokens. On a mesh, XLA has summed it over the devices.
     gradient = jax.tree.map(lambda g: g / tokens, gradient)
     updates, opt_state = make_optimizer(stage).update(gradient, state.opt_state, state.params)
     metrics = {
         "loss": loss / tokens,
+        **{name: total / tokens for name, total in sums.items()},
         "gradient_norm": optax.global_norm(gradient),
         "learning_rate": learning_rate(stage.optimizer, stage.steps)(state.step),
         "tokens": tokens,
@@ -296,7 +300,7 @@ def with_frozen(stage: Stage, params: dict, frozen: dict) -> dict:
     return lora.joined(stage.model, stage.lora, frozen, params)
 
 
-def _objective(stage: Stage) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def _objective(stage: Stage) -> Callable[..., tuple[jax.Array, Sums]]:
     """Returns the stage's objective as a function of the parameters and a batch."""
     model = family_of(stage.model).module(stage.model)
     return functools.partial(OBJECTIVES[stage.objective], model)
@@ -334,11 +338,16 @@ def compile_eval_step(stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
     With adapters it takes the pair of them and the frozen parameters in the place of `params`.
     """
     state, objective = _state_shardings(stage, mesh), _objective(stage)
+
+    def evaluate(params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+        loss, sums = objective(params, batch)
+        return loss, sums["tokens"]
+
     if stage.lora.rank is None:
-        return jax.jit(objective, in_shardings=(state.params, batch_sharding(mesh)))
+        return jax.jit(evaluate, in_shardings=(state.params, batch_sharding(mesh)))
 
     def adapted(pair: tuple[dict, dict], batch: dict) -> tuple[jax.Array, jax.Array]:
-        return objective(with_frozen(stage, *pair), batch)
+        return evaluate(with_frozen(stage, *pair), batch)
 
     pair = (state.params, state.frozen)
     return jax.jit(adapted, in_shardings=(pair, batch_sharding(mesh)))

@@ -22,9 +22,9 @@ from codellama_jax.checkpoints.base import Base
 from codellama_jax.checkpoints.folder import find_trained
 from codellama_jax.config import ModelConfig, Stage
 from codellama_jax.errors import UserError
-from codellama_jax.models.trained import abstract_params
+from codellama_jax.models.trained import TrainedModel, abstract_params
 from codellama_jax.sharding.hosts import is_first
-from codellama_jax.sharding.mesh import on_mesh
+from codellama_jax.sharding.mesh import check_divides, on_mesh
 from codellama_jax.system.files import read_file, user_path
 from codellama_jax.system.progress import counted
 from codellama_jax.system.settings import read_settings
@@ -34,7 +34,7 @@ from codellama_jax.tokenizers.files import FILES, NAMES, load
 from codellama_jax.weights import codegeex, gguf_files, huggingface, meta
 from codellama_jax.weights.inputs import check_file, file_names
 from codellama_jax.weights.layout import Source, dotted, is_stacked, join
-from codellama_jax.weights.rows import added_tokens, check_rows, trained_rows
+from codellama_jax.weights.rows import added_tokens, check_rows, trained_rows, trimmed
 
 OPEN = {
     "hf": huggingface.open_source,
@@ -185,6 +185,20 @@ def needed_tokenizer(folder: epath.Path, named: str = "") -> Tokenizer:
     if outside.exists():
         fix += f" ({outside} is outside the folder, so it is used only when named)"
     raise UserError(f"{folder} has no {NAMES}: {fix}")
+
+
+def load_published(folder: epath.Path, kind: str, mesh: Mesh) -> TrainedModel:
+    """Loads the model and the tokenizer of published weights, without a run.
+
+    Raises UserError for files that are no such weights or hold no tokenizer, and for a mesh that
+    does not divide the model.
+    """
+    kind, source = open_published(folder, kind)
+    tokenizer = needed_tokenizer(folder)
+    source = trimmed(source, tokenizer, added_tokens(folder))
+    check_divides(mesh, source.model, "the least cache, in slots,", 32)
+    params = place_params(source, source.model, mesh)
+    return TrainedModel(source.model, params, tokenizer, f"{kind}:{folder.name}")
 
 
 def place_params(source: Source, model: ModelConfig, mesh: Mesh) -> dict:

@@ -6,14 +6,15 @@ from collections import Counter
 import pytest
 
 from codellama_jax.alignment import evol_prompts
+from codellama_jax.alignment.answers import Failure
 from codellama_jax.alignment.evol_instruct import (
-    RULES,
     EvolInstruct,
     Evolved,
+    Leaks,
     make_dataset,
     problem_of,
 )
-from codellama_jax.data.prepare.contamination.index import BenchmarkText, Index
+from codellama_jax.data.prepare.contamination.index import BenchmarkText
 
 SOLUTION = """def greatest_divisor(first, second):
     while second:
@@ -95,7 +96,35 @@ def test_in_breadth_is_an_option(tmp_path):
     assert report.kept == 12
 
 
+def test_failed_requests_and_leaks_are_counted_and_reported(tmp_path):
+    def solver(requests):
+        failure = Failure("answers 400 Bad Request")
+        return [
+            failure if "s2 0" in request.name else Solver()([request])[0] for request in requests
+        ]
+
+    class Refused(Writer):
+        def answer(self, request):
+            if request.name == "evolved s1 1":
+                return Failure("has no answer within 600 s")
+            return super().answer(request)
+
+    params = EvolInstruct(rounds=1, batch=4)
+    seeds = [*SEEDS[:4], PROMPT]
+    report = make_dataset(Refused(), solver, seeds, BENCHMARKS, params, tmp_path, {})
+    dropped = lines_of(tmp_path / "dropped.jsonl")
+    assert report.reasons == {
+        "answer: the model answers 400 Bad Request": 1,
+        "change: the model has no answer within 600 s": 1,
+        "leak by substring: mbpp": 2,
+    }
+    assert (report.tasks, report.kept, len(dropped)) == (9, 6, 3)
+    leaks = [line["reason"] for line in dropped if line["task_id"] == "s4"]
+    assert leaks == ["leak by substring: mbpp 7"] * 2
+
+
 CODE = "```python\ndef f(x):\n    return x\n```"
+LONG = "```python\n" + "".join(f"def f{i}(a{i}):\n    return b{i}\n" for i in range(40)) + "```"
 TASK = "Return the argument of the function."
 
 
@@ -119,9 +148,16 @@ TASK = "Return the argument of the function."
             "```python\n" + SOLUTION.replace("    ", "\t") + "```",
             "leak by similarity: mbpp 7",
         ),
+        # Beside a long code, the words of a task are not similar to those of the benchmark.
+        (
+            PROMPT.replace("number", "integer"),
+            "",
+            LONG,
+            "leak by similarity: mbpp 7 (prompt)",
+        ),
     ],
 )
 def test_the_rules_of_cleaning(text, method, answer, reason):
     earlier = {"return the identity of a number"}
-    index = Index.build(BENCHMARKS, RULES)
-    assert problem_of(Evolved(text, method), answer, earlier, index)[0] == reason
+    leaks = Leaks(BENCHMARKS)
+    assert problem_of(Evolved(text, method), answer, earlier, leaks)[0] == reason

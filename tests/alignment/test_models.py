@@ -1,6 +1,7 @@
 """Answers of a trained model and of a server, by the names of the requests."""
 
 import json
+import re
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,7 +13,6 @@ from flax import linen as nn
 
 from codellama_jax.alignment.answers import Request
 from codellama_jax.alignment.models import Remote, local
-from codellama_jax.errors import UserError
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.models.family import boxed_params
 from codellama_jax.models.llama.config import LlamaConfig
@@ -56,6 +56,7 @@ class Server(BaseHTTPRequestHandler):
     replies: ClassVar[list] = []
     bodies: ClassVar[list] = []
     keys: ClassVar[list] = []
+    headers_sent: ClassVar[dict] = {}
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -63,6 +64,8 @@ class Server(BaseHTTPRequestHandler):
         self.keys.append(self.headers.get("Authorization"))
         status, reply = self.replies.pop(0)
         self.send_response(status)
+        for name, value in self.headers_sent.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(reply.encode())
 
@@ -73,6 +76,7 @@ class Server(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     Server.replies, Server.bodies, Server.keys = [], [], []
+    Server.headers_sent = {}
     http = HTTPServer(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()
@@ -106,20 +110,53 @@ def test_a_busy_server_is_tried_again(server):
 
 
 @pytest.mark.parametrize(
-    ("replies", "problem"),
+    ("replies", "problem", "is_final"),
     [
-        ([(401, "no")], "answers 401 Unauthorized"),
-        ([(429, "")] * 5, "answers 429 Too Many Requests"),
-        ([(200, "{}")], "another form than OpenAI's"),
-        ([(200, "<html>")], "another form than OpenAI's"),
-        ([(200, reply_of(3))], "another form than OpenAI's"),
+        ([(401, "no")], "answers 401 Unauthorized", True),
+        ([(404, "no")], "answers 404 Not Found", True),
+        ([(400, '{"error": {"message": "too\\nlong"}}')], "answers 400 Bad Request", False),
+        ([(500, "")] * 5, "answers 500 Internal Server Error", False),
+        ([(429, "")] * 5, "answers 429 Too Many Requests", False),
+        ([(200, "{}")], "answers in another form than OpenAI's chat/completions", False),
+        ([(200, "<html>")], "answers in another form than OpenAI's chat/completions", False),
+        ([(200, reply_of(3))], "answers in another form than OpenAI's chat/completions", False),
     ],
 )
-def test_a_server_that_does_not_answer_is_one_line(server, replies, problem):
+def test_a_server_that_does_not_answer_is_a_failure_and_one_line(
+    server, replies, problem, is_final
+):
     Server.replies = list(replies)
-    with pytest.raises(UserError, match=problem) as error:
-        Remote(server, "big").ask(SAMPLING, request(0), lambda _: None)
-    assert server in str(error.value) and "\n" not in str(error.value)
+    failure = Remote(server, "big").ask(SAMPLING, request(0), lambda _: None)
+    assert (failure.reason, failure.is_final) == (problem, is_final)
+    assert not Server.replies  # only a busy server is tried again
+    line = str(failure.error())
+    assert line.startswith(f"{server} {problem}") and "\n" not in line
+    assert ("(too long)" in line) == ("400" in problem)
+
+
+def test_a_server_decides_how_long_to_wait(server):
+    Server.replies = [(429, ""), (200, reply_of("x"))]
+    Server.headers_sent = {"Retry-After": "7"}
+    waits = []
+    assert Remote(server, "big").ask(SAMPLING, request(0), waits.append) == "x"
+    assert waits == [7.0]
+
+
+def test_a_request_that_times_out_is_not_made_again():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        waits = []
+        failure = Remote(url, "big", timeout=0.05).ask(SAMPLING, request(0), waits.append)
+    assert (failure.reason, failure.is_final) == ("has no answer within 0.05 s", False)
+    assert not waits
+
+
+def test_after_a_final_failure_no_other_request_is_sent(server):
+    Server.replies = [(404, "no")]
+    remote = Remote(server, "big", concurrent=1)
+    replies = remote.answerer(SAMPLING)([request(number) for number in range(3)])
+    assert [reply.reason for reply in replies] == ["answers 404 Not Found"] * 3
+    assert len(Server.bodies) == 1
 
 
 def test_an_answer_without_content_is_empty(server):
@@ -145,16 +182,18 @@ def test_a_reply_that_is_no_complete_http_is_one_line(reply):
 
         threading.Thread(target=answer, daemon=True).start()
         remote = Remote(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", "big")
-        with pytest.raises(UserError, match="cannot be reached") as error:
-            remote.ask(SAMPLING, request(0), lambda _: None)
-    assert "\n" not in str(error.value)
+        failure = remote.ask(SAMPLING, request(0), lambda _: None)
+    assert failure.reason == "broke off its answer" and not failure.is_final
+    assert "\n" not in str(failure.error())
 
 
-def test_an_address_that_is_no_url_is_one_line():
-    with pytest.raises(UserError, match="is no URL"):
-        Remote("http://127.0.0.1:abc/v1", "big").ask(SAMPLING, request(0), lambda _: None)
-
-
-def test_an_address_without_a_server_is_one_line():
-    with pytest.raises(UserError, match=r"cannot be reached .*check the URL"):
-        Remote("http://127.0.0.1:1/v1", "big").ask(SAMPLING, request(0), lambda _: None)
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        ("http://127.0.0.1:abc/v1", "is no URL"),
+        ("http://127.0.0.1:1/v1", "cannot be reached .*check the URL"),
+    ],
+)
+def test_an_address_without_a_server_is_final_and_one_line(url, line):
+    failure = Remote(url, "big").ask(SAMPLING, request(0), lambda _: None)
+    assert failure.is_final and re.search(line, str(failure.error()))

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from codellama_jax.alignment.answers import Failure
 from codellama_jax.alignment.self_instruct import DATASET, Models, SelfInstruct, make_dataset
 from codellama_jax.sandbox.executor import Executor
 
@@ -132,3 +133,18 @@ def test_another_answer_to_the_prompts_is_no_error(executor, tmp_path):
     assert counts.kept == 0
     assert counts.reasons == {"an answer without questions": 3}
     assert dataset(tmp_path) == []
+
+
+def test_failed_requests_are_counted_and_the_others_kept(executor, tmp_path):
+    class Refusing(FakeModel):
+        def answer(self, request):
+            if request.name in ("questions questions 2", "tests q1 0", "solutions q0 2"):
+                return Failure("answers 400 Bad Request")
+            return super().answer(request)
+
+    counts = make(tmp_path, executor, Refusing())
+    assert (counts.questions, counts.different, counts.with_tests, counts.kept) == (8, 5, 4, 4)
+    for step in ("questions", "tests", "solution"):
+        assert counts.reasons[f"{step}: the model answers 400 Bad Request"] == 1
+    assert dataset(tmp_path)[0]["sample"] == 3  # the next solution of q0 that passes
+    assert make(tmp_path, executor, FakeModel(calls=1)) == counts

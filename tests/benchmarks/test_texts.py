@@ -138,3 +138,31 @@ def test_published_solutions_are_found_inside_a_larger_file():
     # BigCode's four exceptions and seven others are too short.
     assert rules["substring"] == 164 - 11
     assert rules["ngrams"] == sum(len(re.findall(r"\w+", text)) >= 13 for text in solutions) > 120
+
+
+def test_codereval_is_searched_for_though_it_has_no_suite(tmp_path):
+    record = {"_id": "62e6", "name": "f", "code": "def f():\n    return 1\n"}
+    records = [{**record, "docstring": "Returns one.", "human_label": "Give back one."}]
+    records.append({**record, "_id": "62e7", "code": "def g(): pass", "human_label": None})
+    path = tmp_path / "CoderEval4Python.json"
+    path.write_text(json.dumps({"RECORDS": records}))
+    assert benchmark_texts({"codereval": str(path)}) == [
+        BenchmarkText("codereval", "62e6", "solution", record["code"]),
+        BenchmarkText("codereval", "62e6", "prompt", "Returns one."),
+        BenchmarkText("codereval", "62e6", "prompt", "Give back one."),
+        BenchmarkText("codereval", "62e7", "solution", "def g(): pass"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{}", "has no RECORDS: name CoderEval4Python.json"),
+        ('{"RECORDS": []}', "has no RECORDS"),
+        ('{"RECORDS": [{"_id": "1"}]}', "record 1 of .* has no code"),
+    ],
+)
+def test_another_file_than_codereval_is_one_line(tmp_path, text, problem):
+    (tmp_path / "other.json").write_text(text)
+    with pytest.raises(UserError, match=problem):
+        benchmark_texts({"codereval": str(tmp_path / "other.json")})

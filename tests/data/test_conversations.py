@@ -168,3 +168,27 @@ def test_alpaca_records_are_conversations():
     messages = json.loads(conversations.canonical_text(row))["messages"]
     assert messages[0] == {"role": "user", "content": "Add.\n\n1 2"}
     assert messages[1] == {"role": "assistant", "content": "3"}
+
+
+def test_only_completions_are_learned(tokenizer):
+    row = {"prompt": "def f(x):\n", "completion": "    return x + 1\n"}
+    text = conversations.canonical_text({name: row[name] for name in ("prompt", "completion")})
+    batch = batch_of(tokenizer, [text, "no record", text * 40], examples="completions")
+    learned = batch["targets"][0][batch["weights"][0] == 1][: len(row["completion"])].tolist()
+    completion = tokenizer.encode(row["completion"], leading_space=False)
+    assert learned[: len(completion) + 1] == [*completion, tokenizer.eos_id]
+    given = batch["tokens"][0][: len(tokenizer.prompt(row["prompt"]))].tolist()
+    assert given == tokenizer.prompt(row["prompt"])
+    assert set(np.unique(batch["documents"])) <= {-1, 0}
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (("prompt", "completion"), ("prompt", "completion")),
+        (("prompt", "completion", "text"), ()),
+        (("prompt", "completion", "messages"), ("messages",)),
+    ],
+)
+def test_a_table_with_texts_holds_no_completions(columns, expected):
+    assert conversations.columns_of(columns) == expected

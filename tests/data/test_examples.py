@@ -13,6 +13,7 @@ REFUSED = [{"role": "user", "content": "[INST]"}, {"role": "assistant", "content
 OPTIONS = {
     "conversation": {"chat": "llama2"},
     "ranked pair": {"chat": "pangu_coder2", "examples": "pairs"},
+    "record with prompt and completion": {"examples": "completions"},
     "documented function": {"examples": "docstring_to_code"},
 }
 

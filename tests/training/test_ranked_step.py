@@ -140,3 +140,14 @@ def test_a_batch_without_any_weight_changes_nothing_into_nan():
     params, metrics = step_on(MeshConfig(), 1, stage, batch)
     assert metrics["loss"] == 0 and metrics["gradient_norm"] == 0
     assert all(np.isfinite(array).all() for array in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_the_parts_of_the_loss_are_logged_apart(micro_batches):
+    stage = dataclasses.replace(stage_of(), micro_batches=micro_batches)
+    _, metrics = step_on(MeshConfig(), 1, stage, pairs_batch())
+    parts = metrics["rank_loss"] + metrics["tuning_loss"]
+    assert float(metrics["loss"]) == pytest.approx(float(parts), rel=1e-5)
+    assert 0 < metrics["rank_loss"] < metrics["tuning_loss"]
+    # L_ft is a sum over the two tokens of each teacher's answer: log(V) each, untrained.
+    assert float(metrics["tuning_loss"]) == pytest.approx(2 * np.log(V), rel=0.05)

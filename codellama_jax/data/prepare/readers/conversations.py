@@ -4,10 +4,12 @@ Their text is JSON in one form, by which training recognises them (data/conversa
 
     {"messages": [{"role": ..., "content": ...}, ...]}
     {"prompt": ..., "chosen": ..., "rejected": ..., "difference": ...}
+    {"prompt": ..., "completion": ...}
 
 The layouts that are read: `messages` with role and content (OpenAI), `conversations` with from and
-value (ShareGPT), `instruction`, `input` and `output` (Alpaca), and `prompt`, `chosen` and
-`rejected` with `chosen_score` and `rejected_score`, as alignment/rank.py writes them.
+value (ShareGPT), `instruction`, `input` and `output` (Alpaca), `prompt`, `chosen` and `rejected`
+with `chosen_score` and `rejected_score`, as alignment/rank.py writes them, and `prompt` with
+`completion` (OpenAI's older layout, and alignment/codex_s.py).
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ MESSAGES = ("messages", "conversations", "conversation")
 ALPACA = ("instruction", "output")
 PAIR = ("prompt", "chosen", "rejected")
 SCORES = ("chosen_score", "rejected_score")
+COMPLETION = ("prompt", "completion")
+TEXTS = ("text", "content")  # columns of a table whose documents are no completions
 # Roles as the sets of conversations of ShareGPT spell them.
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 
@@ -35,6 +39,8 @@ def columns_of(available: Sequence[str]) -> tuple[str, ...]:
         return (*PAIR, *(name for name in SCORES if name in available))
     if set(ALPACA) <= set(available):
         return (*ALPACA, *(name for name in ("input",) if name in available))
+    if set(COMPLETION) <= set(available) and not set(TEXTS) & set(available):
+        return COMPLETION
     return ()
 
 
@@ -47,6 +53,9 @@ def canonical_text(row: dict[str, Any]) -> str | None:
         value = _pair(row)
     elif set(ALPACA) <= set(row):
         value = _alpaca(row)
+    elif set(COMPLETION) <= set(row):
+        is_text = all(isinstance(row[name], str) for name in COMPLETION)
+        value = {name: row[name] for name in COMPLETION} if is_text else None
     else:
         (messages,) = row.values()
         value = _conversation(messages)
