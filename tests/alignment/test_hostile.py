@@ -8,7 +8,6 @@ import pytest
 from codellama_jax.alignment import evol_instruct, outcomes, parsing, self_instruct
 from codellama_jax.benchmarks import programs
 from codellama_jax.data.conversations import conversation_ids, pair_ids
-from codellama_jax.data.prepare.contamination.index import Index
 from codellama_jax.sandbox import Verdict
 from codellama_jax.sandbox.executor import Executor
 from codellama_jax.tokenizers.chat import FORMATS
@@ -123,9 +122,7 @@ def test_an_answer_has_a_result_or_a_reason(answer):
     assert bool(statements) != bool(no_tests)
     assert all(isinstance(question, str) for question in parsing.questions(answer))
     task = evol_instruct.Evolved(answer, "deepen")
-    reason, code = evol_instruct.problem_of(
-        task, answer, set(), Index.build([], evol_instruct.RULES)
-    )
+    reason, code = evol_instruct.problem_of(task, answer, set(), evol_instruct.Leaks([]))
     assert bool(code) != bool(reason)
     candidate = outcomes.Candidate("c", answer, (answer, "assert f(1) == 2"))
     (graded,) = outcomes.grade(NothingPasses(), [candidate])

@@ -164,11 +164,6 @@ def test_an_answer_without_content_is_empty(server):
     assert Remote(server, "big").ask(SAMPLING, request(0)) == ""
 
 
-def test_lone_surrogates_of_an_answer_are_replaced(server):
-    Server.replies = [(200, reply_of("a\ud800b"))]
-    assert Remote(server, "big").ask(SAMPLING, request(0)) == "a?b"
-
-
 @pytest.mark.parametrize("reply", [b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", b"hello\r\n"])
 def test_a_reply_that_is_no_complete_http_is_one_line(reply):
     with socket.create_server(("127.0.0.1", 0)) as listener:
