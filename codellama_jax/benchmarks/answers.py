@@ -21,8 +21,8 @@ from codellama_jax.benchmarks.settings import Settings
 from codellama_jax.data.functions import Function, example_ids
 from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.generation.infill import infill
-from codellama_jax.generation.sampler import Sampling
 from codellama_jax.generation.scoring import document_losses
+from codellama_jax.generation.settings import Sampling
 from codellama_jax.generation.text import Rows, complete
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sharding.hosts import gather

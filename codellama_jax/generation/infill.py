@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.errors import UserError
 from codellama_jax.generation.middle import without_infilling, without_ramble
-from codellama_jax.generation.sampler import Sampling
+from codellama_jax.generation.settings import Sampling
 from codellama_jax.generation.text import (
     Decode,
     Generated,

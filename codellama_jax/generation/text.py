@@ -11,8 +11,8 @@ import numpy as np
 
 from codellama_jax.generation.beam import beam_search
 from codellama_jax.generation.healing import heal
-from codellama_jax.generation.sampler import Sampling, generate
-from codellama_jax.generation.settings import check_stop_strings
+from codellama_jax.generation.sampler import generate
+from codellama_jax.generation.settings import Sampling, check_stop_strings
 from codellama_jax.generation.stop import until
 from codellama_jax.models.trained import TrainedModel
 

@@ -18,7 +18,7 @@ from codellama_jax.probes.held_out import held_out_examples, single_lines
 from codellama_jax.probes.subject import Subject
 
 if TYPE_CHECKING:
-    from codellama_jax.generation.sampler import Sampling
+    from codellama_jax.generation.settings import Sampling
     from codellama_jax.models.trained import TrainedModel
     from codellama_jax.tokenizers.base import Tokenizer
 
@@ -48,7 +48,7 @@ class LineEnds(Probe, name="line_ends"):
     def measure(self, subject: Subject) -> dict[str, dict[str, Any]]:
         """Returns the measures by temperature. Raises UserError if there is no line to end."""
         from codellama_jax.benchmarks.pass_at_k import pass_at_k
-        from codellama_jax.generation.sampler import Sampling
+        from codellama_jax.generation.settings import Sampling
 
         model, seq_len, seed = subject.model, subject.seq_len, subject.seed
         lines = unfinished_lines(model.tokenizer, subject.documents, self.lines, seq_len, seed)

@@ -17,7 +17,8 @@ from codellama_jax.errors import UserError
 from codellama_jax.generation import infill as infilling
 from codellama_jax.generation import memory
 from codellama_jax.generation import text as texts
-from codellama_jax.generation.sampler import generate, keep, sample
+from codellama_jax.generation.drawing import keep, sample
+from codellama_jax.generation.sampler import generate
 from codellama_jax.generation.settings import CAPACITY, Sampling
 from codellama_jax.models import decoding
 from codellama_jax.models.llama.model import Llama

@@ -1,0 +1,471 @@
+"""Continuous batching: sequences join and leave a batch of fixed size while it is being decoded.
+
+The batch has slots. Requests wait in a queue; each takes a free slot at the next boundary between
+two chunks of decoding steps, and gives it back when it ends. A prompt is read once for all waiting
+requests that share it: its keys and values are copied from slot to slot. Other prompts of similar
+length are read together.
+
+The ids of a request depend on the request alone, not on the others nor on when it joins: as in
+`sampler.generate`, logits may differ in their last bits where another shape is compiled, and every
+draw has its own PRNG key. All decisions follow from the requests and the ids drawn, so that several
+hosts that share a model take the same ones without talking.
+
+    engine = Engine(model, slots=64)
+    names = [engine.submit(request) for request in requests]
+    while not engine.is_idle:
+        for update in engine.advance():
+            ...
+
+Dims: as in `slots.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from codellama_jax.generation import slots as programs
+from codellama_jax.generation.batches import (
+    bucket,
+    bytes_per_device,
+    check_prompt,
+    decoding_weights,
+    fetched,
+    first_mask,
+    padded,
+)
+from codellama_jax.generation.drawing import Draws, seed_data
+from codellama_jax.generation.memory import check_cache_memory, check_prompt_memory
+from codellama_jax.generation.settings import Sampling
+from codellama_jax.models import decoding
+from codellama_jax.models.trained import TrainedModel
+from codellama_jax.sharding.mesh import on_mesh_of
+
+# Steps per chunk. Every chunk costs a round trip to the device, and tokens drawn after the end of a
+# sequence are wasted: `stop` is called only between chunks, stop ids are found on the device.
+CHUNK_WITH_STOP = 16
+CHUNK_STREAMED = 4
+MAX_STOP_IDS = 4
+KEY_BYTES = 4  # of a prompt's key, per token
+NO_ID = -1  # pads the stop ids; no token has it
+# While requests wait, a chunk ends once this share of the slots is done.
+DONE_SHARE = 8
+READ_TOKENS = 32_768  # of the prompts that are read at once, which bounds the memory
+SMALL_READ = 4096  # tokens, padding included, that are read at once whatever their lengths
+READ_SIZES = (1, 4, 16, 64)  # prompts that are read, or slots that are copied, at once
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A prompt to continue.
+
+    Attributes:
+      prompt: ids, BOS included where wanted.
+      sampling: how tokens are drawn, and at most how many; without beam search.
+      stop_ids: at most 4 ids; each ends the sequence and is not returned.
+      stop: called with all new ids, returns whether they suffice. The sequence ends with the first
+        id for which it is true. It must be monotone: more ids never turn true into false.
+      on_tokens: called with all new ids whenever there are more; chunks are then short.
+      number: below 2**32. The PRNG key is folded from the seed and this number.
+      first: the ids that may come first; None for any.
+    """
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    stop_ids: Sequence[int] = ()
+    stop: Callable[[list[int]], bool] | None = None
+    on_tokens: Callable[[list[int]], None] | None = None
+    number: int = 0
+    first: np.ndarray | None = None
+
+
+class Update(NamedTuple):
+    """The new ids of one request since its last update, and whether it has ended."""
+
+    request: int
+    ids: list[int]
+    is_finished: bool
+
+
+class Engine:
+    """Generates after prompts that come and go.
+
+    It has no thread: `advance` does the work. `submit`, `cancel` and `advance` may not be called at
+    the same time.
+
+    Attributes:
+      slots: sequences that are decoded at once.
+      counts: prompts read and copied, chunks, and steps; a step computes one token of every slot.
+    """
+
+    def __init__(self, model: TrainedModel, slots: int, vocab: int | None = None) -> None:
+        """Prepares the weights. Raises UserError where they do not fit in memory.
+
+        Args:
+          model: the model. Its decoding weights are prepared by the first engine.
+          slots: sequences at once; more where the mesh's data axis does not divide them.
+          vocab: ids from here on, which pad the vocabulary, are never drawn.
+        """
+        self.model, self.config = model, decoding.for_decoding(model.config)
+        with on_mesh_of(model.params, decoding.LOGICAL_AXES):
+            self._shards = jax.sharding.get_abstract_mesh().shape.get("data", 1)
+            self._weights = decoding_weights(model)
+        self.slots = slots + -slots % self._shards
+        self.counts: Counter[str] = Counter()
+        self._vocab = np.array(vocab or self.config.vocab_size, np.int32)
+        self._submitted = 0
+        self._waiting: deque[_Sequence] = deque()
+        self._prompts: Counter[bytes] = Counter()  # of the waiting requests
+        self._running: dict[int, _Sequence] = {}  # by slot
+        self._held: dict[int, bytes] = {}  # the prompt whose keys and values each slot still holds
+        self._checked: set[tuple[int, ...]] = set()  # shapes that fit in memory
+        self._state: programs.State | None = None
+        self._capacity = 0
+        self._draws = _no_draws(self.slots, self._vocab)
+        self._updates: list[Update] = []  # since `advance` returned last
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return not self._waiting and not self._running
+
+    def submit(self, request: Request, name: str = "the prompt") -> int:
+        """Queues a request and returns its id.
+
+        Raises UserError, with the name of the prompt, for one that is empty, too long, or of
+        another vocabulary.
+        """
+        check_prompt(self.config, request.prompt, request.sampling.max_new_tokens, name)
+        if len(request.stop_ids) > MAX_STOP_IDS:
+            raise ValueError(f"{len(request.stop_ids)} stop ids: at most {MAX_STOP_IDS} are found")
+        if request.sampling.beams > 1:
+            raise ValueError("the engine draws tokens; beam.py searches")
+        sequence = _Sequence(self._submitted, request)
+        self._submitted += 1
+        self._waiting.append(sequence)
+        self._prompts[sequence.key] += 1
+        return sequence.id
+
+    def cancel(self, request: int) -> bool:
+        """Ends a request without further updates. Its slot is free for the next chunk.
+
+        Returns whether it was waiting or running.
+        """
+        for sequence in self._waiting:
+            if sequence.id == request:
+                self._waiting.remove(sequence)
+                self._forget(sequence)
+                return True
+        for slot, sequence in self._running.items():
+            if sequence.id == request:
+                del self._running[slot]
+                return True
+        return False
+
+    def run(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Returns the new ids of every request, in order. See `advance` for what it raises."""
+        new: dict[int, list[int]] = {}
+        for index, ids in self.each(requests):
+            new[index] = ids
+        return [new[index] for index in range(len(requests))]
+
+    def each(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[int]]]:
+        """Yields the index and all new ids of each request as it ends. The engine must be idle."""
+        assert self.is_idle
+        first = self._submitted
+        new: list[list[int]] = [[] for _ in requests]
+        for index, request in enumerate(requests):
+            self.submit(request, f"prompt {index}")
+        while not self.is_idle:
+            for update in self.advance():
+                new[update.request - first] += update.ids
+                if update.is_finished:
+                    yield update.request - first, new[update.request - first]
+
+    def advance(self) -> list[Update]:
+        """Fills free slots from the queue, runs one chunk, and returns the new ids.
+
+        Raises UserError where memory does not suffice; the requests that were to join are dropped,
+        and the others continue with the next call.
+        """
+        with on_mesh_of(self.model.params, decoding.LOGICAL_AXES):
+            self._join()
+            if self._running:
+                self._decode()
+        updates, self._updates = self._updates, []
+        return updates
+
+    def _join(self) -> None:
+        """Starts waiting requests until no slot is free, or none waits."""
+        while self._waiting and len(self._running) < self.slots:
+            free = [slot for slot in range(self.slots) if slot not in self._running]
+            joining = []
+            while self._waiting and len(joining) < len(free):
+                joining.append(self._waiting.popleft())
+                self._forget(joining[-1])
+            self._resize(joining)
+            # Copies first: a prompt may be read into the slot from which another is copied.
+            is_held = set(self._held.values())
+            copied = [sequence for sequence in joining if sequence.key in is_held]
+            others = [sequence for sequence in joining if sequence.key not in is_held]
+            for sequences in (copied, others):
+                if sequences:
+                    self._start(sequences, free)
+
+    def _start(self, sequences: Sequence[_Sequence], free: list[int]) -> None:
+        """Reads or copies the prompts of sequences into free slots, and draws their first tokens.
+
+        Args:
+          sequences: the prompts of all are held by slots, or those of none.
+          free: the free slots; those that are taken are removed.
+        """
+        sources = {key: slot for slot, key in self._held.items()}
+        to_read, to_copy, starting = [], [], {}
+        for sequence in sequences:
+            slot = self._take(sequence.key, free)
+            starting[slot] = sequence
+            if sequence.key not in sources:
+                to_read.append((sequence, slot))
+                sources[sequence.key] = slot
+            elif sources[sequence.key] != slot and self._held.get(slot) != sequence.key:
+                to_copy.append((sources[sequence.key], slot))
+        for group in _groups(to_read, self._shards):
+            self._read(group)
+        for slot, sequence in starting.items():
+            self._held[slot] = sequence.key
+            self._set_draws(slot, sequence.request)
+        self._running |= starting
+        self._start_draws(starting, to_copy)
+        tokens_B = fetched(self._state.tokens_B)
+        self._add({slot: tokens_B[slot : slot + 1] for slot in starting})
+
+    def _take(self, key: bytes, free: list[int]) -> int:
+        """Removes a free slot from the list and returns it.
+
+        Best is one that holds the prompt, then one whose prompt no request waits for.
+        """
+
+        def cost(slot: int) -> int:
+            held = self._held.get(slot)
+            return 0 if held == key else 2 if held and self._prompts[held] else 1
+
+        slot = min(free, key=cost)
+        free.remove(slot)
+        return slot
+
+    def _read(self, group: Sequence[tuple[_Sequence, int]]) -> None:
+        """Reads the prompts of sequences into slots that belong to them."""
+        prompts = [sequence.prompt for sequence, _ in group]
+        tokens_RT, lengths_R = padded(prompts, self._shards, _size(len(group), self._shards))
+        slots_R = np.full(len(tokens_RT), self.slots, np.int32)
+        slots_R[: len(group)] = [slot for _, slot in group]
+        inputs = (self._weights, self._state, tokens_RT, lengths_R, slots_R)
+        program = (self.config, self.model.kv_cache, *inputs)
+        shape = *tokens_RT.shape, self._capacity
+        if shape not in self._checked:
+            # The compiler knows the memory of a prompt before any of it is allocated. The call
+            # below finds this program in JAX's cache and does not compile it again.
+            compiled = programs.read.lower(*program).compile()
+            check_prompt_memory(compiled, len(prompts), max(map(len, prompts)))
+            self._checked.add(shape)
+        self._state = programs.read(*program)
+        self.counts["prompts read"] += len(prompts)
+
+    def _start_draws(
+        self, starting: dict[int, _Sequence], to_copy: Sequence[tuple[int, int]]
+    ) -> None:
+        """Copies prompts from slots to slots, and draws the first tokens of sequences by slot."""
+        lengths_B = np.zeros(self.slots, np.int32)
+        first: list[np.ndarray | None] = [None] * self.slots
+        for slot, sequence in starting.items():
+            lengths_B[slot], first[slot] = len(sequence.prompt), sequence.request.first
+        is_free = all(ids is None for ids in first)
+        first_BV = first_mask(None if is_free else first, self.slots, self.config.vocab_size)
+        size = _size(len(to_copy)) if to_copy else 0
+        sources_N, targets_N = np.zeros(size, np.int32), np.full(size, self.slots, np.int32)
+        for index, (source, target) in enumerate(to_copy):
+            sources_N[index], targets_N[index] = source, target
+        self._state = programs.join(
+            self.config, self._state, self._draws, sources_N, targets_N, lengths_B, first_BV
+        )
+        self.counts["prompts copied"] += len(to_copy)
+
+    def _decode(self) -> None:
+        """Runs a chunk of steps."""
+        requests = [sequence.request for sequence in self._running.values()]
+        steps = programs.CHUNK
+        if any(request.stop for request in requests):
+            steps = CHUNK_WITH_STOP
+        if any(request.on_tokens for request in requests):
+            steps = CHUNK_STREAMED
+        done_B = np.ones(self.slots, bool)
+        done_B[list(self._running)] = False
+        most_done = self.slots
+        if self._waiting:
+            # Every slot is taken, because requests wait.
+            most_done = max(1, self.slots // DONE_SHARE)
+        inputs = (self._state, self._draws, done_B, steps, most_done)
+        self._state, new_BT, count = programs.decode(self.config, self._weights, *inputs)
+        new_BT = fetched(new_BT)[:, : int(count)]
+        self.counts["steps"] += new_BT.shape[1]
+        self.counts["chunks"] += 1
+        self._add({slot: new_BT[slot] for slot in self._running})
+
+    def _add(self, drawn: dict[int, np.ndarray]) -> None:
+        """Adds drawn ids to the sequences of slots, and frees the slots of those that end."""
+        for slot, ids_T in drawn.items():
+            sequence = self._running[slot]
+            ids = sequence.take(ids_T.tolist())
+            if sequence.is_finished:
+                del self._running[slot]
+            if ids or sequence.is_finished:
+                self._updates.append(Update(sequence.id, ids, sequence.is_finished))
+
+    def _resize(self, joining: Sequence[_Sequence]) -> None:
+        """Makes room in the cache for sequences, and less where all need much less."""
+        needed = 0
+        for sequence in (*self._running.values(), *self._waiting, *joining):
+            needed = max(needed, sequence.end)
+        capacity = bucket(needed)
+        if self._capacity // 2 < capacity <= self._capacity:
+            return
+        shape = self.config, self.model.kv_cache, self.slots, capacity
+        size = bytes_per_device(jax.eval_shape(functools.partial(programs.empty, *shape)))
+        check_cache_memory(size, self.slots, needed)
+        if self._state is None:
+            self._state = programs.empty(*shape)
+        else:
+            self._state = programs.resized(self.config, capacity, self._state)
+        self._capacity = capacity
+        for slot, key in list(self._held.items()):
+            if len(key) // KEY_BYTES >= capacity:
+                del self._held[slot]
+
+    def _forget(self, sequence: _Sequence) -> None:
+        """Counts a request that no longer waits."""
+        self._prompts[sequence.key] -= 1
+        if not self._prompts[sequence.key]:
+            del self._prompts[sequence.key]
+
+    def _set_draws(self, slot: int, request: Request) -> None:
+        draws, sampling = self._draws, request.sampling
+        draws.temperature[slot] = sampling.temperature
+        draws.top_k[slot], draws.top_p[slot] = sampling.top_k, sampling.top_p
+        draws.seeds_BX[slot], draws.numbers_B[slot] = seed_data(sampling.seed), request.number
+        draws.stop_ids_BI[slot] = NO_ID
+        draws.stop_ids_BI[slot, : len(request.stop_ids)] = request.stop_ids
+        draws.ends_B[slot] = len(request.prompt) + sampling.max_new_tokens - 1
+
+
+class _Sequence:
+    """A request and its new ids.
+
+    Attributes:
+      id: of the request.
+      request: the request.
+      prompt: its ids.
+      key: the prompt as bytes, whose hash is computed once.
+      end: the most positions that the sequence takes in the cache.
+      is_finished: whether it has ended.
+    """
+
+    def __init__(self, number: int, request: Request) -> None:
+        """Starts without new ids. `number` is the id."""
+        self.id, self.request, self.prompt = number, request, list(request.prompt)
+        self.key = np.asarray(self.prompt, np.int32).tobytes()
+        self.end = len(self.prompt) + request.sampling.max_new_tokens
+        self.is_finished = False
+        self._new: list[int] = []
+
+    def take(self, drawn: list[int]) -> list[int]:
+        """Adds drawn ids up to the end of the sequence, and returns those added."""
+        request = self.request
+        most = request.sampling.max_new_tokens - len(self._new)
+        ids = drawn[:most]
+        self.is_finished = len(ids) == most
+        for index, token in enumerate(ids):
+            if token in request.stop_ids:
+                ids, self.is_finished = ids[:index], True
+                break
+        # `stop` is monotone, so one call per chunk decides whether to search for the exact end.
+        if request.stop and ids and request.stop([*self._new, *ids]):
+            ids, self.is_finished = ids[: self._first_end(ids)], True
+        self._new += ids
+        if request.on_tokens and ids:
+            request.on_tokens(list(self._new))
+        return ids
+
+    def _first_end(self, ids: list[int]) -> int:
+        """Returns how many of these ids make `stop` true."""
+        assert self.request.stop is not None
+        for count in range(1, len(ids)):
+            if self.request.stop(self._new + ids[:count]):
+                return count
+        return len(ids)
+
+
+def _groups(
+    to_read: Sequence[tuple[_Sequence, int]], shards: int
+) -> Iterator[list[tuple[_Sequence, int]]]:
+    """Yields sequences, with their slots, whose prompts are read together, longest first.
+
+    Padding at most doubles the tokens of a group, unless they are few.
+    """
+    remaining = sorted(to_read, key=_negative_length)
+    while remaining:
+        length = bucket(len(remaining[0][0].prompt))
+        alike = 0
+        for sequence, _ in remaining:
+            is_small = (alike + 1) * length <= SMALL_READ
+            if not is_small and bucket(len(sequence.prompt)) * 2 < length:
+                break
+            alike += 1
+        size = _read_size(alike, READ_TOKENS // length, shards)
+        yield remaining[:size]
+        remaining = remaining[size:]
+
+
+def _negative_length(item: tuple[_Sequence, int]) -> int:
+    return -len(item[0].prompt)
+
+
+def _read_size(count: int, most: int, shards: int) -> int:
+    """Returns how many of `count` prompts to read at once: at most `most`, half the batch filled.
+
+    Args:
+      count: prompts.
+      most: prompts that memory bounds.
+      shards: what the mesh's data axis multiplies every size with.
+    """
+    for size in reversed(READ_SIZES):
+        if size * shards <= most and count * 2 > size * shards:
+            return min(count, size * shards)
+    return min(count, shards)
+
+
+def _size(count: int, shards: int = 1) -> int:
+    """Returns the least of READ_SIZES, or a multiple of their last, that is at least `count`."""
+    for size in READ_SIZES:
+        if count <= size * shards:
+            return size * shards
+    return count + -count % (READ_SIZES[-1] * shards)
+
+
+def _no_draws(slots: int, vocab: np.ndarray) -> Draws:
+    """Returns greedy draws without an end, for slots that no sequence has taken yet."""
+    return Draws(
+        temperature=np.zeros(slots, np.float32),
+        top_k=np.zeros(slots, np.int32),
+        top_p=np.ones(slots, np.float32),
+        seeds_BX=np.zeros((slots, seed_data(0).size), np.uint32),
+        numbers_B=np.zeros(slots, np.uint32),
+        stop_ids_BI=np.full((slots, MAX_STOP_IDS), NO_ID, np.int32),
+        ends_B=np.zeros(slots, np.int32),
+        vocab=vocab,
+    )
