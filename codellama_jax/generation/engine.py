@@ -21,6 +21,7 @@ Dims: as in `slots.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from codellama_jax.errors import UserError
 from codellama_jax.generation import slots as programs
 from codellama_jax.generation.batches import (
     bucket,
@@ -260,7 +262,7 @@ class Engine:
         return slot
 
     def _read(self, group: Sequence[tuple[_Sequence, int]]) -> None:
-        """Reads the prompts of sequences into slots that belong to them."""
+        """Reads the prompts of sequences into slots: at once, or half of them where memory is short."""
         prompts = [sequence.prompt for sequence, _ in group]
         tokens_RT, lengths_R = padded(prompts, self._shards, _size(len(group), self._shards))
         slots_R = np.full(len(tokens_RT), self.slots, np.int32)
@@ -272,7 +274,15 @@ class Engine:
             # The compiler knows the memory of a prompt before any of it is allocated. The call
             # below finds this program in JAX's cache and does not compile it again.
             compiled = programs.read.lower(*program).compile()
-            check_prompt_memory(compiled, len(prompts), max(map(len, prompts)))
+            try:
+                check_prompt_memory(compiled, len(prompts), max(map(len, prompts)))
+            except UserError:
+                if len(group) == 1:
+                    raise
+                half = len(group) // 2
+                self._read(group[:half])
+                self._read(group[half:])
+                return
             self._checked.add(shape)
         self._state = programs.read(*program)
         self.counts["prompts read"] += len(prompts)
@@ -292,7 +302,7 @@ class Engine:
         for index, (source, target) in enumerate(to_copy):
             sources_N[index], targets_N[index] = source, target
         self._state = programs.join(
-            self.config, self._state, self._draws, sources_N, targets_N, lengths_B, first_BV
+            self.config, self._state, self._used_draws(), sources_N, targets_N, lengths_B, first_BV
         )
         self.counts["prompts copied"] += len(to_copy)
 
@@ -310,7 +320,7 @@ class Engine:
         if self._waiting:
             # Every slot is taken, because requests wait.
             most_done = max(1, self.slots // DONE_SHARE)
-        inputs = (self._state, self._draws, done_B, steps, most_done)
+        inputs = (self._state, self._used_draws(), done_B, steps, most_done)
         self._state, new_BT, count = programs.decode(self.config, self._weights, *inputs)
         new_BT = fetched(new_BT)[:, : int(count)]
         self.counts["steps"] += new_BT.shape[1]
@@ -352,6 +362,18 @@ class Engine:
         self._prompts[sequence.key] -= 1
         if not self._prompts[sequence.key]:
             del self._prompts[sequence.key]
+
+    def _used_draws(self) -> Draws:
+        """Returns the draws without the settings that no running sequence uses."""
+        used = set()
+        for sequence in self._running.values():
+            sampling = sequence.request.sampling
+            if sampling.temperature:
+                used.add("temperature")
+                used |= {"top_k"} if sampling.top_k else set()
+                used |= {"top_p"} if sampling.top_p < 1 else set()
+        unused = {"temperature", "top_k", "top_p"} - used
+        return dataclasses.replace(self._draws, **dict.fromkeys(unused))
 
     def _set_draws(self, slot: int, request: Request) -> None:
         draws, sampling = self._draws, request.sampling
