@@ -62,13 +62,15 @@ def answers(
         for number in range(settings.samples):
             if (task_id, number) not in done:
                 remaining.append((task_id, number))
+    if not remaining:
+        return
     # The longest prompts first: if they do not fit into memory, the first batch already fails.
     remaining.sort(key=lambda sample: -lengths[sample[0]])
     sampling = sampling_of(benchmark, settings)
-    sizes = []
+    sizes, most = [], 1 << (len(remaining) - 1).bit_length()
     for task_id, _ in remaining:
         tokens = (lengths[task_id] + sampling.max_new_tokens) * settings.beams
-        sizes.append(batch_size_of(tokens, settings.batch_tokens))
+        sizes.append(min(most, batch_size_of(tokens, settings.batch_tokens)))
     host, hosts = _share(model)
     # Every host takes each `hosts`-th sample: their lengths are then nearly the same.
     local, local_sizes = remaining[host::hosts], sizes[host::hosts]
@@ -145,10 +147,8 @@ class _Drawing:
             for batch in _batched(texts, sizes[start]):
                 answered = []
                 for index, text in batch:
-                    task = tasks[start + index]
-                    answered.append(
-                        (start + index, {"completion": self.benchmark.finish(task, text)})
-                    )
+                    completion = self.benchmark.finish(tasks[start + index], text)
+                    answered.append((start + index, {"completion": completion}))
                 # Codex ranks several samples of a program by these. Greedy samples are all equal.
                 if is_ranked:
                     self._add_logprobs(answered, tasks, [text for _, text in batch])
@@ -185,8 +185,6 @@ class _Drawing:
         # on the others that are drawn beside it.
         numbers = [zlib.crc32(name_of(*k).encode()) for k in keys]
         rows = Rows(truncate, numbers, ranks=[number for _, number in keys])
-        # At most one slot per sample, as a power of two.
-        slots = min(slots, 1 << (len(tasks) - 1).bit_length())
         if self.benchmark.infilling:
             # `infill_each` builds the prompt with the special tokens in PSM or SPM order.
             pairs = [(task.prompt, task.suffix) for task in tasks]
