@@ -29,7 +29,7 @@ TRIES = 5
 FIRST_WAIT = 1.0  # seconds; doubled after every try
 
 
-def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling, slots: int) -> Answerer:
+def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling) -> Answerer:
     """Returns the function with which a trained model answers requests.
 
     An answer depends on the seed and on the name of its request alone, not on the other requests.
@@ -40,10 +40,9 @@ def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling, slots: int)
       model: the model.
       chat: how it writes conversations.
       sampling: how tokens are drawn.
-      slots: answers that are generated at once.
     """
 
-    def answer(requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
+    def answer(requests: Sequence[Request], at_once: int) -> Iterator[tuple[int, str]]:
         prompts, places = [], []
         for place, request in enumerate(requests):
             try:
@@ -52,7 +51,7 @@ def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling, slots: int)
             except ConversationError:
                 yield place, ""
         numbers = [number_of(requests[place].name) for place in places]
-        for index, text in generate_answers(model, chat, prompts, sampling, numbers, slots):
+        for index, text in generate_answers(model, chat, prompts, sampling, numbers, at_once):
             yield places[index], text
 
     return answer
@@ -118,8 +117,8 @@ class Remote:
     def answerer(self, sampling: Sampling) -> Answerer:
         """Returns the function that answers requests; see `ask`."""
 
-        def answer(requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
-            with ThreadPoolExecutor(self.concurrent) as pool:
+        def answer(requests: Sequence[Request], at_once: int) -> Iterator[tuple[int, str]]:
+            with ThreadPoolExecutor(min(self.concurrent, at_once)) as pool:
                 yield from enumerate(pool.map(functools.partial(self.ask, sampling), requests))
 
         return answer

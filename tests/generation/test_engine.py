@@ -72,7 +72,10 @@ def mixture(count: int) -> list[Request]:
         requests.append(
             Request(
                 prompts[int(rng.integers(len(prompts)))],
-                dataclasses.replace(samplings[number % 4], max_new_tokens=int(rng.integers(1, 30))),
+                dataclasses.replace(
+                    samplings[number % 4],
+                    max_new_tokens=1 + int(rng.integers(29)) * (number % 6 > 0),
+                ),
                 [9, 30] if number % 3 == 0 else [],
                 suffices if number % 5 == 0 else None,
                 number=number,
