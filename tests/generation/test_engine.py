@@ -64,7 +64,7 @@ def mixture(count: int) -> list[Request]:
     prompts = [rng.integers(3, 64, length).tolist() for length in (1, 5, 34, 12, 30, 33)]
     requests = []
     for number in range(count):
-        enough = int(rng.integers(3, 40))
+        enough, most = int(rng.integers(3, 40)), int(rng.integers(2, 30)) if number % 6 else 1
 
         def suffices(ids, enough=enough):
             return len(ids) >= enough
@@ -72,10 +72,7 @@ def mixture(count: int) -> list[Request]:
         requests.append(
             Request(
                 prompts[int(rng.integers(len(prompts)))],
-                dataclasses.replace(
-                    samplings[number % 4],
-                    max_new_tokens=1 + int(rng.integers(29)) * (number % 6 > 0),
-                ),
+                dataclasses.replace(samplings[number % 4], max_new_tokens=most),
                 [9, 30] if number % 3 == 0 else [],
                 suffices if number % 5 == 0 else None,
                 number=number,
