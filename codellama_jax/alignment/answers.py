@@ -7,6 +7,7 @@ failed has an empty text and a `failure`, the reason: it is counted and not made
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -48,8 +49,9 @@ class Failure(NamedTuple):
 
 
 Reply = str | Failure
-# Returns the reply to each request. It may be called with any number of them.
-Answerer = Callable[[Sequence[Request]], Sequence[Reply]]
+# Yields the index of each request and the reply to it, in any order, as soon as it ends. The number
+# is that of the requests that are answered at once.
+Answerer = Callable[[Sequence[Request], int], Iterable[tuple[int, Reply]]]
 
 
 def answered(
@@ -57,8 +59,8 @@ def answered(
 ) -> dict[Key, Reply]:
     """Returns the reply to each conversation, by its key.
 
-    Replies that `path` holds are read, and the others appended to it batch by batch. Raises
-    UserError as `replies` does.
+    Replies that `path` holds are read, and the others appended to it as they end, a batch at once.
+    Raises UserError as `replies` does.
 
     Args:
         answerer: answers the requests.
@@ -100,7 +102,7 @@ def line_of(reply: Reply) -> dict[str, str]:
 def replies(
     answerer: Answerer, requests: Sequence[Request], size: int, has_answers: bool
 ) -> Iterator[list[tuple[int, Reply]]]:
-    """Yields lists of (position, reply), `size` requests at a time, for the caller to keep.
+    """Yields lists of (position, reply) as they end, `size` at a time, for the caller to keep.
 
     A failed request is yielded with the next answers; without any, it is not kept, and the same
     command makes it again. Raises UserError for a failure that is final, for MOST_FAILED failures
@@ -113,12 +115,13 @@ def replies(
         has_answers: whether this model answered requests of this kind before.
     """
     held: list[tuple[int, Reply]] = []
-    for start in range(0, len(requests), size):
-        batch = requests[start : start + size]
+    # Without requests the answerer is not called, since it may have to load a model.
+    answers = iter(answerer(requests, size) if requests else ())
+    while batch := list(itertools.islice(answers, size)):
         texts: list[tuple[int, Reply]] = []
         failures: list[tuple[int, Reply]] = []
         last: Failure | None = None
-        for (position, _), reply in zip(enumerate(batch, start), answerer(batch), strict=True):
+        for position, reply in batch:
             if isinstance(reply, str):
                 texts.append((position, storable(reply)))
                 continue

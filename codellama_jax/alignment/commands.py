@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,10 +78,10 @@ class SamplingOptions:
         """Returns an answerer that loads a model for its first requests."""
         loaded: list[Answerer] = []
 
-        def answer(requests: Sequence[Request]) -> Sequence[Reply]:
+        def answer(requests: Sequence[Request], at_once: int) -> Iterable[tuple[int, Reply]]:
             if not loaded:
                 loaded.append(start(_loaded(model, self.mesh)))
-            return loaded[0](requests)
+            return loaded[0](requests, at_once)
 
         return answer
 

@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,19 +56,17 @@ def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling) -> Answerer
     # Imported only here, because it imports JAX.
     from codellama_jax.generation.answering import generate_answers
 
-    def answer(requests: Sequence[Request]) -> list[str]:
-        texts = [""] * len(requests)
+    def answer(requests: Sequence[Request], at_once: int) -> Iterator[tuple[int, str]]:
         prompts, places = [], []
         for place, request in enumerate(requests):
             try:
                 prompts.append(chat.prompt_ids(model.tokenizer, request.messages))
+                places.append(place)
             except ConversationError:
-                continue
-            places.append(place)
+                yield place, ""
         numbers = [number_of(requests[place].name) for place in places]
-        for place, text in zip(places, generate_answers(model, chat, prompts, sampling, numbers)):
-            texts[place] = text
-        return texts
+        for index, text in generate_answers(model, chat, prompts, sampling, numbers, at_once):
+            yield places[index], text
 
     return answer
 
@@ -79,8 +77,8 @@ def continuing(model: TrainedModel, sampling: Sampling) -> Answerer:
     A text ends where another definition begins, at one of STOPS.
     """
 
-    def answer(requests: Sequence[Request]) -> list[str]:
-        from codellama_jax.generation.text import Rows, generate_text
+    def answer(requests: Sequence[Request], at_once: int) -> Iterator[tuple[int, str]]:
+        from codellama_jax.generation.text import Rows, generate_text_each
 
         def decode(_: int, ids: list[int]) -> str:
             return model.tokenizer.decode(ids, leading_space=False)
@@ -91,8 +89,9 @@ def continuing(model: TrainedModel, sampling: Sampling) -> Answerer:
         prompts = [model.tokenizer.prompt(request.prompt) for request in requests]
         rows = Rows(truncate, [number_of(request.name) for request in requests])
         stop_ids = [model.tokenizer.eos_id]
-        generated = generate_text(model, prompts, decode, sampling, stop_ids, rows=rows)
-        return [answer.text for answer in generated]
+        arguments = (model, prompts, decode, sampling, stop_ids)
+        for index, text in generate_text_each(*arguments, rows=rows, slots=at_once):
+            yield index, text.text
 
     return answer
 
@@ -126,7 +125,7 @@ class Remote:
         After a failure that is final it sends no further request of the same call.
         """
 
-        def answer(requests: Sequence[Request]) -> list[Reply]:
+        def answer(requests: Sequence[Request], at_once: int) -> Iterator[tuple[int, Reply]]:
             ended: list[Failure] = []
 
             def ask(request: Request) -> Reply:
@@ -137,8 +136,11 @@ class Remote:
                     ended.append(reply)
                 return reply
 
-            with ThreadPoolExecutor(self.concurrent) as pool:
-                return list(pool.map(ask, requests))
+            with ThreadPoolExecutor(min(self.concurrent, at_once)) as pool:
+                # Not all at once: what was answered after a kill is lost.
+                for start in range(0, len(requests), at_once):
+                    batch = requests[start : start + at_once]
+                    yield from enumerate(pool.map(ask, batch), start)
 
         return answer
 

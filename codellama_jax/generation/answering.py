@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from codellama_jax.generation.sampler import Sampling
-from codellama_jax.generation.text import Rows, generate_text
+from codellama_jax.generation.settings import Sampling
+from codellama_jax.generation.text import Rows, generate_text_each
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.tokenizers.chat import ChatFormat
 
@@ -16,9 +16,10 @@ def generate_answers(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     numbers: Sequence[int],
+    slots: int,
     ranks: Sequence[int] | None = None,
-) -> list[str]:
-    """Returns the answer after each prompt, without white space at its ends.
+) -> Iterator[tuple[int, str]]:
+    """Yields the index of each prompt and the answer, without white space at its ends, as it ends.
 
     Args:
       model: the model.
@@ -26,6 +27,7 @@ def generate_answers(
       prompts: ids, as the format writes them.
       sampling: how tokens are drawn.
       numbers: of the sequences; each one's PRNG key depends on the seed and its number.
+      slots: answers that are generated at once.
       ranks: of the texts of a beam search, as in `Rows`.
     """
 
@@ -37,5 +39,7 @@ def generate_answers(
 
     rows = Rows(truncate, numbers, ranks)
     stop_ids = chat.stop_ids(model.tokenizer)
-    generated = generate_text(model, prompts, decode, sampling, stop_ids, rows=rows)
-    return [answer.text.strip() for answer in generated]
+    slots = min(slots, 1 << max(0, len(prompts) - 1).bit_length())
+    arguments = (model, prompts, decode, sampling, stop_ids)
+    for index, answer in generate_text_each(*arguments, rows=rows, slots=slots):
+        yield index, answer.text.strip()

@@ -18,10 +18,11 @@ class Model:
         self.failures = failures
         self.numbers = []
 
-    def __call__(self, requests):
-        numbers = [int(request.name.split()[-1]) for request in requests]
-        self.numbers += numbers
-        return [self.failures.get(number, str(number)) for number in numbers]
+    def __call__(self, requests, at_once):
+        for index, request in enumerate(requests):
+            number = int(request.name.split()[-1])
+            self.numbers.append(number)
+            yield index, self.failures.get(number, str(number))
 
 
 def ask(path, model, count=6, batch=2):

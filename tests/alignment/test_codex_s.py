@@ -98,11 +98,12 @@ class Model:
     def __init__(self, most=1_000):
         self.names, self.most = [], most
 
-    def __call__(self, requests):
-        if len(self.names) >= self.most:
-            raise KeyboardInterrupt
-        self.names += [request.name for request in requests]
-        return [self.answer(request) for request in requests]
+    def __call__(self, requests, at_once):
+        for index, request in enumerate(requests):
+            if index % at_once == 0 and len(self.names) >= self.most:
+                raise KeyboardInterrupt
+            self.names.append(request.name)
+            yield index, self.answer(request)
 
     def answer(self, request):
         name = request.prompt.rpartition("def ")[2].partition("(")[0]

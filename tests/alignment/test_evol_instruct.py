@@ -36,9 +36,10 @@ class Writer:
     def __init__(self):
         self.requests = []
 
-    def __call__(self, requests):
+    def __call__(self, requests, at_once):
         self.requests += requests
-        return [self.answer(request) for request in requests]
+        # The last one ends first.
+        return reversed([(i, self.answer(request)) for i, request in enumerate(requests)])
 
     def answer(self, request):
         text = request.messages[0].content
@@ -87,9 +88,9 @@ def test_what_was_answered_is_not_answered_again(tmp_path):
 
 
 def test_in_breadth_is_an_option(tmp_path):
-    def writer(requests):
+    def writer(requests, at_once):
         assert all("rarer topic" in request.messages[0].content for request in requests)
-        return [f"A new task, {request.name}." for request in requests]
+        return enumerate(f"A new task, {request.name}." for request in requests)
 
     params = EvolInstruct(rounds=1, breadth=1.0)
     report = make_dataset(writer, Solver(), SEEDS, [], params, tmp_path, {})
@@ -97,11 +98,10 @@ def test_in_breadth_is_an_option(tmp_path):
 
 
 def test_failed_requests_and_leaks_are_counted_and_reported(tmp_path):
-    def solver(requests):
+    def solver(requests, at_once):
         failure = Failure("answers 400 Bad Request")
-        return [
-            failure if "s2 0" in request.name else Solver()([request])[0] for request in requests
-        ]
+        for index, request in enumerate(requests):
+            yield index, failure if "s2 0" in request.name else Solver().answer(request)
 
     class Refused(Writer):
         def answer(self, request):

@@ -159,16 +159,15 @@ def test_a_dataset_of_hostile_answers_is_empty_and_counts_all_of_them(tmp_path):
     """Twice: the second call reads every answer from the files, lone surrogates included."""
     params = self_instruct.SelfInstruct(prompts=1, questions=1, solutions=len(ANSWERS), batch=64)
 
-    def answer(requests):
-        texts = []
-        for request in requests:
+    def answer(requests, at_once):
+        fixed = {"questions": "1. Add 1.", "tests": "[TESTS]\nassert f(1) == 2\n[/TESTS]"}
+        for index, request in enumerate(requests):
             kind, _, number = request.name.split()
-            fixed = {"questions": "1. Add 1.", "tests": "[TESTS]\nassert f(1) == 2\n[/TESTS]"}
-            texts.append(fixed.get(kind) or ANSWERS[int(number)])
-        return texts
+            yield index, fixed.get(kind) or ANSWERS[int(number)]
 
-    def hostile(requests):
-        return [ANSWERS[index % len(ANSWERS)] for index, _ in enumerate(requests)]
+    def hostile(requests, at_once):
+        for index, _ in enumerate(requests):
+            yield index, ANSWERS[index % len(ANSWERS)]
 
     for _ in range(2):
         models = self_instruct.Models(answer, answer, answer)
