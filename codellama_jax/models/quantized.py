@@ -236,8 +236,8 @@ def _parameter_specs(
     inner = tuple(spec)[len(leading) :]
     # The inputs are flattened: those after the first are never sharded.
     rows = PartitionSpec(*inner[inputs:], inner[0])
-    one = jax.ShapeDtypeStruct(w.shape[1:] if is_stacked else w.shape, w.dtype)
-    layer = jax.eval_shape(functools.partial(quantize_unplaced, scheme, inputs, False), one)
+    layer_w = jax.ShapeDtypeStruct(w.shape[1:] if is_stacked else w.shape, w.dtype)
+    layer = jax.eval_shape(functools.partial(quantize_unplaced, scheme, inputs, False), layer_w)
     return jax.tree.map(
         lambda axes: PartitionSpec(*leading, *axes),
         layer.specs(rows),
