@@ -26,6 +26,7 @@ safetensors = pytest.importorskip("safetensors.torch")
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
+pytestmark = pytest.mark.slow  # three models are exported and opened in transformers
 
 ROWS = published.PIECES + 16
 GPT = GPTConfig(
