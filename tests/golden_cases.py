@@ -26,6 +26,7 @@ EXPERIMENTS = [
     *(("codegeex", scale) for scale in ("toy", *CODEGEEX)),
     *(("starcoder", scale) for scale in ("toy", *STARCODER, "santacoder")),
     *(("pangu_coder", scale) for scale in ("toy", *PANGU_CODER)),
+    *(("lora", scale) for scale in ("smollm2", "7b")),
 ]
 
 

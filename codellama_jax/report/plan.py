@@ -112,6 +112,7 @@ def print_plan(experiment: Experiment, claim: str) -> None:
     """
     # A mistake is found before anything is printed.
     sources = {arm: source_rows(experiment, stages) for arm, stages in experiment.arms.items()}
+    cells_of = {arm: _stage_rows(stages) for arm, stages in experiment.arms.items()}
     console = Console()
     if not console.is_terminal:
         console = Console(width=FILE_WIDTH)
@@ -125,16 +126,24 @@ def print_plan(experiment: Experiment, claim: str) -> None:
         rows: list[tuple[str, ...]] = []
         for index, (name, stage) in enumerate(stages.items()):
             identity = identity_of(stage, identity, index)
-            try:
-                starts_from, *cells = stage_row(stage)
-            except FieldError as error:
-                raise error.under(name) from None
+            starts_from, *cells = cells_of[arm][name]
             if identity in first_arm:
                 starts_from = f"equal to {first_arm[identity]}'s"
             rows.append((name, starts_from, *cells))
             first_arm.setdefault(identity, arm)
         print_rows(console, arm, rows)
         _print_sources(console, arm, sources[arm])
+
+
+def _stage_rows(stages: dict[str, Stage]) -> dict[str, tuple[str, ...]]:
+    """Returns the cells of each stage. Raises FieldError for adapters that a model cannot have."""
+    rows = {}
+    for name, stage in stages.items():
+        try:
+            rows[name] = stage_row(stage)
+        except FieldError as error:
+            raise error.under(name) from None
+    return rows
 
 
 def source_rows(experiment: Experiment, stages: dict[str, Stage]) -> list[tuple[str, ...]]:

@@ -26,6 +26,7 @@ safetensors = pytest.importorskip("safetensors.torch")
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
+pytestmark = pytest.mark.slow  # three models are exported and opened in transformers
 
 ROWS = published.PIECES + 16
 GPT = GPTConfig(
@@ -112,7 +113,7 @@ def test_adapters_give_the_logits_of_the_run(case):
     folder, ranks = case
     expected = our_logits(folder / "tuned")
     base, merged = (their_logits(opened(folder / f"{name}_hf")) for name in ("base", "tuned"))
-    assert np.abs(merged - base).max() > 0.1
+    assert np.abs(merged - base).max() > 0.02  # far above the tolerances below
     np.testing.assert_allclose(merged, expected, atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(their_logits(with_adapters(folder)), expected, atol=1e-5, rtol=1e-5)
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
