@@ -74,9 +74,9 @@ def experiment(scale: str = "12b") -> Experiment:
 def _toy() -> Experiment:
     """Returns the same stage after the experiment `codex` at toy scale."""
     model = dataclasses.replace(TOY["toy"], n_kv_heads=TOY["toy"].n_heads)
-    stage = recipe.toy_gpt_stage(
-        model, PROBLEMS, steps=100, init=INIT, examples="completions", block_chars=0
-    )
+    # Docstrings with examples make prompts longer than the 256 tokens of other toy stages.
+    data = {"examples": "completions", "block_chars": 0, "seq_len": model.n_positions}
+    stage = recipe.toy_gpt_stage(model, PROBLEMS, steps=100, init=INIT, **data)
     optimizer = dataclasses.replace(stage.optimizer, peak_lr=TOY_RATE / 10)
     stage = dataclasses.replace(stage, optimizer=optimizer)
     tokenizer = TokenizerConfig(pieces=1024 - 16, kind="codex")  # as that of `codex`

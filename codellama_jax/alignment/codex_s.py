@@ -1,7 +1,7 @@
 """Problems for Codex-S: functions of projects, traced while their tests run (Codex, section 4).
 
     traced.jsonl      the calls that each file of tests made, recorded in the sandbox
-    reference.jsonl   whether a function alone passes the tests made of these calls, several times
+    reference.jsonl   whether a function alone passes the tests made of its calls, several times
     samples.jsonl     samples of a model, with the verdict of the sandbox
     dataset.jsonl     the problems that are kept: prompt, completion, tests and where they are from
 

@@ -1,7 +1,7 @@
 """Functions of a project as problems: signature and docstring as prompt, the body as solution.
 
-A function can be a problem if it stands alone with the imports and definitions of the module
-that it uses; those are part of the prompt, as in HumanEval.
+A function can be a problem if it stands alone with the imports and definitions of its module that
+it uses; those are part of the prompt, as in HumanEval.
 """
 
 from __future__ import annotations
