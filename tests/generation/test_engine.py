@@ -201,6 +201,7 @@ def test_memory_that_does_not_suffice_drops_the_request_alone(llama, monkeypatch
     new = [update.ids for update in engine.advance()]
     monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
     engine.submit(Request([5] * 500, short))
+    engine.submit(Request([7, 8], short))
     with pytest.raises(UserError, match=r"the cache of 4 sequences of up to 508 tokens needs"):
         engine.advance()
     while not engine.is_idle:
