@@ -2,7 +2,7 @@
 
 An experiment is a few arms; an arm is a chain of stages; a stage is (where its weights come from,
 model, data, optimizer, steps). This module imports neither JAX nor any module of the project but
-`checked` and `errors`, so that `launch.py plan` answers at once.
+`checked`, `data_stage` and `errors`, so that `launch.py plan` answers at once.
 
 A new field has a default, with which everything is as it was without the field: then older runs
 resume, and stages keep their identities (checkpoints/identity.py). Such a default never changes.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import keyword
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -22,11 +21,11 @@ from codellama_jax.checked import differences as differences
 from codellama_jax.checked import from_dict as from_dict
 from codellama_jax.checked import leaves as leaves
 from codellama_jax.checked import to_dict as to_dict
+from codellama_jax.data_stage import DataStage, check_data_stages, check_models, check_stage_name
 from codellama_jax.errors import UserError
 
 DEFAULT_FAMILY = "llama"  # of a model whose dict has no tag
 CACHE = "~/.cache/codellama_jax"  # prepared documents, tokenizers and compiled programs
-RESERVED = ("choice", "tokenizer", "corpus", "mesh", "probes", "seed", "seeds")  # no stage's name
 # Metadata of a field that never changes the trained parameters, such as how often to log: it may
 # change when a run resumes, and stages that differ in nothing else are trained once.
 FREE = {"free": True}
@@ -235,15 +234,15 @@ class MixtureConfig(Checked):
                 raise FieldError(path, f" is {share:g}: {least}, which are {total:g}")
 
 
-def _check_source_names(others: dict[str, Any]) -> None:
+def _check_source_names(others: dict[str, Any], group: str = "others") -> None:
     """Raises FieldError for a name that cannot become an option or means another source."""
     for name in others:
         if name in SOURCES:
             problem = f" has {name!r}, which has a separate field: set {name} itself"
-            raise FieldError(("others",), problem)
+            raise FieldError((group,), problem)
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
             allowed = "a source's name has 1 to 50 lower-case letters, digits and _, a letter first"
-            raise FieldError(("others",), f" has {name[:60]!r}: {allowed}")
+            raise FieldError((group,), f" has {name[:60]!r}: {allowed}")
 
 
 @dataclass(frozen=True)
@@ -461,6 +460,8 @@ class Experiment(Checked):
     seed: Count = 0
     # Number of PRNG seeds; every arm is trained once with each.
     seeds: Annotated[int, Range(1, 1000)] = field(default=1, metadata=FREE)
+    # Stages that write a source of documents, by its name; a path in `corpus.others` replaces one.
+    data_stages: dict[str, DataStage] = field(default_factory=dict, metadata=SPARSE)
 
     def check_relations(self) -> None:
         """Raises FieldError for a missing arm or stage, and for a name that makes no path."""
@@ -474,27 +475,26 @@ class Experiment(Checked):
             if not stages:
                 raise FieldError(("arms", arm), " has no stage: give at least one")
             for name, stage in stages.items():
-                _check_stage_name(arm, name)
+                check_stage_name(("arms", arm), name)
                 self._check_sources((arm, name), stage)
+                for source in self.data_read_by(stage):
+                    check_models(source, self.data_stages[source], name, list(stages))
+        _check_source_names(self.data_stages, "data_stages")
+        check_data_stages(self.data_stages, self.arms)
         for name, probe in self.probes.items():
             if name != probe.name:
                 problem = f" is the probe {probe.name}: give it under its own name"
                 raise FieldError(("probes", name), problem)
 
+    def data_read_by(self, stage: Stage) -> list[str]:
+        """Returns the names of the data stages whose data a stage reads."""
+        made = self.data_stages.keys() - self.corpus.others.keys()
+        return sorted(name for name in made if stage.data.mixture.others.get(name))
+
     def _check_sources(self, place: tuple[str, str], stage: Stage) -> None:
         """Raises FieldError for a source with a share in a stage but without documents."""
         for name, share in stage.data.mixture.others.items():
-            if share and name not in self.corpus.others:
+            if share and name not in self.corpus.others and name not in self.data_stages:
                 fix = f"pass --corpus.others {name} prepared:DIR, or a folder of files"
                 reader = f"the mixture of {'.'.join(place)} reads"
                 raise FieldError(("corpus", "others"), f" has no {name!r}, which {reader}: {fix}")
-
-
-def _check_stage_name(arm: str, name: str) -> None:
-    """Raises FieldError for a name that cannot become an option and a folder."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", name) or keyword.iskeyword(name):
-        allowed = "a stage's name has letters, digits and _, and is no keyword of Python"
-        raise FieldError(("arms", arm), f" has the stage {name[:60]!r}: {allowed}")
-    if name in RESERVED:
-        problem = f" has the stage {name!r}: no stage may be called {', '.join(RESERVED)}"
-        raise FieldError(("arms", arm), problem)

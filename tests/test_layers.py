@@ -13,6 +13,7 @@ LAYERS = (
     "errors",
     "checked",
     "command_line",
+    "data_stage",
     "config",
     "system",
     "sharding",
