@@ -274,7 +274,7 @@ class DataConfig(Checked):
     language_tags: bool = field(default=False, metadata=SPARSE)
     # The training examples: documents, or the documented functions of Python documents, with loss
     # on the code after its docstring (PanGu-Coder) or on the docstring after its code (Codex-D).
-    # `pairs` are ranked answers, for the objectives rrtf, rrtf_mean and rrhf.
+    # `pairs` are ranked answers, for the objectives rrtf, rrtf_mean, rrhf and chosen (L_ft alone).
     examples: Literal["documents", "docstring_to_code", "code_to_docstring", "pairs"] = field(
         default="documents", metadata=SPARSE
     )
@@ -363,7 +363,7 @@ class Stage(Checked):
     keep_checkpoints: Positive = field(default=3, metadata=FREE)
     log_every: Positive = field(default=10, metadata=FREE)
     # The loss: next_token is the cross-entropy of every token.
-    objective: Literal["next_token", "rrtf", "rrtf_mean", "rrhf"] = "next_token"
+    objective: Literal["next_token", "rrtf", "rrtf_mean", "rrhf", "chosen"] = "next_token"
 
     def check_relations(self) -> None:
         """Raises FieldError for micro-batches, a length or a mixture that cannot be trained on."""
@@ -377,7 +377,7 @@ class Stage(Checked):
             raise FieldError(("data", "seq_len"), problem)
         is_ranked = self.objective != "next_token"
         if is_ranked != (self.data.examples == "pairs"):
-            allowed = "rrtf, rrtf_mean or rrhf for data.examples pairs, next_token for all others"
+            allowed = "a ranked one or chosen for data.examples pairs, next_token for all others"
             problem = f" is {self.objective} with data.examples {self.data.examples}"
             raise FieldError(("objective",), f"{problem}: it must be {allowed}")
         shares = self.data.mixture.shares()

@@ -58,8 +58,8 @@ class DataStage(Checked):
         """Writes the files of a folder, continuing those in it, and returns counts of each step.
 
         Args:
-            answerers: returns the `alignment.answers.Answerer` of a name in `models()` and a
-                `Sampling`. A model is loaded when it first answers.
+            answerers: returns the `alignment.answers.Answerer` of a name in `models()`, a chat
+                format and a `Sampling`. A model is loaded when it first answers.
             folder: holds the data of these models and this seed alone.
             seed: of the arm's run.
         """

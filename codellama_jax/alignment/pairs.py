@@ -46,7 +46,7 @@ def make_pairs(
     tasks: Sequence[Task],
     sampled: Sampled,
     folder: Path,
-    ask: Callable[[str], list[Message]],
+    conversation: Callable[[str], list[Message]],
     workers: int | None = None,
 ) -> Ranking:
     """Writes the files of a folder, continuing those in it, and returns the ranking.
@@ -57,7 +57,7 @@ def make_pairs(
         tasks: without answers.
         sampled: how many answers.
         folder: belongs to these models, tasks and numbers.
-        ask: returns the conversation that asks for the answer to a task's prompt.
+        conversation: returns the messages that ask for the answer to a task's prompt.
         workers: programs that run at once; None takes one per core.
     """
     make_folder(folder)
@@ -68,7 +68,7 @@ def make_pairs(
             conversations = {}
             for task in tasks:
                 for sample in range(sampled.samples):
-                    conversations[task.name, sample] = ask(task.prompt)
+                    conversations[task.name, sample] = conversation(task.prompt)
             path = folder / f"answers-{number}-{temperature:g}.jsonl"
             texts = answered(answerer(model, temperature), conversations, path, sampled.batch)
             for (name, _), text in texts.items():

@@ -21,7 +21,7 @@ from codellama_jax.generation.settings import Sampling
 from codellama_jax.system.files import user_path
 from codellama_jax.tokenizers.chat import Message
 
-Answerers = Callable[[str, Sampling], Answerer]
+Answerers = Callable[[str, str, Sampling], Answerer]
 TOY_TASKS = "functions"  # the training functions of data/generated_functions.py
 
 
@@ -66,8 +66,8 @@ class SelfInstructStage(DataStage, kind="self_instruct"):
         """Returns the counts of the steps, as `self_instruct.Counts` has them."""
         from codellama_jax.sandbox.executor import Executor
 
-        sampling = self.writing.sampling(seed)
-        models = self_instruct.Models(*(answerers(name, sampling) for name in self.models()))
+        chat, sampling = self.writing.chat, self.writing.sampling(seed)
+        models = self_instruct.Models(*(answerers(name, chat, sampling) for name in self.models()))
         params = self_instruct.SelfInstruct(**vars(self.amount), seed=seed)
         names = ("question_model", "test_model", "solution_model")
         is_toy = self.writing.prompts == "toy"
@@ -114,7 +114,7 @@ class RankStage(DataStage, kind="rank"):
 
         def answerer(model: str, temperature: float) -> Answerer:
             writing = dataclasses.replace(self.writing, temperature=temperature)
-            return answerers(model, writing.sampling(seed))
+            return answerers(model, writing.chat, writing.sampling(seed))
 
         tasks = self._tasks()
         ask = _as_it_is if self.writing.prompts == "toy" else ask_for_answer

@@ -7,7 +7,7 @@ parameters: it solves none of HumanEval's problems, and some of these.
 Functions that return the same on all of INPUTS are one function: only the first is kept, so that no
 held-out function is a training one in other words. Everything is the same on every machine.
 
-The corpora, by the name that stands in a `CorpusConfig`:
+The corpora, by their name in a `CorpusConfig`:
 
     functions:records    the training functions as the documents that self-instruct asks for: a list
                          of questions; tests of a question; the solution of a question with a test

@@ -11,13 +11,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 
-from codellama_jax.alignment.answers import Answerer
+from codellama_jax.alignment.answers import Answerer, Request
 from codellama_jax.alignment.commands import ModelOptions
 from codellama_jax.alignment.models import local
 from codellama_jax.checkpoints.folder import StageFolder
@@ -101,28 +101,23 @@ def with_data(corpus: Corpus, stage: ResolvedStage) -> Corpus:
     return of_stage
 
 
-def _answerers(data: ResolvedData, tokenizer: Tokenizer) -> Callable[[str, Sampling], Answerer]:
-    """Returns the function of a model's name and sampling that returns its answerer."""
-    writing = data.stage.writing
+def _answerers(data: ResolvedData, tokenizer: Tokenizer) -> Callable[..., Answerer]:
+    """Returns the function that `DataStage.make` takes as `answerers`."""
 
+    # One model at a time: those of a data stage write one after the other.
     @functools.lru_cache(maxsize=1)
     def loaded(name: str) -> TrainedModel:
         stage = data.stages[name]
         params = load_params(stage.folder.trained(), stage.stage.model, stage.mesh)
         return TrainedModel(stage.stage.model, params, tokenizer, str(stage))
 
-    def answerer(name: str, sampling: Sampling) -> Answerer:
+    def answerer(name: str, chat: str, sampling: Sampling) -> Answerer:
         if name not in data.stages:
-            options = ModelOptions(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_new_tokens=sampling.max_new_tokens,
-            )
-            return options.answerer(name, sampling.seed)
-        chat = FORMATS[writing.chat]
+            numbers = (sampling.temperature, sampling.top_p, sampling.max_new_tokens)
+            return ModelOptions("", *numbers).answerer(name, sampling.seed)
 
-        def answer(requests: Any) -> list[str]:
-            return local(loaded(name), chat, sampling)(requests)
+        def answer(requests: Sequence[Request]) -> list[str]:
+            return local(loaded(name), FORMATS[chat], sampling)(requests)
 
         return answer
 

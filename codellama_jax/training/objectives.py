@@ -64,6 +64,7 @@ def ranked(
     *,
     mean: bool = False,
     unit_gaps: bool = False,
+    has_rank: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the sum over pairs of L_rank + L_ft (PanGu-Coder2, section 3.2), and their number.
 
@@ -80,6 +81,7 @@ def ranked(
       mean: whether L_ft is the mean over the teacher's tokens. The paper prints the sum, beside
         which L_rank is small.
       unit_gaps: whether every difference of scores counts as 1, as in RRHF.
+      has_rank: False leaves L_rank out: supervised fine-tuning on the same pairs.
     """
     x_BTD = _hidden(model, params, batch, key)
     head_DV, targets_BT = output_head(params), batch["targets"]
@@ -88,7 +90,12 @@ def ranked(
     arrays = jax.lax.stop_gradient((x_BTD, head_DV))
     losses_BT = token_losses(*arrays, targets_BT, **loss_specs())
     weights_BT, pairs = rank_weights(
-        losses_BT, batch["weights"], batch["segment_ids"], mean=mean, unit_gaps=unit_gaps
+        losses_BT,
+        batch["weights"],
+        batch["segment_ids"],
+        mean=mean,
+        unit_gaps=unit_gaps,
+        has_rank=has_rank,
     )
     return cross_entropy(x_BTD, head_DV, targets_BT, weights_BT, **loss_specs()), pairs
 
@@ -100,6 +107,7 @@ def rank_weights(
     *,
     mean: bool,
     unit_gaps: bool,
+    has_rank: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns weights_BT whose sum with the losses is L_rank + L_ft, and the number of pairs.
 
@@ -107,7 +115,7 @@ def rank_weights(
       losses_BT: fp32 -log p of each token.
       signed_BT: differences of scores, as `ranked` describes them.
       segment_ids_BT: int32; 0 is padding.
-      mean, unit_gaps: as in `ranked`.
+      mean, unit_gaps, has_rank: as in `ranked`.
     """
     segments = signed_BT.shape[1] + 2  # one more than any id, and the student after the last
 
@@ -130,7 +138,7 @@ def rank_weights(
     wrong_student_BT = by_token(jnp.roll(is_wrong_BS, 1, axis=1))
     length_BT = by_token(length_BS)
     tuning_BT = 1 / length_BT if mean else jnp.ones_like(length_BT)
-    rank_BT = gap_BT / length_BT
+    rank_BT = gap_BT / length_BT * has_rank
     teacher_BT = tuning_BT + rank_BT * wrong_teacher_BT
     student_BT = -rank_BT * wrong_student_BT * is_answer_BT
     weights_BT = jnp.where(is_teacher_BT, teacher_BT, student_BT)
@@ -144,4 +152,5 @@ OBJECTIVES: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
     "rrtf": ranked,
     "rrtf_mean": functools.partial(ranked, mean=True),
     "rrhf": functools.partial(ranked, mean=True, unit_gaps=True),
+    "chosen": functools.partial(ranked, has_rank=False),
 }
