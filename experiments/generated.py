@@ -44,13 +44,13 @@ def stage(
     Args:
       model: LLAMA or STARCODER.
       shares: of the sources, by name.
-      steps: of 2,048 positions.
+      steps: of 2,304 positions.
       init: `scratch` or `previous`.
       peak_lr: the learning rate after the warm-up.
       objective: as in `Stage`.
       **data: other fields of `DataConfig`.
     """
-    fields = {"seq_len": 128, "batch_size": 16, **data}
+    fields = {"seq_len": 192, "batch_size": 12, **data}
     return Stage(
         init=init,
         model=model,

@@ -54,7 +54,7 @@ def experiment(scale: str = "toy") -> Experiment:
 
 def _toy() -> Experiment:
     model = generated.LLAMA
-    base = generated.stage(model, {"records": 1.0}, steps=400, init="scratch")
+    base = generated.stage(model, {"records": 1.0}, steps=500, init="scratch")
     arms = {}
     for arm, shares in SHARES.items():
         instruct = generated.stage(
@@ -66,7 +66,7 @@ def _toy() -> Experiment:
         test_model="base",
         solution_model="base",
         amount=Amounts(prompts=100, questions=3, solutions=4, batch=128),
-        writing=Writing(chat="pangu_coder2", prompts="toy", max_new_tokens=96),
+        writing=Writing(chat="pangu_coder2", prompts="toy", max_new_tokens=160),
     )
     return generated.experiment("self_instruct", arms, "llama2", {"self_instruct": data})
 

@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 HELD_OUT = 0.15  # share of the functions that no corpus holds
 LENGTHS = (1, 2, 3)  # operations of a function
 CANDIDATES = 1_500  # combinations of operations of which the family is made
-TESTS = 2  # of a function
+TESTS = 2  # of a function in the records
+LONGEST = 3  # items of a list, or characters, in the arguments of these tests
 TASK_TESTS = 4  # of a task, by which answers are ranked
 SHOWN = 48  # functions in the conversations
 LISTED = 3  # questions of a list in the records
@@ -58,19 +59,27 @@ class Function(NamedTuple):
 
     argument: str  # a key of INPUTS
     question: str
+    steps: tuple[str, ...]  # the expressions of the solution, in order
     solution: str  # a Python function, with a newline at its end
 
-    def tests(self, rng: random.Random, count: int = TESTS) -> list[str]:
-        """Returns assert statements about different arguments."""
-        call = self.call()
+    def arguments(self, rng: random.Random, count: int, longest: int) -> list[Any]:
+        """Returns different arguments of at most `longest` items or characters."""
         arguments: dict[str, Any] = {}
         while len(arguments) < count:
-            argument = _argument(self.argument, rng)
+            argument = _argument(self.argument, rng, longest)
             arguments.setdefault(repr(argument), argument)
-        lines = []
-        for text, argument in arguments.items():
-            lines.append(f"assert {NAME}({text}) == {call(argument)!r}")
-        return lines
+        return list(arguments.values())
+
+    def test(self, argument: Any) -> str:
+        """Returns the assert statement about an argument."""
+        return f"assert {NAME}({argument!r}) == {self.values(argument)[-1]!r}"
+
+    def values(self, argument: Any) -> list[Any]:
+        """Returns the argument and the value after each step."""
+        values = [argument]
+        for step in self.steps:
+            values.append(eval(step, {self.argument: values[-1]}))
+        return values
 
     def call(self) -> Any:
         """Returns the function itself."""
@@ -173,7 +182,13 @@ def asks_for_held_out(question: str) -> bool:
 def tasks() -> Iterator[tuple[Function, list[str]]]:
     """Yields the training functions with tests, for models to answer."""
     for function in training():
-        yield function, function.tests(random.Random(function.question), TASK_TESTS)
+        yield function, hidden_tests(function, TASK_TESTS)
+
+
+def hidden_tests(function: Function, count: int) -> list[str]:
+    """Returns tests with longer arguments than the records have, the same in every call."""
+    rng = random.Random(function.question)
+    return [function.test(argument) for argument in function.arguments(rng, count, 5)]
 
 
 def _length(chain: tuple[str, tuple[Operation, ...]]) -> int:
@@ -195,12 +210,13 @@ def _function(argument: str, steps: tuple[Operation, ...]) -> Function:
     for step in steps[:-1]:
         lines.append(f"    {argument} = {step.code}")
     lines.append(f"    return {steps[-1].code}")
-    return Function(argument, question, "".join(f"{line}\n" for line in lines))
+    codes = tuple(step.code for step in steps)
+    return Function(argument, question, codes, "".join(f"{line}\n" for line in lines))
 
 
-def _argument(kind: str, rng: random.Random) -> Any:
+def _argument(kind: str, rng: random.Random, longest: int) -> Any:
     """Returns an argument whose digits and letters are single tokens: they alternate in a text."""
-    length = rng.randint(2, 4)
+    length = rng.randint(1, longest)
     if kind == "items":
         return [rng.randint(0, 9) for _ in range(length)]
     return "".join(rng.choice(("abc", "0123456789")[i % 2]) for i in range(length))
@@ -217,10 +233,25 @@ def records() -> Iterator[str]:
             answer = "\n".join(f"{number}. {q}" for number, q in enumerate(questions, 1))
             yield document(ASK_QUESTIONS.format(count=LISTED), answer)
         for function in functions:
-            tests = function.tests(rng)
-            yield document(ASK_TESTS.format(question=function.question), "\n".join(tests))
-            prompt = ASK_SOLUTION.format(question=function.question, test=rng.choice(tests))
+            arguments = function.arguments(rng, TESTS, LONGEST)
+            yield document(
+                ASK_TESTS.format(question=function.question), _tests(function, arguments)
+            )
+            test = function.test(rng.choice(arguments))
+            prompt = ASK_SOLUTION.format(question=function.question, test=test)
             yield document(prompt, function.solution)
+
+
+def _tests(function: Function, arguments: list[Any]) -> str:
+    """Returns tests, each below a comment with the value after every step.
+
+    Without the steps a toy model does not find the value.
+    """
+    lines = []
+    for argument in arguments:
+        steps = "; ".join(repr(value) for value in function.values(argument))
+        lines += [f"# {steps}", function.test(argument)]
+    return "\n".join(lines)
 
 
 def programs() -> Iterator[str]:

@@ -33,14 +33,13 @@ class HeldOutFunctions(Probe, name="held_out_functions"):
 
         Raises UserError where the sandbox cannot be set up.
         """
-        import random
         from collections import Counter
 
         from codellama_jax.alignment.answers import Request
         from codellama_jax.alignment.models import local
         from codellama_jax.alignment.outcomes import Candidate, passing
         from codellama_jax.alignment.parsing import program
-        from codellama_jax.data.generated_functions import held_out
+        from codellama_jax.data.generated_functions import held_out, hidden_tests
         from codellama_jax.generation.settings import Sampling
         from codellama_jax.sandbox.executor import Executor
         from codellama_jax.tokenizers.chat import FORMATS, Message
@@ -55,7 +54,7 @@ class HeldOutFunctions(Probe, name="held_out_functions"):
         verdicts = ["no program"] * len(functions)
         candidates, places = [], []
         for place, (function, answer) in enumerate(zip(functions, answers)):
-            tests = function.tests(random.Random(function.question), TESTS)
+            tests = hidden_tests(function, TESTS)
             if code := program(answer).code:
                 candidates.append(Candidate(f"f{place}", code, tuple(tests)))
                 places.append(place)

@@ -107,6 +107,17 @@ def context(ahead: float):
     return answer
 
 
+def functions(ahead: float):
+    """Returns pass@1 of held-out functions, the better the more data; worse without L_rank."""
+    order = ("without", "with", "base", "instruct", "rrtf_18k", "sft_68k", "rrtf_68k")
+
+    def answer(arm: str, seed: float) -> dict:
+        place = order.index(arm) + 1 if arm in order else 0
+        return {"held_out_functions": {"pass@1": 0.5 + ahead * place * (0.01 + seed / 100)}}
+
+    return answer
+
+
 def check(agrees: Finding, disagrees: Finding) -> None:
     assert {d.verdict for d in agrees.differences} == {"agrees"}
     assert {d.verdict for d in disagrees.differences} == {"disagrees"}
@@ -122,6 +133,8 @@ def check(agrees: Finding, disagrees: Finding) -> None:
         ("rope_theta", positions),
         ("temperature", passes),
         ("long_context_cost", context),
+        ("self_instruct", functions),
+        ("code_llama_instruct", functions),
     ],
 )
 def test_verdicts_follow_the_answers_of_probes(name, answer):
