@@ -54,19 +54,19 @@ def experiment(scale: str = "toy") -> Experiment:
 
 def _toy() -> Experiment:
     model = generated.LLAMA
-    base = generated.stage(model, {"records": 1.0}, steps=500, init="scratch")
+    base = generated.stage(model, {"records": 1.0}, steps=400, init="scratch")
     arms = {}
     for arm, shares in SHARES.items():
         instruct = generated.stage(
-            model, {**shares, "records": 0.08}, steps=60, peak_lr=1e-3, chat="llama2"
+            model, {**shares, "records": 0.08}, steps=40, peak_lr=1e-3, chat="llama2"
         )
         arms[arm] = {"base": base, "instruct": instruct}
     data = SelfInstructStage(
         question_model="base",
         test_model="base",
         solution_model="base",
-        amount=Amounts(prompts=100, questions=3, solutions=4, batch=128),
-        writing=Writing(chat="pangu_coder2", prompts="toy", max_new_tokens=160),
+        amount=Amounts(prompts=128, questions=3, solutions=4, batch=128),
+        writing=Writing("pangu_coder2", "toy", temperature=0.6, max_new_tokens=140),
     )
     return generated.experiment("self_instruct", arms, "llama2", {"self_instruct": data})
 
