@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from codellama_jax.alignment.answers import Answerer, answered
 from codellama_jax.alignment.rank import Answer, Ranking, Task, rank
 from codellama_jax.benchmarks.samples import make_folder
-from codellama_jax.checked import Checked, Range
+from codellama_jax.checked import Checked, FieldError, Range
 from codellama_jax.config import FREE
 from codellama_jax.errors import UserError
 from codellama_jax.sandbox.executor import Executor
@@ -34,10 +34,15 @@ class Sampled(Checked):
     """How many answers are ranked. The paper publishes none of these numbers."""
 
     samples: Annotated[int, Range(1, 1_000)] = 4  # of each model, task and temperature
-    temperatures: tuple[float, ...] = (0.2, 0.8)
+    temperatures: tuple[Annotated[float, Range(0, 100)], ...] = (0.2, 0.8)
     most_pairs: Annotated[int, Range(0, 10**6)] = 4  # of one task; 0 keeps all
     # Requests that are answered at once.
     batch: Annotated[int, Range(1, 10_000)] = field(default=64, metadata=FREE)
+
+    def check_relations(self) -> None:
+        """Raises FieldError without a temperature."""
+        if not self.temperatures:
+            raise FieldError(("temperatures",), " is empty: give at least one")
 
 
 def make_pairs(

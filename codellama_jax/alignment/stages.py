@@ -14,7 +14,7 @@ from codellama_jax.alignment.answers import Answerer
 from codellama_jax.alignment.evol_prompts import ask_for_answer
 from codellama_jax.alignment.prompts import STYLES
 from codellama_jax.alignment.rank import Task
-from codellama_jax.checked import Checked, Range
+from codellama_jax.checked import Checked, FieldError, Range
 from codellama_jax.data import generated_functions as generated
 from codellama_jax.data_stage import DataStage
 from codellama_jax.generation.settings import Sampling
@@ -96,6 +96,13 @@ class RankStage(DataStage, kind="rank"):
     most_tasks: Annotated[int, Range(0, 10**7)] = 0  # the first ones; 0 takes all
     sampled: pairs.Sampled = field(default_factory=pairs.Sampled)
     writing: Writing = field(default_factory=lambda: Writing(chat="pangu_coder2"))
+
+    def check_relations(self) -> None:
+        """Raises FieldError without a teacher, and for a model that is named twice."""
+        if not self.teachers:
+            raise FieldError(("teachers",), " is empty: name at least one model")
+        if len(set(self.models())) < len(self.models()):
+            raise FieldError(("teachers",), f" is {self.teachers}: no model may be named twice")
 
     def models(self) -> tuple[str, ...]:
         return (self.student, *self.teachers)

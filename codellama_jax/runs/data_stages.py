@@ -37,13 +37,20 @@ if TYPE_CHECKING:
 
 
 def check(data: ResolvedData) -> None:
-    """Raises UserError for data that cannot be written on these hosts or into this folder."""
+    """Raises UserError for data that cannot be written on these hosts or into this folder.
+
+    Also for a model that is no stage of the arm and cannot be found, and for a file without tasks.
+    """
     fix = "write them with the verb on one machine, and pass --corpus.others"
     name = f"{data.name} FILE"
     if jax.process_count() > 1:
         raise UserError(f"the data stage {data} runs on one host only: {fix} {name}")
     if is_bucket(data.folder.path):
         raise UserError(f"the data stage {data} needs a local folder: {fix} {name}, or a local out")
+    for model in data.stage.models():
+        if model not in data.stages:
+            ModelOptions().answerer(model, 0)
+    data.stage.content()
 
 
 def write(data: ResolvedData, tokenizer: Tokenizer, trained: dict[str, StageFolder]) -> None:
@@ -61,8 +68,9 @@ def write(data: ResolvedData, tokenizer: Tokenizer, trained: dict[str, StageFold
     sources = []
     for model in data.stage.models():
         stage = data.stages.get(model)
-        # Models that are not of the arm are known by their path alone.
-        sources.append(stage.folder.trained().identity() if stage else model)
+        # Models that are not of the arm, or of an old version, are known by their path alone.
+        folder = stage.folder.trained() if stage else None
+        sources.append(folder.identity() or str(folder) if folder else model)
     shared = [sources, data.stage.content(), tokenizer.fingerprint]
     identity = data_identity(data.stage, data.seed, shared)
     if identity in trained:

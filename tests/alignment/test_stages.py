@@ -1,5 +1,6 @@
 """Self-instruct and ranking as data stages, with stand-ins that know the generated functions."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from codellama_jax.alignment.pairs import Sampled
 from codellama_jax.alignment.self_instruct import Amounts
 from codellama_jax.alignment.stages import RankStage, SelfInstructStage, Writing
+from codellama_jax.checked import FieldError
 from codellama_jax.checkpoints.identity import data_identity
 from codellama_jax.config import from_dict, to_dict
 from codellama_jax.data import generated_functions as generated
@@ -96,3 +98,15 @@ def test_the_batch_changes_no_identity_and_the_amounts_do():
 
     assert identity(Amounts(2, 3, batch=4)) == identity(Amounts(2, 3, batch=8))
     assert identity(Amounts(2, 3)) != identity(Amounts(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"teachers": ()}, "teachers is empty"),
+        ({"teachers": ("student",)}, "no model may be named twice"),
+    ],
+)
+def test_a_student_needs_another_model(fields, problem):
+    with pytest.raises(FieldError, match=problem):
+        dataclasses.replace(RANK, **fields)

@@ -104,6 +104,12 @@ def test_answers_of_another_model_are_not_continued(base):
     assert text_of(data) == "1 0\n"
 
 
+def test_a_model_that_is_no_stage_is_looked_for_before_training(base):
+    data = resolved(base, config=Lines(model="./absent"))
+    with pytest.raises(UserError, match="there is no folder .*absent"):
+        data_stages.check(data)
+
+
 def test_data_without_a_line_are_one_message(base, monkeypatch):
     def make(self, answerers, folder, seed):
         (folder / self.output).write_text("")
