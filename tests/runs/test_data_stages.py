@@ -106,7 +106,7 @@ def test_answers_of_another_model_are_not_continued(base):
 
 def test_a_model_that_is_no_stage_is_looked_for_before_training(base):
     data = resolved(base, config=Lines(model="./absent"))
-    with pytest.raises(UserError, match="there is no folder .*absent"):
+    with pytest.raises(UserError, match=r"there is no folder .*absent"):
         data_stages.check(data)
 
 
