@@ -2,7 +2,7 @@
 
 An experiment is a few arms; an arm is a chain of stages; a stage is (where its weights come from,
 model, data, optimizer, steps). This module imports neither JAX nor any module of the project but
-`checked`, `tuning` and `errors`, so that `launch.py plan` answers at once.
+`checked`, `tuning`, `data_stage` and `errors`, so that `launch.py plan` answers at once.
 
 A new field has a default, with which everything is as it was without the field: then older runs
 resume, and stages keep their identities (checkpoints/identity.py). Such a default never changes.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import keyword
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -22,6 +21,7 @@ from codellama_jax.checked import differences as differences
 from codellama_jax.checked import from_dict as from_dict
 from codellama_jax.checked import leaves as leaves
 from codellama_jax.checked import to_dict as to_dict
+from codellama_jax.data_stage import DataStage, check_data_stages, check_models, check_stage_name
 from codellama_jax.errors import UserError
 from codellama_jax.tuning import INT32 as INT32
 from codellama_jax.tuning import SPARSE as SPARSE
@@ -34,7 +34,6 @@ from codellama_jax.tuning import Share as Share
 
 DEFAULT_FAMILY = "llama"  # of a model whose dict has no tag
 CACHE = "~/.cache/codellama_jax"  # prepared documents, tokenizers and compiled programs
-RESERVED = ("choice", "tokenizer", "corpus", "mesh", "probes", "seed", "seeds")  # no stage's name
 # Metadata of a field that never changes the trained parameters, such as how often to log: it may
 # change when a run resumes, and stages that differ in nothing else are trained once.
 FREE = {"free": True}
@@ -234,15 +233,15 @@ class MixtureConfig(Checked):
                 raise FieldError(path, f" is {share:g}: {least}, which are {total:g}")
 
 
-def _check_source_names(others: dict[str, Any]) -> None:
+def _check_source_names(others: dict[str, Any], group: str = "others") -> None:
     """Raises FieldError for a name that cannot become an option or means another source."""
     for name in others:
         if name in SOURCES:
             problem = f" has {name!r}, which has a separate field: set {name} itself"
-            raise FieldError(("others",), problem)
+            raise FieldError((group,), problem)
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
             allowed = "a source's name has 1 to 50 lower-case letters, digits and _, a letter first"
-            raise FieldError(("others",), f" has {name[:60]!r}: {allowed}")
+            raise FieldError((group,), f" has {name[:60]!r}: {allowed}")
 
 
 @dataclass(frozen=True)
@@ -274,7 +273,8 @@ class DataConfig(Checked):
     language_tags: bool = field(default=False, metadata=SPARSE)
     # The training examples: documents, or the documented functions of Python documents, with loss
     # on the code after its docstring (PanGu-Coder) or on the docstring after its code (Codex-D).
-    # `pairs` are ranked answers, for the ranked objectives; `completions` have loss after a prompt.
+    # `pairs` are ranked answers, for the objectives rrtf, rrtf_mean, rrhf and chosen (L_ft alone);
+    # `completions` have loss after a prompt.
     examples: Literal[
         "documents", "docstring_to_code", "code_to_docstring", "pairs", "completions"
     ] = field(default="documents", metadata=SPARSE)
@@ -342,7 +342,7 @@ class Stage(Checked):
     keep_checkpoints: Positive = field(default=3, metadata=FREE)
     log_every: Positive = field(default=10, metadata=FREE)
     # The loss: next_token is the cross-entropy of every token.
-    objective: Literal["next_token", "rrtf", "rrtf_mean", "rrhf"] = "next_token"
+    objective: Literal["next_token", "rrtf", "rrtf_mean", "rrhf", "chosen"] = "next_token"
     # Low-rank adapters, which train in place of the weights of `init`; without a rank, none.
     lora: LoraConfig = field(default=LoraConfig(), metadata=SPARSE)
 
@@ -359,7 +359,7 @@ class Stage(Checked):
             raise FieldError(("data", "seq_len"), problem)
         is_ranked = self.objective != "next_token"
         if is_ranked != (self.data.examples == "pairs"):
-            allowed = "rrtf, rrtf_mean or rrhf for data.examples pairs, next_token for all others"
+            allowed = "a ranked one or chosen for data.examples pairs, next_token for all others"
             problem = f" is {self.objective} with data.examples {self.data.examples}"
             raise FieldError(("objective",), f"{problem}: it must be {allowed}")
         shares = self.data.mixture.shares()
@@ -442,6 +442,8 @@ class Experiment(Checked):
     seed: Count = 0
     # Number of PRNG seeds; every arm is trained once with each.
     seeds: Annotated[int, Range(1, 1000)] = field(default=1, metadata=FREE)
+    # Stages that write a source of documents, by its name; a path in `corpus.others` replaces one.
+    data_stages: dict[str, DataStage] = field(default_factory=dict, metadata=SPARSE)
 
     def check_relations(self) -> None:
         """Raises FieldError for a missing arm or stage, and for a name that makes no path."""
@@ -455,27 +457,26 @@ class Experiment(Checked):
             if not stages:
                 raise FieldError(("arms", arm), " has no stage: give at least one")
             for name, stage in stages.items():
-                _check_stage_name(arm, name)
+                check_stage_name(("arms", arm), name)
                 self._check_sources((arm, name), stage)
+                for source in self.data_read_by(stage):
+                    check_models(source, self.data_stages[source], name, list(stages))
+        _check_source_names(self.data_stages, "data_stages")
+        check_data_stages(self.data_stages, self.arms)
         for name, probe in self.probes.items():
             if name != probe.name:
                 problem = f" is the probe {probe.name}: give it under its own name"
                 raise FieldError(("probes", name), problem)
 
+    def data_read_by(self, stage: Stage) -> list[str]:
+        """Returns the names of the data stages whose data a stage reads."""
+        made = self.data_stages.keys() - self.corpus.others.keys()
+        return sorted(name for name in made if stage.data.mixture.others.get(name))
+
     def _check_sources(self, place: tuple[str, str], stage: Stage) -> None:
         """Raises FieldError for a source with a share in a stage but without documents."""
         for name, share in stage.data.mixture.others.items():
-            if share and name not in self.corpus.others:
+            if share and name not in self.corpus.others and name not in self.data_stages:
                 fix = f"pass --corpus.others {name} prepared:DIR, or a folder of files"
                 reader = f"the mixture of {'.'.join(place)} reads"
                 raise FieldError(("corpus", "others"), f" has no {name!r}, which {reader}: {fix}")
-
-
-def _check_stage_name(arm: str, name: str) -> None:
-    """Raises FieldError for a name that cannot become an option and a folder."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", name) or keyword.iskeyword(name):
-        allowed = "a stage's name has letters, digits and _, and is no keyword of Python"
-        raise FieldError(("arms", arm), f" has the stage {name[:60]!r}: {allowed}")
-    if name in RESERVED:
-        problem = f" has the stage {name!r}: no stage may be called {', '.join(RESERVED)}"
-        raise FieldError(("arms", arm), problem)

@@ -18,7 +18,8 @@ SHARED = ("tokenizer", "corpus", "mesh", "probes", "seed", "seeds")
 def options(experiment: Experiment) -> dict[str, Any]:
     """Returns the parts of an experiment that can be overridden, by the first name of the option.
 
-    These are the stages (of the first arm that has one of that name) and the shared parts.
+    These are the stages (of the first arm that has one of that name), the data stages and the
+    shared parts.
     """
     # One option for all arms that have a stage of that name; `apply` refuses where they differ.
     named: dict[str, Any] = {}
@@ -26,6 +27,7 @@ def options(experiment: Experiment) -> dict[str, Any]:
         for name, stage in stages.items():
             named.setdefault(name, stage)
     shared = {name: getattr(experiment, name) for name in SHARED}
+    named |= experiment.data_stages
     return named | shared | {"probes": _probe_options(experiment.probes)}
 
 
@@ -46,7 +48,7 @@ def apply(experiment: Experiment, given: dict[str, Any]) -> Experiment:
     """
     before = options(experiment)
     # Before any change, so that the message shows the values of the file.
-    for name in given.keys() - set(SHARED):
+    for name in given.keys() - set(SHARED) - experiment.data_stages.keys():
         _check_equal(experiment, name, before[name], given[name])
     try:
         arms: dict[str, dict[str, Stage]] = {}
@@ -56,6 +58,7 @@ def apply(experiment: Experiment, given: dict[str, Any]) -> Experiment:
                 arms[arm][name] = _changed_stage(name, stage, before[name], given[name])
         shared = {name: given[name] for name in SHARED}
         shared["probes"] = {name: getattr(given["probes"], name) for name in experiment.probes}
+        shared["data_stages"] = {name: given[name] for name in experiment.data_stages}
         changed = dataclasses.replace(experiment, arms=arms, **shared)
         return with_vocabulary_of(changed, experiment.tokenizer)
     except FieldError as error:

@@ -13,6 +13,8 @@ ABLATIONS = (
     "rope_theta",
     "temperature",
 )
+# Those on generated functions.
+GENERATED = ("self_instruct", "pangu_coder2")
 EXPERIMENTS = [
     ("quickstart", "toy"),
     *((name, scale) for name in ABLATIONS for scale in ("toy", "7b")),
@@ -21,6 +23,9 @@ EXPERIMENTS = [
         for name in ("code_llama", "code_llama_python", "code_llama_instruct")
         for scale in ("7b", "13b", "34b", "70b")
     ),
+    ("code_llama_instruct", "toy"),
+    *(("self_instruct", scale) for scale in ("toy", "7b", "13b")),
+    *(("pangu_coder2", scale) for scale in ("toy", "15.5b")),
     *(("codex", scale) for scale in ("toy", *CODEX)),
     *(("codex_s", scale) for scale in ("toy", *CODEX)),
     *(("codegeex", scale) for scale in ("toy", *CODEGEEX)),

@@ -14,6 +14,7 @@ LAYERS = (
     "checked",
     "command_line",
     "tuning",
+    "data_stage",
     "config",
     "system",
     "sharding",

@@ -2,10 +2,16 @@
 
 The structure is the paper's: a list of interview questions, a one-shot prompt for tests between
 [TESTS] marks, a one-shot prompt for a solution between [PYTHON] marks. The wording is ours.
+
+A toy model reads no instructions: its prompts are those of data/generated_functions.py, which it
+was trained to continue.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from codellama_jax.data import generated_functions
 from codellama_jax.tokenizers.chat import Message
 
 QUESTIONS = """\
@@ -48,16 +54,30 @@ Task: {question}
 Test: {test}"""
 
 
-def ask_for_questions(count: int) -> list[Message]:
-    """Returns the conversation that asks for a numbered list of questions."""
-    return [Message("user", QUESTIONS.format(count=count))]
+class Prompts(NamedTuple):
+    """The prompts of the three steps, as texts with names in braces."""
+
+    questions: str  # {count}
+    tests: str  # {question}
+    solution: str  # {question} and {test}
+
+    def ask_for_questions(self, count: int) -> list[Message]:
+        """Returns the conversation that asks for a numbered list of questions."""
+        return [Message("user", self.questions.format(count=count))]
+
+    def ask_for_tests(self, question: str) -> list[Message]:
+        """Returns the conversation that asks for the tests of a question."""
+        return [Message("user", self.tests.format(question=question))]
+
+    def ask_for_solution(self, question: str, test: str) -> list[Message]:
+        """Returns the conversation that asks for a solution, given one of the tests."""
+        return [Message("user", self.solution.format(question=question, test=test))]
 
 
-def ask_for_tests(question: str) -> list[Message]:
-    """Returns the conversation that asks for the tests of a question."""
-    return [Message("user", TESTS.format(question=question))]
-
-
-def ask_for_solution(question: str, test: str) -> list[Message]:
-    """Returns the conversation that asks for a solution, given one of the tests."""
-    return [Message("user", SOLUTION.format(question=question, test=test))]
+PAPER = Prompts(QUESTIONS, TESTS, SOLUTION)
+TOY = Prompts(
+    generated_functions.ASK_QUESTIONS,
+    generated_functions.ASK_TESTS,
+    generated_functions.ASK_SOLUTION,
+)
+STYLES = {"paper": PAPER, "toy": TOY}

@@ -18,12 +18,12 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from codellama_jax.alignment import parsing, prompts
+from codellama_jax.alignment import parsing
 from codellama_jax.alignment.answers import (
     Answerer,
     Failure,
@@ -35,10 +35,12 @@ from codellama_jax.alignment.answers import (
     replies,
 )
 from codellama_jax.alignment.outcomes import Candidate, passing
+from codellama_jax.alignment.prompts import PAPER, Prompts
 from codellama_jax.benchmarks.fields import TEXT, optional
 from codellama_jax.benchmarks.programs import program
 from codellama_jax.benchmarks.samples import append, continue_file, make_folder
 from codellama_jax.checked import Checked, Range
+from codellama_jax.config import FREE
 from codellama_jax.sandbox.executor import Executor
 from codellama_jax.system.files import write_file
 from codellama_jax.tokenizers.chat import Message
@@ -49,13 +51,20 @@ DATASET = "dataset.jsonl"
 
 
 @dataclass(frozen=True)
-class SelfInstruct(Checked):
+class Amounts(Checked):
     """How much data to make. The defaults are the paper's."""
 
     prompts: Annotated[int, Range(1, 10**6)] = 1_240  # for questions: 62,000 at 50 each
     questions: Annotated[int, Range(1, 1_000)] = 50  # asked for in one prompt
     solutions: Annotated[int, Range(1, 1_000)] = 10  # of each question
-    batch: Annotated[int, Range(1, 10_000)] = 64  # requests that are answered at once
+    # Requests that are answered at once.
+    batch: Annotated[int, Range(1, 10_000)] = field(default=64, metadata=FREE)
+
+
+@dataclass(frozen=True)
+class SelfInstruct(Amounts):
+    """The amounts with a seed."""
+
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0  # draws the test that a prompt shows
 
 
@@ -89,7 +98,13 @@ class Counts:
 
 
 def make_dataset(
-    models: Models, executor: Executor, params: SelfInstruct, folder: Path, provenance: dict
+    models: Models,
+    executor: Executor,
+    params: SelfInstruct,
+    folder: Path,
+    provenance: dict,
+    prompts: Prompts = PAPER,
+    is_excluded: Callable[[str], bool] | None = None,
 ) -> Counts:
     """Writes the files of a folder, continuing those in it, and returns the counts of each step.
 
@@ -99,10 +114,12 @@ def make_dataset(
         params: how much to make.
         folder: holds one dataset; it belongs to these models and `params`.
         provenance: further fields of each line of the dataset, such as the names of the models.
+        prompts: of the three steps.
+        is_excluded: returns whether a question is left out, as one on which models are evaluated.
     """
     make_folder(folder)
     reasons: Counter[str] = Counter()
-    answers = _questions(models.questions, params, folder)
+    answers = _questions(models.questions, prompts, params, folder)
     listed: list[str] = []
     for answer in answers:
         if isinstance(answer, Failure):
@@ -112,8 +129,13 @@ def make_dataset(
         listed += questions
         reasons["an answer without questions"] += not questions
     different = parsing.different(listed)
-    problems = _problems(models.tests, different, params, folder, reasons)
-    solved = _solve(models.solutions, executor, problems, params, folder, reasons)
+    asked = different
+    if is_excluded:
+        asked = [question for question in different if not is_excluded(question)]
+        reasons["a question of the evaluation"] += len(different) - len(asked)
+    problems = _problems(models.tests, prompts, asked, params, folder, reasons)
+    solver = Solver(models.solutions, prompts, executor)
+    solved = _solve(solver, problems, params, folder, reasons)
     _write_dataset(folder, problems, solved, params, provenance)
     return Counts(
         questions=len(listed),
@@ -125,7 +147,17 @@ def make_dataset(
     )
 
 
-def _questions(answerer: Answerer, params: SelfInstruct, folder: Path) -> list[Reply]:
+class Solver(NamedTuple):
+    """Writes solutions and runs them."""
+
+    answerer: Answerer
+    prompts: Prompts
+    executor: Executor
+
+
+def _questions(
+    answerer: Answerer, prompts: Prompts, params: SelfInstruct, folder: Path
+) -> list[Reply]:
     """Returns the replies to the prompt for questions, in the order of their numbers."""
     messages = prompts.ask_for_questions(params.questions)
     conversations = {("questions", number): messages for number in range(params.prompts)}
@@ -134,12 +166,16 @@ def _questions(answerer: Answerer, params: SelfInstruct, folder: Path) -> list[R
 
 def _problems(
     answerer: Answerer,
+    prompts: Prompts,
     questions: Sequence[str],
     params: SelfInstruct,
     folder: Path,
     reasons: Counter[str],
 ) -> list[Problem]:
-    """Returns the questions for which the model wrote tests; counts the reasons of the others."""
+    """Returns the questions for which the model wrote tests; counts the reasons of the others.
+
+    Arguments: as of `make_dataset`, and the counts by reason.
+    """
     conversations = {}
     for index, question in enumerate(questions):
         conversations[f"q{index}", 0] = prompts.ask_for_tests(question)
@@ -160,8 +196,7 @@ def _problems(
 
 
 def _solve(
-    answerer: Answerer,
-    executor: Executor,
+    solver: Solver,
     problems: Sequence[Problem],
     params: SelfInstruct,
     folder: Path,
@@ -169,7 +204,8 @@ def _solve(
 ) -> dict[str, tuple[int, str]]:
     """Returns the number and code of the first solution that passes, by the problem's name.
 
-    The solutions of a batch run in the sandbox while the next batch is generated.
+    The solutions of a batch run in the sandbox while the next batch is generated. Arguments: as of
+    `make_dataset`, and the counts by reason.
     """
     path = folder / SOLUTIONS
     lines = continue_file(path, VERDICT)
@@ -181,15 +217,16 @@ def _solve(
                 missing.append((problem, number))
     requests = []
     for problem, number in missing:
-        messages = prompts.ask_for_solution(problem.question, problem.hint)
+        messages = solver.prompts.ask_for_solution(problem.question, problem.hint)
         requests.append(Request(f"solutions {problem.name} {number}", messages))
     has_answers = any("failure" not in line for line in lines)
 
     def judge(ready: list[tuple[int, Reply]]) -> list[dict[str, Any]]:
         batch = [(*missing[position], reply) for position, reply in ready]
-        return _judge(executor, batch, path)
+        return _judge(solver.executor, batch, path)
 
-    for judged in overlapped(replies(answerer, requests, params.batch, has_answers), judge):
+    solutions = replies(solver.answerer, requests, params.batch, has_answers)
+    for judged in overlapped(solutions, judge):
         lines += judged
     names = {problem.name for problem in problems}
     first: dict[str, tuple[int, str]] = {}

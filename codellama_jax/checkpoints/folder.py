@@ -6,8 +6,10 @@
         config.json  identity.txt  metrics.jsonl  tensorboard/  probes.json  done.json
         checkpoints/step_N/
 
-A byte-level tokenizer is a tokenizer.json. A stage that equals one that was trained elsewhere has
-no checkpoints: its done.json names the folder of the other. Starts no JAX.
+A byte-level tokenizer is a tokenizer.json. The folder of a data stage holds config.json,
+identity.txt, done.json with the counts of its steps, and files of JSON lines. A stage that equals
+one that was trained elsewhere has no checkpoints: its done.json names the folder of the other.
+Starts no JAX.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from etils import epath
 
 from codellama_jax.checked import FieldError
 from codellama_jax.config import Experiment, Stage, from_dict, to_dict
+from codellama_jax.data_stage import DataStage
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import (
     check_no_pipes,
@@ -167,8 +170,8 @@ class StageFolder(Folder):
             return ""
         return text if IDENTITY_FORM.fullmatch(text) else ""
 
-    def begin(self, stage: Stage, identity: str) -> None:
-        """Makes the folder of a stage to train. One that was begun before keeps its identity."""
+    def begin(self, stage: Stage | DataStage, identity: str) -> None:
+        """Makes the folder of a stage to run. One that was begun before keeps its identity."""
         delete_file(self.done)  # it named a stage that is gone, or it is damaged
         # The config comes before the identity: `stages` lists folders that have an identity.
         write_json(self.config, to_dict(stage))
@@ -181,8 +184,8 @@ class StageFolder(Folder):
         if read_state(self.config) is None:
             write_json(self.config, to_dict(stage))
 
-    def point_to(self, trained: StageFolder, stage: Stage) -> None:
-        """Makes the folder of a stage that was trained elsewhere.
+    def point_to(self, trained: StageFolder, stage: Stage | DataStage) -> None:
+        """Makes the folder of a stage that was trained, or whose data were written, elsewhere.
 
         The path is relative where both folders are local, so that they can move together.
         """
@@ -196,6 +199,10 @@ class StageFolder(Folder):
     def mark_done(self, step: int, tokens: int) -> None:
         """Marks the stage as trained to its last step."""
         write_json(self.done, {"step": step, "tokens": tokens})
+
+    def mark_written(self, counts: dict[str, Any]) -> None:
+        """Marks the data of a data stage as complete."""
+        write_json(self.done, {"counts": counts})
 
     def read_config(self) -> Stage:
         """Returns the config of the stage. Raises UserError if it is damaged."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from codellama_jax.checked import FieldError, default_of, from_dict
 from codellama_jax.config import PREPARED, Stage, differences, to_dict
+from codellama_jax.data_stage import DataStage
 
 # Fields of the first versions, whose identities hash them whatever they hold. It never grows: any
 # other field is hashed only where it differs from its default.
@@ -69,7 +70,22 @@ def identity(stage: Stage, before: str, seed: int, shared: Any = None) -> str:
     # The leading dots are hashed too: without them every identity would change.
     values = {f".{name}": value for name, value in deciding(stage, to_dict(stage)).items()}
     values[".init"] = before if stage.init == "previous" else stage.init
-    text = json.dumps([values, seed, shared], sort_keys=True)
+    return _hash([values, seed, shared])
+
+
+def data_identity(stage: DataStage, seed: int, shared: Any) -> str:
+    """Returns a hash of everything that decides the data that a stage writes.
+
+    Args:
+      stage: the config.
+      seed: the PRNG seed of the answers.
+      shared: the models, the tokenizer and the files that the stage reads, ready for JSON.
+    """
+    return _hash([deciding(stage, to_dict(stage)), seed, shared])
+
+
+def _hash(values: list[Any]) -> str:
+    text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from etils import epath
 
 from codellama_jax.config import CorpusConfig, to_dict
+from codellama_jax.data.generated_functions import CORPORA
 from codellama_jax.data.prepare.inputs import (
     Part,
     fingerprint_of,
@@ -82,7 +83,7 @@ def prepare(
     if is_prepared(path):
         return open_prepared(path)
     config = PrepareConfig(
-        policy=_policy(source),
+        policy=_policy(source, path),
         inputs=InputOptions(max_file_bytes=MAX_FILE_BYTES),
         validation_fraction=corpus.validation_fraction,
         split_by="file",
@@ -107,9 +108,11 @@ def prepare(
         raise UserError(f"cannot prepare the corpus in {folder}: {reason(error)}") from error
 
 
-def _policy(source: str) -> Policy:
+def _policy(source: str, path: str) -> Policy:
     """Returns the rules for a source: those for generated code do not fit prose."""
     code = POLICIES["code_llama"]
+    if path in CORPORA:  # generated functions are alike by design
+        return POLICIES["none"]
     if source not in TEXT:
         return code
     return dataclasses.replace(

@@ -133,7 +133,8 @@ def manifests_of(corpus: CorpusConfig, stage_name: str, stage: Stage) -> dict[st
     manifests = {}
     paths = corpus.paths()
     for source, share in stage.data.mixture.shares().items():
-        if not share or not is_prepared(paths[source]):
+        # A source without a path is written by a data stage.
+        if not share or not is_prepared(paths.get(source, "")):
             continue
         manifest = manifests[source] = read_manifest(paths[source])
         if stage.data.block_chars != manifest.block_characters:

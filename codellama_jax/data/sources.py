@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from etils import epath
 
+from codellama_jax.data import generated_functions
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import is_bucket, read_file
 
@@ -67,12 +68,11 @@ class Folder(NamedTuple):
 
 
 def find(source: str) -> list[Item]:
-    """Returns the texts that `stdlib`, `topics` or `descriptions` names, sorted by id.
+    """Returns the texts that a name of BUILTINS names, sorted by id.
 
     See `CorpusConfig`. Raises UserError if there is nothing to read.
     """
-    builtin = {"stdlib": _stdlib, "topics": _topics, "descriptions": _descriptions}
-    items = sorted(builtin[source](), key=lambda item: item.id)
+    items = sorted(BUILTINS[source](), key=lambda item: item.id)
     if not items:
         raise UserError(f"the corpus {source!r} holds no files on this machine: name a folder")
     return items
@@ -197,3 +197,19 @@ def _text(prefix: str, name: str, text: str) -> Item:
     return Item(
         f"{prefix}/{name}", hashlib.sha256(data).hexdigest(), partial(bytes, data), len(data)
     )
+
+
+def _generated(name: str) -> Iterator[Item]:
+    """Yields the documents of a corpus of data/generated_functions.py."""
+    texts = generated_functions.CORPORA[name]()
+    return (_text(name, f"{number:06}", text) for number, text in enumerate(texts))
+
+
+# The texts that every machine has, by their name in a `CorpusConfig`.
+BUILTINS: dict[str, Callable[[], Iterator[Item]]] = {
+    "stdlib": _stdlib,
+    "topics": _topics,
+    "descriptions": _descriptions,
+}
+for _name in generated_functions.CORPORA:
+    BUILTINS[_name] = partial(_generated, _name)

@@ -8,6 +8,7 @@ only inside `measure`.
 
 from codellama_jax.probes.bigram import Bigram
 from codellama_jax.probes.completions import Completions
+from codellama_jax.probes.held_out_functions import HeldOutFunctions
 from codellama_jax.probes.infilling import Infilling, InfillingKinds
 from codellama_jax.probes.infills import Infills
 from codellama_jax.probes.key_retrieval import KeyRetrieval
@@ -17,6 +18,7 @@ from codellama_jax.probes.perplexity import Perplexity
 __all__ = [
     "Bigram",
     "Completions",
+    "HeldOutFunctions",
     "Infilling",
     "InfillingKinds",
     "Infills",

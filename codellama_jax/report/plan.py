@@ -41,6 +41,7 @@ HEADINGS = (
     "checkpoint",
 )
 SOURCE_HEADINGS = ("stage", "source", "share", "tokens trained", "tokens of the source", "epochs")
+DATA_HEADINGS = ("data", "kind", "models", "amounts", "read by")
 ESTIMATED = "about "  # before the tokens of a source that were not counted
 
 
@@ -132,6 +133,8 @@ def print_plan(experiment: Experiment, claim: str) -> None:
             rows.append((name, starts_from, *cells))
             first_arm.setdefault(identity, arm)
         print_rows(console, arm, rows)
+        if data := data_rows(experiment, stages):
+            console.print(_table(f"{arm}: data that models write", DATA_HEADINGS, data))
         _print_sources(console, arm, sources[arm])
 
 
@@ -143,6 +146,20 @@ def _stage_rows(stages: dict[str, Stage]) -> dict[str, tuple[str, ...]]:
             rows[name] = stage_row(stage)
         except FieldError as error:
             raise error.under(name) from None
+    return rows
+
+
+def data_rows(experiment: Experiment, stages: dict[str, Stage]) -> list[tuple[str, ...]]:
+    """Returns the cells of each data stage that an arm reads, in the order of DATA_HEADINGS."""
+    readers: dict[str, list[str]] = {}
+    for name, stage in stages.items():
+        for source in experiment.data_read_by(stage):
+            readers.setdefault(source, []).append(name)
+    rows = []
+    for source, names in readers.items():
+        data = experiment.data_stages[source]
+        models = ", ".join(dict.fromkeys(data.models()))
+        rows.append((source, data.kind, models, data.amounts(), ", ".join(names)))
     return rows
 
 

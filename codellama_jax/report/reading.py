@@ -40,6 +40,21 @@ def read_run(run: RunFolder, experiment: Experiment) -> Results:
     return results
 
 
+def read_data_counts(run: RunFolder, experiment: Experiment) -> dict[str, list[dict[str, Any]]]:
+    """Returns the counts of each data stage that is complete, of every seed, by arm and name."""
+    counts: dict[str, list[dict[str, Any]]] = {}
+    for arm, chain in experiment.arms.items():
+        names = {name for stage in chain.values() for name in experiment.data_read_by(stage)}
+        for name in sorted(names):
+            of_seeds = counts[f"{arm}/{name}"] = []
+            for number in range(experiment.seeds):
+                folder = run.stage(seeded(arm, number), name)
+                done, _ = read_object(_trained_at(folder, []).done)
+                if isinstance(done.get("counts"), dict):
+                    of_seeds.append(done["counts"])
+    return counts
+
+
 def read_stage(folder: StageFolder, name: str, stage: Stage) -> StageResult:
     """Returns the metrics and probes of a stage, which the report calls `name`."""
     damage: list[str] = []

@@ -22,12 +22,13 @@ from codellama_jax.report import figures
 from codellama_jax.report.findings import DAMAGED, FindingOf, Panel, write_finding
 from codellama_jax.report.page import Code, Page
 from codellama_jax.report.probes import probe_section
-from codellama_jax.report.reading import read_run
+from codellama_jax.report.reading import read_data_counts, read_run
 from codellama_jax.report.results import Results, StageResult, complete, unit_of
 from codellama_jax.report.tables import (
     bigram_loss,
     corpus_section,
     cost_note,
+    data_section,
     duration,
     model_section,
     stages_section,
@@ -81,6 +82,8 @@ def write_report(
         cost_note(page, out, experiment.seeds, everything)
     model_section(page, stages, experiment.tokenizer)
     _guarded(page, "corpus", lambda: corpus_section(page, folder.corpus))
+    written = read_data_counts(folder, experiment)
+    _guarded(page, "data that models wrote", lambda: data_section(page, written))
     if experiment.seeds > 1:
         _validation(page, experiment.name, results)
     else:

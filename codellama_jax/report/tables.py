@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -222,6 +223,42 @@ def corpus_section(page: Page, path: epath.Path) -> None:
     page.table(("", *sources), rows)
     page.note("Files and characters used, then files dropped by reason, then documents.")
     page.note("All documents of one file are in the same split.")
+
+
+def data_section(page: Page, counts_of: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Adds a table of the data that models wrote, with a column for each arm and data stage.
+
+    `counts_of` has the counts of every seed by the name of the column, as `DataStage.make` returns
+    them; a seed whose data are not complete is left out.
+    """
+    columns: dict[str, dict[str, list[int]]] = {}
+    for name, seeds in counts_of.items():
+        column = columns.setdefault(name, {})
+        for counts in seeds:
+            steps = {step: count for step, count in counts.items() if step != "reasons"}
+            for step, count in (steps | counts.get("reasons", {})).items():
+                column.setdefault(step, []).append(count)
+    if not any(columns.values()):
+        return
+    page.heading("Data that models wrote")
+    keys: dict[str, None] = {}
+    for column in columns.values():
+        keys |= dict.fromkeys(column)
+    rows = []
+    for key in keys:
+        cells = [_spread(column[key]) if key in column else "" for column in columns.values()]
+        rows.append((key.replace("_", " "), *cells))
+    page.table(("", *columns), rows)
+    page.note(
+        "The steps in their order, then reasons for which something was not used. Of several seeds:"
+        " the mean, the least and the most."
+    )
+
+
+def _spread(counts: Sequence[int]) -> str:
+    """Returns the mean of counts and, if there are several, the least and the most."""
+    mean = f"{statistics.fmean(counts):,.0f}"
+    return mean if len(counts) == 1 else f"{mean} ({min(counts):,} to {max(counts):,})"
 
 
 def number(value: float | None, form: str) -> str:

@@ -33,7 +33,8 @@ class Corpus:
 
     def __init__(self, experiment: Experiment, cache: str):
         self.experiment, self.cache = experiment, cache
-        self.prepared: dict[tuple[str, int], builders.Prepared] = {}
+        # By source, block size and path: data stages write sources of one name for every arm.
+        self.prepared: dict[tuple[str, int, str], builders.Prepared] = {}
         self.samples: dict[str, dict[str, int]] = {}  # of the tokenizer's texts, by source
         self.tokenizer = self._tokenizer()
 
@@ -47,7 +48,7 @@ class Corpus:
         if is_prepared(path):
             block_chars = read_manifest(path).block_characters
         # Prepared on first use: a run whose stages have finished reads no documents at all.
-        key = (name, block_chars)
+        key = (name, block_chars, path)
         if key not in self.prepared:
             self.prepared[key] = builders.prepare(corpus, name, block_chars, self.cache, say)
         return self.prepared[key]
@@ -82,7 +83,10 @@ class Corpus:
         A resumed run may prepare fewer sources than the one before: those in the file stay.
         """
         counts = read_state(path) or {}
-        for (name, block), prepared in self.prepared.items():
+        sources = self.experiment.corpus.paths()
+        for (name, block, path_of_source), prepared in self.prepared.items():
+            if sources.get(name) != path_of_source:
+                continue  # written by a data stage, whose counts have a section of the report
             key = f"{name}, blocks of {block} characters" if block else name
             counts[key] = prepared.counts | self.samples.get(name, {})
         write_json(path, counts)

@@ -24,6 +24,7 @@ from codellama_jax.probes.run import config_of, kept_answers, run_probes
 from codellama_jax.probes.subject import Subject
 from codellama_jax.report.findings import FindingOf
 from codellama_jax.report.report import write_report
+from codellama_jax.runs import data_stages
 from codellama_jax.runs.corpus import (
     Corpus,
     batches_of,
@@ -186,6 +187,8 @@ def run_experiment(
     to_train = [s for s in stages if choice.fresh or not s.folder.is_trained()]
     for stage in to_train:
         stage.check()
+        for data in stage.data:
+            data_stages.check(data)
     # Also checked once more with the lock held, when another process may have been faster.
     if not choice.fresh:
         check_folder(experiment, folder)
@@ -236,8 +239,12 @@ def run_stages(
     # Grows as stages finish: arms of this experiment share equal stages too.
     trained = trained_under(user_path(under)) if under else {}
     identity = ""
+    everything = corpus
     for stage in stages:
         here = stage.folder
+        for data in stage.data:
+            data_stages.write(data, corpus.tokenizer, trained)
+        corpus = data_stages.with_data(everything, stage)
         identity = stage_identity(corpus, stage, identity if stage.before else "")
         if here.is_trained():
             trained_in = here.trained()

@@ -14,12 +14,27 @@ from codellama_jax.checkpoints.base import Base
 from codellama_jax.checkpoints.folder import RunFolder, StageFolder, seeded
 from codellama_jax.checkpoints.loading import check_shapes, load_params
 from codellama_jax.config import Experiment, Stage
+from codellama_jax.data_stage import DataStage
 from codellama_jax.errors import UserError
 from codellama_jax.training.loop import check_stage
 from codellama_jax.training.step import check_memory
 from codellama_jax.weights import load
 
 SEEDS_APART = 1_000_003  # far more than an arm has stages, each of which takes the next number
+
+
+@dataclass(frozen=True, eq=False)
+class ResolvedData:
+    """A data stage of one seed of an arm, ready to run once the arm's stages before it have."""
+
+    name: str
+    seed: int
+    stage: DataStage
+    folder: StageFolder
+    stages: dict[str, ResolvedStage]  # those before it, whose models may write, by name
+
+    def __str__(self) -> str:
+        return f"{self.folder.path.parent.name}/{self.name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +50,7 @@ class ResolvedStage:
     folder: StageFolder
     mesh: Mesh
     before: ResolvedStage | None
+    data: tuple[ResolvedData, ...] = ()  # that it reads, written before it
 
     def __str__(self) -> str:
         return f"{seeded(self.arm, self.number)}/{self.name}"
@@ -91,10 +107,20 @@ def resolve(
     # Seed by seed: after the first pass every arm has a result to look at.
     for number in range(experiment.seeds):
         for arm, chain in arms.items():
+            stages: dict[str, ResolvedStage] = {}
+            data: dict[str, ResolvedData] = {}  # each once, whichever stages read it
             before: ResolvedStage | None = None
             for index, (name, stage) in enumerate(chain.items()):
                 seed = experiment.seed + number * SEEDS_APART + index
+                for source in experiment.data_read_by(stage):
+                    if source not in data:
+                        place = folder.stage(seeded(arm, number), source)
+                        config = experiment.data_stages[source]
+                        data[source] = ResolvedData(source, seed, config, place, dict(stages))
+                read = tuple(data[source] for source in experiment.data_read_by(stage))
                 place = folder.stage(seeded(arm, number), name)
-                before = ResolvedStage(arm, name, number, index, seed, stage, place, mesh, before)
+                before = stages[name] = ResolvedStage(
+                    arm, name, number, index, seed, stage, place, mesh, before, read
+                )
                 resolved.append(before)
     return resolved

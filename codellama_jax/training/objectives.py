@@ -67,6 +67,7 @@ def ranked(
     *,
     mean: bool = False,
     unit_gaps: bool = False,
+    has_rank: bool = True,
 ) -> tuple[jax.Array, Sums]:
     """Returns the sum over pairs of L_rank + L_ft (PanGu-Coder2, section 3.2), and its parts.
 
@@ -86,6 +87,7 @@ def ranked(
       mean: whether L_ft is the mean over the teacher's tokens. The paper prints the sum, beside
         which L_rank is small.
       unit_gaps: whether every difference of scores counts as 1, as in RRHF.
+      has_rank: False leaves L_rank out: supervised fine-tuning on the same pairs.
     """
     x_BTD = _hidden(model, params, batch, key)
     head_DV, targets_BT = output_head(params), batch["targets"]
@@ -94,7 +96,12 @@ def ranked(
     arrays = jax.lax.stop_gradient((x_BTD, head_DV))
     losses_BT = token_losses(*arrays, targets_BT, **loss_specs())
     tuning_BT, rank_BT, pairs = _parts(
-        losses_BT, batch["weights"], batch["segment_ids"], mean=mean, unit_gaps=unit_gaps
+        losses_BT,
+        batch["weights"],
+        batch["segment_ids"],
+        mean=mean,
+        unit_gaps=unit_gaps,
+        has_rank=has_rank,
     )
     weights_BT = tuning_BT + rank_BT
     sums = {
@@ -112,6 +119,7 @@ def rank_weights(
     *,
     mean: bool,
     unit_gaps: bool,
+    has_rank: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns weights_BT whose sum with the losses is L_rank + L_ft, and the number of pairs.
 
@@ -119,10 +127,15 @@ def rank_weights(
       losses_BT: fp32 -log p of each token.
       signed_BT: differences of scores, as `ranked` describes them.
       segment_ids_BT: int32; 0 is padding.
-      mean, unit_gaps: as in `ranked`.
+      mean, unit_gaps, has_rank: as in `ranked`.
     """
     tuning_BT, rank_BT, pairs = _parts(
-        losses_BT, signed_BT, segment_ids_BT, mean=mean, unit_gaps=unit_gaps
+        losses_BT,
+        signed_BT,
+        segment_ids_BT,
+        mean=mean,
+        unit_gaps=unit_gaps,
+        has_rank=has_rank,
     )
     return tuning_BT + rank_BT, pairs
 
@@ -134,6 +147,7 @@ def _parts(
     *,
     mean: bool,
     unit_gaps: bool,
+    has_rank: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the weights of L_ft and those of L_rank, (B, T), and the number of pairs.
 
@@ -160,7 +174,7 @@ def _parts(
     wrong_student_BT = by_token(jnp.roll(is_wrong_BS, 1, axis=1))
     length_BT = by_token(length_BS)
     tuning_BT = 1 / length_BT if mean else jnp.ones_like(length_BT)
-    rank_BT = gap_BT / length_BT
+    rank_BT = gap_BT / length_BT * has_rank
     student_BT = -rank_BT * wrong_student_BT * is_answer_BT
     signed_rank_BT = jnp.where(is_teacher_BT, rank_BT * wrong_teacher_BT, student_BT)
     pairs = jnp.sum(totals(is_teacher_BT.astype(jnp.float32)) > 0).astype(jnp.float32)
@@ -170,10 +184,17 @@ def _parts(
 
 # The names of the sums that an objective returns beside its loss, by `Stage.objective`.
 RANKED = ("tokens", "rank_loss", "tuning_loss")
-SUMS = {"next_token": ("tokens",), "rrtf": RANKED, "rrtf_mean": RANKED, "rrhf": RANKED}
+SUMS = {
+    "next_token": ("tokens",),
+    "rrtf": RANKED,
+    "rrtf_mean": RANKED,
+    "rrhf": RANKED,
+    "chosen": RANKED,
+}
 OBJECTIVES: dict[str, Callable[..., tuple[jax.Array, Sums]]] = {
     "next_token": next_token,
     "rrtf": ranked,
     "rrtf_mean": functools.partial(ranked, mean=True),
     "rrhf": functools.partial(ranked, mean=True, unit_gaps=True),
+    "chosen": functools.partial(ranked, has_rank=False),
 }

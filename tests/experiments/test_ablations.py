@@ -107,6 +107,17 @@ def context(ahead: float):
     return answer
 
 
+def functions(ahead: float):
+    """Returns pass@1 of held-out functions, the better the more data; worse without L_rank."""
+    order = ("without", "with", "base", "instruct", "rrtf_18k", "sft_68k", "rrtf_68k")
+
+    def answer(arm: str, seed: float) -> dict:
+        place = order.index(arm) + 1 if arm in order else 0
+        return {"held_out_functions": {"pass@1": 0.5 + ahead * place * (0.01 + seed / 100)}}
+
+    return answer
+
+
 def check(agrees: Finding, disagrees: Finding) -> None:
     assert {d.verdict for d in agrees.differences} == {"agrees"}
     assert {d.verdict for d in disagrees.differences} == {"disagrees"}
@@ -122,6 +133,8 @@ def check(agrees: Finding, disagrees: Finding) -> None:
         ("rope_theta", positions),
         ("temperature", passes),
         ("long_context_cost", context),
+        ("self_instruct", functions),
+        ("code_llama_instruct", functions),
     ],
 )
 def test_verdicts_follow_the_answers_of_probes(name, answer):
@@ -144,6 +157,29 @@ def test_verdicts_follow_the_losses(name, right, wrong):
         return finding_of(name, no_probes, lambda arm, seed: (9.0, last_losses[arm] * (1 + seed)))
 
     check(measured(right), measured(wrong))
+
+
+def test_ranked_answers_are_compared_with_the_student_by_size_and_with_fine_tuning():
+    def measured(better: float) -> Finding:
+        experiment, module = load_experiment(PlanOptions("pangu_coder2", "toy"))
+        values = {"rrtf_18k": 0.3, "rrtf_38k": 0.4, "rrtf_68k": 0.4 + better, "sft_68k": 0.4}
+        results = {}
+        for arm, chain in experiment.arms.items():
+            results[arm] = []
+            for seed in range(SEEDS):
+                shares = (0.6, 0.2, values.get(arm, 0.4) + seed / 1000 * (arm == "rrtf_68k"))
+                answers = ({"held_out_functions": {"pass@1": share}} for share in shares)
+                stages = [
+                    StageResult(name, stage, [], [], answer)
+                    for (name, stage), answer in zip(chain.items(), answers)
+                ]
+                results[arm].append(stages)
+        return module.finding(results)
+
+    right, wrong = measured(0.1), measured(-0.3)
+    assert [d.verdict for d in right.differences] == ["agrees"] * 3
+    assert [d.verdict for d in wrong.differences] == ["disagrees"] * 3
+    assert [row[1].split()[0] for row in right.rows[:2]] == ["20.0%", "60.0%"]
 
 
 def test_tokens_saved_are_counted_where_the_curve_reaches_the_final_loss_from_scratch():

@@ -50,6 +50,12 @@ def test_the_gap_scales_the_rank_term_except_in_rrhf():
     assert loss(losses_T, 1.0)[0] == loss(losses_T, 1.0, unit_gaps=True)[0]
 
 
+def test_fine_tuning_on_the_chosen_answers_has_no_rank_term():
+    total, weights_T = loss([9, 0.5, 1.5, 9, 9, 0.5, 9], 1.0, mean=False, has_rank=False)
+    assert total == pytest.approx(2.0)
+    np.testing.assert_array_equal(weights_T, [0, 1, 1, 0, 0, 0, 0])
+
+
 def test_tuning_is_a_sum_as_printed_or_a_mean():
     losses_T = [9, 0.5, 1.5, 9, 9, 0.5, 9]
     assert loss(losses_T, 1.0, mean=False)[0] == pytest.approx(0.5 + 2.0)

@@ -16,7 +16,7 @@ from codellama_jax.system.files import LIBRARY_ERRORS, is_bucket, open_file, rea
 
 FILES = "files"
 BUILTIN = "builtin"
-BUILTINS = ("stdlib", "topics", "descriptions")
+BUILTINS = tuple(sources.BUILTINS)
 # Deleted, private or replaced by a folder or pipe since it was listed.
 UNREADABLE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, UserError)
 MAX_FILES = 50_000  # of a slice

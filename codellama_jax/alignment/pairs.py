@@ -1,0 +1,145 @@
+"""Ranked pairs of answers of a student and of teachers, in a folder (PanGu-Coder2, section 3.2).
+
+    answers-N-T.jsonl  the answers of model N (0 is the student) at temperature T
+    pairs.jsonl        the ranked pairs
+
+A process that was killed continues with the answers that are missing, and ends with the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from codellama_jax.alignment.answers import Answerer, Failure, answered
+from codellama_jax.alignment.rank import Answer, Ranking, Task, rank
+from codellama_jax.benchmarks.samples import make_folder
+from codellama_jax.checked import Checked, FieldError, Range
+from codellama_jax.config import FREE
+from codellama_jax.errors import UserError
+from codellama_jax.sandbox.executor import Executor
+from codellama_jax.system.files import user_path, write_file
+from codellama_jax.system.json_files import Value, read_values
+from codellama_jax.tokenizers.chat import Message
+
+PAIRS = "pairs.jsonl"
+
+
+@dataclass(frozen=True)
+class Sampled(Checked):
+    """How many answers are ranked. The paper publishes none of these numbers."""
+
+    samples: Annotated[int, Range(1, 1_000)] = 4  # of each model, task and temperature
+    temperatures: tuple[Annotated[float, Range(0, 100)], ...] = (0.2, 0.8)
+    most_pairs: Annotated[int, Range(0, 10**6)] = 4  # of one task; 0 keeps all
+    # Requests that are answered at once.
+    batch: Annotated[int, Range(1, 10_000)] = field(default=64, metadata=FREE)
+
+    def check_relations(self) -> None:
+        """Raises FieldError without a temperature."""
+        if not self.temperatures:
+            raise FieldError(("temperatures",), " is empty: give at least one")
+
+
+def make_pairs(
+    models: Sequence[str],
+    answerer: Callable[[str, float], Answerer],
+    tasks: Sequence[Task],
+    sampled: Sampled,
+    folder: Path,
+    conversation: Callable[[str], list[Message]],
+    workers: int | None = None,
+) -> tuple[Ranking, Counter[str]]:
+    """Writes the files of a folder, continuing those in it.
+
+    Returns the ranking, and the number of requests without an answer by model and reason.
+
+    Args:
+        models: the student, then the teachers.
+        answerer: returns the answerer of a model at a temperature.
+        tasks: without answers.
+        sampled: how many answers.
+        folder: belongs to these models, tasks and numbers.
+        conversation: returns the messages that ask for the answer to a task's prompt.
+        workers: programs that run at once; None takes one per core.
+    """
+    make_folder(folder)
+    answers = []
+    failures: Counter[str] = Counter()
+    for number, model in enumerate(models):
+        by_task: dict[str, list[Answer]] = {task.name: [] for task in tasks}
+        for temperature in sampled.temperatures:
+            conversations = {}
+            for task in tasks:
+                for sample in range(sampled.samples):
+                    conversations[task.name, sample] = conversation(task.prompt)
+            path = folder / f"answers-{number}-{temperature:g}.jsonl"
+            texts = answered(answerer(model, temperature), conversations, path, sampled.batch)
+            for (name, _), text in texts.items():
+                if isinstance(text, Failure):
+                    failures[f"{model}: the model {text.reason}"] += 1
+                    continue
+                by_task[name].append(Answer(model, temperature, text))
+        answers.append(by_task)
+    with Executor(workers) as executor:
+        ranking = rank(executor, _with_answers(tasks, answers), sampled.most_pairs)
+    lines: list[dict[str, Any]] = ranking.pairs
+    write_file(folder / PAIRS, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
+    return ranking, failures
+
+
+def hash_of(tasks: Sequence[Task]) -> str:
+    """Returns a hash of the contents of tasks."""
+    return hashlib.sha256(json.dumps(tasks).encode()).hexdigest()
+
+
+def read_tasks(path: str) -> list[Task]:
+    """Returns the tasks of a file, without answers.
+
+    Raises UserError naming the place of the first record without a prompt or tests.
+    """
+    tasks = []
+    for number, value in enumerate(read_values(user_path(path)).values):
+        prompt, tests = _prompt(value), _tests(value)
+        tasks.append(Task(f"t{number}", prompt, tests, (), ()))
+    if not tasks:
+        raise UserError(f"the tasks in {path}: the file has no records")
+    return tasks
+
+
+def _prompt(value: Value) -> str:
+    record = value.value if isinstance(value.value, dict) else {}
+    prompt = record.get("prompt")
+    messages = record.get("messages")
+    if prompt is None and isinstance(messages, list) and messages:
+        first = messages[0]
+        prompt = first.get("content") if isinstance(first, dict) else None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UserError(f"{value.place} has no prompt: it needs `prompt` or `messages`, a text")
+    return prompt.strip()
+
+
+def _tests(value: Value) -> tuple[str, ...]:
+    tests = value.value.get("tests") if isinstance(value.value, dict) else None
+    statements = tests if isinstance(tests, list) else []
+    if not statements or not all(isinstance(test, str) and test.strip() for test in statements):
+        raise UserError(f"{value.place} has no tests: it needs `tests`, a list of asserts")
+    return tuple(statements)
+
+
+def _with_answers(tasks: Sequence[Task], answers: Sequence[dict[str, list[Answer]]]) -> list[Task]:
+    """Returns the tasks with the answers of the student, the first, and of the teachers."""
+    student, *teachers = answers
+    complete = []
+    for task in tasks:
+        theirs: list[Answer] = []
+        for teacher in teachers:
+            theirs += teacher[task.name]
+        ours = tuple(student[task.name])
+        complete.append(task._replace(student=ours, teachers=tuple(theirs)))
+    return complete

@@ -1,0 +1,88 @@
+"""Kills a run with SIGKILL at random moments of a data stage, and compares the data.
+
+    python tools/kill_data_stage.py EXPERIMENT RUN ARM STAGE [--kills 5]
+
+RUN is a finished run of the experiment, and ARM/STAGE a data stage in it. A copy of the run without
+that stage writes the data again, is killed as often, and must end with equal files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LONGEST_WAIT = 1800.0  # seconds for one start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("experiment")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("arm")
+    parser.add_argument("stage")
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    options, others = parser.parse_known_args()
+    rng = random.Random(options.seed)
+    undisturbed = options.run / options.arm / options.stage
+    total = lines_of(undisturbed)
+    # At random lines of the answers, in increasing order: every start gets beyond the last one.
+    moments = sorted(rng.sample(range(1, total), options.kills))
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / options.run.name
+        shutil.copytree(options.run, copy, symlinks=True)
+        data = copy / options.arm / options.stage
+        shutil.rmtree(data)
+        # The stages that read the data would be skipped; the others are not trained again.
+        command = [sys.executable, ROOT / "launch.py", "run", options.experiment, "--out", copy]
+        command += ["--arm", options.arm, *others]
+        for number, moment in enumerate(moments, 1):
+            end_at(command, data, moment, rng.uniform(0, 2))
+            print(f"kill {number}: {lines_of(data)} of {total} lines", flush=True)
+        end_at(command, data, None, 0.0)
+        different = [
+            name
+            for name, digest in digests(undisturbed).items()
+            if digests(data).get(name) != digest
+        ]
+    if different:
+        sys.exit(f"after {options.kills} kills these files differ: {', '.join(different)}")
+    print(f"after {options.kills} kills all files are equal: {', '.join(digests(undisturbed))}")
+
+
+def end_at(command: list, data: Path, moment: int | None, delay: float) -> None:
+    """Starts the command and kills it once the data have `moment` lines, or are complete."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
+        end = time.monotonic() + LONGEST_WAIT
+        while process.poll() is None and time.monotonic() < end:
+            is_due = moment is not None and lines_of(data) >= moment
+            if is_due or (data / "done.json").exists():
+                time.sleep(delay)
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+
+
+def lines_of(folder: Path) -> int:
+    """Returns the complete lines of the answers in a folder; the dataset is written at once."""
+    paths = [path for path in folder.glob("*.jsonl") if path.name != "dataset.jsonl"]
+    return sum(path.read_bytes().count(b"\n") for path in paths)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of each file by its name."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Runs the solutions of self-instruct datasets on their tests again, in the sandbox.
+
+python -m tools.rerun_dataset RUN/ARM/self_instruct/dataset.jsonl ...
+"""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from codellama_jax.alignment.outcomes import Candidate, passing
+from codellama_jax.alignment.parsing import program
+from codellama_jax.sandbox.executor import Executor
+
+
+def main() -> None:
+    candidates = []
+    for path in sys.argv[1:]:
+        for line in map(json.loads, Path(path).read_text("utf-8").splitlines()):
+            code = program(line["messages"][-1]["content"]).code
+            candidates.append(Candidate(line["task_id"], code, tuple(line["tests"])))
+    with Executor() as executor:
+        statuses = Counter(status for _, status in passing(executor, candidates))
+    print(f"{len(candidates)} solutions: {dict(statuses)}")
+    sys.exit(statuses["passed"] != len(candidates))
+
+
+if __name__ == "__main__":
+    main()
