@@ -38,7 +38,7 @@ class HeldOutFunctions(Probe, name="held_out_functions"):
         from codellama_jax.alignment.answers import Request
         from codellama_jax.alignment.models import local
         from codellama_jax.alignment.outcomes import Candidate, passing
-        from codellama_jax.alignment.parsing import program
+        from codellama_jax.benchmarks.programs import program
         from codellama_jax.data.generated_functions import held_out, hidden_tests
         from codellama_jax.generation.settings import Sampling
         from codellama_jax.sandbox.executor import Executor
@@ -47,15 +47,16 @@ class HeldOutFunctions(Probe, name="held_out_functions"):
         functions = held_out()[: self.functions]
         sampling = Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens)
         answerer = local(subject.model, FORMATS[self.chat], sampling)
-        answers: list[str] = []
-        for start in range(0, len(functions), BATCH):
-            batch = functions[start : start + BATCH]
-            answers += answerer([Request(f.question, [Message("user", f.question)]) for f in batch])
+        requests = [Request(f.question, [Message("user", f.question)]) for f in functions]
+        answers: dict[int, str] = {}
+        for place, answer in answerer(requests, BATCH):
+            # A model of this process answers every request; only a server can fail to.
+            answers[place] = str(answer)
         verdicts = ["no program"] * len(functions)
         candidates, places = [], []
-        for place, (function, answer) in enumerate(zip(functions, answers)):
+        for place, function in enumerate(functions):
             tests = hidden_tests(function, TESTS)
-            if code := program(answer).code:
+            if code := program(answers[place]).code:
                 candidates.append(Candidate(f"f{place}", code, tuple(tests)))
                 places.append(place)
         with Executor() as executor:

@@ -69,8 +69,8 @@ def write(data: ResolvedData, tokenizer: Tokenizer, trained: dict[str, StageFold
     for model in data.stage.models():
         stage = data.stages.get(model)
         # Models that are not of the arm, or of an old version, are known by their path alone.
-        folder = stage.folder.trained() if stage else None
-        sources.append(folder.identity() or str(folder) if folder else model)
+        source = stage.folder.trained() if stage else None
+        sources.append(source.identity() or str(source) if source else model)
     shared = [sources, data.stage.content(), tokenizer.fingerprint]
     identity = data_identity(data.stage, data.seed, shared)
     if identity in trained:
@@ -121,8 +121,8 @@ def _answerers(data: ResolvedData, tokenizer: Tokenizer) -> Callable[..., Answer
 
     def answerer(name: str, chat: str, sampling: Sampling) -> Answerer:
         if name not in data.stages:
-            numbers = (sampling.temperature, sampling.top_p, sampling.max_new_tokens)
-            return ModelOptions("", *numbers).answerer(name, sampling.seed)
+            options = ModelOptions(sampling.temperature, sampling.top_p, sampling.max_new_tokens)
+            return options.answerer(name, sampling.seed)
 
         def answer(requests: Sequence[Request], at_once: int) -> Iterable[tuple[int, Reply]]:
             return local(loaded(name), FORMATS[chat], sampling)(requests, at_once)

@@ -27,10 +27,11 @@ class Answers(DataStage, kind="answers"):
         return f"{self.count} answers"
     def make(self, answerers, folder, seed):
         answerer = answerers("base", "pangu_coder2", Sampling(1.0, max_new_tokens=8, seed=seed))
-        def killed(requests):
-            if "KILL" in os.environ and (folder / "answers.jsonl").exists():
-                os.kill(os.getpid(), signal.SIGKILL)
-            return answerer(requests)
+        def killed(requests, at_once):
+            for answer in answerer(requests, at_once):
+                if "KILL" in os.environ and (folder / "answers.jsonl").exists():
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield answer
         asked = {("t", n): [Message("user", f"def alpha_{n}")] for n in range(self.count)}
         texts = answered(killed, asked, folder / "answers.jsonl", 4)
         lines = []
