@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -175,8 +176,8 @@ class Engine:
     def advance(self) -> list[Update]:
         """Fills free slots from the queue, runs one chunk, and returns the new ids.
 
-        Raises UserError where memory does not suffice; the requests that were to join are dropped,
-        and the others continue with the next call.
+        Raises UserError where memory does not suffice; of the requests that were to join the
+        longest is dropped, and the others continue with the next call.
         """
         with on_mesh_of(self.model.params, decoding.LOGICAL_AXES):
             self._join()
@@ -193,14 +194,27 @@ class Engine:
             while self._waiting and len(joining) < len(free):
                 joining.append(self._waiting.popleft())
                 self._forget(joining[-1])
-            self._resize(joining)
-            # Copies first: a prompt may be read into the slot from which another is copied.
-            is_held = set(self._held.values())
-            copied = [sequence for sequence in joining if sequence.key in is_held]
-            others = [sequence for sequence in joining if sequence.key not in is_held]
-            for sequences in (copied, others):
-                if sequences:
-                    self._start(sequences, free)
+            try:
+                self._resize(joining)
+                # Copies first: a prompt may be read into the slot from which another is copied.
+                is_held = set(self._held.values())
+                copied = [sequence for sequence in joining if sequence.key in is_held]
+                others = [sequence for sequence in joining if sequence.key not in is_held]
+                for sequences in (copied, others):
+                    if sequences:
+                        self._start(sequences, free)
+            except UserError:
+                self._requeue(joining)
+                raise
+
+    def _requeue(self, joining: Sequence[Running]) -> None:
+        """Lets sequences that have not started wait again, except for the longest one."""
+        left = [sequence for sequence in joining if not sequence.is_started]
+        longest = max(left, key=operator.attrgetter("end"))
+        for sequence in reversed(left):
+            if sequence is not longest:
+                self._waiting.appendleft(sequence)
+                self._prompts[sequence.key] += 1
 
     def _start(self, sequences: Sequence[Running], free: list[int]) -> None:
         """Reads or copies the prompts of sequences into free slots, and draws their first tokens.
@@ -347,7 +361,7 @@ class Engine:
                 del self._held[slot]
 
     def _check(self, check: Callable[[], None]) -> None:
-        """Calls a check of memory. Hosts that share the model fail together."""
+        """Calls a check of memory. Hosts that share the model fail together: they continue alike."""
         if self._is_shared:
             on_all_hosts(check)
         else:
