@@ -1,0 +1,103 @@
+/** The state of the server: readiness, the model's facts, the API key, and errors of requests. */
+
+import { byId, create } from "./dom";
+import { ServerError, plainWords } from "./errors";
+import { readHealth, readProps, storeKey, type Props } from "./server";
+
+const POLL_MS = 1000; // while the model is loaded and compiled, or the server is gone
+const WATCH_MS = 15_000; // once it answers
+
+export class Connection {
+  props: Props | null = null;
+  private readonly health = byId("health");
+  private readonly notice = byId("notice");
+  private readonly keyForm = byId<HTMLFormElement>("key-form");
+  private readonly key = byId<HTMLInputElement>("key");
+  private timer = 0;
+
+  /** `onProps` runs when the server's facts have been read, again after it was away. */
+  constructor(private readonly onProps: (props: Props) => void) {
+    byId("notice-close").addEventListener("click", () => this.hideError());
+    this.keyForm.addEventListener("submit", (event) => {
+      event.preventDefault();
+      storeKey(this.key.value);
+      this.keyForm.hidden = true;
+      this.hideError();
+      void this.check();
+    });
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden) void this.check();
+    });
+    void this.check();
+  }
+
+  /** Reads the server's health, and its facts once it is ready; checks again after a while. */
+  async check(): Promise<void> {
+    window.clearTimeout(this.timer);
+    const status = await readHealth();
+    if (status === 0) this.setHealth("failed", "No answer");
+    else if (status === 503) this.setHealth("waiting", "Warming up");
+    else await this.readFacts();
+    const isReady = this.health.dataset.state === "ready";
+    if (!isReady) this.props = null;
+    if (document.hidden || !this.keyForm.hidden) return;
+    this.timer = window.setTimeout(() => void this.check(), isReady ? WATCH_MS : POLL_MS);
+  }
+
+  private async readFacts(): Promise<void> {
+    try {
+      if (!this.props) {
+        this.props = await readProps();
+        showFacts(this.props);
+        this.onProps(this.props);
+      }
+      this.setHealth("ready", "Ready");
+    } catch (error) {
+      this.setHealth("failed", "Refused");
+      this.showError(error);
+    }
+  }
+
+  private setHealth(state: "waiting" | "ready" | "failed", text: string): void {
+    if (this.health.dataset.state === state && this.health.textContent === text) return;
+    this.health.dataset.state = state;
+    this.health.textContent = text;
+  }
+
+  /** Shows an error in plain words, and the field for the API key where the server wants one. */
+  showError(error: unknown): void {
+    const status = error instanceof ServerError ? error.status : null;
+    if (status === 401) this.openKeyForm();
+    const isFirstTime = status === 401 && !this.key.value;
+    byId("notice-text").textContent = plainWords(error);
+    this.notice.hidden = isFirstTime;
+    if (status === 0 || status === 503) void this.check();
+  }
+
+  hideError(): void {
+    this.notice.hidden = true;
+  }
+
+  private openKeyForm(): void {
+    if (!this.keyForm.hidden) return;
+    this.keyForm.hidden = false;
+    this.key.focus();
+    this.key.select();
+  }
+}
+
+function showFacts(props: Props): void {
+  const facts: [string, string][] = [
+    ["Name", props.model],
+    ["Context", `${props.context.toLocaleString("en")} tokens`],
+    ["Quantization", props.quantization || "none"],
+    ["Infilling", props.infills ? "yes" : "no"],
+    ["Chat", props.chats ? "yes" : "no"],
+  ];
+  const elements = facts.flatMap(([name, value]) => [
+    create("dt", "", name),
+    create("dd", "", value),
+  ]);
+  byId("facts").replaceChildren(...elements);
+  document.title = `${props.model} – codellama-jax`;
+}

@@ -1,0 +1,99 @@
+/** Starts the page and connects its parts. */
+
+import { Chat } from "./chat";
+import { completer, type Progress } from "./completer";
+import { Connection } from "./connection";
+import { announce, byId, create, duration, showFigures } from "./dom";
+import { Editor } from "./editor";
+import { acceptAll, acceptWord } from "./ghost";
+import { SettingsForm, type Settings } from "./settings";
+import { connectTabs } from "./tabs";
+import { connectThemeSwitch } from "./theme";
+import { TokenList } from "./tokens";
+
+connectThemeSwitch();
+const showTab = connectTabs();
+const tokens = new TokenList();
+const form = new SettingsForm(onSetting);
+const completion = completer({
+  props: () => connection.props,
+  settings: () => form.values,
+  onProgress: showProgress,
+  onGhost: (isShown) => (byId("answering").hidden = !isShown),
+  onCancel: () => showHint("Cancelled."),
+  onError: (error) => {
+    showHint("");
+    tokens.show("", [], "none");
+    connection.showError(error);
+  },
+});
+const editor = new Editor(
+  byId("editor"),
+  form.values.language,
+  completion.extensions(form.values.colours),
+);
+const chat = new Chat({
+  settings: () => form.values,
+  insert: (code) => {
+    showTab("editor");
+    editor.insert(code);
+  },
+  onSend: () => connection.hideError(),
+  onError: (error) => connection.showError(error),
+});
+const connection = new Connection((props) => {
+  form.restrictTo(props);
+  chat.restrictTo(props);
+});
+
+function onSetting(name: keyof Settings): void {
+  if (name === "language") editor.setLanguage(form.values.language);
+  if (name === "colours") editor.setCompletion(completion.extensions(form.values.colours));
+  // A suggestion that other settings made is replaced.
+  const isShown = !byId("answering").hidden;
+  if (isShown && ["spm", "temperature", "tokens"].includes(name)) completion.complete(editor.view);
+}
+
+function showProgress(progress: Progress): void {
+  const { state, text } = progress;
+  if (state === "waiting") {
+    connection.hideError();
+    showHint("Waiting for the first token");
+    tokens.show("", [], "running");
+    return;
+  }
+  tokens.show(text, progress.tokens, "done");
+  showFigures(byId("speed"), figuresOf(progress));
+  if (state === "done") announce(text ? `Suggestion: ${text}` : "No suggestion.");
+}
+
+function figuresOf({ state, firstMs, totalMs, timings, cached, truncated }: Progress) {
+  const figures: [string, string][] = [[duration(firstMs), "to the first token"]];
+  if (state !== "done") return figures;
+  figures.push([duration(totalMs), "in all"]);
+  if (timings.predicted_per_second) {
+    figures.push([timings.predicted_per_second.toFixed(1), "tokens/s"]);
+  }
+  if (timings.predicted_n) figures.push([String(timings.predicted_n), "tokens"]);
+  if (cached) figures.push([String(cached), "prompt tokens cached"]);
+  if (truncated) figures.push(["Truncated", "to the model's context"]);
+  return figures;
+}
+
+function showHint(text: string): void {
+  byId("speed").replaceChildren(create("span", "hint", text));
+}
+
+/** Connects a button of the editor's bars with an action, and returns the focus to the editor. */
+function onPress(id: string, action: (view: Editor["view"]) => void): void {
+  byId(id).addEventListener("click", () => {
+    action(editor.view);
+    editor.view.focus();
+  });
+}
+
+onPress("complete", completion.complete);
+onPress("accept", acceptAll);
+onPress("accept-word", acceptWord);
+onPress("dismiss", completion.dismiss);
+showHint("Type, or press Ctrl Space, for a suggestion.");

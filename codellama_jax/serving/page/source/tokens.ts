@@ -1,0 +1,125 @@
+/** The list of a completion's tokens, coloured by probability, with the alternatives to each. */
+
+import { byId, create } from "./dom";
+import { LEVELS, levelOf, percent, visible } from "./probabilities";
+import type { ScoredToken } from "./server";
+
+/** A listbox: the arrow keys, the pointer and touch pick a token and open its card. */
+export class TokenList {
+  private readonly list = byId("token-list");
+  private readonly note = byId("tokens-note");
+  private readonly legend = byId("legend");
+  private readonly card = byId("alternatives");
+  private shown = "";
+
+  constructor() {
+    this.legend.append(...LEVELS.map(legendItem));
+    this.list.addEventListener("keydown", (event) => this.onKey(event));
+    this.list.addEventListener("focusout", () => this.close());
+    this.list.addEventListener("pointerleave", (event) => {
+      if (event.relatedTarget !== this.card) this.close();
+    });
+    this.card.addEventListener("pointerleave", () => this.close());
+    window.addEventListener("scroll", () => this.close(), true);
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") this.close();
+    });
+    this.show("", [], "none");
+  }
+
+  /** Shows the tokens of a completion. `state` tells why there may be none. */
+  show(text: string, tokens: ScoredToken[], state: "none" | "running" | "done"): void {
+    const key = `${state} ${text} ${tokens.length}`;
+    if (key === this.shown) return;
+    this.shown = key;
+    this.close();
+    const isEmpty = tokens.length === 0;
+    this.list.hidden = isEmpty;
+    this.legend.hidden = isEmpty;
+    this.list.replaceChildren(...tokens.map((token, index) => this.option(token, index)));
+    if (!isEmpty) this.note.textContent = `${tokens.length} tokens; mean ${meanOf(tokens)}.`;
+    else if (state === "none") this.note.textContent = "Nothing has been completed yet.";
+    else if (state === "running") this.note.textContent = "Waiting for the first token.";
+    else this.note.textContent = text ? "This server sends no probabilities." : "Nothing to add here.";
+  }
+
+  private option(token: ScoredToken, index: number): HTMLElement {
+    const item = create("span", `token level-${levelOf(token.logprob)}`, visible(token.token));
+    if (token.token.endsWith("\n")) item.classList.add("ends-line");
+    item.setAttribute("role", "option");
+    item.setAttribute("aria-selected", "false");
+    item.setAttribute("aria-describedby", "alternatives");
+    item.setAttribute("aria-label", `${visible(token.token)}, ${percent(token.logprob)}`);
+    item.tabIndex = index === 0 ? 0 : -1;
+    const open = () => this.open(item, token);
+    item.addEventListener("focus", open);
+    item.addEventListener("pointerenter", open);
+    return item;
+  }
+
+  private onKey(event: KeyboardEvent): void {
+    const items = [...this.list.children] as HTMLElement[];
+    const index = items.indexOf(event.target as HTMLElement);
+    const steps: Record<string, number> = {
+      ArrowRight: index + 1,
+      ArrowDown: index + 1,
+      ArrowLeft: index - 1,
+      ArrowUp: index - 1,
+      Home: 0,
+      End: items.length - 1,
+    };
+    const next = items[steps[event.key] ?? -1];
+    if (!next) return;
+    event.preventDefault();
+    for (const item of items) item.tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
+  }
+
+  private open(item: HTMLElement, token: ScoredToken): void {
+    for (const other of this.list.children) other.setAttribute("aria-selected", "false");
+    item.setAttribute("aria-selected", "true");
+    this.card.replaceChildren(...cardRows(token));
+    this.card.hidden = false;
+    const box = item.getBoundingClientRect();
+    const { offsetWidth: width, offsetHeight: height } = this.card;
+    const below = box.bottom + 6 + height < innerHeight ? box.bottom + 6 : box.top - 6 - height;
+    this.card.style.left = `${Math.max(8, Math.min(box.left, innerWidth - width - 8))}px`;
+    this.card.style.top = `${Math.max(8, below)}px`;
+  }
+
+  private close(): void {
+    this.card.hidden = true;
+    for (const item of this.list.children) item.setAttribute("aria-selected", "false");
+  }
+}
+
+function meanOf(tokens: ScoredToken[]): string {
+  const sum = tokens.reduce((total, token) => total + token.logprob, 0);
+  return `log-probability ${(sum / tokens.length).toFixed(2)}`;
+}
+
+function legendItem(bound: number, index: number): HTMLElement {
+  const previous = LEVELS[index - 1];
+  const item = create("li");
+  const text = bound === 0 ? `below ${100 * (previous ?? 1)} %` : `${100 * bound} % or more`;
+  item.append(create("span", `swatch level-${index}`), text);
+  return item;
+}
+
+/** Returns the chosen token, marked, among the most likely ones, by falling probability. */
+function cardRows(token: ScoredToken): HTMLElement[] {
+  const rows = token.top_logprobs.filter(({ token: text }) => text !== token.token);
+  rows.push(token);
+  rows.sort((left, right) => right.logprob - left.logprob);
+  return rows.map((row) => {
+    const line = create("div", row.token === token.token ? "row chosen" : "row");
+    const bar = create("span", "meter");
+    const fill = create("span", "fill");
+    fill.style.width = `${Math.max(1, 100 * Math.exp(row.logprob))}%`;
+    bar.append(fill);
+    const name = create("code", "", visible(row.token));
+    line.append(name, bar, create("span", "number", percent(row.logprob)));
+    return line;
+  });
+}
