@@ -142,7 +142,7 @@ export class Chat {
     const seconds = (totalMs - firstMs) / 1000;
     const rate = tokens > 1 && seconds > 0 ? ((tokens - 1) / seconds).toFixed(1) : "–";
     showFigures(this.speed, [
-      [duration(firstMs), "to the first token"],
+      [duration(firstMs), "first token"],
       [rate, "tokens/s"],
       [String(tokens), "tokens"],
     ]);
@@ -160,7 +160,7 @@ export class Chat {
   private bubble(role: string, name: string): HTMLElement {
     const article = create("article", `message ${role}`);
     const content = create("div", "content");
-    article.append(create("h3", "", name), content);
+    article.append(create("h2", "", name), content);
     this.log.append(article);
     this.log.scrollTop = this.log.scrollHeight;
     return content;

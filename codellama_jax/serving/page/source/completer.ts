@@ -3,13 +3,15 @@
 import { type Extension } from "@codemirror/state";
 import { EditorView, ViewPlugin, keymap, type ViewUpdate } from "@codemirror/view";
 
+import { ServerError } from "./errors";
 import { accepting, ghostField, ghostText, remainder, setGhost } from "./ghost";
 import { post, type CompletionChunk, type Props, type ScoredToken, type Timings } from "./server";
 import type { Settings } from "./settings";
 
 const DEBOUNCE_MS = 350;
 const ALTERNATIVES = 5; // tokens per position that the server is asked for
-const CHARACTERS_PER_TOKEN = 3; // of source code, on the low side: the server truncates the rest
+const MOST_PER_TOKEN = 8; // characters of a text per token of the context: more never fit
+const LEAST_PER_TOKEN = 0.5;
 
 /** The completion so far, for the parts of the page that show it. */
 export interface Progress {
@@ -19,7 +21,6 @@ export interface Progress {
   firstMs: number;
   totalMs: number;
   truncated: boolean;
-  cached: number | null;
   timings: Timings;
 }
 
@@ -33,27 +34,46 @@ export interface Surroundings {
   onError: (error: unknown) => void;
 }
 
-/** Returns the body of a request for `prefix` and `suffix`, and the endpoint that takes it. */
+/** The text around the cursor. */
+interface Cursor {
+  prefix: string;
+  suffix: string;
+}
+
+/**
+ * Returns the body of a request and the endpoint that takes it.
+ *
+ * Args:
+ *   props: the facts about the model.
+ *   settings: the user's.
+ *   cursor: the text around the cursor, of which the parts far from it may be left out.
+ *   perToken: characters that are sent per token of the context.
+ */
 export function requestOf(
   props: Props,
   settings: Settings,
-  prefix: string,
-  suffix: string,
+  cursor: Cursor,
+  perToken: number,
 ): { path: string; body: object } {
   const shared = {
     n_predict: settings.tokens,
     temperature: settings.temperature,
     stream: true,
     cache_prompt: true,
-    n_probs: ALTERNATIVES,
+    // The server computes probabilities after the text: more work, so only where they are shown.
+    ...(settings.probabilities ? { n_probs: ALTERNATIVES } : {}),
   };
-  const budget = Math.max(props.context - settings.tokens, 16) * CHARACTERS_PER_TOKEN;
+  const budget = Math.floor(Math.max(props.n_ctx - settings.tokens, 1) * perToken);
   if (!props.infills) {
-    return { path: "completion", body: { prompt: prefix.slice(-budget), ...shared } };
+    return { path: "completion", body: { prompt: cursor.prefix.slice(-budget), ...shared } };
   }
-  const after = suffix.slice(0, Math.floor(budget / 4));
-  const before = prefix.slice(-(budget - after.length));
-  const body = { input_prefix: before, input_suffix: after, prompt: "", spm: settings.spm };
+  const body = {
+    input_prefix: cursor.prefix.slice(-budget),
+    input_suffix: cursor.suffix.slice(0, budget),
+    spm: settings.spm ?? props.order === "SPM",
+    stop_at_dedent: settings.dedent ?? props.stop_at_dedent,
+    stop_at_repetition: settings.repetition ?? props.stop_at_repetition,
+  };
   return { path: "infill", body: { ...body, ...shared } };
 }
 
@@ -76,7 +96,7 @@ class Completer {
       (transaction) => transaction.isUserEvent("input") || transaction.isUserEvent("delete"),
     );
     if (update.docChanged && typed && this.around.settings().typing) {
-      this.timer = window.setTimeout(() => this.complete(), DEBOUNCE_MS);
+      this.timer = window.setTimeout(() => void this.complete(true), DEBOUNCE_MS);
     }
   }
 
@@ -91,30 +111,41 @@ class Completer {
     return had;
   }
 
-  /** Requests a completion at the cursor. */
-  async complete(): Promise<void> {
-    const props = this.around.props();
+  /** Requests a completion at the cursor. `isTyping` tells that no key or button requested it. */
+  async complete(isTyping = false): Promise<void> {
     this.cancel();
-    if (!props) return;
+    const props = this.around.props();
+    if (!props) {
+      if (!isTyping) this.around.onError(new ServerError(503, "the model is not ready"));
+      return;
+    }
     const request = new AbortController();
     this.request = request;
     const { state } = this.view;
     const from = state.selection.main.head;
-    const { path, body } = requestOf(
-      props,
-      this.around.settings(),
-      state.sliceDoc(0, from),
-      state.sliceDoc(from),
-    );
+    const cursor = { prefix: state.sliceDoc(0, from), suffix: state.sliceDoc(from) };
     try {
-      const chunks = post<CompletionChunk>(path, body, request.signal);
-      await this.show(from, chunks, request.signal);
+      await this.send(props, cursor, from, request.signal);
     } catch (error) {
       if (request.signal.aborted) return;
       this.view.dispatch({ effects: setGhost.of(null) });
       this.around.onError(error);
     } finally {
       if (this.request === request) this.request = null;
+    }
+  }
+
+  /** Sends as much of the text around the cursor as fits in the model's context. */
+  private async send(props: Props, cursor: Cursor, from: number, signal: AbortSignal) {
+    for (let perToken = MOST_PER_TOKEN; ; perToken /= 2) {
+      const { path, body } = requestOf(props, this.around.settings(), cursor, perToken);
+      try {
+        await this.show(from, post<CompletionChunk>(path, body, signal), signal);
+        return;
+      } catch (error) {
+        const isTooLong = error instanceof ServerError && error.code === "context_length_exceeded";
+        if (!isTooLong || perToken <= LEAST_PER_TOKEN) throw error;
+      }
     }
   }
 
@@ -131,14 +162,16 @@ class Completer {
       firstMs: 0,
       totalMs: 0,
       truncated: false,
-      cached: null,
       timings: {},
     };
     this.around.onProgress(progress);
     for await (const chunk of chunks) {
       if (signal.aborted) return;
-      progress.totalMs = performance.now() - start;
-      progress.firstMs ||= progress.totalMs;
+      const elapsed = performance.now() - start;
+      if (chunk.content) {
+        progress.firstMs ||= elapsed;
+        progress.totalMs = elapsed;
+      }
       progress.state = "streaming";
       this.add(progress, chunk);
       const typed = this.view.state.field(ghostField)?.typed ?? 0;
@@ -151,11 +184,9 @@ class Completer {
 
   private add(progress: Progress, chunk: CompletionChunk): void {
     progress.text += chunk.content ?? "";
-    // The last event of a stream may repeat all of its tokens.
-    const repeats = chunk.stop === true && !chunk.content;
-    if (!repeats) progress.tokens.push(...(chunk.completion_probabilities ?? []));
+    // Of one token per event, or of all tokens in the last event.
+    progress.tokens.push(...(chunk.completion_probabilities ?? []));
     progress.truncated ||= chunk.truncated === true;
-    progress.cached = chunk.tokens_cached ?? progress.cached;
     progress.timings = chunk.timings ?? progress.timings;
   }
 
@@ -174,7 +205,7 @@ class Completer {
 
 /** The completer as extensions of an editor, and the actions that buttons share with keys. */
 export function completer(around: Surroundings): {
-  extensions: (coloured: boolean) => Extension;
+  extensions: Extension;
   complete: (view: EditorView) => boolean;
   dismiss: (view: EditorView) => boolean;
 } {
@@ -184,8 +215,8 @@ export function completer(around: Surroundings): {
     return true;
   };
   const dismiss = (view: EditorView) => view.plugin(plugin)?.dismiss() ?? false;
-  const extensions = (coloured: boolean) => [
-    ghostText(dismiss, coloured),
+  const extensions = [
+    ghostText(dismiss),
     plugin,
     keymap.of([{ key: "Ctrl-Space", run: complete }]),
     EditorView.updateListener.of(({ state }) => {

@@ -2,7 +2,7 @@
 
 import { byId, create } from "./dom";
 import { ServerError, plainWords } from "./errors";
-import { readHealth, readProps, storeKey, type Props } from "./server";
+import { checkHealth, readProps, storeKey, type Props } from "./server";
 
 const POLL_MS = 1000; // while the model is loaded and compiled, or the server is gone
 const WATCH_MS = 15_000; // once it answers
@@ -34,32 +34,37 @@ export class Connection {
   /** Reads the server's health, and its facts once it is ready; checks again after a while. */
   async check(): Promise<void> {
     window.clearTimeout(this.timer);
-    const status = await readHealth();
-    if (status === 0) this.setHealth("failed", "No answer");
-    else if (status === 503) this.setHealth("waiting", "Warming up");
-    else await this.readFacts();
-    const isReady = this.health.dataset.state === "ready";
-    if (!isReady) this.props = null;
+    try {
+      await checkHealth();
+      if (!this.props) this.show(await readProps());
+      this.setHealth("ready", "Ready");
+    } catch (error) {
+      this.props = null;
+      this.showUnready(error);
+    }
     if (document.hidden || !this.keyForm.hidden) return;
+    const isReady = this.health.dataset.state === "ready";
     this.timer = window.setTimeout(() => void this.check(), isReady ? WATCH_MS : POLL_MS);
   }
 
-  private async readFacts(): Promise<void> {
-    try {
-      if (!this.props) {
-        this.props = await readProps();
-        showFacts(this.props);
-        this.onProps(this.props);
-      }
-      this.setHealth("ready", "Ready");
-    } catch (error) {
-      this.setHealth("failed", "Refused");
-      this.showError(error);
-    }
+  private show(props: Props): void {
+    this.props = props;
+    showFacts(props);
+    this.onProps(props);
+  }
+
+  private showUnready(error: unknown): void {
+    const status = error instanceof ServerError ? error.status : null;
+    if (status === 0) this.setHealth("failed", "No answer");
+    else if (status === 503) this.setHealth("waiting", "Not ready");
+    else this.setHealth("failed", "Refused");
+    this.health.title = plainWords(error);
+    if (status !== 0 && status !== 503) this.showError(error);
   }
 
   private setHealth(state: "waiting" | "ready" | "failed", text: string): void {
     if (this.health.dataset.state === state && this.health.textContent === text) return;
+    this.health.title = "";
     this.health.dataset.state = state;
     this.health.textContent = text;
   }
@@ -86,11 +91,15 @@ export class Connection {
   }
 }
 
+function quantizationFacts(quantization: Record<string, string>): [string, string][] {
+  return Object.entries(quantization).map(([part, name]) => [`Quantized ${part}`, name]);
+}
+
 function showFacts(props: Props): void {
   const facts: [string, string][] = [
     ["Name", props.model],
-    ["Context", `${props.context.toLocaleString("en")} tokens`],
-    ["Quantization", props.quantization || "none"],
+    ["Context", `${props.n_ctx.toLocaleString("en")} tokens`],
+    ...quantizationFacts(props.quantization),
     ["Infilling", props.infills ? "yes" : "no"],
     ["Chat", props.chats ? "yes" : "no"],
   ];
@@ -99,5 +108,7 @@ function showFacts(props: Props): void {
     create("dd", "", value),
   ]);
   byId("facts").replaceChildren(...elements);
+  byId("model").textContent = props.model;
+  byId("model").title = props.model;
   document.title = `${props.model} – codellama-jax`;
 }

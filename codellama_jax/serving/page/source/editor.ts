@@ -28,11 +28,10 @@ def primes_below(limit: int) -> list[int]:
     return [n for n in range(limit) if is_prime(n)]
 `;
 
-/** An editor whose language and completion can be replaced. */
+/** An editor whose language can be replaced. */
 export class Editor {
   readonly view: EditorView;
   private readonly language = new Compartment();
-  private readonly completion = new Compartment();
 
   constructor(parent: HTMLElement, language: string, completion: Extension) {
     const root = parent.attachShadow({ mode: "open", delegatesFocus: true });
@@ -41,7 +40,7 @@ export class Editor {
       doc: text ?? BEFORE + AFTER,
       selection: { anchor: (text ?? BEFORE).length },
       extensions: [
-        this.completion.of(completion),
+        completion,
         lineNumbers(),
         highlightActiveLineGutter(),
         highlightActiveLine(),
@@ -52,6 +51,7 @@ export class Editor {
         syntaxHighlighting(classHighlighter),
         EditorState.tabSize.of(4),
         EditorView.contentAttributes.of({
+          tabindex: "0",
           "aria-label": "Code. Tab indents; press Escape and then Tab to leave the editor.",
         }),
         keymap.of([...defaultKeymap, ...historyKeymap, indentWithTab]),
@@ -67,10 +67,6 @@ export class Editor {
 
   setLanguage(name: string): void {
     this.view.dispatch({ effects: this.language.reconfigure(languageExtension(name)) });
-  }
-
-  setCompletion(completion: Extension): void {
-    this.view.dispatch({ effects: this.completion.reconfigure(completion) });
   }
 
   /** Inserts a text in place of the selection. */

@@ -6,6 +6,7 @@ export class ServerError extends Error {
     readonly status: number,
     message: string,
     readonly retryAfter: number | null = null,
+    readonly code = "",
   ) {
     super(message);
   }
@@ -23,12 +24,12 @@ export class ServerError extends Error {
     return ServerError.ofBody(response.status, body, retryAfter);
   }
 
-  /** Reads `{"error": {"message": ...}}`, in the form of OpenAI and of llama.cpp. */
-  static ofBody(status: unknown, body: unknown, retryAfter: number | null = null): ServerError {
-    const error = (body as { error?: { message?: unknown } | string } | null)?.error;
-    const message = typeof error === "string" ? error : error?.message;
-    const code = Number(status) || 500;
-    return new ServerError(code, typeof message === "string" ? message : "", retryAfter);
+  /** Reads `{"error": {"message": ..., "code": ...}}`. */
+  static ofBody(status: number, body: unknown, retryAfter: number | null = null): ServerError {
+    const error = (body as { error?: { message?: unknown; code?: unknown } } | null)?.error;
+    const message = typeof error?.message === "string" ? error.message : "";
+    const code = typeof error?.code === "string" ? error.code : "";
+    return new ServerError(status, message, retryAfter, code);
   }
 }
 
@@ -42,7 +43,6 @@ export function plainWords(error: unknown): string {
     case 0:
       return "The server does not answer. Is codellama-jax serve still running?";
     case 401:
-    case 403:
       return `The server did not accept the API key${reason}`;
     case 413:
       return `The text is too long for this server${reason}`;

@@ -60,16 +60,12 @@ function typedOn(ghost: Ghost, transaction: Transaction): Ghost | null {
 }
 
 class GhostWidget extends WidgetType {
-  constructor(
-    readonly parts: Piece[],
-    readonly coloured: boolean,
-  ) {
+  constructor(readonly parts: Piece[]) {
     super();
   }
 
   override eq(other: GhostWidget): boolean {
-    const same = JSON.stringify(this.parts) === JSON.stringify(other.parts);
-    return same && this.coloured === other.coloured;
+    return JSON.stringify(this.parts) === JSON.stringify(other.parts);
   }
 
   override toDOM(): HTMLElement {
@@ -79,17 +75,17 @@ class GhostWidget extends WidgetType {
     for (const { text, token } of this.parts) {
       const span = document.createElement("span");
       span.textContent = text;
-      if (this.coloured && token) span.className = `level-${levelOf(token.logprob)}`;
+      if (token) span.className = `level-${levelOf(token.logprob)}`;
       ghost.append(span);
     }
     return ghost;
   }
 }
 
-function draw(state: EditorState, coloured: boolean): DecorationSet {
+function draw(state: EditorState): DecorationSet {
   const ghost = state.field(ghostField);
   if (!ghost || !remainder(ghost)) return Decoration.none;
-  const widget = new GhostWidget(pieces(ghost.text, ghost.tokens, ghost.typed), coloured);
+  const widget = new GhostWidget(pieces(ghost.text, ghost.tokens, ghost.typed));
   return Decoration.set(Decoration.widget({ widget, side: 1 }).range(ghost.from + ghost.typed));
 }
 
@@ -121,11 +117,11 @@ export function acceptWord(view: EditorView): boolean {
   return true;
 }
 
-/** Ghost text with its keys. `coloured` tells whether tokens are tinted by their probability. */
-export function ghostText(dismiss: (view: EditorView) => boolean, coloured: boolean): Extension {
+/** Ghost text with its keys. Its tokens are tinted by their probability where the server sent it. */
+export function ghostText(dismiss: (view: EditorView) => boolean): Extension {
   return [
     ghostField,
-    EditorView.decorations.compute([ghostField], (state) => draw(state, coloured)),
+    EditorView.decorations.compute([ghostField], (state) => draw(state)),
     Prec.highest(
       keymap.of([
         { key: "Tab", run: acceptAll },

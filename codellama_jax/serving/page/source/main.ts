@@ -11,6 +11,15 @@ import { connectTabs } from "./tabs";
 import { connectThemeSwitch } from "./theme";
 import { TokenList } from "./tokens";
 
+const REQUESTED: (keyof Settings)[] = [
+  "spm",
+  "dedent",
+  "repetition",
+  "temperature",
+  "tokens",
+  "probabilities",
+];
+
 connectThemeSwitch();
 const showTab = connectTabs();
 const tokens = new TokenList();
@@ -27,11 +36,7 @@ const completion = completer({
     connection.showError(error);
   },
 });
-const editor = new Editor(
-  byId("editor"),
-  form.values.language,
-  completion.extensions(form.values.colours),
-);
+const editor = new Editor(byId("editor"), form.values.language, completion.extensions);
 const chat = new Chat({
   settings: () => form.values,
   insert: (code) => {
@@ -48,10 +53,9 @@ const connection = new Connection((props) => {
 
 function onSetting(name: keyof Settings): void {
   if (name === "language") editor.setLanguage(form.values.language);
-  if (name === "colours") editor.setCompletion(completion.extensions(form.values.colours));
   // A suggestion that other settings made is replaced.
   const isShown = !byId("answering").hidden;
-  if (isShown && ["spm", "temperature", "tokens"].includes(name)) completion.complete(editor.view);
+  if (isShown && REQUESTED.includes(name)) completion.complete(editor.view);
 }
 
 function showProgress(progress: Progress): void {
@@ -62,21 +66,23 @@ function showProgress(progress: Progress): void {
     tokens.show("", [], "running");
     return;
   }
-  tokens.show(text, progress.tokens, "done");
+  tokens.show(text, progress.tokens, state === "done" ? "done" : "running");
   showFigures(byId("speed"), figuresOf(progress));
   if (state === "done") announce(text ? `Suggestion: ${text}` : "No suggestion.");
 }
 
-function figuresOf({ state, firstMs, totalMs, timings, cached, truncated }: Progress) {
-  const figures: [string, string][] = [[duration(firstMs), "to the first token"]];
-  if (state !== "done") return figures;
-  figures.push([duration(totalMs), "in all"]);
+function figuresOf({ state, text, firstMs, totalMs, timings, truncated }: Progress) {
+  const figures: [string, string][] = [];
+  if (text) figures.push([duration(firstMs), "first token"]);
+  else if (state === "done") figures.push(["Nothing", "to add here"]);
+  if (state !== "done" || !text) return figures;
+  figures.push([duration(totalMs), "total"]);
   if (timings.predicted_per_second) {
     figures.push([timings.predicted_per_second.toFixed(1), "tokens/s"]);
   }
   if (timings.predicted_n) figures.push([String(timings.predicted_n), "tokens"]);
-  if (cached) figures.push([String(cached), "prompt tokens cached"]);
-  if (truncated) figures.push(["Truncated", "to the model's context"]);
+  if (timings.prompt_n) figures.push([timings.prompt_n.toLocaleString("en"), "prompt tokens"]);
+  if (truncated) figures.push(["Truncated", "to the context"]);
   return figures;
 }
 

@@ -20,20 +20,31 @@ export function levelOf(logprob: number): number {
 /**
  * Splits a completion's text, from its character `start` on, at the borders of its tokens.
  *
- * The text may be shorter than its tokens (a stop string is removed from it) or longer (a character
- * of several tokens): the piece without a token holds the rest.
+ * Tokens that hold a part of a character have U+FFFD for it: their piece ends at the next token. The
+ * text may be shorter than its tokens, where the server removes a stop string.
  */
 export function pieces(text: string, tokens: ScoredToken[], start = 0): Piece[] {
   const parts: Piece[] = [];
   let offset = 0;
-  for (const token of tokens) {
-    if (!token.token || !text.startsWith(token.token, offset)) break;
-    const end = offset + token.token.length;
-    if (end > start) parts.push({ text: text.slice(Math.max(offset, start), end), token });
+  let partial: ScoredToken | null = null;
+  const add = (end: number, token: ScoredToken | null) => {
+    if (end > Math.max(offset, start)) {
+      parts.push({ text: text.slice(Math.max(offset, start), end), token });
+    }
     offset = end;
+  };
+  for (const token of tokens) {
+    if (token.token.includes("\ufffd")) {
+      partial ??= token;
+      continue;
+    }
+    const from = partial ? text.indexOf(token.token, offset) : offset;
+    if (from < 0 || !text.startsWith(token.token, from)) break;
+    if (partial) add(from, partial);
+    partial = null;
+    add(from + token.token.length, token);
   }
-  const rest = text.slice(Math.max(offset, start));
-  if (rest) parts.push({ text: rest, token: null });
+  add(text.length, partial);
   return parts;
 }
 

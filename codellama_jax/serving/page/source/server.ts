@@ -7,8 +7,11 @@ export interface Props {
   model: string;
   infills: boolean;
   chats: boolean;
-  quantization: string;
-  context: number;
+  order: "PSM" | "SPM"; // of infilling prompts, unless a request names one
+  stop_at_dedent: boolean; // as above
+  stop_at_repetition: boolean;
+  quantization: Record<string, string>;
+  n_ctx: number;
 }
 
 /** One token with the natural logarithm of its probability. */
@@ -35,7 +38,6 @@ export interface CompletionChunk {
   content: string;
   stop?: boolean;
   truncated?: boolean;
-  tokens_cached?: number;
   timings?: Timings;
   completion_probabilities?: ScoredToken[];
 }
@@ -81,13 +83,9 @@ export async function readProps(): Promise<Props> {
   return (await response.json()) as Props;
 }
 
-/** Returns the HTTP status of `GET /health`: 200 once the model is compiled, 0 without a server. */
-export async function readHealth(): Promise<number> {
-  try {
-    return (await fetch(address("health"), { headers: headers() })).status;
-  } catch {
-    return 0;
-  }
+/** Reads `GET /health`. Throws ServerError, with status 503 until the model is compiled. */
+export async function checkHealth(): Promise<void> {
+  await send("health", { headers: headers() });
 }
 
 /**
@@ -115,7 +113,7 @@ export async function* post<Chunk>(
   for await (const data of readEvents(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
-    if (chunk.error) throw ServerError.ofBody(chunk.error.code, chunk);
+    if (chunk.error) throw ServerError.ofBody(500, chunk); // the status was sent before
     yield chunk as Chunk;
   }
 }

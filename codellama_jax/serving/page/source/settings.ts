@@ -4,13 +4,16 @@ import { byId } from "./dom";
 import { languages } from "./languages";
 import type { Props } from "./server";
 
+/** Null stands for the server's choice. */
 export interface Settings {
   language: string;
-  spm: boolean;
+  spm: boolean | null;
+  dedent: boolean | null;
+  repetition: boolean | null;
   temperature: number;
   tokens: number;
   typing: boolean;
-  colours: boolean;
+  probabilities: boolean;
   system: string;
   chatTemperature: number;
   chatTokens: number;
@@ -18,15 +21,18 @@ export interface Settings {
 
 const DEFAULTS: Settings = {
   language: "Python",
-  spm: false,
+  spm: null,
+  dedent: null,
+  repetition: null,
   temperature: 0,
   tokens: 48,
   typing: true,
-  colours: true,
+  probabilities: true,
   system: "",
   chatTemperature: 0.2,
   chatTokens: 512,
 };
+const CHECKBOXES = ["typing", "probabilities", "dedent", "repetition"] as const;
 const STORE = "codellama-jax-settings";
 
 function stored(): Settings {
@@ -56,8 +62,7 @@ export class SettingsForm {
     select.addEventListener("change", () => this.set("language", select.value));
     this.radio("order-psm", false);
     this.radio("order-spm", true);
-    this.checkbox("typing", "typing");
-    this.checkbox("colours", "colours");
+    for (const name of CHECKBOXES) this.checkbox(name);
     this.number("tokens", "tokens");
     this.number("chat-tokens", "chatTokens");
     this.range("temperature", "temperature");
@@ -67,16 +72,20 @@ export class SettingsForm {
     system.addEventListener("input", () => this.set("system", system.value));
   }
 
-  /** Disables the fields that the served model has no use for. */
+  /** Shows the server's choices, and disables the fields that the model has no use for. */
   restrictTo(props: Props): void {
-    byId<HTMLFieldSetElement>("order").disabled = !props.infills;
-    if (!props.infills) {
-      byId("order-note").textContent =
-        "This model does not infill: it continues the text before the cursor.";
-    }
+    byId<HTMLFieldSetElement>("infilling").disabled = !props.infills;
+    byId("order-note").textContent = props.infills
+      ? "Prefix, suffix, middle; or the suffix first."
+      : "This model does not infill: it continues the text before the cursor.";
+    byId<HTMLInputElement>("order-psm").checked = !(this.values.spm ?? props.order === "SPM");
+    byId<HTMLInputElement>("order-spm").checked = this.values.spm ?? props.order === "SPM";
+    byId<HTMLInputElement>("dedent").checked = this.values.dedent ?? props.stop_at_dedent;
+    byId<HTMLInputElement>("repetition").checked =
+      this.values.repetition ?? props.stop_at_repetition;
     for (const id of ["tokens", "chat-tokens"]) {
       const field = byId<HTMLInputElement>(id);
-      field.max = String(Math.min(Number(field.max), Math.max(props.context - 1, 1)));
+      field.max = String(Math.min(Number(field.max), Math.max(props.n_ctx >> 1, 1)));
       field.dispatchEvent(new Event("change"));
     }
   }
@@ -90,13 +99,12 @@ export class SettingsForm {
 
   private radio(id: string, spm: boolean): void {
     const field = byId<HTMLInputElement>(id);
-    field.checked = this.values.spm === spm;
     field.addEventListener("change", () => this.set("spm", spm));
   }
 
-  private checkbox(id: string, name: "typing" | "colours"): void {
-    const field = byId<HTMLInputElement>(id);
-    field.checked = this.values[name];
+  private checkbox(name: (typeof CHECKBOXES)[number]): void {
+    const field = byId<HTMLInputElement>(name);
+    field.checked = this.values[name] ?? false;
     field.addEventListener("change", () => this.set(name, field.checked));
   }
 

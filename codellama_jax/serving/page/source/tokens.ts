@@ -10,17 +10,17 @@ export class TokenList {
   private readonly note = byId("tokens-note");
   private readonly legend = byId("legend");
   private readonly card = byId("alternatives");
+  private items: HTMLElement[] = [];
   private shown = "";
 
   constructor() {
     this.legend.append(...LEVELS.map(legendItem));
     this.list.addEventListener("keydown", (event) => this.onKey(event));
     this.list.addEventListener("focusout", () => this.close());
-    this.list.addEventListener("pointerleave", (event) => {
-      if (event.relatedTarget !== this.card) this.close();
-    });
-    this.card.addEventListener("pointerleave", () => this.close());
-    window.addEventListener("scroll", () => this.close(), true);
+    this.list.addEventListener("pointerleave", (event) => this.onLeave(event));
+    this.card.addEventListener("pointerleave", (event) => this.onLeave(event));
+    // The list scrolls to a token that gets the focus, so that its card must follow.
+    window.addEventListener("scroll", () => this.place(), true);
     document.addEventListener("keydown", (event) => {
       if (event.key === "Escape") this.close();
     });
@@ -36,16 +36,18 @@ export class TokenList {
     const isEmpty = tokens.length === 0;
     this.list.hidden = isEmpty;
     this.legend.hidden = isEmpty;
-    this.list.replaceChildren(...tokens.map((token, index) => this.option(token, index)));
+    this.items = tokens.map((token, index) => this.option(token, index));
+    // A line breaks between tokens.
+    this.list.replaceChildren(...this.items.flatMap((item) => [item, create("wbr")]));
     if (!isEmpty) this.note.textContent = `${tokens.length} tokens; mean ${meanOf(tokens)}.`;
     else if (state === "none") this.note.textContent = "Nothing has been completed yet.";
-    else if (state === "running") this.note.textContent = "Waiting for the first token.";
-    else this.note.textContent = text ? "This server sends no probabilities." : "Nothing to add here.";
+    else if (state === "running") this.note.textContent = "Waiting for the probabilities.";
+    else this.note.textContent = text ? "The answer has no probabilities." : "No tokens.";
   }
 
   private option(token: ScoredToken, index: number): HTMLElement {
-    const item = create("span", `token level-${levelOf(token.logprob)}`, visible(token.token));
-    if (token.token.endsWith("\n")) item.classList.add("ends-line");
+    const text = visible(token.token).replaceAll("↵", "↵\n");
+    const item = create("span", `token level-${levelOf(token.logprob)}`, text);
     item.setAttribute("role", "option");
     item.setAttribute("aria-selected", "false");
     item.setAttribute("aria-describedby", "alternatives");
@@ -53,12 +55,22 @@ export class TokenList {
     item.tabIndex = index === 0 ? 0 : -1;
     const open = () => this.open(item, token);
     item.addEventListener("focus", open);
-    item.addEventListener("pointerenter", open);
+    // Not pointerenter, which a layout without movement of the pointer causes too.
+    item.addEventListener("pointermove", () => {
+      if (item.getAttribute("aria-selected") === "false") open();
+    });
     return item;
   }
 
+  /** Closes the card unless the pointer moves onto it, or the keyboard has opened it. */
+  private onLeave(event: PointerEvent): void {
+    const target = event.relatedTarget as Node | null;
+    const isInside = this.list.contains(target) || this.card.contains(target);
+    if (!isInside && !this.list.contains(document.activeElement)) this.close();
+  }
+
   private onKey(event: KeyboardEvent): void {
-    const items = [...this.list.children] as HTMLElement[];
+    const { items } = this;
     const index = items.indexOf(event.target as HTMLElement);
     const steps: Record<string, number> = {
       ArrowRight: index + 1,
@@ -77,10 +89,17 @@ export class TokenList {
   }
 
   private open(item: HTMLElement, token: ScoredToken): void {
-    for (const other of this.list.children) other.setAttribute("aria-selected", "false");
+    for (const other of this.items) other.setAttribute("aria-selected", "false");
     item.setAttribute("aria-selected", "true");
     this.card.replaceChildren(...cardRows(token));
     this.card.hidden = false;
+    this.place();
+  }
+
+  /** Puts the card below its token, or above it where there is no room. */
+  private place(): void {
+    const item = this.items.find((other) => other.getAttribute("aria-selected") === "true");
+    if (!item) return;
     const box = item.getBoundingClientRect();
     const { offsetWidth: width, offsetHeight: height } = this.card;
     const below = box.bottom + 6 + height < innerHeight ? box.bottom + 6 : box.top - 6 - height;
@@ -90,7 +109,7 @@ export class TokenList {
 
   private close(): void {
     this.card.hidden = true;
-    for (const item of this.list.children) item.setAttribute("aria-selected", "false");
+    for (const item of this.items) item.setAttribute("aria-selected", "false");
   }
 }
 

@@ -7,6 +7,10 @@ import { fileURLToPath } from "node:url";
 
 const BUILT = join(dirname(fileURLToPath(import.meta.url)), "..", "built");
 const TYPES = { html: "text/html", js: "text/javascript", css: "text/css", svg: "image/svg+xml" };
+// The strictest one that the page works under.
+const POLICY =
+  "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
+  "base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const COMPLETION = [
   ["if", 0.94, "return", "for"], [" n", 0.99, " not", " n"], [" <", 0.81, " ==", " in"],
   [" ", 0.98, "=", " "], ["2", 0.97, "1", "3"], [":", 0.995, " or", ":"],
@@ -42,11 +46,15 @@ const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 /** Starts the server on a free loopback port. `options` may be changed while it runs. */
 export async function startFakeServer(options = {}) {
   const state = {
-    props: { model: "code-llama-toy", infills: true, chats: true, quantization: "int8", context: 16384 },
+    props: {
+      model: "code-llama-toy", infills: true, chats: true, order: "PSM", stop_at_dedent: false,
+      stop_at_repetition: true, quantization: { weights: "int8", cache: "bfloat16" }, n_ctx: 16384,
+    },
     health: 200, // the status of GET /health
     failure: null, // {status, body, headers} for the next POST requests
     key: "", // the API key that requests need
     delay: 25, // milliseconds per token
+    most: Infinity, // characters of a prompt
     requests: [], // [path, body]
     cancelled: 0,
     ...options,
@@ -55,16 +63,21 @@ export async function startFakeServer(options = {}) {
     answer(state, request, response).catch((error) => response.destroy(error));
   });
   await new Promise((done) => server.listen(Number(process.env.PORT ?? 0), "127.0.0.1", done));
-  return { state, url: `http://127.0.0.1:${server.address().port}/`, stop: () => server.close() };
+  const url = `http://127.0.0.1:${server.address().port}/`;
+  const stop = () => server.close();
+  return { state, url, stop, closeAll: () => server.closeAllConnections() };
 }
 
 async function answer(state, request, response) {
-  response.setHeader("Content-Security-Policy", "default-src 'self'");
+  response.setHeader("Content-Security-Policy", POLICY);
   const path = new URL(request.url, "http://localhost").pathname.slice(1);
   if (request.method === "GET" && !["health", "props"].includes(path)) {
-    return sendFile(path || "index.html", response);
+    return sendFile(path ? path.replace("page/", "") : "index.html", response);
   }
-  if (path === "health") return sendJson(response, state.health, { status: "ok" });
+  if (path === "health") {
+    const error = { message: "the server is not ready: starting", code: "unavailable" };
+    return sendJson(response, state.health, state.health === 200 ? { status: "ok" } : { error });
+  }
   if (state.key && request.headers.authorization !== `Bearer ${state.key}`) {
     return sendJson(response, 401, { error: { message: "invalid API key" } });
   }
@@ -77,6 +90,10 @@ async function answer(state, request, response) {
     const { status, body: failure, headers } = state.failure;
     for (const [name, value] of Object.entries(headers ?? {})) response.setHeader(name, value);
     return sendJson(response, status, failure);
+  }
+  if (body.prompt?.length > state.most) {
+    const error = { message: "the prompt is too long", code: "context_length_exceeded" };
+    return sendJson(response, 400, { error });
   }
   return stream(state, path, body, response);
 }
@@ -99,14 +116,16 @@ async function stream(state, path, body, response) {
   }
   const tokens = COMPLETION.slice(0, body.n_predict).map(scored);
   await wait(3 * state.delay);
-  for (const token of tokens) {
+  for (const { token } of tokens) {
     await wait(state.delay);
     if (!isOpen()) return;
-    const probabilities = body.n_probs ? { completion_probabilities: [token] } : {};
-    write({ content: token.token, stop: false, ...probabilities });
+    write({ content: token, stop: false });
   }
-  const timings = { predicted_n: tokens.length, predicted_per_second: 1000 / state.delay };
-  write({ content: "", stop: true, tokens_cached: 41, truncated: false, timings });
+  const timings = {
+    prompt_n: 97, predicted_n: tokens.length, predicted_per_second: 1000 / state.delay,
+  };
+  const probabilities = body.n_probs ? { completion_probabilities: tokens } : {};
+  write({ content: "", stop: true, truncated: false, timings, ...probabilities });
   response.end();
 }
 
