@@ -1,26 +1,28 @@
-/** Builds the files in built/ from source/, index.html, page.css and icon.svg: `make page`. */
+/** Builds the page into built/, or into the folder that is named: `make page`. */
 
 import { build } from "esbuild";
 import { createHash } from "node:crypto";
 import { cpSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const here = dirname(fileURLToPath(import.meta.url));
-const built = join(here, "built");
+const built = resolve(process.argv[2] ?? join(here, "built"));
 const STATIC = ["index.html", "page.css", "icon.svg"];
-const SOURCES = [...STATIC, "build.mjs", "package.json", "package-lock.json", "tsconfig.json"];
 
 function sha256(data) {
   return createHash("sha256").update(data).digest("hex");
 }
 
-/** Returns the hash of "NAME SHA256" lines of the sources, in the order of their names. */
+function filesIn(folder) {
+  const entries = readdirSync(join(here, folder), { withFileTypes: true });
+  return entries.filter((entry) => entry.isFile()).map(({ name }) => join(folder, name));
+}
+
+/** Returns the hash of the lines "NAME SHA256" of the sources, in the order of their names. */
 function hashOfSources() {
-  const scripts = readdirSync(join(here, "source")).map((name) => `source/${name}`);
-  const lines = [...SOURCES, ...scripts].sort().map((name) => {
-    return `${name} ${sha256(readFileSync(join(here, name)))}\n`;
-  });
+  const names = [...filesIn("."), ...filesIn("source")].filter((name) => name !== "README.md");
+  const lines = names.sort().map((name) => `${name} ${sha256(readFileSync(join(here, name)))}\n`);
   return sha256(lines.join(""));
 }
 
@@ -38,11 +40,11 @@ function licences(inputs) {
 }
 
 rmSync(built, { recursive: true, force: true });
-mkdirSync(built);
+mkdirSync(built, { recursive: true });
 const result = await build({
   absWorkingDir: here,
   entryPoints: ["source/main.ts"],
-  outfile: "built/page.js",
+  outfile: join(built, "page.js"),
   bundle: true,
   minify: true,
   format: "esm",
