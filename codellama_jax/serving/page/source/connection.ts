@@ -56,7 +56,8 @@ export class Connection {
   private showUnready(error: unknown): void {
     const status = error instanceof ServerError ? error.status : null;
     if (status === 0) this.setHealth("failed", "No answer");
-    else if (status === 503) this.setHealth("waiting", "Not ready");
+    else if (status === 503) this.setHealth("waiting", stateOf(error as ServerError));
+    else if (status === 401) this.setHealth("failed", "Needs a key");
     else this.setHealth("failed", "Refused");
     this.health.title = plainWords(error);
     if (status !== 0 && status !== 503) this.showError(error);
@@ -91,8 +92,16 @@ export class Connection {
   }
 }
 
+/** Returns the state that "the server is not ready: loading model" names. */
+function stateOf(error: ServerError): string {
+  const state = error.message.split(": ").at(-1) || "not ready";
+  return state.charAt(0).toUpperCase() + state.slice(1);
+}
+
 function quantizationFacts(quantization: Record<string, string>): [string, string][] {
-  return Object.entries(quantization).map(([part, name]) => [`Quantized ${part}`, name]);
+  return Object.entries(quantization).map(([part, name]) => {
+    return [`Quantized ${part.replace("kv_cache", "KV cache")}`, name];
+  });
 }
 
 function showFacts(props: Props): void {
@@ -108,6 +117,7 @@ function showFacts(props: Props): void {
     create("dd", "", value),
   ]);
   byId("facts").replaceChildren(...elements);
+  byId("model-section").hidden = false;
   byId("model").textContent = props.model;
   byId("model").title = props.model;
   document.title = `${props.model} – codellama-jax`;

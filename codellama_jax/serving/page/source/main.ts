@@ -11,6 +11,8 @@ import { connectTabs } from "./tabs";
 import { connectThemeSwitch } from "./theme";
 import { TokenList } from "./tokens";
 
+const HINT = "Type, or press Ctrl Space, for a suggestion.";
+// Settings of which a change replaces the suggestion that is shown.
 const REQUESTED: (keyof Settings)[] = [
   "spm",
   "dedent",
@@ -31,7 +33,7 @@ const completion = completer({
   onGhost: (isShown) => (byId("answering").hidden = !isShown),
   onCancel: () => showHint("Cancelled."),
   onError: (error) => {
-    showHint("");
+    showHint(HINT);
     tokens.show("", [], "none");
     connection.showError(error);
   },
@@ -53,7 +55,6 @@ const connection = new Connection((props) => {
 
 function onSetting(name: keyof Settings): void {
   if (name === "language") editor.setLanguage(form.values.language);
-  // A suggestion that other settings made is replaced.
   const isShown = !byId("answering").hidden;
   if (isShown && REQUESTED.includes(name)) completion.complete(editor.view);
 }
@@ -102,4 +103,4 @@ onPress("complete", completion.complete);
 onPress("accept", acceptAll);
 onPress("accept-word", acceptWord);
 onPress("dismiss", completion.dismiss);
-showHint("Type, or press Ctrl Space, for a suggestion.");
+showHint(HINT);

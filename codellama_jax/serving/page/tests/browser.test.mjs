@@ -230,7 +230,7 @@ test("errors of the server are shown in plain words", async () => {
 test("a server that is not ready is waited for", async () => {
   server.state.health = 503;
   await open({ allowed: ["503"], ready: false });
-  await page.waitForFunction(() => document.querySelector("#health").textContent === "Not ready");
+  await page.waitForSelector("#health:text-is('Loading model')");
   server.state.health = 200;
   await page.waitForSelector("#health[data-state=ready]");
 });

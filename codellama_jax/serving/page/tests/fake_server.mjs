@@ -48,7 +48,7 @@ export async function startFakeServer(options = {}) {
   const state = {
     props: {
       model: "code-llama-toy", infills: true, chats: true, order: "PSM", stop_at_dedent: false,
-      stop_at_repetition: true, quantization: { weights: "int8", cache: "bfloat16" }, n_ctx: 16384,
+      stop_at_repetition: true, quantization: { weights: "int8", kv_cache: "none" }, n_ctx: 16384,
     },
     health: 200, // the status of GET /health
     failure: null, // {status, body, headers} for the next POST requests
@@ -75,7 +75,7 @@ async function answer(state, request, response) {
     return sendFile(path ? path.replace("page/", "") : "index.html", response);
   }
   if (path === "health") {
-    const error = { message: "the server is not ready: starting", code: "unavailable" };
+    const error = { message: "the server is not ready: loading model", code: "unavailable" };
     return sendJson(response, state.health, state.health === 200 ? { status: "ok" } : { error });
   }
   if (state.key && request.headers.authorization !== `Bearer ${state.key}`) {
