@@ -26,7 +26,7 @@ def sha256(data: bytes) -> str:
 def hash_of_sources() -> str:
     """Returns the hash that build.mjs records."""
     paths = [path for path in PAGE.iterdir() if path.is_file() and path.name != "README.md"]
-    paths += (PAGE / "source").iterdir()
+    paths += [*(PAGE / "source").iterdir(), *(PAGE / "styles").iterdir()]
     names = sorted(path.relative_to(PAGE).as_posix() for path in paths)
     lines = [f"{name} {sha256((PAGE / name).read_bytes())}\n" for name in names]
     return sha256("".join(lines).encode())

@@ -8,7 +8,8 @@ import { fileURLToPath } from "node:url";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const built = resolve(process.argv[2] ?? join(here, "built"));
-const STATIC = ["index.html", "page.css", "icon.svg"];
+const STATIC = ["index.html", "icon.svg"];
+const FOLDERS = [".", "source", "styles"];
 
 function sha256(data) {
   return createHash("sha256").update(data).digest("hex");
@@ -21,7 +22,7 @@ function filesIn(folder) {
 
 /** Returns the hash of the lines "NAME SHA256" of the sources, in the order of their names. */
 function hashOfSources() {
-  const names = [...filesIn("."), ...filesIn("source")].filter((name) => name !== "README.md");
+  const names = FOLDERS.flatMap(filesIn).filter((name) => name !== "README.md");
   const lines = names.sort().map((name) => `${name} ${sha256(readFileSync(join(here, name)))}\n`);
   return sha256(lines.join(""));
 }
@@ -43,8 +44,11 @@ rmSync(built, { recursive: true, force: true });
 mkdirSync(built, { recursive: true });
 const result = await build({
   absWorkingDir: here,
-  entryPoints: ["source/main.ts"],
-  outfile: join(built, "page.js"),
+  entryPoints: [
+    { in: "source/main.ts", out: "page" },
+    { in: "styles/page.css", out: "page" },
+  ],
+  outdir: built,
   bundle: true,
   minify: true,
   format: "esm",

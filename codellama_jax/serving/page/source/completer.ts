@@ -1,4 +1,4 @@
-/** Requests completions at the cursor, as the user types or on a key, and shows them as ghost text. */
+/** Requests completions at the cursor, on a key or as the user types, and shows them there. */
 
 import { type Extension } from "@codemirror/state";
 import { EditorView, ViewPlugin, keymap, type ViewUpdate } from "@codemirror/view";

@@ -108,7 +108,7 @@ export function acceptAll(view: EditorView): boolean {
   return true;
 }
 
-/** Inserts the suggestion's next word with the space before it, and keeps the rest as ghost text. */
+/** Inserts the suggestion's next word with the space before it, and keeps the rest. */
 export function acceptWord(view: EditorView): boolean {
   const ghost = view.state.field(ghostField);
   if (!ghost || !remainder(ghost)) return false;
@@ -117,7 +117,7 @@ export function acceptWord(view: EditorView): boolean {
   return true;
 }
 
-/** Ghost text with its keys. Its tokens are tinted by their probability where the server sent it. */
+/** Ghost text with its keys. Tokens are tinted by their probability where the server sent it. */
 export function ghostText(dismiss: (view: EditorView) => boolean): Extension {
   return [
     ghostField,

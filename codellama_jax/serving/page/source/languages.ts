@@ -9,10 +9,11 @@ import type { Extension } from "@codemirror/state";
 import type { Language } from "@codemirror/language";
 
 const PHP_KEYWORDS =
-  "abstract and array as break case catch class clone const continue declare default do echo else " +
-  "elseif empty enum extends final finally fn for foreach function global goto if implements " +
+  "abstract and array as break case catch class clone const continue declare default do echo " +
+  "else elseif empty enum extends final finally fn for foreach function global goto if implements " +
   "include instanceof interface isset list match namespace new or print private protected public " +
-  "readonly require require_once return static switch throw trait try unset use var while xor yield";
+  "readonly require require_once return static switch throw trait try unset use var while xor " +
+  "yield";
 
 function words(text: string): Record<string, boolean> {
   return Object.fromEntries(text.split(" ").map((word) => [word, true]));

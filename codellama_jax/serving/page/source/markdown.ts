@@ -1,4 +1,4 @@
-/** The part of Markdown that models answer with: paragraphs, code blocks and inline code. */
+/** The part of Markdown that models answer with: paragraphs, code and bold text. */
 
 import { classHighlighter, highlightCode } from "@lezer/highlight";
 
@@ -36,9 +36,11 @@ export function blocksOf(text: string): Block[] {
 function paragraphs(text: string): HTMLElement[] {
   return text.split(/\n{2,}/).map((paragraph) => {
     const element = create("p");
-    // Odd parts are between backquotes.
-    paragraph.split(/`([^`\n]+)`/).forEach((part, index) => {
-      element.append(index % 2 ? create("code", "", part) : part);
+    // Odd parts are the marked ones, with their marks.
+    paragraph.split(/(`[^`\n]+`|\*\*[^*\n]+\*\*)/).forEach((part, index) => {
+      if (index % 2 === 0) element.append(part);
+      else if (part.startsWith("`")) element.append(create("code", "", part.slice(1, -1)));
+      else element.append(create("strong", "", part.slice(2, -2)));
     });
     return element;
   });

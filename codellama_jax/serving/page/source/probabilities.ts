@@ -20,8 +20,8 @@ export function levelOf(logprob: number): number {
 /**
  * Splits a completion's text, from its character `start` on, at the borders of its tokens.
  *
- * Tokens that hold a part of a character have U+FFFD for it: their piece ends at the next token. The
- * text may be shorter than its tokens, where the server removes a stop string.
+ * Tokens that hold a part of a character have U+FFFD for it: their piece ends at the next token.
+ * The text may be shorter than its tokens, where the server removes a stop string.
  */
 export function pieces(text: string, tokens: ScoredToken[], start = 0): Piece[] {
   const parts: Piece[] = [];
@@ -48,7 +48,7 @@ export function pieces(text: string, tokens: ScoredToken[], start = 0): Piece[] 
   return parts;
 }
 
-/** Returns a probability as a percentage with two significant digits, such as "93 %" or "0.42 %". */
+/** Returns a probability as a percentage of two significant digits, such as "0.42 %". */
 export function percent(logprob: number): string {
   const value = 100 * Math.exp(logprob);
   if (value >= 99.5) return value > 99.95 ? "100 %" : `${value.toFixed(1)} %`;

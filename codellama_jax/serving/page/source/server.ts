@@ -91,7 +91,7 @@ export async function checkHealth(): Promise<void> {
 /**
  * Posts a request and yields the JSON objects of its answer as they arrive.
  *
- * An answer that is no stream is yielded as one object, so that `stream` may be ignored by a server.
+ * An answer that is no stream is yielded as one object: a server may ignore `stream`.
  * Throws ServerError for a refusal and for an `error` object within the stream.
  */
 export async function* post<Chunk>(

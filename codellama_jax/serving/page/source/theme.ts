@@ -12,6 +12,8 @@ const levels = Object.fromEntries(
   ]),
 );
 
+const SELECTION = { backgroundColor: "var(--selection)" };
+
 /** The editor's theme for both colour schemes. */
 export const theme = EditorView.theme({
   "&": { height: "100%", color: "var(--text)", backgroundColor: "var(--page)", fontSize: "14px" },
@@ -29,8 +31,8 @@ export const theme = EditorView.theme({
   ".cm-activeLine": { backgroundColor: "var(--active)" },
   ".cm-activeLineGutter": { backgroundColor: "var(--active)", color: "var(--text)" },
   ".cm-cursor": { borderLeft: "2px solid var(--accent)" },
-  ".cm-selectionBackground, &.cm-focused > .cm-scroller > .cm-selectionLayer .cm-selectionBackground":
-    { backgroundColor: "var(--selection)" },
+  ".cm-selectionBackground": SELECTION,
+  "&.cm-focused > .cm-scroller > .cm-selectionLayer .cm-selectionBackground": SELECTION,
   "&.cm-focused .cm-matchingBracket": { backgroundColor: "var(--selection)" },
   ".ghost": { color: "var(--ghost)", fontStyle: "italic", whiteSpace: "pre" },
   ...levels,

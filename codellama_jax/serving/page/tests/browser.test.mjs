@@ -11,8 +11,14 @@ import { startFakeServer } from "./fake_server.mjs";
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core"), "utf-8");
 const PATHS = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
 const ARGUMENTS = [
-  "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-  "--disable-background-networking", "--disable-component-update", "--disable-sync",
+  "--headless",
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
 ];
 const SUGGESTION =
   "if n < 2:\n        return False\n    return all(n % divisor for divisor in range(2, n))";
@@ -200,12 +206,18 @@ test("tokens are coloured, and the keyboard and the pointer open their alternati
 test("errors of the server are shown in plain words", async () => {
   await open({ allowed: ["429", "503", "400", "500", "ERR_"] });
   const cases = [
-    [{ status: 429, headers: { "Retry-After": "2" }, body: { error: { message: "full" } } },
-      /The server is busy: its queue is full\. Try again in 2 s\./],
-    [{ status: 503, body: { error: { message: "out of memory" } } },
-      /cannot take requests now: out of memory/],
-    [{ status: 400, body: { error: { message: "temperature is -1: it must be at least 0" } } },
-      /refused the request: temperature is -1: it must be at least 0/],
+    [
+      { status: 429, headers: { "Retry-After": "2" }, body: { error: { message: "full" } } },
+      /The server is busy: its queue is full\. Try again in 2 s\./,
+    ],
+    [
+      { status: 503, body: { error: { message: "out of memory" } } },
+      /cannot take requests now: out of memory/,
+    ],
+    [
+      { status: 400, body: { error: { message: "temperature is -1: it must be at least 0" } } },
+      /refused the request: temperature is -1: it must be at least 0/,
+    ],
     [{ status: 500, body: "<html>" }, /The server failed \(HTTP 500\)\./],
   ];
   for (const [failure, words] of cases) {
@@ -340,7 +352,10 @@ test("every control is reached with Tab, shows its focus, and is left again", as
 });
 
 for (const colorScheme of ["light", "dark"]) {
-  for (const [width, height] of [[1440, 900], [390, 844]]) {
+  for (const [width, height] of [
+    [1440, 900],
+    [390, 844],
+  ]) {
     test(`nothing overflows and axe finds nothing, ${colorScheme}, ${width} px`, async () => {
       await open({ width, height, colorScheme, hasTouch: width < 500 });
       await suggest();

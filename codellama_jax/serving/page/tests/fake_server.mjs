@@ -12,18 +12,35 @@ const POLICY =
   "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
   "base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const COMPLETION = [
-  ["if", 0.94, "return", "for"], [" n", 0.99, " not", " n"], [" <", 0.81, " ==", " in"],
-  [" ", 0.98, "=", " "], ["2", 0.97, "1", "3"], [":", 0.995, " or", ":"],
-  ["\n        ", 0.98, " return", "\n"], ["return", 0.99, "raise", "return"],
-  [" False", 0.96, " True", " n"], ["\n    ", 0.93, "\n\n", "\n        "],
-  ["return", 0.46, "for", "if"], [" all", 0.62, " not", " n"], ["(", 0.98, "([", "("],
-  ["n", 0.91, "(", "limit"], [" %", 0.97, " &", " //"], [" divisor", 0.03, " i", " d"],
-  [" for", 0.35, " !=", " =="], [" divisor", 0.88, " i", " d"], [" in", 0.99, " of", ","],
-  [" range", 0.97, " primes", " ("], ["(", 0.99, "((", "("], ["2", 0.95, "3", "1"],
-  [",", 0.99, ")", ", "], [" n", 0.12, " int", " math"], ["))", 0.55, "**", ")"],
+  ["if", 0.94, "return", "for"],
+  [" n", 0.99, " not", " n"],
+  [" <", 0.81, " ==", " in"],
+  [" ", 0.98, "=", " "],
+  ["2", 0.97, "1", "3"],
+  [":", 0.995, " or", ":"],
+  ["\n        ", 0.98, " return", "\n"],
+  ["return", 0.99, "raise", "return"],
+  [" False", 0.96, " True", " n"],
+  ["\n    ", 0.93, "\n\n", "\n        "],
+  ["return", 0.46, "for", "if"],
+  [" all", 0.62, " not", " n"],
+  ["(", 0.98, "([", "("],
+  ["n", 0.91, "(", "limit"],
+  [" %", 0.97, " &", " //"],
+  [" divisor", 0.03, " i", " d"],
+  [" for", 0.35, " !=", " =="],
+  [" divisor", 0.88, " i", " d"],
+  [" in", 0.99, " of", ","],
+  [" range", 0.97, " primes", " ("],
+  ["(", 0.99, "((", "("],
+  ["2", 0.95, "3", "1"],
+  [",", 0.99, ")", ", "],
+  [" n", 0.12, " int", " math"],
+  ["))", 0.55, "**", ")"],
 ];
 const ANSWER =
-  "A prime has no divisor but 1 and itself, so it is enough to try those up to its square root.\n\n" +
+  "A prime has no divisor but 1 and itself, so it is enough to try those up " +
+  "to its square root.\n\n" +
   "```python\nimport math\n\n\ndef is_prime(n: int) -> bool:\n    if n < 2:  # 0 and 1 are none\n" +
   "        return False\n    return all(n % d for d in range(2, math.isqrt(n) + 1))\n```\n\n" +
   "Call it as `is_prime(97)`, which returns `True`.";
@@ -36,7 +53,10 @@ function scored([token, probability, ...others]) {
     logprob: Math.log(probability),
     top_logprobs: [
       { token, logprob: Math.log(probability) },
-      ...alternatives.map((text, index) => ({ token: text, logprob: Math.log(rest / (index + 1)) })),
+      ...alternatives.map((text, index) => ({
+        token: text,
+        logprob: Math.log(rest / (index + 1)),
+      })),
     ],
   };
 }
@@ -47,8 +67,14 @@ const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 export async function startFakeServer(options = {}) {
   const state = {
     props: {
-      model: "code-llama-toy", infills: true, chats: true, order: "PSM", stop_at_dedent: false,
-      stop_at_repetition: true, quantization: { weights: "int8", kv_cache: "none" }, n_ctx: 16384,
+      model: "code-llama-toy",
+      infills: true,
+      chats: true,
+      order: "PSM",
+      stop_at_dedent: false,
+      stop_at_repetition: true,
+      quantization: { weights: "int8", kv_cache: "none" },
+      n_ctx: 16384,
     },
     health: 200, // the status of GET /health
     failure: null, // {status, body, headers} for the next POST requests
@@ -122,7 +148,9 @@ async function stream(state, path, body, response) {
     write({ content: token, stop: false });
   }
   const timings = {
-    prompt_n: 97, predicted_n: tokens.length, predicted_per_second: 1000 / state.delay,
+    prompt_n: 97,
+    predicted_n: tokens.length,
+    predicted_per_second: 1000 / state.delay,
   };
   const probabilities = body.n_probs ? { completion_probabilities: tokens } : {};
   write({ content: "", stop: true, truncated: false, timings, ...probabilities });
