@@ -11,6 +11,7 @@ import {
 } from "@codemirror/state";
 import { Decoration, EditorView, WidgetType, keymap, type DecorationSet } from "@codemirror/view";
 
+import { openOnHover } from "./card";
 import { levelOf, pieces, type Piece } from "./probabilities";
 import type { ScoredToken } from "./server";
 
@@ -75,7 +76,10 @@ class GhostWidget extends WidgetType {
     for (const { text, token } of this.parts) {
       const span = document.createElement("span");
       span.textContent = text;
-      if (token) span.className = `level-${levelOf(token.logprob)}`;
+      if (token) {
+        span.className = `level-${levelOf(token.logprob)}`;
+        openOnHover(span, token);
+      }
       ghost.append(span);
     }
     return ghost;

@@ -1,5 +1,6 @@
 /** Starts the page and connects its parts. */
 
+import { Card } from "./card";
 import { Chat } from "./chat";
 import { completer, type Progress } from "./completer";
 import { Connection } from "./connection";
@@ -24,13 +25,17 @@ const REQUESTED: (keyof Settings)[] = [
 
 connectThemeSwitch();
 const showTab = connectTabs();
-const tokens = new TokenList();
+const card = new Card();
+const tokens = new TokenList(card);
 const form = new SettingsForm(onSetting);
 const completion = completer({
   props: () => connection.props,
   settings: () => form.values,
   onProgress: showProgress,
-  onGhost: (isShown) => (byId("answering").hidden = !isShown),
+  onGhost: (isShown) => {
+    byId("answering").hidden = !isShown;
+    card.closeIfGone();
+  },
   onCancel: () => showHint("Cancelled."),
   onError: (error) => {
     showHint(HINT);

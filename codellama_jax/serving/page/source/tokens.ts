@@ -1,5 +1,6 @@
 /** The list of a completion's tokens, coloured by probability, with the alternatives to each. */
 
+import type { Card } from "./card";
 import { byId, create } from "./dom";
 import { LEVELS, levelOf, percent, visible } from "./probabilities";
 import type { ScoredToken } from "./server";
@@ -9,18 +10,14 @@ export class TokenList {
   private readonly list = byId("token-list");
   private readonly note = byId("tokens-note");
   private readonly legend = byId("legend");
-  private readonly card = byId("alternatives");
   private items: HTMLElement[] = [];
   private shown = "";
 
-  constructor() {
+  constructor(private readonly card: Card) {
     this.legend.append(...LEVELS.map(legendItem));
     this.list.addEventListener("keydown", (event) => this.onKey(event));
     this.list.addEventListener("focusout", () => this.close());
     this.list.addEventListener("pointerleave", (event) => this.onLeave(event));
-    this.card.addEventListener("pointerleave", (event) => this.onLeave(event));
-    // The list scrolls to a token that gets the focus, so that its card must follow.
-    window.addEventListener("scroll", () => this.place(), true);
     document.addEventListener("keydown", (event) => {
       if (event.key === "Escape") this.close();
     });
@@ -56,9 +53,7 @@ export class TokenList {
     const open = () => this.open(item, token);
     item.addEventListener("focus", open);
     // Not pointerenter, which a layout without movement of the pointer causes too.
-    item.addEventListener("pointermove", () => {
-      if (item.getAttribute("aria-selected") === "false") open();
-    });
+    item.addEventListener("pointermove", open);
     return item;
   }
 
@@ -89,26 +84,14 @@ export class TokenList {
   }
 
   private open(item: HTMLElement, token: ScoredToken): void {
+    if (this.card.isAt(item)) return;
     for (const other of this.items) other.setAttribute("aria-selected", "false");
     item.setAttribute("aria-selected", "true");
-    this.card.replaceChildren(...cardRows(token));
-    this.card.hidden = false;
-    this.place();
-  }
-
-  /** Puts the card below its token, or above it where there is no room. */
-  private place(): void {
-    const item = this.items.find((other) => other.getAttribute("aria-selected") === "true");
-    if (!item) return;
-    const box = item.getBoundingClientRect();
-    const { offsetWidth: width, offsetHeight: height } = this.card;
-    const below = box.bottom + 6 + height < innerHeight ? box.bottom + 6 : box.top - 6 - height;
-    this.card.style.left = `${Math.max(8, Math.min(box.left, innerWidth - width - 8))}px`;
-    this.card.style.top = `${Math.max(8, below)}px`;
+    this.card.open(item, token);
   }
 
   private close(): void {
-    this.card.hidden = true;
+    this.card.close();
     for (const item of this.items) item.setAttribute("aria-selected", "false");
   }
 }
@@ -124,21 +107,4 @@ function legendItem(bound: number, index: number): HTMLElement {
   const text = bound === 0 ? `below ${100 * (previous ?? 1)} %` : `${100 * bound} % or more`;
   item.append(create("span", `swatch level-${index}`), text);
   return item;
-}
-
-/** Returns the chosen token, marked, among the most likely ones, by falling probability. */
-function cardRows(token: ScoredToken): HTMLElement[] {
-  const rows = token.top_logprobs.filter(({ token: text }) => text !== token.token);
-  rows.push(token);
-  rows.sort((left, right) => right.logprob - left.logprob);
-  return rows.map((row) => {
-    const line = create("div", row.token === token.token ? "row chosen" : "row");
-    const bar = create("span", "meter");
-    const fill = create("span", "fill");
-    fill.style.width = `${Math.max(1, 100 * Math.exp(row.logprob))}%`;
-    bar.append(fill);
-    const name = create("code", "", visible(row.token));
-    line.append(name, bar, create("span", "number", percent(row.logprob)));
-    return line;
-  });
 }

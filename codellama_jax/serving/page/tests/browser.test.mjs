@@ -191,6 +191,10 @@ test("tokens are coloured, and the keyboard and the pointer open their alternati
   await suggest();
   assert.equal(await page.locator(".ghost .level-4").textContent(), " divisor");
   assert.equal(await page.locator(".token.level-4").textContent(), "·divisor");
+  await page.hover(".ghost .level-4");
+  assert.match(await contents("#alternatives"), /·divisor\s+3 %/);
+  await page.hover("#speed");
+  assert.equal(await page.locator("#alternatives").isVisible(), false);
   await page.hover(".token.level-4");
   assert.match(await contents("#alternatives"), /·i\s+49 %\s+·d\s+24 %\s+·divisor\s+3 %/);
   await page.keyboard.press("Escape");
