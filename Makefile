@@ -66,7 +66,11 @@ golden: $(VENV)/installed-dev
 tpu-table: $(VENV)/installed
 	$(BIN)/python -m codellama_jax.compile.table
 
+# The page of `codellama-jax serve`, whose built files are committed. Needs node 18 or newer.
+page:
+	cd codellama_jax/serving/page && npm ci --ignore-scripts && npm run check && npm run build
+
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
 
-.PHONY: quickstart ablations test test-slow oracle lock golden tpu-table clean
+.PHONY: quickstart ablations test test-slow oracle lock golden tpu-table page clean
