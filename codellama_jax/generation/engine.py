@@ -104,13 +104,17 @@ class Engine:
       counts: prompts read and copied, chunks, and steps; a step computes one token of every slot.
     """
 
-    def __init__(self, model: TrainedModel, slots: int, vocab: int | None = None) -> None:
+    def __init__(
+        self, model: TrainedModel, slots: int, vocab: int | None = None, least: int = 0
+    ) -> None:
         """Prepares the weights. Raises UserError where they do not fit in memory.
 
         Args:
           model: the model. Its decoding weights are prepared by the first engine.
           slots: sequences at once; more where the mesh's data axis does not divide them.
           vocab: ids from here on, which pad the vocabulary, are never drawn.
+          least: positions that the cache has at least. A server gives the most that it allows, so
+            that no request makes the cache longer and its programs compile again.
         """
         self.model, self.config = model, decoding.for_decoding(model.config)
         with on_mesh_of(model.params, decoding.LOGICAL_AXES):
@@ -118,6 +122,7 @@ class Engine:
             self._weights = decoding_weights(model)
         self.slots = slots + -slots % self._shards
         self.counts: Counter[str] = Counter()
+        self._least = least
         self._vocab = np.array(vocab or self.config.vocab_size, np.int32)
         self._submitted = 0
         self._waiting: deque[_Sequence] = deque()
@@ -167,6 +172,12 @@ class Engine:
                 del self._running[slot]
                 return True
         return False
+
+    def holds(self, request: int) -> bool:
+        """Returns whether a request waits, runs, or has an update that is still to be returned."""
+        sequences = (*self._waiting, *self._running.values())
+        ids = {sequence.id for sequence in sequences}
+        return request in ids or any(update.request == request for update in self._updates)
 
     def run(self, requests: Sequence[Request]) -> list[list[int]]:
         """Returns the new ids of every request, in order. See `advance` for what it raises."""
@@ -329,7 +340,7 @@ class Engine:
 
     def _resize(self, joining: Sequence[_Sequence]) -> None:
         """Makes room in the cache for sequences, and less where all need much less."""
-        needed = 0
+        needed = self._least
         for sequence in (*self._running.values(), *self._waiting, *joining):
             needed = max(needed, sequence.end)
         capacity = bucket(needed)
