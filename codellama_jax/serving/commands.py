@@ -56,6 +56,9 @@ class Serve(Loading):
     context: int = 0
     """Tokens of a prompt and its new ones, at most, for which memory is reserved. Unless given,
     2,048, or the length that the model was trained on if that is less."""
+    warm_up: int = 512
+    """Compile for prompts of up to so many tokens before the first request; longer ones compile
+    when the first of their length comes."""
     max_body_bytes: int = 4_000_000
     """Larger requests are refused."""
     grace: float = 10.0
@@ -81,6 +84,7 @@ class Serve(Loading):
         _check_range("queue", self.queue, 0, MOST_QUEUE)
         _check_range("max-body-bytes", self.max_body_bytes, 1_000, MOST_BYTES)
         _check_range("grace", self.grace, 0, MOST_GRACE)
+        _check_range("warm-up", self.warm_up, 1, CAPACITY)
         if self.context:
             _check_range("context", self.context, LEAST_CONTEXT, CAPACITY)
         if self.spm and self.psm:
@@ -103,10 +107,11 @@ class Serve(Loading):
         listener = listen(Address(self.host, self.port))
         from codellama_jax.serving.app import make_app
         from codellama_jax.serving.service import Service
-        from codellama_jax.serving.worker import Worker
+        from codellama_jax.serving.worker import Sizes, Worker
 
         features = self._features(trained, chat)
-        worker = Worker(self._loader(), self.slots, context, self.queue)
+        sizes = Sizes(self.slots, context, self.queue, self.warm_up)
+        worker = Worker(self._loader(), sizes)
         app = make_app(Service(features, worker), self._rules(key))
         note(f"serving {features.name} at {url_of(listener)}; Ctrl-C ends it")
         serve(app, worker, listener, self.grace)

@@ -75,7 +75,20 @@ def serve(app: ASGIApp, worker: Worker, listener: socket.socket, grace: float) -
       listener: the socket.
       grace: seconds that streams may continue after the signal.
     """
-    config = uvicorn.Config(
+    worker.start()
+    Server(app, worker, grace).run([listener])
+    has_ended = worker.stop(JOIN_SECONDS)
+    if worker.failure:
+        raise worker.failure
+    note("stopped")
+    if not has_ended:
+        # The thread compiles; the interpreter's end would break off in the middle of it.
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def _config(app: ASGIApp, grace: float) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         http=_Protocol,
         ws="none",
@@ -89,32 +102,25 @@ def serve(app: ASGIApp, worker: Worker, listener: socket.socket, grace: float) -
         limit_concurrency=MOST_CONNECTIONS,
         backlog=BACKLOG,
     )
-    worker.start()
-    _Server(config, worker, grace).run([listener])
-    has_ended = worker.stop(JOIN_SECONDS)
-    if worker.failure:
-        raise worker.failure
-    note("stopped")
-    if not has_ended:
-        # The thread compiles; the interpreter's end would break off in the middle of it.
-        sys.stdout.flush()
-        os._exit(0)
 
 
-class _Server(uvicorn.Server):
-    """Ends with the worker's start, or after a signal without raising it again."""
+class Server(uvicorn.Server):
+    """Ends when the worker fails to start, or after a signal, which it does not raise again."""
 
-    def __init__(self, config: uvicorn.Config, worker: Worker, grace: float) -> None:
-        super().__init__(config)
+    def __init__(self, app: ASGIApp, worker: Worker, grace: float) -> None:
+        """Serves an application. `grace`: seconds that streams may continue after a signal."""
+        super().__init__(_config(app, grace))
         self.worker, self.grace, self._was_ready = worker, grace, False
 
     async def on_tick(self, counter: int) -> bool:
+        """Returns whether to end."""
         if self.worker.state == READY and not self._was_ready:
             self._was_ready = True
             note("ready")
         return await super().on_tick(counter) or self.worker.state == FAILED
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuses requests, and ends those that run within the grace."""
         self.worker.drain()
         if self.worker.unfinished:
             note(f"stopping: {self.worker.unfinished} sequences end within {self.grace:g} seconds")
@@ -130,6 +136,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Ends at a signal, as uvicorn does."""
         with super().capture_signals():
             yield
             # uvicorn raises the signals again, which would end the process with their code.

@@ -30,7 +30,6 @@ from codellama_jax.serving.texts import Prompt, Settings, stop_of
 
 STARTING, READY, STOPPING, FAILED = "loading model", "ok", "stopping", "failed"
 DONE, TIME, STOPPED = "done", "time", "stopped"  # why a sequence ended
-WARM_UP_TOKENS = 1024  # prompts up to this length are compiled for before the first request
 
 
 class Event(NamedTuple):
@@ -72,6 +71,22 @@ class Job:
         return limit is not None and now - since > limit
 
 
+class Sizes(NamedTuple):
+    """The sizes of a server.
+
+    Attributes:
+      slots: sequences that are decoded at once.
+      context: tokens of a prompt and its new ones, at most.
+      queue: sequences that may wait beyond the slots.
+      warm_up: prompts of up to so many tokens are compiled for before the first request.
+    """
+
+    slots: int
+    context: int
+    queue: int
+    warm_up: int
+
+
 class Worker:
     """Runs the engine.
 
@@ -85,11 +100,10 @@ class Worker:
       model: the model, once it is loaded.
     """
 
-    def __init__(
-        self, load: Callable[[], TrainedModel], slots: int, context: int, queue_size: int
-    ) -> None:
-        """Prepares a worker whose thread calls `load` first. See the attributes."""
-        self.slots, self.context, self.queue_size = slots, context, queue_size
+    def __init__(self, load: Callable[[], TrainedModel], sizes: Sizes) -> None:
+        """Prepares a worker whose thread calls `load` first."""
+        self.slots, self.context, self.queue_size = sizes.slots, sizes.context, sizes.queue
+        self._warm_up_tokens = min(sizes.warm_up, sizes.context)
         self.state = STARTING
         self.failure: Exception | None = None
         self.counts: Counter[str] = Counter()
@@ -195,7 +209,7 @@ class Worker:
         """Compiles the programs of the engine, for one prompt of each length that is padded to."""
         tokenizer = self._engine.model.tokenizer
         sampling = Sampling(max_new_tokens=2)
-        lengths = sorted({bucket(n) for n in range(1, min(self.context, WARM_UP_TOKENS), 16)})
+        lengths = sorted({bucket(n) for n in range(1, self._warm_up_tokens, 16)})
         for index, length in enumerate(lengths):
             if self.state != STARTING:
                 return  # the server stops
