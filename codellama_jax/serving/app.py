@@ -14,11 +14,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from codellama_jax.errors import UserError
 from codellama_jax.serving import llama_cpp, metrics, openai, openapi, page
 from codellama_jax.serving.errors import ApiError
 from codellama_jax.serving.fields import Field
-from codellama_jax.serving.guard import Guard, Rules, error_response
+from codellama_jax.serving.guard import GONE, Guard, Rules, error_response
 from codellama_jax.serving.service import Service
+from codellama_jax.serving.streaming import ClientGone
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -51,7 +53,15 @@ def make_app(service: Service, rules: Rules) -> ASGIApp:
         Route("/", shown),
         Route("/page/{path:path}", page.static),
     ]
-    handlers: dict[Any, Any] = {HTTPException: _http_error, ApiError: _api_error}
+    # Starlette raises an error without a handler again after its answer, and the guard prints it.
+    handlers: dict[Any, Any] = {
+        HTTPException: _http_error,
+        ApiError: _api_error,
+        UserError: _user_error,
+        RecursionError: _nested,
+        ClientGone: _gone,
+        Exception: _internal_error,
+    }
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
     guard = Guard(app, rules, [*paths, "/openapi.json", "/metrics", "/"])
     if not rules.origins:
@@ -89,6 +99,22 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     phrase = HTTPStatus(error.status_code).phrase.lower()
     message = f"{phrase}: see /openapi.json for the endpoints"
     return error_response(ApiError(error.status_code, message), dict(error.headers or {}))
+
+
+async def _user_error(request: Request, error: UserError) -> Response:
+    return error_response(ApiError(400, str(error)))
+
+
+async def _nested(request: Request, error: RecursionError) -> Response:
+    return error_response(ApiError(400, "the body is nested too deeply", code="invalid_json"))
+
+
+async def _gone(request: Request, error: ClientGone) -> Response:
+    return Response(status_code=GONE)  # nobody reads it
+
+
+async def _internal_error(request: Request, error: Exception) -> Response:
+    return error_response(ApiError(500, "internal error"))
 
 
 async def _api_error(request: Request, error: ApiError) -> Response:

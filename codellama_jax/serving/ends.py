@@ -25,7 +25,7 @@ class CursorEnds:
     keeps_newline: bool = False
 
     @classmethod
-    def at(
+    def around(
         cls, prefix: str, suffix: str, at_dedent: bool, at_repetition: bool, indentation: int = 0
     ) -> CursorEnds | None:
         """Returns the ends of the middle between a prefix and a suffix; None without any.

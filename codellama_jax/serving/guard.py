@@ -18,7 +18,6 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from codellama_jax.errors import UserError
 from codellama_jax.generation.options import note
 from codellama_jax.serving.errors import ApiError
 from codellama_jax.serving.streaming import ClientGone
@@ -27,6 +26,7 @@ BODY_SECONDS = 30.0  # that a client has to send a body
 # Paths that need no key: probes of health, and the static page, which sends the key by itself.
 OPEN_PATHS = ("/", "/health", "/v1/health")
 OPEN_FOLDER = "/page/"
+GONE = 499  # the status, in the metrics, of a request whose client has left
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 SECURITY = {
     "x-content-type-options": "nosniff",
@@ -77,14 +77,9 @@ class Guard:
             body = await self._body(scope, receive)
             await self.app(scope, _replayed(body, receive), answer.send)
         except ClientGone:
-            answer.status = 499
+            answer.status = GONE
         except ApiError as error:
             await answer.refuse(error, scope, receive)
-        except UserError as error:
-            await answer.refuse(ApiError(400, str(error)), scope, receive)
-        except RecursionError:
-            nested = ApiError(400, "the body is nested too deeply", code="invalid_json")
-            await answer.refuse(nested, scope, receive)
         except Exception as error:
             note(f"error: {scope['path'][:100]!r}: {type(error).__name__}: {error}"[:500])
             await answer.refuse(ApiError(500, "internal error"), scope, receive)
@@ -105,7 +100,7 @@ class Guard:
             raise ApiError(403, f"the origin {origin[:60]!r} is not allowed: see --cors")
         path = scope["path"]
         is_open = path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
-        # A browser asks without a key whether it may send one.
+        # A browser sends OPTIONS without a key, to learn whether it may send one.
         if not self.rules.api_key or is_open or scope["method"] == "OPTIONS":
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")

@@ -171,7 +171,7 @@ class LlamaCpp:
                 break
             extra = [*ids, *extra]
         at_dedent, at_repetition = values["stop_at_dedent"], values["stop_at_repetition"]
-        ends = CursorEnds.at(
+        ends = CursorEnds.around(
             before + begun,
             after,
             self.features.ends_at_dedent if at_dedent is None else at_dedent,

@@ -17,6 +17,7 @@ import numpy as np
 from codellama_jax.generation.batches import bucket
 from codellama_jax.generation.scoring import last_logits
 from codellama_jax.models.trained import TrainedModel
+from codellama_jax.serving.texts import Text, text_of
 from codellama_jax.tokenizers.base import Tokenizer
 
 MOST_TOKENS = 512  # new tokens per sequence, which bounds the logits in memory
@@ -63,25 +64,26 @@ def piece(tokenizer: Tokenizer, token: int) -> str:
 
 
 def legacy(
-    tokenizer: Tokenizer, scored: Sequence[TokenLogprob], text: str, start: int
+    tokenizer: Tokenizer, scored: Sequence[TokenLogprob], text: Text, start: int
 ) -> dict[str, list]:
     """Returns the log-probabilities of a completion, as /v1/completions lays them out.
 
     Args:
       tokenizer: the model's.
-      scored: of all new tokens; those after the end of the text are left out.
+      scored: of all new tokens; those after the end of a truncated text are left out.
       text: the completion.
       start: characters before it in the answer.
     """
+    is_truncated = text.kept != text_of(text.prompt, text.ids)
     laid_out: dict[str, list] = {
         "tokens": [],
         "token_logprobs": [],
         "top_logprobs": [],
         "text_offset": [],
     }
-    offset = 0
-    for token in scored:
-        if offset >= len(text):
+    for index, token in enumerate(scored):
+        offset = len(text_of(text.prompt, text.ids[:index]))
+        if is_truncated and offset >= len(text.kept):
             break
         name = piece(tokenizer, token.id)
         laid_out["tokens"].append(name)
@@ -91,7 +93,6 @@ def legacy(
             top.setdefault(piece(tokenizer, i), logprob)
         laid_out["top_logprobs"].append(top)
         laid_out["text_offset"].append(start + offset)
-        offset += len(name)
     return laid_out
 
 

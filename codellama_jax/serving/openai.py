@@ -136,7 +136,7 @@ class OpenAI:
                 text, laid_out = texts[sequence], None
                 if values["logprobs"] is not None:
                     laid_out = logprobs.legacy(
-                        self.service.tokenizer, scored[sequence], text.kept, len(echo)
+                        self.service.tokenizer, scored[sequence], text, len(echo)
                     )
                 choice = {"text": echo + text.kept, "index": len(choices), "logprobs": laid_out}
                 choices.append(choice | {"finish_reason": _reason(text)})
@@ -332,7 +332,7 @@ def _settings(values: dict[str, Any], new: int) -> Settings:
 
 def _cursor(prefix: str, values: dict[str, Any]) -> Cursor:
     suffix = values["suffix"]
-    ends = CursorEnds.at(prefix, suffix, values["stop_at_dedent"], values["stop_at_repetition"])
+    ends = CursorEnds.around(prefix, suffix, values["stop_at_dedent"], values["stop_at_repetition"])
     return Cursor(prefix, suffix, spm=values["spm"], ends=ends)
 
 

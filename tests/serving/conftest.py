@@ -45,6 +45,12 @@ class Client:
         connection.request(method, path, None if body is None else data, headers)
         return connection, connection.getresponse()
 
+    def connect_only(self, path, body):
+        """Returns a connection that has sent a request and reads nothing."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request("POST", path, json.dumps(body).encode())
+        return connection
+
     def send(self, method, path, body=None, **headers):
         """Returns the status and the JSON of an answer."""
         connection, response = self.connect(method, path, body, **headers)

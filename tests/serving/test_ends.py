@@ -8,7 +8,7 @@ PREFIX, SUFFIX = "def f(x):\n    if x:\n        y = ", "\n    return y\n"
 
 
 def ends(at_dedent=True, at_repetition=True, indentation=0, prefix=PREFIX, suffix=SUFFIX):
-    return CursorEnds.at(prefix, suffix, at_dedent, at_repetition, indentation)
+    return CursorEnds.around(prefix, suffix, at_dedent, at_repetition, indentation)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,9 @@ def test_each_rule_alone_and_none():
     assert ends(True, True, prefix="", suffix="") is None
 
 
-@pytest.mark.parametrize("text", ["1\n        z\n\n    return", "1\n        return y\n x", "a\nb\n"])
+@pytest.mark.parametrize(
+    "text", ["1\n        z\n\n    return", "1\n        return y\n x", "a\nb\n"]
+)
 def test_what_is_shown_is_never_taken_back(text):
     rules, shown = ends(), ""
     for end in range(len(text) + 1):

@@ -49,9 +49,7 @@ def test_a_suffix_makes_it_the_middle_of_infill(client, model, spm):
     answer = client.post("/v1/completions", **body)
     assert answer["choices"][0]["text"] == middle.text
     assert (answer["choices"][0]["finish_reason"] == "stop") == middle.is_ended
-    assert answer["usage"]["prompt_tokens"] == len(
-        prompt_ids(model.tokenizer, prefix, suffix, spm)
-    )
+    assert answer["usage"]["prompt_tokens"] == len(prompt_ids(model.tokenizer, prefix, suffix, spm))
     assert joined(client.stream("/v1/completions", **body)) == middle.text
     # Mistral's endpoint, which Continue calls, answers with messages.
     fim = client.post("/v1/fim/completions", **body)
@@ -78,7 +76,10 @@ def test_logprobs_and_the_best_of_several(client):
     means = {}
     for choice in answer["choices"]:
         scores = choice["logprobs"]
-        assert "".join(scores["tokens"]) == choice["text"]
+        offsets = scores["text_offset"]
+        assert len(offsets) == 8 and offsets[0] == 0 and offsets == sorted(offsets)
+        for name, offset in zip(scores["tokens"], offsets):
+            assert "\ufffd" in name or choice["text"].startswith(name, offset)
         assert all(len(top) <= 2 for top in scores["top_logprobs"])
         assert all(logprob <= 0 for logprob in scores["token_logprobs"])
         means[choice["text"]] = sum(scores["token_logprobs"]) / 8

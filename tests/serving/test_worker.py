@@ -1,13 +1,13 @@
 """Requests that wait, leave, fail, or come while the server starts or stops."""
 
+import json
 import threading
+import time
 
 import pytest
 
 from codellama_jax.errors import UserError
-from codellama_jax.generation import text as texts
 from codellama_jax.generation.engine import Engine
-from codellama_jax.generation.settings import Sampling
 from codellama_jax.serving.worker import FAILED
 
 LONG = {"prompt": "def name_1(x):\n", "max_tokens": 100, "temperature": 0}
@@ -29,24 +29,25 @@ def paused(client, monkeypatch):
     client.wait_until(lambda worker: not worker.unfinished)
 
 
-def test_a_client_that_leaves_frees_its_slot(client):
-    for is_streamed in (True, False):
-        cancelled = client.worker.counts["cancelled"]
-        connection, response = None, None
-        if is_streamed:
-            connection, response = client.connect(
-                "POST", "/v1/completions", {**LONG, "stream": True}
-            )
-            response.read(10)
-        else:
-            connection = client.connect_only("/v1/completions", LONG)
-            client.wait_until(lambda worker: worker.running())
-        connection.sock.close() if connection.sock else response.close()
-        connection.close()
-        seconds = client.wait_until(lambda worker: not worker.unfinished)
-        if client.worker.counts["cancelled"] > cancelled:
-            assert seconds < 5
-    client.wait_until(lambda worker: not worker._jobs)
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_a_client_that_leaves_frees_its_slot(client, monkeypatch, is_streamed):
+    advance, cancelled = Engine.advance, client.worker.counts["cancelled"]
+
+    def slow(engine):
+        time.sleep(0.02)
+        return advance(engine)
+
+    monkeypatch.setattr(Engine, "advance", slow)
+    connection = client.connect_only("/v1/completions", {**LONG, "stream": is_streamed})
+    client.wait_until(lambda worker: worker.running())
+    (job,) = client.worker.running()
+    if is_streamed:
+        response = connection.getresponse()
+        assert response.read(5) == b"data:"
+        response.close()
+    connection.close()
+    client.wait_until(lambda worker: not worker.unfinished and not worker._jobs)
+    assert client.worker.counts["cancelled"] == cancelled + 1 and job.count < 100
 
 
 def test_a_full_queue_refuses_and_recovers(client, paused):
@@ -71,26 +72,23 @@ def test_a_full_queue_refuses_and_recovers(client, paused):
 
 
 def test_a_prompt_that_comes_too_late_ends_without_text(client, paused):
-    answers = []
-
-    def ask():
-        answers.append(client.post("/completion", prompt="x", n_predict=5, t_max_prompt_ms=1))
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    client.wait_until(lambda worker: worker._jobs)
-    # The chunk that was waited for still runs; a second request has the time for another one.
+    first = client.connect_only("/completion", {"prompt": "x", "n_predict": 5})
+    client.wait_until(lambda worker: worker.unfinished == 1)
+    late = {"prompt": "x", "n_predict": 5, "t_max_prompt_ms": 1}
+    second = client.connect_only("/completion", late)
+    client.wait_until(lambda worker: worker.unfinished == 2)
     paused.set()
-    thread.join()
-    assert answers[0]["tokens_predicted"] <= 5
+    answers = [json.loads(waiting.getresponse().read()) for waiting in (first, second)]
+    assert [answer["tokens_predicted"] for answer in answers] == [5, 0]
+    assert answers[1]["content"] == "" and answers[1]["stop_type"] == "limit"
+    for waiting in (first, second):
+        waiting.close()
 
 
 @pytest.mark.parametrize("error", [UserError("needs 9 GB"), RuntimeError("RESOURCE_EXHAUSTED: x")])
-def test_a_request_that_does_not_fit_in_memory_fails_alone(
-    client, model, monkeypatch, capsys, error
-):
+def test_a_request_that_does_not_fit_in_memory_fails_alone(client, monkeypatch, capsys, error):
     """The other sequence runs already, and gets the text that it gets alone."""
-    (expected,) = texts.complete(model, [LONG["prompt"]], Sampling(max_new_tokens=100))
+    expected = client.post("/v1/completions", **LONG)["choices"][0]["text"]
     read, has_failed = Engine._read, []
 
     def fail(engine, group):
@@ -106,8 +104,6 @@ def test_a_request_that_does_not_fit_in_memory_fails_alone(
     assert status == 503 and answer["error"]["code"] == "out_of_memory" and has_failed == [True]
     pieces = response.read().decode().split("data: ")
     connection.close()
-    import json
-
     text = ""
     for piece in pieces[1:-1]:
         text += json.loads(piece)["choices"][0]["text"]
