@@ -114,8 +114,8 @@ def start_server(model, features):
     """Returns a function that starts a server with other rules or sizes, and waits until ready."""
     servers = []
 
-    def start(rules=RULES, sizes=SIZES, wait=True, **changes):
-        worker = Worker(lambda: model, sizes)
+    def start(rules=RULES, sizes=SIZES, wait=True, load=lambda: model, **changes):
+        worker = Worker(load, sizes)
         service = Service(dataclasses.replace(features, **changes), worker)
         server = Server(make_app(service, rules), worker, grace=1)
         listener = listen(Address("127.0.0.1", 0))

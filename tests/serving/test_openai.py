@@ -79,7 +79,8 @@ def test_logprobs_and_the_best_of_several(client):
         offsets = scores["text_offset"]
         assert len(offsets) == 8 and offsets[0] == 0 and offsets == sorted(offsets)
         for name, offset in zip(scores["tokens"], offsets):
-            assert "\ufffd" in name or choice["text"].startswith(name, offset)
+            # Bytes that are no character have no place of their own.
+            assert "\ufffd" in choice["text"] or choice["text"].startswith(name, offset)
         assert all(len(top) <= 2 for top in scores["top_logprobs"])
         assert all(logprob <= 0 for logprob in scores["token_logprobs"])
         means[choice["text"]] = sum(scores["token_logprobs"]) / 8

@@ -116,10 +116,10 @@ def test_a_request_that_does_not_fit_in_memory_fails_alone(client, monkeypatch, 
 def test_requests_are_refused_until_the_model_is_loaded_and_while_it_stops(start_server, model):
     stopping = start_server()
     release = threading.Event()
-    starting = start_server(wait=False)
-    starting.worker._load = lambda: release.wait(30) and model
+    starting = start_server(wait=False, load=lambda: release.wait(30) and model)
     status, answer = starting.send("POST", "/v1/completions", SHORT)
-    assert status in (200, 503)
+    assert status == 503 and "loading model" in answer["error"]["message"]
+    assert starting.send("GET", "/health")[0] == 503
     release.set()
     assert stopping.send("GET", "/health")[0] == 200
     connection, response = stopping.connect("POST", "/v1/completions", {**LONG, "stream": True})
