@@ -21,6 +21,7 @@ Dims: as in `slots.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from codellama_jax.errors import UserError
 from codellama_jax.generation import slots as programs
 from codellama_jax.generation.batches import (
     bucket,
@@ -58,6 +60,9 @@ NO_ID = -1  # pads the stop ids; no token has it
 DONE_SHARE = 8
 READ_TOKENS = 32_768  # of the prompts that are read at once, which bounds the memory
 SMALL_READ = 4096  # tokens, padding included, that are read at once whatever their lengths
+# Of `Draws`. One that no sequence has used so far is left out of the programs, which saves the time
+# to compile and to compute it.
+SETTINGS = frozenset({"temperature", "top_k", "top_p"})
 READ_SIZES = (1, 4, 16, 64)  # prompts that are read, or slots that are copied, at once
 
 
@@ -133,6 +138,7 @@ class Engine:
         self._state: programs.State | None = None
         self._capacity = 0
         self._draws = _no_draws(self.slots, self._vocab)
+        self._used: set[str] = set()  # of SETTINGS, by any sequence so far
         self._updates: list[Update] = []  # since `advance` returned last
 
     @property
@@ -248,12 +254,23 @@ class Engine:
                 to_copy.append((sources[sequence.key], slot))
         for group in _groups(to_read, self._shards):
             self._read(group)
+        if to_copy:
+            self._copy(to_copy)
         for slot, sequence in starting.items():
             self._held[slot] = sequence.key
             self._set_draws(slot, sequence.request)
         self._running |= starting
-        self._start_draws(starting, to_copy)
-        tokens_B = fetched(self._state.tokens_B)
+        lengths_B = np.zeros(self.slots, np.int32)
+        first: list[np.ndarray | None] = [None] * self.slots
+        for slot, sequence in starting.items():
+            lengths_B[slot], first[slot] = len(sequence.prompt), sequence.request.first
+        is_free = all(ids is None for ids in first)
+        first_BV = first_mask(None if is_free else first, self.slots, self.config.vocab_size)
+        state = self._state
+        arrays = (state.logits_BV, state.tokens_B, state.positions_B)
+        tokens_B, positions_B = programs.start(*arrays, self._used_draws(), lengths_B, first_BV)
+        self._state = dataclasses.replace(state, tokens_B=tokens_B, positions_B=positions_B)
+        tokens_B = fetched(tokens_B)
         self._add({slot: tokens_B[slot : slot + 1] for slot in starting})
 
     def _take(self, key: bytes, free: list[int]) -> int:
@@ -271,7 +288,7 @@ class Engine:
         return slot
 
     def _read(self, group: Sequence[tuple[_Sequence, int]]) -> None:
-        """Reads the prompts of sequences into slots that belong to them."""
+        """Reads the prompts of sequences into slots, in halves where memory does not suffice."""
         prompts = [sequence.prompt for sequence, _ in group]
         tokens_RT, lengths_R = padded(prompts, self._shards, _size(len(group), self._shards))
         slots_R = np.full(len(tokens_RT), self.slots, np.int32)
@@ -283,28 +300,26 @@ class Engine:
             # The compiler knows the memory of a prompt before any of it is allocated. The call
             # below finds this program in JAX's cache and does not compile it again.
             compiled = programs.read.lower(*program).compile()
-            check_prompt_memory(compiled, len(prompts), max(map(len, prompts)))
+            try:
+                check_prompt_memory(compiled, len(prompts), max(map(len, prompts)))
+            except UserError:
+                if len(group) == 1:
+                    raise
+                half = len(group) // 2
+                self._read(group[:half])
+                self._read(group[half:])
+                return
             self._checked.add(shape)
         self._state = programs.read(*program)
         self.counts["prompts read"] += len(prompts)
 
-    def _start_draws(
-        self, starting: dict[int, _Sequence], to_copy: Sequence[tuple[int, int]]
-    ) -> None:
-        """Copies prompts from slots to slots, and draws the first tokens of sequences by slot."""
-        lengths_B = np.zeros(self.slots, np.int32)
-        first: list[np.ndarray | None] = [None] * self.slots
-        for slot, sequence in starting.items():
-            lengths_B[slot], first[slot] = len(sequence.prompt), sequence.request.first
-        is_free = all(ids is None for ids in first)
-        first_BV = first_mask(None if is_free else first, self.slots, self.config.vocab_size)
-        size = _size(len(to_copy)) if to_copy else 0
+    def _copy(self, to_copy: Sequence[tuple[int, int]]) -> None:
+        """Copies prompts. `to_copy`: slots from which, and slots to which."""
+        size = _size(len(to_copy))
         sources_N, targets_N = np.zeros(size, np.int32), np.full(size, self.slots, np.int32)
         for index, (source, target) in enumerate(to_copy):
             sources_N[index], targets_N[index] = source, target
-        self._state = programs.join(
-            self.config, self._state, self._draws, sources_N, targets_N, lengths_B, first_BV
-        )
+        self._state = programs.copied(self.config, self._state, sources_N, targets_N)
         self.counts["prompts copied"] += len(to_copy)
 
     def _decode(self) -> None:
@@ -321,7 +336,7 @@ class Engine:
         if self._waiting:
             # Every slot is taken, because requests wait.
             most_done = max(1, self.slots // DONE_SHARE)
-        inputs = (self._state, self._draws, done_B, steps, most_done)
+        inputs = (self._state, self._used_draws(), done_B, steps, most_done)
         self._state, new_BT, count = programs.decode(self.config, self._weights, *inputs)
         new_BT = fetched(new_BT)[:, : int(count)]
         self.counts["steps"] += new_BT.shape[1]
@@ -364,8 +379,18 @@ class Engine:
         if not self._prompts[sequence.key]:
             del self._prompts[sequence.key]
 
+    def _used_draws(self) -> Draws:
+        """Returns the draws without the settings that no sequence has used so far."""
+        return dataclasses.replace(self._draws, **dict.fromkeys(SETTINGS - self._used))
+
     def _set_draws(self, slot: int, request: Request) -> None:
         draws, sampling = self._draws, request.sampling
+        if sampling.temperature:
+            self._used.add("temperature")
+            if sampling.top_k:
+                self._used.add("top_k")
+            if sampling.top_p < 1:
+                self._used.add("top_p")
         draws.temperature[slot] = sampling.temperature
         draws.top_k[slot], draws.top_p[slot] = sampling.top_k, sampling.top_p
         draws.seeds_BX[slot], draws.numbers_B[slot] = seed_data(sampling.seed), request.number

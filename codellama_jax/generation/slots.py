@@ -121,42 +121,53 @@ def read(
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def join(
-    config: ModelConfig,
-    state: State,
-    draws: Draws,
-    sources_N: Values,
-    targets_N: Values,
-    lengths_B: Values,
-    first_BV: Values | None,
-) -> State:
-    """Starts sequences: copies prompts from slot to slot, and draws the first token of each.
+def copied(config: ModelConfig, state: State, sources_N: Values, targets_N: Values) -> State:
+    """Copies prompts from slot to slot; all are read before any is written.
 
     Args:
       config: the model, as `for_decoding` returns it.
       state: the state.
-      draws: the settings of the draws.
-      sources_N: slots whose prompts are copied. All are read before any is written.
+      sources_N: slots whose prompts are copied.
       targets_N: the slots to copy to; B for those that only pad the list.
-      lengths_B: of the prompts of the sequences that start; 0 for the other slots.
+    """
+    sources_N, targets_N = jnp.asarray(sources_N), jnp.asarray(targets_N)
+    slots = len(state.tokens_B)
+    sources_M, targets_M = _rows(config, slots, sources_N), _rows(config, slots, targets_N)
+
+    def changed(a_MS: jax.Array) -> jax.Array:
+        return a_MS.at[targets_M].set(a_MS[sources_M], mode="drop", unique_indices=True)
+
+    cache = jax.tree.map(changed, state.cache)
+    logits_BV = state.logits_BV.at[targets_N].set(state.logits_BV[sources_N], mode="drop")
+    return _sharded(config, state.replace(cache=cache, logits_BV=logits_BV))
+
+
+@jax.jit
+def start(
+    logits_BV: jax.Array,
+    tokens_B: jax.Array,
+    positions_B: jax.Array,
+    draws: Draws,
+    lengths_B: Values,
+    first_BV: Values | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Draws the first tokens of sequences whose prompts have been read or copied.
+
+    Returns the state's tokens_B and positions_B with them. The cache is no argument, so that one
+    program serves all its lengths.
+
+    Args:
+      logits_BV, tokens_B, positions_B: of the state.
+      draws: the settings of the draws.
+      lengths_B: of the prompts of these sequences; 0 for the other slots.
       first_BV: which tokens may come first; None for all.
     """
-    cache, logits_BV = state.cache, state.logits_BV
-    if len(targets_N):
-        sources_M = _rows(config, len(state.tokens_B), jnp.asarray(sources_N))
-        targets_M = _rows(config, len(state.tokens_B), jnp.asarray(targets_N))
-
-        def copied(a_MS: jax.Array) -> jax.Array:
-            return a_MS.at[targets_M].set(a_MS[sources_M], mode="drop", unique_indices=True)
-
-        cache = jax.tree.map(copied, cache)
-        logits_BV = logits_BV.at[targets_N].set(logits_BV[jnp.asarray(sources_N)], mode="drop")
-    masked_BV = logits_BV if first_BV is None else jnp.where(first_BV, logits_BV, -jnp.inf)
     lengths_B = jnp.asarray(lengths_B)
+    if first_BV is not None:
+        logits_BV = jnp.where(first_BV, logits_BV, -jnp.inf)
     starts_B = lengths_B > 0
-    tokens_B = jnp.where(starts_B, draw(masked_BV, draws, lengths_B), state.tokens_B)
-    positions_B = jnp.where(starts_B, lengths_B, state.positions_B)
-    return _sharded(config, State(cache, logits_BV, tokens_B, positions_B))
+    tokens_B = jnp.where(starts_B, draw(logits_BV, draws, lengths_B), tokens_B)
+    return tokens_B, jnp.where(starts_B, lengths_B, positions_B)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
