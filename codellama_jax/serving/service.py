@@ -261,13 +261,16 @@ class Generation:
         return self.texts
 
     async def _all_events(self) -> AsyncIterator[tuple[int, Event]]:
-        remaining = len(self.jobs)
-        while remaining:
+        ended: set[int] = set()
+        while len(ended) < len(self.jobs):
             index, event = await self._events.get()
+            if index in ended:
+                continue  # the server stops: ids that came after the end
             if event.error:
                 raise event.error
             yield index, event
-            remaining -= bool(event.reason)
+            if event.reason:
+                ended.add(index)
 
     def _text(self, index: int) -> Text:
         # Healing, just before the sequence starts, replaces the prompt.

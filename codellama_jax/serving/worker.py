@@ -20,7 +20,7 @@ from typing import NamedTuple
 from codellama_jax.command_line import FULL_MEMORY
 from codellama_jax.errors import UserError
 from codellama_jax.generation.batches import bucket
-from codellama_jax.generation.engine import Engine, Request
+from codellama_jax.generation.engine import READ_SIZES, Engine, Request
 from codellama_jax.generation.options import note
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.generation.text import healed_prompts
@@ -123,6 +123,7 @@ class Worker:
     def stop(self, seconds: float) -> bool:
         """Ends all sequences and the thread. Returns whether it ended within the time."""
         self.state = STOPPING
+        self.end_all()
         self._commands.put(self._finish)
         self._thread.join(seconds)
         return not self._thread.is_alive()
@@ -132,8 +133,13 @@ class Worker:
         self.state = STOPPING
 
     def end_all(self) -> None:
-        """Ends all sequences with the ids that they have."""
-        self._commands.put(self._end_all)
+        """Ends all sequences with the ids that they have, even while the thread compiles."""
+        with self._lock:
+            jobs = list(self._unfinished)
+            self._unfinished.clear()
+        for job in jobs:
+            job.listener(Event([], STOPPED))
+        self._commands.put(functools.partial(self._cancel, jobs))
 
     @property
     def unfinished(self) -> int:
@@ -206,17 +212,26 @@ class Worker:
         return Engine(self.model, self.slots, vocab, least=self.context)
 
     def _warm_up(self) -> None:
-        """Compiles the programs of the engine, for one prompt of each length that is padded to."""
+        """Compiles the engine's programs, for each length and number of prompts that are padded to.
+
+        A program that compiles later makes all sequences wait.
+        """
         tokenizer = self._engine.model.tokenizer
         sampling = Sampling(max_new_tokens=2)
         lengths = sorted({bucket(n) for n in range(1, self._warm_up_tokens, 16)})
-        for index, length in enumerate(lengths):
+        # The engine pads a number of prompts to a size of which they are more than half.
+        sizes = [size for size in READ_SIZES if size < 2 * self.slots]
+        for length, size in itertools.product(lengths, sizes):
             if self.state != STARTING:
                 return  # the server stops
-            prompt = [tokenizer.eos_id] * min(length, self.context - sampling.max_new_tokens)
-            request = Request(prompt, sampling, on_tokens=_short_chunks)
+            requests = []
+            for number in range(min(size, self.slots)):
+                # Different prompts, which are read together.
+                ids = [tokenizer.eos_id] * min(length, self.context - sampling.max_new_tokens)
+                ids[-1] = number
+                requests.append(Request(ids, sampling, on_tokens=_short_chunks))
             # Two equal prompts compile the copy from slot to slot too.
-            self._engine.run([request] * (1 if index else 2))
+            self._engine.run(requests * (2 if size == 1 and self.slots > 1 else 1))
 
     def _take_commands(self) -> None:
         """Carries out the commands in the queue; waits for one where nothing is to decode."""
@@ -282,7 +297,7 @@ class Worker:
         self.counts["predicted_tokens"] += len(ids)
         job.last = now
         job.count += len(ids)
-        if ids:
+        if ids and job in self._unfinished:
             job.listener(Event(ids))
 
     def _end_late(self) -> None:
@@ -341,14 +356,7 @@ class Worker:
                 self._engine.cancel(request)
                 del self._jobs[request]
 
-    def _end_all(self) -> None:
-        for request, job in list(self._jobs.items()):
-            self._engine.cancel(request)
-            self._end(job, Event([], STOPPED))
-        self._jobs.clear()
-
     def _finish(self) -> None:
-        self._end_all()
         self.state = FAILED
 
     def _fail(self, job: Job, error: ApiError) -> None:
@@ -356,8 +364,10 @@ class Worker:
 
     def _end(self, job: Job, event: Event) -> None:
         with self._lock:
+            is_new = job in self._unfinished
             self._unfinished.discard(job)
-        job.listener(event)
+        if is_new:
+            job.listener(event)
 
 
 def _short_chunks(ids: list[int]) -> None:
