@@ -30,15 +30,16 @@ test: $(VENV)/installed-dev
 test-slow: $(VENV)/installed-dev
 	$(BIN)/pytest -m slow
 
+# --no-compile: Python compiles a module when it is first imported, and most never are.
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: this project needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	touch $@
 
 # torch and transformers: with them `make test` also compares weights and logits with theirs. They
@@ -47,7 +48,7 @@ $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 oracle: $(VENV)/installed-oracle
 
 $(VENV)/installed-oracle: $(VENV)/installed-dev
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.24.0 accelerate==1.15.0
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check torch==2.13.0 transformers==5.24.0 accelerate==1.15.0
 	touch $@
 
 # Needs uv (pip install uv). Python 3.11 and newer ones get different JAX releases from one file.

@@ -22,12 +22,14 @@ from codellama_jax.benchmarks.samples import Key, key, name_of
 from codellama_jax.benchmarks.settings import Settings
 from codellama_jax.data.functions import Function, example_ids
 from codellama_jax.data.infilling import prompt_ids
+from codellama_jax.generation.engine import fitting_slots
 from codellama_jax.generation.infill import infill_each
 from codellama_jax.generation.scoring import document_losses
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.generation.text import Rows, complete_each
 from codellama_jax.models.trained import TrainedModel
-from codellama_jax.sharding.hosts import gather
+from codellama_jax.sharding.hosts import gather, is_first
+from codellama_jax.system.progress import note
 
 MAX_BATCH = 256  # sequences
 SPECIAL_TOKENS = 4  # of one prompt at most: BOS and the three infilling tokens
@@ -69,8 +71,11 @@ def answers(
     sampling = sampling_of(benchmark, settings)
     sizes, most = [], 1 << (len(remaining) - 1).bit_length()
     for task_id, _ in remaining:
-        tokens = (lengths[task_id] + sampling.max_new_tokens) * settings.beams
-        sizes.append(min(most, batch_size_of(tokens, settings.batch_tokens)))
+        length = (lengths[task_id] + sampling.max_new_tokens) * settings.beams
+        sizes.append(min(most, batch_size_of(length, settings.batch_tokens)))
+    if settings.beams == 1 and not benchmark.tasks[0].choices:
+        tokens = [lengths[task_id] + sampling.max_new_tokens for task_id, _ in remaining]
+        sizes = _fitting(model, sizes, tokens)
     host, hosts = _share(model)
     # Every host takes each `hosts`-th sample: their lengths are then nearly the same.
     local, local_sizes = remaining[host::hosts], sizes[host::hosts]
@@ -111,6 +116,31 @@ def batch_size_of(tokens: int, batch_tokens: int) -> int:
     """
     largest = min(max(1, batch_tokens // tokens), MAX_BATCH)
     return 1 << (largest.bit_length() - 1)
+
+
+def _fitting(model: TrainedModel, sizes: Sequence[int], tokens: Sequence[int]) -> list[int]:
+    """Returns how many samples of each length are drawn at once, fewer where memory is short.
+
+    Args:
+        model: draws the samples.
+        sizes: the most samples at once, for each sample.
+        tokens: of each sample with its prompt, the longest first.
+    """
+    longest: dict[int, int] = {}
+    for size, count in zip(sizes, tokens):
+        longest.setdefault(size, count)
+    local = {}
+    for size, count in longest.items():
+        local[f"{size} {jax.process_index()}"] = fitting_slots(model, size, count)
+    fitting = dict.fromkeys(longest, MAX_BATCH)
+    # The least of all hosts, which take part in the same batches.
+    for name, slots in gather(local).items():
+        size = int(name.split()[0])
+        fitting[size] = min(fitting[size], slots)
+    for size, slots in fitting.items():
+        if slots < size and is_first():
+            note(f"memory holds {slots} samples of {longest[size]:,} tokens at once, not {size}")
+    return [fitting[size] for size in sizes]
 
 
 @dataclasses.dataclass(frozen=True)

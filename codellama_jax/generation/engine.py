@@ -24,9 +24,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,8 +42,12 @@ from codellama_jax.generation.batches import (
     padded,
 )
 from codellama_jax.generation.drawing import Draws, seed_data
-from codellama_jax.generation.memory import check_cache_memory, check_prompt_memory
-from codellama_jax.generation.settings import Sampling
+from codellama_jax.generation.memory import (
+    check_cache_memory,
+    check_prompt_memory,
+    free_bytes,
+)
+from codellama_jax.generation.requests import KEY_BYTES, Request, Running, Update, groups, size_of
 from codellama_jax.models import decoding
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sharding.mesh import on_mesh_of
@@ -54,48 +57,12 @@ from codellama_jax.sharding.mesh import on_mesh_of
 CHUNK_WITH_STOP = 16
 CHUNK_STREAMED = 4
 MAX_STOP_IDS = 4
-KEY_BYTES = 4  # of a prompt's key, per token
 NO_ID = -1  # pads the stop ids; no token has it
 # While requests wait, a chunk ends once this share of the slots is done.
 DONE_SHARE = 8
-READ_TOKENS = 32_768  # of the prompts that are read at once, which bounds the memory
-SMALL_READ = 4096  # tokens, padding included, that are read at once whatever their lengths
 # Of `Draws`. One that no sequence has used so far is left out of the programs, which saves the time
 # to compile and to compute it.
 SETTINGS = frozenset({"temperature", "top_k", "top_p"})
-READ_SIZES = (1, 4, 16, 64)  # prompts that are read, or slots that are copied, at once
-
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """A prompt to continue.
-
-    Attributes:
-      prompt: ids, BOS included where wanted.
-      sampling: how tokens are drawn, and at most how many; without beam search.
-      stop_ids: at most 4 ids; each ends the sequence and is not returned.
-      stop: called with all new ids, returns whether they suffice. The sequence ends with the first
-        id for which it is true. It must be monotone: more ids never turn true into false.
-      on_tokens: called with all new ids whenever there are more; chunks are then short.
-      number: below 2**32. The PRNG key is folded from the seed and this number.
-      first: the ids that may come first; None for any.
-    """
-
-    prompt: Sequence[int]
-    sampling: Sampling
-    stop_ids: Sequence[int] = ()
-    stop: Callable[[list[int]], bool] | None = None
-    on_tokens: Callable[[list[int]], None] | None = None
-    number: int = 0
-    first: np.ndarray | None = None
-
-
-class Update(NamedTuple):
-    """The new ids of one request since its last update, and whether it has ended."""
-
-    request: int
-    ids: list[int]
-    is_finished: bool
 
 
 class Engine:
@@ -130,14 +97,22 @@ class Engine:
         self._least = least
         self._vocab = np.array(vocab or self.config.vocab_size, np.int32)
         self._submitted = 0
-        self._waiting: deque[_Sequence] = deque()
+        self._waiting: deque[Running] = deque()
         self._prompts: Counter[bytes] = Counter()  # of the waiting requests
-        self._running: dict[int, _Sequence] = {}  # by slot
+        self._running: dict[int, Running] = {}  # by slot
         self._held: dict[int, bytes] = {}  # the prompt whose keys and values each slot still holds
         self._checked: set[tuple[int, ...]] = set()  # shapes that fit in memory
         self._state: programs.State | None = None
         self._capacity = 0
-        self._draws = _no_draws(self.slots, self._vocab)
+        self._settings = {
+            "temperature": np.zeros(self.slots, np.float32),
+            "top_k": np.zeros(self.slots, np.int32),
+            "top_p": np.ones(self.slots, np.float32),
+            "seeds_BX": np.zeros((self.slots, seed_data(0).size), np.uint32),
+            "numbers_B": np.zeros(self.slots, np.uint32),
+            "stop_ids_BI": np.full((self.slots, MAX_STOP_IDS), NO_ID, np.int32),
+            "ends_B": np.zeros(self.slots, np.int32),
+        }
         self._used: set[str] = set()  # of SETTINGS, by any sequence so far
         self._updates: list[Update] = []  # since `advance` returned last
 
@@ -157,7 +132,7 @@ class Engine:
             raise ValueError(f"{len(request.stop_ids)} stop ids: at most {MAX_STOP_IDS} are found")
         if request.sampling.beams > 1:
             raise ValueError("the engine draws tokens; beam.py searches")
-        sequence = _Sequence(self._submitted, request)
+        sequence = Running(self._submitted, request)
         self._submitted += 1
         self._waiting.append(sequence)
         self._prompts[sequence.key] += 1
@@ -222,7 +197,7 @@ class Engine:
         """Starts waiting requests until no slot is free, or none waits."""
         while self._waiting and len(self._running) < self.slots:
             free = [slot for slot in range(self.slots) if slot not in self._running]
-            joining = []
+            joining: list[Running] = []
             while self._waiting and len(joining) < len(free):
                 joining.append(self._waiting.popleft())
                 self._forget(joining[-1])
@@ -235,7 +210,7 @@ class Engine:
                 if sequences:
                     self._start(sequences, free)
 
-    def _start(self, sequences: Sequence[_Sequence], free: list[int]) -> None:
+    def _start(self, sequences: Sequence[Running], free: list[int]) -> None:
         """Reads or copies the prompts of sequences into free slots, and draws their first tokens.
 
         Args:
@@ -252,7 +227,7 @@ class Engine:
                 sources[sequence.key] = slot
             elif sources[sequence.key] != slot and self._held.get(slot) != sequence.key:
                 to_copy.append((sources[sequence.key], slot))
-        for group in _groups(to_read, self._shards):
+        for group in groups(to_read, self._shards):
             self._read(group)
         if to_copy:
             self._copy(to_copy)
@@ -267,8 +242,9 @@ class Engine:
         is_free = all(ids is None for ids in first)
         first_BV = first_mask(None if is_free else first, self.slots, self.config.vocab_size)
         state = self._state
+        assert state is not None
         arrays = (state.logits_BV, state.tokens_B, state.positions_B)
-        tokens_B, positions_B = programs.start(*arrays, self._used_draws(), lengths_B, first_BV)
+        tokens_B, positions_B = programs.start(*arrays, self._draws(), lengths_B, first_BV)
         self._state = dataclasses.replace(state, tokens_B=tokens_B, positions_B=positions_B)
         tokens_B = fetched(tokens_B)
         self._add({slot: tokens_B[slot : slot + 1] for slot in starting})
@@ -287,10 +263,10 @@ class Engine:
         free.remove(slot)
         return slot
 
-    def _read(self, group: Sequence[tuple[_Sequence, int]]) -> None:
+    def _read(self, group: Sequence[tuple[Running, int]]) -> None:
         """Reads the prompts of sequences into slots, in halves where memory does not suffice."""
         prompts = [sequence.prompt for sequence, _ in group]
-        tokens_RT, lengths_R = padded(prompts, self._shards, _size(len(group), self._shards))
+        tokens_RT, lengths_R = padded(prompts, self._shards, size_of(len(group), self._shards))
         slots_R = np.full(len(tokens_RT), self.slots, np.int32)
         slots_R[: len(group)] = [slot for _, slot in group]
         inputs = (self._weights, self._state, tokens_RT, lengths_R, slots_R)
@@ -315,7 +291,7 @@ class Engine:
 
     def _copy(self, to_copy: Sequence[tuple[int, int]]) -> None:
         """Copies prompts. `to_copy`: slots from which, and slots to which."""
-        size = _size(len(to_copy))
+        size = size_of(len(to_copy))
         sources_N, targets_N = np.zeros(size, np.int32), np.full(size, self.slots, np.int32)
         for index, (source, target) in enumerate(to_copy):
             sources_N[index], targets_N[index] = source, target
@@ -336,7 +312,7 @@ class Engine:
         if self._waiting:
             # Every slot is taken, because requests wait.
             most_done = max(1, self.slots // DONE_SHARE)
-        inputs = (self._state, self._used_draws(), done_B, steps, most_done)
+        inputs = (self._state, self._draws(), done_B, steps, most_done)
         self._state, new_BT, count = programs.decode(self.config, self._weights, *inputs)
         new_BT = fetched(new_BT)[:, : int(count)]
         self.counts["steps"] += new_BT.shape[1]
@@ -353,7 +329,7 @@ class Engine:
             if ids or sequence.is_finished:
                 self._updates.append(Update(sequence.id, ids, sequence.is_finished))
 
-    def _resize(self, joining: Sequence[_Sequence]) -> None:
+    def _resize(self, joining: Sequence[Running]) -> None:
         """Makes room in the cache for sequences, and less where all need much less."""
         needed = self._least
         for sequence in (*self._running.values(), *self._waiting, *joining):
@@ -373,135 +349,53 @@ class Engine:
             if len(key) // KEY_BYTES >= capacity:
                 del self._held[slot]
 
-    def _forget(self, sequence: _Sequence) -> None:
+    def _forget(self, sequence: Running) -> None:
         """Counts a request that no longer waits."""
         self._prompts[sequence.key] -= 1
         if not self._prompts[sequence.key]:
             del self._prompts[sequence.key]
 
-    def _used_draws(self) -> Draws:
-        """Returns the draws without the settings that no sequence has used so far."""
-        return dataclasses.replace(self._draws, **dict.fromkeys(SETTINGS - self._used))
+    def _draws(self) -> Draws:
+        """Returns the settings of every slot, without those that no sequence has used so far."""
+        settings: dict[str, Any] = {**self._settings, **dict.fromkeys(SETTINGS - self._used)}
+        return Draws(**settings, vocab=self._vocab)
 
     def _set_draws(self, slot: int, request: Request) -> None:
-        draws, sampling = self._draws, request.sampling
+        """Takes over the settings of the request that starts in a slot."""
+        sampling = request.sampling
         if sampling.temperature:
             self._used.add("temperature")
             if sampling.top_k:
                 self._used.add("top_k")
             if sampling.top_p < 1:
                 self._used.add("top_p")
-        draws.temperature[slot] = sampling.temperature
-        draws.top_k[slot], draws.top_p[slot] = sampling.top_k, sampling.top_p
-        draws.seeds_BX[slot], draws.numbers_B[slot] = seed_data(sampling.seed), request.number
-        draws.stop_ids_BI[slot] = NO_ID
-        draws.stop_ids_BI[slot, : len(request.stop_ids)] = request.stop_ids
-        draws.ends_B[slot] = len(request.prompt) + sampling.max_new_tokens - 1
+        stop_ids = [*request.stop_ids, *[NO_ID] * (MAX_STOP_IDS - len(request.stop_ids))]
+        values = {
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "seeds_BX": seed_data(sampling.seed),
+            "numbers_B": request.number,
+            "stop_ids_BI": stop_ids,
+            "ends_B": len(request.prompt) + sampling.max_new_tokens - 1,
+        }
+        for name, value in values.items():
+            self._settings[name][slot] = value
 
 
-class _Sequence:
-    """A request and its new ids.
+def fitting_slots(model: TrainedModel, slots: int, tokens: int) -> int:
+    """Returns `slots`, halved until their cache takes at most half of the free memory.
 
-    Attributes:
-      id: of the request.
-      request: the request.
-      prompt: its ids.
-      key: the prompt as bytes, whose hash is computed once.
-      end: the most positions that the sequence takes in the cache.
-      is_finished: whether it has ended.
+    Prompts need the other half while they are read. Sequences have up to `tokens` tokens.
     """
-
-    def __init__(self, number: int, request: Request) -> None:
-        """Starts without new ids. `number` is the id."""
-        self.id, self.request, self.prompt = number, request, list(request.prompt)
-        self.key = np.asarray(self.prompt, np.int32).tobytes()
-        self.end = len(self.prompt) + request.sampling.max_new_tokens
-        self.is_finished = False
-        self._new: list[int] = []
-
-    def take(self, drawn: list[int]) -> list[int]:
-        """Adds drawn ids up to the end of the sequence, and returns those added."""
-        request = self.request
-        most = request.sampling.max_new_tokens - len(self._new)
-        ids = drawn[:most]
-        self.is_finished = len(ids) == most
-        for index, token in enumerate(ids):
-            if token in request.stop_ids:
-                ids, self.is_finished = ids[:index], True
+    config = decoding.for_decoding(model.config)
+    with on_mesh_of(model.params, decoding.LOGICAL_AXES):
+        decoding_weights(model)
+        free = free_bytes()
+        while free is not None and slots > 1:
+            shape = config, model.kv_cache, slots, bucket(tokens)
+            state = jax.eval_shape(functools.partial(programs.empty, *shape))
+            if bytes_per_device(state) <= free // 2:
                 break
-        # `stop` is monotone, so one call per chunk decides whether to search for the exact end.
-        if request.stop and ids and request.stop([*self._new, *ids]):
-            ids, self.is_finished = ids[: self._first_end(ids)], True
-        self._new += ids
-        if request.on_tokens and ids:
-            request.on_tokens(list(self._new))
-        return ids
-
-    def _first_end(self, ids: list[int]) -> int:
-        """Returns how many of these ids make `stop` true."""
-        assert self.request.stop is not None
-        for count in range(1, len(ids)):
-            if self.request.stop(self._new + ids[:count]):
-                return count
-        return len(ids)
-
-
-def _groups(
-    to_read: Sequence[tuple[_Sequence, int]], shards: int
-) -> Iterator[list[tuple[_Sequence, int]]]:
-    """Yields sequences, with their slots, whose prompts are read together, longest first.
-
-    Padding at most doubles the tokens of a group, unless they are few.
-    """
-    remaining = sorted(to_read, key=_negative_length)
-    while remaining:
-        length = bucket(len(remaining[0][0].prompt))
-        alike = 0
-        for sequence, _ in remaining:
-            is_small = (alike + 1) * length <= SMALL_READ
-            if not is_small and bucket(len(sequence.prompt)) * 2 < length:
-                break
-            alike += 1
-        size = _read_size(alike, READ_TOKENS // length, shards)
-        yield remaining[:size]
-        remaining = remaining[size:]
-
-
-def _negative_length(item: tuple[_Sequence, int]) -> int:
-    return -len(item[0].prompt)
-
-
-def _read_size(count: int, most: int, shards: int) -> int:
-    """Returns how many of `count` prompts to read at once: at most `most`, half the batch filled.
-
-    Args:
-      count: prompts.
-      most: prompts that memory bounds.
-      shards: what the mesh's data axis multiplies every size with.
-    """
-    for size in reversed(READ_SIZES):
-        if size * shards <= most and count * 2 > size * shards:
-            return min(count, size * shards)
-    return min(count, shards)
-
-
-def _size(count: int, shards: int = 1) -> int:
-    """Returns the least of READ_SIZES, or a multiple of their last, that is at least `count`."""
-    for size in READ_SIZES:
-        if count <= size * shards:
-            return size * shards
-    return count + -count % (READ_SIZES[-1] * shards)
-
-
-def _no_draws(slots: int, vocab: np.ndarray) -> Draws:
-    """Returns greedy draws without an end, for slots that no sequence has taken yet."""
-    return Draws(
-        temperature=np.zeros(slots, np.float32),
-        top_k=np.zeros(slots, np.int32),
-        top_p=np.ones(slots, np.float32),
-        seeds_BX=np.zeros((slots, seed_data(0).size), np.uint32),
-        numbers_B=np.zeros(slots, np.uint32),
-        stop_ids_BI=np.full((slots, MAX_STOP_IDS), NO_ID, np.int32),
-        ends_B=np.zeros(slots, np.int32),
-        vocab=vocab,
-    )
+            slots //= 2
+    return slots

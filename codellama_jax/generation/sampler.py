@@ -8,7 +8,8 @@ from typing import TypedDict, Unpack
 
 import numpy as np
 
-from codellama_jax.generation.engine import Engine, Request
+from codellama_jax.generation.engine import Engine
+from codellama_jax.generation.requests import Request
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.models.trained import TrainedModel
 

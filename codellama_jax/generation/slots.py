@@ -9,6 +9,7 @@ tokens that are read together, N slots that are copied, V vocabulary entries.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -79,7 +80,7 @@ def resized(config: ModelConfig, capacity: int, state: State) -> State:
     # Those of free slots may be beyond the end.
     positions_B = jnp.minimum(state.positions_B, capacity - 1)
     cache = jax.tree.map(changed, state.cache)
-    return _sharded(config, state.replace(cache=cache, positions_B=positions_B))
+    return _sharded(config, dataclasses.replace(state, cache=cache, positions_B=positions_B))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -117,7 +118,7 @@ def read(
     cache = jax.tree.map(write, state.cache, new)
     logits_RV = decoding.constrain(logits_RV, decoding.REPLICATED)
     logits_BV = state.logits_BV.at[slots_R].set(logits_RV, mode="drop")
-    return _sharded(config, state.replace(cache=cache, logits_BV=logits_BV))
+    return _sharded(config, dataclasses.replace(state, cache=cache, logits_BV=logits_BV))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -139,7 +140,7 @@ def copied(config: ModelConfig, state: State, sources_N: Values, targets_N: Valu
 
     cache = jax.tree.map(changed, state.cache)
     logits_BV = state.logits_BV.at[targets_N].set(state.logits_BV[sources_N], mode="drop")
-    return _sharded(config, state.replace(cache=cache, logits_BV=logits_BV))
+    return _sharded(config, dataclasses.replace(state, cache=cache, logits_BV=logits_BV))
 
 
 @jax.jit
@@ -211,7 +212,7 @@ def decode(
         tokens_B = draw(logits_BV, draws, positions_B)
         done_B |= (tokens_B[:, None] == stop_ids_BI).any(-1) | (positions_B >= ends_B)
         new_BT = jax.lax.dynamic_update_slice(new_BT, tokens_B[:, None], (0, i))
-        state = state.replace(cache=cache, tokens_B=tokens_B, positions_B=positions_B)
+        state = dataclasses.replace(state, cache=cache, tokens_B=tokens_B, positions_B=positions_B)
         return i + 1, done_B, state, new_BT
 
     zeros_BT = jnp.zeros((len(state.tokens_B), CHUNK), jnp.int32)

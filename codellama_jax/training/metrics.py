@@ -105,8 +105,8 @@ class Metrics:
       folder: the stage's folder.
       name: arm and stage, as in main/code.
       stage: the config.
-      start: step from which the stage resumes. Lines of later steps, which are trained again, are
-        dropped from metrics.jsonl.
+      start: step from which the stage resumes. Lines of steps that are computed again are dropped
+        from metrics.jsonl: those of later steps, and of a stage that starts anew also step 0.
     """
 
     def __init__(self, folder: StageFolder, name: str, stage: Stage, start: int):
@@ -118,7 +118,7 @@ class Metrics:
         from tensorboardX import SummaryWriter
 
         # Seconds continue from the last line that is kept, as if the run had not been interrupted.
-        kept = [line for line in read_metrics(self.path) if line["step"] <= start]
+        kept = [line for line in read_metrics(self.path) if 0 < start >= line["step"]]
         self.lines = [json.dumps(line) for line in kept]
         self.seconds_before = kept[-1]["seconds"] if kept else 0.0
         self.began = time.perf_counter()

@@ -19,8 +19,8 @@ from codellama_jax.benchmarks.suites.gsm8k import last_number
 from codellama_jax.benchmarks.summary import summarise
 from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.errors import UserError
-from codellama_jax.generation import engine, text
-from codellama_jax.generation.engine import Request
+from codellama_jax.generation import text
+from codellama_jax.generation.requests import Request, Running
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sandbox import languages
@@ -46,7 +46,7 @@ def knows(model: TrainedModel, benchmark: Benchmark, babble: str, spm: bool, mon
         for index, prompt in enumerate(prompts):
             ids = tokenizer.encode(known[tuple(prompt)] + babble, leading_space=False)
             request = Request(prompt, sampling, stop_ids, functools.partial(stop, index))
-            sequence = engine._Sequence(index, request)
+            sequence = Running(index, request)
             new, drawn = [], [*ids, end]
             while not sequence.is_finished:
                 new += sequence.take(drawn[:16])

@@ -12,10 +12,12 @@ from toy import MODEL
 
 from codellama_jax.config import MeshConfig
 from codellama_jax.errors import UserError
+from codellama_jax.generation import engine as engines
 from codellama_jax.generation import memory
 from codellama_jax.generation import slots as programs
 from codellama_jax.generation.drawing import keep
-from codellama_jax.generation.engine import Engine, Request, _groups, _Sequence
+from codellama_jax.generation.engine import Engine, fitting_slots
+from codellama_jax.generation.requests import Request, Running, groups
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.models.family import boxed_params
 from codellama_jax.models.gpt.config import GPTConfig
@@ -64,7 +66,7 @@ def mixture(count: int) -> list[Request]:
     prompts = [rng.integers(3, 64, length).tolist() for length in (1, 5, 34, 12, 30, 33)]
     requests = []
     for number in range(count):
-        enough = int(rng.integers(3, 40))
+        enough, most = int(rng.integers(3, 40)), int(rng.integers(2, 30)) if number % 6 else 1
 
         def suffices(ids, enough=enough):
             return len(ids) >= enough
@@ -72,10 +74,7 @@ def mixture(count: int) -> list[Request]:
         requests.append(
             Request(
                 prompts[int(rng.integers(len(prompts)))],
-                dataclasses.replace(
-                    samplings[number % 4],
-                    max_new_tokens=1 + int(rng.integers(29)) * (number % 6 > 0),
-                ),
+                dataclasses.replace(samplings[number % 4], max_new_tokens=most),
                 [9, 30] if number % 3 == 0 else [],
                 suffices if number % 5 == 0 else None,
                 number=number,
@@ -182,10 +181,10 @@ def test_the_cache_grows_and_shrinks_with_the_requests(llama):
 def test_prompts_of_similar_length_are_read_together():
     def sequences(*lengths):
         sampling = Sampling(max_new_tokens=1)
-        return [(_Sequence(n, Request([1] * n, sampling)), n) for n in lengths]
+        return [(Running(n, Request([1] * n, sampling)), n) for n in lengths]
 
     def read(*lengths, shards=1):
-        return [[slot for _, slot in group] for group in _groups(sequences(*lengths), shards)]
+        return [[slot for _, slot in group] for group in groups(sequences(*lengths), shards)]
 
     assert read(3, 60, 20) == [[60, 20, 3]]
     assert read(3, 60) == [[60], [3]]
@@ -209,6 +208,15 @@ def test_memory_that_does_not_suffice_drops_the_request_alone(llama, monkeypatch
             assert update.request == first
             new.append(update.ids)
     assert [list(itertools.chain(*new))] == expected
+
+
+def test_slots_are_halved_until_they_fit_in_memory(llama, monkeypatch):
+    # A sequence of 64 tokens has 2 layers x 2 x 2 heads x 64 x 8 fp32 numbers, and 64 logits.
+    size = 4 * (2 * 2 * 2 * 64 * 8 + 64) + 8
+    monkeypatch.setattr(engines, "free_bytes", lambda: 20 * size)
+    assert [fitting_slots(llama, slots, 60) for slots in (1, 8, 16, 256)] == [1, 8, 8, 8]
+    monkeypatch.setattr(engines, "free_bytes", lambda: 1)
+    assert fitting_slots(llama, 16, 60) == 1
 
 
 def test_settings_of_a_row_keep_what_they_keep_alone():
