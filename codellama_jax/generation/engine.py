@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import jax
@@ -357,7 +357,13 @@ class Engine:
 
     def _draws(self) -> Draws:
         """Returns the settings of every slot, without those that no sequence has used so far."""
-        settings: dict[str, Any] = {**self._settings, **dict.fromkeys(SETTINGS - self._used)}
+        used: Set[str] = self._used
+        if self._least:
+            # A server compiles two programs before it is ready: with all settings, and with none.
+            running = self._running.values()
+            is_drawn = any(sequence.request.sampling.temperature for sequence in running)
+            used = SETTINGS if is_drawn else frozenset()
+        settings: dict[str, Any] = {**self._settings, **dict.fromkeys(SETTINGS - used)}
         return Draws(**settings, vocab=self._vocab)
 
     def _set_draws(self, slot: int, request: Request) -> None:

@@ -13,15 +13,16 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from codellama_jax.command_line import FULL_MEMORY
 from codellama_jax.errors import UserError
 from codellama_jax.generation.batches import bucket
-from codellama_jax.generation.engine import READ_SIZES, Engine, Request
+from codellama_jax.generation.engine import Engine
 from codellama_jax.generation.options import note
+from codellama_jax.generation.requests import READ_SIZES, Request, size_of
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.generation.text import healed_prompts
 from codellama_jax.models.trained import TrainedModel
@@ -212,26 +213,33 @@ class Worker:
         return Engine(self.model, self.slots, vocab, least=self.context)
 
     def _warm_up(self) -> None:
-        """Compiles the engine's programs, for each length and number of prompts that are padded to.
+        """Compiles the programs of the engine: one that compiles later makes all sequences wait."""
+        for requests in self._warm_up_requests():
+            if self.state != STARTING:
+                return  # the server stops
+            self._engine.run(requests)
 
-        A program that compiles later makes all sequences wait.
-        """
-        tokenizer = self._engine.model.tokenizer
-        sampling = Sampling(max_new_tokens=2)
-        lengths = sorted({bucket(n) for n in range(1, self._warm_up_tokens, 16)})
+    def _warm_up_requests(self) -> Iterator[list[Request]]:
+        """Yields requests that the engine reads together, for each of its programs."""
+        numbers = itertools.count()
+
+        def request(length: int, temperature: float = 0.0) -> Request:
+            sampling = Sampling(temperature=temperature, max_new_tokens=2)
+            ids = [self._engine.model.tokenizer.eos_id] * min(length, self.context - 2)
+            # No two prompts are equal, since the engine would copy the second.
+            ids[-1] = next(numbers) % self._engine.model.config.vocab_size
+            return Request(ids, sampling, on_tokens=_short_chunks)
+
+        lengths = sorted({bucket(n) for n in range(1, self._warm_up_tokens + 1, 16)})
+        yield [request(lengths[0], temperature=1.0)]
+        for size in READ_SIZES:
+            copies = min(size, self.slots - 1)
+            if copies and size_of(copies) == size:
+                yield [request(lengths[0])] * (copies + 1)
         # The engine pads a number of prompts to a size of which they are more than half.
         sizes = [size for size in READ_SIZES if size < 2 * self.slots]
         for length, size in itertools.product(lengths, sizes):
-            if self.state != STARTING:
-                return  # the server stops
-            requests = []
-            for number in range(min(size, self.slots)):
-                # Different prompts, which are read together.
-                ids = [tokenizer.eos_id] * min(length, self.context - sampling.max_new_tokens)
-                ids[-1] = number
-                requests.append(Request(ids, sampling, on_tokens=_short_chunks))
-            # Two equal prompts compile the copy from slot to slot too.
-            self._engine.run(requests * (2 if size == 1 and self.slots > 1 else 1))
+            yield [request(length) for _ in range(min(size, self.slots))]
 
     def _take_commands(self) -> None:
         """Carries out the commands in the queue; waits for one where nothing is to decode."""
