@@ -96,7 +96,7 @@ class Serve(Loading):
         """Serves until SIGTERM or Ctrl-C."""
         for module in MODULES:
             if importlib.util.find_spec(module) is None:
-                fix = "pip install 'codellama_jax[serve]'"
+                fix = "pip install -e '.[serve]' in the project's folder"
                 raise UserError(f"the verb serve needs {module}, which is not installed: {fix}")
         key = self._key()
         trained = self.find()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -34,6 +34,7 @@ SAMPLING = (
     Field("stream", "boolean", "send server-sent events", False),
     Field("n_probs", "integer", "alternatives per token", 0, 0, logprobs.MOST_TOP),
     Field("cache_prompt", "boolean", "ignored: equal prompts are read once in any case", True),
+    Field("response_fields", "strings", "parts of the answer, as timings/prompt_n", (), 0, 64),
     Field("t_max_prompt_ms", "integer", "time to the first token", 0, 0, MAX_MILLISECONDS),
     Field("t_max_predict_ms", "integer", "time after it", 0, 0, MAX_MILLISECONDS),
 )
@@ -214,7 +215,8 @@ class LlamaCpp:
         if not new:
             # Nothing to generate: editors send it to prepare the next request.
             self.service.worker.check_ready()
-            return JSONResponse(_nothing(self.features.name, prompt, is_truncated))
+            nothing = _nothing(self.features.name, prompt, is_truncated)
+            return JSONResponse(_selected(nothing, values["response_fields"]))
         if values["n_probs"] and new > logprobs.MOST_TOKENS:
             allowed = f"at most {logprobs.MOST_TOKENS} beside n_probs"
             raise invalid("n_predict", f"is {values['n_predict']}: it must be {allowed}")
@@ -234,7 +236,8 @@ class LlamaCpp:
                 (text,) = await generation.finish()
             return await self._final(generation, text.kept, values, is_truncated)
 
-        return JSONResponse(await answered(request, generate()))
+        final = await answered(request, generate())
+        return JSONResponse(_selected(final, values["response_fields"]))
 
     async def _streamed(
         self, generation: Generation, values: dict[str, Any], is_truncated: bool
@@ -286,11 +289,26 @@ def _timings(job: Job) -> dict[str, float]:
         "queue_ms": 1e3 * max(0.0, job.started - job.submitted),
         "prompt_n": len(job.prompt.ids),
         "prompt_ms": 1e3 * prompt,
+        "prompt_per_token_ms": 1e3 * prompt / len(job.prompt.ids),
         "prompt_per_second": len(job.prompt.ids) / prompt if prompt > 0 else 0.0,
         "predicted_n": job.count,
         "predicted_ms": 1e3 * predicted,
+        "predicted_per_token_ms": 1e3 * predicted / max(1, job.count - 1),
         "predicted_per_second": (job.count - 1) / predicted if predicted > 0 else 0.0,
     }
+
+
+def _selected(answer: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Returns the parts of an answer with these names; a slash leads into an object."""
+    if not names:
+        return answer
+    parts = {}
+    for name in names:
+        outer, _, inner = name.partition("/")
+        group = answer.get(outer) if inner else answer
+        if isinstance(group, dict) and (inner or outer) in group:
+            parts[name] = group[inner or outer]
+    return parts
 
 
 def _shown_settings(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:

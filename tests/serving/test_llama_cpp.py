@@ -58,6 +58,13 @@ def test_a_long_file_is_shortened_around_the_cursor(client):
     assert answer["truncated"] and 90 < answer["tokens_evaluated"] <= 128 - 12
 
 
+def test_an_editor_names_the_parts_of_the_answer(client):
+    names = ["content", "timings/prompt_n", "timings/prompt_per_token_ms", "truncated", "absent"]
+    answer = client.post("/infill", **EDITOR, response_fields=names)
+    assert list(answer) == names[:-1]
+    assert answer["timings/prompt_n"] > 10 and answer["truncated"] is False
+
+
 def test_no_tokens_prepare_the_next_request(client):
     answer = client.post("/infill", input_extra=[{"filename": "a", "text": "x"}], n_predict=0)
     assert answer["content"] == "" and answer["stop"] and answer["tokens_predicted"] == 0
