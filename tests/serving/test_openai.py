@@ -57,6 +57,15 @@ def test_a_suffix_makes_it_the_middle_of_infill(client, model, spm):
     assert joined(client.stream("/v1/fim/completions", **body), "delta") == middle.text
 
 
+def test_a_healed_prompt_is_that_of_complete(start_server, model):
+    client = start_server(healing=True)
+    prompts = ["def nam", "class T"]
+    for prompt in prompts:
+        (expected,) = texts.complete(model, [prompt], SAMPLING, healing=True)
+        answer = client.post("/v1/completions", prompt=prompt, **DRAWN)
+        assert answer["choices"][0]["text"] == expected
+
+
 def test_several_prompts_and_choices_with_echo(client, model):
     prompts = [PROMPT, model.tokenizer.prompt("x = ")]
     answer = client.post("/v1/completions", prompt=prompts[:1] * 2, n=2, echo=True, **DRAWN)
