@@ -374,7 +374,7 @@ class Engine:
                 del self._held[slot]
 
     def _check(self, check: Callable[[], None]) -> None:
-        """Calls a check of memory. Hosts that share the model fail together: they go on alike."""
+        """Calls a check of memory. Hosts that share the model fail together: they continue alike."""
         if self._is_shared:
             on_all_hosts(check)
         else:
