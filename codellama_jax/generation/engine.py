@@ -25,7 +25,7 @@ import dataclasses
 import functools
 import operator
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import jax
@@ -78,13 +78,17 @@ class Engine:
       counts: prompts read and copied, chunks, and steps; a step computes one token of every slot.
     """
 
-    def __init__(self, model: TrainedModel, slots: int, vocab: int | None = None) -> None:
+    def __init__(
+        self, model: TrainedModel, slots: int, vocab: int | None = None, least: int = 0
+    ) -> None:
         """Prepares the weights. Raises UserError where they do not fit in memory.
 
         Args:
           model: the model. Its decoding weights are prepared by the first engine.
           slots: sequences at once; more where the mesh's data axis does not divide them.
           vocab: ids from here on, which pad the vocabulary, are never drawn.
+          least: positions that the cache has at least. A server gives the most that it allows, so
+            that no request makes the cache longer and its programs compile again.
         """
         self.model, self.config = model, decoding.for_decoding(model.config)
         with on_mesh_of(model.params, decoding.LOGICAL_AXES):
@@ -94,6 +98,7 @@ class Engine:
         self._is_shared = not all(leaf.is_fully_addressable for leaf in leaves)
         self.slots = slots + -slots % self._shards
         self.counts: Counter[str] = Counter()
+        self._least = least
         self._vocab = np.array(vocab or self.config.vocab_size, np.int32)
         self._submitted = 0
         self._waiting: deque[Running] = deque()
@@ -152,6 +157,12 @@ class Engine:
                 del self._running[slot]
                 return True
         return False
+
+    def holds(self, request: int) -> bool:
+        """Returns whether a request waits, runs, or has an update that is still to be returned."""
+        sequences = (*self._waiting, *self._running.values())
+        ids = {sequence.id for sequence in sequences}
+        return request in ids or any(update.request == request for update in self._updates)
 
     def run(self, requests: Sequence[Request]) -> list[list[int]]:
         """Returns the new ids of every request, in order. See `advance` for what it raises."""
@@ -341,7 +352,9 @@ class Engine:
 
     def _resize(self, joining: Sequence[Running]) -> None:
         """Makes room in the cache for sequences, and less where all need much less."""
-        needed = max(sequence.end for sequence in (*self._running.values(), *joining))
+        needed = self._least
+        for sequence in (*self._running.values(), *joining):
+            needed = max(needed, sequence.end)
         if bucket(needed) <= self._capacity:
             # Smaller only if those that wait will not make it grow again.
             needed = max((needed, *[sequence.end for sequence in self._waiting]))
@@ -375,7 +388,13 @@ class Engine:
 
     def _draws(self) -> Draws:
         """Returns the settings of every slot, without those that no sequence has used so far."""
-        settings: dict[str, Any] = {**self._settings, **dict.fromkeys(SETTINGS - self._used)}
+        used: Set[str] = self._used
+        if self._least:
+            # A server compiles two programs before it is ready: with all settings, and with none.
+            running = self._running.values()
+            is_drawn = any(sequence.request.sampling.temperature for sequence in running)
+            used = SETTINGS if is_drawn else frozenset()
+        settings: dict[str, Any] = {**self._settings, **dict.fromkeys(SETTINGS - used)}
         return Draws(**settings, vocab=self._vocab)
 
     def _set_draws(self, slot: int, request: Request) -> None:

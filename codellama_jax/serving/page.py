@@ -1,0 +1,31 @@
+"""The page at `/`: the built files of the folder `page`, which `make page` writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+
+from codellama_jax.serving.errors import ApiError
+
+FOLDER = Path(__file__).parent / "page" / "built"
+# Nothing from another server: a page that is opened offline, or beside secrets, sends nothing.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {"content-security-policy": POLICY, "cache-control": "no-cache"}
+
+
+async def index(_: Request) -> Response:
+    """Returns the page."""
+    return FileResponse(FOLDER / "index.html", headers=HEADERS)
+
+
+async def static(request: Request) -> Response:
+    """Returns another file of the page."""
+    path = (FOLDER / request.path_params["path"]).resolve()
+    if not path.is_relative_to(FOLDER.resolve()) or not path.is_file():
+        raise ApiError(404, "there is no such file")
+    return FileResponse(path, headers=HEADERS)
