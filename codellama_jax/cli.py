@@ -87,6 +87,11 @@ VERBS = {
         "Talk to a model that was trained on conversations, in the terminal.",
         'runs/smollm2 --message "Write a function that adds two numbers." --max-new-tokens 200',
     ),
+    "serve": Verb(
+        "serving.commands:Serve",
+        "Serve completions over HTTP: to editors, OpenAI clients and a page in the browser.",
+        "runs/quickstart-toy --port 8012",
+    ),
     "self-instruct": Verb(
         "alignment.commands:SelfInstructCommand",
         "Write questions, tests and solutions with models; keep solutions that pass the tests.",

@@ -24,6 +24,7 @@ LAYERS = (
     "generation",
     "benchmarks",
     "alignment",
+    "serving",
     "weights",
     "overrides",
     "training",
@@ -105,6 +106,6 @@ def test_training_reads_documents_without_the_stages_that_prepare_them():
 def test_inference_does_not_import_the_trainer():
     for path in modules():
         package = path.relative_to(ROOT / LIBRARY).parts[0]
-        if package in ("generation", "benchmarks", "probes", "weights", "checkpoints"):
+        if package in ("generation", "benchmarks", "probes", "weights", "checkpoints", "serving"):
             names = imported(ast.parse(path.read_text("utf-8")))
             assert "training" not in map(layer_of, names), path

@@ -6,16 +6,16 @@ alone: the answers are the same whatever was answered before, and in which batch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from codellama_jax.benchmarks.fields import TEXT
 from codellama_jax.benchmarks.samples import Key, append, continue_file, key, name_of
 from codellama_jax.tokenizers.chat import Message
 
 FIELDS = {"text": TEXT}
-Item = TypeVar("Item")
 
 
 class Request(NamedTuple):
@@ -25,8 +25,9 @@ class Request(NamedTuple):
     messages: list[Message]
 
 
-# Returns the answer to each request. It may be called with any number of them.
-Answerer = Callable[[Sequence[Request]], list[str]]
+# Yields the index of each request and its answer, in any order, as soon as it ends. The number is
+# that of the requests that are answered at once.
+Answerer = Callable[[Sequence[Request], int], Iterable[tuple[int, str]]]
 
 
 def answered(
@@ -34,7 +35,7 @@ def answered(
 ) -> dict[Key, str]:
     """Returns the answer to each conversation, by its key.
 
-    Answers that `path` holds are read, and the others appended to it batch by batch.
+    Answers that `path` holds are read, and the others appended to it as they end, a batch at once.
 
     Args:
         answerer: answers the requests.
@@ -44,19 +45,26 @@ def answered(
     """
     texts = {key(line): line["text"] for line in continue_file(path, FIELDS)}
     missing = [name for name in conversations if name not in texts]
-    for names in batches(missing, batch):
-        requests = []
-        for name in names:
-            requests.append(Request(f"{path.stem} {name_of(*name)}", conversations[name]))
+    requests = []
+    for name in missing:
+        requests.append(Request(f"{path.stem} {name_of(*name)}", conversations[name]))
+    for ended in batches(answerer, requests, batch):
         lines = []
-        for name, text in zip(names, answerer(requests), strict=True):
+        for index, text in ended:
+            name = missing[index]
             texts[name] = text
             lines.append({"task_id": name[0], "sample": name[1], "text": text})
         append(path, lines)
     return {name: texts[name] for name in conversations}
 
 
-def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """Yields the items in order, `size` at a time."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def batches(
+    answerer: Answerer, requests: Sequence[Request], size: int
+) -> Iterator[list[tuple[int, str]]]:
+    """Yields the indices of requests and their answers as they end, `size` at a time.
+
+    Without requests the answerer is not called, since it may have to load a model.
+    """
+    answers = iter(answerer(requests, size) if requests else ())
+    while batch := list(itertools.islice(answers, size)):
+        yield batch

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,10 +75,10 @@ class ModelOptions:
         chat = format_of(model, self.chat_format, folder.trained().load_tokenizer(), stage)
         loaded: list[Answerer] = []
 
-        def answer(requests: Sequence[Any]) -> list[str]:
+        def answer(requests: Sequence[Any], at_once: int) -> Iterable[tuple[int, str]]:
             if not loaded:
                 loaded.append(local(_loaded(model, self.mesh), chat, sampling))
-            return loaded[0](requests)
+            return loaded[0](requests, at_once)
 
         return answer
 

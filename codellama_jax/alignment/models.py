@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,19 +42,17 @@ def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling) -> Answerer
       sampling: how tokens are drawn.
     """
 
-    def answer(requests: Sequence[Request]) -> list[str]:
-        texts = [""] * len(requests)
+    def answer(requests: Sequence[Request], at_once: int) -> Iterator[tuple[int, str]]:
         prompts, places = [], []
         for place, request in enumerate(requests):
             try:
                 prompts.append(chat.prompt_ids(model.tokenizer, request.messages))
+                places.append(place)
             except ConversationError:
-                continue
-            places.append(place)
+                yield place, ""
         numbers = [number_of(requests[place].name) for place in places]
-        for place, text in zip(places, generate_answers(model, chat, prompts, sampling, numbers)):
-            texts[place] = text
-        return texts
+        for index, text in generate_answers(model, chat, prompts, sampling, numbers, at_once):
+            yield places[index], text
 
     return answer
 
@@ -65,8 +63,9 @@ def generate_answers(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     numbers: Sequence[int],
-) -> list[str]:
-    """Returns the answer after each prompt, without white space at its ends.
+    slots: int,
+) -> Iterator[tuple[int, str]]:
+    """Yields the index of each prompt and the answer, without white space at its ends, as it ends.
 
     Args:
       model: the model.
@@ -74,8 +73,9 @@ def generate_answers(
       prompts: ids, as the format writes them.
       sampling: how tokens are drawn.
       numbers: of the sequences; each one's PRNG key depends on the seed and its number.
+      slots: answers that are generated at once.
     """
-    from codellama_jax.generation.text import Rows, generate_text
+    from codellama_jax.generation.text import Rows, generate_text_each
 
     def decode(_: int, ids: list[int]) -> str:
         return model.tokenizer.decode(ids, leading_space=False)
@@ -85,8 +85,10 @@ def generate_answers(
 
     rows = Rows(truncate, numbers)
     stop_ids = chat.stop_ids(model.tokenizer)
-    generated = generate_text(model, prompts, decode, sampling, stop_ids, rows=rows)
-    return [answer.text.strip() for answer in generated]
+    slots = min(slots, 1 << max(0, len(prompts) - 1).bit_length())
+    arguments = (model, prompts, decode, sampling, stop_ids)
+    for index, answer in generate_text_each(*arguments, rows=rows, slots=slots):
+        yield index, answer.text.strip()
 
 
 def number_of(name: str) -> int:
@@ -115,9 +117,9 @@ class Remote:
     def answerer(self, sampling: Sampling) -> Answerer:
         """Returns the function that answers requests; see `ask`."""
 
-        def answer(requests: Sequence[Request]) -> list[str]:
-            with ThreadPoolExecutor(self.concurrent) as pool:
-                return list(pool.map(functools.partial(self.ask, sampling), requests))
+        def answer(requests: Sequence[Request], at_once: int) -> Iterator[tuple[int, str]]:
+            with ThreadPoolExecutor(min(self.concurrent, at_once)) as pool:
+                yield from enumerate(pool.map(functools.partial(self.ask, sampling), requests))
 
         return answer
 

@@ -159,19 +159,18 @@ def _solve(
     path = folder / SOLUTIONS
     lines = continue_file(path, VERDICT)
     done = {(line["task_id"], line["sample"]) for line in lines}
-    missing = []
+    missing, requests = [], []
     for problem in problems:
         for number in range(params.solutions):
             if (problem.name, number) not in done:
                 missing.append((problem, number))
-    with ThreadPoolExecutor(1) as pool:
-        running: Future | None = None
-        for batch in batches(missing, params.batch):
-            requests = []
-            for problem, number in batch:
                 messages = prompts.ask_for_solution(problem.question, problem.hint)
                 requests.append(Request(f"solutions {problem.name} {number}", messages))
-            texts = answerer(requests)
+    with ThreadPoolExecutor(1) as pool:
+        running: Future | None = None
+        for ended in batches(answerer, requests, params.batch):
+            batch = [missing[index] for index, _ in ended]
+            texts = [text for _, text in ended]
             if running:
                 lines += running.result()
             running = pool.submit(_judge, executor, batch, texts, path)

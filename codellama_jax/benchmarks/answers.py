@@ -1,16 +1,18 @@
 """Prompts a model with the tasks of a benchmark.
 
-Prompts of similar length form a batch. If every host has a full model, each takes a share of the
-batch; otherwise all hosts take part in every sample. Each sample has its own PRNG key.
+Samples stream through the slots of the engine, the longest prompts first. If every host has a full
+model, each takes a share of the samples; otherwise all hosts take part in every sample. Each sample
+has its own PRNG key.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -20,17 +22,19 @@ from codellama_jax.benchmarks.samples import Key, key, name_of
 from codellama_jax.benchmarks.settings import Settings
 from codellama_jax.data.functions import Function, example_ids
 from codellama_jax.data.infilling import prompt_ids
-from codellama_jax.generation.infill import infill
-from codellama_jax.generation.sampler import Sampling
+from codellama_jax.generation.engine import fitting_slots
+from codellama_jax.generation.infill import infill_each
 from codellama_jax.generation.scoring import document_losses
-from codellama_jax.generation.text import Rows, complete
+from codellama_jax.generation.settings import Sampling
+from codellama_jax.generation.text import Rows, complete_each
 from codellama_jax.models.trained import TrainedModel
-from codellama_jax.sharding.hosts import gather
+from codellama_jax.sharding.hosts import gather, is_first
+from codellama_jax.system.progress import note
 
 MAX_BATCH = 256  # sequences
 SPECIAL_TOKENS = 4  # of one prompt at most: BOS and the three infilling tokens
-# Returns the fields of the answer to each task. The keys identify the samples.
-AnswerBatch = Callable[[Sequence[Task], Sequence[Key]], list[dict[str, Any]]]
+Answers = list[tuple[int, dict[str, Any]]]  # indices of samples, and their fields
+Item = TypeVar("Item")
 
 
 def sampling_of(benchmark: Benchmark, settings: Settings) -> Sampling:
@@ -45,7 +49,7 @@ def sampling_of(benchmark: Benchmark, settings: Settings) -> Sampling:
 def answers(
     model: TrainedModel, benchmark: Benchmark, settings: Settings, done: set[Key]
 ) -> Iterator[list[Sample]]:
-    """Yields the samples that are not in `done`, batch by batch.
+    """Yields the samples that are not in `done`, batch by batch, as they are complete.
 
     Every host gets the samples of all hosts. A sample depends only on the seed, its task and its
     number, so an evaluation that resumes draws the same samples.
@@ -60,28 +64,39 @@ def answers(
         for number in range(settings.samples):
             if (task_id, number) not in done:
                 remaining.append((task_id, number))
+    if not remaining:
+        return
     # The longest prompts first: if they do not fit into memory, the first batch already fails.
     remaining.sort(key=lambda sample: -lengths[sample[0]])
     sampling = sampling_of(benchmark, settings)
-    if benchmark.tasks[0].choices:
-        answer_batch = _choice_scorer(model)
-    else:
-        answer_batch = _completer(model, benchmark, sampling, settings.spm)
+    sizes, most = [], 1 << (len(remaining) - 1).bit_length()
+    for task_id, _ in remaining:
+        length = (lengths[task_id] + sampling.max_new_tokens) * settings.beams
+        sizes.append(min(most, batch_size_of(length, settings.batch_tokens)))
+    if settings.beams == 1 and not benchmark.tasks[0].choices:
+        tokens = [lengths[task_id] + sampling.max_new_tokens for task_id, _ in remaining]
+        sizes = _fitting(model, sizes, tokens)
     host, hosts = _share(model)
-    while remaining:
-        longest = lengths[remaining[0][0]] + sampling.max_new_tokens
-        batch_size = batch_size_of(longest * settings.beams, settings.batch_tokens) * hosts
-        batch, remaining = remaining[:batch_size], remaining[batch_size:]
-        # Every host takes each `hosts`-th sample: their lengths are then nearly the same.
-        local_batch = batch[host::hosts]
-        fields = answer_batch([tasks[task_id] for task_id, _ in local_batch], local_batch)
+    # Every host takes each `hosts`-th sample: their lengths are then nearly the same.
+    local, local_sizes = remaining[host::hosts], sizes[host::hosts]
+    local_tasks = [tasks[task_id] for task_id, _ in local]
+    if benchmark.tasks[0].choices:
+        answered = _scored_choices(model, local_tasks, local_sizes)
+    else:
+        drawing = _Drawing(model, benchmark, sampling, settings.spm)
+        answered = drawing.completed(local_tasks, local, local_sizes)
+    yielded = 0
+    # Every host takes part in every round, whether it still has samples or not.
+    while yielded < len(remaining):
         local_samples = {}
-        for (task_id, number), answer in zip(local_batch, fields):
+        for index, answer in next(answered, []):
+            task_id, number = local[index]
             sample = {"task_id": task_id, "sample": number, **answer}
             local_samples[name_of(*key(sample))] = sample
         # JSON objects have strings as keys, so samples travel under their names.
         samples = gather(local_samples)
-        yield [samples[name_of(*sample_key)] for sample_key in batch]
+        yielded += len(samples)
+        yield list(samples.values())
 
 
 def _share(model: TrainedModel) -> tuple[int, int]:
@@ -97,45 +112,134 @@ def _share(model: TrainedModel) -> tuple[int, int]:
 def batch_size_of(tokens: int, batch_tokens: int) -> int:
     """Returns how many sequences of `tokens` tokens fit into `batch_tokens`.
 
-    It is a power of two, because `generate` pads the batch to one, and at most MAX_BATCH.
+    It is a power of two, as the shapes of a batch are, and at most MAX_BATCH.
     """
     largest = min(max(1, batch_tokens // tokens), MAX_BATCH)
     return 1 << (largest.bit_length() - 1)
 
 
-def _completer(
-    model: TrainedModel, benchmark: Benchmark, sampling: Sampling, spm: bool
-) -> AnswerBatch:
-    """Returns the function that answers tasks by sampled text."""
+def _fitting(model: TrainedModel, sizes: Sequence[int], tokens: Sequence[int]) -> list[int]:
+    """Returns how many samples of each length are drawn at once, fewer where memory is short.
 
-    def answer_batch(tasks: Sequence[Task], keys: Sequence[Key]) -> list[dict[str, Any]]:
-        if not tasks:
-            return []
+    Args:
+        model: draws the samples.
+        sizes: the most samples at once, for each sample.
+        tokens: of each sample with its prompt, the longest first.
+    """
+    longest: dict[int, int] = {}
+    for size, count in zip(sizes, tokens):
+        longest.setdefault(size, count)
+    local = {}
+    for size, count in longest.items():
+        local[f"{size} {jax.process_index()}"] = fitting_slots(model, size, count)
+    fitting = dict.fromkeys(longest, MAX_BATCH)
+    # The least of all hosts, which take part in the same batches.
+    for name, slots in gather(local).items():
+        size = int(name.split()[0])
+        fitting[size] = min(fitting[size], slots)
+    for size, slots in fitting.items():
+        if slots < size and is_first():
+            note(f"memory holds {slots} samples of {longest[size]:,} tokens at once, not {size}")
+    return [fitting[size] for size in sizes]
 
-        def truncate(row: int, text: str) -> str:
-            return benchmark.truncate(tasks[row], text)
 
-        # A number from the sample's name alone is folded into the seed: the sample does not
-        # depend on the batch that it is in.
+@dataclasses.dataclass(frozen=True)
+class _Drawing:
+    """How the texts of samples are drawn.
+
+    Attributes:
+        model: draws them.
+        benchmark: has the prompts, and truncates the texts.
+        sampling: how tokens are drawn.
+        spm: whether infilling prompts are in suffix-prefix-middle order.
+    """
+
+    model: TrainedModel
+    benchmark: Benchmark
+    sampling: Sampling
+    spm: bool
+
+    def completed(
+        self, tasks: Sequence[Task], keys: Sequence[Key], sizes: Sequence[int]
+    ) -> Iterator[Answers]:
+        """Yields the answers to tasks in batches, as they are complete.
+
+        Args:
+            tasks: the task of each sample, those of equal size together.
+            keys: of each sample.
+            sizes: how many samples of this length are drawn at once.
+        """
+        is_several = self.sampling.temperature != 0 or self.sampling.beams > 1
+        is_ranked = self.benchmark.checks is not None and is_several
+        for start, stop in _runs(sizes):
+            texts = self._texts(tasks[start:stop], keys[start:stop], sizes[start])
+            # Batches of one size, so that few shapes are compiled to score them.
+            for batch in _batched(texts, sizes[start]):
+                answered = []
+                for index, text in batch:
+                    completion = self.benchmark.finish(tasks[start + index], text)
+                    answered.append((start + index, {"completion": completion}))
+                # Codex ranks several samples of a program by these. Greedy samples are all equal.
+                if is_ranked:
+                    self._add_logprobs(answered, tasks, [text for _, text in batch])
+                yield answered
+
+    def _add_logprobs(self, answered: Answers, tasks: Sequence[Task], texts: list[str]) -> None:
+        answered_tasks = [tasks[index] for index, _ in answered]
+        measured = logprobs(self.model, self.benchmark, answered_tasks, texts, self.spm)
+        for (_, answer), (mean, total) in zip(answered, measured):
+            answer["mean_logprob"], answer["sum_logprob"] = mean, total
+
+    def _texts(
+        self, tasks: Sequence[Task], keys: Sequence[Key], slots: int
+    ) -> Iterator[tuple[int, str]]:
+        """Yields the index of each task and its text, `slots` of which are drawn at once."""
+        if self.sampling.beams == 1:
+            yield from self._drawn(tasks, keys, slots)
+            return
+        # A beam search has no slots: each batch starts and ends together.
+        for start in range(0, len(tasks), slots):
+            batch = slice(start, start + slots)
+            for index, text in self._drawn(tasks[batch], keys[batch], slots):
+                yield start + index, text
+
+    def _drawn(
+        self, tasks: Sequence[Task], keys: Sequence[Key], slots: int
+    ) -> Iterator[tuple[int, str]]:
+        """Yields the index of each task and its text, as soon as it ends."""
+
+        def truncate(index: int, text: str) -> str:
+            return self.benchmark.truncate(tasks[index], text)
+
+        # A number from the sample's name alone is folded into the seed: the sample does not depend
+        # on the others that are drawn beside it.
         numbers = [zlib.crc32(name_of(*k).encode()) for k in keys]
         rows = Rows(truncate, numbers, ranks=[number for _, number in keys])
-        if benchmark.infilling:
-            # `infill` builds the prompt with the special tokens in PSM or SPM order.
-            prompts = [(task.prompt, task.suffix) for task in tasks]
-            texts = infill(model, prompts, sampling, spm, rows=rows)
+        if self.benchmark.infilling:
+            # `infill_each` builds the prompt with the special tokens in PSM or SPM order.
+            pairs = [(task.prompt, task.suffix) for task in tasks]
+            arguments = (self.model, pairs, self.sampling, self.spm)
+            for index, middle in infill_each(*arguments, rows=rows, slots=slots):
+                yield index, middle.text
         else:
-            texts = complete(model, [task.prompt for task in tasks], sampling, rows=rows)
-        fields: list[dict[str, Any]] = []
-        for task, text in zip(tasks, texts):
-            fields.append({"completion": benchmark.finish(task, text)})
-        # Codex ranks several samples of a program by these. Greedy samples are all equal.
-        is_several = sampling.temperature != 0 or sampling.beams > 1
-        if benchmark.checks is not None and is_several:
-            for answer, measured in zip(fields, logprobs(model, benchmark, tasks, texts, spm)):
-                answer["mean_logprob"], answer["sum_logprob"] = measured
-        return fields
+            prompts = [task.prompt for task in tasks]
+            yield from complete_each(self.model, prompts, self.sampling, rows=rows, slots=slots)
 
-    return answer_batch
+
+def _runs(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yields the start and the end of each run of equal sizes."""
+    start = 0
+    for _, run in itertools.groupby(sizes):
+        stop = start + len(list(run))
+        yield start, stop
+        start = stop
+
+
+def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yields the items in lists of `size`, and the rest."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
 
 
 def logprobs(
@@ -194,17 +298,16 @@ def docstring_logprobs(model: TrainedModel, functions: Sequence[Function]) -> li
     return sums
 
 
-def _choice_scorer(model: TrainedModel) -> AnswerBatch:
-    """Returns the function that answers tasks by the log-likelihoods of their choices."""
-
-    def answer_batch(tasks: Sequence[Task], keys: Sequence[Key]) -> list[dict[str, Any]]:
-        fields = []
-        for task in tasks:
+def _scored_choices(
+    model: TrainedModel, tasks: Sequence[Task], sizes: Sequence[int]
+) -> Iterator[Answers]:
+    """Yields the log-likelihoods of the choices of tasks, in batches of the largest size."""
+    for batch in _batched(enumerate(tasks), max(sizes, default=1)):
+        answered = []
+        for index, task in batch:
             likelihoods = log_likelihoods(model, task.prompt, task.choices)
-            fields.append({"log_likelihoods": likelihoods})
-        return fields
-
-    return answer_batch
+            answered.append((index, {"log_likelihoods": likelihoods}))
+        yield answered
 
 
 def log_likelihoods(model: TrainedModel, prompt: str, choices: Sequence[str]) -> list[float]:

@@ -153,7 +153,7 @@ class Settings:
     context_tokens: int = 0
     """Use only this many tokens at the end of each prompt; 0 uses the full prompt."""
     batch_tokens: int = 65_536
-    """Tokens of prompts and answers in one batch; it bounds the memory."""
+    """Tokens of prompts and answers of the samples that are drawn at once; bounds the memory."""
     beams: int = 1
     """Beam search of this width at temperature 0; with --samples, a task's samples are its best."""
     length_penalty: float = 1.0

@@ -34,8 +34,7 @@ import numpy as np
 from flax import struct
 
 from codellama_jax.config import ModelConfig
-from codellama_jax.generation.memory import check_prompt_memory
-from codellama_jax.generation.sampler import (
+from codellama_jax.generation.batches import (
     bucket,
     check_prompts,
     decoding_weights,
@@ -43,6 +42,7 @@ from codellama_jax.generation.sampler import (
     first_mask,
     padded,
 )
+from codellama_jax.generation.memory import check_prompt_memory
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.models import decoding
 from codellama_jax.models.family import family_of

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.errors import UserError
 from codellama_jax.generation.middle import without_infilling, without_ramble
-from codellama_jax.generation.sampler import Sampling
+from codellama_jax.generation.settings import Sampling
 from codellama_jax.generation.text import (
     Decode,
     Generated,
     Rows,
     Stream,
     continuation,
-    generate_text,
+    generate_text_each,
     healed_prompts,
+    in_order,
 )
 from codellama_jax.models.trained import TrainedModel
 
@@ -27,25 +28,14 @@ def infill(
     sampling: Sampling,
     spm: bool = False,
     stop_strings: Sequence[str] = (),
-    rows: Rows | None = None,
     healing: bool = False,
 ) -> list[str]:
     """Returns the middle of each (prefix, suffix), up to EOT or a stop string.
 
-    Raises UserError for a model that was trained without infilling.
-
-    Args:
-      model: the model and its tokenizer.
-      pairs: texts before and after each middle.
-      sampling: how tokens are drawn.
-      spm: suffix-prefix-middle order, in which the middle continues the prefix's tokens. In
-        prefix-suffix-middle order it begins with separate tokens and no leading space.
-      stop_strings: each ends a middle before it.
-      rows: replaces the stop strings by a truncation per middle, and gives each its PRNG number.
-      healing: lets an SPM middle also end the token in which its prefix stops.
+    Args: as in `infill_each`.
     """
-    generated = _generated(model, pairs, sampling, spm, stop_strings, None, rows, healing)
-    return [middle.text for middle in generated]
+    generated = infill_each(model, pairs, sampling, spm, stop_strings, healing=healing)
+    return [middle.text for middle in in_order(generated)]
 
 
 def infill_one(
@@ -71,7 +61,8 @@ def infill_one(
     shown = functools.partial(without_ramble, prefix=prefix, suffix=suffix)
     out = Stream(stream, stop_strings, shown) if stream else None
     pairs = [(prefix, suffix)]
-    (middle,) = _generated(model, pairs, sampling, spm, stop_strings, out, None, healing)
+    generated = infill_each(model, pairs, sampling, spm, stop_strings, stream=out, healing=healing)
+    (middle,) = in_order(generated)
     if not middle.is_ended:
         middle = Generated(shown(middle.text), False)
     if out:
@@ -79,17 +70,33 @@ def infill_one(
     return middle
 
 
-def _generated(
+def infill_each(
     model: TrainedModel,
     pairs: Sequence[tuple[str, str]],
     sampling: Sampling,
-    spm: bool,
-    stop_strings: Sequence[str],
-    stream: Stream | None,
-    rows: Rows | None,
-    healing: bool,
-) -> list[Generated]:
-    """Returns the generated middles. Arguments: as in `infill`, and the stream of the first one."""
+    spm: bool = False,
+    stop_strings: Sequence[str] = (),
+    rows: Rows | None = None,
+    stream: Stream | None = None,
+    healing: bool = False,
+    slots: int = 0,
+) -> Iterator[tuple[int, Generated]]:
+    """Yields the index of each (prefix, suffix) and its middle, as soon as it ends.
+
+    Raises UserError for a model that was trained without infilling.
+
+    Args:
+      model: the model and its tokenizer.
+      pairs: texts before and after each middle.
+      sampling: how tokens are drawn.
+      spm: suffix-prefix-middle order, in which the middle continues the prefix's tokens. In
+        prefix-suffix-middle order it begins with separate tokens and no leading space.
+      stop_strings: each ends a middle before it.
+      rows: replaces the stop strings by a truncation per middle, and gives each its PRNG number.
+      stream: gets the first middle as it grows; its caller finishes it.
+      healing: lets an SPM middle also end the token in which its prefix stops.
+      slots: sequences that are decoded at once; 0 for all of them.
+    """
     tokenizer = model.tokenizer
     if model.config.vocab_size < tokenizer.vocab_size:
         raise UserError(without_infilling(model.name))
@@ -104,4 +111,6 @@ def _generated(
         # The middle token precedes a PSM middle, so that its first piece has no leading space.
         decode = continuation(model, ["text"] * len(pairs))
     ends = [tokenizer.eot_id, tokenizer.eos_id]
-    return generate_text(model, prompts, decode, sampling, ends, stop_strings, stream, rows, first)
+    return generate_text_each(
+        model, prompts, decode, sampling, ends, stop_strings, stream, rows, first, slots
+    )

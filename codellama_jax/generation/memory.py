@@ -18,6 +18,19 @@ def check_weights_memory(size: int) -> None:
     _check("the weights in the layout for decoding need", size, fix)
 
 
+def check_cache_memory(size: int, sequences: int, tokens: int) -> None:
+    """Raises UserError if a cache of `size` bytes per device does not fit.
+
+    Args:
+      size: bytes.
+      sequences: how many it holds at once.
+      tokens: of the longest one, with its new tokens.
+    """
+    subject = f"the cache of {sequences} sequences of up to {tokens:,} tokens needs"
+    fix = "use fewer at once, shorten them, or use more devices"
+    _check(subject, size, fix)
+
+
 def check_prompt_memory(
     compiled: jax.stages.Compiled, prompts: int, tokens: int, beams: int = 1
 ) -> None:

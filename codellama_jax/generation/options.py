@@ -36,13 +36,12 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Generating:
-    """Options of every command that generates text."""
+class Loading:
+    """Options of every command that loads a trained model."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a run or of one of its stages, local or gs://."""
     _: KW_ONLY
-    sampling: Annotated[Sampling, tyro.conf.arg(name="")]
     arm: str = ""
     """An arm of the run; its first one unless given."""
     stage: str = ""
@@ -73,6 +72,25 @@ class Generating:
             note(f"note on the tokenizer: {limit}")
         return Trained(folder, stage, tokenizer)
 
+    def load(self) -> TrainedModel:
+        """Starts JAX and loads the model."""
+        note(f"starting JAX and loading {self.run}")
+        from codellama_jax.checkpoints.loading import keep_compiled, load_run
+        from codellama_jax.generation.quantize import quantized
+        from codellama_jax.sharding.mesh import make_mesh
+
+        keep_compiled(CACHE)
+        loaded = load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
+        return quantized(loaded, self.quantization.single())
+
+
+@dataclass(frozen=True)
+class Generating(Loading):
+    """Options of every command that generates text."""
+
+    _: KW_ONLY
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")]
+
     def check_length(self, trained: Trained, ids: list[int], name: str) -> None:
         """Raises UserError for a prompt that no model reads; warns where it is longer than the
         sequences that the model was trained on."""
@@ -85,17 +103,6 @@ class Generating:
         if len(ids) + new > length:
             trained_on = f"the model was trained on sequences of {length:,}"
             note(f"warning: {name} and {new:,} new tokens are {len(ids) + new:,}; {trained_on}")
-
-    def load(self) -> TrainedModel:
-        """Starts JAX and loads the model."""
-        note(f"starting JAX and loading {self.run}")
-        from codellama_jax.checkpoints.loading import keep_compiled, load_run
-        from codellama_jax.generation.quantize import quantized
-        from codellama_jax.sharding.mesh import make_mesh
-
-        keep_compiled(CACHE)
-        loaded = load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
-        return quantized(loaded, self.quantization.single())
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from codellama_jax.config import ModelConfig
-from codellama_jax.generation.sampler import bucket
+from codellama_jax.generation.batches import bucket
 from codellama_jax.models.family import family_of, output_head
 from codellama_jax.models.layers import length_shards
 from codellama_jax.models.trained import TrainedModel

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from codellama_jax.generation.beam import beam_search
 from codellama_jax.generation.healing import heal
-from codellama_jax.generation.sampler import Sampling, generate
-from codellama_jax.generation.settings import check_stop_strings
+from codellama_jax.generation.sampler import generate_each
+from codellama_jax.generation.settings import Sampling, check_stop_strings
 from codellama_jax.generation.stop import until
 from codellama_jax.models.trained import TrainedModel
+
+Item = TypeVar("Item")
 
 # Both get the index of a prompt first.
 Decode = Callable[[int, list[int]], str]  # returns the text of new ids
@@ -115,10 +117,28 @@ def generate_text(
     stop_ids: Sequence[int],
     stop_strings: Sequence[str] = (),
     stream: Stream | None = None,
+) -> list[Generated]:
+    """Returns the text after each prompt, truncated at stop strings.
+
+    Args: as in `generate_text_each`.
+    """
+    arguments = (model, prompts, decode, sampling, stop_ids, stop_strings, stream)
+    return in_order(generate_text_each(*arguments))
+
+
+def generate_text_each(
+    model: TrainedModel,
+    prompts: Sequence[Sequence[int]],
+    decode: Decode,
+    sampling: Sampling,
+    stop_ids: Sequence[int],
+    stop_strings: Sequence[str] = (),
+    stream: Stream | None = None,
     rows: Rows | None = None,
     first: Sequence[np.ndarray | None] | None = None,
-) -> list[Generated]:
-    """Generates from ids and returns texts, truncated at stop strings.
+    slots: int = 0,
+) -> Iterator[tuple[int, Generated]]:
+    """Yields the index of each prompt and its text, truncated at stop strings, as soon as it ends.
 
     A character that is unfinished where the tokens end is left out. A beam search returns its best
     text, or that of the rank in `rows`, and streams nothing.
@@ -133,6 +153,7 @@ def generate_text(
       stream: gets the first prompt's text as it grows; its caller finishes it.
       rows: replaces the stop strings by a truncation per prompt, and gives each its PRNG number.
       first: the ids that may come first after each prompt; None for any.
+      slots: sequences that are decoded at once; 0 for all of them. Beam search has all at once.
     """
     check_stop_strings(stop_strings)
 
@@ -153,11 +174,12 @@ def generate_text(
 
     stop = stopped if rows or stop_strings else None
     vocab = min(model.config.vocab_size, model.tokenizer.vocab_size)
+    new: Iterable[tuple[int, list[int]]]
     if sampling.beams > 1:
         ranks = rows.ranks if rows else None
-        new = _searched(model, prompts, sampling, stop_ids, stop, vocab, first, ranks)
+        new = enumerate(_searched(model, prompts, sampling, stop_ids, stop, vocab, first, ranks))
     else:
-        new = generate(
+        new = generate_each(
             model,
             prompts,
             sampling,
@@ -167,14 +189,19 @@ def generate_text(
             vocab=vocab,
             numbers=rows.numbers if rows else None,
             first=first,
+            slots=slots,
         )
-    generated = []
-    for index, ids in enumerate(new):
+    for index, ids in new:
         text = text_of(index, ids)
         kept = truncated(index, text)
         is_ended = kept != text or len(ids) < sampling.max_new_tokens
-        generated.append(Generated(kept, is_ended))
-    return generated
+        yield index, Generated(kept, is_ended)
+
+
+def in_order(generated: Iterable[tuple[int, Item]]) -> list[Item]:
+    """Returns items by their indices, which come in any order."""
+    by_index = dict(generated)
+    return [by_index[index] for index in range(len(by_index))]
 
 
 def _searched(
@@ -223,10 +250,34 @@ def complete(
     sampling: Sampling,
     stop_strings: Sequence[str] = (),
     stream: Callable[[str], None] | None = None,
-    rows: Rows | None = None,
     healing: bool = False,
 ) -> list[str]:
     """Returns the text after each prompt, up to EOS or a stop string.
+
+    Args:
+      model, prompts, sampling, stop_strings, healing: as in `complete_each`.
+      stream: gets the pieces of the first prompt's text as they come.
+    """
+    out = Stream(stream, stop_strings) if stream else None
+    texts = in_order(
+        complete_each(model, prompts, sampling, stop_strings, stream=out, healing=healing)
+    )
+    if out:
+        out.finish(texts[0])
+    return texts
+
+
+def complete_each(
+    model: TrainedModel,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    stop_strings: Sequence[str] = (),
+    rows: Rows | None = None,
+    stream: Stream | None = None,
+    healing: bool = False,
+    slots: int = 0,
+) -> Iterator[tuple[int, str]]:
+    """Yields the index of each prompt and the text after it, as soon as it ends.
 
     Prompts are taken as they are, trailing white space included.
 
@@ -235,20 +286,21 @@ def complete(
       prompts: texts.
       sampling: how tokens are drawn.
       stop_strings: each ends a text before it.
-      stream: gets the pieces of the first prompt's text as they come.
       rows: replaces the stop strings by a truncation per prompt, and gives each its PRNG number.
+      stream: gets the first prompt's text as it grows; its caller finishes it.
       healing: lets the first token end the one in which a prompt stops (see `healing.py`).
+      slots: sequences that are decoded at once; 0 for all of them.
     """
     encoded = [model.tokenizer.prompt(prompt) for prompt in prompts]
     decode, first = continuation(model, prompts), None
     if healing:
         encoded, decode, first = healed_prompts(model, encoded, prompts)
-    out = Stream(stream, stop_strings) if stream else None
     eos = [model.tokenizer.eos_id]
-    generated = generate_text(model, encoded, decode, sampling, eos, stop_strings, out, rows, first)
-    if out:
-        out.finish(generated[0].text)
-    return [completion.text for completion in generated]
+    generated = generate_text_each(
+        model, encoded, decode, sampling, eos, stop_strings, stream, rows, first, slots
+    )
+    for index, completion in generated:
+        yield index, completion.text
 
 
 def continuation(model: TrainedModel, prompts: Sequence[str]) -> Decode:

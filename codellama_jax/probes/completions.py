@@ -25,7 +25,7 @@ class Completions(Probe, name="completions"):
 
     def measure(self, subject: Subject) -> list[dict[str, str]]:
         """Returns `prompt` and `completion` of each prompt."""
-        from codellama_jax.generation.sampler import Sampling
+        from codellama_jax.generation.settings import Sampling
         from codellama_jax.generation.text import complete
 
         sampling = Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens)

@@ -227,7 +227,7 @@ def fill(
       prompt_format: the order, and whether tokens are healed.
     """
     from codellama_jax.generation.infill import infill
-    from codellama_jax.generation.sampler import Sampling
+    from codellama_jax.generation.settings import Sampling
 
     sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
     spm, healing = prompt_format.spm, prompt_format.healing

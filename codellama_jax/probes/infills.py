@@ -35,7 +35,7 @@ class Infills(Probe, name="infills"):
         Raises UserError if there is no line to fill in.
         """
         from codellama_jax.generation.infill import infill
-        from codellama_jax.generation.sampler import Sampling
+        from codellama_jax.generation.settings import Sampling
 
         examples = lines_to_fill(subject, self.examples, self.max_new_tokens)
         sampling = Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens)

@@ -18,14 +18,14 @@ from codellama_jax.probes.held_out import held_out_examples, single_lines
 from codellama_jax.probes.subject import Subject
 
 if TYPE_CHECKING:
-    from codellama_jax.generation.sampler import Sampling
+    from codellama_jax.generation.settings import Sampling
     from codellama_jax.models.trained import TrainedModel
     from codellama_jax.tokenizers.base import Tokenizer
 
 HELD_BACK = 2  # tokens at the end of a line, which the model must generate
 MIN_READ = 2  # tokens of the line that the model reads, at least
 NEW_TOKENS = 8  # more than HELD_BACK: the same text may be of more and shorter tokens
-BATCH_SIZE = 512  # samples generated at the same time
+SLOTS = 512  # samples generated at the same time
 TOP_P = 0.95  # the paper's
 KS = (1, 10, 100)  # the k of pass@k
 
@@ -48,7 +48,7 @@ class LineEnds(Probe, name="line_ends"):
     def measure(self, subject: Subject) -> dict[str, dict[str, Any]]:
         """Returns the measures by temperature. Raises UserError if there is no line to end."""
         from codellama_jax.benchmarks.pass_at_k import pass_at_k
-        from codellama_jax.generation.sampler import Sampling
+        from codellama_jax.generation.settings import Sampling
 
         model, seq_len, seed = subject.model, subject.seq_len, subject.seed
         lines = unfinished_lines(model.tokenizer, subject.documents, self.lines, seq_len, seed)
@@ -139,19 +139,16 @@ def _passed(
     stop = has_ended if _joins_newlines(tokenizer) else None
     repeated = [line for line in lines for _ in range(samples)]
     passed: list[bool] = []
-    for start in range(0, len(repeated), BATCH_SIZE):
-        batch = repeated[start : start + BATCH_SIZE]
-        generated = generate(
-            model,
-            [line.prompt for line in batch],
-            sampling,
-            stop_ids,
-            stop=stop,
-            vocab=tokenizer.pieces,
-            # Each sample has its own PRNG key, so that the batch size changes no sample.
-            numbers=range(start, start + len(batch)),
-        )
-        for ids, line in zip(generated, batch):
-            text = tokenizer.decode(ids, leading_space=False)
-            passed.append(text.partition("\n")[0].rstrip() == line.end)
+    generated = generate(
+        model,
+        [line.prompt for line in repeated],
+        sampling,
+        stop_ids,
+        stop=stop,
+        vocab=tokenizer.pieces,
+        slots=min(SLOTS, 1 << (len(repeated) - 1).bit_length()),
+    )
+    for ids, line in zip(generated, repeated):
+        text = tokenizer.decode(ids, leading_space=False)
+        passed.append(text.partition("\n")[0].rstrip() == line.end)
     return np.reshape(passed, (len(lines), samples)).sum(axis=1).tolist()

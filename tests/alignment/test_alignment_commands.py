@@ -35,9 +35,9 @@ def requests(monkeypatch):
     asked = []
 
     def answerer(self, model, seed):
-        def answer(batch):
+        def answer(batch, at_once):
             asked.extend((model, request.name) for request in batch)
-            return [answer_of(request) for request in batch]
+            return enumerate(answer_of(request) for request in batch)
 
         return answer
 
@@ -76,7 +76,10 @@ def test_a_folder_without_answers_takes_other_options(tmp_path, requests):
 
 
 def test_a_dataset_that_is_empty_is_no_data_to_train_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ModelOptions, "answerer", lambda *_: lambda batch: [""] * len(batch))
+    def silent(batch, at_once):
+        return enumerate([""] * len(batch))
+
+    monkeypatch.setattr(ModelOptions, "answerer", lambda *_: silent)
     self_instruct(tmp_path)
     printed = capsys.readouterr().out
     assert "nothing was kept" in printed and "train on it" not in printed

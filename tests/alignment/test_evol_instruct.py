@@ -35,9 +35,10 @@ class Writer:
     def __init__(self):
         self.requests = []
 
-    def __call__(self, requests):
+    def __call__(self, requests, at_once):
         self.requests += requests
-        return [self.answer(request) for request in requests]
+        # The last one ends first.
+        return reversed([(i, self.answer(request)) for i, request in enumerate(requests)])
 
     def answer(self, request):
         text = request.messages[0].content
@@ -86,9 +87,9 @@ def test_what_was_answered_is_not_answered_again(tmp_path):
 
 
 def test_in_breadth_is_an_option(tmp_path):
-    def writer(requests):
+    def writer(requests, at_once):
         assert all("rarer topic" in request.messages[0].content for request in requests)
-        return [f"A new task, {request.name}." for request in requests]
+        return enumerate(f"A new task, {request.name}." for request in requests)
 
     params = EvolInstruct(rounds=1, breadth=1.0)
     report = make_dataset(writer, Solver(), SEEDS, [], params, tmp_path, {})

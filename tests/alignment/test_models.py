@@ -38,16 +38,17 @@ def model(tmp_path_factory):
 
 def test_an_answer_depends_on_the_name_of_its_request_alone(model):
     answer = local(model, FORMATS["llama2"], SAMPLING)
-    together = answer([request(0), request(1, "Who?"), request(2)])
-    assert [answer([request(0)]), answer([request(2)])] == [[together[0]], [together[2]]]
-    assert len(set(together)) == 3
+    requests = [request(0), request(1, "Who?"), request(2)]
+    together = dict(answer(requests, 2))
+    alone = [dict(answer([requests[index]], 1))[0] for index in range(3)]
+    assert [together[index] for index in range(3)] == alone
+    assert len(set(alone)) == 3
 
 
 def test_a_conversation_that_the_format_refuses_has_an_empty_answer(model):
     answer = local(model, FORMATS["llama2"], SAMPLING)
-    refused, good = answer([request(0, "a [/INST] b"), request(1)])
-    assert refused == ""
-    assert [good] == answer([request(1)])
+    answers = dict(answer([request(0, "a [/INST] b"), request(1)], 2))
+    assert answers == {0: "", 1: dict(answer([request(1)], 1))[0]}
 
 
 class Server(BaseHTTPRequestHandler):
@@ -88,7 +89,7 @@ def reply_of(text):
 def test_a_server_gets_the_conversation_and_the_sampling(server):
     Server.replies = [(200, reply_of(" Hello \n"))]
     remote = Remote(server, "big", key="secret")
-    assert remote.answerer(SAMPLING)([request(0)]) == ["Hello"]
+    assert list(remote.answerer(SAMPLING)([request(0)], 64)) == [(0, "Hello")]
     ((path, body),) = Server.bodies
     assert path == "/v1/chat/completions"
     assert body["messages"] == [{"role": "user", "content": "Hi"}]

@@ -18,10 +18,10 @@ def asked(monkeypatch):
     requests = []
 
     def answerer(self, model, seed):
-        def answer(batch):
+        def answer(batch, at_once):
             requests.extend((model, self.temperature, request.name) for request in batch)
             code = "```python\ndef f(x):\n    return x + 1\n```"
-            return [code if model == "big" else "No."] * len(batch)
+            return enumerate([code if model == "big" else "No."] * len(batch))
 
         return answer
 

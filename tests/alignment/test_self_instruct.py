@@ -19,18 +19,20 @@ class Killed(Exception):
 
 
 class FakeModel:
-    """Answers from a table that depends on the request alone; may stop after some calls."""
+    """Answers from a table that depends on the request alone; may stop after some batches."""
 
     def __init__(self, calls=1_000):
         self.calls = calls
         self.names = []
 
-    def __call__(self, requests):
-        self.calls -= 1
-        if not self.calls:
-            raise Killed
-        self.names += [request.name for request in requests]
-        return [self.answer(request) for request in requests]
+    def __call__(self, requests, at_once):
+        for index, request in enumerate(requests):
+            if index % at_once == 0:
+                self.calls -= 1
+                if not self.calls:
+                    raise Killed
+            self.names.append(request.name)
+            yield index, self.answer(request)
 
     def answer(self, request):
         kind, *_ = request.name.split()
@@ -125,8 +127,8 @@ def test_killed_anywhere_it_loses_and_doubles_nothing(complete, executor, tmp_pa
 
 
 def test_another_answer_to_the_prompts_is_no_error(executor, tmp_path):
-    def silent(requests):
-        return [""] * len(requests)
+    def silent(requests, at_once):
+        return enumerate([""] * len(requests))
 
     counts = make_dataset(Models(silent, silent, silent), executor, PARAMS, tmp_path, {})
     assert counts.kept == 0

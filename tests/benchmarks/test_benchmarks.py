@@ -4,6 +4,7 @@ This covers prompts, tokens, stop strings, post-processing and checks.
 """
 
 import dataclasses
+import functools
 
 import pytest
 from paths import DATA
@@ -18,7 +19,8 @@ from codellama_jax.benchmarks.suites.gsm8k import last_number
 from codellama_jax.benchmarks.summary import summarise
 from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.errors import UserError
-from codellama_jax.generation import sampler, text
+from codellama_jax.generation import text
+from codellama_jax.generation.requests import Request, Running
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sandbox import languages
@@ -40,18 +42,19 @@ def knows(model: TrainedModel, benchmark: Benchmark, babble: str, spm: bool, mon
         known[tuple(ids)] = task.reference
     end = tokenizer.eot_id if benchmark.infilling else tokenizer.eos_id
 
-    def generate(model, prompts, sampling, stop_ids, *, stop, on_tokens, vocab, numbers, first):
-        rows = sampler._Sequences(len(prompts), sampling.max_new_tokens, stop_ids, stop, on_tokens)
-        drawn = [
-            [*tokenizer.encode(known[tuple(prompt)] + babble, leading_space=False), end]
-            for prompt in prompts
-        ]
-        tokens_BT, _ = sampler.padded(drawn)
-        while not rows.done.all():
-            rows.take(tokens_BT[: len(prompts), rows.count : rows.count + 16])
-        return rows.new
+    def generate_each(model, prompts, sampling, stop_ids, *, stop, **options):
+        for index, prompt in enumerate(prompts):
+            ids = tokenizer.encode(known[tuple(prompt)] + babble, leading_space=False)
+            request = Request(prompt, sampling, stop_ids, functools.partial(stop, index))
+            sequence = Running(index, request)
+            new, drawn = [], [*ids, end]
+            while not sequence.is_finished:
+                new += sequence.take(drawn[:16])
+                # As in a batch, ids without a meaning follow the end.
+                drawn = [*drawn[16:], *[0] * 16]
+            yield index, new
 
-    monkeypatch.setattr(text, "generate", generate)
+    monkeypatch.setattr(text, "generate_each", generate_each)
 
 
 def needs(benchmark: Benchmark) -> None:

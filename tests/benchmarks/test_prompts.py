@@ -194,13 +194,13 @@ def test_a_vocabulary_without_bos_answers_tasks(model, files, tmp_path, monkeypa
     unmarked = dataclasses.replace(model, tokenizer=tokenizer)
     assert tokenizer.vocab_size == model.config.vocab_size
     read = []
-    generate = texts.generate
+    generate_each = texts.generate_each
 
     def recorded(model, prompts, *args, **kwargs):
         read.extend(prompts)
-        return generate(model, prompts, *args, **kwargs)
+        return generate_each(model, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(texts, "generate", recorded)
+    monkeypatch.setattr(texts, "generate_each", recorded)
     scored = []
     losses = answers.document_losses
 

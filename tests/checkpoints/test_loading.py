@@ -72,7 +72,7 @@ COMPLETE = """
 import sys
 from codellama_jax.checkpoints.loading import load_run
 from codellama_jax.generation import commands
-from codellama_jax.generation.sampler import Sampling
+from codellama_jax.generation.settings import Sampling
 from codellama_jax.generation.text import complete
 run = load_run(sys.argv[1])
 print(len(complete(run, ["def name"], Sampling(max_new_tokens=2))))

@@ -15,7 +15,7 @@ from codellama_jax.generation import memory
 from codellama_jax.generation.beam import beam_search
 from codellama_jax.generation.sampler import generate
 from codellama_jax.generation.settings import Sampling
-from codellama_jax.generation.text import Rows, complete
+from codellama_jax.generation.text import Rows, complete, complete_each, in_order
 from codellama_jax.models.family import family_of
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
@@ -151,7 +151,7 @@ def test_texts_end_at_stop_strings_and_are_taken_by_rank(model):
     every = [Letters().decode(beam.ids) for beam in beams]
     assert len(set(every)) == 4
     ranks = Rows(lambda index, text: text, [0] * 3, ranks=[2, 0, 3])
-    texts = complete(lettered, ["AB"] * 3, BEAMS, rows=ranks)
+    texts = in_order(complete_each(lettered, ["AB"] * 3, BEAMS, rows=ranks))
     assert texts == [every[2], every[0], every[3]]
     stop, pieces = every[0][3:5], []
     [text] = complete(lettered, ["AB"], BEAMS, [stop], stream=pieces.append)

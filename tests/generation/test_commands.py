@@ -184,7 +184,7 @@ def test_ctrl_c_ends_the_process_while_a_prompt_is_read():
         import os, signal, threading
         import jax, jax.numpy as jnp
         from codellama_jax.generation.commands import ends_at_once
-        from codellama_jax.generation.sampler import fetched
+        from codellama_jax.generation.batches import fetched
         # A shell that starts the tests in the background lets them ignore Ctrl-C.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         step = lambda _, x: jnp.tanh(x @ x)

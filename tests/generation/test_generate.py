@@ -17,7 +17,8 @@ from codellama_jax.errors import UserError
 from codellama_jax.generation import infill as infilling
 from codellama_jax.generation import memory
 from codellama_jax.generation import text as texts
-from codellama_jax.generation.sampler import generate, keep, sample
+from codellama_jax.generation.drawing import keep, sample
+from codellama_jax.generation.sampler import generate
 from codellama_jax.generation.settings import CAPACITY, Sampling
 from codellama_jax.models import decoding
 from codellama_jax.models.llama.model import Llama
@@ -274,7 +275,7 @@ def test_what_was_shown_stays(model, data):
 
 def test_an_unfinished_character_at_the_end_is_left_out(model, monkeypatch):
     ids = model.tokenizer.encode("x = '語", leading_space=False)[:-1]
-    monkeypatch.setattr(texts, "generate", lambda *args, **kwargs: [ids])
+    monkeypatch.setattr(texts, "generate_each", lambda *args, **kwargs: [(0, ids)])
     assert texts.complete(model, ["a"], GREEDY) == ["x = '"]
 
 
@@ -320,7 +321,13 @@ def test_a_prompt_that_does_not_fit_in_memory_is_refused_with_the_numbers(model,
         UserError, match=r"1,000 tokens needs \d\.\d\d GB .* and 0\.00 GB are free: s"
     ):
         generate(model, [[1] * 1000], GREEDY)
-    with pytest.raises(UserError, match=r"2 prompts of up to 1,000 tokens need .* fewer at once"):
+    # Prompts that do not fit together are read one by one.
+    monkeypatch.setattr(memory, "free_bytes", lambda: 3_000_000)
+    with pytest.raises(UserError, match=r"a prompt of 1,000 tokens needs"):
+        generate(model, [[1] * 1000, [2] * 1000, [3] * 1000], GREEDY)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 100_000)
+    problem = r"the cache of 2 sequences of up to 1,024 tokens needs .* fewer at once"
+    with pytest.raises(UserError, match=problem):
         generate(model, [[1] * 1000, [1]], GREEDY)
     unprepared = dataclasses.replace(model)
     monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
@@ -347,12 +354,12 @@ def test_an_infill_that_does_not_end_is_truncated_and_streamed_so(model, monkeyp
     """With a token less than the limit the model has ended it, and all of it is kept."""
     ids = model.tokenizer.encode("1, 2" + (")\nfoo" if extra else "\nfoo"), leading_space=False)
 
-    def generate(*args, on_tokens, **kwargs):
+    def generate_each(*args, on_tokens, **kwargs):
         for length in range(1, len(ids) + 1):
             on_tokens(0, ids[:length])
-        return [ids]
+        yield 0, ids
 
-    monkeypatch.setattr(texts, "generate", generate)
+    monkeypatch.setattr(texts, "generate_each", generate_each)
     pieces: list[str] = []
     sampling = Sampling(max_new_tokens=len(ids) + extra)
     middle = infilling.infill_one(model, "x = f(", ")\n", sampling, stream=pieces.append)

@@ -15,8 +15,8 @@ from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.generation import healing
 from codellama_jax.generation.healing import Pieces, heal
 from codellama_jax.generation.infill import infill
-from codellama_jax.generation.sampler import Sampling
 from codellama_jax.generation.scoring import document_losses, last_logits
+from codellama_jax.generation.settings import Sampling
 from codellama_jax.models.llama.model import Llama
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.tokenizers import sentencepiece as tokenizers

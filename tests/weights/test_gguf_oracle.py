@@ -10,7 +10,8 @@ from etils import epath
 from paths import SMOLLM2
 
 from codellama_jax.config import MeshConfig
-from codellama_jax.generation.sampler import Sampling, generate
+from codellama_jax.generation.sampler import generate
+from codellama_jax.generation.settings import Sampling
 from codellama_jax.models.llama.model import Llama
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sharding.mesh import make_mesh

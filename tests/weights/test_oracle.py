@@ -15,7 +15,8 @@ from etils import epath
 from codellama_jax.checkpoints.loading import load_run
 from codellama_jax.config import MeshConfig
 from codellama_jax.errors import UserError
-from codellama_jax.generation.sampler import Sampling, generate
+from codellama_jax.generation.sampler import generate
+from codellama_jax.generation.settings import Sampling
 from codellama_jax.models.llama.model import Llama
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
 from codellama_jax.tokenizers.sentencepiece_file import SENTINELS

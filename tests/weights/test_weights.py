@@ -23,7 +23,7 @@ from codellama_jax.checkpoints.loading import load_run
 from codellama_jax.config import MeshConfig
 from codellama_jax.errors import UserError
 from codellama_jax.generation.infill import infill
-from codellama_jax.generation.sampler import Sampling
+from codellama_jax.generation.settings import Sampling
 from codellama_jax.generation.text import complete
 from codellama_jax.models.llama import params_json
 from codellama_jax.sharding.mesh import make_mesh

@@ -1,0 +1,105 @@
+"""Prompts as padded batches of few shapes, and what a batch needs before it is read."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from codellama_jax.config import ModelConfig
+from codellama_jax.errors import UserError
+from codellama_jax.generation.memory import check_weights_memory
+from codellama_jax.generation.settings import CAPACITY
+from codellama_jax.models import decoding
+from codellama_jax.models.trained import TrainedModel
+
+
+def fetched(x: jax.Array) -> np.ndarray:
+    """Returns an array's values."""
+    # Unlike `np.asarray`, this wait can be ended by Ctrl-C.
+    return np.asarray(jax.block_until_ready(x))
+
+
+def decoding_weights(model: TrainedModel) -> Any:
+    """Returns the model's decoding weights.
+
+    Raises UserError if they are still to be prepared and do not fit in memory.
+    """
+    if not model.is_prepared:
+        prepare = functools.partial(decoding.prepare, decoding.for_decoding(model.config))
+        shapes = jax.eval_shape(prepare, model.params)
+        check_weights_memory(bytes_per_device(shapes))
+    return model.decoding_weights
+
+
+def bytes_per_device(tree: object) -> int:
+    """Returns the bytes of arrays that are sharded evenly over the mesh in use."""
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return total // max(1, jax.sharding.get_abstract_mesh().size)
+
+
+def bucket(n: int) -> int:
+    """Rounds up to 64, 96, 128, 192, ..., so that few shapes are compiled."""
+    power = max(64, 1 << (n - 1).bit_length())
+    return power * 3 // 4 if power > 64 and n <= power * 3 // 4 else power
+
+
+def padded(
+    prompts: Sequence[Sequence[int]], shards: int = 1, size: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns tokens_BT and lengths_B of a padded batch.
+
+    Sequences that only pad the batch hold one token.
+
+    Args:
+      prompts: ids.
+      shards: B is a multiple of it.
+      size: the least B; 0 takes the next power of two.
+    """
+    size = size or 1 << (len(prompts) - 1).bit_length()
+    shape = size + -size % shards, bucket(max(map(len, prompts)))
+    tokens_BT, lengths_B = np.zeros(shape, np.int32), np.ones(shape[0], np.int32)
+    for index, prompt in enumerate(prompts):
+        tokens_BT[index, : len(prompt)] = prompt
+        lengths_B[index] = len(prompt)
+    return tokens_BT, lengths_B
+
+
+def first_mask(
+    first: Sequence[np.ndarray | None] | None, size: int, vocab: int
+) -> np.ndarray | None:
+    """Returns mask_BV of the ids named for each sequence; one without any may begin with all."""
+    if first is None:
+        return None
+    mask_BV = np.ones((size, vocab), bool)
+    for index, ids in enumerate(first):
+        if ids is not None:
+            mask_BV[index] = np.isin(np.arange(vocab), ids)
+    return mask_BV
+
+
+def check_prompts(
+    config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    """Raises UserError for a prompt that cannot be continued."""
+    for index, prompt in enumerate(prompts):
+        check_prompt(config, prompt, max_new_tokens, f"prompt {index}")
+
+
+def check_prompt(
+    config: ModelConfig, prompt: Sequence[int], max_new_tokens: int, name: str
+) -> None:
+    """Raises UserError, with the name of the prompt, for one that cannot be continued."""
+    if not 0 < len(prompt) <= CAPACITY - max_new_tokens:
+        most = CAPACITY - max_new_tokens
+        allowed = f"it needs at least one and at most {most} beside {max_new_tokens} new ones"
+        raise UserError(f"{name} has {len(prompt)} tokens: {allowed}")
+    config.check_length(
+        f"{name} with up to {max_new_tokens:,} new tokens", len(prompt) + max_new_tokens
+    )
+    if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
+        ids = f"ids from {min(prompt)} to {max(prompt)} where the model has {config.vocab_size}"
+        raise UserError(f"{name} has {ids}: use the tokenizer of the same run")

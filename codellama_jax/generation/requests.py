@@ -1,0 +1,143 @@
+"""Requests to the engine, their sequences, and which prompts are read together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from codellama_jax.generation.batches import bucket
+from codellama_jax.generation.settings import Sampling
+
+KEY_BYTES = 4  # of a prompt's key, per token
+READ_TOKENS = 32_768  # of the prompts that are read at once, which bounds the memory
+SMALL_READ = 4096  # tokens, padding included, that are read at once whatever their lengths
+READ_SIZES = (1, 4, 16, 64)  # prompts that are read, or slots that are copied, at once
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A prompt to continue.
+
+    Attributes:
+      prompt: ids, BOS included where wanted.
+      sampling: how tokens are drawn, and at most how many; without beam search.
+      stop_ids: at most 4 ids; each ends the sequence and is not returned.
+      stop: called with all new ids, returns whether they suffice. The sequence ends with the first
+        id for which it is true. It must be monotone: more ids never turn true into false.
+      on_tokens: called with all new ids whenever there are more; chunks are then short.
+      number: below 2**32. The PRNG key is folded from the seed and this number.
+      first: the ids that may come first; None for any.
+    """
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    stop_ids: Sequence[int] = ()
+    stop: Callable[[list[int]], bool] | None = None
+    on_tokens: Callable[[list[int]], None] | None = None
+    number: int = 0
+    first: np.ndarray | None = None
+
+
+class Update(NamedTuple):
+    """The new ids of one request since its last update, and whether it has ended."""
+
+    request: int
+    ids: list[int]
+    is_finished: bool
+
+
+class Running:
+    """A request and its new ids.
+
+    Attributes:
+      id: of the request.
+      request: the request.
+      prompt: its ids.
+      key: the prompt as bytes, whose hash is computed once.
+      end: the most positions that the sequence takes in the cache.
+      is_finished: whether it has ended.
+    """
+
+    def __init__(self, number: int, request: Request) -> None:
+        """Starts without new ids. `number` is the id."""
+        self.id, self.request, self.prompt = number, request, list(request.prompt)
+        self.key = np.asarray(self.prompt, np.int32).tobytes()
+        self.end = len(self.prompt) + request.sampling.max_new_tokens
+        self.is_finished = False
+        self._new: list[int] = []
+
+    def take(self, drawn: list[int]) -> list[int]:
+        """Adds drawn ids up to the end of the sequence, and returns those added."""
+        request = self.request
+        most = request.sampling.max_new_tokens - len(self._new)
+        ids = drawn[:most]
+        self.is_finished = len(ids) == most
+        for index, token in enumerate(ids):
+            if token in request.stop_ids:
+                ids, self.is_finished = ids[:index], True
+                break
+        # `stop` is monotone, so one call per chunk decides whether to search for the exact end.
+        if request.stop and ids and request.stop([*self._new, *ids]):
+            ids, self.is_finished = ids[: self._first_end(ids)], True
+        self._new += ids
+        if request.on_tokens and ids:
+            request.on_tokens(list(self._new))
+        return ids
+
+    def _first_end(self, ids: list[int]) -> int:
+        """Returns how many of these ids make `stop` true."""
+        assert self.request.stop is not None
+        for count in range(1, len(ids)):
+            if self.request.stop(self._new + ids[:count]):
+                return count
+        return len(ids)
+
+
+def groups(
+    to_read: Sequence[tuple[Running, int]], shards: int
+) -> Iterator[list[tuple[Running, int]]]:
+    """Yields sequences, with their slots, whose prompts are read together, longest first.
+
+    Padding at most doubles the tokens of a group, unless they are few.
+    """
+    remaining = sorted(to_read, key=_negative_length)
+    while remaining:
+        length = bucket(len(remaining[0][0].prompt))
+        alike = 0
+        for sequence, _ in remaining:
+            is_small = (alike + 1) * length <= SMALL_READ
+            if not is_small and bucket(len(sequence.prompt)) * 2 < length:
+                break
+            alike += 1
+        size = _read_size(alike, READ_TOKENS // length, shards)
+        yield remaining[:size]
+        remaining = remaining[size:]
+
+
+def _negative_length(item: tuple[Running, int]) -> int:
+    return -len(item[0].prompt)
+
+
+def _read_size(count: int, most: int, shards: int) -> int:
+    """Returns how many of `count` prompts to read at once: at most `most`, half the batch filled.
+
+    Args:
+      count: prompts.
+      most: prompts that memory bounds.
+      shards: what the mesh's data axis multiplies every size with.
+    """
+    for size in reversed(READ_SIZES):
+        if size * shards <= most and count * 2 > size * shards:
+            return min(count, size * shards)
+    return min(count, shards)
+
+
+def size_of(count: int, shards: int = 1) -> int:
+    """Returns the least of READ_SIZES, or a multiple of their last, that is at least `count`."""
+    for size in READ_SIZES:
+        if count <= size * shards:
+            return size * shards
+    return count + -count % (READ_SIZES[-1] * shards)

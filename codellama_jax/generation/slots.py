@@ -1,0 +1,240 @@
+"""The device's part of the engine: one slot per sequence of the batch, and what fills and reads it.
+
+Shapes are few: the slots are fixed, the cache's length and the prompts' are buckets, and prompts
+are read a few at a time. Every program replaces the donated state in place.
+
+Dims: B slots (sequences), S positions of the cache, M = K B key heads of all slots, R prompts of T
+tokens that are read together, N slots that are copied, V vocabulary entries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from codellama_jax.config import ModelConfig
+from codellama_jax.generation.drawing import Draws, draw
+from codellama_jax.models import decoding
+from codellama_jax.models.family import family_of
+
+CHUNK = 64  # steps of `decode` at most
+
+Values = jax.Array | np.ndarray
+
+
+@struct.dataclass
+class State:
+    """The arrays that the programs read and replace. Those of a free slot mean nothing.
+
+    A slot keeps the keys and values of its prompt, and the logits after it, until another prompt
+    is read into it: further samples of the prompt copy them.
+    """
+
+    cache: decoding.Cache
+    logits_BV: jax.Array  # after the prompt of each slot
+    tokens_B: jax.Array  # the last token of each slot, not yet in the cache
+    positions_B: jax.Array  # of these tokens
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def empty(config: ModelConfig, kv_cache: str, slots: int, capacity: int) -> State:
+    """Returns a state without sequences.
+
+    Args:
+      config: the model, as `for_decoding` returns it.
+      kv_cache: how the cache is stored.
+      slots: B.
+      capacity: S.
+    """
+    shape = config.n_kv_heads * slots, capacity, config.head_dim
+    # Zeros, because a free slot is computed too and must hold finite values.
+    zeros_MSH = jnp.zeros(shape, config.compute_dtype)
+    layers = family_of(config).attention_layers(config)
+    keys, values = ([decoding.KV_CACHES[kv_cache](zeros_MSH)] * layers for _ in range(2))
+    cache = decoding.Cache(tuple(keys), tuple(values))
+    zeros_B = jnp.zeros(slots, jnp.int32)
+    return _sharded(config, State(cache, jnp.zeros((slots, config.vocab_size)), zeros_B, zeros_B))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def resized(config: ModelConfig, capacity: int, state: State) -> State:
+    """Returns the state with a cache of `capacity` positions: with free ones, or without the last.
+
+    Args:
+      config: the model, as `for_decoding` returns it.
+      capacity: S of the new cache.
+      state: the state.
+    """
+
+    def changed(a_MS: jax.Array) -> jax.Array:
+        widths = [(0, 0)] * a_MS.ndim
+        widths[1] = (0, max(0, capacity - a_MS.shape[1]))
+        return jnp.pad(a_MS[:, :capacity], widths)
+
+    # Those of free slots may be beyond the end.
+    positions_B = jnp.minimum(state.positions_B, capacity - 1)
+    cache = jax.tree.map(changed, state.cache)
+    return _sharded(config, dataclasses.replace(state, cache=cache, positions_B=positions_B))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def read(
+    config: ModelConfig,
+    kv_cache: str,
+    weights: Any,
+    state: State,
+    tokens_RT: Values,
+    lengths_R: Values,
+    slots_R: Values,
+) -> State:
+    """Reads prompts into slots.
+
+    Args:
+      config: the model, as `for_decoding` returns it.
+      kv_cache: how the cache is stored.
+      weights: the decoding weights.
+      state: the state.
+      tokens_RT, lengths_R: the prompts, as `batches.padded` returns them.
+      slots_R: the slot of each prompt; B for those that only pad the batch.
+    """
+    # A window that is shorter than a sharded dim would make every device gather the cache.
+    is_split = jax.sharding.get_abstract_mesh().shape.get("context", 1) > 1
+    capacity = jax.tree.leaves(state.cache)[0].shape[1]
+    new_slots = capacity - tokens_RT.shape[1] if is_split else 0
+    logits_RV, new = decoding.prefill(
+        config, weights, jnp.asarray(tokens_RT), jnp.asarray(lengths_R), new_slots, kv_cache
+    )
+    rows_M = _rows(config, len(state.tokens_B), jnp.asarray(slots_R))
+
+    def write(a_MS: jax.Array, new_MS: jax.Array) -> jax.Array:
+        return a_MS.at[rows_M, : new_MS.shape[1]].set(new_MS, mode="drop", unique_indices=True)
+
+    cache = jax.tree.map(write, state.cache, new)
+    logits_RV = decoding.constrain(logits_RV, decoding.REPLICATED)
+    logits_BV = state.logits_BV.at[slots_R].set(logits_RV, mode="drop")
+    return _sharded(config, dataclasses.replace(state, cache=cache, logits_BV=logits_BV))
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def copied(config: ModelConfig, state: State, sources_N: Values, targets_N: Values) -> State:
+    """Copies prompts from slot to slot; all are read before any is written.
+
+    Args:
+      config: the model, as `for_decoding` returns it.
+      state: the state.
+      sources_N: slots whose prompts are copied.
+      targets_N: the slots to copy to; B for those that only pad the list.
+    """
+    sources_N, targets_N = jnp.asarray(sources_N), jnp.asarray(targets_N)
+    slots = len(state.tokens_B)
+    sources_M, targets_M = _rows(config, slots, sources_N), _rows(config, slots, targets_N)
+
+    def changed(a_MS: jax.Array) -> jax.Array:
+        return a_MS.at[targets_M].set(a_MS[sources_M], mode="drop", unique_indices=True)
+
+    cache = jax.tree.map(changed, state.cache)
+    logits_BV = state.logits_BV.at[targets_N].set(state.logits_BV[sources_N], mode="drop")
+    return _sharded(config, dataclasses.replace(state, cache=cache, logits_BV=logits_BV))
+
+
+@jax.jit
+def start(
+    logits_BV: jax.Array,
+    tokens_B: jax.Array,
+    positions_B: jax.Array,
+    draws: Draws,
+    lengths_B: Values,
+    first_BV: Values | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Draws the first tokens of sequences whose prompts have been read or copied.
+
+    Returns the state's tokens_B and positions_B with them. The cache is no argument, so that one
+    program serves all its lengths.
+
+    Args:
+      logits_BV, tokens_B, positions_B: of the state.
+      draws: the settings of the draws.
+      lengths_B: of the prompts of these sequences; 0 for the other slots.
+      first_BV: which tokens may come first; None for all.
+    """
+    lengths_B = jnp.asarray(lengths_B)
+    if first_BV is not None:
+        logits_BV = jnp.where(first_BV, logits_BV, -jnp.inf)
+    starts_B = lengths_B > 0
+    tokens_B = jnp.where(starts_B, draw(logits_BV, draws, lengths_B), tokens_B)
+    return tokens_B, jnp.where(starts_B, lengths_B, positions_B)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def decode(
+    config: ModelConfig,
+    weights: Any,
+    state: State,
+    draws: Draws,
+    done_B: Values,
+    steps: Values | int,
+    most_done: Values | int,
+) -> tuple[State, jax.Array, jax.Array]:
+    """Draws up to `steps` tokens per slot, and stops before once `most_done` slots are done.
+
+    Slots that are done are still computed, since a batch has one shape. Returns the new state,
+    new_BT, and the number of its columns that hold new tokens.
+
+    Args:
+      config: the model, as `for_decoding` returns it.
+      weights: the decoding weights.
+      state: the state after the tokens so far.
+      draws: the settings of the draws.
+      done_B: the slots that are done before the first step.
+      steps: at most CHUNK. It is traced, so that a shorter chunk compiles nothing new.
+      most_done: slots.
+    """
+    Loop = tuple[jax.Array, jax.Array, State, jax.Array]
+    stop_ids_BI, ends_B = jnp.asarray(draws.stop_ids_BI), jnp.asarray(draws.ends_B)
+
+    def unfinished(loop: Loop) -> jax.Array:
+        i, done_B, _, _ = loop
+        return (i < steps) & (jnp.sum(done_B) < most_done)
+
+    def step(loop: Loop) -> Loop:
+        i, done_B, state, new_BT = loop
+        logits_BV, cache = family_of(config).step(
+            config, weights, state.cache, state.tokens_B, state.positions_B
+        )
+        # A slot that is done stays where it is, within its own positions.
+        positions_B = jnp.where(done_B, state.positions_B, state.positions_B + 1)
+        tokens_B = draw(logits_BV, draws, positions_B)
+        done_B |= (tokens_B[:, None] == stop_ids_BI).any(-1) | (positions_B >= ends_B)
+        new_BT = jax.lax.dynamic_update_slice(new_BT, tokens_B[:, None], (0, i))
+        state = dataclasses.replace(state, cache=cache, tokens_B=tokens_B, positions_B=positions_B)
+        return i + 1, done_B, state, new_BT
+
+    zeros_BT = jnp.zeros((len(state.tokens_B), CHUNK), jnp.int32)
+    new_BT = decoding.constrain(zeros_BT, decoding.REPLICATED)
+    start = jnp.int32(0), jnp.asarray(done_B), state, new_BT
+    count, _, state, new_BT = jax.lax.while_loop(unfinished, step, start)
+    return state, new_BT, count
+
+
+def _rows(config: ModelConfig, slots: int, slots_N: jax.Array) -> jax.Array:
+    """Returns the rows of the cache that hold the key heads of some slots, head by head.
+
+    For a slot that does not exist they are rows that do not exist, all of them different.
+    """
+    heads = config.n_kv_heads
+    rows_KN = jnp.arange(heads)[:, None] * slots + slots_N[None]
+    missing_KN = heads * slots + jnp.arange(rows_KN.size).reshape(rows_KN.shape)
+    return jnp.where(slots_N[None] < slots, rows_KN, missing_KN).ravel()
+
+
+def _sharded(config: ModelConfig, state: State) -> State:
+    """Shards the cache over the mesh in use, and replicates the other arrays."""
+    cache = decoding.constrain(state.cache, decoding.cache_spec(config))
+    arrays = (state.logits_BV, state.tokens_B, state.positions_B)
+    return State(cache, *decoding.constrain(arrays, decoding.REPLICATED))

@@ -1,0 +1,121 @@
+"""The HTTP application: endpoints, their description, and the middleware around them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from codellama_jax.errors import UserError
+from codellama_jax.serving import llama_cpp, metrics, openai, openapi, page
+from codellama_jax.serving.errors import ApiError
+from codellama_jax.serving.fields import Field
+from codellama_jax.serving.guard import GONE, Guard, Rules, error_response
+from codellama_jax.serving.service import Service
+from codellama_jax.serving.streaming import ClientGone
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(service: Service, rules: Rules) -> ASGIApp:
+    """Returns the application that serves a model by these rules."""
+    endpoints = _endpoints(service)
+    routes = []
+    for method, path, endpoint, _ in endpoints:
+        routes.append(Route(path, endpoint, methods=[method]))
+    paths = [path for _, path, _, _ in endpoints]
+    description = openapi.description(
+        service.features.name, [(method, path, fields) for method, path, _, fields in endpoints]
+    )
+
+    async def described(request: Request) -> Response:
+        return JSONResponse(description)
+
+    async def measured(request: Request) -> Response:
+        return PlainTextResponse(
+            metrics.text(service.worker, guard.requests), media_type=metrics.CONTENT_TYPE
+        )
+
+    async def shown(request: Request) -> Response:
+        return page.index(service.features.name)
+
+    routes += [
+        Route("/openapi.json", described),
+        Route("/metrics", measured),
+        Route("/", shown),
+        Route("/page/{path:path}", page.static),
+    ]
+    # Starlette raises an error without a handler again after its answer, and the guard prints it.
+    handlers: dict[Any, Any] = {
+        HTTPException: _http_error,
+        ApiError: _api_error,
+        UserError: _user_error,
+        RecursionError: _nested,
+        ClientGone: _gone,
+        Exception: _internal_error,
+    }
+    app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
+    guard = Guard(app, rules, [*paths, "/openapi.json", "/metrics", "/"])
+    if not rules.origins:
+        return guard
+    return CORSMiddleware(
+        guard,
+        allow_origins=list(rules.origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type", "x-api-key"],
+    )
+
+
+def _endpoints(service: Service) -> list[tuple[str, str, Endpoint, Sequence[Field] | None]]:
+    """Returns (method, path, endpoint, fields of its body)."""
+    editor, client = llama_cpp.LlamaCpp(service), openai.OpenAI(service)
+    return [
+        ("POST", "/v1/completions", client.completions, openai.COMPLETION),
+        ("POST", "/v1/fim/completions", client.fim, openai.FIM),
+        ("POST", "/v1/chat/completions", client.chat, openai.CHAT),
+        ("GET", "/v1/models", client.models, None),
+        ("GET", "/v1/models/{name:path}", client.model, None),
+        ("POST", "/infill", editor.infill, llama_cpp.INFILL),
+        ("POST", "/completion", editor.completion, llama_cpp.COMPLETION),
+        ("POST", "/tokenize", editor.tokenize, llama_cpp.TOKENIZE),
+        ("POST", "/detokenize", editor.detokenize, llama_cpp.DETOKENIZE),
+        ("GET", "/health", editor.health, None),
+        ("GET", "/v1/health", editor.health, None),
+        ("GET", "/props", editor.props, None),
+        ("GET", "/slots", editor.slots, None),
+    ]
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    """Answers a path or method that does not exist."""
+    phrase = HTTPStatus(error.status_code).phrase.lower()
+    message = f"{phrase}: see /openapi.json for the endpoints"
+    return error_response(ApiError(error.status_code, message), dict(error.headers or {}))
+
+
+async def _user_error(request: Request, error: UserError) -> Response:
+    return error_response(ApiError(400, str(error)))
+
+
+async def _nested(request: Request, error: RecursionError) -> Response:
+    return error_response(ApiError(400, "the body is nested too deeply", code="invalid_json"))
+
+
+async def _gone(request: Request, error: ClientGone) -> Response:
+    return Response(status_code=GONE)  # nobody reads it
+
+
+async def _internal_error(request: Request, error: Exception) -> Response:
+    return error_response(ApiError(500, "internal error"))
+
+
+async def _api_error(request: Request, error: ApiError) -> Response:
+    return error_response(error)

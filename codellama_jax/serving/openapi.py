@@ -1,0 +1,78 @@
+"""The description of the endpoints in OpenAPI 3.1, made from the tables that check requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from codellama_jax.serving.fields import Field, schema
+
+ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+STREAM = {"schema": {"type": "string"}}
+REFUSED = {
+    "400": "a field is missing or wrong",
+    "401": "the API key is missing or wrong",
+    "403": "the origin or host is not allowed",
+    "404": "there is no such model",
+    "408": "the body came too slowly",
+    "413": "the body is too large",
+    "429": "the queue is full",
+    "503": "the server starts, stops, or is out of memory",
+}
+
+
+def description(
+    model: str, endpoints: Sequence[tuple[str, str, Sequence[Field] | None]]
+) -> dict[str, Any]:
+    """Returns the description of endpoints, each with the fields of its body."""
+    paths: dict[str, Any] = {}
+    for method, path, fields in endpoints:
+        path = path.replace(":path}", "}")
+        operation: dict[str, Any] = {
+            "operationId": f"{method.lower()}{path}".replace("/", "_").strip("_"),
+            "responses": _responses(fields),
+        }
+        if "{" in path:
+            name = path.partition("{")[2].partition("}")[0]
+            parameter = {"name": name, "in": "path", "required": True}
+            operation["parameters"] = [parameter | {"schema": {"type": "string"}}]
+        if fields is not None:
+            content = {"application/json": {"schema": schema(fields)}}
+            operation["requestBody"] = {"required": True, "content": content}
+        paths.setdefault(path, {})[method.lower()] = operation
+    security: list[dict] = [{}, {"key": []}]
+    schemes = {"key": {"type": "http", "scheme": "bearer"}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": f"codellama_jax: {model}", "version": "1"},
+        "paths": paths,
+        "security": security,
+        "components": {"securitySchemes": schemes, "schemas": {"Error": ERROR}},
+    }
+
+
+def _responses(fields: Sequence[Field] | None) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": {}}}
+    names = [field.name for field in fields or ()]
+    if "stream" in names:
+        content["text/event-stream"] = STREAM
+    responses: dict[str, Any] = {"200": {"description": "the answer", "content": content}}
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    for status, meaning in REFUSED.items():
+        responses[status] = {"description": meaning, "content": error}
+    return responses

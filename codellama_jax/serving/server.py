@@ -1,0 +1,155 @@
+"""Runs the application with uvicorn until a signal ends it.
+
+The model is loaded while the server already answers, with 503. A signal refuses new requests, lets
+streams finish within a bound, ends the others with the text that they have, and exits with 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from codellama_jax.errors import UserError
+from codellama_jax.generation.options import note
+from codellama_jax.serving.worker import FAILED, READY, Worker
+
+HEADER_SECONDS = 10  # that a client has to send the head of its first request
+KEEP_ALIVE_SECONDS = 30
+JOIN_SECONDS = 2.0  # that the engine's thread gets to end a chunk
+LAST_SECONDS = 3  # that answers get to be sent once their sequences have ended
+BACKLOG = 2048
+MOST_CONNECTIONS = 2048
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen, and for how many seconds streams may continue after a signal."""
+
+    host: str
+    port: int
+    grace: float = 10.0
+
+
+def listen(address: Address) -> socket.socket:
+    """Returns a socket that listens. Raises UserError where the address cannot be used."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address.host, address.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            problem = f"--port is {address.port}: another program uses it"
+            raise UserError(f"{problem}; stop it, or choose another port") from None
+        problem = f"cannot listen at {address.host}, port {address.port}"
+        raise UserError(f"{problem}: {error.strerror or error}") from None
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Returns the address at which browsers reach a socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(app: ASGIApp, worker: Worker, listener: socket.socket, grace: float) -> None:
+    """Serves until a signal.
+
+    Raises the error that ended the start of the worker.
+
+    Args:
+      app: the application.
+      worker: loads the model and generates; it is started here.
+      listener: the socket.
+      grace: seconds that streams may continue after the signal.
+    """
+    worker.start()
+    Server(app, worker, grace).run([listener])
+    has_ended = worker.stop(JOIN_SECONDS)
+    if worker.failure:
+        raise worker.failure
+    note("stopped")
+    if not has_ended:
+        # The thread compiles; the interpreter's end would break off in the middle of it.
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def _config(app: ASGIApp, grace: float) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(grace) + LAST_SECONDS,
+        limit_concurrency=MOST_CONNECTIONS,
+        backlog=BACKLOG,
+    )
+
+
+class Server(uvicorn.Server):
+    """Ends when the worker fails to start, or after a signal, which it does not raise again."""
+
+    def __init__(self, app: ASGIApp, worker: Worker, grace: float) -> None:
+        """Serves an application. `grace`: seconds that streams may continue after a signal."""
+        super().__init__(_config(app, grace))
+        self.worker, self.grace, self._was_ready = worker, grace, False
+
+    async def on_tick(self, counter: int) -> bool:
+        """Returns whether to end."""
+        if self.worker.state == READY and not self._was_ready:
+            self._was_ready = True
+            note("ready")
+        return await super().on_tick(counter) or self.worker.state == FAILED
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuses requests, and ends those that run within the grace."""
+        self.worker.drain()
+        if self.worker.unfinished:
+            note(f"stopping: {self.worker.unfinished} sequences end within {self.grace:g} seconds")
+        ending = asyncio.ensure_future(self._end_later())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _end_later(self) -> None:
+        await asyncio.sleep(self.grace)
+        self.worker.end_all()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Ends at a signal, as uvicorn does."""
+        with super().capture_signals():
+            yield
+            # uvicorn raises the signals again, which would end the process with their code.
+            self._captured_signals.clear()
+
+
+class _Protocol(H11Protocol):
+    """Closes connections that never send a request, which would take the place of others."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(HEADER_SECONDS, self._close_without_request)
+
+    def _close_without_request(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()

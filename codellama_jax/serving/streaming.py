@@ -1,0 +1,95 @@
+"""Server-sent events, and the end of the work for a client that leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from codellama_jax.serving.errors import ApiError
+
+Result = TypeVar("Result")
+HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+class ClientGone(Exception):
+    """The client has left: nobody reads an answer."""
+
+
+class EventStream(Response):
+    """Sends JSON objects as server-sent events.
+
+    The first object is computed before the status is sent, so that an error has its own status. A
+    later one becomes an event. The source is closed when the client leaves.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, source: AsyncIterator[Any], last: str = "") -> None:
+        """Takes the objects, and the data of an event after the last one; "" for none."""
+        super().__init__(headers=HEADERS)
+        del self.headers["content-length"]
+        self.source, self.last = source, last
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events until the source or the client ends."""
+        sending = asyncio.ensure_future(self._send(send))
+        try:
+            await until_gone(sending, receive)
+        except ClientGone:
+            return
+        finally:
+            with contextlib.suppress(RuntimeError):
+                await self.source.aclose()  # type: ignore[attr-defined]
+
+    async def _send(self, send: Send) -> None:
+        first = await anext(self.source, None)
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        try:
+            if first is not None:
+                await self._event(send, json.dumps(first, ensure_ascii=False))
+                async for item in self.source:
+                    await self._event(send, json.dumps(item, ensure_ascii=False))
+        except ApiError as error:
+            await self._event(send, json.dumps(error.body(), ensure_ascii=False))
+        if self.last:
+            await self._event(send, self.last)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _event(self, send: Send, data: str) -> None:
+        body = f"data: {data}\n\n".encode()
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def until_gone(work: Awaitable[Result], receive: Receive) -> Result:
+    """Returns the result of some work. Raises ClientGone, and cancels it, if the client leaves."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone
+    finally:
+        for waiting in (task, gone):
+            if not waiting.done():
+                waiting.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await waiting
+
+
+async def answered(request: Request, work: Awaitable[Result]) -> Result:
+    """Returns the result of the work for a request whose body has been read."""
+    return await until_gone(work, request.receive)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,394 @@
+"""The thread that owns the engine. Requests reach it through a queue, and listeners get new ids.
+
+Everything that computes on the device happens in this thread: loading, warming up, decoding and
+scoring. Its listeners are called there too, and pass what they get to the event loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from codellama_jax.command_line import FULL_MEMORY
+from codellama_jax.errors import UserError
+from codellama_jax.generation.batches import bucket
+from codellama_jax.generation.engine import Engine
+from codellama_jax.generation.options import note
+from codellama_jax.generation.requests import READ_SIZES, Request, size_of
+from codellama_jax.generation.settings import Sampling
+from codellama_jax.generation.text import healed_prompts
+from codellama_jax.models.trained import TrainedModel
+from codellama_jax.serving.errors import ApiError
+from codellama_jax.serving.texts import Prompt, Settings, stop_of
+
+STARTING, READY, STOPPING, FAILED = "loading model", "ok", "stopping", "failed"
+DONE, TIME, STOPPED = "done", "time", "stopped"  # why a sequence ended
+
+
+class Event(NamedTuple):
+    """New ids of a sequence, and why it ended; or the error that ended it."""
+
+    ids: list[int]
+    reason: str = ""
+    error: ApiError | None = None
+
+
+@dataclass(eq=False)
+class Job:
+    """One sequence to generate.
+
+    Attributes:
+      prompt, settings: what is generated from, and how.
+      number: the PRNG key is folded from the seed and this number.
+      listener: called in the worker's thread with every event.
+      submitted, started, first, last: times in seconds: of the submission, of the chunk that read
+        the prompt, of the first token, and of the last one; 0 before.
+      count: new ids so far.
+    """
+
+    prompt: Prompt
+    settings: Settings
+    number: int
+    listener: Callable[[Event], None]
+    submitted: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    first: float = 0.0
+    last: float = 0.0
+    count: int = 0
+
+    def deadline_passed(self, now: float) -> bool:
+        """Returns whether one of its time limits is over."""
+        since, limit = self.submitted, self.settings.prompt_seconds
+        if self.first:
+            since, limit = self.first, self.settings.predict_seconds
+        return limit is not None and now - since > limit
+
+
+class Sizes(NamedTuple):
+    """The sizes of a server.
+
+    Attributes:
+      slots: sequences that are decoded at once.
+      context: tokens of a prompt and its new ones, at most.
+      queue: sequences that may wait beyond the slots.
+      warm_up: prompts of up to so many tokens are compiled for before the first request.
+    """
+
+    slots: int
+    context: int
+    queue: int
+    warm_up: int
+
+
+class Worker:
+    """Runs the engine.
+
+    Attributes:
+      slots: sequences that are decoded at once.
+      context: tokens of a prompt and its new ones, at most.
+      queue_size: sequences that may wait beyond the slots.
+      state: STARTING, READY, STOPPING or FAILED.
+      failure: the exception that ended the start.
+      counts: totals since the start, for the metrics.
+      model: the model, once it is loaded.
+    """
+
+    def __init__(self, load: Callable[[], TrainedModel], sizes: Sizes) -> None:
+        """Prepares a worker whose thread calls `load` first."""
+        self.slots, self.context, self.queue_size = sizes.slots, sizes.context, sizes.queue
+        self._warm_up_tokens = min(sizes.warm_up, sizes.context)
+        self.state = STARTING
+        self.failure: Exception | None = None
+        self.counts: Counter[str] = Counter()
+        self.model: TrainedModel | None = None
+        self._load = load
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._jobs: dict[int, Job] = {}  # by the engine's id of the request
+        self._unfinished: set[Job] = set()  # submitted by clients, whether the engine has them
+        self._lock = threading.Lock()
+        # A daemon: a long compilation must not keep the process alive.
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self, seconds: float) -> bool:
+        """Ends all sequences and the thread. Returns whether it ended within the time."""
+        self.state = STOPPING
+        self.end_all()
+        self._commands.put(self._finish)
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def drain(self) -> None:
+        """Refuses new requests from now on; those that run continue."""
+        self.state = STOPPING
+
+    def end_all(self) -> None:
+        """Ends all sequences with the ids that they have, even while the thread compiles."""
+        with self._lock:
+            jobs = list(self._unfinished)
+            self._unfinished.clear()
+        for job in jobs:
+            job.listener(Event([], STOPPED))
+        self._commands.put(functools.partial(self._cancel, jobs))
+
+    @property
+    def unfinished(self) -> int:
+        """Sequences that wait or run."""
+        return len(self._unfinished)
+
+    def running(self) -> list[Job]:
+        """Returns the sequences that have tokens."""
+        with self._lock:
+            return [job for job in self._unfinished if job.first]
+
+    def check_ready(self) -> None:
+        """Raises ApiError 503 before the model is ready, and while the server stops."""
+        if self.state != READY:
+            message = f"the server is not ready: {self.state}"
+            raise ApiError(503, message, code="unavailable")
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queues sequences: all of them, or none.
+
+        Raises ApiError: 503 while the server is not ready, 429 while the queue is full.
+        """
+        self.check_ready()
+        most = self.slots + self.queue_size
+        if len(jobs) > most:
+            message = f"the request has {len(jobs)} sequences: at most {most} fit in the queue"
+            raise ApiError(400, message, "n")
+        with self._lock:
+            if len(self._unfinished) + len(jobs) > most:
+                self.counts["refused"] += 1
+                message = f"the queue is full: {len(self._unfinished)} sequences of {most}"
+                raise ApiError(429, f"{message}; try again later", code="queue_full")
+            self._unfinished.update(jobs)
+        for job in jobs:
+            self._commands.put(functools.partial(self._submit, job))
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """Ends sequences without further events. Their slots are free for the next chunk."""
+        with self._lock:
+            remaining = [job for job in jobs if job in self._unfinished]
+            self._unfinished.difference_update(remaining)
+        self.counts["cancelled"] += len(remaining)
+        if remaining:
+            self._commands.put(functools.partial(self._cancel, remaining))
+
+    def call(self, work: Callable[[], None]) -> None:
+        """Calls a function in the thread between two chunks. It must not raise."""
+        self._commands.put(work)
+
+    def _run(self) -> None:
+        try:
+            self.model = self._load()
+            self._engine = self._new_engine()
+            self._warm_up()
+        except Exception as error:
+            # The main thread reports it: a user's mistake as one line.
+            self.failure, self.state = error, FAILED
+            return
+        if self.state == STARTING:
+            self.state = READY
+        while self.state != FAILED:
+            self._take_commands()
+            if self._jobs:
+                self._end_late()
+                self._advance()
+
+    def _new_engine(self) -> Engine:
+        assert self.model is not None
+        vocab = min(self.model.config.vocab_size, self.model.tokenizer.vocab_size)
+        return Engine(self.model, self.slots, vocab, least=self.context)
+
+    def _warm_up(self) -> None:
+        """Compiles the programs of the engine: one that compiles later makes all sequences wait."""
+        for requests in self._warm_up_requests():
+            if self.state != STARTING:
+                return  # the server stops
+            self._engine.run(requests)
+
+    def _warm_up_requests(self) -> Iterator[list[Request]]:
+        """Yields requests that the engine reads together, for each of its programs."""
+        numbers = itertools.count()
+
+        def request(length: int, temperature: float = 0.0) -> Request:
+            sampling = Sampling(temperature=temperature, max_new_tokens=2)
+            ids = [self._engine.model.tokenizer.eos_id] * min(length, self.context - 2)
+            # No two prompts are equal, since the engine would copy the second.
+            ids[-1] = next(numbers) % self._engine.model.config.vocab_size
+            return Request(ids, sampling, on_tokens=_short_chunks)
+
+        lengths = sorted({bucket(n) for n in range(1, self._warm_up_tokens + 1, 16)})
+        yield [request(lengths[0], temperature=1.0)]
+        for size in READ_SIZES:
+            copies = min(size, self.slots - 1)
+            if copies and size_of(copies) == size:
+                yield [request(lengths[0])] * (copies + 1)
+        # The engine pads a number of prompts to a size of which they are more than half.
+        sizes = [size for size in READ_SIZES if size < 2 * self.slots]
+        for length, size in itertools.product(lengths, sizes):
+            yield [request(length) for _ in range(min(size, self.slots))]
+
+    def _take_commands(self) -> None:
+        """Carries out the commands in the queue; waits for one where nothing is to decode."""
+        if not self._jobs:
+            self._commands.get()()
+        # Only those that are queued already: a flood of requests must not stop the decoding.
+        for _ in range(self._commands.qsize()):
+            self._commands.get()()
+
+    def _submit(self, job: Job) -> None:
+        if job not in self._unfinished:
+            return  # its client has left
+        try:
+            self._jobs[self._engine.submit(self._request(job))] = job
+        except UserError as error:
+            self._fail(job, ApiError(400, str(error)))
+        except Exception as error:
+            self._fail(job, _failure(error))
+
+    def _request(self, job: Job) -> Request:
+        prompt, first = job.prompt, None
+        if prompt.healed is not None:
+            model = self._engine.model
+            (ids,), decode, (first,) = healed_prompts(model, [prompt.ids], [prompt.healed])
+            decode = functools.partial(decode, 0)
+            prompt = dataclasses.replace(prompt, ids=ids, decode=decode, healed=None)
+            job.prompt = prompt
+        return Request(
+            prompt.ids,
+            job.settings.sampling,
+            prompt.stop_ids,
+            stop_of(prompt, job.settings),
+            _short_chunks,
+            job.number,
+            first,
+        )
+
+    def _advance(self) -> None:
+        started = time.monotonic()
+        try:
+            updates = self._engine.advance()
+        except Exception as error:
+            self._recover(error)
+            return
+        now = time.monotonic()
+        for update in updates:
+            job = self._jobs.get(update.request)
+            if job is None:
+                continue
+            self._take(job, update.ids, started, now)
+            if update.is_finished:
+                del self._jobs[update.request]
+                self._end(job, Event([], DONE))
+
+    def _take(self, job: Job, ids: list[int], started: float, now: float) -> None:
+        """Passes new ids to the listener of a sequence."""
+        if not job.first:
+            job.started, job.first = started, now
+            self.counts["prompt_tokens"] += len(job.prompt.ids)
+            self.counts["prompt_microseconds"] += int(1e6 * (now - started))
+        else:
+            self.counts["predicted_microseconds"] += int(1e6 * (now - job.last))
+        self.counts["predicted_tokens"] += len(ids)
+        job.last = now
+        job.count += len(ids)
+        if ids and job in self._unfinished:
+            job.listener(Event(ids))
+
+    def _end_late(self) -> None:
+        """Ends the sequences whose time is over."""
+        now = time.monotonic()
+        for request, job in list(self._jobs.items()):
+            if job.deadline_passed(now):
+                self._engine.cancel(request)
+                del self._jobs[request]
+                self._end(job, Event([], TIME))
+
+    def _recover(self, error: Exception) -> None:
+        """Ends the sequences that did not fit in memory; the others continue.
+
+        The engine drops requests that it refuses before they start. After any other error its
+        arrays may be lost. A new engine then generates the remaining sequences again from their
+        prompts: their ids are the same, since draws depend on the request alone.
+        """
+        if isinstance(error, UserError):
+            dropped = {r: job for r, job in self._jobs.items() if not self._engine.holds(r)}
+        else:
+            waiting = {r: job for r, job in self._jobs.items() if not job.first}
+            free = self.slots - (len(self._jobs) - len(waiting))
+            # Where no sequence was to join, the memory does not suffice for those that run.
+            dropped = dict(itertools.islice(waiting.items(), free)) or dict(self._jobs)
+        answer = _failure(error)
+        for request, job in dropped.items():
+            del self._jobs[request]
+            self._fail(job, answer)
+        self.counts["failed"] += len(dropped)
+        if isinstance(error, UserError) and dropped:
+            return
+        remaining = list(self._jobs.values())
+        self._jobs.clear()
+        self._engine = self._new_engine()
+        for job in remaining:
+            self._submit_again(job)
+
+    def _submit_again(self, job: Job) -> None:
+        """Generates a sequence from its start, and passes on only ids that it has not had yet."""
+        known, listener = job.count, job.listener
+        job.count = 0
+
+        def skip(event: Event) -> None:
+            before = job.count - len(event.ids)
+            ids = event.ids[max(0, known - before) :]
+            if ids or event.reason or event.error:
+                listener(event._replace(ids=ids))
+
+        job.listener = skip
+        self._submit(job)
+
+    def _cancel(self, jobs: Sequence[Job]) -> None:
+        for request, job in list(self._jobs.items()):
+            if job in jobs:
+                self._engine.cancel(request)
+                del self._jobs[request]
+
+    def _finish(self) -> None:
+        self.state = FAILED
+
+    def _fail(self, job: Job, error: ApiError) -> None:
+        self._end(job, Event([], error=error))
+
+    def _end(self, job: Job, event: Event) -> None:
+        with self._lock:
+            is_new = job in self._unfinished
+            self._unfinished.discard(job)
+        if is_new:
+            job.listener(event)
+
+
+def _short_chunks(ids: list[int]) -> None:
+    """Makes the engine's chunks short, so that clients get tokens, and cancel, without delay."""
+
+
+def _failure(error: Exception) -> ApiError:
+    """Returns the answer to an error of the device, and prints the error as one line."""
+    is_full = isinstance(error, UserError) or FULL_MEMORY in str(error)
+    kind = "out of memory" if is_full else "error in the engine"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    note(f"{kind}, a request is answered with 503: {type(error).__name__}: {lines[0][:300]}")
+    if is_full:
+        fix = "send a shorter prompt, or try again later"
+        return ApiError(503, f"out of memory: {fix}", code="out_of_memory")
+    return ApiError(503, "the engine failed: try again", code="engine_error")

@@ -1,0 +1,133 @@
+"""Requests that wait, leave, fail, or come while the server starts or stops."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from codellama_jax.errors import UserError
+from codellama_jax.generation.engine import Engine
+from codellama_jax.serving.worker import FAILED
+
+LONG = {"prompt": "def name_1(x):\n", "max_tokens": 100, "temperature": 0}
+SHORT = {"prompt": "x", "max_tokens": 2}
+
+
+@pytest.fixture
+def paused(client, monkeypatch):
+    """Lets the engine decode only while the event is set, so that tests decide what waits."""
+    running, advance = threading.Event(), Engine.advance
+
+    def wait(engine):
+        assert running.wait(30)
+        return advance(engine)
+
+    monkeypatch.setattr(Engine, "advance", wait)
+    yield running
+    running.set()
+    client.wait_until(lambda worker: not worker.unfinished)
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_a_client_that_leaves_frees_its_slot(client, monkeypatch, is_streamed):
+    advance, cancelled = Engine.advance, client.worker.counts["cancelled"]
+
+    def slow(engine):
+        time.sleep(0.02)
+        return advance(engine)
+
+    monkeypatch.setattr(Engine, "advance", slow)
+    connection = client.connect_only("/v1/completions", {**LONG, "stream": is_streamed})
+    client.wait_until(lambda worker: worker.running())
+    (job,) = client.worker.running()
+    if is_streamed:
+        response = connection.getresponse()
+        assert response.read(5) == b"data:"
+        response.close()
+    connection.close()
+    client.wait_until(lambda worker: not worker.unfinished and not worker._jobs)
+    assert client.worker.counts["cancelled"] == cancelled + 1 and job.count < 100
+
+
+def test_a_full_queue_refuses_and_recovers(client, paused):
+    answers = []
+
+    def ask():
+        answers.append(client.send("POST", "/v1/completions", SHORT)[0])
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]  # two slots and a queue of four
+    for thread in threads:
+        thread.start()
+    client.wait_until(lambda worker: worker.unfinished == 6)
+    connection, response = client.connect("POST", "/v1/completions", SHORT)
+    assert response.status == 429 and response.headers["retry-after"] == "1"
+    assert b'"rate_limit_error"' in response.read()
+    connection.close()
+    paused.set()
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * 6
+    client.post("/v1/completions", **SHORT)
+
+
+def test_a_prompt_that_comes_too_late_ends_without_text(client, paused):
+    first = client.connect_only("/completion", {"prompt": "x", "n_predict": 5})
+    client.wait_until(lambda worker: worker.unfinished == 1)
+    late = {"prompt": "x", "n_predict": 5, "t_max_prompt_ms": 1}
+    second = client.connect_only("/completion", late)
+    client.wait_until(lambda worker: worker.unfinished == 2)
+    paused.set()
+    answers = [json.loads(waiting.getresponse().read()) for waiting in (first, second)]
+    assert [answer["tokens_predicted"] for answer in answers] == [5, 0]
+    assert answers[1]["content"] == "" and answers[1]["stop_type"] == "limit"
+    for waiting in (first, second):
+        waiting.close()
+
+
+@pytest.mark.parametrize("error", [UserError("needs 9 GB"), RuntimeError("RESOURCE_EXHAUSTED: x")])
+def test_a_request_that_does_not_fit_in_memory_fails_alone(client, monkeypatch, capsys, error):
+    """The other sequence runs already, and gets the text that it gets alone."""
+    expected = client.post("/v1/completions", **LONG)["choices"][0]["text"]
+    read, has_failed = Engine._read, []
+
+    def fail(engine, group):
+        if any(len(sequence.prompt) > 30 for sequence, _ in group):
+            has_failed.append(True)
+            raise error
+        read(engine, group)
+
+    monkeypatch.setattr(Engine, "_read", fail)
+    connection, response = client.connect("POST", "/v1/completions", {**LONG, "stream": True})
+    body = {"prompt": "x = 1\n" * 8, "max_tokens": 4}
+    status, answer = client.send("POST", "/v1/completions", body)
+    assert status == 503 and answer["error"]["code"] == "out_of_memory" and has_failed == [True]
+    pieces = response.read().decode().split("data: ")
+    connection.close()
+    text = ""
+    for piece in pieces[1:-1]:
+        text += json.loads(piece)["choices"][0]["text"]
+    assert text == expected
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("out of memory, a request is answered with 503")
+    client.post("/v1/completions", **SHORT)
+
+
+def test_requests_are_refused_until_the_model_is_loaded_and_while_it_stops(start_server, model):
+    stopping = start_server()
+    release = threading.Event()
+    starting = start_server(wait=False, load=lambda: release.wait(30) and model)
+    status, answer = starting.send("POST", "/v1/completions", SHORT)
+    assert status == 503 and "loading model" in answer["error"]["message"]
+    assert starting.send("GET", "/health")[0] == 503
+    release.set()
+    assert stopping.send("GET", "/health")[0] == 200
+    connection, response = stopping.connect("POST", "/v1/completions", {**LONG, "stream": True})
+    stopping.server.should_exit = True
+    assert response.read().endswith(b"data: [DONE]\n\n")  # the stream ends as it would
+    connection.close()
+    stopping.thread.join(10)
+    assert not stopping.thread.is_alive()
+    with pytest.raises(OSError):
+        stopping.send("GET", "/health")
+    assert stopping.worker.stop(10) and stopping.worker.state == FAILED
