@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import jax
@@ -50,6 +51,7 @@ from codellama_jax.generation.memory import (
 from codellama_jax.generation.requests import KEY_BYTES, Request, Running, Update, groups, size_of
 from codellama_jax.models import decoding
 from codellama_jax.models.trained import TrainedModel
+from codellama_jax.sharding.hosts import on_all_hosts
 from codellama_jax.sharding.mesh import on_mesh_of
 
 # Steps per chunk. Every chunk costs a round trip to the device, and tokens drawn after the end of a
@@ -92,6 +94,8 @@ class Engine:
         with on_mesh_of(model.params, decoding.LOGICAL_AXES):
             self._shards = jax.sharding.get_abstract_mesh().shape.get("data", 1)
             self._weights = decoding_weights(model)
+        leaves = jax.tree.leaves(model.params)
+        self._is_shared = not all(leaf.is_fully_addressable for leaf in leaves)
         self.slots = slots + -slots % self._shards
         self.counts: Counter[str] = Counter()
         self._least = least
@@ -183,8 +187,8 @@ class Engine:
     def advance(self) -> list[Update]:
         """Fills free slots from the queue, runs one chunk, and returns the new ids.
 
-        Raises UserError where memory does not suffice; the requests that were to join are dropped,
-        and the others continue with the next call.
+        Raises UserError where memory does not suffice; of the requests that were to join the
+        longest is dropped, and the others continue with the next call.
         """
         with on_mesh_of(self.model.params, decoding.LOGICAL_AXES):
             self._join()
@@ -201,14 +205,27 @@ class Engine:
             while self._waiting and len(joining) < len(free):
                 joining.append(self._waiting.popleft())
                 self._forget(joining[-1])
-            self._resize(joining)
-            # Copies first: a prompt may be read into the slot from which another is copied.
-            is_held = set(self._held.values())
-            copied = [sequence for sequence in joining if sequence.key in is_held]
-            others = [sequence for sequence in joining if sequence.key not in is_held]
-            for sequences in (copied, others):
-                if sequences:
-                    self._start(sequences, free)
+            try:
+                self._resize(joining)
+                # Copies first: a prompt may be read into the slot from which another is copied.
+                is_held = set(self._held.values())
+                copied = [sequence for sequence in joining if sequence.key in is_held]
+                others = [sequence for sequence in joining if sequence.key not in is_held]
+                for sequences in (copied, others):
+                    if sequences:
+                        self._start(sequences, free)
+            except UserError:
+                self._requeue(joining)
+                raise
+
+    def _requeue(self, joining: Sequence[Running]) -> None:
+        """Lets sequences that have not started wait again, except for the longest one."""
+        left = [sequence for sequence in joining if not sequence.is_started]
+        longest = max(left, key=operator.attrgetter("end"))
+        for sequence in reversed(left):
+            if sequence is not longest:
+                self._waiting.appendleft(sequence)
+                self._prompts[sequence.key] += 1
 
     def _start(self, sequences: Sequence[Running], free: list[int]) -> None:
         """Reads or copies the prompts of sequences into free slots, and draws their first tokens.
@@ -227,6 +244,9 @@ class Engine:
                 sources[sequence.key] = slot
             elif sources[sequence.key] != slot and self._held.get(slot) != sequence.key:
                 to_copy.append((sources[sequence.key], slot))
+        for _, slot in to_read:
+            # Not what it held, even where memory does not suffice for a later prompt.
+            self._held.pop(slot, None)
         for group in groups(to_read, self._shards):
             self._read(group)
         if to_copy:
@@ -277,7 +297,8 @@ class Engine:
             # below finds this program in JAX's cache and does not compile it again.
             compiled = programs.read.lower(*program).compile()
             try:
-                check_prompt_memory(compiled, len(prompts), max(map(len, prompts)))
+                size = len(prompts), max(map(len, prompts))
+                self._check(functools.partial(check_prompt_memory, compiled, *size))
             except UserError:
                 if len(group) == 1:
                     raise
@@ -332,14 +353,17 @@ class Engine:
     def _resize(self, joining: Sequence[Running]) -> None:
         """Makes room in the cache for sequences, and less where all need much less."""
         needed = self._least
-        for sequence in (*self._running.values(), *self._waiting, *joining):
+        for sequence in (*self._running.values(), *joining):
             needed = max(needed, sequence.end)
+        if bucket(needed) <= self._capacity:
+            # Smaller only if those that wait will not make it grow again.
+            needed = max((needed, *[sequence.end for sequence in self._waiting]))
+            if bucket(needed) > self._capacity // 2:
+                return
         capacity = bucket(needed)
-        if self._capacity // 2 < capacity <= self._capacity:
-            return
         shape = self.config, self.model.kv_cache, self.slots, capacity
         size = bytes_per_device(jax.eval_shape(functools.partial(programs.empty, *shape)))
-        check_cache_memory(size, self.slots, needed)
+        self._check(functools.partial(check_cache_memory, size, self.slots, needed))
         if self._state is None:
             self._state = programs.empty(*shape)
         else:
@@ -348,6 +372,13 @@ class Engine:
         for slot, key in list(self._held.items()):
             if len(key) // KEY_BYTES >= capacity:
                 del self._held[slot]
+
+    def _check(self, check: Callable[[], None]) -> None:
+        """Calls a check of memory. Hosts that share the model fail together: they go on alike."""
+        if self._is_shared:
+            on_all_hosts(check)
+        else:
+            check()
 
     def _forget(self, sequence: Running) -> None:
         """Counts a request that no longer waits."""

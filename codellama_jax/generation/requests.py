@@ -59,6 +59,7 @@ class Running:
       key: the prompt as bytes, whose hash is computed once.
       end: the most positions that the sequence takes in the cache.
       is_finished: whether it has ended.
+      is_started: whether ids have been drawn.
     """
 
     def __init__(self, number: int, request: Request) -> None:
@@ -66,14 +67,14 @@ class Running:
         self.id, self.request, self.prompt = number, request, list(request.prompt)
         self.key = np.asarray(self.prompt, np.int32).tobytes()
         self.end = len(self.prompt) + request.sampling.max_new_tokens
-        self.is_finished = False
+        self.is_finished, self.is_started = False, False
         self._new: list[int] = []
 
     def take(self, drawn: list[int]) -> list[int]:
         """Adds drawn ids up to the end of the sequence, and returns those added."""
         request = self.request
         most = request.sampling.max_new_tokens - len(self._new)
-        ids = drawn[:most]
+        ids, self.is_started = drawn[:most], True
         self.is_finished = len(ids) == most
         for index, token in enumerate(ids):
             if token in request.stop_ids:

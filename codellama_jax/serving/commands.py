@@ -174,7 +174,7 @@ class Serve(Loading):
         if infills:
             note(f"order {'SPM' if order.spm else 'PSM'}: {order.reason}")
         return Features(
-            self.name or user_path(self.run).resolve().name or "model",
+            self.name or user_path(self.run).name or "model",
             tokenizer,
             order,
             infills,

@@ -20,7 +20,7 @@ from codellama_jax.models.trained import TrainedModel
 from codellama_jax.serving.ends import CursorEnds
 from codellama_jax.serving.errors import ApiError, invalid
 from codellama_jax.serving.texts import Prompt, Settings, Text
-from codellama_jax.serving.worker import DONE, Event, Job, Worker
+from codellama_jax.serving.worker import DONE, Event, Job, Worker, engine_error
 from codellama_jax.tokenizers.base import Tokenizer
 from codellama_jax.tokenizers.chat import ChatFormat, Message
 
@@ -169,7 +169,10 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(None, work, *arguments)
 
     async def with_model(self, work: Callable[[TrainedModel], Result]) -> Result:
-        """Returns the result of a function that computes with the model, in the worker's thread."""
+        """Returns the result of a function that computes with the model, in the worker's thread.
+
+        Raises ApiError 503 where it fails, as for memory.
+        """
         self.worker.check_ready()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
@@ -188,7 +191,7 @@ class Service:
                 assert self.worker.model is not None
                 result = work(self.worker.model)
             except Exception as raised:
-                error = raised
+                error = engine_error(raised)
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(resolve, result, error)
 

@@ -257,7 +257,7 @@ class Worker:
         except UserError as error:
             self._fail(job, ApiError(400, str(error)))
         except Exception as error:
-            self._fail(job, _failure(error))
+            self._fail(job, engine_error(error))
 
     def _request(self, job: Job) -> Request:
         prompt, first = job.prompt, None
@@ -331,7 +331,7 @@ class Worker:
             free = self.slots - (len(self._jobs) - len(waiting))
             # Where no sequence was to join, the memory does not suffice for those that run.
             dropped = dict(itertools.islice(waiting.items(), free)) or dict(self._jobs)
-        answer = _failure(error)
+        answer = engine_error(error)
         for request, job in dropped.items():
             del self._jobs[request]
             self._fail(job, answer)
@@ -382,7 +382,7 @@ def _short_chunks(ids: list[int]) -> None:
     """Makes the engine's chunks short, so that clients get tokens, and cancel, without delay."""
 
 
-def _failure(error: Exception) -> ApiError:
+def engine_error(error: Exception) -> ApiError:
     """Returns the answer to an error of the device, and prints the error as one line."""
     is_full = isinstance(error, UserError) or FULL_MEMORY in str(error)
     kind = "out of memory" if is_full else "error in the engine"

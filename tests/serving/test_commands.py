@@ -42,7 +42,7 @@ def test_another_address_needs_a_key(monkeypatch):
     assert Serve("run", host="0.0.0.0", without_api_key=True)._key() == ""
     assert Serve("run", host="0.0.0.0", api_key=KEY)._key() == KEY
     for key in ("short", "é" * 20, "a\nb" * 10):
-        with pytest.raises(UserError, match="--api-key has .* at least 16, all ASCII"):
+        with pytest.raises(UserError, match=r"--api-key has .* at least 16, all ASCII"):
             Serve("run", api_key=key)._key()
     monkeypatch.setenv(commands.KEY_VARIABLE, KEY)
     assert Serve("run", host="0.0.0.0")._key() == KEY
@@ -74,7 +74,5 @@ def test_a_port_in_use_and_an_address_of_another_machine_are_one_line():
 
 def test_the_extra_is_named_where_it_is_not_installed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match=r"serve needs starlette.*pip install 'codellama_jax\[serve"
-    ):
+    with pytest.raises(UserError, match=r"serve needs starlette.*pip install -e '.\[serve\]'"):
         Serve("run")()

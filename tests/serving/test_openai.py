@@ -8,6 +8,7 @@ from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.generation import infill as infilling
 from codellama_jax.generation import text as texts
 from codellama_jax.generation.settings import Sampling
+from codellama_jax.serving import logprobs
 from codellama_jax.tokenizers.chat import FORMATS, Message
 
 PROMPT = "def name_1(x):\n"
@@ -57,6 +58,15 @@ def test_a_suffix_makes_it_the_middle_of_infill(client, model, spm):
     assert joined(client.stream("/v1/fim/completions", **body), "delta") == middle.text
 
 
+def test_a_healed_prompt_is_that_of_complete(start_server, model):
+    client = start_server(healing=True)
+    prompts = ["def nam", "class T"]
+    for prompt in prompts:
+        (expected,) = texts.complete(model, [prompt], SAMPLING, healing=True)
+        answer = client.post("/v1/completions", prompt=prompt, **DRAWN)
+        assert answer["choices"][0]["text"] == expected
+
+
 def test_several_prompts_and_choices_with_echo(client, model):
     prompts = [PROMPT, model.tokenizer.prompt("x = ")]
     answer = client.post("/v1/completions", prompt=prompts[:1] * 2, n=2, echo=True, **DRAWN)
@@ -91,6 +101,16 @@ def test_logprobs_and_the_best_of_several(client):
     # The most likely token is the one that was taken.
     for logprob, top in zip(scores["token_logprobs"], scores["top_logprobs"]):
         assert max(top.values()) == pytest.approx(logprob, abs=1e-3)
+
+
+def test_scores_that_do_not_fit_in_memory_are_refused_alone(client, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: no memory")
+
+    monkeypatch.setattr(logprobs, "score", fail)
+    status, answer = client.send("POST", "/v1/completions", {"logprobs": 1})
+    assert status == 503 and answer["error"]["code"] == "out_of_memory"
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_conversation(client, model):
