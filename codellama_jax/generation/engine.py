@@ -374,7 +374,7 @@ class Engine:
                 del self._held[slot]
 
     def _check(self, check: Callable[[], None]) -> None:
-        """Calls a check of memory. Hosts that share the model fail together: they continue alike."""
+        """Calls a check of memory. Hosts that share the model fail together."""
         if self._is_shared:
             on_all_hosts(check)
         else:

@@ -92,10 +92,10 @@ def test_an_unknown_path_or_method_has_the_same_layout(client, method, path, sta
 
 
 def test_a_defect_is_one_line_without_a_traceback(client, monkeypatch, capsys):
-    def fail(name):
+    def fail(*args, **options):
         raise KeyError("/secret/path")
 
-    monkeypatch.setattr(page, "index", fail)
+    monkeypatch.setattr(page, "FileResponse", fail)
     status, answer = client.send("GET", "/")
     assert status == 500 and answer["error"]["message"] == "internal error"
     assert capsys.readouterr().err == "error: '/': KeyError: '/secret/path'\n"

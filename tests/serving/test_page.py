@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
+from codellama_jax.serving import page
+
 PAGE = ROOT / "codellama_jax" / "serving" / "page"
 BUILT = PAGE / "built"
 FILES = {"index.html", "page.js", "page.css", "icon.svg", "LICENSES.txt", "manifest.json"}
@@ -47,14 +49,19 @@ def test_a_built_file_names_no_other_host(name):
     assert not ADDRESS.findall(text)
 
 
+def test_the_server_sends_the_built_files():
+    assert page.FOLDER == BUILT
+    assert "script-src 'self';" in page.POLICY
+
+
 def test_the_page_has_nothing_inline():
     """A content security policy without 'unsafe-inline' would block it."""
-    page = (BUILT / "index.html").read_text("utf-8")
-    assert re.findall(r"<script\b[^>]*>[^<]*</script>", page) == [
+    html = (BUILT / "index.html").read_text("utf-8")
+    assert re.findall(r"<script\b[^>]*>[^<]*</script>", html) == [
         '<script type="module" src="page/page.js"></script>'
     ]
-    assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:|data:", page)
-    for name in re.findall(r"(?:src|href)=\"page/([^\"]+)\"", page):
+    assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:|data:", html)
+    for name in re.findall(r"(?:src|href)=\"page/([^\"]+)\"", html):
         assert (BUILT / name).is_file()
 
 
