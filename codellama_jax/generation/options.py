@@ -54,7 +54,6 @@ class Loading:
 
     def __post_init__(self) -> None:
         self.quantization.single()
-        check_drawing(self.sampling)
 
     def find(self) -> Trained:
         """Finds the stage and its tokenizer. Raises UserError without starting JAX."""
@@ -91,6 +90,10 @@ class Generating(Loading):
 
     _: KW_ONLY
     sampling: Annotated[Sampling, tyro.conf.arg(name="")]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_drawing(self.sampling)
 
     def check_length(self, trained: Trained, ids: list[int], name: str) -> None:
         """Raises UserError for a prompt that no model reads; warns where it is longer than the
