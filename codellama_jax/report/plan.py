@@ -125,7 +125,7 @@ def data_rows(experiment: Experiment, stages: dict[str, Stage]) -> list[tuple[st
     for name, stage in stages.items():
         for source in experiment.data_read_by(stage):
             readers.setdefault(source, []).append(name)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for source, names in readers.items():
         data = experiment.data_stages[source]
         models = ", ".join(dict.fromkeys(data.models()))
