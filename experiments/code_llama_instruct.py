@@ -91,7 +91,7 @@ def _toy() -> Experiment:
         "base": {"base": base, "instruct": dataclasses.replace(trained, steps=0)},
         "instruct": {"base": base, "instruct": trained},
     }
-    return generated.experiment("code_llama_instruct", arms, "llama2")
+    return generated.toy_experiment("code_llama_instruct", arms, "llama2")
 
 
 def finding(results: Results) -> Finding:

@@ -106,7 +106,7 @@ def _toy() -> Experiment:
         )
         arms[arm] = {"teacher": teacher, "student": student, "tuned": tuned}
     data_stages: dict[str, DataStage] = {f"pairs_{size}k": _pairs(size) for size in SIZES}
-    return generated.experiment("pangu_coder2", arms, "pangu_coder2", data_stages, "all")
+    return generated.toy_experiment("pangu_coder2", arms, "pangu_coder2", data_stages, "all")
 
 
 def _pairs(size: int) -> RankStage:

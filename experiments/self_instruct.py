@@ -68,7 +68,7 @@ def _toy() -> Experiment:
         amount=Amounts(prompts=128, questions=3, solutions=4, batch=128),
         writing=Writing("pangu_coder2", "toy", temperature=0.6, max_new_tokens=140),
     )
-    return generated.experiment("self_instruct", arms, "llama2", {"self_instruct": data})
+    return generated.toy_experiment("self_instruct", arms, "llama2", {"self_instruct": data})
 
 
 def finding(results: Results) -> Finding:
