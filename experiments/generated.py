@@ -25,7 +25,7 @@ from codellama_jax.probes import HeldOutFunctions
 from codellama_jax.report.findings import Panel, Results
 
 PIECES = 384
-SHAPE: dict[str, int] = {"vocab_size": PIECES, "d_model": 64, "n_layers": 3, "head_dim": 16}
+SHAPE: dict[str, Any] = {"vocab_size": PIECES, "d_model": 64, "n_layers": 3, "head_dim": 16}
 LLAMA = dataclasses.replace(llama_sizes.TOY["toy"], **SHAPE, d_ff=176)
 STARCODER = dataclasses.replace(gpt_sizes.TOY["toy"], **SHAPE, d_ff=256, init_std=64**-0.5)
 
