@@ -4,7 +4,7 @@ Claim     Table 2, pass@1 for 7B / 13B / 34B / 70B: 34.8 / 42.7 / 41.5 / 67.8 % 
           44.4 / 49.4 / 57.0 / 62.2 % on MBPP.
 Expected  near Code Llama of the same size (33.5 / 36.0 / 48.8 / 53.0 % and 41.4 / 47.0 / 55.0 /
           62.4 %), and answers to zero-shot questions: Table 8.
-Cost      toy, five seeds: about 10 minutes on two idle cores, probes included.
+Cost      toy, five seeds: about 8 minutes of processor time, estimated.
           `launch.py plan code_llama_instruct --scale 7b` prints that of a published size.
 Command   python launch.py run experiments/code_llama_instruct.py --scale toy
           python launch.py run experiments/code_llama_instruct.py --scale 7b
@@ -91,7 +91,7 @@ def _toy() -> Experiment:
         "base": {"base": base, "instruct": dataclasses.replace(trained, steps=0)},
         "instruct": {"base": base, "instruct": trained},
     }
-    return generated.experiment("code_llama_instruct", arms, "llama2")
+    return generated.toy_experiment("code_llama_instruct", arms, "llama2")
 
 
 def finding(results: Results) -> Finding:

@@ -65,7 +65,7 @@ def stage(
     )
 
 
-def experiment(
+def toy_experiment(
     name: str,
     arms: dict[str, dict[str, Stage]],
     chat: Literal["llama2", "pangu_coder2"],

@@ -69,8 +69,9 @@ def write(data: ResolvedData, tokenizer: Tokenizer, trained: dict[str, StageFold
     for model in data.stage.models():
         stage = data.stages.get(model)
         # Models that are not of the arm, or of an old version, are known by their path alone.
-        source = stage.folder.trained() if stage else None
-        sources.append(source.identity() or str(source) if source else model)
+        model_folder = stage.folder.trained() if stage else None
+        known = model_folder.identity() or str(model_folder) if model_folder else model
+        sources.append(known)
     shared = [sources, data.stage.content(), tokenizer.fingerprint]
     identity = data_identity(data.stage, data.seed, shared)
     if identity in trained:
