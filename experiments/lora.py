@@ -3,7 +3,7 @@
 Claim     Hu et al. 2021: adapters of a small rank reach the quality of tuning all weights.
 Expected  a lower loss on held-out conversations after a few steps; nothing else is claimed here.
 Cost      `launch.py plan lora --scale smollm2` prints it. On a laptop 20 steps take minutes, and a
-          checkpoint a few megabytes.
+          checkpoint 59 MB.
 Command   python launch.py import gguf:SmolLM2-135M-Instruct.Q4_1.gguf runs/smollm2
           python launch.py prepare conversations.jsonl --out data/conversations --split-by file
           python launch.py run lora --tune.init run:runs/smollm2

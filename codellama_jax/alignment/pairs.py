@@ -22,6 +22,7 @@ from codellama_jax.benchmarks.samples import make_folder
 from codellama_jax.checked import Checked, FieldError, Range
 from codellama_jax.config import FREE
 from codellama_jax.errors import UserError
+from codellama_jax.generation.settings import MIN_TEMPERATURE
 from codellama_jax.sandbox.executor import Executor
 from codellama_jax.system.files import user_path, write_file
 from codellama_jax.system.json_files import Value, read_values
@@ -41,9 +42,18 @@ class Sampled(Checked):
     batch: Annotated[int, Range(1, 10_000)] = field(default=64, metadata=FREE)
 
     def check_relations(self) -> None:
-        """Raises FieldError without a temperature."""
+        """Raises FieldError without a temperature, and for one that is given twice."""
         if not self.temperatures:
             raise FieldError(("temperatures",), " is empty: give at least one")
+        for temperature in self.temperatures:
+            if 0 < temperature < MIN_TEMPERATURE:
+                allowed = f"it must be 0, or at least {MIN_TEMPERATURE:g}"
+                raise FieldError(("temperatures",), f" is {temperature:g}: {allowed}")
+        # Two that are equal in the names of the files would count each answer twice.
+        names = [name_of_temperature(temperature) for temperature in self.temperatures]
+        if len(set(names)) < len(names):
+            problem = f" is {' '.join(names)}: give each temperature once"
+            raise FieldError(("temperatures",), problem)
 
 
 def make_pairs(
@@ -78,7 +88,7 @@ def make_pairs(
             for task in tasks:
                 for sample in range(sampled.samples):
                     conversations[task.name, sample] = conversation(task.prompt)
-            path = folder / f"answers-{number}-{temperature:g}.jsonl"
+            path = folder / f"answers-{number}-{name_of_temperature(temperature)}.jsonl"
             texts = answered(answerer(model, temperature), conversations, path, sampled.batch)
             for (name, _), text in texts.items():
                 if isinstance(text, Failure):
@@ -91,6 +101,11 @@ def make_pairs(
     lines: list[dict[str, Any]] = ranking.pairs
     write_file(folder / PAIRS, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
     return ranking, failures
+
+
+def name_of_temperature(temperature: float) -> str:
+    """Returns a temperature as it is in the names of files."""
+    return f"{temperature:g}"
 
 
 def hash_of(tasks: Sequence[Task]) -> str:

@@ -23,6 +23,14 @@ TASKS = (
 
 
 @dataclass(frozen=True)
+class RankedModelOptions(ModelOptions):
+    """How the models that are ranked answer: at each of several temperatures."""
+
+    # No option beside --temperatures; the settings of a folder hold it.
+    temperature: tyro.conf.Suppress[float] = 0.8
+
+
+@dataclass(frozen=True)
 class RankCommand:
     """Sample answers of a student and of teachers, run their tests, write ranked pairs."""
 
@@ -32,7 +40,7 @@ class RankCommand:
     student: Annotated[str, tyro.conf.arg(help=MODEL)]
     teacher: tuple[str, ...]
     """The models to learn from, like --student; one or more."""
-    models: Annotated[ModelOptions, tyro.conf.arg(name="")]
+    models: Annotated[RankedModelOptions, tyro.conf.arg(name="")]
     samples: Annotated[int, Range(1, 1_000)] = 4
     """Answers of each model to each task, at each temperature."""
     temperatures: tuple[float, ...] = (0.2, 0.8)
@@ -52,16 +60,21 @@ class RankCommand:
         sources = [self.student, *self.teacher]
         if len(set(sources)) < len(sources):
             raise UserError("--student and --teacher name the same model twice: give other models")
+        if not self.teacher:
+            raise UserError("--teacher names no model: name at least one to learn from")
+        sampled = Sampled(self.samples, self.temperatures, self.most_pairs, self.batch)
+        # Before anything is written: a teacher that is missing must not wait for the student.
+        answerers: dict[tuple[str, float], Answerer] = {}
         for temperature in self.temperatures:
-            dataclasses.replace(self.models, temperature=temperature).sampling(self.seed)
+            options = dataclasses.replace(self.models, temperature=temperature)
+            for model in sources:
+                answerers[model, temperature] = options.answerer(model, self.seed)
         free = ("workers", "models.mesh", "batch")
         out = opened(self.out, self, free, {"content of --tasks": hash_of(tasks)})
 
         def answerer(model: str, temperature: float) -> Answerer:
-            options = dataclasses.replace(self.models, temperature=temperature)
-            return options.answerer(model, self.seed)
+            return answerers[model, temperature]
 
-        sampled = Sampled(self.samples, self.temperatures, self.most_pairs, self.batch)
         ask = evol_prompts.ask_for_answer
         made = make_pairs(sources, answerer, tasks, sampled, out, ask, self.workers)
         ranking, failures = made

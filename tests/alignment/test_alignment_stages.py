@@ -50,7 +50,11 @@ def answer(model, request):
 def answerers():
     def make(model, chat, sampling):
         assert (chat, sampling.max_new_tokens) == ("pangu_coder2", 160)
-        return lambda requests: [answer(model, request) for request in requests]
+
+        def answer_all(requests, at_once):
+            return enumerate([answer(model, request) for request in requests])
+
+        return answer_all
 
     return make
 

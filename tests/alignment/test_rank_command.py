@@ -5,7 +5,8 @@ import json
 import pytest
 
 from codellama_jax.alignment.commands import ModelOptions
-from codellama_jax.alignment.rank_command import RankCommand, read_tasks
+from codellama_jax.alignment.rank_command import RankCommand, RankedModelOptions, read_tasks
+from codellama_jax.cli import parse
 from codellama_jax.data.prepare.readers.conversations import canonical_text, columns_of
 from codellama_jax.errors import UserError
 
@@ -18,6 +19,9 @@ def asked(monkeypatch):
     requests = []
 
     def answerer(self, model, seed):
+        if model == "missing":
+            raise UserError("there is no run missing")
+
         def answer(batch, at_once):
             requests.extend((model, self.temperature, request.name) for request in batch)
             code = "```python\ndef f(x):\n    return x + 1\n```"
@@ -33,7 +37,7 @@ def run(tmp_path, **options):
     tasks = tmp_path / "tasks.jsonl"
     tasks.write_text(json.dumps(TASK) + "\n")
     fields = {"tasks": str(tasks), "student": "small", "teacher": ("big",), "samples": 2}
-    RankCommand(str(tmp_path / "out"), models=ModelOptions(), **fields | options)()
+    RankCommand(str(tmp_path / "out"), models=RankedModelOptions(), **fields | options)()
 
 
 def test_pairs_are_written_as_training_reads_them(tmp_path, asked, capsys):
@@ -55,13 +59,25 @@ def test_pairs_are_written_as_training_reads_them(tmp_path, asked, capsys):
     ("options", "problem"),
     [
         ({"teacher": ("small",)}, "name the same model twice"),
-        ({"temperatures": (-1.0,)}, "--temperature is -1.0"),
+        ({"teacher": ()}, "--teacher names no model"),
+        ({"teacher": ("big", "missing")}, "there is no run missing"),
+        ({"temperatures": (-1.0,)}, "temperatures is -1.0"),
+        ({"temperatures": (1e-5,)}, "temperatures is 1e-05: it must be 0, or at least 0.0001"),
+        ({"temperatures": (0.2, 0.8, 0.2)}, "temperatures is 0.2 0.8 0.2: give each .* once"),
+        ({"temperatures": (0.2, 0.20000001)}, "temperatures is 0.2 0.2: give each .* once"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, asked, options, problem):
     with pytest.raises(UserError, match=problem):
         run(tmp_path, **options)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() and not asked
+
+
+def test_a_temperature_beside_temperatures_is_no_option():
+    arguments = ["rank", "out", "--tasks", "t", "--student", "a", "--teacher", "b"]
+    parse(arguments, "launch.py")
+    with pytest.raises(UserError, match="unrecognized option: --temperature;"):
+        parse([*arguments, "--temperature", "0.3"], "launch.py")
 
 
 @pytest.mark.parametrize(
