@@ -285,6 +285,8 @@ def _stop_type(text: Text) -> str:
 def _timings(job: Job) -> dict[str, float]:
     """Returns the times of a sequence, and tokens per second."""
     prompt, predicted = job.first - job.started, job.last - job.first
+    # Only the ids after those that came with the prompt were drawn in the time since.
+    count = job.count - job.count_of_first
     return {
         "queue_ms": 1e3 * max(0.0, job.started - job.submitted),
         "prompt_n": len(job.prompt.ids),
@@ -293,8 +295,8 @@ def _timings(job: Job) -> dict[str, float]:
         "prompt_per_second": len(job.prompt.ids) / prompt if prompt > 0 else 0.0,
         "predicted_n": job.count,
         "predicted_ms": 1e3 * predicted,
-        "predicted_per_token_ms": 1e3 * predicted / max(1, job.count - 1),
-        "predicted_per_second": (job.count - 1) / predicted if predicted > 0 else 0.0,
+        "predicted_per_token_ms": 1e3 * predicted / max(1, count),
+        "predicted_per_second": count / predicted if predicted > 0 else 0.0,
     }
 
 

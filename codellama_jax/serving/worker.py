@@ -52,6 +52,7 @@ class Job:
       submitted, started, first, last: times in seconds: of the submission, of the chunk that read
         the prompt, of the first token, and of the last one; 0 before.
       count: new ids so far.
+      count_of_first: new ids that came at `first`, with the end of the prompt.
     """
 
     prompt: Prompt
@@ -63,6 +64,7 @@ class Job:
     first: float = 0.0
     last: float = 0.0
     count: int = 0
+    count_of_first: int = 0
 
     def deadline_passed(self, now: float) -> bool:
         """Returns whether one of its time limits is over."""
@@ -297,7 +299,7 @@ class Worker:
     def _take(self, job: Job, ids: list[int], started: float, now: float) -> None:
         """Passes new ids to the listener of a sequence."""
         if not job.first:
-            job.started, job.first = started, now
+            job.started, job.first, job.count_of_first = started, now, len(ids)
             self.counts["prompt_tokens"] += len(job.prompt.ids)
             self.counts["prompt_microseconds"] += int(1e6 * (now - started))
         else:
