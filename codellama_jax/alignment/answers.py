@@ -107,8 +107,9 @@ def replies(
     """Yields lists of (position, reply) as they end, `size` at a time, for the caller to keep.
 
     A failed request is yielded with the next answers; without any, it is not kept, and the same
-    command makes it again. One that is itself at fault counts as answered. Raises UserError for a failure that is final, for MOST_FAILED failures
-    without an answer between them, and where no request at all was answered.
+    command makes it again. One that is itself at fault counts as answered. Raises UserError for a
+    failure that is final, for MOST_FAILED failures without an answer between them, and where no
+    request at all was answered.
 
     Args:
         answerer: answers the requests.
