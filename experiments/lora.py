@@ -6,7 +6,7 @@ Cost      `launch.py plan lora --scale smollm2` prints it. On a laptop 20 steps 
           checkpoint 59 MB.
 Command   python launch.py import gguf:SmolLM2-135M-Instruct.Q4_1.gguf runs/smollm2
           python launch.py prepare conversations.jsonl --out data/conversations --split-by file
-          python launch.py run lora --tune.init run:runs/smollm2
+          python launch.py run experiments/lora.py --tune.init run:runs/smollm2
           --tokenizer.path runs/smollm2/tokenizer.json
           --corpus.others.conversations prepared:data/conversations
 

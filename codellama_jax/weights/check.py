@@ -21,7 +21,6 @@ from codellama_jax.errors import UserError
 from codellama_jax.models.family import family_of
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
 from codellama_jax.system.files import reason
-from codellama_jax.system.progress import note
 from codellama_jax.weights import load
 from codellama_jax.weights.rows import added_tokens, check_rows
 
@@ -104,14 +103,14 @@ def transformers_reader(folder: epath.Path) -> Reader:
 
 
 def _unreadable(folder: epath.Path) -> tuple[str, str]:
-    """Returns why transformers cannot read a folder or file, "" if it can, and a fix if there is.
+    """Returns why transformers cannot read a folder or file, "" if it can, and what to install.
 
     transformers reads its own layout and GGUF files.
     """
     kind = load.kind_of(folder)
     kinds = {"run": "a run", "meta": "in Meta's layout", "codegeex": "in CodeGeeX's layout"}
     if kind in kinds:
-        return f"is {kinds[kind]}, which transformers does not read", ""
+        return f"{kinds[kind]}, which transformers does not read", ""
     needed = ["torch", "transformers"]
     if kind == "gguf":
         needed.append("accelerate")
@@ -119,7 +118,8 @@ def _unreadable(folder: epath.Path) -> tuple[str, str]:
     if not missing:
         return "", ""
     names = " and ".join(missing)
-    return f"is read by transformers only with {names}", f"; or `pip install {' '.join(missing)}`"
+    problem = f"in a layout that transformers reads only with {names}"
+    return problem, f"`pip install {' '.join(missing)}` for a comparison with transformers"
 
 
 def compare(
@@ -144,12 +144,13 @@ def compare(
     if tokens < 1:
         raise UserError(f"--tokens must be at least 1, got {tokens}")
     other = against or folder
-    problem, fix = _unreadable(other)
+    problem, install = _unreadable(other)
     if problem and against is None:
         references = "the published weights it comes from, or another run"
-        raise UserError(f"{folder} {problem}: pass --against DIR, {references}{fix}")
-    if fix:
-        note(f"note: {other} {problem}, so that this project reads it{fix}")
+        fix = f"; or {install}" if install else ""
+        raise UserError(f"{folder} is {problem}: pass --against DIR, {references}{fix}")
+    if install:
+        print(f"note: {other} is {problem}; this project reads it: {install}", file=sys.stderr)
     reader = project_reader(folder, named_tokenizer)
     reference = project_reader(other) if problem else transformers_reader(other)
     ids, reference_ids = reader.ids(text)[:tokens], reference.ids(text)[:tokens]

@@ -411,7 +411,7 @@ def test_the_papers_numbers_belong_to_their_measures():
         for variable in ("PAPER", "ZERO_SHOT"):
             if hasattr(module, variable):
                 papers[name, variable] = getattr(module, variable)
-    assert len(papers) == 13
+    assert len(papers) == 16
     for paper in papers.values():
         for row in paper.numbers().values():
             assert list(row) == list(paper.columns)
@@ -421,6 +421,10 @@ def test_the_papers_numbers_belong_to_their_measures():
         "pass@10": 82.8,
         "pass@100": 94.7,
     }
+    assert suites.bold.PAPER.numbers()["Code Llama Instruct 34B"] == {"sentiment": 0.452}
+    assert suites.toxigen.PAPER.numbers()["Code Llama 7B"] == {"toxic": 22.64}
+    truthful = suites.truthfulqa.PAPER.numbers()["Code Llama Instruct 13B"]
+    assert list(truthful.values()) == [36.84, 91.92, 44.31]
     assert suites.multipl_e.PAPER.numbers()["Code Llama 34B"]["sh pass@1"] == 17.1
     assert suites.key_retrieval.PAPER.numbers()["Code Llama 7B"]["16000@0 retrieved"] == 54.7
 

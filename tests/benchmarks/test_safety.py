@@ -176,7 +176,7 @@ def test_questions_of_false_refusals_are_messages_to_chat_models(tmp_path):
         ("toxigen", {"data": "x.csv", "classifier": "a_module:f"}, "No module named 'a_module'"),
         ("toxigen", {"data": "x.csv", "classifier": "json:nothing"}, "has no attribute 'nothing'"),
         ("toxigen", {"data": "x.csv", "classifier": "json:loads"}, "no file or folder x.csv"),
-        ("bold", {"data": "."}, "VADER, which is missing: pip install 'codellama_jax.safety.'"),
+        ("bold", {"data": "."}, "VADER, which is missing: pip install -e '..safety.'"),
     ],
 )
 def test_what_is_missing_is_one_line(name, options, message, monkeypatch, tmp_path):

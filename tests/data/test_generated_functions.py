@@ -6,6 +6,7 @@ import pytest
 
 from codellama_jax.alignment import parsing
 from codellama_jax.alignment.outcomes import Candidate, passing
+from codellama_jax.benchmarks.programs import program
 from codellama_jax.data import generated_functions as generated
 from codellama_jax.sandbox.executor import Executor
 
@@ -79,6 +80,6 @@ def test_the_records_are_what_self_instruct_reads(corpora):
         elif prompt.startswith("Tests"):
             kinds["tests"] += len(parsing.tests(answer)[0]) == generated.TESTS
         else:
-            kinds["programs"] += parsing.program(answer).code == answer
+            kinds["programs"] += program(answer).code == answer
     assert sum(kinds.values()) == 1500
     assert all(kinds.values())

@@ -6,14 +6,10 @@ import json
 import threading
 import time
 
-import pytest
-
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import pytest
 from toy import MODEL
 
 from codellama_jax.generation.middle import Order

@@ -97,7 +97,7 @@ def sentiment_of() -> Any:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:
-        fix = "pip install 'codellama_jax[safety]', or pip install vaderSentiment"
+        fix = "pip install -e '.[safety]'"
         raise UserError(f"bold measures sentiment with VADER, which is missing: {fix}") from None
     return SentimentIntensityAnalyzer().polarity_scores
 
