@@ -176,3 +176,13 @@ def test_every_command_in_readme_parses(monkeypatch, tmp_path):
         arguments = shlex.split(line)
         if "--help" not in arguments:
             assert callable(cli.parse(arguments, "launch.py")), line
+
+
+def test_run_folders_in_readme_have_the_default_scale():
+    """Without --out and --scale `run EXPERIMENT` writes runs/EXPERIMENT-SCALE."""
+    readme = (ROOT / "README.md").read_text()
+    names = set(re.findall(r"\bruns/(\w+)-(\w+)", readme))
+    assert ("quickstart", "toy") in names
+    for name, scale in sorted(names):
+        module = importlib.import_module(f"experiments.{name}")
+        assert module.experiment().scale == scale, f"runs/{name}-{scale}"

@@ -8,6 +8,7 @@ failed has an empty text and a `failure`, the reason: it is counted and not made
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -40,6 +41,7 @@ class Failure(NamedTuple):
     source: str = ""  # the URL
     detail: str = ""  # what the server wrote about it
     is_final: bool = False  # whether any other request would fail too
+    is_of_request: bool = False  # whether the model is not to blame: it is kept like an answer
 
     def error(self) -> UserError:
         """Returns the error that ends the command."""
@@ -105,8 +107,9 @@ def replies(
     """Yields lists of (position, reply) as they end, `size` at a time, for the caller to keep.
 
     A failed request is yielded with the next answers; without any, it is not kept, and the same
-    command makes it again. Raises UserError for a failure that is final, for MOST_FAILED failures
-    without an answer between them, and where no request at all was answered.
+    command makes it again. One that is itself at fault counts as answered. Raises UserError for a
+    failure that is final, for MOST_FAILED failures without an answer between them, and where no
+    request at all was answered.
 
     Args:
         answerer: answers the requests.
@@ -118,21 +121,24 @@ def replies(
     # Without requests the answerer is not called, since it may have to load a model.
     answers = iter(answerer(requests, size) if requests else ())
     while batch := list(itertools.islice(answers, size)):
-        texts: list[tuple[int, Reply]] = []
+        kept: list[tuple[int, Reply]] = []
         failures: list[tuple[int, Reply]] = []
         last: Failure | None = None
         for position, reply in batch:
             if isinstance(reply, str):
-                texts.append((position, storable(reply)))
+                kept.append((position, storable(reply)))
+                continue
+            if reply.is_of_request:
+                kept.append((position, reply))
                 continue
             failures.append((position, reply))
             last = reply if last is None or reply.is_final else last
         # Where the server ended, the requests of its last moments are not to blame.
         is_final = last is not None and last.is_final
         held += [] if is_final else failures
-        if texts:
+        if kept:
             has_answers = True
-            yield sorted(texts + held)
+            yield sorted(kept + held, key=operator.itemgetter(0))
             held = []
         if last and (is_final or len(held) >= MOST_FAILED):
             raise last.error()

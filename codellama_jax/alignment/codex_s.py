@@ -30,7 +30,6 @@ from codellama_jax.alignment.answers import (
     replies,
 )
 from codellama_jax.alignment.outcomes import Candidate, passing
-from codellama_jax.alignment.parsing import parse
 from codellama_jax.alignment.problems import Problem, problems
 from codellama_jax.alignment.projects import (
     Example,
@@ -41,6 +40,7 @@ from codellama_jax.alignment.projects import (
     result_of,
 )
 from codellama_jax.benchmarks.fields import ANY, TEXT, optional
+from codellama_jax.benchmarks.programs import parse
 from codellama_jax.benchmarks.samples import append, continue_file, key, make_folder
 from codellama_jax.checked import Checked, Range
 from codellama_jax.sandbox.executor import Executor

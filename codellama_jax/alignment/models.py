@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from codellama_jax.alignment.answers import Answerer, Failure, Reply, Request
-from codellama_jax.generation.settings import Sampling
+from codellama_jax.errors import UserError
+from codellama_jax.generation.settings import CAPACITY, Sampling
 from codellama_jax.generation.stop import until
 from codellama_jax.system.files import reason
 from codellama_jax.tokenizers.chat import ChatFormat, ConversationError
@@ -38,6 +39,7 @@ UNREADABLE = (
     *(OSError, http.client.HTTPException),
 )
 MAX_DETAIL = 200  # characters of a server's own message
+TOO_LONG = Failure("has too few positions for the prompt and the new tokens", is_of_request=True)
 
 
 def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling) -> Answerer:
@@ -45,7 +47,7 @@ def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling) -> Answerer
 
     An answer depends on the seed and on the name of its request alone, not on the other requests.
     A conversation that the format refuses, such as one with a tag in a question that a model wrote,
-    is answered by "".
+    is answered by "". One that is too long for the model is a failure of the request.
 
     Args:
       model: the model.
@@ -56,14 +58,20 @@ def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling) -> Answerer
     # Imported only here, because it imports JAX.
     from codellama_jax.generation.answering import generate_answers
 
-    def answer(requests: Sequence[Request], at_once: int) -> Iterator[tuple[int, str]]:
+    def answer(requests: Sequence[Request], at_once: int) -> Iterator[tuple[int, Reply]]:
+        most = _longest_prompt(model, sampling)
         prompts, places = [], []
         for place, request in enumerate(requests):
             try:
-                prompts.append(chat.prompt_ids(model.tokenizer, request.messages))
-                places.append(place)
+                ids = chat.prompt_ids(model.tokenizer, request.messages)
             except ConversationError:
                 yield place, ""
+                continue
+            if len(ids) > most:
+                yield place, TOO_LONG
+                continue
+            prompts.append(ids)
+            places.append(place)
         numbers = [number_of(requests[place].name) for place in places]
         for index, text in generate_answers(model, chat, prompts, sampling, numbers, at_once):
             yield places[index], text
@@ -74,10 +82,11 @@ def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling) -> Answerer
 def continuing(model: TrainedModel, sampling: Sampling) -> Answerer:
     """Returns the function with which a trained model continues the prompts of requests.
 
-    A text ends where another definition begins, at one of STOPS.
+    A text ends where another definition begins, at one of STOPS. A prompt that is too long for the
+    model is a failure of the request.
     """
 
-    def answer(requests: Sequence[Request], at_once: int) -> Iterator[tuple[int, str]]:
+    def answer(requests: Sequence[Request], at_once: int) -> Iterator[tuple[int, Reply]]:
         from codellama_jax.generation.text import Rows, generate_text_each
 
         def decode(_: int, ids: list[int]) -> str:
@@ -86,14 +95,34 @@ def continuing(model: TrainedModel, sampling: Sampling) -> Answerer:
         def truncate(_: int, text: str) -> str:
             return until(text, STOPS)
 
-        prompts = [model.tokenizer.prompt(request.prompt) for request in requests]
-        rows = Rows(truncate, [number_of(request.name) for request in requests])
+        most = _longest_prompt(model, sampling)
+        prompts, places = [], []
+        for place, request in enumerate(requests):
+            ids = model.tokenizer.prompt(request.prompt)
+            if len(ids) > most:
+                yield place, TOO_LONG
+                continue
+            prompts.append(ids)
+            places.append(place)
+        rows = Rows(truncate, [number_of(requests[place].name) for place in places])
         stop_ids = [model.tokenizer.eos_id]
         arguments = (model, prompts, decode, sampling, stop_ids)
         for index, text in generate_text_each(*arguments, rows=rows, slots=at_once):
-            yield index, text.text
+            yield places[index], text.text
 
     return answer
+
+
+def _longest_prompt(model: TrainedModel, sampling: Sampling) -> int:
+    """Returns how many tokens of a prompt the model holds beside the new ones.
+
+    Raises UserError if there is room for none.
+    """
+    most = min(CAPACITY, model.config.longest_sequence() or CAPACITY)
+    if sampling.max_new_tokens >= most:
+        allowed = f"{model.name} holds {most:,} tokens with the prompt; pass fewer"
+        raise UserError(f"--max-new-tokens is {sampling.max_new_tokens:,}: {allowed}")
+    return most - sampling.max_new_tokens
 
 
 def number_of(name: str) -> int:

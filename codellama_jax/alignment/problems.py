@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from codellama_jax.alignment.parsing import parse
+from codellama_jax.benchmarks.programs import parse
 
 MAX_PROMPT, MAX_SOLUTION = 6_000, 4_000  # characters
 NO_DOCSTRING = "no docstring"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from codellama_jax.alignment import tracer
-from codellama_jax.alignment.parsing import parse
+from codellama_jax.benchmarks.programs import parse
 from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Program
 from codellama_jax.system.files import check_not_root, reason, user_path

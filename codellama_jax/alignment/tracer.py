@@ -112,8 +112,11 @@ class Recorder:
         name = self._names.get(code)
         if name is None:
             path, lines = self._lines.get(code.co_filename, ("", set()))
-            # A function in another one may begin in the same line as no top-level one.
-            is_traced = code.co_firstlineno in lines and code.co_name == code.co_qualname
+            # A function in another one may begin in the same line as no top-level one. The code of
+            # the module begins in line 1, and a default argument may be a lambda: their names are
+            # <module> and <lambda>.
+            is_function = code.co_name == code.co_qualname and code.co_name[0] != "<"
+            is_traced = is_function and code.co_firstlineno in lines
             name = f"{path}:{code.co_firstlineno}" if is_traced else ""
             self._names[code] = name
         if not name:

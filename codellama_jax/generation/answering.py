@@ -39,7 +39,6 @@ def generate_answers(
 
     rows = Rows(truncate, numbers, ranks)
     stop_ids = chat.stop_ids(model.tokenizer)
-    slots = min(slots, 1 << max(0, len(prompts) - 1).bit_length())
     arguments = (model, prompts, decode, sampling, stop_ids)
     for index, answer in generate_text_each(*arguments, rows=rows, slots=slots):
         yield index, answer.text.strip()

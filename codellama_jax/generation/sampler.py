@@ -26,7 +26,7 @@ class Options(TypedDict, total=False):
       numbers: one per prompt, below 2**32. A sequence's PRNG key is folded from the seed and its
         number. They are 0, 1, 2, ... unless given.
       first: for each prompt the ids that may come first; None for any.
-      slots: sequences that are decoded at once; 0 for all of them.
+      slots: sequences that are decoded at once, at most; 0 for all of them.
     """
 
     stop: Callable[[int, list[int]], bool] | None
@@ -88,6 +88,7 @@ def generate_each(
             first[index] if first else None,
         )
         requests.append(request)
-    # Few shapes: a batch of all prompts has the next power of two.
-    slots = options.get("slots") or 1 << (len(prompts) - 1).bit_length()
+    # Few shapes: a batch of all prompts has the next power of two. More slots would be idle.
+    most = 1 << (len(prompts) - 1).bit_length()
+    slots = min(options.get("slots") or most, most)
     yield from Engine(model, slots, options.get("vocab")).each(requests)

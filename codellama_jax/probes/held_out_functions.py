@@ -50,8 +50,8 @@ class HeldOutFunctions(Probe, name="held_out_functions"):
         requests = [Request(f.question, [Message("user", f.question)]) for f in functions]
         answers: dict[int, str] = {}
         for place, answer in answerer(requests, BATCH):
-            # A model of this process answers every request; only a server can fail to.
-            answers[place] = str(answer)
+            # A question that is too long for the model has no answer.
+            answers[place] = answer if isinstance(answer, str) else ""
         verdicts = ["no program"] * len(functions)
         candidates, places = [], []
         for place, function in enumerate(functions):

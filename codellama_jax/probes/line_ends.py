@@ -146,7 +146,7 @@ def _passed(
         stop_ids,
         stop=stop,
         vocab=tokenizer.pieces,
-        slots=min(SLOTS, 1 << (len(repeated) - 1).bit_length()),
+        slots=SLOTS,
     )
     for ids, line in zip(generated, repeated):
         text = tokenizer.decode(ids, leading_space=False)

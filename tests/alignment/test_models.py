@@ -11,8 +11,9 @@ import jax
 import pytest
 from flax import linen as nn
 
-from codellama_jax.alignment.answers import Request
-from codellama_jax.alignment.models import Remote, local
+from codellama_jax.alignment.answers import Request, replies
+from codellama_jax.alignment.models import TOO_LONG, Remote, continuing, local
+from codellama_jax.errors import UserError
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.models.family import boxed_params
 from codellama_jax.models.llama.config import LlamaConfig
@@ -49,6 +50,22 @@ def test_a_conversation_that_the_format_refuses_has_an_empty_answer(model):
     answer = local(model, FORMATS["llama2"], SAMPLING)
     answers = dict(answer([request(0, "a [/INST] b"), request(1)], 2))
     assert answers == {0: "", 1: dict(answer([request(1)], 1))[0]}
+
+
+def test_a_prompt_too_long_for_the_model_fails_alone(model, monkeypatch):
+    # As of a model with learned positions: three words fit beside the new tokens, a hundred do not.
+    monkeypatch.setattr(LlamaConfig, "longest_sequence", lambda config: 64)
+    requests = [request(0), request(1, "Hi " * 100), request(2)]
+    kept = []
+    for batch in replies(local(model, FORMATS["llama2"], SAMPLING), requests, 1, False):
+        kept += batch
+    answers = dict(kept)
+    assert answers[1] == TOO_LONG and all(isinstance(answers[n], str) for n in (0, 2))
+    texts = [Request("samples 0", [], "Hi"), Request("samples 1", [], "Hi " * 100)]
+    answers = dict(continuing(model, SAMPLING)(texts, 2))
+    assert answers[1] == TOO_LONG and isinstance(answers[0], str)
+    with pytest.raises(UserError, match="--max-new-tokens is 64: tiny holds 64 tokens"):
+        next(continuing(model, Sampling(max_new_tokens=64))(texts, 2))
 
 
 class Server(BaseHTTPRequestHandler):

@@ -1,6 +1,7 @@
 """Projects: their files, and what may come back from the sandbox in which they are traced."""
 
 import json
+import sys
 
 import pytest
 
@@ -69,6 +70,21 @@ def test_code_is_no_literal(text):
 )
 def test_code_is_no_list_of_arguments(text):
     assert not are_literals(text)
+
+
+def test_neither_the_module_nor_a_lambda_is_a_call_of_the_function_in_its_line():
+    source = "def f(x, key=lambda v: 0):\n    return [x, key(x)]\n\nf(1)\n"
+    recorder = tracer.Recorder({"m.py": [1]})
+    code = compile(source, f"{tracer.ROOT}/m.py", "exec")
+    before = sys.getprofile()
+    sys.setprofile(recorder.hook)
+    try:
+        exec(code, {})
+    finally:
+        sys.setprofile(before)
+    # The call has an argument without a literal, the lambda; no other call is recorded.
+    call = recorder.calls["m.py:1"]
+    assert (call["calls"], call["examples"]) == (1, {})
 
 
 def printed(functions):

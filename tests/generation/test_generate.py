@@ -15,7 +15,7 @@ from codellama_jax.config import MeshConfig
 from codellama_jax.data.infilling import infill_ids, prompt_ids
 from codellama_jax.errors import UserError
 from codellama_jax.generation import infill as infilling
-from codellama_jax.generation import memory
+from codellama_jax.generation import memory, sampler
 from codellama_jax.generation import text as texts
 from codellama_jax.generation.drawing import keep, sample
 from codellama_jax.generation.sampler import generate
@@ -382,3 +382,19 @@ def test_a_healed_completion_continues_the_removed_characters(model):
     healed = texts.complete(model, prompts, Sampling(max_new_tokens=4), healing=True)
     plain = texts.complete(model, prompts, Sampling(max_new_tokens=4))
     assert len(healed) == 4 and healed[2] == plain[2]
+
+
+@pytest.mark.parametrize(("slots", "used"), [(0, 4), (2, 2), (64, 4)])
+def test_no_slot_is_computed_without_a_sequence(monkeypatch, slots, used):
+    made = []
+
+    class Recorded:
+        def __init__(self, model, slots, vocab):
+            made.append(slots)
+
+        def each(self, requests):
+            return iter([(index, []) for index in range(len(requests))])
+
+    monkeypatch.setattr(sampler, "Engine", Recorded)
+    generate(None, [[1], [2], [3]], GREEDY, slots=slots)
+    assert made == [used]
