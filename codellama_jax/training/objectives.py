@@ -95,7 +95,7 @@ def ranked(
     # it needs no gradient, and each token's loss then has one weight.
     arrays = jax.lax.stop_gradient((x_BTD, head_DV))
     losses_BT = token_losses(*arrays, targets_BT, **loss_specs())
-    tuning_BT, rank_BT, pairs = _parts(
+    tuning_BT, rank_BT, pairs = rank_weights(
         losses_BT,
         batch["weights"],
         batch["segment_ids"],
@@ -120,38 +120,16 @@ def rank_weights(
     mean: bool,
     unit_gaps: bool,
     has_rank: bool = True,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns weights_BT whose sum with the losses is L_rank + L_ft, and the number of pairs.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the weights of L_ft and those of L_rank, (B, T), and the number of pairs.
+
+    The sums of the losses with them are L_ft and L_rank. The gradient takes them for constants.
 
     Args:
       losses_BT: fp32 -log p of each token.
       signed_BT: differences of scores, as `ranked` describes them.
       segment_ids_BT: int32; 0 is padding.
       mean, unit_gaps, has_rank: as in `ranked`.
-    """
-    tuning_BT, rank_BT, pairs = _parts(
-        losses_BT,
-        signed_BT,
-        segment_ids_BT,
-        mean=mean,
-        unit_gaps=unit_gaps,
-        has_rank=has_rank,
-    )
-    return tuning_BT + rank_BT, pairs
-
-
-def _parts(
-    losses_BT: jax.Array,
-    signed_BT: jax.Array,
-    segment_ids_BT: jax.Array,
-    *,
-    mean: bool,
-    unit_gaps: bool,
-    has_rank: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the weights of L_ft and those of L_rank, (B, T), and the number of pairs.
-
-    Its arguments are those of `rank_weights`. The gradient takes all weights for constants.
     """
     segments = signed_BT.shape[1] + 2  # one more than any id, and the student after the last
 

@@ -15,10 +15,16 @@ def signed(gap):
     return np.array([[0, gap, gap, 0, 0, -gap, 0]], np.float32)
 
 
+def summed(losses_BT, signed_BT, segment_ids_BT, **options):
+    """Returns the weights of the sum of both losses, and the number of pairs."""
+    tuning_BT, rank_BT, pairs = rank_weights(losses_BT, signed_BT, segment_ids_BT, **options)
+    return tuning_BT + rank_BT, pairs
+
+
 def loss(losses_T, gap, **options):
     losses_BT = jnp.asarray([losses_T], jnp.float32)
     options = {"mean": True, "unit_gaps": False, **options}
-    weights_BT, pairs = rank_weights(losses_BT, signed(gap), SEGMENTS, **options)
+    weights_BT, pairs = summed(losses_BT, signed(gap), SEGMENTS, **options)
     assert pairs == 1
     return float(jnp.sum(weights_BT * losses_BT)), np.asarray(weights_BT[0])
 
@@ -71,7 +77,7 @@ def test_pairs_of_one_sequence_do_not_mix():
 
         def value(keep_T, losses_BT=losses_BT):
             kept = losses_BT[:, keep_T], signed_BT[:, keep_T], segments_BT[:, keep_T]
-            weights_BT, pairs = rank_weights(*kept, mean=False, unit_gaps=False)
+            weights_BT, pairs = summed(*kept, mean=False, unit_gaps=False)
             return float(jnp.sum(weights_BT * kept[0])), float(pairs)
 
         both, pairs = value(slice(0, 10))
@@ -84,8 +90,8 @@ def test_the_weights_are_constant_to_the_gradient():
     losses_BT = jnp.asarray([[9, 0.5, 1.5, 9, 9, 0.5, 9]], jnp.float32)
 
     def total(losses_BT):
-        weights_BT, _ = rank_weights(losses_BT, signed(1.0), SEGMENTS, mean=True, unit_gaps=False)
+        weights_BT, _ = summed(losses_BT, signed(1.0), SEGMENTS, mean=True, unit_gaps=False)
         return jnp.sum(weights_BT * losses_BT)
 
-    expected, _ = rank_weights(losses_BT, signed(1.0), SEGMENTS, mean=True, unit_gaps=False)
+    expected, _ = summed(losses_BT, signed(1.0), SEGMENTS, mean=True, unit_gaps=False)
     np.testing.assert_allclose(jax.grad(total)(losses_BT), expected)
