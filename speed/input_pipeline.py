@@ -52,7 +52,7 @@ def measure(
     data = DataConfig(
         seq_len, ROWS, MixtureConfig(code=1.0), InfillingConfig(rate=0.9), block_chars
     )
-    rows = pipeline.Rows({"code": train}, data, tokenizer, 0, range(ROWS))
+    rows = pipeline.DirectBatches({"code": train}, data, tokenizer, 0, range(ROWS))
     order = np.random.default_rng(0).permutation(len(train)).tolist() * TURNS
     texts = (pipeline.text_of(train[index]) for index in order)
 

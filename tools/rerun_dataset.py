@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from codellama_jax.alignment.outcomes import Candidate, passing
-from codellama_jax.alignment.parsing import program
+from codellama_jax.benchmarks.programs import program
 from codellama_jax.sandbox.executor import Executor
 
 
