@@ -21,6 +21,7 @@ LOSSES = {
     "rrtf": "rrtf: rank + fine-tuning, its sum over the teacher's tokens",
     "rrtf_mean": "rrtf_mean: rank + fine-tuning, its mean over the teacher's tokens",
     "rrhf": "rrhf: rank with equal differences + fine-tuning, its mean over the teacher's tokens",
+    "chosen": "chosen: fine-tuning alone, its sum over the teacher's tokens",
 }
 SPLITS = ("train", "validation")
 NAMED = 3  # at most so many stages are named in the heading of their model

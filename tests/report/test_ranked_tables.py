@@ -9,6 +9,7 @@ from codellama_jax.report.figures import Curves
 from codellama_jax.report.page import Page
 from codellama_jax.report.results import StageResult, unit_of
 from codellama_jax.report.tables import stages_section
+from codellama_jax.training.objectives import OBJECTIVES
 
 LOGGED = [
     {"step": 1, "tokens": 4, "loss": 9.5, "rank_loss": 0.5, "tuning_loss": 9.0, "seconds": 1.0},
@@ -25,9 +26,19 @@ def result_of(objective):
     return StageResult(f"arm/{objective}", stage, LOGGED, validation, {})
 
 
-@pytest.mark.parametrize(
-    ("objective", "kind"), [("rrtf", "its sum"), ("rrtf_mean", "its mean"), ("rrhf", "equal diff")]
-)
+KINDS = {
+    "rrtf": "its sum",
+    "rrtf_mean": "its mean",
+    "rrhf": "equal diff",
+    "chosen": "fine-tuning alone",
+}
+
+
+def test_every_ranked_objective_is_shown():
+    assert set(KINDS) == set(OBJECTIVES) - {"next_token"}
+
+
+@pytest.mark.parametrize(("objective", "kind"), KINDS.items())
 def test_a_ranked_stage_shows_both_losses(objective, kind):
     page = Page("report")
     stages_section(page, [result_of("next_token"), result_of(objective)])
