@@ -80,11 +80,11 @@ def without_ramble(middle: str, prefix: str, suffix: str) -> str:
     first, *lines = middle.split("\n")
     if not lines or (rest.strip() and last_line.strip()):
         return first
-    following = (rest if rest.strip() else _first_line(after)).strip()
-    indentation = _indentation(last_line + first)
+    following = (rest if rest.strip() else first_line(after)).strip()
+    indentation = indentation_of(last_line + first)
     kept = [first]
     for line in lines[:-1]:  # the last one may be incomplete
-        leaves_block = line.strip() and _indentation(line) < indentation
+        leaves_block = line.strip() and indentation_of(line) < indentation
         if leaves_block or (following and line.strip() == following):
             break
         kept.append(line)
@@ -94,11 +94,12 @@ def without_ramble(middle: str, prefix: str, suffix: str) -> str:
     return text + "\n" if rest.strip() else text
 
 
-def _indentation(line: str) -> int:
+def indentation_of(line: str) -> int:
+    """Returns the number of white-space characters at the start of a line."""
     return len(line) - len(line.lstrip())
 
 
-def _first_line(text: str) -> str:
+def first_line(text: str) -> str:
     """Returns the first line that is not blank; "" if all are."""
     for line in text.split("\n"):
         if line.strip():

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from codellama_jax.generation.middle import first_line, indentation_of
+
 
 @dataclass(frozen=True)
 class CursorEnds:
@@ -39,9 +41,9 @@ class CursorEnds:
         """
         line = prefix.rpartition("\n")[2]
         if at_dedent:
-            indentation = max(indentation, _indentation(line))
+            indentation = max(indentation, indentation_of(line))
         rest, _, after = suffix.partition("\n")
-        following = rest if rest.strip() and not line.strip() else _first_line(after)
+        following = rest if rest.strip() and not line.strip() else first_line(after)
         following = following.strip() if at_repetition else ""
         if not indentation and not following:
             return None
@@ -80,7 +82,7 @@ class CursorEnds:
     def _ends(self, line: str, is_complete: bool) -> bool:
         if not line.strip():
             return False
-        if _indentation(line) < self.indentation:
+        if indentation_of(line) < self.indentation:
             return True
         # A line that is not complete may still become another one.
         return is_complete and line.strip() == self.following
@@ -89,15 +91,3 @@ class CursorEnds:
         while len(lines) > 1 and not lines[-1].strip():
             lines = lines[:-1]
         return "\n".join(lines) + ("\n" if self.keeps_newline else "")
-
-
-def _indentation(line: str) -> int:
-    return len(line) - len(line.lstrip())
-
-
-def _first_line(text: str) -> str:
-    """Returns the first line that is not blank; "" if all are."""
-    for line in text.split("\n"):
-        if line.strip():
-            return line
-    return ""
