@@ -42,6 +42,7 @@ LEAST_SHARE = 1e-4  # of the mixture; the wait for a sequence of a rarer source 
 PREPARED = "prepared:"  # before the folder of a prepared corpus in the place of a path
 # The sources that have separate fields; experiments may add others by name.
 SOURCES = ("code", "python", "discussions", "language")
+HELD_OUT = "held out"  # the source of `CorpusConfig.held_out`
 
 Positive = Annotated[int, Range(1, INT32)]
 Examples = Annotated[int, Range(1, 1_000_000)]
@@ -165,7 +166,7 @@ class TokenizerConfig(Checked):
     files hold that themselves.
     """
 
-    # A tokenizer.model, tokenizer.json, vocab.json or folder; "" trains one.
+    # A tokenizer.model, tokenizer.json, vocab.json, GGUF file or folder; "" trains one.
     path: OptionalPath = ""
     pieces: Annotated[int, Range(275, 1_000_000)] = 32_000  # without the infilling sentinels
     # All but the first are byte-level BPE; tokenizers/byte_level.py describes them.
@@ -191,11 +192,16 @@ class CorpusConfig(Checked):
     max_files: Count = 0
     # Further sources by name, such as java; files in a folder are read as code.
     others: dict[str, Path] = field(default_factory=dict, hash=False, metadata=SPARSE)
+    # Files for the probes alone, all of them, in the place of the held-out part of the stage's main
+    # source: such as files that are newer than a published model. '' takes that part.
+    held_out: OptionalPath = field(default="", metadata=SPARSE)
 
     def paths(self) -> dict[str, str]:
         """Returns where the documents of each source come from, by its name."""
         fixed = {name: getattr(self, name) for name in SOURCES}
-        return fixed | self.others
+        # The space keeps users from giving another source this name.
+        held_out = {HELD_OUT: self.held_out} if self.held_out else {}
+        return fixed | self.others | held_out
 
     def check_relations(self) -> None:
         """Raises FieldError for a source's name."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from codellama_jax.config import (
@@ -27,13 +28,21 @@ from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.sizes import CODE_LLAMA, TOY, choose
 
 if TYPE_CHECKING:
-    from codellama_jax.report.results import Results
+    from codellama_jax.report.results import Results, StageResult
 
 # Llama 2's own mixture is not published; the toy's general model needs some text to start from.
 GENERAL = MixtureConfig(code=0.1, discussions=0.3, language=0.6)
 CODE = MixtureConfig(code=0.85, discussions=0.08, language=0.07)  # Table 1
 # Section 2.3: 90 % of the documents are split, half of them in each order.
 PLAIN, INFILLING = InfillingConfig(rate=0.0), InfillingConfig(rate=0.9)
+
+# Kinds of middles (Table 14).
+KINDS: tuple[Literal["single-line", "multi-line", "random-span"], ...] = (
+    "single-line",
+    "multi-line",
+    "random-span",
+)
+TOY_TOKENIZER = TokenizerConfig(pieces=1024 - 16)  # 16 entries are left for the sentinels
 
 # 500B tokens, 1T for 70B, in batches of 4M.
 CODE_STEPS = {"7b": 119_209, "13b": 119_209, "34b": 119_209, "70b": 238_419}
@@ -143,9 +152,8 @@ def ablation(
         of_last[key] = dataclasses.replace(probe, stages="last")
     if scale != "toy":
         return Experiment(name, scale, arms, TokenizerConfig("tokenizer.model"), probes=of_last)
-    tokenizer = TokenizerConfig(pieces=1024 - 16)  # 16 entries are left for the sentinels
     corpus = CorpusConfig(max_files=700)  # several times what the stages read
-    return Experiment(name, scale, arms, tokenizer, corpus, probes=of_last, seeds=5)
+    return Experiment(name, scale, arms, TOY_TOKENIZER, corpus, probes=of_last, seeds=5)
 
 
 def toy_gpt_stage(
@@ -210,6 +218,11 @@ def losses(results: Results) -> dict[str, list[float]]:
     for arm, seeds in results.items():
         by_arm[arm] = [chain[-1].loss for chain in seeds]
     return by_arm
+
+
+def mean_of(stage: StageResult, kind: str, order: str, measure: str) -> float:
+    """Returns the mean of a measure of the probe `infilling_kinds` over its examples."""
+    return fmean(stage.probe("infilling_kinds")[kind][order][measure])
 
 
 def curves(results: Results) -> dict[str, list[list[tuple[float, float]]]]:

@@ -32,6 +32,7 @@ EXPERIMENTS = [
     *(("starcoder", scale) for scale in ("toy", *STARCODER, "santacoder")),
     *(("pangu_coder", scale) for scale in ("toy", *PANGU_CODER)),
     *(("lora", scale) for scale in ("smollm2", "7b")),
+    ("infill_any", "toy"),
 ]
 
 

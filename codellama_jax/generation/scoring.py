@@ -27,6 +27,7 @@ from kernels.cross_entropy import token_losses
 # Per forward pass, which bounds its memory.
 TOKENS = 16_384
 MOST_LOGITS = 64  # sequences of a pass that returns logits
+LOGITS = 2**26  # of a pass that returns the most likely ids: 256 MB
 
 
 def document_losses(model: TrainedModel, documents: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -59,6 +60,30 @@ def last_logits(model: TrainedModel, prompts: Sequence[Sequence[int]], count: in
             logits_BMV = _last_logits(model.config, count, model.params, ids_BT, ends_B)
             parts.append(_fetched(logits_BMV)[: len(batch)])
     return np.concatenate(parts)
+
+
+def last_choices(
+    model: TrainedModel, documents: Sequence[Sequence[int]], count: int
+) -> list[np.ndarray]:
+    """Returns whether each of the last `count` ids of a document is the most likely one there.
+
+    bool [min(count, len(document) - 1)], in the order of the ids, each given all ids before it.
+    """
+    choices: list[np.ndarray] = []
+    with on_mesh_of(model.params):
+        # The logits of a pass are as large as those of MOST_LOGITS short prompts.
+        most = max(1, min(len(documents), LOGITS // (count * model.config.vocab_size)))
+        longest = max(map(len, documents)) - 1
+        model.config.check_length("the longest document", longest)
+        for batch, ids_BT in _batches(documents, longest, most, extra=1):
+            ends_B = np.maximum(_ends(batch, len(ids_BT)) - 1, 0)
+            chosen_BM = _fetched(
+                _last_choices(model.config, count, model.params, ids_BT[:, :-1], ends_B)
+            )
+            for ids, chosen_M in zip(batch, chosen_BM):
+                kept = min(count, len(ids) - 1)
+                choices.append(chosen_M[:kept][::-1] == np.array(ids[len(ids) - kept :]))
+    return choices
 
 
 def _batches(
@@ -133,6 +158,24 @@ def _last_logits(
       tokens_BT: padded ids.
       ends_B: the position of the last id of each sequence.
     """
+    return _logits_before(config, count, params, tokens_BT, ends_B)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _last_choices(
+    config: ModelConfig, count: int, params: dict, tokens_BT: jax.Array, ends_B: jax.Array
+) -> jax.Array:
+    """Returns the most likely ids, int32 (B, M), where `_last_logits` returns logits.
+
+    Args: as for `_last_logits`.
+    """
+    logits_BMV = _logits_before(config, count, params, tokens_BT, ends_B)
+    return jnp.argmax(logits_BMV, axis=-1).astype(jnp.int32)
+
+
+def _logits_before(
+    config: ModelConfig, count: int, params: dict, tokens_BT: jax.Array, ends_B: jax.Array
+) -> jax.Array:
     x_BTD = _hidden(config, params, tokens_BT, ends_B)
     positions_BM = jnp.maximum(ends_B[:, None] - jnp.arange(count)[None], 0)
     x_BMD = jnp.take_along_axis(x_BTD, positions_BM[:, :, None], axis=1)

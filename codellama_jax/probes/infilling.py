@@ -10,6 +10,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -65,6 +66,13 @@ KINDS = {
 FORMATS = {"PSM": Format(False), "SPM": Format(True), "SPM, healed": Format(True, healing=True)}
 
 Measures = dict[str, list[float]]
+# Measures of `InfillingKinds` that are shares, with their headings in the report.
+SHARES = {
+    "exact": "exact",
+    "right": "right at first",
+    "first": "first token",
+    "tokens": "tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -130,8 +138,15 @@ class InfillingKinds(Probe, name="infilling_kinds"):
 
     - `exact`: 1.0 if the text equals the true middle except for trailing spaces, otherwise 0.0.
     - `right`: share of the characters of the true middle before the first wrong one.
+    - `first`: 1.0 if the first token of the true middle is the most likely one, otherwise 0.0.
+    - `tokens`: share of the tokens of the true middle that are the most likely ones after the true
+      tokens before them.
     - `loss`: nats per character of the true middle.
+
+    With healing the tokens of the middle are not known in advance: it has no `first` and `tokens`.
     """
+
+    title = "Infilling by kind of middle"
 
     kinds: tuple[Literal["single-line", "multi-line", "random-span"], ...]
     examples: Examples = 128  # of each kind
@@ -156,6 +171,30 @@ class InfillingKinds(Probe, name="infilling_kinds"):
                         subject.model, examples, self.max_new_tokens, kind, prompt_format
                     )
         return answers
+
+    def show(self, page: Page, answers: Sequence[tuple[StageResult, Any]]) -> None:
+        """Adds a table with a line for each kind, format and stage."""
+        rows = []
+        _, kinds = answers[-1]
+        for kind, formats in kinds.items():
+            for name in formats:
+                for result, answer in answers:
+                    means = {m: fmean(values) for m, values in answer[kind][name].items()}
+                    shares = [_percent(means.get(measure)) for measure in SHARES]
+                    rows.append((kind, name, result.name, *shares, f"{means['loss']:.3f}"))
+        page.table(("middle", "prompted in", "after stage", *SHARES.values(), "loss"), rows)
+        page.note(
+            "Held-out documents that fit the stage's sequences, filled in greedily."
+            " Exact: the same text except for trailing spaces. Right at first: share of the true"
+            " middle before the first wrong character. First token, tokens: share of those of the"
+            " true middle that are the most likely ones, given the true tokens before them. Loss:"
+            " nats per character of the true middle."
+        )
+
+
+def _percent(share: float | None) -> str:
+    """Returns a cell with a share, "" for one that was not measured."""
+    return "" if share is None else f"{share:.1%}"
 
 
 def _line_measures(
@@ -197,6 +236,10 @@ def _measures(
         measures["exact"].append(float(text.rstrip() == middle))
         measures["right"].append(_share_of_prefix(text, middle))
         measures["loss"].append(loss / len(example.middle))
+    if not prompt_format.healing:
+        choices = token_choices(model, examples, prompt_format.spm)
+        measures["first"] = [float(chosen[0]) for chosen in choices]
+        measures["tokens"] = [float(chosen.mean()) for chosen in choices]
     return measures
 
 
@@ -252,14 +295,28 @@ def token_losses(model: TrainedModel, examples: Sequence[Example], spm: bool) ->
     """
     from codellama_jax.generation.scoring import document_losses
 
-    encode = model.tokenizer.encode
-    prompts = _prompts(model, examples, spm)
-    documents = []
-    for prompt, example in zip(prompts, examples):
-        documents.append([*prompt, *encode(example.middle, leading_space=False)])
+    prompts, middles = _prompts(model, examples, spm), _middles(model, examples)
+    documents = [[*prompt, *middle] for prompt, middle in zip(prompts, middles)]
     losses = document_losses(model, documents)
     # losses_T[i] is the loss of token i + 1: that of the middle's first is at len(prompt) - 1.
     return [losses_T[len(prompt) - 1 :] for losses_T, prompt in zip(losses, prompts)]
+
+
+def token_choices(model: TrainedModel, examples: Sequence[Example], spm: bool) -> list[np.ndarray]:
+    """Returns whether each token of the true middles is the most likely one after those before it.
+
+    There is one array bool [tokens] per example, of the tokens of `token_losses`.
+    """
+    from codellama_jax.generation.scoring import last_choices
+
+    prompts, middles = _prompts(model, examples, spm), _middles(model, examples)
+    documents = [[*prompt, *middle] for prompt, middle in zip(prompts, middles)]
+    choices = last_choices(model, documents, max(map(len, middles)))
+    return [chosen[-len(middle) :] for chosen, middle in zip(choices, middles)]
+
+
+def _middles(model: TrainedModel, examples: Sequence[Example]) -> list[list[int]]:
+    return [model.tokenizer.encode(e.middle, leading_space=False) for e in examples]
 
 
 def _prompts(model: TrainedModel, examples: Sequence[Example], spm: bool) -> list[list[int]]:

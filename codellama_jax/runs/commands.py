@@ -83,7 +83,9 @@ class Command:
         """Runs, compiles or prints the plan of the experiment."""
         claim = experiment_file.claim_of(self.module)
         finding: FindingOf | None = getattr(self.module, "finding", None)
-        self.options.start(self.experiment, claim, finding)
+        show_traceback = self.options.traceback
+        experiment = experiment_file.completed(self.module, self.experiment, show_traceback)
+        self.options.start(experiment, claim, finding)
 
 
 def load_experiment(options: PlanOptions) -> tuple[Experiment, ModuleType]:

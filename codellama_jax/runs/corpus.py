@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from etils import epath
 
 from codellama_jax.checkpoints.vocabulary import is_padded
-from codellama_jax.config import Experiment, Stage
+from codellama_jax.config import HELD_OUT, Experiment, Stage
 from codellama_jax.data import builders, pipeline
 from codellama_jax.data.documents import SAMPLE_SEED, sample
 from codellama_jax.data.examples import usable
@@ -20,7 +20,7 @@ from codellama_jax.system.files import read_state, user_path, write_json
 from codellama_jax.tokenizers import byte_bpe, files, sentencepiece
 from codellama_jax.tokenizers.base import Tokenizer
 from codellama_jax.tokenizers.training import MAX_TRAINING_CHARS
-from codellama_jax.weights import load
+from codellama_jax.weights import gguf_files, load
 
 if TYPE_CHECKING:
     from codellama_jax.runs.stages import ResolvedStage
@@ -64,18 +64,26 @@ class Corpus:
         return prepared
 
     def held_out_texts(self, name: str, block_chars: int, language_tags: bool = False) -> list[str]:
-        """Returns the validation documents of a source; of a large corpus a fixed sample.
+        """Returns the documents for the probes of a stage; of a large corpus a fixed sample.
+
+        These are all documents of `CorpusConfig.held_out`, or the validation documents of a source.
 
         Args:
             name: the source.
             block_chars: as for `source`.
             language_tags: whether they begin with their tag.
         """
-        source = self.source(name, block_chars)
+        has_files = bool(self.experiment.corpus.held_out)
+        source = self.source(HELD_OUT if has_files else name, block_chars)
         source = tagged(source) if language_tags else source
-        if source.is_large:
-            return sample(source.validation, MAX_PROBED_CHARS)
-        return [pipeline.text_of(document) for document in source.validation]
+        splits = [source.train, source.validation] if has_files else [source.validation]
+        texts: list[str] = []
+        for documents in splits:
+            if source.is_large:
+                texts += sample(documents, MAX_PROBED_CHARS // len(splits))
+            else:
+                texts += [pipeline.text_of(document) for document in documents]
+        return texts
 
     def save_counts(self, path: epath.Path) -> None:
         """Writes how many files and documents each source has, to a file for the report.
@@ -94,8 +102,11 @@ class Corpus:
     def _tokenizer(self) -> Tokenizer:
         # Before any stage: vocabularies are compared with it while nothing is written yet.
         config = self.experiment.tokenizer
+        path = user_path(config.path)
+        if config.path and gguf_files.is_file(path):
+            return load.needed_tokenizer(path)
         if config.path:
-            return files.load(user_path(config.path), config.kind)
+            return files.load(path, config.kind)
         # The first stage's documents: all arms of an experiment start with the same ones.
         first_arm = next(iter(self.experiment.arms.values()))
         first = next(iter(first_arm.values()))

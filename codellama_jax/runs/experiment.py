@@ -110,6 +110,8 @@ def probe_stage(
         return
     # Answers to other documents are not kept: they would be compared with these.
     documents = [first.data.block_chars, first.data.seq_len, experiment.seed]
+    if experiment.corpus.held_out:
+        documents.append(experiment.corpus.held_out)
     answers: dict[str, Any] = {}
     for path in (trained.probes, stage.folder.probes):
         answers |= kept_answers(read_state(path), probes, documents)

@@ -82,6 +82,28 @@ def build(module: ModuleType, scale: str, show_traceback: bool = False) -> Exper
     return experiment
 
 
+def completed(
+    module: ModuleType, experiment: Experiment, show_traceback: bool = False
+) -> Experiment:
+    """Returns the experiment as the file's function `completed`, if it has one, completes it.
+
+    That function takes the experiment with the overrides of the command line, and returns it with
+    what follows from them, such as the shape of the model that `init` names. Raises UserError if it
+    fails or returns anything but an Experiment.
+    """
+    function = getattr(module, "completed", None)
+    if function is None:
+        return experiment
+    path = Path(str(module.__file__))
+    if not callable(function):
+        raise UserError(f"{path}: completed must be a function of the experiment")
+    result = _guarded(path, show_traceback, function, experiment)
+    if not isinstance(result, Experiment):
+        problem = f"completed(experiment) returned {shown(result)}"
+        raise UserError(f"{path}: {problem}: it must return an Experiment")
+    return result
+
+
 def claim_of(module: ModuleType) -> str:
     """Returns the docstring of an experiment file, which states its claim."""
     text = module.__doc__ if isinstance(module.__doc__, str) else ""

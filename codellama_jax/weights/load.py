@@ -165,6 +165,19 @@ def published_tokenizer(folder: epath.Path) -> Tokenizer | None:
     return None
 
 
+def model_of(init: str) -> ModelConfig:
+    """Returns the config of the model that `Stage.init` names, with entries for the sentinels.
+
+    Raises UserError for weights that do not exist or have no tokenizer.
+    """
+    kind, _, path = init.partition(":")
+    if kind == "run":
+        folder, saved = find_trained(user_path(_path_and_step(path)[0]))
+        return replace(saved.model, vocab_size=folder.load_tokenizer().vocab_size)
+    _, source = open_published(user_path(path), kind)
+    return replace(source.model, vocab_size=needed_tokenizer(user_path(path)).vocab_size)
+
+
 def needed_tokenizer(folder: epath.Path, named: str = "") -> Tokenizer:
     """Returns the tokenizer at the path `named`, or with "" the one in `folder`.
 

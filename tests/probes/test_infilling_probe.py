@@ -11,7 +11,13 @@ from codellama_jax.errors import UserError
 from codellama_jax.models.llama.model import Llama
 from codellama_jax.probes import Infilling, InfillingKinds, infilling
 from codellama_jax.probes.held_out import held_out_examples, lines_to_fill
-from codellama_jax.probes.infilling import FORMATS, KINDS, middle_losses, token_losses
+from codellama_jax.probes.infilling import (
+    FORMATS,
+    KINDS,
+    middle_losses,
+    token_choices,
+    token_losses,
+)
 
 LONGEST = 100  # tokens of a middle
 
@@ -77,14 +83,41 @@ def test_measures_of_texts_that_no_model_wrote(model, monkeypatch, written, exac
     monkeypatch.setattr(
         infilling, "middle_losses", lambda _, chosen, __: [2.0 * len(e.middle) for e in chosen]
     )
+    monkeypatch.setattr(
+        infilling, "token_choices", lambda _, chosen, __: [np.array([True, False])] * len(chosen)
+    )
     answers = InfillingKinds(tuple(KINDS), 5, LONGEST).measure(subject(model))
     assert {kind: list(by_format) for kind, by_format in answers.items()} == {
         "single-line": ["PSM", "SPM"],
         "multi-line": ["PSM", "SPM"],
         "random-span": ["PSM", "SPM", "SPM, healed"],
     }
-    for measures in (m for by_format in answers.values() for m in by_format.values()):
-        assert measures == {"exact": [exact] * 5, "right": [right] * 5, "loss": [2.0] * 5}
+    for by_format in answers.values():
+        for name, measures in by_format.items():
+            assert measures == {
+                "exact": [exact] * 5,
+                "right": [right] * 5,
+                "loss": [2.0] * 5,
+                **({} if "healed" in name else {"first": [1.0] * 5, "tokens": [0.5] * 5}),
+            }
+
+
+@pytest.mark.parametrize("spm", [False, True])
+def test_choices_are_those_of_the_logits(model, spm):
+    """Of every token of the middle, in batches of one document as well."""
+    examples = lines_to_fill(subject(model), 3, NEW_TOKENS)
+    apply = jax.jit(
+        lambda ids: Llama(model.config).apply(
+            {"params": model.params}, ids[None], jnp.arange(SEQ_LEN)[None]
+        )[0]
+    )
+    for example, chosen in zip(examples, token_choices(model, examples, spm), strict=True):
+        ids = infill_ids(model.tokenizer, *example, spm)[:-1]  # without EOT
+        likely = np.asarray(apply(jnp.array((ids + [0] * SEQ_LEN)[:SEQ_LEN])).argmax(-1))
+        count = len(model.tokenizer.encode(example.middle, leading_space=False))
+        assert len(chosen) == count
+        first = len(ids) - count
+        np.testing.assert_array_equal(chosen, likely[first - 1 : len(ids) - 1] == ids[first:])
 
 
 def test_healing_changes_no_loss_of_complete_lines(model):
