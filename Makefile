@@ -12,7 +12,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python launch.py run experiments/quickstart.py
 
 # Stages that several of them share are trained once. docs/results has the reports as last run.
-ABLATIONS ?= scratch_vs_llama2 infilling_cost long_context_cost learning_rate psm_vs_spm rope_theta temperature self_instruct pangu_coder2
+ABLATIONS ?= scratch_vs_llama2 infilling_cost long_context_cost learning_rate psm_vs_spm rope_theta temperature self_instruct pangu_coder2 exact_lines
 ablations: $(VENV)/installed
 	mkdir -p docs/results/figures
 	set -e; for name in $(ABLATIONS); do \

@@ -14,7 +14,7 @@ ABLATIONS = (
     "temperature",
 )
 # Those on generated functions.
-GENERATED = ("self_instruct", "pangu_coder2")
+GENERATED = ("self_instruct", "pangu_coder2", "exact_lines")
 EXPERIMENTS = [
     ("quickstart", "toy"),
     *((name, scale) for name in ABLATIONS for scale in ("toy", "7b")),
@@ -33,6 +33,7 @@ EXPERIMENTS = [
     *(("pangu_coder", scale) for scale in ("toy", *PANGU_CODER)),
     *(("lora", scale) for scale in ("smollm2", "7b")),
     ("infill_any", "toy"),
+    ("exact_lines", "toy"),
 ]
 
 

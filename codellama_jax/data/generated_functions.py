@@ -13,6 +13,7 @@ The corpora, by their name in a `CorpusConfig`:
                          of questions; tests of a question; the solution of a question with a test
     functions:programs   the questions as docstrings, each followed by its solution
     functions:questions  conversations: a question and its solution; SHOWN functions of the family
+    functions:held_out   the held-out functions as `functions:programs` has the others, for probes
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
-HELD_OUT = 0.15  # share of the functions that no corpus holds
+HELD_OUT = 0.15  # share of the functions that no corpus for training holds
 LENGTHS = (1, 2, 3)  # operations of a function
 CANDIDATES = 1_500  # combinations of operations of which the family is made
 TESTS = 2  # of a function in the records
@@ -158,7 +159,7 @@ def asked_by(question: str) -> Function | None:
 
 
 def is_held_out(function: Function) -> bool:
-    """Returns whether no corpus holds a function."""
+    """Returns whether no corpus for training holds a function."""
     digest = hashlib.sha256(behaviour(function).encode()).digest()
     return int.from_bytes(digest[:4], "big") < HELD_OUT * 2**32
 
@@ -260,6 +261,12 @@ def programs() -> Iterator[str]:
         yield document(function.question, function.solution)
 
 
+def held_out_programs() -> Iterator[str]:
+    """Yields the texts of `functions:held_out`."""
+    for function in held_out():
+        yield document(function.question, function.solution)
+
+
 def conversations() -> Iterator[str]:
     """Yields the texts of `functions:questions`, as training reads conversations."""
     for function in training()[:SHOWN]:
@@ -280,4 +287,5 @@ CORPORA: dict[str, Callable[[], Iterator[str]]] = {
     "functions:records": records,
     "functions:programs": programs,
     "functions:questions": conversations,
+    "functions:held_out": held_out_programs,
 }

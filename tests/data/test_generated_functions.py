@@ -63,7 +63,10 @@ def test_no_corpus_holds_a_held_out_function(corpora):
     held_out = generated.held_out()
     assert len(held_out) == 114
     assert all(generated.asks_for_held_out(function.question) for function in held_out)
-    texts = "\n".join("\n".join(documents) for documents in corpora.values())
+    of_held_out = corpora["functions:held_out"]
+    assert of_held_out == [generated.document(f.question, f.solution) for f in held_out]
+    to_train_on = [texts for name, texts in corpora.items() if name != "functions:held_out"]
+    texts = "\n".join("\n".join(documents) for documents in to_train_on)
     assert not any(function.question in texts for function in held_out)
     assert len(corpora["functions:questions"]) == generated.SHOWN
     asked = {function.question for function, _ in generated.tasks()}
