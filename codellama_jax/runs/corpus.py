@@ -102,11 +102,10 @@ class Corpus:
     def _tokenizer(self) -> Tokenizer:
         # Before any stage: vocabularies are compared with it while nothing is written yet.
         config = self.experiment.tokenizer
-        path = user_path(config.path)
-        if config.path and gguf_files.is_file(path):
-            return load.needed_tokenizer(path)
+        if config.path and gguf_files.is_file(user_path(config.path)):
+            return load.needed_tokenizer(user_path(config.path))
         if config.path:
-            return files.load(path, config.kind)
+            return files.load(user_path(config.path), config.kind)
         # The first stage's documents: all arms of an experiment start with the same ones.
         first_arm = next(iter(self.experiment.arms.values()))
         first = next(iter(first_arm.values()))
