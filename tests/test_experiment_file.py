@@ -1,11 +1,12 @@
 """Experiment files of the user's own: found by name or path, and one line for whatever is wrong."""
 
+import dataclasses
 import re
 
 import pytest
 
 from codellama_jax.errors import UserError
-from codellama_jax.runs.experiment_file import build, claim_of, load_file
+from codellama_jax.runs.experiment_file import build, claim_of, completed, load_file
 
 HEAD = '"""Claim of mine."""\nfrom experiments.recipe import *\n'
 GOOD = (
@@ -120,3 +121,18 @@ def test_traceback_is_shown_when_asked_for(tmp_path, capsys):
     with pytest.raises(UserError, match=r"ZeroDivisionError: division by zero$"):
         load_file(str(tmp_path / "mine.py"), show_traceback=True)
     assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_a_file_completes_its_experiment_after_the_overrides(tmp_path):
+    load("mine.py", GOOD, tmp_path)
+    module = load_file(str(tmp_path / "mine.py"))
+    plain = build(module, "toy")
+    assert completed(module, plain) is plain
+    module.completed = lambda experiment: dataclasses.replace(experiment, seed=7)
+    assert completed(module, plain).seed == 7
+    module.completed = lambda experiment: None
+    with pytest.raises(UserError, match=r"completed.* returned None: it must return an Experiment"):
+        completed(module, plain)
+    module.completed = 3
+    with pytest.raises(UserError, match="completed must be a function of the experiment"):
+        completed(module, plain)

@@ -5,8 +5,10 @@ import json
 from types import SimpleNamespace
 
 import prepared_corpora
+import published
 import pytest
 import toy
+from etils import epath
 
 from codellama_jax.checkpoints.identity import changes
 from codellama_jax.config import (
@@ -20,6 +22,7 @@ from codellama_jax.config import (
 from codellama_jax.errors import UserError
 from codellama_jax.runs import corpus as corpora
 from codellama_jax.runs.corpus import Corpus, check_prepared
+from codellama_jax.weights import gguf_writing
 
 SPLITS = {"train": prepared_corpora.texts(300), "validation": prepared_corpora.texts(30, "v")}
 MIXTURE = MixtureConfig(code=0.75, others={"java": 0.25})
@@ -102,3 +105,21 @@ def test_probes_read_a_sample_of_a_prepared_corpus(path, tmp_path, monkeypatch):
     some = corpus.held_out_texts("code", first.data.block_chars)
     assert 500 <= sum(map(len, some)) < 1000 and set(some) < set(every)
     assert len(corpus.prepared) == 2  # each source is opened once, whatever its blocks
+
+
+def test_probes_read_the_files_named_for_them_and_a_tokenizer_may_be_a_gguf_file(path, tmp_path):
+    source = published.source_of(published.random_params(published.MODEL), published.MODEL)
+    gguf_writing.write(source, published.tokenizer(), epath.Path(tmp_path / "gguf"), "f32")
+    others = {"train": {"a": "newer = 1\n"}, "validation": {"b": "newer = 2\n"}}
+    newer = prepared_corpora.write(tmp_path / "newer", others)
+    plain = dataclasses.replace(
+        experiment(path, path),
+        tokenizer=TokenizerConfig(str(tmp_path / "gguf" / "model.gguf")),
+    )
+    corpus = Corpus(plain, str(tmp_path / "cache"))
+    assert corpus.tokenizer.encode("def f(x)") == published.tokenizer().encode("def f(x)")
+    assert sorted(corpus.held_out_texts("code", 0)) == sorted(SPLITS["validation"].values())
+    held_out = dataclasses.replace(plain.corpus, held_out=newer)
+    corpus = Corpus(dataclasses.replace(plain, corpus=held_out), str(tmp_path / "cache"))
+    assert sorted(corpus.held_out_texts("code", 0)) == ["newer = 1\n", "newer = 2\n"]
+    assert to_dict(plain)["corpus"].get("held_out") is None

@@ -1,4 +1,4 @@
-"""A tiny random Llama folder is taught to infill, resumed, and exported to GGUF, in real processes."""
+"""A tiny Llama folder is taught to infill, resumed and exported to GGUF, in real processes."""
 
 import dataclasses
 import json
