@@ -7,11 +7,11 @@ Cost      toy, five seeds: 0.2 processor seconds per step, about 25 minutes on t
 Command   python launch.py run experiments/exact_lines.py
 
 A toy that is trained on real files fills in no line exactly in PSM order (psm_vs_spm.py). Training
-splits documents at any character, so that most middles begin inside a word, and one in about thirty at
-the start of a line. In PSM order the end of the prefix is far from the middle's first token: until the
-model looks it up, it begins every middle inside a word, and the rest of the line is then right. Each
-document teaches this once, so that documents count, not tokens. The functions
-(data/generated_functions.py) are short, and their docstrings state what every line does.
+splits documents at any character, so that most middles begin inside a word, and one in about thirty
+at the start of a line. In PSM order the end of the prefix is far from the middle's first token:
+until the model has learned to look it up, it begins every middle inside a word, though most of the
+later tokens are right. Each document teaches this once, so that documents count, not tokens. The
+functions (data/generated_functions.py) are short, and their docstrings state what a line does.
 """
 
 import dataclasses
