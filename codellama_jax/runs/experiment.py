@@ -109,7 +109,7 @@ def probe_stage(
     if experiment.probes and not probes:
         return
     # Answers to other documents are not kept: they would be compared with these.
-    documents = [first.data.block_chars, first.data.seq_len, experiment.seed]
+    documents: list[Any] = [first.data.block_chars, first.data.seq_len, experiment.seed]
     if experiment.corpus.held_out:
         documents.append(experiment.corpus.held_out)
     answers: dict[str, Any] = {}
