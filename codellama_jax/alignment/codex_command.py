@@ -49,7 +49,8 @@ class TraceFunctions:
         seed = self.amounts.seed
         model = self.models.continuer(self.model, seed) if self.model else None
         contents = {"content of --projects": content_of(projects)}
-        out = opened(self.out, self, ("workers", "models.mesh", "amounts.batch"), contents)
+        free = ("workers", "models.mesh", "amounts.batch")
+        out = opened(self.out, dataclasses.asdict(self), free, contents)
         from codellama_jax.sandbox.executor import Executor
 
         with Executor(self.workers) as executor:
