@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import urllib.parse
 from collections.abc import Sequence
@@ -52,8 +53,7 @@ def place_of(model: str) -> str:
     if not kind:
         from codellama_jax.checkpoints.folder import find_trained
 
-        try:
+        # Where there is no run, opening the model reports it.
+        with contextlib.suppress(UserError):
             folder = find_trained(folder)[0].path
-        except UserError:  # no run; opening the model reports it
-            pass
     return str(folder).rstrip("/") if is_bucket(folder) else os.path.realpath(folder)

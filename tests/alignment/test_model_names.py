@@ -42,7 +42,9 @@ def test_a_run_and_its_trained_stage_are_one_model(tmp_path):
     stage = tmp_path / "run" / "main" / "code"
     stage.mkdir(parents=True)
     (stage / "config.json").write_text(json.dumps(to_dict(toy.stage())))
-    experiment = Experiment("x", "toy", {"main": {"code": toy.stage()}}, TokenizerConfig(), CorpusConfig())
+    experiment = Experiment(
+        "x", "toy", {"main": {"code": toy.stage()}}, TokenizerConfig(), CorpusConfig()
+    )
     (tmp_path / "run" / "config.json").write_text(json.dumps(to_dict(experiment)))
     (stage / "done.json").write_text('{"step": 1, "tokens": 1}')
     assert repeated_model([str(tmp_path / "run"), f"{stage}/"])

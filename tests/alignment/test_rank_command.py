@@ -83,7 +83,11 @@ def test_a_folder_with_options_of_an_older_version_continues(tmp_path, asked):
     path = tmp_path / "out" / "settings.json"
     options = json.loads(path.read_text())
     # As versions wrote them whose command had these fields itself.
-    assert (options["samples"], options["temperatures"], options["most_pairs"]) == (2, [0.2, 0.8], 4)
+    assert (options["samples"], options["temperatures"], options["most_pairs"]) == (
+        2,
+        [0.2, 0.8],
+        4,
+    )
     assert "sampled" not in options and "batch" not in options
     run(tmp_path, student="./small", teacher=("big/",))
     assert len(asked) == 8
