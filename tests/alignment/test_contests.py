@@ -93,9 +93,8 @@ def test_a_record_of_another_form_is_one_line(tmp_path, change, line):
 
 def test_a_program_may_hold_definitions_and_a_function_may_not():
     program = Request("samples contest-0 0", [], '"""\nAdd.\n"""\n', is_program=True)
-    assert stops_of(program) == ('\n"""',) and "\ndef" in stops_of(
-        program._replace(is_program=False)
-    )
+    assert stops_of(program) == ('\n"""',)
+    assert "\ndef" in stops_of(program._replace(is_program=False))
     body = Remote("http://h/v1", "m")._body(Sampling(0.8, 0, 0.95, 8), program)
     assert body["stop"] == ['\n"""']
 

@@ -65,7 +65,9 @@ def test_an_imported_folder_has_the_weights_of_the_run_that_wrote_it(runs, tmp_p
     )
     jax.tree.map(np.testing.assert_array_equal, first, second)
     # Other weights in the place of the base are noticed.
-    identity = json.loads(next((tmp_path / "run").glob("**/base/metadata")).read_text())["identity"]
+    identity = json.loads(
+        next((tmp_path / "run").glob("*/*/checkpoints/*/base/metadata")).read_text()
+    )["identity"]
     assert re.fullmatch("[0-9a-f]{64}", identity)
 
 
