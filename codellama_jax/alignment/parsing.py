@@ -12,9 +12,11 @@ from codellama_jax.benchmarks.programs import MAX_ANSWER, TOO_LONG, between, fir
 
 MAX_QUESTION = 2_000  # characters
 SENTENCE_ENDS = (".", "?", "!", ":", "`", ")")
-# "12. text", "12) text" or "12 - text" at the start of a line, "Question 12: text" and "Q12. text",
-# or "Question 12" as a line. The number may be a heading, and in bold with or without the text.
-NUMBERED = re.compile(
+# "12. text" or "12) text" at the start of a line.
+NUMBERED = re.compile(r"^[ \t]{0,3}\d{1,4}[.)][ \t]+", re.MULTILINE)
+# Also "12 - text", "Question 12: text" and "Q12. text", or "Question 12" as a line. The number may
+# be a heading, and in bold with or without the text.
+MARKED = re.compile(
     r"^[ \t]{0,3}(?:#{1,6}[ \t]+)?(?P<open>\*\*)?"
     r"(?:\d{1,4}(?:[.)]|[ \t]+[-\u2013])(?P<close>\*\*)?[ \t]+"
     r"|(?:question|problem|task|exercise|q)[ \t]*#?\d{1,4}"
@@ -43,7 +45,9 @@ def questions(answer: str) -> list[str]:
     """
     if len(answer) > MAX_ANSWER:
         return []
-    starts = list(NUMBERED.finditer(answer)) or list(BULLET.finditer(answer))
+    starts: list[re.Match] = []
+    for form in (NUMBERED, MARKED, BULLET):
+        starts = starts or list(form.finditer(answer))
     texts = []
     for index, match in enumerate(starts):
         end = starts[index + 1].start() if index + 1 < len(starts) else len(answer)
@@ -57,6 +61,11 @@ def questions(answer: str) -> list[str]:
     if texts and not texts[-1].endswith(SENTENCE_ENDS):
         texts.pop()
     return [text for text in texts if 0 < len(text) <= MAX_QUESTION]
+
+
+def is_numbered(answer: str) -> bool:
+    """Returns whether an answer has a list with plain numbers."""
+    return bool(NUMBERED.search(answer))
 
 
 def _question(item: str) -> str:

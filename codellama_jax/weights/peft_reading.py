@@ -49,6 +49,7 @@ from codellama_jax.weights.store import ARM, STAGE
 
 silence_orbax()
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"  # torch's file of older versions of PEFT
 # Options of PEFT that change what the adapters compute, or add other weights.
 UNSUPPORTED = (
     *("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"),
@@ -116,10 +117,11 @@ def _numbers(folder: epath.Path) -> tuple[int, float]:
     if CONFIG not in names:
         raise UserError(f"{folder} has no {CONFIG}: --base is for a folder that PEFT saved")
     if TENSORS not in names:
-        other = "adapter_model.bin"
-        fix = "save it again with safe_serialization=True" if other in names else "copy it too"
-        found = f", only {other}" if other in names else ""
-        raise UserError(f"{folder} has no {TENSORS}{found}: {fix}")
+        problem, fix = f"{folder} has no {TENSORS}", "copy it too"
+        if PICKLED in names:
+            problem += f", only {PICKLED}"
+            fix = "save the adapters again with safe_serialization=True"
+        raise UserError(f"{problem}: {fix}")
     settings = read_settings(folder / CONFIG)
     path, values = settings.file, settings.values
     kind = values.get("peft_type")
@@ -160,14 +162,14 @@ def _adapters(folder: epath.Path, model: ModelConfig, rank: int) -> tuple[dict, 
         packing = replace(packings.get(name, Packing((name,))), transposed=False)
         stacked = is_stacked(slot.place.param)
         modules = [module.format(layer) for layer in range(model.n_layers if stacked else 1)]
-        if not any(
-            f"{each}.lora_{letter}.weight" in tensors for each in modules for letter in "AB"
-        ):
+        needed = {f"{each}.lora_A.weight" for each in modules}
+        needed |= {f"{each}.lora_B.weight" for each in modules}
+        if needed.isdisjoint(tensors):
             continue
+        used |= needed
         pairs = []
         for each in modules:
             a, b = _pair(path, tensors, each, packing, shapes(model), name, rank)
-            used |= {f"{each}.lora_A.weight", f"{each}.lora_B.weight"}
             pairs.append(_ours(slot, model, a, b))
         node = adapters
         for part in slot.place.param.split("."):

@@ -57,6 +57,12 @@ def test_every_usual_spelling_of_a_list(answer):
     assert second == "Sort a list?"
 
 
+def test_plain_numbers_come_before_other_marks():
+    answer = "1. Solve:\n- a;\n- b.\nQuestion 7: c?\n2. Sort a list?"
+    assert parsing.questions(answer) == ["Solve: - a; - b. Question 7: c?", "Sort a list?"]
+    assert parsing.is_numbered(answer) and not parsing.is_numbered("**1.** Sort.")
+
+
 def test_a_title_belongs_to_the_paragraph_below_it():
     answer = "1. **Two Sum**\n\n   Given a list, find two.\n\n   Hint.\n2. Next:\n\nDo it."
     assert parsing.questions(answer) == ["Two Sum Given a list, find two.", "Next: Do it."]

@@ -115,7 +115,7 @@ def renamed(old, new):
     [
         (lambda folder: (folder / "adapter_config.json").unlink(), "has no adapter_config.json"),
         (removed, "has no adapter_model.safetensors: copy it too"),
-        (as_torch, "only adapter_model.bin: save it again with safe_serialization=True"),
+        (as_torch, "only adapter_model.bin: save the adapters again with safe_serialization=True"),
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x"), "is damaged"),
         (lambda folder: (folder / "adapter_config.json").write_text("{"), "adapter_config.json"),
         (renamed("0.self_attn.q_proj.lora_B", "9.x"), "has no .*0.self_attn.q_proj.lora_B"),
