@@ -48,7 +48,7 @@ def read_contests(paths: Sequence[str], reasons: Counter[str]) -> list[Contest]:
 
     Raises UserError naming the place and field of the first record of another form.
     """
-    contests = []
+    contests: list[Contest] = []
     seen: set[str] = set()
     for path in paths:
         for number, value in enumerate(read_values(user_path(path)).values):

@@ -61,9 +61,9 @@ class RankCommand:
         # Before anything is written: a teacher that is missing must not wait for the student.
         answerers: dict[tuple[str, float], Answerer] = {}
         for temperature in self.sampled.temperatures:
-            options = dataclasses.replace(self.models, temperature=temperature)
+            writing = dataclasses.replace(self.models, temperature=temperature)
             for model in sources:
-                answerers[model, temperature] = options.answerer(model, self.seed)
+                answerers[model, temperature] = writing.answerer(model, self.seed)
         # Folders of older versions have these options without a section.
         options = dataclasses.asdict(self)
         options |= options.pop("sampled")

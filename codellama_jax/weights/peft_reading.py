@@ -10,6 +10,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -174,8 +175,7 @@ def _adapters(folder: epath.Path, model: ModelConfig, rank: int) -> tuple[dict, 
         node = adapters
         for part in slot.place.param.split("."):
             node = node.setdefault(part, {})
-        layers = {key: np.stack([pair[key] for pair in pairs]) for key in ("a", "b")}
-        node[name] = layers if stacked else pairs[0]
+        node[name] = jax.tree.map(_stacked, *pairs) if stacked else pairs[0]
         targets.append(name)
     unknown = sorted(set(tensors) - used)
     if unknown or not targets:
@@ -183,6 +183,10 @@ def _adapters(folder: epath.Path, model: ModelConfig, rank: int) -> tuple[dict, 
         allowed = f"of a matmul of the base's layers, which are {', '.join(adaptable(model))}"
         raise UserError(f"{path}: {first} {allowed}")
     return adapters, tuple(targets)
+
+
+def _stacked(*layers: np.ndarray) -> np.ndarray:
+    return np.stack(layers)
 
 
 def _pair(
