@@ -1,5 +1,7 @@
 """Measures of infilled middles, and the loss of the true ones."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,3 +135,25 @@ def test_healing_changes_no_loss_of_complete_lines(model):
 def test_an_unknown_kind_is_refused():
     with pytest.raises(UserError, match="kinds is 'word': it must be one of single-line"):
         InfillingKinds(("word",))
+
+
+def test_the_report_has_a_row_per_kind_format_and_stage():
+    """A format without choices of tokens, as of an older run, has empty cells."""
+    rows: list = []
+    page = SimpleNamespace(table=lambda _, cells: rows.extend(cells), note=lambda _: None)
+    of_stage = {
+        "random-span": {
+            "PSM": {"exact": [0.0, 1.0], "right": [0.5], "first": [1.0], "tokens": [0.25]}
+            | {"loss": [1.0, 2.0]},
+            "SPM, healed": {"exact": [1.0], "right": [1.0], "loss": [0.5]},
+        }
+    }
+    answers = [(SimpleNamespace(name=name), of_stage) for name in ("general", "infill")]
+    InfillingKinds(("random-span",)).show(page, answers)
+    assert [row[:3] for row in rows] == [
+        ("random-span", order, stage)
+        for order in ("PSM", "SPM, healed")
+        for stage in ("general", "infill")
+    ]
+    assert rows[0][3:] == ("50.0%", "50.0%", "100.0%", "25.0%", "1.500")
+    assert rows[-1][3:] == ("100.0%", "100.0%", "", "", "0.500")

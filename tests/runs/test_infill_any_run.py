@@ -36,7 +36,7 @@ def test_a_folder_of_llama_is_taught_to_infill_resumed_and_exported(place):
         options += [f"--corpus.{name}", sources]
     options += ["--infill.optimizer.warmup-steps", "1", "--infill.data.batch-size", "2"]
     options += ["--probes.infilling-kinds.examples", "4"]
-    options += ["--probes.infilling-kinds.max-new-tokens", "16"]
+    options += ["--probes.infilling-kinds.max-new-tokens", "96"]
     command = ("run", "infill_any", "--general.init", "hf:hf", "--out", "taught", *options)
     codellama(place, *command, "--infill.steps", "4", "--cache", "cache")
     assert "done before, skipped" in codellama(
