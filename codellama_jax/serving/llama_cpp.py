@@ -103,7 +103,8 @@ class LlamaCpp:
         tokens: list[Any] = await self.service.in_thread(encode, values["content"])
         if values["with_pieces"]:
             tokens = await self.service.in_thread(logprobs.pieces, tokenizer, tokens)
-        return JSONResponse({"tokens": tokens})
+        # Writing a long list as JSON would hold up the other connections.
+        return await self.service.in_thread(JSONResponse, {"tokens": tokens})
 
     async def detokenize(self, request: Request) -> Response:
         """Returns the text of ids."""

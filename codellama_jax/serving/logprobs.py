@@ -65,7 +65,9 @@ def piece(tokenizer: Tokenizer, token: int) -> str:
 
 def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[dict]:
     """Returns ids with their texts, as llama.cpp's /tokenize lists them."""
-    return [{"id": token, "piece": piece(tokenizer, token)} for token in tokens]
+    # Each id is decoded once: a text may repeat it a million times.
+    texts = {token: piece(tokenizer, token) for token in set(tokens)}
+    return [{"id": token, "piece": texts[token]} for token in tokens]
 
 
 def legacy(
