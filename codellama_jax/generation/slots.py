@@ -110,7 +110,7 @@ def read(
     logits_RV, new = decoding.prefill(
         config, weights, jnp.asarray(tokens_RT), jnp.asarray(lengths_R), new_slots, kv_cache
     )
-    rows_M = _rows(config, len(state.tokens_B), jnp.asarray(slots_R))
+    rows_M = decoding.rows_of(config, len(state.tokens_B), jnp.asarray(slots_R))
 
     def write(a_MS: jax.Array, new_MS: jax.Array) -> jax.Array:
         return a_MS.at[rows_M, : new_MS.shape[1]].set(new_MS, mode="drop", unique_indices=True)
@@ -133,7 +133,8 @@ def copied(config: ModelConfig, state: State, sources_N: Values, targets_N: Valu
     """
     sources_N, targets_N = jnp.asarray(sources_N), jnp.asarray(targets_N)
     slots = len(state.tokens_B)
-    sources_M, targets_M = _rows(config, slots, sources_N), _rows(config, slots, targets_N)
+    sources_M = decoding.rows_of(config, slots, sources_N)
+    targets_M = decoding.rows_of(config, slots, targets_N)
 
     def changed(a_MS: jax.Array) -> jax.Array:
         return a_MS.at[targets_M].set(a_MS[sources_M], mode="drop", unique_indices=True)
@@ -220,17 +221,6 @@ def decode(
     start = jnp.int32(0), jnp.asarray(done_B), state, new_BT
     count, _, state, new_BT = jax.lax.while_loop(unfinished, step, start)
     return state, new_BT, count
-
-
-def _rows(config: ModelConfig, slots: int, slots_N: jax.Array) -> jax.Array:
-    """Returns the rows of the cache that hold the key heads of some slots, head by head.
-
-    For a slot that does not exist they are rows that do not exist, all of them different.
-    """
-    heads = config.n_kv_heads
-    rows_KN = jnp.arange(heads)[:, None] * slots + slots_N[None]
-    missing_KN = heads * slots + jnp.arange(rows_KN.size).reshape(rows_KN.shape)
-    return jnp.where(slots_N[None] < slots, rows_KN, missing_KN).ravel()
 
 
 def _sharded(config: ModelConfig, state: State) -> State:
