@@ -269,17 +269,17 @@ def extend_by_steps(
     slots_R = jnp.arange(sequences) if slots_R is None else slots_R
     rows_N = rows_of(config, sequences, slots_R)
     # Rows that do not exist are clamped here and dropped below.
-    own: Cache = jax.tree.map(lambda a_MS: a_MS[rows_N], cache)
+    gathered: Cache = jax.tree.map(lambda a_MS: a_MS[rows_N], cache)
 
     def step(carry: tuple[Cache, jax.Array], tokens_R: jax.Array) -> tuple[Any, jax.Array]:
-        own, positions_R = carry
-        logits_RV, own = family_of(config).step(config, weights, own, tokens_R, positions_R)
-        return (own, positions_R + 1), logits_RV
+        cache, positions_R = carry
+        logits_RV, cache = family_of(config).step(config, weights, cache, tokens_R, positions_R)
+        return (cache, positions_R + 1), logits_RV
 
-    (own, _), logits_TRV = jax.lax.scan(step, (own, starts_R), tokens_RT.T)
+    (gathered, _), logits_TRV = jax.lax.scan(step, (gathered, starts_R), tokens_RT.T)
 
     def write(a_MS: jax.Array, new_NS: jax.Array) -> jax.Array:
         return a_MS.at[rows_N].set(new_NS, mode="drop", unique_indices=True)
 
-    cache = constrain(jax.tree.map(write, cache, own), cache_spec(config))
+    cache = constrain(jax.tree.map(write, cache, gathered), cache_spec(config))
     return jnp.einsum("TRV->RTV", logits_TRV), cache
