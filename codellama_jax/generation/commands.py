@@ -40,7 +40,7 @@ class Asking(Generating):
 
     def report(self, model: TrainedModel) -> None:
         """Reports how many tokens of drafts the model accepted."""
-        if model.drafter:
+        if self.quantization.speculate and model.drafter:
             note(model.drafter.report())
 
     def load_for(self, ids: list[int]) -> TrainedModel:
