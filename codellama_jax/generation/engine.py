@@ -97,8 +97,8 @@ class Engine:
           vocab: ids from here on, which pad the vocabulary, are never drawn.
           least: positions that the cache has at least. A server gives the most that it allows, so
             that no request makes the cache longer and its programs compile again.
-          piece: tokens of a prompt that are read at once, at most. Prompts are read whole where the
-            mesh shards their length, and where RoPE depends on it.
+          piece: tokens of a prompt that are read at once, at most. Prompts are read at once where
+            the mesh shards their length, and where RoPE depends on it.
           prefix_cache: whether prompts that only begin alike are copied as well.
         """
         self.model, self._device = model, Device(model, slots)
@@ -331,6 +331,7 @@ class Engine:
         for sequence in sorted(started.values(), key=operator.attrgetter("id"), reverse=True):
             self._wait(sequence, is_last=False)
         self._leave_queue(dropped)
+        self._updates = [update for update in self._updates if update.request != dropped.id]
 
     def _decode(self) -> None:
         """Checks drafts, or runs a chunk of steps where there are none."""
@@ -356,7 +357,7 @@ class Engine:
         drafts_BD = np.zeros((self.slots, drafter.length), np.int32)
         lengths: dict[int, int] = {}
         for slot, sequence in self._running.items():
-            text = np.asarray([*sequence.prompt, *sequence.new], np.int32)
+            text = np.concatenate([sequence.ids, np.asarray(sequence.new, np.int32)])
             draft = drafter.draft(text)
             drafts_BD[slot, : len(draft)] = draft
             lengths[slot] = len(draft)

@@ -61,7 +61,7 @@ class Serve(Loading):
     """Compile for prompts of up to so many tokens before the first request; longer ones compile
     when the first of their length comes."""
     prompt_piece: int = DEFAULT_PIECE
-    """Read prompts in pieces of so many tokens: between two of them the other sequences go on."""
+    """Read prompts in pieces of so many tokens; between two pieces the other sequences continue."""
     prefix_cache: bool = True
     """Keep what was read: a prompt that begins as an earlier one reads only the rest."""
     max_body_bytes: int = 4_000_000
@@ -115,9 +115,11 @@ class Serve(Loading):
         from codellama_jax.serving.service import Service
         from codellama_jax.serving.worker import Sizes, Worker
 
-        features = self._features(trained, chat)
+        features, quantized = self._features(trained, chat), self.quantization.kv_cache
         reading = (self.warm_up, self.prompt_piece, self.prefix_cache)
         sizes = Sizes(self.slots, context, self.queue, *reading)
+        if self.prefix_cache and quantized != "none":
+            note(f"note: --kv-cache {quantized}: only equal prompts share what was read")
         worker = Worker(self._loader(), sizes)
         app = make_app(Service(features, worker), self._rules(key))
         note(f"serving {features.name} at {url_of(listener)}; Ctrl-C ends it")

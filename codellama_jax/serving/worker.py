@@ -244,7 +244,7 @@ class Worker:
             sampling = Sampling(temperature=temperature, max_new_tokens=2)
             room = self.context - 2 - len(start)
             ids = [self._engine.model.tokenizer.eos_id] * min(length, room)
-            # No two prompts go on alike, since the engine would copy the second.
+            # No two prompts share what follows `start`: the engine would copy the second.
             ids[0] = next(numbers) % self._engine.model.config.vocab_size
             return Request([*start, *ids], sampling, on_tokens=_short_chunks)
 
