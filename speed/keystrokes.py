@@ -68,15 +68,23 @@ def prompts_of(model: TrainedModel, keystrokes: int, spm: bool) -> list[list[int
     return prompts
 
 
-def typed(engine: Engine, prompts: list[list[int]], new: int) -> tuple[list[list[int]], np.ndarray]:
-    """Returns the new ids and the milliseconds of each request."""
-    ids, times = [], []
+def typed(
+    engines: dict[bool, Engine], prompts: list[list[int]], new: int
+) -> tuple[dict[bool, list[list[int]]], dict[bool, list[float]]]:
+    """Returns the new ids and the milliseconds of each request, by engine."""
+    ids: dict[bool, list[list[int]]] = {key: [] for key in engines}
+    times: dict[bool, list[float]] = {key: [] for key in engines}
     for prompt in prompts:
-        request = Request(prompt, Sampling(max_new_tokens=new), on_tokens=len)
-        start = time.perf_counter()
-        ids += engine.run([request])
-        times.append(1e3 * (time.perf_counter() - start))
-    return ids, np.array(times)
+        request = Request(prompt, Sampling(max_new_tokens=new), on_tokens=_streamed)
+        for key, engine in engines.items():
+            start = time.perf_counter()
+            ids[key] += engine.run([request])
+            times[key].append(1e3 * (time.perf_counter() - start))
+    return ids, times
+
+
+def _streamed(ids: list[int]) -> None:
+    """Makes the engine's chunks as short as those of the server."""
 
 
 def main() -> None:
@@ -89,25 +97,27 @@ def main() -> None:
     if not 1 <= options.keystrokes <= len(TYPED):
         parser.error(f"--keystrokes is {options.keystrokes}: it must be from 1 to {len(TYPED)}")
     model = load(options.vocab)
+
+    def engines() -> dict[bool, Engine]:
+        sizes = {"least": options.context, "piece": PIECE}
+        return {key: Engine(model, SLOTS, prefix_cache=key, **sizes) for key in (False, True)}
+
     print(f"processor: {processor()}, {jax.default_backend()}")
     for order in ("PSM", "SPM"):
         prompts = prompts_of(model, options.keystrokes, order == "SPM")
-        answers = {}
-        for has_cache in (False, True):
-            sizes = {"least": options.context, "piece": PIECE, "prefix_cache": has_cache}
-            # The first keystrokes compile.
-            typed(Engine(model, SLOTS, **sizes), prompts[:WARM_UP], options.new)
-            engine = Engine(model, SLOTS, **sizes)
-            answers[has_cache], times = typed(engine, prompts, options.new)
+        # The first keystrokes compile.
+        typed(engines(), prompts[:WARM_UP], options.new)
+        measured = engines()
+        ids, times = typed(measured, prompts, options.new)
+        print(f"{order}: prompts of {len(prompts[0]):,} to {len(prompts[-1]):,} tokens")
+        for key, engine in measured.items():
             reused, read = (engine.counts[f"prompt tokens {kind}"] for kind in ("reused", "read"))
-            p50, p95 = np.percentile(times, [50, 95])
-            print(
-                f"{order} {'with' if has_cache else 'without':7} cache: prompts of"
-                f" {len(prompts[0]):,} to {len(prompts[-1]):,} tokens,"
-                f" {reused / (reused + read):.1%} reused, p50 {p50:.0f} ms, p95 {p95:.0f} ms"
-            )
-        equal = sum(a == b for a, b in zip(answers[False], answers[True]))
-        print(f"{order}: {equal} of {len(prompts)} answers are equal")
+            p50, p95 = np.percentile(times[key], [50, 95])
+            share = f"{reused / (reused + read):.1%} of their tokens reused"
+            name = "with the cache" if key else "without"
+            print(f"  {name:14} {share}, p50 {p50:.0f} ms, p95 {p95:.0f} ms")
+        equal = sum(a == b for a, b in zip(ids[False], ids[True]))
+        print(f"  {equal} of {len(prompts)} answers are equal")
 
 
 if __name__ == "__main__":
