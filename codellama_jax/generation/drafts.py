@@ -22,7 +22,7 @@ LONGEST_MATCH, SHORTEST_MATCH = 3, 2  # tokens at the end of the text that occur
 
 
 def looked_up(ids: np.ndarray, count: int) -> np.ndarray:
-    """Returns up to `count` tokens that followed the last tokens of a text where they occur before.
+    """Returns `count` tokens that followed the last tokens of a text where they occur before.
 
     The longest match counts, and of equal ones the latest. Returns none without a match.
 
@@ -41,7 +41,8 @@ def looked_up(ids: np.ndarray, count: int) -> np.ndarray:
         starts = np.flatnonzero(matches)
         if starts.size:
             after = int(starts[-1]) + length
-            return ids[after : after + count]
+            # Where the text ends before, it is taken to repeat itself further.
+            return np.resize(ids[after:], count)
     return ids[:0]
 
 
@@ -60,7 +61,7 @@ class Drafter:
         self.drafted, self.accepted, self.steps, self.drawn = 0, 0, 0, 0
 
     def draft(self, ids: np.ndarray) -> np.ndarray:
-        """Returns up to `length` tokens that may follow a text."""
+        """Returns `length` tokens that may follow a text, or none."""
         return looked_up(ids, self.length)
 
     def note(self, drafted: int, drawn: int) -> None:

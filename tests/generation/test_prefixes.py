@@ -58,8 +58,8 @@ def test_drafts_are_what_followed_the_longest_latest_match():
     ids = np.array([1, 2, 3, 4, 5, 9, 2, 3, 6, 7, 1, 2, 3], np.int32)
     assert looked_up(ids, 3).tolist() == [4, 5, 9]
     assert looked_up(ids[1:], 3).tolist() == [6, 7, 1]
-    assert looked_up(ids[1:], 9).tolist() == [6, 7, 1, 2, 3]
+    assert looked_up(ids[1:], 9).tolist() == [6, 7, 1, 2, 3, 6, 7, 1, 2]
     assert looked_up(ids[3:], 3).tolist() == [6, 7, 1]
     assert looked_up(ids[4:9], 3).tolist() == looked_up(ids[:1], 3).tolist() == []
     repeated = np.array([5, 5, 5, 5], np.int32)
-    assert looked_up(repeated, 4).tolist() == [5]
+    assert looked_up(repeated, 4).tolist() == [5, 5, 5, 5]
