@@ -70,7 +70,10 @@ def filled(cache, lengths):
     return layers
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    ["linear", pytest.param("llama3", marks=pytest.mark.slow), "multi-query", "top query"],
+)
 def test_prefill_and_extend_are_the_prefill_of_the_whole(name):
     config = CONFIGS[name]
     model = model_of(config)
@@ -94,7 +97,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name", ["dynamic", "multi-query", pytest.param("int8 weights", marks=pytest.mark.slow)]
+)
 def test_extend_is_as_many_steps(name):
     """In any order of the sequences, one that only pads the list included."""
     config, kv_cache, scheme = VARIANTS[name]
@@ -114,6 +119,7 @@ def test_extend_is_as_many_steps(name):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_mesh_extends_as_one_device():
     config = CONFIGS["linear"]
     params, extend = params_of(config), functools.partial(family_of(config).extend, config)
