@@ -14,7 +14,11 @@ from codellama_jax.benchmarks.settings import Checking, Ranking, Settings
 from codellama_jax.benchmarks.suites import suite_of
 from codellama_jax.config import CACHE, MeshConfig
 from codellama_jax.errors import UserError
-from codellama_jax.generation.settings import Quantization, QuantizationOptions
+from codellama_jax.generation.settings import (
+    Quantization,
+    QuantizationOptions,
+    check_drafts,
+)
 from codellama_jax.system.files import is_bucket, user_path
 
 if TYPE_CHECKING:
@@ -96,8 +100,13 @@ class Evaluate:
             why = f"on {self.benchmark}, which scores given texts and keeps no cache"
             given = f"--kv-cache {self.quantization.kv_cache}"
             raise UserError(f"{given} has no effect {why}: leave it out")
+        drafted = self.quantization.speculate
+        if drafted and not (self.run and has_cache):
+            needed = "without a --run that generates"
+            raise UserError(f"--speculate {drafted} has no effect {needed}: leave it out")
         if len(quantizations) > 1 and self.ranking != Ranking():
             raise UserError("--rank takes one scheme of --quantize: pass one, or leave out --rank")
+        check_drafts(self.quantization, self.settings.beams)
         start_distributed()
         if len(quantizations) > 1:
             from codellama_jax.benchmarks.quantization import compare
@@ -143,7 +152,9 @@ class Evaluate:
 
     def load(self) -> TrainedModel:
         """Loads the model onto its devices: those of this host, or of all."""
-        return self._load(self.run, self.arm, self.stage)
+        from codellama_jax.generation.drafts import with_drafts
+
+        return with_drafts(self._load(self.run, self.arm, self.stage), self.quantization)
 
     def load_docstring_model(self) -> TrainedModel:
         """Loads the model of docstrings as `load` does, beside the other one."""

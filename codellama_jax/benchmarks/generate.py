@@ -59,6 +59,8 @@ def generate_samples(
                 append(out / "samples.jsonl", batch)
             samples |= {key(sample): sample for sample in batch}
             advance(len(batch))
+    if model.drafter and is_writer:
+        note(model.drafter.report())
     # The folder may hold more samples per task than are requested now.
     requested = {}
     for (task_id, number), sample in samples.items():

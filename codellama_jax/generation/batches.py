@@ -47,8 +47,17 @@ def bucket(n: int) -> int:
     return power * 3 // 4 if power > 64 and n <= power * 3 // 4 else power
 
 
+def piece_bucket(n: int) -> int:
+    """Rounds the length of a piece up to 16, 64, 256, ...: pieces after a shared prefix are short,
+    and each shape is compiled a second time for them."""
+    size = 16
+    while size < n:
+        size *= 4
+    return size
+
+
 def padded(
-    prompts: Sequence[Sequence[int]], shards: int = 1, size: int = 0
+    prompts: Sequence[Sequence[int]], shards: int = 1, size: int = 0, length: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns tokens_BT and lengths_B of a padded batch.
 
@@ -58,9 +67,10 @@ def padded(
       prompts: ids.
       shards: B is a multiple of it.
       size: the least B; 0 takes the next power of two.
+      length: T; 0 takes the bucket of the longest.
     """
     size = size or 1 << (len(prompts) - 1).bit_length()
-    shape = size + -size % shards, bucket(max(map(len, prompts)))
+    shape = size + -size % shards, length or bucket(max(map(len, prompts)))
     tokens_BT, lengths_B = np.zeros(shape, np.int32), np.ones(shape[0], np.int32)
     for index, prompt in enumerate(prompts):
         tokens_BT[index, : len(prompt)] = prompt

@@ -38,6 +38,11 @@ class Asking(Generating):
         super().__post_init__()
         check_stop_strings(self.stop)
 
+    def report(self, model: TrainedModel) -> None:
+        """Reports how many tokens of drafts the model accepted."""
+        if self.quantization.speculate and model.drafter:
+            note(model.drafter.report())
+
     def load_for(self, ids: list[int]) -> TrainedModel:
         """Starts JAX and loads the model, to read a prompt of `ids`."""
         model = self.load()
@@ -69,6 +74,7 @@ class Complete(Asking):
         with ends_at_once():
             complete(model, [prompt], self.sampling, self.stop, output.write, healing=self.healing)
         output.finish("\n")
+        self.report(model)
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,7 @@ class Infill(Asking):
         if stream is None:
             output.write(middle.text)
         output.finish(after)
+        self.report(model)
         if not middle.is_ended:
             tokens = self.sampling.max_new_tokens
             kept = f"{len(middle.text):,} characters are kept"

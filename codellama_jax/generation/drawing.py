@@ -5,8 +5,9 @@ Dims: B sequences, V vocabulary entries, X integers of a PRNG key, I stop ids.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,16 @@ class Draws:
     stop_ids_BI: Values  # int32
     ends_B: Values  # int32: a sequence ends with the token of this position
     vocab: Values  # int32: ids from here on are never drawn
+
+    def repeated(self, count: int) -> Draws:
+        """Returns the settings with those of each sequence `count` times, one after the other."""
+
+        def repeat(values: Values) -> Values:
+            return jnp.repeat(jnp.asarray(values), count, axis=0)
+
+        # The limit of the vocabulary is one number for all sequences.
+        repeated = jax.tree.map(repeat, dataclasses.replace(self, vocab=cast(Any, None)))
+        return dataclasses.replace(repeated, vocab=self.vocab)
 
 
 @functools.lru_cache(maxsize=1024)

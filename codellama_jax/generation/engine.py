@@ -1,14 +1,20 @@
 """Continuous batching: sequences join and leave a batch of fixed size while it is being decoded.
 
 The batch has slots. Requests wait in a queue; each takes a free slot at the next boundary between
-two chunks of decoding steps, and gives it back when it ends. A prompt is read once for all waiting
-requests that share it: its keys and values are copied from slot to slot. Other prompts of similar
-length are read together.
+two chunks of decoding steps, and gives it back when it ends. Prompts of similar length are read
+together. A prompt that begins as one that a slot holds copies its keys and values and reads the
+rest (`prefixes.py`); one that begins as a prompt that is being read waits for it. So equal prompts
+are read once. A prompt longer than a piece is read in several: while sequences stream, a call of
+`advance` reads no more than a piece of one prompt, or some short ones.
 
 The ids of a request depend on the request alone, not on the others nor on when it joins: as in
-`sampler.generate`, logits may differ in their last bits where another shape is compiled, and every
-draw has its own PRNG key. All decisions follow from the requests and the ids drawn, so that several
-hosts that share a model take the same ones without talking.
+`sampler.generate`, logits may differ in their last bits where another shape is compiled, as where a
+prefix is copied, and every draw has its own PRNG key. Prefixes are copied for equal prompts only
+where that would change more than last bits: an int8 cache, to which a prompt attends before it is
+rounded, and RoPE that depends on the prompt's length. All decisions follow from the requests and
+the ids drawn, so that several hosts that share a model take the same ones without talking.
+
+A model with a drafter draws several tokens per step where drafts are right (`drafts.py`).
 
     engine = Engine(model, slots=64)
     names = [engine.submit(request) for request in requests]
@@ -21,12 +27,12 @@ Dims: as in `slots.py`.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import itertools
+import math
 import operator
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence, Set
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -38,33 +44,27 @@ from codellama_jax.generation.batches import (
     bytes_per_device,
     check_prompt,
     decoding_weights,
-    fetched,
-    first_mask,
-    padded,
 )
-from codellama_jax.generation.drawing import Draws, seed_data
-from codellama_jax.generation.memory import (
-    check_cache_memory,
-    check_prompt_memory,
-    free_bytes,
-)
-from codellama_jax.generation.requests import KEY_BYTES, Request, Running, Update, groups, size_of
+from codellama_jax.generation.device import Device
+from codellama_jax.generation.drafts import Drafter
+from codellama_jax.generation.drawing import Draws
+from codellama_jax.generation.memory import free_bytes
+from codellama_jax.generation.prefixes import BLOCK, Match, Prefixes
+from codellama_jax.generation.requests import READ_TOKENS, Request, Running, Update, groups
+from codellama_jax.generation.slot_draws import MAX_STOP_IDS, SlotDraws
 from codellama_jax.models import decoding
+from codellama_jax.models.family import family_of
 from codellama_jax.models.trained import TrainedModel
-from codellama_jax.sharding.hosts import on_all_hosts
 from codellama_jax.sharding.mesh import on_mesh_of
 
 # Steps per chunk. Every chunk costs a round trip to the device, and tokens drawn after the end of a
 # sequence are wasted: `stop` is called only between chunks, stop ids are found on the device.
 CHUNK_WITH_STOP = 16
 CHUNK_STREAMED = 4
-MAX_STOP_IDS = 4
-NO_ID = -1  # pads the stop ids; no token has it
 # While requests wait, a chunk ends once this share of the slots is done.
 DONE_SHARE = 8
-# Of `Draws`. One that no sequence has used so far is left out of the programs, which saves the time
-# to compile and to compute it.
-SETTINGS = frozenset({"temperature", "top_k", "top_p"})
+# Tokens of a piece of a prompt. Prompts of most benchmarks are one piece.
+PIECE = 8192
 
 
 class Engine:
@@ -75,11 +75,19 @@ class Engine:
 
     Attributes:
       slots: sequences that are decoded at once.
-      counts: prompts read and copied, chunks, and steps; a step computes one token of every slot.
+      counts: tokens of prompts that were read and that were reused, prompts read and slots copied,
+        chunks, and steps; a step computes one token of every slot, or those of a draft.
     """
 
     def __init__(
-        self, model: TrainedModel, slots: int, vocab: int | None = None, least: int = 0
+        self,
+        model: TrainedModel,
+        slots: int,
+        vocab: int | None = None,
+        least: int = 0,
+        *,
+        piece: int = PIECE,
+        prefix_cache: bool = True,
     ) -> None:
         """Prepares the weights. Raises UserError where they do not fit in memory.
 
@@ -89,41 +97,31 @@ class Engine:
           vocab: ids from here on, which pad the vocabulary, are never drawn.
           least: positions that the cache has at least. A server gives the most that it allows, so
             that no request makes the cache longer and its programs compile again.
+          piece: tokens of a prompt that are read at once, at most. Prompts are read at once where
+            the mesh shards their length, and where RoPE depends on it.
+          prefix_cache: whether prompts that only begin alike are copied as well.
         """
-        self.model, self.config = model, decoding.for_decoding(model.config)
-        with on_mesh_of(model.params, decoding.LOGICAL_AXES):
-            self._shards = jax.sharding.get_abstract_mesh().shape.get("data", 1)
-            self._weights = decoding_weights(model)
-        leaves = jax.tree.leaves(model.params)
-        self._is_shared = not all(leaf.is_fully_addressable for leaf in leaves)
-        self.slots = slots + -slots % self._shards
-        self.counts: Counter[str] = Counter()
+        self.model, self._device = model, Device(model, slots)
+        self.slots, self.counts = self._device.slots, self._device.counts
+        depends_on_length = family_of(model.config).depends_on_length(model.config)
+        is_shared = prefix_cache and not depends_on_length and model.kv_cache == "none"
+        self._prefixes = Prefixes(self.slots, is_shared)
+        self._piece = 0 if depends_on_length or self._device.is_length_split else piece
         self._least = least
-        self._vocab = np.array(vocab or self.config.vocab_size, np.int32)
+        self._draws = SlotDraws(self.slots, vocab or model.config.vocab_size)
         self._submitted = 0
         self._waiting: deque[Running] = deque()
         self._prompts: Counter[bytes] = Counter()  # of the waiting requests
-        self._running: dict[int, Running] = {}  # by slot
-        self._held: dict[int, bytes] = {}  # the prompt whose keys and values each slot still holds
-        self._checked: set[tuple[int, ...]] = set()  # shapes that fit in memory
-        self._state: programs.State | None = None
-        self._capacity = 0
-        self._settings = {
-            "temperature": np.zeros(self.slots, np.float32),
-            "top_k": np.zeros(self.slots, np.int32),
-            "top_p": np.ones(self.slots, np.float32),
-            "seeds_BX": np.zeros((self.slots, seed_data(0).size), np.uint32),
-            "numbers_B": np.zeros(self.slots, np.uint32),
-            "stop_ids_BI": np.full((self.slots, MAX_STOP_IDS), NO_ID, np.int32),
-            "ends_B": np.zeros(self.slots, np.int32),
-        }
-        self._used: set[str] = set()  # of SETTINGS, by any sequence so far
+        # By slot: sequences whose prompts are being read, have been read, and that are decoded.
+        self._reading: dict[int, Running] = {}
+        self._ready: dict[int, Running] = {}
+        self._running: dict[int, Running] = {}
         self._updates: list[Update] = []  # since `advance` returned last
 
     @property
     def is_idle(self) -> bool:
         """Whether no request waits or runs."""
-        return not self._waiting and not self._running
+        return not self._waiting and not self._reading and not self._running
 
     def submit(self, request: Request, name: str = "the prompt") -> int:
         """Queues a request and returns its id.
@@ -131,15 +129,14 @@ class Engine:
         Raises UserError, with the name of the prompt, for one that is empty, too long, or of
         another vocabulary.
         """
-        check_prompt(self.config, request.prompt, request.sampling.max_new_tokens, name)
+        check_prompt(self.model.config, request.prompt, request.sampling.max_new_tokens, name)
         if len(request.stop_ids) > MAX_STOP_IDS:
             raise ValueError(f"{len(request.stop_ids)} stop ids: at most {MAX_STOP_IDS} are found")
         if request.sampling.beams > 1:
             raise ValueError("the engine draws tokens; beam.py searches")
         sequence = Running(self._submitted, request)
         self._submitted += 1
-        self._waiting.append(sequence)
-        self._prompts[sequence.key] += 1
+        self._wait(sequence, is_last=True)
         return sequence.id
 
     def cancel(self, request: int) -> bool:
@@ -149,18 +146,19 @@ class Engine:
         """
         for sequence in self._waiting:
             if sequence.id == request:
-                self._waiting.remove(sequence)
-                self._forget(sequence)
+                self._leave_queue(sequence)
                 return True
-        for slot, sequence in self._running.items():
-            if sequence.id == request:
-                del self._running[slot]
-                return True
+        for sequences in (self._reading, self._running):
+            for slot, sequence in sequences.items():
+                if sequence.id == request:
+                    del sequences[slot]
+                    self._keep(slot, sequence)
+                    return True
         return False
 
     def holds(self, request: int) -> bool:
         """Returns whether a request waits, runs, or has an update that is still to be returned."""
-        sequences = (*self._waiting, *self._running.values())
+        sequences = (*self._waiting, *self._reading.values(), *self._running.values())
         ids = {sequence.id for sequence in sequences}
         return request in ids or any(update.request == request for update in self._updates)
 
@@ -185,7 +183,7 @@ class Engine:
                     yield update.request - first, new[update.request - first]
 
     def advance(self) -> list[Update]:
-        """Fills free slots from the queue, runs one chunk, and returns the new ids.
+        """Fills free slots from the queue, reads prompts, runs one chunk, and returns the new ids.
 
         Raises UserError where memory does not suffice; of the requests that were to join the
         longest is dropped, and the others continue with the next call.
@@ -198,147 +196,180 @@ class Engine:
         return updates
 
     def _join(self) -> None:
-        """Starts waiting requests until no slot is free, or none waits."""
-        while self._waiting and len(self._running) < self.slots:
-            free = [slot for slot in range(self.slots) if slot not in self._running]
-            joining: list[Running] = []
-            while self._waiting and len(joining) < len(free):
-                joining.append(self._waiting.popleft())
-                self._forget(joining[-1])
-            try:
-                self._resize(joining)
-                # Copies first: a prompt may be read into the slot from which another is copied.
-                is_held = set(self._held.values())
-                copied = [sequence for sequence in joining if sequence.key in is_held]
-                others = [sequence for sequence in joining if sequence.key not in is_held]
-                for sequences in (copied, others):
-                    if sequences:
-                        self._start(sequences, free)
-            except UserError:
-                self._requeue(joining)
-                raise
+        """Starts waiting requests until no slot is free, none waits, or enough has been read."""
+        self._place()
+        sequences = (*self._running.values(), *self._reading.values())
+        is_streamed = any(sequence.request.on_tokens for sequence in sequences)
+        is_bounded = is_streamed and self._piece > 0
+        left: float = self._piece if is_bounded else math.inf
+        while True:
+            while self._reading and left > 0:
+                left -= self._read(self._piece if is_bounded else READ_TOKENS)
+                # Those that waited for these prompts.
+                self._place()
+            if not self._ready:
+                return
+            self._start()
+            self._place()
 
-    def _requeue(self, joining: Sequence[Running]) -> None:
-        """Lets sequences that have not started wait again, except for the longest one."""
-        left = [sequence for sequence in joining if not sequence.is_started]
-        longest = max(left, key=operator.attrgetter("end"))
-        for sequence in reversed(left):
-            if sequence is not longest:
-                self._waiting.appendleft(sequence)
-                self._prompts[sequence.key] += 1
+    def _place(self) -> None:
+        """Gives free slots to waiting requests, and copies what slots hold of their prompts.
 
-    def _start(self, sequences: Sequence[Running], free: list[int]) -> None:
-        """Reads or copies the prompts of sequences into free slots, and draws their first tokens.
+        It ends before a request that will share more with a prompt which is still being read.
+        """
+        taken = self._running.keys() | self._reading.keys() | self._ready.keys()
+        free = [slot for slot in range(self.slots) if slot not in taken]
+        joining = list(itertools.islice(self._waiting, len(free)))
+        if not joining:
+            return
+        try:
+            self._resize(joining)
+        except UserError:
+            self._drop_longest(joining)
+            raise
+        keys = {sequence.key for sequence in self._reading.values()}
+        copies: dict[int, tuple[int, int]] = {}
+        for sequence in joining:
+            match = self._match(sequence)
+            is_promised = match.promised >= match.length + BLOCK or sequence.key in keys
+            if is_promised and match.length < len(sequence.prompt):
+                break
+            self._leave_queue(sequence)
+            self._assign(sequence, match, free, copies)
+            if sequence.read < len(sequence.prompt):
+                keys.add(sequence.key)
+        if copies:
+            self._device.copy(copies)
+
+    def _match(self, sequence: Running) -> Match:
+        """Returns the slot that shares the most with a prompt: all of it, logits included, or less
+        than that."""
+        slot = self._prefixes.slot_with(sequence.key)
+        if slot >= 0:
+            return Match(slot, len(sequence.prompt), 0)
+        return self._prefixes.match(sequence.ids)
+
+    def _assign(
+        self,
+        sequence: Running,
+        match: Match,
+        free: list[int],
+        copies: dict[int, tuple[int, int]],
+    ) -> None:
+        """Gives a slot to a sequence.
 
         Args:
-          sequences: the prompts of all are held by slots, or those of none.
-          free: the free slots; those that are taken are removed.
+          sequence: the sequence.
+          match: what it shares with a slot.
+          free: the free slots; the one that it takes is removed.
+          copies: by target, the source and the length of the copies that are due; one is added
+            where the slot does not hold what it shares.
         """
-        sources = {key: slot for slot, key in self._held.items()}
-        to_read, to_copy, starting = [], [], {}
-        for sequence in sequences:
-            slot = self._take(sequence.key, free)
-            starting[slot] = sequence
-            if sequence.key not in sources:
-                to_read.append((sequence, slot))
-                sources[sequence.key] = slot
-            elif sources[sequence.key] != slot and self._held.get(slot) != sequence.key:
-                to_copy.append((sources[sequence.key], slot))
-        for _, slot in to_read:
-            # Not what it held, even where memory does not suffice for a later prompt.
-            self._held.pop(slot, None)
-        for group in groups(to_read, self._shards):
-            self._read(group)
-        if to_copy:
-            self._copy(to_copy)
-        for slot, sequence in starting.items():
-            self._held[slot] = sequence.key
-            self._set_draws(slot, sequence.request)
+        slot = self._prefixes.choose(free, sequence.key, match, self._prompts)
+        free.remove(slot)
+        if match.slot >= 0:
+            self._prefixes.touch(match.slot)
+            is_held = self._prefixes.holds_prompt(slot, sequence.key)
+            if slot != match.slot and not is_held:
+                # All copies read before any writes: what is still to be copied is at its source.
+                source, _ = copies.get(match.slot, (match.slot, 0))
+                copies[slot] = source, match.length
+        sequence.begin(match.length, self._piece)
+        self.counts["prompt tokens reused"] += match.length
+        self._updates.append(Update(sequence.id, [], False, match.length))
+        self._note_read(slot, sequence)
+
+    def _read(self, most: int) -> int:
+        """Reads pieces of prompts, at most about `most` tokens, and returns how many.
+
+        Those of which the fewest pieces have been read come first: no long prompt makes others
+        wait until all of it is read.
+        """
+        fewest = min(sequence.pieces for sequence in self._reading.values())
+        # First pieces are another program than later ones.
+        by_kind: dict[bool, list[tuple[Running, int]]] = {False: [], True: []}
+        for slot, sequence in self._reading.items():
+            if sequence.pieces == fewest:
+                by_kind[sequence.read > 0].append((sequence, slot))
+        group = next(groups(by_kind[False] or by_kind[True], self._device.shards, most))
+        try:
+            self._device.read(group, self._piece)
+        except UserError:
+            self._drop_longest([*self._reading.values(), *self._ready.values()])
+            raise
+        tokens = 0
+        for sequence, slot in group:
+            tokens += sequence.stop - sequence.read
+            sequence.next_piece(self._piece)
+            del self._reading[slot]
+            self._note_read(slot, sequence)
+        return tokens
+
+    def _note_read(self, slot: int, sequence: Running) -> None:
+        """Notes how much of a prompt is in its slot."""
+        is_complete = sequence.read == len(sequence.prompt)
+        key = sequence.key if is_complete else b""
+        self._prefixes.hold(slot, sequence.ids, sequence.read, key)
+        (self._ready if is_complete else self._reading)[slot] = sequence
+
+    def _start(self) -> None:
+        """Draws the first tokens of sequences whose prompts have been read or copied."""
+        for slot, sequence in self._ready.items():
+            self._draws.set(slot, sequence.request)
+        starting, self._ready = self._ready, {}
         self._running |= starting
-        lengths_B = np.zeros(self.slots, np.int32)
-        first: list[np.ndarray | None] = [None] * self.slots
-        for slot, sequence in starting.items():
-            lengths_B[slot], first[slot] = len(sequence.prompt), sequence.request.first
-        is_free = all(ids is None for ids in first)
-        first_BV = first_mask(None if is_free else first, self.slots, self.config.vocab_size)
-        state = self._state
-        assert state is not None
-        arrays = (state.logits_BV, state.tokens_B, state.positions_B)
-        tokens_B, positions_B = programs.start(*arrays, self._draws(), lengths_B, first_BV)
-        self._state = dataclasses.replace(state, tokens_B=tokens_B, positions_B=positions_B)
-        tokens_B = fetched(tokens_B)
+        tokens_B = self._device.start(starting, self._current_draws())
         self._add({slot: tokens_B[slot : slot + 1] for slot in starting})
 
-    def _take(self, key: bytes, free: list[int]) -> int:
-        """Removes a free slot from the list and returns it.
-
-        Best is one that holds the prompt, then one whose prompt no request waits for.
-        """
-
-        def cost(slot: int) -> int:
-            held = self._held.get(slot)
-            return 0 if held == key else 2 if held and self._prompts[held] else 1
-
-        slot = min(free, key=cost)
-        free.remove(slot)
-        return slot
-
-    def _read(self, group: Sequence[tuple[Running, int]]) -> None:
-        """Reads the prompts of sequences into slots, in halves where memory does not suffice."""
-        prompts = [sequence.prompt for sequence, _ in group]
-        tokens_RT, lengths_R = padded(prompts, self._shards, size_of(len(group), self._shards))
-        slots_R = np.full(len(tokens_RT), self.slots, np.int32)
-        slots_R[: len(group)] = [slot for _, slot in group]
-        inputs = (self._weights, self._state, tokens_RT, lengths_R, slots_R)
-        program = (self.config, self.model.kv_cache, *inputs)
-        shape = *tokens_RT.shape, self._capacity
-        if shape not in self._checked:
-            # The compiler knows the memory of a prompt before any of it is allocated. The call
-            # below finds this program in JAX's cache and does not compile it again.
-            compiled = programs.read.lower(*program).compile()
-            try:
-                size = len(prompts), max(map(len, prompts))
-                self._check(functools.partial(check_prompt_memory, compiled, *size))
-            except UserError:
-                if len(group) == 1:
-                    raise
-                half = len(group) // 2
-                self._read(group[:half])
-                self._read(group[half:])
-                return
-            self._checked.add(shape)
-        self._state = programs.read(*program)
-        self.counts["prompts read"] += len(prompts)
-
-    def _copy(self, to_copy: Sequence[tuple[int, int]]) -> None:
-        """Copies prompts. `to_copy`: slots from which, and slots to which."""
-        size = size_of(len(to_copy))
-        sources_N, targets_N = np.zeros(size, np.int32), np.full(size, self.slots, np.int32)
-        for index, (source, target) in enumerate(to_copy):
-            sources_N[index], targets_N[index] = source, target
-        self._state = programs.copied(self.config, self._state, sources_N, targets_N)
-        self.counts["prompts copied"] += len(to_copy)
+    def _drop_longest(self, candidates: Sequence[Running]) -> None:
+        """Lets sequences that have not started wait again, and drops the longest candidate."""
+        dropped = max(candidates, key=operator.attrgetter("end"))
+        started = {**self._reading, **self._ready}
+        self._reading, self._ready = {}, {}
+        for slot, sequence in started.items():
+            self._keep(slot, sequence)
+        for sequence in sorted(started.values(), key=operator.attrgetter("id"), reverse=True):
+            self._wait(sequence, is_last=False)
+        self._leave_queue(dropped)
+        self._updates = [update for update in self._updates if update.request != dropped.id]
 
     def _decode(self) -> None:
-        """Runs a chunk of steps."""
+        """Checks drafts, or runs a chunk of steps where there are none."""
+        drafter = self.model.drafter
+        if drafter and self._check_drafts(drafter):
+            return
         requests = [sequence.request for sequence in self._running.values()]
         steps = programs.CHUNK
         if any(request.stop for request in requests):
             steps = CHUNK_WITH_STOP
-        if any(request.on_tokens for request in requests):
+        if drafter or any(request.on_tokens for request in requests):
             steps = CHUNK_STREAMED
         done_B = np.ones(self.slots, bool)
         done_B[list(self._running)] = False
         most_done = self.slots
         if self._waiting:
-            # Every slot is taken, because requests wait.
-            most_done = max(1, self.slots // DONE_SHARE)
-        inputs = (self._state, self._draws(), done_B, steps, most_done)
-        self._state, new_BT, count = programs.decode(self.config, self._weights, *inputs)
-        new_BT = fetched(new_BT)[:, : int(count)]
-        self.counts["steps"] += new_BT.shape[1]
-        self.counts["chunks"] += 1
+            most_done = int(done_B.sum()) + max(1, self.slots // DONE_SHARE)
+        new_BT = self._device.decode(self._current_draws(), done_B, steps, most_done)
         self._add({slot: new_BT[slot] for slot in self._running})
+
+    def _check_drafts(self, drafter: Drafter) -> bool:
+        """Draws tokens with drafts. Returns whether there were any."""
+        drafts_BD = np.zeros((self.slots, drafter.length), np.int32)
+        lengths: dict[int, int] = {}
+        for slot, sequence in self._running.items():
+            text = np.concatenate([sequence.ids, np.asarray(sequence.new, np.int32)])
+            draft = drafter.draft(text)
+            drafts_BD[slot, : len(draft)] = draft
+            lengths[slot] = len(draft)
+        if not any(lengths.values()):
+            return False
+        done_B = np.ones(self.slots, bool)
+        done_B[list(self._running)] = False
+        new_BT, counts_B = self._device.verify(self._current_draws(), done_B, drafts_BD)
+        for slot, length in lengths.items():
+            drafter.note(length, int(counts_B[slot]))
+        self._add({slot: new_BT[slot, : counts_B[slot]] for slot in lengths})
+        return True
 
     def _add(self, drawn: dict[int, np.ndarray]) -> None:
         """Adds drawn ids to the sequences of slots, and frees the slots of those that end."""
@@ -347,77 +378,52 @@ class Engine:
             ids = sequence.take(ids_T.tolist())
             if sequence.is_finished:
                 del self._running[slot]
+                self._keep(slot, sequence)
             if ids or sequence.is_finished:
                 self._updates.append(Update(sequence.id, ids, sequence.is_finished))
+
+    def _keep(self, slot: int, sequence: Running) -> None:
+        """Notes what a slot holds after its sequence has left it."""
+        # The keys and values of the last id are computed by the step after it, if there was one.
+        ids = [*sequence.prompt[: sequence.read], *sequence.new[:-1]]
+        key = sequence.key if sequence.read == len(sequence.prompt) else b""
+        self._prefixes.hold(slot, ids, len(ids), key)
 
     def _resize(self, joining: Sequence[Running]) -> None:
         """Makes room in the cache for sequences, and less where all need much less."""
         needed = self._least
-        for sequence in (*self._running.values(), *joining):
-            needed = max(needed, sequence.end)
-        if bucket(needed) <= self._capacity:
+        placed = (self._running, self._reading, self._ready)
+        sequences = itertools.chain(joining, *(by_slot.values() for by_slot in placed))
+        needed = max(needed, *(sequence.end for sequence in sequences))
+        capacity = self._device.capacity
+        if bucket(needed) <= capacity:
             # Smaller only if those that wait will not make it grow again.
             needed = max((needed, *[sequence.end for sequence in self._waiting]))
-            if bucket(needed) > self._capacity // 2:
+            if bucket(needed) > capacity // 2:
                 return
-        capacity = bucket(needed)
-        shape = self.config, self.model.kv_cache, self.slots, capacity
-        size = bytes_per_device(jax.eval_shape(functools.partial(programs.empty, *shape)))
-        self._check(functools.partial(check_cache_memory, size, self.slots, needed))
-        if self._state is None:
-            self._state = programs.empty(*shape)
-        else:
-            self._state = programs.resized(self.config, capacity, self._state)
-        self._capacity = capacity
-        for slot, key in list(self._held.items()):
-            if len(key) // KEY_BYTES >= capacity:
-                del self._held[slot]
+        self._device.resize(bucket(needed), needed)
+        self._prefixes.truncate(bucket(needed))
 
-    def _check(self, check: Callable[[], None]) -> None:
-        """Calls a check of memory. Hosts that share the model fail together."""
-        if self._is_shared:
-            on_all_hosts(check)
+    def _wait(self, sequence: Running, is_last: bool) -> None:
+        """Adds a sequence to the end of the queue, or in front of it."""
+        if is_last:
+            self._waiting.append(sequence)
         else:
-            check()
+            self._waiting.appendleft(sequence)
+        self._prompts[sequence.key] += 1
 
-    def _forget(self, sequence: Running) -> None:
-        """Counts a request that no longer waits."""
+    def _leave_queue(self, sequence: Running) -> None:
+        """Removes a sequence from the queue."""
+        self._waiting.remove(sequence)
         self._prompts[sequence.key] -= 1
         if not self._prompts[sequence.key]:
             del self._prompts[sequence.key]
 
-    def _draws(self) -> Draws:
-        """Returns the settings of every slot, without those that no sequence has used so far."""
-        used: Set[str] = self._used
-        if self._least:
-            # A server compiles two programs before it is ready: with all settings, and with none.
-            running = self._running.values()
-            is_drawn = any(sequence.request.sampling.temperature for sequence in running)
-            used = SETTINGS if is_drawn else frozenset()
-        settings: dict[str, Any] = {**self._settings, **dict.fromkeys(SETTINGS - used)}
-        return Draws(**settings, vocab=self._vocab)
-
-    def _set_draws(self, slot: int, request: Request) -> None:
-        """Takes over the settings of the request that starts in a slot."""
-        sampling = request.sampling
-        if sampling.temperature:
-            self._used.add("temperature")
-            if sampling.top_k:
-                self._used.add("top_k")
-            if sampling.top_p < 1:
-                self._used.add("top_p")
-        stop_ids = [*request.stop_ids, *[NO_ID] * (MAX_STOP_IDS - len(request.stop_ids))]
-        values = {
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "seeds_BX": seed_data(sampling.seed),
-            "numbers_B": request.number,
-            "stop_ids_BI": stop_ids,
-            "ends_B": len(request.prompt) + sampling.max_new_tokens - 1,
-        }
-        for name, value in values.items():
-            self._settings[name][slot] = value
+    def _current_draws(self) -> Draws:
+        if not self._least:
+            return self._draws.used()
+        running = self._running.values()
+        return self._draws.all_or_none(any(s.request.sampling.temperature for s in running))
 
 
 def fitting_slots(model: TrainedModel, slots: int, tokens: int) -> int:

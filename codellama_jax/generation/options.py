@@ -17,7 +17,13 @@ import tyro
 from codellama_jax.command_line import INTERRUPTED
 from codellama_jax.config import CACHE, MeshConfig, Stage
 from codellama_jax.errors import UserError
-from codellama_jax.generation.settings import CAPACITY, QuantizationOptions, Sampling, check_drawing
+from codellama_jax.generation.settings import (
+    CAPACITY,
+    QuantizationOptions,
+    Sampling,
+    check_drafts,
+    check_drawing,
+)
 from codellama_jax.system.files import user_path
 
 if TYPE_CHECKING:
@@ -76,12 +82,13 @@ class Loading:
         """Starts JAX and loads the model."""
         note(f"starting JAX and loading {self.run}")
         from codellama_jax.checkpoints.loading import keep_compiled, load_run
+        from codellama_jax.generation.drafts import with_drafts
         from codellama_jax.generation.quantize import quantized
         from codellama_jax.sharding.mesh import make_mesh
 
         keep_compiled(CACHE)
         loaded = load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
-        return quantized(loaded, self.quantization.single())
+        return quantized(with_drafts(loaded, self.quantization), self.quantization.single())
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ class Generating(Loading):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_drawing(self.sampling)
+        check_drafts(self.quantization, self.sampling.beams)
 
     def check_length(self, trained: Trained, ids: list[int], name: str) -> None:
         """Raises UserError for a prompt that no model reads; warns where it is longer than the

@@ -11,7 +11,6 @@ import numpy as np
 from codellama_jax.generation.batches import bucket
 from codellama_jax.generation.settings import Sampling
 
-KEY_BYTES = 4  # of a prompt's key, per token
 READ_TOKENS = 32_768  # of the prompts that are read at once, which bounds the memory
 SMALL_READ = 4096  # tokens, padding included, that are read at once whatever their lengths
 READ_SIZES = (1, 4, 16, 64)  # prompts that are read, or slots that are copied, at once
@@ -42,11 +41,19 @@ class Request:
 
 
 class Update(NamedTuple):
-    """The new ids of one request since its last update, and whether it has ended."""
+    """The new ids of one request since its last update, and whether it has ended.
+
+    Attributes:
+      request: its id.
+      ids: the new ids. The first update of a request has none: its prompt is being read.
+      is_finished: whether it has ended.
+      reused: tokens of its prompt that were in the cache before.
+    """
 
     request: int
     ids: list[int]
     is_finished: bool
+    reused: int = 0
 
 
 class Running:
@@ -56,8 +63,13 @@ class Running:
       id: of the request.
       request: the request.
       prompt: its ids.
+      ids: the same as an array.
       key: the prompt as bytes, whose hash is computed once.
       end: the most positions that the sequence takes in the cache.
+      read: tokens of the prompt that are in the cache.
+      stop: where the piece of the prompt that is read next ends.
+      pieces: how many pieces have been read.
+      new: the new ids.
       is_finished: whether it has ended.
       is_started: whether ids have been drawn.
     """
@@ -65,15 +77,35 @@ class Running:
     def __init__(self, number: int, request: Request) -> None:
         """Starts without new ids. `number` is the id."""
         self.id, self.request, self.prompt = number, request, list(request.prompt)
-        self.key = np.asarray(self.prompt, np.int32).tobytes()
+        self.ids = np.asarray(self.prompt, np.int32)
+        self.key = self.ids.tobytes()
         self.end = len(self.prompt) + request.sampling.max_new_tokens
+        self.read, self.stop, self.pieces = 0, len(self.prompt), 0
         self.is_finished, self.is_started = False, False
-        self._new: list[int] = []
+        self.new: list[int] = []
+
+    def begin(self, read: int, piece: int) -> None:
+        """Starts to read the prompt, of which the cache holds `read` tokens, in pieces.
+
+        `piece`: tokens of a piece; 0 for one piece.
+        """
+        self.read, self.pieces = read, 0
+        self._set_stop(piece)
+
+    def next_piece(self, piece: int) -> None:
+        """Moves on to the next piece, of at most `piece` tokens."""
+        self.read, self.pieces = self.stop, self.pieces + 1
+        self._set_stop(piece)
+
+    def _set_stop(self, piece: int) -> None:
+        self.stop = len(self.prompt)
+        if piece:
+            self.stop = min(self.stop, self.read + piece)
 
     def take(self, drawn: list[int]) -> list[int]:
         """Adds drawn ids up to the end of the sequence, and returns those added."""
         request = self.request
-        most = request.sampling.max_new_tokens - len(self._new)
+        most = request.sampling.max_new_tokens - len(self.new)
         ids, self.is_started = drawn[:most], True
         self.is_finished = len(ids) == most
         for index, token in enumerate(ids):
@@ -81,45 +113,52 @@ class Running:
                 ids, self.is_finished = ids[:index], True
                 break
         # `stop` is monotone, so one call per chunk decides whether to search for the exact end.
-        if request.stop and ids and request.stop([*self._new, *ids]):
+        if request.stop and ids and request.stop([*self.new, *ids]):
             ids, self.is_finished = ids[: self._first_end(ids)], True
-        self._new += ids
+        self.new += ids
         if request.on_tokens and ids:
-            request.on_tokens(list(self._new))
+            request.on_tokens(list(self.new))
         return ids
 
     def _first_end(self, ids: list[int]) -> int:
         """Returns how many of these ids make `stop` true."""
         assert self.request.stop is not None
         for count in range(1, len(ids)):
-            if self.request.stop(self._new + ids[:count]):
+            if self.request.stop(self.new + ids[:count]):
                 return count
         return len(ids)
 
 
 def groups(
-    to_read: Sequence[tuple[Running, int]], shards: int
+    to_read: Sequence[tuple[Running, int]], shards: int, most: int = READ_TOKENS
 ) -> Iterator[list[tuple[Running, int]]]:
-    """Yields sequences, with their slots, whose prompts are read together, longest first.
+    """Yields sequences, with their slots, that read a piece of their prompts together.
 
-    Padding at most doubles the tokens of a group, unless they are few.
+    The longest pieces come first. Padding at most doubles the tokens of a group, unless they are
+    few.
+
+    Args:
+      to_read: sequences and their slots.
+      shards: of the mesh's data axis.
+      most: tokens of a group, padding included, unless one sequence has more.
     """
     remaining = sorted(to_read, key=_negative_length)
     while remaining:
-        length = bucket(len(remaining[0][0].prompt))
+        length = bucket(-_negative_length(remaining[0]))
         alike = 0
-        for sequence, _ in remaining:
+        for item in remaining:
             is_small = (alike + 1) * length <= SMALL_READ
-            if not is_small and bucket(len(sequence.prompt)) * 2 < length:
+            if not is_small and bucket(-_negative_length(item)) * 2 < length:
                 break
             alike += 1
-        size = _read_size(alike, READ_TOKENS // length, shards)
+        size = _read_size(alike, most // length, shards)
         yield remaining[:size]
         remaining = remaining[size:]
 
 
 def _negative_length(item: tuple[Running, int]) -> int:
-    return -len(item[0].prompt)
+    sequence, _ = item
+    return sequence.read - sequence.stop
 
 
 def _read_size(count: int, most: int, shards: int) -> int:

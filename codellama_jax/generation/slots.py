@@ -32,8 +32,10 @@ Values = jax.Array | np.ndarray
 class State:
     """The arrays that the programs read and replace. Those of a free slot mean nothing.
 
-    A slot keeps the keys and values of its prompt, and the logits after it, until another prompt
-    is read into it: further samples of the prompt copy them.
+    A slot keeps the keys and values of its sequence, and the logits after its prompt, until another
+    prompt is read into it: further prompts that begin alike copy them.
+
+    `decode` writes into free slots too, at `positions_B`, which is after all that they hold.
     """
 
     cache: decoding.Cache
@@ -110,7 +112,7 @@ def read(
     logits_RV, new = decoding.prefill(
         config, weights, jnp.asarray(tokens_RT), jnp.asarray(lengths_R), new_slots, kv_cache
     )
-    rows_M = _rows(config, len(state.tokens_B), jnp.asarray(slots_R))
+    rows_M = decoding.rows_of(config, len(state.tokens_B), jnp.asarray(slots_R))
 
     def write(a_MS: jax.Array, new_MS: jax.Array) -> jax.Array:
         return a_MS.at[rows_M, : new_MS.shape[1]].set(new_MS, mode="drop", unique_indices=True)
@@ -118,29 +120,73 @@ def read(
     cache = jax.tree.map(write, state.cache, new)
     logits_RV = decoding.constrain(logits_RV, decoding.REPLICATED)
     logits_BV = state.logits_BV.at[slots_R].set(logits_RV, mode="drop")
-    return _sharded(config, dataclasses.replace(state, cache=cache, logits_BV=logits_BV))
+    positions_B = state.positions_B.at[slots_R].set(jnp.asarray(lengths_R), mode="drop")
+    state = State(cache, logits_BV, state.tokens_B, positions_B)
+    return _sharded(config, state)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def extended(
+    config: ModelConfig,
+    weights: Any,
+    state: State,
+    tokens_RT: Values,
+    starts_R: Values,
+    lengths_R: Values,
+    slots_R: Values,
+) -> State:
+    """Reads further pieces of prompts into slots that hold their beginnings.
+
+    Args:
+      config: the model, as `for_decoding` returns it.
+      weights: the decoding weights.
+      state: the state.
+      tokens_RT, lengths_R: the pieces, as `batches.padded` returns them.
+      starts_R: how many tokens of each prompt its slot holds.
+      slots_R: the slot of each prompt; B for those that only pad the batch.
+    """
+    starts_R, lengths_R, slots_R = map(jnp.asarray, (starts_R, lengths_R, slots_R))
+    tokens_RT = jnp.asarray(tokens_RT)
+    logits_RV, cache = family_of(config).extend(
+        config, weights, state.cache, tokens_RT, starts_R, lengths_R, slots_R
+    )
+    logits_RV = decoding.constrain(logits_RV, decoding.REPLICATED)
+    logits_BV = state.logits_BV.at[slots_R].set(logits_RV, mode="drop")
+    positions_B = state.positions_B.at[slots_R].set(starts_R + lengths_R, mode="drop")
+    state = State(cache, logits_BV, state.tokens_B, positions_B)
+    return _sharded(config, state)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def copied(config: ModelConfig, state: State, sources_N: Values, targets_N: Values) -> State:
-    """Copies prompts from slot to slot; all are read before any is written.
+def copied(
+    config: ModelConfig,
+    state: State,
+    sources_N: Values,
+    targets_N: Values,
+    lengths_N: Values,
+) -> State:
+    """Copies sequences from slot to slot; all are read before any is written.
 
     Args:
       config: the model, as `for_decoding` returns it.
       state: the state.
-      sources_N: slots whose prompts are copied.
+      sources_N: slots that are copied.
       targets_N: the slots to copy to; B for those that only pad the list.
+      lengths_N: tokens of each that the targets use.
     """
     sources_N, targets_N = jnp.asarray(sources_N), jnp.asarray(targets_N)
     slots = len(state.tokens_B)
-    sources_M, targets_M = _rows(config, slots, sources_N), _rows(config, slots, targets_N)
+    sources_M = decoding.rows_of(config, slots, sources_N)
+    targets_M = decoding.rows_of(config, slots, targets_N)
 
     def changed(a_MS: jax.Array) -> jax.Array:
         return a_MS.at[targets_M].set(a_MS[sources_M], mode="drop", unique_indices=True)
 
     cache = jax.tree.map(changed, state.cache)
     logits_BV = state.logits_BV.at[targets_N].set(state.logits_BV[sources_N], mode="drop")
-    return _sharded(config, dataclasses.replace(state, cache=cache, logits_BV=logits_BV))
+    positions_B = state.positions_B.at[targets_N].set(jnp.asarray(lengths_N), mode="drop")
+    state = State(cache, logits_BV, state.tokens_B, positions_B)
+    return _sharded(config, state)
 
 
 @jax.jit
@@ -222,15 +268,47 @@ def decode(
     return state, new_BT, count
 
 
-def _rows(config: ModelConfig, slots: int, slots_N: jax.Array) -> jax.Array:
-    """Returns the rows of the cache that hold the key heads of some slots, head by head.
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def verified(
+    config: ModelConfig,
+    weights: Any,
+    state: State,
+    draws: Draws,
+    done_B: Values,
+    drafts_BD: Values,
+) -> tuple[State, jax.Array, jax.Array]:
+    """Draws one token per slot, and more where they agree with a draft.
 
-    For a slot that does not exist they are rows that do not exist, all of them different.
+    Returns the new state, new_BT with T = D + 1, and how many of each slot's columns are the tokens
+    that `decode` would draw: those that agree with the draft, and the first after them.
+
+    Args:
+      config: the model, as `for_decoding` returns it.
+      weights: the decoding weights.
+      state: the state after the tokens so far.
+      draws: the settings of the draws.
+      done_B: the slots that are done.
+      drafts_BD: the tokens that may come next.
     """
-    heads = config.n_kv_heads
-    rows_KN = jnp.arange(heads)[:, None] * slots + slots_N[None]
-    missing_KN = heads * slots + jnp.arange(rows_KN.size).reshape(rows_KN.shape)
-    return jnp.where(slots_N[None] < slots, rows_KN, missing_KN).ravel()
+    done_B, drafts_BD = jnp.asarray(done_B), jnp.asarray(drafts_BD)
+    tokens_BT = jnp.concatenate([state.tokens_B[:, None], drafts_BD], axis=1)
+    B, T = tokens_BT.shape
+    logits_BTV, cache = family_of(config).extend(
+        config, weights, state.cache, tokens_BT, state.positions_B
+    )
+    positions_BT = state.positions_B[:, None] + 1 + jnp.arange(T)[None]
+    # The same draw at each position as in `decode`.
+    logits_NV = logits_BTV.reshape(B * T, -1)
+    new_BT = draw(logits_NV, draws.repeated(T), positions_BT.ravel()).reshape(B, T)
+    agrees_BD = new_BT[:, :-1] == drafts_BD
+    accepted_B = jnp.sum(jnp.cumprod(agrees_BD, axis=1), axis=1)
+    last_B = jnp.take_along_axis(new_BT, accepted_B[:, None], axis=1)[:, 0]
+    # Keys and values of tokens that were not accepted are after the new position.
+    positions_B = jnp.minimum(state.positions_B + 1 + accepted_B, jnp.asarray(draws.ends_B))
+    tokens_B = jnp.where(done_B, state.tokens_B, last_B)
+    positions_B = jnp.where(done_B, state.positions_B, positions_B)
+    state = _sharded(config, State(cache, state.logits_BV, tokens_B, positions_B))
+    return state, *decoding.constrain((new_BT, accepted_B + 1), decoding.REPLICATED)
 
 
 def _sharded(config: ModelConfig, state: State) -> State:

@@ -1,6 +1,7 @@
-"""The parts of decoding that model families share: the KV cache, shardings, prefill.
+"""The parts of decoding that model families share: the KV cache, shardings, prefill, extend.
 
-Dims: those of `models/layers.py`, and S slots of the cache, M = K B key heads of all sequences.
+Dims: those of `models/layers.py`, and S slots of the cache, M = K B key heads of all sequences; R
+sequences that are read, of T tokens each, as N = R T columns.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from codellama_jax.models.family import family_of
 from codellama_jax.models.layers import mesh_axes
 from codellama_jax.models.quantized import Quantized, is_quantized
 from kernels import int8
-from kernels.decode_attention import decode_attention
+from kernels.decode_attention import decode_attention, extend_attention
 
 Tree = TypeVar("Tree")
 
@@ -77,34 +78,101 @@ def constrain(tree: Tree, specs: Any) -> Tree:
     return tree
 
 
-def append(config: ModelConfig, slots: Slots, new_MH: jax.Array, slot_M: jax.Array) -> Slots:
-    """Writes the key or value of one more token per sequence into its slot."""
-    head_M = jnp.arange(len(new_MH))
+def rows_of(config: ModelConfig, sequences: int, slots_R: jax.Array) -> jax.Array:
+    """Returns the rows of the cache that hold the key heads of some sequences, head by head.
 
-    def write(a_MS: jax.Array, new_M: jax.Array) -> jax.Array:
-        # Unique indices let XLA write in place, in any order.
-        return a_MS.at[head_M, slot_M].set(new_M, unique_indices=True)
+    For a sequence that does not exist they are rows that do not exist, all of them different.
 
-    if isinstance(slots, Int8Slots):
-        new = Int8Slots.of(new_MH)
-        slots = jax.tree.map(write, slots, new)
-    else:
-        slots = write(slots, new_MH)
-    return constrain(slots, cache_spec(config))
+    Args:
+      config: the model.
+      sequences: B of the cache.
+      slots_R: which sequences; B or more for those that only pad the list.
+    """
+    heads = config.n_kv_heads
+    rows_KR = jnp.arange(heads)[:, None] * sequences + slots_R[None]
+    missing_KR = heads * sequences + jnp.arange(rows_KR.size).reshape(rows_KR.shape)
+    return jnp.where(slots_R[None] < sequences, rows_KR, missing_KR).ravel()
 
 
-def attend(
-    config: ModelConfig, q_MGH: jax.Array, keys: Slots, values: Slots, lengths_B: jax.Array
-) -> jax.Array:
-    """Returns out_MGH of one query per sequence to the filled slots of its cache."""
-    head_axes = mesh_axes("heads", config.n_kv_heads)
-    scales_MS = None
-    if isinstance(keys, Int8Slots) and isinstance(values, Int8Slots):
-        scales_MS = keys.scales_MS, values.scales_MS
-        keys, values = keys.values_MSH, values.values_MSH
-    assert isinstance(keys, jax.Array) and isinstance(values, jax.Array)
-    arrays = q_MGH, keys, values, lengths_B
-    return decode_attention(*arrays, scales_MS=scales_MS, head_axes=head_axes)
+@struct.dataclass
+class Columns:
+    """New tokens of sequences in a cache: their activations are the columns of x_DN.
+
+    `step` reads one token per sequence, `extend` several. Both write keys and values with `append`,
+    and then let the queries `attend` to what the cache stores, rounded where that is int8.
+
+    Attributes:
+      positions_RT: of the tokens, int32. Beyond the cache nothing is written.
+      slots_R: the sequences, as `rows_of` takes them; None for all of them, in order.
+    """
+
+    positions_RT: jax.Array
+    slots_R: jax.Array | None = None
+
+    def append(self, config: ModelConfig, slots: Slots, new_KHN: jax.Array) -> Slots:
+        """Returns the slots of a layer with new keys or values."""
+        K, H, _ = new_KHN.shape
+        R, T = self.positions_RT.shape
+        new_NTH = jnp.einsum("KHRT->KRTH", new_KHN.reshape(K, H, R, T)).reshape(K * R, T, H)
+        positions_NT = jnp.tile(self.positions_RT, (K, 1))
+        rows_N = jnp.arange(K * R) if self.slots_R is None else self._rows(config, slots)
+        if T == 1:
+            # One index per row: XLA's fastest form of a decoding step.
+            new_NTH, positions_NT = new_NTH[:, 0], positions_NT[:, 0]
+        else:
+            rows_N = rows_N[:, None]
+
+        def write(a_MS: jax.Array, new_NT: jax.Array) -> jax.Array:
+            # Unique indices let XLA write in place, in any order.
+            return a_MS.at[rows_N, positions_NT].set(new_NT, mode="drop", unique_indices=True)
+
+        if isinstance(slots, Int8Slots):
+            slots = jax.tree.map(write, slots, Int8Slots.of(new_NTH))
+        else:
+            slots = write(slots, new_NTH)
+        return constrain(slots, cache_spec(config))
+
+    def attend(
+        self, config: ModelConfig, q_KGHN: jax.Array, keys: Slots, values: Slots
+    ) -> jax.Array:
+        """Returns out_XN, X = K G H: each query's attention to the slots up to its position."""
+        K, G, H, _ = q_KGHN.shape
+        R, T = self.positions_RT.shape
+        head_axes = mesh_axes("heads", config.n_kv_heads)
+        rows_N = None if self.slots_R is None else self._rows(config, keys)
+        scales_MS = None
+        if isinstance(keys, Int8Slots) and isinstance(values, Int8Slots):
+            scales_MS = keys.scales_MS, values.scales_MS
+            keys, values = keys.values_MSH, values.values_MSH
+        assert isinstance(keys, jax.Array) and isinstance(values, jax.Array)
+        if T == 1 and rows_N is None:
+            q_MGH = jnp.einsum("KGHB->KBGH", q_KGHN).reshape(K * R, G, H)
+            arrays = q_MGH, keys, values, self.positions_RT[:, 0] + 1
+            out_MGH = decode_attention(*arrays, scales_MS=scales_MS, head_axes=head_axes)
+            out_KBGH = out_MGH.reshape(K, R, G, H)
+            return jnp.einsum("KBGH->KGHB", out_KBGH).reshape(-1, R)
+        q_KRTGH = jnp.einsum("KGHRT->KRTGH", q_KGHN.reshape(K, G, H, R, T))
+        out_NTGH = extend_attention(
+            q_KRTGH.reshape(K * R, T, G, H),
+            keys,
+            values,
+            jnp.tile(self.positions_RT, (K, 1)),
+            rows_N=rows_N,
+            scales_MS=scales_MS,
+            is_split=jax.sharding.get_abstract_mesh().shape.get("context", 1) > 1,
+        )
+        out_KRTGH = out_NTGH.reshape(K, R, T, G, H)
+        return jnp.einsum("KRTGH->KGHRT", out_KRTGH).reshape(-1, R * T)
+
+    def _rows(self, config: ModelConfig, slots: Slots) -> jax.Array:
+        assert self.slots_R is not None
+        heads = jax.tree.leaves(slots)[0].shape[0]
+        return rows_of(config, heads // config.n_kv_heads, self.slots_R)
+
+    @property
+    def positions_N(self) -> jax.Array:
+        """Positions of the columns."""
+        return self.positions_RT.ravel()
 
 
 def for_decoding(config: ModelConfig) -> ModelConfig:
@@ -124,6 +192,15 @@ def last_tokens(x_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
     """
     ends_B11 = lengths_B[:, None, None] - 1
     return jnp.take_along_axis(x_BTD, ends_B11, axis=1)[:, 0].T
+
+
+def last_columns(x_DN: jax.Array, lengths_R: jax.Array) -> jax.Array:
+    """Returns the activations x_DR of the last of each sequence's columns.
+
+    Padding follows the `lengths_R` tokens of a sequence, at least 1.
+    """
+    R = len(lengths_R)
+    return x_DN[:, jnp.arange(R) * (x_DN.shape[1] // R) + lengths_R - 1]
 
 
 def logits_of(head_VD: jax.Array, x_DB: jax.Array) -> jax.Array:
@@ -174,3 +251,35 @@ def prefill(
     keys, values = zip(*layers)
     cache = Cache(tuple(map(to_slots, keys)), tuple(map(to_slots, values)))
     return logits_BV, constrain(cache, cache_spec(config))
+
+
+def extend_by_steps(
+    config: ModelConfig,
+    weights: Any,
+    cache: Cache,
+    tokens_RT: jax.Array,
+    starts_R: jax.Array,
+    slots_R: jax.Array | None,
+) -> tuple[jax.Array, Cache]:
+    """Reads tokens one after the other with the family's `step`; see `family.Family.extend`.
+
+    Returns fp32 logits_RTV, and the cache.
+    """
+    sequences = jax.tree.leaves(cache)[0].shape[0] // config.n_kv_heads
+    slots_R = jnp.arange(sequences) if slots_R is None else slots_R
+    rows_N = rows_of(config, sequences, slots_R)
+    # Rows that do not exist are clamped here and dropped below.
+    gathered: Cache = jax.tree.map(lambda a_MS: a_MS[rows_N], cache)
+
+    def step(carry: tuple[Cache, jax.Array], tokens_R: jax.Array) -> tuple[Any, jax.Array]:
+        cache, positions_R = carry
+        logits_RV, cache = family_of(config).step(config, weights, cache, tokens_R, positions_R)
+        return (cache, positions_R + 1), logits_RV
+
+    (gathered, _), logits_TRV = jax.lax.scan(step, (gathered, starts_R), tokens_RT.T)
+
+    def write(a_MS: jax.Array, new_NS: jax.Array) -> jax.Array:
+        return a_MS.at[rows_N].set(new_NS, mode="drop", unique_indices=True)
+
+    cache = constrain(jax.tree.map(write, cache, gathered), cache_spec(config))
+    return jnp.einsum("TRV->RTV", logits_TRV), cache

@@ -133,6 +133,43 @@ class Family(abc.ABC, Generic[Config]):
           tokens_B, positions_B: the tokens and their positions, int32.
         """
 
+    def extend(
+        self,
+        config: Config,
+        weights: Any,
+        cache: Cache,
+        tokens_RT: jax.Array,
+        starts_R: jax.Array,
+        lengths_R: jax.Array | None = None,
+        slots_R: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache]:
+        """Reads T more tokens per sequence after those in the cache, as T calls of `step` would.
+
+        Returns fp32 logits_RV after the last token of each sequence, or logits_RTV after all tokens
+        without `lengths_R`; and the cache. The default calls `step`: right, but slow. Padding is
+        written to the cache too, where the next tokens will be.
+
+        Args:
+          config: the model.
+          weights: as `prepare` returned them.
+          cache: keys and values of the earlier tokens.
+          tokens_RT: the tokens, int32, padded on the right.
+          starts_R: how many tokens of each sequence precede them.
+          lengths_R: how many of the tokens are no padding, at least 1.
+          slots_R: the sequences of the cache that they belong to, as `decoding.rows_of` takes them;
+            None for all, in order.
+        """
+        import jax.numpy as jnp
+
+        from codellama_jax.models.decoding import extend_by_steps
+
+        arrays = (tokens_RT, starts_R, slots_R)
+        logits_RTV, cache = extend_by_steps(config, weights, cache, *arrays)
+        if lengths_R is None:
+            return logits_RTV, cache
+        ends_R11 = lengths_R[:, None, None] - 1
+        return jnp.take_along_axis(logits_RTV, ends_R11, axis=1)[:, 0], cache
+
     @abc.abstractmethod
     def places(self, config: Config) -> dict[str, Place]:
         """Returns where each published tensor is in our parameters."""
@@ -168,7 +205,7 @@ class PackageFamily(Family[Config]):
 
     @abc.abstractmethod
     def decoder(self) -> Any:
-        """Returns the module with `prepare`, `weight_specs`, `prefill` and `step`."""
+        """Returns the module with `prepare`, `weight_specs`, `prefill`, `step` and `extend`."""
 
     @abc.abstractmethod
     def published(self) -> Any:
@@ -198,6 +235,19 @@ class PackageFamily(Family[Config]):
         positions_B: jax.Array,
     ) -> tuple[jax.Array, Cache]:
         return self.decoder().step(config, weights, cache, tokens_B, positions_B)
+
+    def extend(
+        self,
+        config: Config,
+        weights: Any,
+        cache: Cache,
+        tokens_RT: jax.Array,
+        starts_R: jax.Array,
+        lengths_R: jax.Array | None = None,
+        slots_R: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache]:
+        arrays = (tokens_RT, starts_R, lengths_R, slots_R)
+        return self.decoder().extend(config, weights, cache, *arrays)
 
     def places(self, config: Config) -> dict[str, Place]:
         return self.published().places(config)

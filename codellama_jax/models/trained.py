@@ -17,6 +17,7 @@ from codellama_jax.models.lora import boxed_adapters
 from codellama_jax.sharding.mesh import check_sharded, on_mesh, on_mesh_of, shardings
 
 if TYPE_CHECKING:
+    from codellama_jax.generation.drafts import Drafter
     from codellama_jax.tokenizers.sentencepiece import Tokenizer
 
 
@@ -32,6 +33,8 @@ class TrainedModel:
     kv_cache: str = "none"
     # The chat format that it was trained with, "" for none: see `tokenizers.chat.FORMATS`.
     chat: str = ""
+    # Drafts tokens that decoding checks several at a time; None for none.
+    drafter: Drafter | None = None
 
     @functools.cached_property
     def decoding_weights(self) -> Any:

@@ -28,6 +28,7 @@ KEY_VARIABLE = "CODELLAMA_JAX_API_KEY"
 LEAST_KEY = 16  # characters of an API key
 DEFAULT_CONTEXT = 2048
 LEAST_CONTEXT = 64
+DEFAULT_PIECE, LEAST_PIECE = 512, 16
 MOST_SLOTS, MOST_QUEUE, MOST_BYTES, MOST_GRACE = 1024, 65_536, 1_000_000_000, 3_600
 
 
@@ -59,6 +60,10 @@ class Serve(Loading):
     warm_up: int = 512
     """Compile for prompts of up to so many tokens before the first request; longer ones compile
     when the first of their length comes."""
+    prompt_piece: int = DEFAULT_PIECE
+    """Read prompts in pieces of so many tokens; between two pieces the other sequences continue."""
+    prefix_cache: bool = True
+    """Keep what was read: a prompt that begins as an earlier one reads only the rest."""
     max_body_bytes: int = 4_000_000
     """Larger requests are refused."""
     grace: float = 10.0
@@ -85,6 +90,7 @@ class Serve(Loading):
         _check_range("max-body-bytes", self.max_body_bytes, 1_000, MOST_BYTES)
         _check_range("grace", self.grace, 0, MOST_GRACE)
         _check_range("warm-up", self.warm_up, 1, CAPACITY)
+        _check_range("prompt-piece", self.prompt_piece, LEAST_PIECE, CAPACITY)
         if self.context:
             _check_range("context", self.context, LEAST_CONTEXT, CAPACITY)
         if self.spm and self.psm:
@@ -109,8 +115,11 @@ class Serve(Loading):
         from codellama_jax.serving.service import Service
         from codellama_jax.serving.worker import Sizes, Worker
 
-        features = self._features(trained, chat)
-        sizes = Sizes(self.slots, context, self.queue, self.warm_up)
+        features, quantized = self._features(trained, chat), self.quantization.kv_cache
+        reading = (self.warm_up, self.prompt_piece, self.prefix_cache)
+        sizes = Sizes(self.slots, context, self.queue, *reading)
+        if self.prefix_cache and quantized != "none":
+            note(f"note: --kv-cache {quantized}: only equal prompts share what was read")
         worker = Worker(self._loader(), sizes)
         app = make_app(Service(features, worker), self._rules(key))
         note(f"serving {features.name} at {url_of(listener)}; Ctrl-C ends it")

@@ -33,7 +33,7 @@ SAMPLING = (
     Field("stop", "strings", "texts, each of which ends the answer before it", (), 0, 16),
     Field("stream", "boolean", "send server-sent events", False),
     Field("n_probs", "integer", "alternatives per token", 0, 0, logprobs.MOST_TOP),
-    Field("cache_prompt", "boolean", "ignored: equal prompts are read once in any case", True),
+    Field("cache_prompt", "boolean", "ignored: the server's --no-prefix-cache decides", True),
     Field("response_fields", "strings", "parts of the answer, as timings/prompt_n", (), 0, 64),
     Field("t_max_prompt_ms", "integer", "time to the first token", 0, 0, MAX_MILLISECONDS),
     Field("t_max_predict_ms", "integer", "time after it", 0, 0, MAX_MILLISECONDS),
@@ -153,7 +153,8 @@ class LlamaCpp:
         slots: list[dict[str, Any]] = []
         for job in worker.running()[: worker.slots]:
             state = {"id": len(slots), "n_ctx": worker.context, "is_processing": True}
-            slots.append({**state, "n_prompt": len(job.prompt.ids), "n_decoded": job.count})
+            counts = {"n_prompt": len(job.prompt.ids), "n_cached": job.reused}
+            slots.append({**state, **counts, "n_decoded": job.count})
         while len(slots) < worker.slots:
             slots.append({"id": len(slots), "n_ctx": worker.context, "is_processing": False})
         return JSONResponse(slots)
@@ -296,12 +297,14 @@ def _timings(job: Job) -> dict[str, float]:
     prompt, predicted = job.first - job.started, job.last - job.first
     # Only the ids after those that came with the prompt were drawn in the time since.
     count = job.count - job.count_of_first
+    tokens = len(job.prompt.ids) - job.reused
     return {
+        "cache_n": job.reused,
         "queue_ms": 1e3 * max(0.0, job.started - job.submitted),
-        "prompt_n": len(job.prompt.ids),
+        "prompt_n": tokens,
         "prompt_ms": 1e3 * prompt,
-        "prompt_per_token_ms": 1e3 * prompt / len(job.prompt.ids),
-        "prompt_per_second": len(job.prompt.ids) / prompt if prompt > 0 else 0.0,
+        "prompt_per_token_ms": 1e3 * prompt / max(1, tokens),
+        "prompt_per_second": tokens / prompt if prompt > 0 else 0.0,
         "predicted_n": job.count,
         "predicted_ms": 1e3 * predicted,
         "predicted_per_token_ms": 1e3 * predicted / max(1, count),

@@ -12,6 +12,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Name, the worker's count, and the meaning.
 COUNTERS = (
     ("prompt_tokens_total", "prompt_tokens", "Tokens of prompts."),
+    ("prompt_tokens_reused_total", "prompt_tokens_reused", "Those that were read before."),
     ("tokens_predicted_total", "predicted_tokens", "New tokens."),
     ("refused_total", "refused", "Requests that found the queue full."),
     ("cancelled_total", "cancelled", "Sequences whose client left."),
@@ -33,6 +34,11 @@ def _lines(worker: Worker, requests: Counter[tuple[str, int]]) -> Iterator[str]:
         yield from _metric(name, "counter", meaning, str(worker.counts[count]))
     for name, count, meaning in SECONDS:
         yield from _metric(name, "counter", meaning, f"{worker.counts[count] / 1e6:.6f}")
+    if worker.model and worker.model.drafter:
+        drafter = worker.model.drafter
+        tokens = {"drafted_total": drafter.drafted, "draft_accepted_total": drafter.accepted}
+        for name, value in tokens.items():
+            yield from _metric(name, "counter", "Tokens of the drafts of --speculate.", str(value))
     running = min(len(worker.running()), worker.slots)
     waiting = max(0, worker.unfinished - running)
     yield from _metric("requests_processing", "gauge", "Sequences in a slot.", str(running))

@@ -150,7 +150,7 @@ class OpenAI:
                     laid_out = await self.service.in_thread(logprobs.legacy, *arguments)
                 choice = {"text": echo + text.kept, "index": len(choices), "logprobs": laid_out}
                 choices.append(choice | {"finish_reason": _reason(text)})
-        return JSONResponse(answer.complete(choices, texts))
+        return JSONResponse(answer.complete(choices, generation))
 
     async def fim(self, request: Request) -> Response:
         """Fills in the middle between a prompt and a suffix; answers as chats do."""
@@ -214,7 +214,7 @@ class OpenAI:
                 laid_out = {"content": entries}
             choice = {"index": index, "message": message, "logprobs": laid_out}
             choices.append(choice | {"finish_reason": _reason(text)})
-        return JSONResponse(answer.complete(choices, texts))
+        return JSONResponse(answer.complete(choices, generation))
 
     def _read(self, fields: Sequence[Field], body: bytes) -> dict[str, Any]:
         parsed = parse(body)
@@ -276,13 +276,13 @@ class _Answer:
             "created": int(time.time()),
             "model": model,
         }
-        self.prompt_tokens = 0
+        self.prompt_tokens, self._prompts = 0, len(prompts)
         for prompt in prompts:
             self.prompt_tokens += len(prompt.ids)
 
-    def complete(self, choices: list[dict], texts: Sequence[Text]) -> dict[str, Any]:
+    def complete(self, choices: list[dict], generation: Generation) -> dict[str, Any]:
         """Returns the answer."""
-        return {**self.head, "choices": choices, "usage": self.usage(texts)}
+        return {**self.head, "choices": choices, "usage": self.usage(generation)}
 
     def chunk(self, choices: list[dict], **fields: Any) -> dict[str, Any]:
         """Returns an event of a stream."""
@@ -290,15 +290,24 @@ class _Answer:
         name += ".chunk" if name == "chat.completion" else ""
         return {**self.head, "object": name, "choices": choices, **fields}
 
-    def usage(self, texts: Sequence[Text]) -> dict[str, int]:
+    def usage(self, generation: Generation) -> dict[str, Any]:
         """Returns the tokens used."""
-        new = sum(len(text.ids) for text in texts)
+        new = sum(len(text.ids) for text in generation.texts)
         total = self.prompt_tokens + new
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": new,
             "total_tokens": total,
+            "prompt_tokens_details": {"cached_tokens": self._cached(generation)},
         }
+
+    def _cached(self, generation: Generation) -> int:
+        """Returns how many tokens of the prompts were read before.
+
+        Of the choices of one prompt the first counts, as `prompt_tokens` counts the prompt once.
+        """
+        per_prompt = len(generation.jobs) // self._prompts
+        return sum(job.reused for job in generation.jobs[::per_prompt])
 
 
 async def _streamed(
@@ -326,7 +335,7 @@ async def _streamed(
             started.add(index)
             yield answer.chunk([{**choice, "index": index, "finish_reason": reason}])
     if (values["stream_options"] or {}).get("include_usage"):
-        yield answer.chunk([], usage=answer.usage(generation.texts))
+        yield answer.chunk([], usage=answer.usage(generation))
 
 
 def _text_delta(piece: str, is_first: bool) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 from codellama_jax.command_line import FULL_MEMORY
 from codellama_jax.errors import UserError
-from codellama_jax.generation.batches import bucket
-from codellama_jax.generation.engine import Engine
+from codellama_jax.generation.batches import bucket, piece_bucket
+from codellama_jax.generation.engine import PIECE, Engine
 from codellama_jax.generation.options import note
-from codellama_jax.generation.requests import READ_SIZES, Request, size_of
+from codellama_jax.generation.prefixes import BLOCK
+from codellama_jax.generation.requests import READ_SIZES, Request, Update, size_of
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.generation.text import healed_prompts
 from codellama_jax.models.trained import TrainedModel
@@ -49,8 +50,9 @@ class Job:
       prompt, settings: what is generated from, and how.
       number: the PRNG key is folded from the seed and this number.
       listener: called in the worker's thread with every event.
-      submitted, started, first, last: times in seconds: of the submission, of the chunk that read
+      submitted, started, first, last: times in seconds: of the submission, of the start of reading
         the prompt, of the first token, and of the last one; 0 before.
+      reused: tokens of the prompt that the engine had read before.
       count: new ids so far.
       count_of_first: new ids that came at `first`, with the end of the prompt.
     """
@@ -63,6 +65,7 @@ class Job:
     started: float = 0.0
     first: float = 0.0
     last: float = 0.0
+    reused: int = 0
     count: int = 0
     count_of_first: int = 0
 
@@ -82,12 +85,16 @@ class Sizes(NamedTuple):
       context: tokens of a prompt and its new ones, at most.
       queue: sequences that may wait beyond the slots.
       warm_up: prompts of up to so many tokens are compiled for before the first request.
+      piece: tokens of a prompt that are read at once; see `Engine`.
+      prefix_cache: whether prompts that begin alike share what was read.
     """
 
     slots: int
     context: int
     queue: int
     warm_up: int
+    piece: int = PIECE
+    prefix_cache: bool = True
 
 
 class Worker:
@@ -107,6 +114,7 @@ class Worker:
         """Prepares a worker whose thread calls `load` first."""
         self.slots, self.context, self.queue_size = sizes.slots, sizes.context, sizes.queue
         self._warm_up_tokens = min(sizes.warm_up, sizes.context)
+        self._piece, self._prefix_cache = sizes.piece, sizes.prefix_cache
         self.state = STARTING
         self.failure: Exception | None = None
         self.counts: Counter[str] = Counter()
@@ -224,7 +232,14 @@ class Worker:
     def _new_engine(self) -> Engine:
         assert self.model is not None
         vocab = min(self.model.config.vocab_size, self.model.tokenizer.vocab_size)
-        return Engine(self.model, self.slots, vocab, least=self.context)
+        return Engine(
+            self.model,
+            self.slots,
+            vocab,
+            least=self.context,
+            piece=self._piece,
+            prefix_cache=self._prefix_cache,
+        )
 
     def _warm_up(self) -> None:
         """Compiles the programs of the engine: one that compiles later makes all sequences wait."""
@@ -237,23 +252,33 @@ class Worker:
         """Yields requests that the engine reads together, for each of its programs."""
         numbers = itertools.count()
 
-        def request(length: int, temperature: float = 0.0) -> Request:
+        def request(length: int, temperature: float = 0.0, start: Sequence[int] = ()) -> Request:
             sampling = Sampling(temperature=temperature, max_new_tokens=2)
-            ids = [self._engine.model.tokenizer.eos_id] * min(length, self.context - 2)
-            # No two prompts are equal, since the engine would copy the second.
-            ids[-1] = next(numbers) % self._engine.model.config.vocab_size
-            return Request(ids, sampling, on_tokens=_short_chunks)
+            room = self.context - 2 - len(start)
+            ids = [self._engine.model.tokenizer.eos_id] * min(length, room)
+            # No two prompts share what follows `start`: the engine would copy the second.
+            ids[0] = next(numbers) % self._engine.model.config.vocab_size
+            return Request([*start, *ids], sampling, on_tokens=_short_chunks)
 
-        lengths = sorted({bucket(n) for n in range(1, self._warm_up_tokens + 1, 16)})
+        # The engine pads a number of prompts to a size of which they are more than half.
+        sizes = [size for size in READ_SIZES if size < 2 * self.slots]
+        most = min(self._warm_up_tokens, self._piece)
+        lengths = sorted({bucket(n) for n in range(1, most + 1, 16)})
         yield [request(lengths[0], temperature=1.0)]
         for size in READ_SIZES:
             copies = min(size, self.slots - 1)
             if copies and size_of(copies) == size:
                 yield [request(lengths[0])] * (copies + 1)
-        # The engine pads a number of prompts to a size of which they are more than half.
-        sizes = [size for size in READ_SIZES if size < 2 * self.slots]
         for length, size in itertools.product(lengths, sizes):
-            yield [request(length) for _ in range(min(size, self.slots))]
+            if size == 1 or size * length <= self._piece:
+                yield [request(length) for _ in range(min(size, self.slots))]
+        # Pieces after a beginning that is read first.
+        start = request(min(BLOCK, self.context // 2)).prompt
+        pieces = sorted({min(piece_bucket(n), self._piece) for n in range(1, most + 1, 16)})
+        yield [Request(start, Sampling(max_new_tokens=2))]
+        for length, size in itertools.product(pieces, sizes):
+            if size == 1 or size * bucket(length) <= self._piece:
+                yield [request(length, start=start) for _ in range(min(size, self.slots))]
 
     def _take_commands(self) -> None:
         """Carries out the commands in the queue; waits for one where nothing is to decode."""
@@ -303,17 +328,22 @@ class Worker:
             job = self._jobs.get(update.request)
             if job is None:
                 continue
-            self._take(job, update.ids, started, now)
+            self._take(job, update, started, now)
             if update.is_finished:
                 del self._jobs[update.request]
                 self._end(job, Event([], DONE))
 
-    def _take(self, job: Job, ids: list[int], started: float, now: float) -> None:
+    def _take(self, job: Job, update: Update, started: float, now: float) -> None:
         """Passes new ids to the listener of a sequence."""
+        ids = update.ids
+        if not (ids or update.is_finished):
+            job.started, job.reused = started, update.reused
+            return
         if not job.first:
-            job.started, job.first, job.count_of_first = started, now, len(ids)
+            job.first, job.count_of_first = now, len(ids)
             self.counts["prompt_tokens"] += len(job.prompt.ids)
-            self.counts["prompt_microseconds"] += int(1e6 * (now - started))
+            self.counts["prompt_tokens_reused"] += job.reused
+            self.counts["prompt_microseconds"] += int(1e6 * (now - job.started))
         else:
             self.counts["predicted_microseconds"] += int(1e6 * (now - job.last))
         self.counts["predicted_tokens"] += len(ids)

@@ -166,6 +166,9 @@ def test_options_that_exclude_each_other_are_refused():
     ):
         with pytest.raises(UserError, match=said):
             Infill("run", "f.py", sampling=Sampling(), **options)
+    drafts = QuantizationOptions(speculate=4)
+    with pytest.raises(UserError, match="--speculate 4 has no effect with --beams 2: leave it out"):
+        Complete("run", "x", sampling=Sampling(beams=2), quantization=drafts)
 
 
 def test_a_sequence_longer_than_in_training_is_warned_of(folder, asked, capsys):

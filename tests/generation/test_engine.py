@@ -15,6 +15,7 @@ from codellama_jax.errors import UserError
 from codellama_jax.generation import engine as engines
 from codellama_jax.generation import memory
 from codellama_jax.generation import slots as programs
+from codellama_jax.generation.drafts import Drafter
 from codellama_jax.generation.drawing import keep
 from codellama_jax.generation.engine import Engine, fitting_slots
 from codellama_jax.generation.requests import Request, Running, groups
@@ -168,14 +169,14 @@ def test_the_cache_grows_and_shrinks_with_the_requests(llama):
     short = Sampling(1.0, 20, 0.99, max_new_tokens=8)
     engine, long = Engine(llama, SLOTS), dataclasses.replace(short, max_new_tokens=20)
     expected = engine.run([Request([1, 2, 3], short)])
-    assert engine._capacity == 64
+    assert engine._device.capacity == 64
     names = [engine.submit(Request([7] * 150, long)), engine.submit(Request([1, 2, 3], long))]
     new = {name: [] for name in names}
     while not engine.is_idle:
         for update in engine.advance():
             new[update.request] += update.ids
-    assert engine._capacity == 192 and new[names[1]][:8] == expected[0]
-    assert engine.run([Request([1, 2, 3], short)]) == expected and engine._capacity == 64
+    assert engine._device.capacity == 192 and new[names[1]][:8] == expected[0]
+    assert engine.run([Request([1, 2, 3], short)]) == expected and engine._device.capacity == 64
 
 
 def test_prompts_of_similar_length_are_read_together():
@@ -232,3 +233,77 @@ def test_settings_of_a_row_keep_what_they_keep_alone():
     counts = kept_BV.sum(axis=1)
     assert counts[[1, 3, 4]].tolist() == [1, 5, 50]
     assert 0 < counts[0] < counts[5] < 50 and 0 < counts[2] < 5
+
+
+LONG = np.random.default_rng(5).integers(3, 64, 60).tolist()
+
+
+def families() -> list[Request]:
+    """Returns requests whose prompts share beginnings of several lengths."""
+    hot = Sampling(1.0, 20, 0.99, max_new_tokens=4)
+    prompts = [
+        LONG[:34],
+        [*LONG[:34], 5, 6],
+        LONG[:50],
+        [*LONG[:30], *[9] * 5],
+        [*LONG[:30], *[9] * 5],
+        LONG[:20],
+        [8] * 20,
+    ]
+    return [Request(prompt, hot, number=number) for number, prompt in enumerate(prompts)]
+
+
+def test_shared_beginnings_are_read_once_and_change_no_ids(llama):
+    requests, engines = families(), []
+    for is_shared in (False, True):
+        engines.append(Engine(llama, SLOTS, prefix_cache=is_shared))
+    expected = [engines[0].run([request])[0] for request in requests]
+    assert engines[1].run(requests) == expected == engines[0].run(requests)
+    # The first beginning, and what follows it: 34 + 2 + 16 + 5 + 1, and the last prompt.
+    assert engines[1].counts["prompt tokens read"] == 34 + 2 + 16 + 5 + 1 + 20
+    total = sum(len(request.prompt) for request in requests)
+    assert engines[1].counts["prompt tokens reused"] == total - 78
+    # A conversation: the next prompt continues the last one and its answer.
+    following = [*requests[-1].prompt, *expected[-1], 4, 5]
+    engines[1].counts.clear()
+    again = Request(following, requests[0].sampling)
+    assert engines[1].run([again]) == engines[0].run([again])
+    assert engines[1].counts["prompt tokens read"] == 3
+
+
+def test_a_long_prompt_is_read_in_pieces_while_others_stream(llama):
+    streamed = Request([5, 6], Sampling(1.0, max_new_tokens=40), on_tokens=len)
+    long = Request(LONG[:56], Sampling(1.0, 20, 0.99, 6), number=3)
+    short = Request([7, 8], Sampling(1.0, max_new_tokens=4), number=4)
+    alone = Engine(llama, SLOTS)
+    expected = [alone.run([request])[0] for request in (streamed, long, short)]
+    engine, new = Engine(llama, SLOTS, piece=16), {0: [], 1: [], 2: []}
+    engine.submit(streamed)
+    turns = {}
+    for turn in range(40):
+        for update in engine.advance():
+            new[update.request] += update.ids
+            if update.ids:
+                turns.setdefault(update.request, set()).add(turn)
+        if turn == 0:
+            engine.submit(long)
+            engine.submit(short)
+    assert [new[index] for index in range(3)] == expected and engine.is_idle
+    # The stream goes on in every turn. The short prompt waits for one piece, not for all four.
+    assert turns[0] == set(range(10)) and min(turns[1]) == 4 and min(turns[2]) == 2
+    # The memory of a piece is checked, not that of the prompt.
+    assert max(length for _, _, length, _ in engine._device._checked) == 64
+
+
+def test_drafts_change_no_ids(model, alone):
+    requests = mixture(20)
+    drafter = Drafter(3)
+    engine = Engine(dataclasses.replace(model, drafter=drafter), SLOTS)
+    assert engine.run(requests) == alone
+    # Greedy text of a random model repeats itself.
+    greedy = [Request([token], Sampling(max_new_tokens=60)) for token in range(3, 11)]
+    expected = Engine(model, SLOTS).run(greedy)
+    engine.counts.clear()
+    assert engine.run(greedy) == expected
+    assert drafter.drafted > drafter.accepted > 0 and drafter.drawn > drafter.steps
+    assert f"{drafter.accepted:,} of {drafter.drafted:,} tokens accepted" in drafter.report()

@@ -30,7 +30,8 @@ def test_infill_continues_the_line_after_the_middle_token(client, model):
     answer = client.post("/infill", **EDITOR)
     ids = prompt_ids(model.tokenizer, EDITOR["input_prefix"], EDITOR["input_suffix"], False)
     ids += model.tokenizer.encode("    y = ", leading_space=False)
-    assert answer["tokens_evaluated"] == answer["timings"]["prompt_n"] == len(ids)
+    timings = answer["timings"]
+    assert answer["tokens_evaluated"] == timings["prompt_n"] + timings["cache_n"] == len(ids)
     assert answer["stop"] and not answer["truncated"]
     assert answer["timings"]["predicted_n"] == answer["tokens_predicted"] <= 12
     timings = answer["timings"]
@@ -64,10 +65,10 @@ def test_a_long_file_is_shortened_around_the_cursor(client):
 
 
 def test_an_editor_names_the_parts_of_the_answer(client):
-    names = ["content", "timings/prompt_n", "timings/prompt_per_token_ms", "truncated", "absent"]
+    names = ["content", "timings/prompt_n", "timings/cache_n", "truncated", "absent"]
     answer = client.post("/infill", **EDITOR, response_fields=names)
-    assert list(answer) == names[:-1]
-    assert answer["timings/prompt_n"] > 10 and answer["truncated"] is False
+    assert list(answer) == names[:-1] and answer["truncated"] is False
+    assert answer["timings/prompt_n"] + answer["timings/cache_n"] > 10
 
 
 def test_no_tokens_prepare_the_next_request(client):
@@ -183,3 +184,19 @@ def test_a_model_without_infilling_or_chats_refuses_them(start_server, client):
     ):
         status, answer = other.send("POST", path, body)
         assert status == 400 and answer["error"]["code"] == "unsupported"
+
+
+def test_the_next_keystroke_reads_only_what_is_new(client):
+    before = client.worker.counts["prompt_tokens_reused"]
+    text = "def value(x):\n    y = x + 1\n    return x"
+    first = client.post("/completion", prompt=text, n_predict=2)
+    second = client.post("/completion", prompt=text + " + y", n_predict=2)
+    timings = second["timings"]
+    assert timings["cache_n"] >= first["tokens_evaluated"] - 3 > 15 > timings["prompt_n"] > 0
+    _, metrics = client.send("GET", "/metrics")
+    counts = {}
+    for line in metrics.splitlines():
+        name, _, value = line.rpartition(" ")
+        counts[name] = value
+    reused = float(counts["codellama_jax_prompt_tokens_reused_total"])
+    assert reused >= before + timings["cache_n"]

@@ -21,6 +21,7 @@ KEY = "a-key-of-many-characters"
         ({"queue": -1}, "--queue is -1"),
         ({"context": 10}, "--context is 10: it must be from 64"),
         ({"warm_up": 0}, "--warm-up is 0"),
+        ({"prompt_piece": 8}, "--prompt-piece is 8: it must be from 16"),
         ({"grace": -1.0}, "--grace is -1"),
         ({"max_body_bytes": 1}, "--max-body-bytes is 1"),
         ({"spm": True, "psm": True}, "--spm and --psm exclude each other"),

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from codellama_jax.errors import UserError
+from codellama_jax.generation.device import Device
 from codellama_jax.generation.engine import Engine
 from codellama_jax.serving.worker import FAILED
 
@@ -89,15 +90,15 @@ def test_a_prompt_that_comes_too_late_ends_without_text(client, paused):
 def test_a_request_that_does_not_fit_in_memory_fails_alone(client, monkeypatch, capsys, error):
     """The other sequence runs already, and gets the text that it gets alone."""
     expected = client.post("/v1/completions", **LONG)["choices"][0]["text"]
-    read, has_failed = Engine._read, []
+    read, has_failed = Device.read, []
 
-    def fail(engine, group):
+    def fail(device, group, longest):
         if any(len(sequence.prompt) > 30 for sequence, _ in group):
             has_failed.append(True)
             raise error
-        read(engine, group)
+        read(device, group, longest)
 
-    monkeypatch.setattr(Engine, "_read", fail)
+    monkeypatch.setattr(Device, "read", fail)
     connection, response = client.connect("POST", "/v1/completions", {**LONG, "stream": True})
     body = {"prompt": "x = 1\n" * 8, "max_tokens": 4}
     status, answer = client.send("POST", "/v1/completions", body)

@@ -19,8 +19,8 @@ from codellama_jax.models.decoding import (
     BY_OUTPUTS,
     REPLICATED,
     Cache,
-    append,
-    attend,
+    Columns,
+    last_columns,
     last_tokens,
     logits_of,
 )
@@ -236,35 +236,60 @@ def step(
     positions_B: jax.Array,
 ) -> tuple[jax.Array, Cache]:
     """Reads one token per sequence; see `family.Family.step` for arguments and results."""
-    B, K, H = tokens_B.shape[0], config.n_kv_heads, config.head_dim
-    G, epsilon = config.n_heads // K, config.norm_eps
-    # The slot to which each new key and value is written.
-    slot_M = jnp.tile(positions_B, K)
+    x_DB, cache = _read(config, weights, cache, tokens_B, Columns(positions_B[:, None]))
+    return _unembed(config, weights, x_DB), cache
 
-    def by_head(a_XB: jax.Array) -> jax.Array:
-        return jnp.einsum("KHB->KBH", a_XB.reshape(K, H, B)).reshape(K * B, H)
+
+def extend(
+    config: GPTConfig,
+    weights: Weights[jax.Array],
+    cache: Cache,
+    tokens_RT: jax.Array,
+    starts_R: jax.Array,
+    lengths_R: jax.Array | None = None,
+    slots_R: jax.Array | None = None,
+) -> tuple[jax.Array, Cache]:
+    """Reads more tokens; see `family.Family.extend` for arguments and results."""
+    R, T = tokens_RT.shape
+    columns = Columns(starts_R[:, None] + jnp.arange(T)[None], slots_R)
+    x_DN, cache = _read(config, weights, cache, tokens_RT.ravel(), columns)
+    if lengths_R is not None:
+        return _unembed(config, weights, last_columns(x_DN, lengths_R)), cache
+    return _unembed(config, weights, x_DN).reshape(R, T, -1), cache
+
+
+def _read(
+    config: GPTConfig,
+    weights: Weights[jax.Array],
+    cache: Cache,
+    tokens_N: jax.Array,
+    columns: Columns,
+) -> tuple[jax.Array, Cache]:
+    """Reads tokens as columns; returns the last block's activations x_DN, and the cache."""
+    K, H, N = config.n_kv_heads, config.head_dim, len(tokens_N)
+    G, epsilon = config.n_heads // K, config.norm_eps
 
     def vectors(table_PD: jax.Array | None) -> jax.Array:
         assert table_PD is not None
-        return table_PD.at[positions_B].get(mode="clip").T
+        return table_PD.at[columns.positions_N].get(mode="clip").T
 
-    x_DB = weights.embedding_VD[tokens_B].T + vectors(weights.positions_PD)
+    x_DN = weights.embedding_VD[tokens_N].T + vectors(weights.positions_PD)
     keys, values = [], []
     for number, layer in enumerate(weights.layers):
         is_top = number == config.n_layers
         if is_top:
-            x_DB = weights.final_norm.columns(x_DB, epsilon)
-        normed_DB = layer.attention_norm.columns(x_DB, epsilon)
-        queries_DB = vectors(weights.top_queries_PD) if is_top else normed_DB
-        q_XB = multiply(layer.q_XD, queries_DB) + layer.q_bias_X[:, None]
-        kv_2XB = multiply(layer.kv_2XD, normed_DB) + layer.kv_bias_2X[:, :, None]
-        keys.append(append(config, cache.k_MSH[number], by_head(kv_2XB[0]), slot_M))
-        values.append(append(config, cache.v_MSH[number], by_head(kv_2XB[1]), slot_M))
-        q_MGH = jnp.einsum("KGHB->KBGH", q_XB.reshape(K, G, H, B)).reshape(K * B, G, H)
-        out_MGH = attend(config, q_MGH, keys[-1], values[-1], positions_B + 1)
-        out_XB = jnp.einsum("KBGH->KGHB", out_MGH.reshape(K, B, G, H)).reshape(-1, B)
-        x_DB += multiply(layer.out_DX, out_XB) + layer.out_bias_D[:, None]
-        up_FB = multiply(layer.up_FD, layer.ffn_norm.columns(x_DB, epsilon))
-        up_FB = activate(up_FB + layer.up_bias_F[:, None], config.activation)
-        x_DB += multiply(layer.down_DF, up_FB) + layer.down_bias_D[:, None]
-    return _unembed(config, weights, x_DB), Cache(tuple(keys), tuple(values))
+            x_DN = weights.final_norm.columns(x_DN, epsilon)
+        normed_DN = layer.attention_norm.columns(x_DN, epsilon)
+        queries_DN = vectors(weights.top_queries_PD) if is_top else normed_DN
+        q_XN = multiply(layer.q_XD, queries_DN) + layer.q_bias_X[:, None]
+        kv_2XN = multiply(layer.kv_2XD, normed_DN) + layer.kv_bias_2X[:, :, None]
+        k_KHN, v_KHN = kv_2XN.reshape(2, K, H, N)
+        keys.append(columns.append(config, cache.k_MSH[number], k_KHN))
+        values.append(columns.append(config, cache.v_MSH[number], v_KHN))
+        q_KGHN = q_XN.reshape(K, G, H, N)
+        out_XN = columns.attend(config, q_KGHN, keys[-1], values[-1])
+        x_DN += multiply(layer.out_DX, out_XN) + layer.out_bias_D[:, None]
+        up_FN = multiply(layer.up_FD, layer.ffn_norm.columns(x_DN, epsilon))
+        up_FN = activate(up_FN + layer.up_bias_F[:, None], config.activation)
+        x_DN += multiply(layer.down_DF, up_FN) + layer.down_bias_D[:, None]
+    return x_DN, Cache(tuple(keys), tuple(values))

@@ -22,8 +22,8 @@ from codellama_jax.models.decoding import (
     BY_OUTPUTS,
     REPLICATED,
     Cache,
-    append,
-    attend,
+    Columns,
+    last_columns,
     last_tokens,
     logits_of,
 )
@@ -186,35 +186,60 @@ def step(
     positions_B: jax.Array,
 ) -> tuple[jax.Array, Cache]:
     """Reads one token per sequence; see `family.Family.step` for arguments and results."""
-    B, K, H = tokens_B.shape[0], config.n_kv_heads, config.head_dim
-    G = config.n_heads // K
-    angles = rope(config, positions_B[:, None], positions_B[:, None] + 1)
-    cos_11HB, sin_11HB = (a[:, 0, 0].T[None, None] for a in angles)
-    # The slot to which each new key and value is written.
-    slot_M = jnp.tile(positions_B, K)
+    x_DB, cache = _read(config, weights, cache, tokens_B, Columns(positions_B[:, None]))
+    return unembed(config, weights, x_DB), cache
 
-    def norm(x_DB: jax.Array, scale_D: jax.Array) -> jax.Array:
-        return rms_norm(x_DB, scale_D[:, None], config.norm_eps, axis=0)
 
-    def by_head(a_KXHB: jax.Array) -> jax.Array:
-        return jnp.einsum("KXHB->KBXH", a_KXHB).reshape(K * B, -1, H)
+def extend(
+    config: LlamaConfig,
+    weights: Weights[jax.Array],
+    cache: Cache,
+    tokens_RT: jax.Array,
+    starts_R: jax.Array,
+    lengths_R: jax.Array | None = None,
+    slots_R: jax.Array | None = None,
+) -> tuple[jax.Array, Cache]:
+    """Reads more tokens; see `family.Family.extend` for arguments and results."""
+    R, T = tokens_RT.shape
+    columns = Columns(starts_R[:, None] + jnp.arange(T)[None], slots_R)
+    x_DN, cache = _read(config, weights, cache, tokens_RT.ravel(), columns)
+    if lengths_R is not None:
+        return unembed(config, weights, last_columns(x_DN, lengths_R)), cache
+    return unembed(config, weights, x_DN).reshape(R, T, -1), cache
 
-    x_DB = weights.embedding_VD[tokens_B].T
+
+def _read(
+    config: LlamaConfig,
+    weights: Weights[jax.Array],
+    cache: Cache,
+    tokens_N: jax.Array,
+    columns: Columns,
+) -> tuple[jax.Array, Cache]:
+    """Reads tokens as columns; returns the last block's activations x_DN, and the cache."""
+    K, H = config.n_kv_heads, config.head_dim
+    G, N = config.n_heads // K, len(tokens_N)
+    # The length on which dynamic scaling depends is that up to each token.
+    positions_1N = columns.positions_N[None]
+    angles = rope(config, positions_1N, positions_1N + 1)
+    cos_11HN, sin_11HN = (a[0, :, 0].T[None, None] for a in angles)
+
+    def norm(x_DN: jax.Array, scale_D: jax.Array) -> jax.Array:
+        return rms_norm(x_DN, scale_D[:, None], config.norm_eps, axis=0)
+
+    x_DN = weights.embedding_VD[tokens_N].T
     keys, values = [], []
     for layer, k_MSH, v_MSH in zip(weights.layers, cache.k_MSH, cache.v_MSH):
-        qkv_XB = multiply(layer.qkv_XD, norm(x_DB, layer.attention_norm_D))
+        qkv_XN = multiply(layer.qkv_XD, norm(x_DN, layer.attention_norm_D))
         if layer.qkv_bias_X is not None:
-            qkv_XB += layer.qkv_bias_X[:, None]
-        qkv_KXHB = qkv_XB.reshape(K, G + 2, H, B)
-        qk_KXHB = rotate(qkv_KXHB[:, : G + 1], (cos_11HB, sin_11HB), axis=-2)
-        keys.append(append(config, k_MSH, by_head(qk_KXHB[:, G:])[:, 0], slot_M))
-        values.append(append(config, v_MSH, by_head(qkv_KXHB[:, G + 1 :])[:, 0], slot_M))
-        q_MGH = by_head(qk_KXHB[:, :G])
-        out_MGH = attend(config, q_MGH, keys[-1], values[-1], positions_B + 1)
-        out_XB = jnp.einsum("KBGH->KGHB", out_MGH.reshape(K, B, G, H)).reshape(-1, B)
-        x_DB += multiply(layer.out_DX, out_XB)
+            qkv_XN += layer.qkv_bias_X[:, None]
+        qkv_KXHN = qkv_XN.reshape(K, G + 2, H, N)
+        qk_KXHN = rotate(qkv_KXHN[:, : G + 1], (cos_11HN, sin_11HN), axis=-2)
+        keys.append(columns.append(config, k_MSH, qk_KXHN[:, G]))
+        values.append(columns.append(config, v_MSH, qkv_KXHN[:, G + 1]))
+        out_XN = columns.attend(config, qk_KXHN[:, :G], keys[-1], values[-1])
+        x_DN += multiply(layer.out_DX, out_XN)
         if layer.out_bias_D is not None:
-            x_DB += layer.out_bias_D[:, None]
-        gate_FB, up_FB = multiply(layer.gate_up_XFD, norm(x_DB, layer.ffn_norm_D))
-        x_DB += multiply(layer.down_DF, jax.nn.silu(gate_FB) * up_FB)
-    return unembed(config, weights, x_DB), Cache(tuple(keys), tuple(values))
+            x_DN += layer.out_bias_D[:, None]
+        gate_FN, up_FN = multiply(layer.gate_up_XFD, norm(x_DN, layer.ffn_norm_D))
+        x_DN += multiply(layer.down_DF, jax.nn.silu(gate_FN) * up_FN)
+    return x_DN, Cache(tuple(keys), tuple(values))
