@@ -41,8 +41,11 @@ def test_a_toy_step_compiles_for_a_pod(tmp_path):
         "fsdp 2 x tensor 2, 4 devices",
         "fits 15.75 GiB",
         "collectives: ",
-        "all-reduce",
+        "all-reduce over fsdp, ",
+        "B per device; bandwidth model: ",
         "compiler estimate: MFU",
+        "s per step, collectives overlapped as scheduled; ",
+        "s per step, collectives fully exposed; ",
         "compiled in ",
     ):
         assert part in done.stdout
