@@ -8,6 +8,7 @@ the chip at its end. The twisted torus that some v4 and v5p topologies offer is 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections import Counter
@@ -68,7 +69,7 @@ class Interconnect:
         slices = tuple(getattr(device, "slice_index", 0) for device in devices)
         return cls(CHIPS[chip], positions, slices, tuple(mesh.shape.items()))
 
-    @property
+    @functools.cached_property
     def sides(self) -> tuple[int, ...]:
         """Chips along each axis of a slice."""
         return tuple(max(places) + 1 for places in zip(*self.positions))

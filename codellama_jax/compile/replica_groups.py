@@ -52,9 +52,9 @@ def _mesh_groups(
     sizes: str, dimensions: str | None, permutation: str | None, axes: str
 ) -> list[list[int]]:
     """Returns the groups along some axes of a mesh; takes the parts of `_MESH`."""
-    shape = {}
-    for size in sizes.split(","):
-        name, _, number = size.partition("=")
+    shape: dict[str, int] = {}
+    for axis in sizes.split(","):
+        name, _, number = axis.partition("=")
         shape[name.strip("' ")] = int(number)
     devices = np.arange(math.prod(shape.values()))
     if dimensions:
