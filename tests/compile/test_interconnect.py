@@ -1,7 +1,9 @@
 """The bandwidth model against times worked by hand. A link of a v5e carries 50 GB/s."""
 
 import itertools
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from codellama_jax.compile.interconnect import Interconnect
@@ -97,3 +99,15 @@ def test_groups_name_their_mesh_axes():
 def test_another_kind_is_refused():
     with pytest.raises(ValueError, match="no bandwidth model of the collective broadcast"):
         RING.seconds("broadcast", GB, [ROW])
+
+
+def test_positions_follow_the_order_of_the_mesh():
+    # The order in which the HLO numbers devices; a v5e's coordinates have a third one, 0.
+    devices = np.empty((2, 2), object)
+    for number, coords in enumerate([(0, 1, 0), (0, 0, 0), (1, 1, 0), (1, 0, 0)]):
+        devices[divmod(number, 2)] = SimpleNamespace(coords=coords)
+    mesh = SimpleNamespace(devices=devices, shape={"fsdp": 2, "tensor": 2})
+    found = Interconnect.of(mesh, "v5e")
+    assert found.positions == ((0, 1), (0, 0), (1, 1), (1, 0))
+    assert found.slices == (0, 0, 0, 0) and found.sides == (2, 2)
+    assert found.mesh_axes([[0, 2], [1, 3]]) == "fsdp"

@@ -36,9 +36,7 @@ def test_a_cell_shows_three_totals_and_one_of_an_older_version_shows_one():
     estimate = "compiler estimate: 4 s per step (1 s in Pallas kernels), collectives left out"
     model = "bandwidth model: 5 s per step, collectives overlapped as scheduled"
     exposed = "bandwidth model: 6 s per step, collectives fully exposed"
-    collectives = (
-        "collectives: 3 all-gather over fsdp; bandwidth model: 2 s, 1 s of it exposed"
-    )
+    collectives = "collectives: 3 all-gather over fsdp; bandwidth model: 2 s, 1 s of it exposed"
     kept = {
         new: ["mesh fsdp 4", memory, collectives, estimate, model, exposed, "compiled in 9 s"],
         old: ["mesh fsdp 4", memory, "collectives: 3 all-gather, 1GB", estimate],
