@@ -60,10 +60,12 @@ RESULTS = {
 HEAD = """
 ## Validation against published results
 
-The same shapes, compiled here. A ratio is the estimated rate of tokens over the published one;
-above 1 the estimate is too fast. All of these models have 32,000 vocabulary entries, ours 32,016.
-The published runs set compiler flags that overlap more collectives than the compiler's defaults,
-which are compiled here. `python -m codellama_jax.compile.table "Llama 2"` compiles these alone.
+This project's train step at the shapes of published runs. A ratio is the estimated rate of tokens
+over the published one: above 1 the estimate is too fast, or this step is better; below 1 the
+estimate is too slow, or this step is worse. The published models have 32,000 vocabulary entries,
+these 32,016. MaxText sets compiler flags (LIBTPU_INIT_ARGS) that overlap more collectives than the
+defaults, which are compiled here. `python -m codellama_jax.compile.table "Llama 2"` compiles these
+alone.
 
 | model, pod | published | compute only (ratio) | overlapped (ratio) | exposed (ratio) | differs |
 |---|---|---|---|---|---|
