@@ -14,7 +14,7 @@ class Published:
 
     Args:
       source: where it is published, with the commit of a file.
-      rate: tokens per second of the whole pod.
+      rate: tokens per second of the pod.
       mfu: as published; the sources count attention's FLOPs differently.
       differs: how the compiled program differs.
       args: arguments of `compile`.
@@ -76,14 +76,14 @@ TOTALS = ("compiler estimate: ", "overlapped as scheduled", "fully exposed")
 
 def rates(lines: list[str]) -> list[float]:
     """Returns the tokens per second of the three totals in the lines that `compile` printed."""
-    found = []
+    totals = []
     for total in TOTALS:
         for line in lines:
             rate = re.search(r"([\d,]+) tokens/s", line)
             if total in line and rate:
-                found.append(float(rate[1].replace(",", "")))
+                totals.append(float(rate[1].replace(",", "")))
                 break
-    return found
+    return totals
 
 
 def section(kept: dict[str, list[str]]) -> str:
