@@ -22,6 +22,8 @@ START, DONE = (
     'custom_call_target="AsyncCollectiveStart"',
     'custom_call_target="AsyncCollectiveDone"',
 )
+# Between slices the hosts communicate: the program sends its part of a sum and receives the sum.
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _OPERAND = re.compile(r"%([^\s,)]+)")
 
@@ -137,6 +139,8 @@ class Schedule:
             return "end", _first_operand(operation), []
         if kind.removesuffix("-start") in COLLECTIVES:
             return "start", operation.name, [(operation, kind.removesuffix("-start"))]
+        if kind == "recv" and (transfer := _BETWEEN_SLICES.search(operation.rest)):
+            return "start", operation.name, [(operation, transfer[1].lower().replace("_", "-"))]
         if kind not in ("fusion", "async-start"):
             return "", "", []
         inside = list(self._inside(operation))
@@ -167,8 +171,11 @@ class Schedule:
         self, operation: Operation, kind: str, runs: int, key: str
     ) -> tuple[Collective, str, float]:
         """Adds a collective to the sums; returns them, the key, and its seconds."""
-        devices = len(self.interconnect.positions)
-        groups = groups_of(operation.rest, devices)
+        if operation.kind == "recv":
+            groups = self.interconnect.across_slices
+        else:
+            # The numbers of the HLO are those of one slice.
+            groups = groups_of(operation.rest, self.interconnect.per_slice)
         size = transferred(operation, kind, len(groups[0]))
         seconds = self.interconnect.seconds(kind, size, groups)
         axes = self.interconnect.mesh_axes(groups)
@@ -188,10 +195,11 @@ def transferred(operation: Operation, kind: str, group: int) -> int:
       group: devices that communicate with one another.
     """
     is_start = operation.kind.endswith("-start")
+    has_state = is_start or operation.kind == "recv"
     sizes = []
     for dtype, shape, _ in arrays(operation.type):
         # Scalars beside the result of a start are the state of its transfer.
-        if shape or not is_start:
+        if shape or not has_state:
             sizes.append(nbytes(dtype, shape))
     total = sum(sizes)
     if is_start and kind != "all-reduce":

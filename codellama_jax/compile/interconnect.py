@@ -74,6 +74,17 @@ class Interconnect:
         """Chips along each axis of a slice."""
         return tuple(max(places) + 1 for places in zip(*self.positions))
 
+    @property
+    def per_slice(self) -> int:
+        """Devices of one slice."""
+        return len(self.slices) // len(set(self.slices))
+
+    @property
+    def across_slices(self) -> list[list[int]]:
+        """The groups of devices that are at the same place of each slice."""
+        devices = range(len(self.slices))
+        return [list(devices[first :: self.per_slice]) for first in range(self.per_slice)]
+
     def is_ring(self, axis: int) -> bool:
         """Returns whether an axis of the topology has a wraparound."""
         if len(self.sides) == 2:
