@@ -63,6 +63,11 @@ def piece(tokenizer: Tokenizer, token: int) -> str:
     return tokenizer.decode([token], leading_space=False)
 
 
+def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[dict]:
+    """Returns ids with their texts, as llama.cpp's /tokenize lists them."""
+    return [{"id": token, "piece": piece(tokenizer, token)} for token in tokens]
+
+
 def legacy(
     tokenizer: Tokenizer, scored: Sequence[TokenLogprob], text: Text, start: int
 ) -> dict[str, list]:
