@@ -17,8 +17,8 @@ Sources of the TPU figures:
 - Network of the data center (DCN), per chip: the page of TPU7x (v5p 50, v6e and TPU7x 100 Gbit/s)
   and of v5e (two cards of 100 Gbit/s for the 8 chips of a host). That of v4 is the book's 25 GB/s
   per host of 4 chips.
-- The two devices of a TPU7x chip share its links, and are joined by an interface that is six times
-  as fast as one link (the page of TPU7x, "Dual-chiplet architecture").
+- The two devices of a TPU7x chip share its links. The interface between them is taken to be six
+  times as fast as one link; that figure is not confirmed by the pages above.
 
 The GPU figures are from NVIDIA's data sheets of the A100, the H100 SXM and the H200 SXM: dense
 bf16, without sparsity.
