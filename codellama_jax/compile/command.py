@@ -1,7 +1,8 @@
 """The verb `compile`: compiles a program for a TPU pod that is not attached, and prints figures.
 
 A program is a stage's train step, or prefill or a decoding step of a stage's model. Compiling needs
-no TPU, but minutes of CPU time. All figures are the compiler's estimates.
+no TPU, but minutes of CPU time. Figures are the compiler's estimates, and those of the bandwidth
+model (interconnect.py) for the collectives, which the compiler does not estimate.
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ def compile_job(job: Job, chip: str, mesh: Mesh, cache: str) -> tuple[Report, in
         else:
             lowered = program.lower_decode(model, job.batch, job.context, mesh)
             tokens = job.batch
-    return examine(lowered, chip, (full / mesh.size, causal / mesh.size), cache), tokens
+    flops = full / mesh.size, causal / mesh.size
+    return examine(lowered, chip, mesh, flops, cache), tokens
 
 
 def candidates(job: Job, devices: int) -> list[Job]:
@@ -150,7 +152,9 @@ def candidates(job: Job, devices: int) -> list[Job]:
 
 
 def search(job: Job, chip: str, devices: list, cache: str) -> tuple[Job, Report, int]:
-    """Compiles the candidates and returns the one with the shortest estimated step.
+    """Compiles the candidates and returns the one with the shortest step.
+
+    A step's time counts the collectives that the schedule does not hide.
 
     Returns:
       The program, its figures, and its tokens per step.
@@ -171,8 +175,9 @@ def search(job: Job, chip: str, devices: list, cache: str) -> tuple[Job, Report,
             # The line shows that the search is still running.
             print(f"{settings}: does not fit", flush=True)
             continue
-        print(f"{settings}: fits, MFU {report.mfu(chip)[0]:.3f} (compiler estimate)", flush=True)
-        if best is None or report.seconds < best[1].seconds:
+        mfu = f"{report.mfu(chip, report.overlapped)[0]:.3f}"
+        print(f"{settings}: fits, MFU {mfu} (with the bandwidth model's collectives)", flush=True)
+        if best is None or report.overlapped < best[1].overlapped:
             best = candidate, report, tokens
     if best is None:
         raise UserError("no combination that was tried fits: use a larger pod or a smaller batch")

@@ -83,20 +83,16 @@ class Operation:
     kind: str
     rest: str
 
+    @property
+    def cycles(self) -> int:
+        """The compiler's estimate of its cycles, 0 where there is none."""
+        estimate = _CYCLES.search(self.rest)
+        return int(estimate[1]) if estimate else 0
 
-@dataclass(frozen=True)
-class Collective:
-    """All collectives of a kind in one step.
-
-    Args:
-      kind: a name in `COLLECTIVES`.
-      count: number of them that run.
-      bytes: sum over them of the larger one of input and output, on one device.
-    """
-
-    kind: str
-    count: int
-    bytes: int
+    @property
+    def called(self) -> list[str]:
+        """Names of the computations that it runs once each time it runs."""
+        return _CALLED.findall(self.rest) if self.kind in CALLERS else []
 
 
 @dataclass(frozen=True)
@@ -187,6 +183,11 @@ class Program:
                         return int(operations[name].rest.split(")")[0])
         raise ValueError(f"the loop condition {condition} does not compare with a constant")
 
+    def loop(self, operation: Operation) -> tuple[str, int]:
+        """Returns the name of a while loop's body, and its iterations."""
+        condition = _attribute(operation, "condition")
+        return _attribute(operation, "body"), self.trip_count(condition)
+
     @functools.cached_property
     def times(self) -> dict[str, int]:
         """How often each computation runs in one step, by its name.
@@ -201,11 +202,10 @@ class Program:
             times[name] = times.get(name, 0) + runs
             for operation in self.computations[name]:
                 if operation.kind == "while":
-                    body = _attribute(operation, "body")
-                    enter(body, runs * self.trip_count(_attribute(operation, "condition")))
-                elif operation.kind in CALLERS:
-                    for called in _CALLED.findall(operation.rest):
-                        enter(called, runs)
+                    body, iterations = self.loop(operation)
+                    enter(body, runs * iterations)
+                for called in operation.called:
+                    enter(called, runs)
 
         enter(self.entry, 1)
         return times
@@ -224,15 +224,11 @@ class Program:
 
         Pallas kernels and collectives have no estimate in the HLO and are left out.
         """
-        total = 0
-        for operation, runs in self.operations():
-            if estimate := _CYCLES.search(operation.rest):
-                total += int(estimate[1]) * runs
-        return total
+        return sum(operation.cycles * runs for operation, runs in self.operations())
 
-    def kernels(self) -> list[Kernel]:
-        """Returns the Pallas kernels that a step runs."""
-        kernels = []
+    def kernels(self) -> dict[str, Kernel]:
+        """Returns the Pallas kernels that a step runs, by the name of their operation."""
+        kernels = {}
         for operation, runs in self.operations():
             is_kernel = 'custom_call_target="tpu_custom_call"' in operation.rest
             if operation.kind != "custom-call" or not is_kernel:
@@ -244,35 +240,8 @@ class Program:
                 operands.append((dtype, shape))
             name = _COPY_SUFFIX.sub("", operation.name)
             _, result, _ = arrays(operation.type)[0]
-            kernels.append(Kernel(name, result, tuple(operands), runs))
+            kernels[operation.name] = Kernel(name, result, tuple(operands), runs)
         return kernels
-
-    def collectives(self) -> list[Collective]:
-        """Returns the collectives of a step by kind.
-
-        The compiler splits some collectives into parts that overlap with computation. The parts
-        share a channel and are counted once.
-        """
-        totals: dict[str, tuple[int, int]] = {}
-        channels = set()
-        for name, runs in self.times.items():
-            for operation in self.computations[name]:
-                kind = operation.kind.removesuffix("-start")
-                number = re.search(r"channel_id=(\d+)", operation.rest)
-                channel = number[1] if number else operation.name
-                if kind not in COLLECTIVES or channel in channels:
-                    continue
-                channels.add(channel)
-                if name.startswith("all-reduce-scatter"):
-                    # A fusion of an all-reduce with the slice that keeps this device's part.
-                    kind = "reduce-scatter"
-                sizes = [nbytes(dtype, shape) for dtype, shape, _ in arrays(operation.type)]
-                # The type of an asynchronous start holds the input beside the output.
-                is_start = operation.kind.endswith("-start")
-                size = max(sizes) if is_start else sum(sizes)
-                count, total = totals.get(kind, (0, 0))
-                totals[kind] = (count + runs, total + runs * size)
-        return [Collective(kind, *total) for kind, total in sorted(totals.items())]
 
     def largest(self, count: int) -> list[Buffer]:
         """Returns the `count` largest results in HBM, one for each type and source line."""

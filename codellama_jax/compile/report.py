@@ -10,7 +10,9 @@ import jax
 from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 
-from codellama_jax.compile.hlo import Collective, Program
+from codellama_jax.compile.collectives import Collective, Schedule
+from codellama_jax.compile.hlo import Program
+from codellama_jax.compile.interconnect import Interconnect
 from codellama_jax.compile.kernel_cycles import cycles
 from codellama_jax.errors import UserError
 from codellama_jax.report.plan import short
@@ -49,9 +51,24 @@ class Report:
     uncounted: tuple[str, ...]
     flops: tuple[float, float] = (0.0, 0.0)
 
-    def mfu(self, chip: str) -> tuple[float, float]:
-        """Returns the fraction of the chip's peak FLOP/s, for both counts of attention's FLOPs."""
-        available = self.seconds * CHIPS[chip].peak_flops
+    @property
+    def overlapped(self) -> float:
+        """Seconds of a step with the part of the collectives that the schedule does not hide."""
+        return self.seconds + sum(collective.exposed for collective in self.collectives)
+
+    @property
+    def unhidden(self) -> float:
+        """Seconds of a step if computation hid no collective."""
+        return self.seconds + sum(collective.seconds for collective in self.collectives)
+
+    def mfu(self, chip: str, seconds: float) -> tuple[float, float]:
+        """Returns the fraction of the chip's peak FLOP/s, for both counts of attention's FLOPs.
+
+        Args:
+          chip: a key of `chips.CHIPS`.
+          seconds: time of a step: `seconds`, `overlapped` or `unhidden`.
+        """
+        available = seconds * CHIPS[chip].peak_flops
         full, causal = self.flops
         return full / available, causal / available
 
@@ -94,13 +111,14 @@ def refused_buffers(dump: Path) -> list[str]:
 
 
 def examine(
-    lowered: jax.stages.Lowered, chip: str, flops: tuple[float, float], cache: str
+    lowered: jax.stages.Lowered, chip: str, mesh: Mesh, flops: tuple[float, float], cache: str
 ) -> Report:
     """Compiles a program and returns its figures.
 
     Args:
       lowered: the program.
       chip: a key of `chips.CHIPS`.
+      mesh: the mesh that it was lowered for.
       flops: FLOPs of the model per step and device, as in `Report`.
       cache: folder that keeps the cycles of kernels.
 
@@ -110,8 +128,9 @@ def examine(
     compiled = compile_within_memory(lowered)
     program = Program(compiled.as_text() or "")
     device = CHIPS[chip]
-    kernel_cycles, uncounted = 0.0, set()
-    for kernel in program.kernels():
+    kernels: dict[str, float] = {}  # seconds of one run, by the name of the operation
+    kernel_seconds, uncounted = 0.0, set()
+    for name, kernel in program.kernels().items():
         core_cycles = cycles(chip, kernel, cache)
         if core_cycles is None:
             # Its time is missing from the estimate, and the report names it.
@@ -119,8 +138,10 @@ def examine(
             continue
         # A schedule does not contain memory stalls, so a kernel takes at least the time in which
         # the memory can read its operands.
-        reading = kernel.bytes / device.hbm_bandwidth * device.clock
-        kernel_cycles += max(core_cycles / device.cores, reading) * kernel.times
+        reading = kernel.bytes / device.hbm_bandwidth
+        kernels[name] = max(core_cycles / device.cores / device.clock, reading)
+        kernel_seconds += kernels[name] * kernel.times
+    schedule = Schedule(program, Interconnect.of(mesh, chip), device.clock, kernels)
     memory = compiled.memory_analysis()
     if memory is None:
         raise UserError(
@@ -131,9 +152,9 @@ def examine(
         temporaries=memory.temp_size_in_bytes,
         output=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
-        collectives=program.collectives(),
-        seconds=(program.cycles() + kernel_cycles) / device.clock,
-        kernel_seconds=kernel_cycles / device.clock,
+        collectives=schedule.collectives(),
+        seconds=program.cycles() / device.clock + kernel_seconds,
+        kernel_seconds=kernel_seconds,
         uncounted=tuple(sorted(uncounted)),
         flops=flops,
     )
@@ -158,10 +179,11 @@ def lines(report: Report, chip: str, mesh: Mesh, tokens: int, decoding: bool) ->
         f"mesh {axes}, {mesh.size} devices",
         f"fits {CHIPS[chip].hbm_gib} GiB of HBM: {buffers}, {output}",
     ]
-    # The compiler does not estimate communication, so only counts and bytes are printed.
     for collective in report.collectives:
         size = f"{short(collective.bytes, 'G')}B per device"
-        shown.append(f"collectives: {collective.count} {collective.kind}, {size}")
+        time = f"{collective.seconds:.3g} s, {collective.exposed:.3g} s of it exposed"
+        over = f"{collective.count} {collective.kind} over {collective.axes}"
+        shown.append(f"collectives: {over}, {size}; bandwidth model: {time}")
     kernel_time = f"{report.kernel_seconds:.4g} s in Pallas kernels"
     time = f"{report.seconds:.4g} s per step ({kernel_time}), collectives left out"
     shown.append(f"compiler estimate: {time}; {tokens / report.seconds:,.0f} tokens/s")
@@ -171,7 +193,19 @@ def lines(report: Report, chip: str, mesh: Mesh, tokens: int, decoding: bool) ->
         fraction = f"{report.reading(chip):.3f} of it"
         shown.append(f"compiler estimate: reading weights and cache once takes {fraction}")
     else:
-        full, causal = report.mfu(chip)
-        mfu = f"MFU {full:.3f} with attention's full square, {causal:.3f} causal"
-        shown.append(f"compiler estimate: {mfu}")
+        shown.append(f"compiler estimate: {_mfu(report, chip, report.seconds)}")
+    if report.collectives:
+        totals = {"overlapped as scheduled": report.overlapped, "fully exposed": report.unhidden}
+        for name, seconds in totals.items():
+            rate = f"{tokens / seconds:,.0f} tokens/s"
+            mfu = "" if decoding else f"; {_mfu(report, chip, seconds)}"
+            shown.append(
+                f"bandwidth model: {seconds:.4g} s per step, collectives {name}; {rate}{mfu}"
+            )
     return shown
+
+
+def _mfu(report: Report, chip: str, seconds: float) -> str:
+    """Returns the MFU of a step that takes `seconds` as text."""
+    full, causal = report.mfu(chip, seconds)
+    return f"MFU {full:.3f} with attention's full square, {causal:.3f} causal"

@@ -1,8 +1,9 @@
 """Writes docs/tpu.md, a table of every size and stage on pods of every chip: `make tpu-table`.
 
 Each cell of the table is compiled by a separate process, in minutes. Its printed lines are kept in
-docs/tpu.json, so that an interrupted table continues where it stopped. To compile a cell again,
-remove its entry from that file.
+docs/tpu.json, those of published results in docs/tpu_validation.json, so that an interrupted table
+continues where it stopped. To compile a cell again, remove its entry from that file. `python -m
+codellama_jax.compile.table TEXT` compiles only the cells whose name contains TEXT.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from codellama_jax.compile import validation
+
 ROOT = Path(__file__).resolve().parents[2]
 KEPT, PAGE = ROOT / "docs" / "tpu.json", ROOT / "docs" / "tpu.md"
+VALIDATION = ROOT / "docs" / "tpu_validation.json"
 SCALES = ("7b", "13b", "34b", "70b")
 LARGE = ("34b", "70b")
 # The experiment and the stage of each kind of train step.
@@ -60,13 +64,16 @@ OTHERS = (
 
 HEAD = """# Code models on TPU pods, by the TPU compiler
 
-Every figure is a *compiler estimate*: the step that `launch.py run` starts is compiled for a pod
-that is not attached. Memory is as the compiler allocates it; time is the sum of its estimates of
-the operations, without collectives between chips. Only the CPU time and memory of compiling are
-*measured*, on two CPU cores (empty where they were not recorded). MFU counts the full square of
-attention and its causal half. Decoding reads one token per sequence after 100,000; reading weights
-and cache limits its speed. "instruct" is the stage of the experiment `code_llama_instruct`. 70B
-with sequences of 16,384 tokens does not fit v5e, whose pods end at 256 chips.
+The step that `launch.py run` starts is compiled for a pod that is not attached. A *compiler
+estimate* is the memory that the compiler allocates, or the sum of its times of the operations,
+without collectives between chips. The *bandwidth model* adds the collectives, from their bytes and
+the published bandwidth of the links: *overlapped as scheduled* hides them behind the operations
+between their starts and ends, *fully exposed* hides none. Only the CPU time and memory of compiling
+are *measured*, on two CPU cores. A column is empty where an older version that did not print it
+compiled the cell. MFU counts the full square of attention and its causal half. Decoding reads one
+token per sequence after 100,000; reading weights and cache limits its speed. "instruct" is the
+stage of the experiment `code_llama_instruct`. 70B with sequences of 16,384 tokens does not fit v5e,
+whose pods end at 256 chips.
 
 `make tpu-table` writes this page and continues where it was stopped. A cell is one command, such as
 `python launch.py compile code_llama --scale 34b --stage code --target v5p:8x8x8` and its options.
@@ -78,9 +85,10 @@ COLUMNS = (
     "mesh",
     "memory per device",
     "compiler estimate",
+    "bandwidth model",
     "compiled in",
 )
-RULE = "|---|---|---|---|---|---|---|---|"
+RULE = "|---|---|---|---|---|---|---|---|---|"
 
 
 def training(title: str, chip: str, scale: str) -> tuple[str, list[str]]:
@@ -155,8 +163,8 @@ def _other_cells() -> list[tuple[str, list[str]]]:
     return table
 
 
-def fill(kept: dict[str, list[str]], name: str, args: list[str]) -> None:
-    """Compiles a cell, adds the lines that it printed to `kept`, and writes docs/tpu.json."""
+def fill(path: Path, kept: dict[str, list[str]], name: str, args: list[str]) -> None:
+    """Compiles a cell, adds the lines that it printed to `kept`, and writes that to `path`."""
     command = [sys.executable, str(ROOT / "launch.py"), "compile", *args]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     # The first printed line repeats the command. Exit code 3 is a program that does not fit: that,
@@ -165,41 +173,54 @@ def fill(kept: dict[str, list[str]], name: str, args: list[str]) -> None:
         kept[name] = done.stdout.splitlines()[1:]
     else:
         kept[name] = [done.stderr.strip().splitlines()[-1]]
-    KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+    path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
-def page(kept: dict[str, list[str]]) -> str:
+def page(kept: dict[str, list[str]], validated: dict[str, list[str]]) -> str:
     """Returns the text of docs/tpu.md.
 
     Args:
       kept: the printed lines of each cell that was compiled, by its name.
+      validated: the same of the published results.
     """
     rows = [f"| {' | '.join(COLUMNS)} |", RULE]
     for name, args in cells().items():
         lines = kept.get(name, ["not compiled yet"])
-        memory, estimates, compiling = "", [], ""
+        memory, estimates, modelled, compiling = "", [], [], ""
         for line in lines:
             if line.startswith("compiler estimate"):
                 estimates.append(line.removeprefix("compiler estimate: "))
+            elif line.startswith("bandwidth model"):
+                modelled.append(line.removeprefix("bandwidth model: "))
             elif line.startswith("compiled in"):
                 compiling = line.removeprefix("compiled in ")
             elif "of HBM" in line and not memory:
                 memory = line
         mesh = lines[0].removeprefix("mesh ") if lines[0] != memory else ""
         options = " ".join(args[args.index("--target") + 2 :])
-        columns = [name, f"`{options}`", mesh, memory, "; ".join(estimates), compiling]
+        times = ["; ".join(estimates), "; ".join(modelled)]
+        columns = [name, f"`{options}`", mesh, memory, *times, compiling]
         rows.append(f"| {' | '.join(columns)} |")
-    return HEAD + "\n" + "\n".join(rows) + "\n"
+    return HEAD + "\n" + "\n".join(rows) + "\n" + validation.section(validated)
 
 
 def main() -> None:
     """Compiles the cells that are missing, and writes the page after each of them."""
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    for name, args in cells().items():
-        if name not in kept:
-            print(name, flush=True)
-            fill(kept, name, args)
-        PAGE.write_text(page(kept))
+    only = sys.argv[1] if len(sys.argv) > 1 else ""
+    published = {name: list(result.args) for name, result in validation.RESULTS.items()}
+    kept, validated = _load(KEPT), _load(VALIDATION)
+    PAGE.write_text(page(kept, validated))
+    for path, lines, table in ((KEPT, kept, cells()), (VALIDATION, validated, published)):
+        for name, args in table.items():
+            if name not in lines and only in name:
+                print(name, flush=True)
+                fill(path, lines, name, args)
+                PAGE.write_text(page(kept, validated))
+
+
+def _load(path: Path) -> dict[str, list[str]]:
+    """Returns the printed lines of each cell in a file, {} if it does not exist yet."""
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 if __name__ == "__main__":

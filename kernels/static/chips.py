@@ -10,6 +10,15 @@ Sources of the TPU figures:
   which the published FLOP/s would need a clock above 3 GHz; 4 give 1.75 and 2.2 GHz.
 - HBM that a program may use: the limit that libtpu reports for a program that does not fit. It is
   below the published capacity, because the runtime keeps a part for itself.
+- Link between chips (ICI), one way: the pages give the sum over a chip's links and both directions
+  (v5e 400 GB/s over 4 links; v6e 800 over 4; v5p and TPU7x 1,200 over 6). The page of v4 has none:
+  its 45 GB/s is from "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus), which has the
+  same figures for the others.
+- Network of the data center (DCN), per chip: the page of TPU7x (v5p 50, v6e and TPU7x 100 Gbit/s)
+  and of v5e (two cards of 100 Gbit/s for the 8 chips of a host). That of v4 is the book's 25 GB/s
+  per host of 4 chips.
+- The two devices of a TPU7x chip share its links. The interface between them is taken to be six
+  times as fast as one link; that figure is not confirmed by the pages above.
 
 The GPU figures are from NVIDIA's data sheets of the A100, the H100 SXM and the H200 SXM: dense
 bf16, without sparsity.
@@ -50,10 +59,15 @@ class Chip:
       vmem_mib: VMEM per core in MiB.
       hbm_gib: HBM per device in GiB that a program may use.
       hbm_bandwidth: bytes per second between HBM and a device.
+      link: bytes per second of one link between chips, in one direction. An axis of the topology
+        has two links per chip.
+      network: bytes per second and chip between slices, through the data center's network.
       axes: number of axes of a pod's topology.
       largest_pod: chips of the largest pod.
       smallest_topology: name of the smallest topology that libtpu compiles for.
       topology_options: keyword arguments of `get_topology_desc`.
+      devices_per_chip: devices that share a chip's links and its network.
+      between_devices: bytes per second between the devices of a chip, in one direction.
     """
 
     kind: str
@@ -64,10 +78,14 @@ class Chip:
     vmem_mib: int
     hbm_gib: float
     hbm_bandwidth: float
+    link: float
+    network: float
     axes: int
     largest_pod: int
     smallest_topology: str
     topology_options: tuple[tuple[str, str], ...] = ()
+    devices_per_chip: int = 1
+    between_devices: float = 0.0
 
     @property
     def clock(self) -> float:
@@ -91,6 +109,8 @@ CHIPS = {
         vmem_mib=16,
         hbm_gib=30.75,
         hbm_bandwidth=1228e9,
+        link=45e9,
+        network=6.25e9,
         axes=3,
         largest_pod=4096,
         smallest_topology="v4:2x2x1",
@@ -106,6 +126,8 @@ CHIPS = {
         vmem_mib=128,
         hbm_gib=15.75,
         hbm_bandwidth=819e9,
+        link=50e9,
+        network=3.125e9,
         axes=2,
         largest_pod=256,
         smallest_topology="v5e:2x2",
@@ -119,6 +141,8 @@ CHIPS = {
         vmem_mib=64,
         hbm_gib=95.74,
         hbm_bandwidth=2765e9,
+        link=100e9,
+        network=6.25e9,
         axes=3,
         largest_pod=8960,
         smallest_topology="v5p:2x2x1",
@@ -132,6 +156,8 @@ CHIPS = {
         vmem_mib=128,
         hbm_gib=31.25,
         hbm_bandwidth=1638e9,
+        link=100e9,
+        network=12.5e9,
         axes=2,
         largest_pod=256,
         smallest_topology="v6e:2x2",
@@ -146,9 +172,13 @@ CHIPS = {
         vmem_mib=64,
         hbm_gib=94.75,
         hbm_bandwidth=3690e9,
+        link=100e9,
+        network=12.5e9,
         axes=3,
         largest_pod=9216,
         smallest_topology="tpu7x:2x2x1",
+        devices_per_chip=2,
+        between_devices=600e9,
     ),
 }
 TOPOLOGIES = {name: chip.smallest_topology for name, chip in CHIPS.items()}

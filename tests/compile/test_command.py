@@ -7,7 +7,10 @@ import sys
 import pytest
 from paths import ROOT
 
+from codellama_jax.compile import command
+from codellama_jax.compile.collectives import Collective
 from codellama_jax.compile.command import Job, candidates, choose_stage
+from codellama_jax.compile.report import Report
 from codellama_jax.config import MeshConfig
 from codellama_jax.errors import UserError
 from codellama_jax.runs.commands import PlanOptions, load_experiment
@@ -41,8 +44,11 @@ def test_a_toy_step_compiles_for_a_pod(tmp_path):
         "fsdp 2 x tensor 2, 4 devices",
         "fits 15.75 GiB",
         "collectives: ",
-        "all-reduce",
+        "all-reduce over fsdp, ",
+        "B per device; bandwidth model: ",
         "compiler estimate: MFU",
+        "s per step, collectives overlapped as scheduled; ",
+        "s per step, collectives fully exposed; ",
         "compiled in ",
     ):
         assert part in done.stdout
@@ -165,3 +171,20 @@ def test_the_search_tries_only_meshes_that_divide():
         assert job.stage.data.batch_size % (rows * trial.stage.micro_batches) == 0
     with pytest.raises(UserError, match="there are code, long_context, prefill, decode"):
         choose_stage(experiment, "", "coed")
+
+
+def test_the_search_prefers_the_shortest_step_with_its_collectives(monkeypatch, capsys):
+    experiment, _ = load_experiment(PlanOptions("code_llama", "34b"))
+    job = Job(choose_stage(experiment, "", "code"), "train", MeshConfig(), 1, 1)
+
+    # Less computation comes with more communication than it saves.
+    def compile_job(candidate, chip, mesh, cache):
+        compute, exposed = (2.0, 3.0) if candidate.mesh.tensor == 1 else (3.0, 1.0)
+        gather = Collective("all-gather", "fsdp", 1, 1, exposed, exposed)
+        return Report(1, 1, 1, 1, [gather], compute, 0.0, (), (1e14, 1e14)), 4096
+
+    monkeypatch.setattr(command, "compile_job", compile_job)
+    monkeypatch.setattr(command, "make_mesh", lambda mesh, devices: mesh)
+    best, report, _ = command.search(job, "v5e", [None] * 256, "")
+    assert best.mesh.tensor > 1 and report.overlapped == 4.0
+    assert "fits, MFU 0.127 (with the bandwidth model's collectives)" in capsys.readouterr().out

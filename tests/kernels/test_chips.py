@@ -27,3 +27,14 @@ def test_every_chip_has_a_peak_and_a_plausible_clock():
     for chip in CHIPS.values():
         assert 0.9e9 < chip.clock < 2.5e9
         assert PEAK_FLOPS[chip.kind] == chip.peak_flops
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "network"),
+    [("v5e", 400, 25), ("v5p", 1200, 50), ("v6e", 800, 100), ("tpu7x", 1200, 100)],
+)
+def test_links_and_network_add_up_to_the_published_figures_of_a_chip(name, total, network):
+    # In GB/s over all links and both directions, and in Gbit/s, as the Cloud TPU pages have them.
+    chip = CHIPS[name]
+    assert 2 * chip.axes * 2 * chip.link == total * 1e9
+    assert 8 * chip.network == network * 1e9
