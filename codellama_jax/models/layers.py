@@ -8,6 +8,7 @@ mesh axes. Matmuls run in `compute_dtype`; norms, angles and softmax in fp32.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
@@ -20,6 +21,10 @@ from codellama_jax.config import ModelConfig
 from codellama_jax.models.lora import Adapted, frozen_matrix, in_section
 from codellama_jax.models.quantized import Quantized, Weight
 from kernels import flash_attention, ring_attention
+from kernels.tpu import platform
+
+# Adds a bias and a constraint to the given part of a matmul's result (see `project_sections`).
+Finish = Callable[[jax.Array, slice], jax.Array]
 
 
 def parameter(
@@ -96,6 +101,17 @@ def unstriped(x_BT: jax.Array, shards: int) -> jax.Array:
     return x_BT if shards == 1 else ring_attention.stripe(x_BT, x_BT.shape[1] // shards)
 
 
+def keeps_dims() -> bool:
+    """Returns whether the program is for a TPU, whose matmuls keep the dims of their operands.
+
+    A TPU's memory layouts tile the last two dims of an array. Flattening dims therefore copies the
+    array, as does slicing the output of a matmul. With one matmul per section of a fused weight
+    and no flattened dims, the layers of a 7B train step copy less than a third of the bytes
+    (docs/tpu.md). CPUs are faster with one 2-D matmul.
+    """
+    return platform() == "tpu"
+
+
 def project(x_BTD: jax.Array, w_DX: Weight | Adapted, inputs: int = 1) -> jax.Array:
     """Multiplies by a weight of any number of output dims, in x's dtype.
 
@@ -115,7 +131,13 @@ def project(x_BTD: jax.Array, w_DX: Weight | Adapted, inputs: int = 1) -> jax.Ar
         columns = tuple(range(columns_BTD.ndim - 1))
         out_BTX = jnp.moveaxis(out_XBT, [axis - len(columns) for axis in columns], columns)
         return out_BTX.reshape(*x_BTD.shape[:-1], *out_BTX.shape[len(columns) :])
-    w_DX = w_DX.astype(x_BTD.dtype).reshape(-1, *w_DX.shape[inputs:])
+    w_DX = w_DX.astype(x_BTD.dtype)
+    if keeps_dims():
+        dims = w_DX.shape[:inputs]
+        x = x_BTD.reshape(*x_BTD.shape[:-1], *dims)
+        axes_of_x = tuple(range(x.ndim - inputs, x.ndim))
+        return jax.lax.dot_general(x, w_DX, ((axes_of_x, tuple(range(inputs))), ((), ())))
+    w_DX = w_DX.reshape(-1, *w_DX.shape[inputs:])
     # One large 2-D matmul: XLA's CPU backend trains 1.3 times faster than with 3-D operands. A
     # length that is sharded stays a dim, because flattening it with B would gather it.
     x = x_BTD if length_shards() > 1 else x_BTD.reshape(-1, x_BTD.shape[-1])
@@ -125,6 +147,30 @@ def project(x_BTD: jax.Array, w_DX: Weight | Adapted, inputs: int = 1) -> jax.Ar
     else:
         out = x @ w_DX.reshape(w_DX.shape[0], -1)
     return out.reshape(*x_BTD.shape[:-1], *w_DX.shape[1:])
+
+
+def project_sections(
+    x_BTD: jax.Array, w_DX: Weight | Adapted, axis: int, sections: tuple[slice, ...], finish: Finish
+) -> list[jax.Array]:
+    """Multiplies by a fused weight and returns sections of the result.
+
+    Args:
+      x_BTD: activations.
+      w_DX: the weight; its first dim is D.
+      axis: the axis of the weight that fuses the sections.
+      sections: the part of `axis` of each section.
+      finish: adds a bias and a constraint to a result with all dims of the weight, given the part
+        of `axis` that it has.
+    """
+    everything = slice(None)
+    leading = (everything,) * axis
+    if isinstance(w_DX, jax.Array) and keeps_dims():
+        w_DX = w_DX.astype(x_BTD.dtype)
+        parts = [(w_DX[(*leading, section)], section) for section in sections]
+        return [finish(project(x_BTD, part), section) for part, section in parts]
+    out = finish(project(x_BTD, w_DX), everything)
+    leading += (everything,) * (x_BTD.ndim - 2)
+    return [out[(*leading, section)] for section in sections]
 
 
 def _project_adapted(x_BTD: jax.Array, weight: Adapted, inputs: int) -> jax.Array:
