@@ -10,6 +10,7 @@ import pytest
 from toy import MODEL, batch
 
 from codellama_jax.config import MeshConfig
+from codellama_jax.models import layers
 from codellama_jax.models.layers import rope_angles, rotate
 from codellama_jax.models.llama.model import Llama
 from codellama_jax.models.trained import abstract_params
@@ -160,3 +161,30 @@ def test_a_mesh_changes_nothing_for_a_tied_head_and_biases():
     is_text = rows["segment_ids"] > 0
     assert one_BTV.std() > 0.5
     np.testing.assert_allclose(eight_BTV[is_text], one_BTV[is_text], atol=1e-4)
+
+
+def test_the_separate_matmuls_of_tpus_change_nothing(monkeypatch):
+    model, rows = TODAY, batch(2, 16)
+    drawn = published.random_params(model)
+
+    def loss(params):
+        return next_token(Llama(model), params, rows)[0]
+
+    def matmuls():
+        return str(jax.make_jaxpr(loss)(drawn)).count("dot_general")
+
+    fused, count = jax.jit(jax.grad(loss))(drawn), matmuls()
+    jax.clear_caches()
+    monkeypatch.setattr(layers, "platform", lambda: "tpu")
+    # The layers' scan holds one block, in which qkv becomes three matmuls and gate_up two.
+    assert matmuls() == count + 3
+    separate = jax.jit(jax.grad(lambda params: loss(params)))(drawn)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), separate, fused
+    )
+    mesh = make_mesh(MeshConfig(fsdp=2, context=2, tensor=2), jax.devices())
+    shapes = abstract_params(model, mesh)
+    placed = jax.tree.map(lambda a, s: jax.device_put(a, s.sharding), drawn, shapes)
+    with on_mesh(mesh):
+        on_eight = jax.jit(lambda params: loss(params))(placed)
+    np.testing.assert_allclose(on_eight, jax.jit(lambda params: loss(params))(drawn), rtol=1e-5)
