@@ -226,12 +226,56 @@ def rope_angles(
 def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array], axis: int = -1) -> jax.Array:
     """Rotates the pairs (i, i + H/2) of every head along `axis`, in fp32; returns x's dtype.
 
-    `rope` holds cos and sin, which broadcast to half of x.
+    `rope` holds cos and sin, which broadcast to half of x. They depend on integer positions alone
+    and get no gradient on TPUs.
     """
     cos, sin = rope
+    if axis == -1 and keeps_dims():
+        return _rotate_by_matmul(x, cos, sin)
     # Halves, as in transformers: no strided access, unlike pairs of neighbours.
     a, b = jnp.split(x.astype(jnp.float32), 2, axis)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _rotate_by_matmul(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Computes `rotate` along the last axis, for TPUs.
+
+    There XLA writes both halves of every head to memory in fp32 before it exchanges them. A matmul
+    with a signed permutation exchanges them on the way, and is exact: each sum has one term. On v6e
+    the queries of a 7B layer, projected and rotated, take half of the estimated cycles.
+    """
+    H = x.shape[-1]
+    half = np.arange(H // 2)
+    turn_HH = np.zeros((H, H), np.float32)
+    turn_HH[half + H // 2, half] = -1
+    turn_HH[half, half + H // 2] = 1
+    # fp32 activations take the several bf16 passes that keep their precision.
+    is_fp32 = x.dtype == jnp.float32
+    turned = jnp.matmul(
+        x,
+        jnp.asarray(turn_HH, x.dtype),
+        precision=jax.lax.Precision.HIGHEST if is_fp32 else None,
+        preferred_element_type=jnp.float32,
+    )
+    cos, sin = (jnp.concatenate([a, a], axis=-1) for a in (cos, sin))
+    return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
+
+
+def _rotate_forward(
+    x: jax.Array, cos: jax.Array, sin: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _rotate_by_matmul(x, cos, sin), (cos, sin)
+
+
+def _rotate_backward(angles: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[Any, ...]:
+    # The transpose of a rotation is the rotation by the negative angle. Derived by JAX it would be
+    # a matmul of fp32 gradients.
+    cos, sin = angles
+    return _rotate_by_matmul(dy, cos, -sin), jnp.zeros_like(cos), jnp.zeros_like(sin)
+
+
+_rotate_by_matmul.defvjp(_rotate_forward, _rotate_backward)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float, axis: int = -1) -> jax.Array:

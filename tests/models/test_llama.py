@@ -128,6 +128,25 @@ def test_rope_scores_depend_on_distance_only():
     assert abs(score(7, 3) - score(8, 3)) > 1e-3
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_rotation_of_tpus_is_that_of_other_platforms(dtype, monkeypatch):
+    rng = np.random.default_rng(0)
+    x, dy = (jnp.asarray(rng.normal(size=(2, 8, 3, 16)), dtype) for _ in range(2))
+    angles = [a[:, :, None] for a in rope_angles(jnp.tile(jnp.arange(8), (2, 1)), 16, 1e4)]
+
+    def both_passes():
+        rotated, transpose = jax.vjp(lambda x: rotate(x, angles), x)
+        return rotated, *transpose(dy)
+
+    plain = both_passes()
+    monkeypatch.setattr(layers, "platform", lambda: "tpu")
+    for ours, expected in zip(both_passes(), plain):
+        assert ours.dtype == expected.dtype
+        # Fused multiply-adds may round the last bit differently.
+        error = np.abs((ours - expected).astype(np.float32))
+        assert error.max() <= 4 * float(jnp.finfo(dtype).eps)
+
+
 def test_interpolation_divides_positions():
     stretched, plain = (
         rope_angles(jnp.array([[p]]), 64, 1e4, s) for p, s in ((400, 4.0), (100, 1.0))
