@@ -8,6 +8,7 @@ mesh axes. Matmuls run in `compute_dtype`; norms, angles and softmax in fp32.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
@@ -20,6 +21,10 @@ from codellama_jax.config import ModelConfig
 from codellama_jax.models.lora import Adapted, frozen_matrix, in_section
 from codellama_jax.models.quantized import Quantized, Weight
 from kernels import flash_attention, ring_attention
+from kernels.tpu import platform
+
+# Adds a bias and a constraint to the given part of a matmul's result (see `project_sections`).
+Finish = Callable[[jax.Array, slice], jax.Array]
 
 
 def parameter(
@@ -96,6 +101,17 @@ def unstriped(x_BT: jax.Array, shards: int) -> jax.Array:
     return x_BT if shards == 1 else ring_attention.stripe(x_BT, x_BT.shape[1] // shards)
 
 
+def keeps_dims() -> bool:
+    """Returns whether the program is for a TPU, whose matmuls keep the dims of their operands.
+
+    A TPU's memory layouts tile the last two dims of an array. Flattening dims therefore copies the
+    array, as does slicing the output of a matmul. With one matmul per section of a fused weight
+    and no flattened dims, a 7B layer on one v6e device writes 3.2 GiB of copies per train step
+    instead of 9.1. CPUs are faster with one 2-D matmul.
+    """
+    return platform() == "tpu"
+
+
 def project(x_BTD: jax.Array, w_DX: Weight | Adapted, inputs: int = 1) -> jax.Array:
     """Multiplies by a weight of any number of output dims, in x's dtype.
 
@@ -115,7 +131,13 @@ def project(x_BTD: jax.Array, w_DX: Weight | Adapted, inputs: int = 1) -> jax.Ar
         columns = tuple(range(columns_BTD.ndim - 1))
         out_BTX = jnp.moveaxis(out_XBT, [axis - len(columns) for axis in columns], columns)
         return out_BTX.reshape(*x_BTD.shape[:-1], *out_BTX.shape[len(columns) :])
-    w_DX = w_DX.astype(x_BTD.dtype).reshape(-1, *w_DX.shape[inputs:])
+    w_DX = w_DX.astype(x_BTD.dtype)
+    if keeps_dims():
+        dims = w_DX.shape[:inputs]
+        x = x_BTD.reshape(*x_BTD.shape[:-1], *dims)
+        axes_of_x = tuple(range(x.ndim - inputs, x.ndim))
+        return jax.lax.dot_general(x, w_DX, ((axes_of_x, tuple(range(inputs))), ((), ())))
+    w_DX = w_DX.reshape(-1, *w_DX.shape[inputs:])
     # One large 2-D matmul: XLA's CPU backend trains 1.3 times faster than with 3-D operands. A
     # length that is sharded stays a dim, because flattening it with B would gather it.
     x = x_BTD if length_shards() > 1 else x_BTD.reshape(-1, x_BTD.shape[-1])
@@ -125,6 +147,30 @@ def project(x_BTD: jax.Array, w_DX: Weight | Adapted, inputs: int = 1) -> jax.Ar
     else:
         out = x @ w_DX.reshape(w_DX.shape[0], -1)
     return out.reshape(*x_BTD.shape[:-1], *w_DX.shape[1:])
+
+
+def project_sections(
+    x_BTD: jax.Array, w_DX: Weight | Adapted, axis: int, sections: tuple[slice, ...], finish: Finish
+) -> list[jax.Array]:
+    """Multiplies by a fused weight and returns sections of the result.
+
+    Args:
+      x_BTD: activations.
+      w_DX: the weight; its first dim is D.
+      axis: the axis of the weight that fuses the sections.
+      sections: the part of `axis` of each section.
+      finish: adds a bias and a constraint to a result with all dims of the weight, given the part
+        of `axis` that it has.
+    """
+    everything = slice(None)
+    leading = (everything,) * axis
+    if isinstance(w_DX, jax.Array) and keeps_dims():
+        w_DX = w_DX.astype(x_BTD.dtype)
+        parts = [(w_DX[(*leading, section)], section) for section in sections]
+        return [finish(project(x_BTD, part), section) for part, section in parts]
+    out = finish(project(x_BTD, w_DX), everything)
+    leading += (everything,) * (x_BTD.ndim - 2)
+    return [out[(*leading, section)] for section in sections]
 
 
 def _project_adapted(x_BTD: jax.Array, weight: Adapted, inputs: int) -> jax.Array:
@@ -180,12 +226,57 @@ def rope_angles(
 def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array], axis: int = -1) -> jax.Array:
     """Rotates the pairs (i, i + H/2) of every head along `axis`, in fp32; returns x's dtype.
 
-    `rope` holds cos and sin, which broadcast to half of x.
+    `rope` holds cos and sin, which broadcast to half of x. They depend on integer positions alone
+    and get no gradient on TPUs.
     """
     cos, sin = rope
+    if axis == -1 and keeps_dims():
+        return _rotate_by_matmul(x, cos, sin)
     # Halves, as in transformers: no strided access, unlike pairs of neighbours.
     a, b = jnp.split(x.astype(jnp.float32), 2, axis)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _rotate_by_matmul(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Computes `rotate` along the last axis, for TPUs.
+
+    There XLA writes the halves of every head to memory in fp32 before it swaps them. A matmul with
+    a signed permutation swaps them on the way, and is exact: each sum has one term. Projecting and
+    rotating the queries of a 7B layer takes 0.50 (v6e), 0.55 (tpu7x), 0.71 (v5e) and 0.77 (v5p) of
+    the compiler's cycles without it.
+    """
+    H = x.shape[-1]
+    half = np.arange(H // 2)
+    turn_HH = np.zeros((H, H), np.float32)
+    turn_HH[half + H // 2, half] = -1
+    turn_HH[half, half + H // 2] = 1
+    # fp32 activations take the several bf16 passes that keep their precision.
+    is_fp32 = x.dtype == jnp.float32
+    turned = jnp.matmul(
+        x,
+        jnp.asarray(turn_HH, x.dtype),
+        precision=jax.lax.Precision.HIGHEST if is_fp32 else None,
+        preferred_element_type=jnp.float32,
+    )
+    cos, sin = (jnp.concatenate([a, a], axis=-1) for a in (cos, sin))
+    return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
+
+
+def _rotate_forward(
+    x: jax.Array, cos: jax.Array, sin: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _rotate_by_matmul(x, cos, sin), (cos, sin)
+
+
+def _rotate_backward(angles: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[Any, ...]:
+    # The transpose of a rotation is the rotation by the negative angle. Derived by JAX it would be
+    # a matmul of fp32 gradients.
+    cos, sin = angles
+    return _rotate_by_matmul(dy, cos, -sin), jnp.zeros_like(cos), jnp.zeros_like(sin)
+
+
+_rotate_by_matmul.defvjp(_rotate_forward, _rotate_backward)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float, axis: int = -1) -> jax.Array:

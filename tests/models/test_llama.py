@@ -10,6 +10,7 @@ import pytest
 from toy import MODEL, batch
 
 from codellama_jax.config import MeshConfig
+from codellama_jax.models import layers
 from codellama_jax.models.layers import rope_angles, rotate
 from codellama_jax.models.llama.model import Llama
 from codellama_jax.models.trained import abstract_params
@@ -127,6 +128,25 @@ def test_rope_scores_depend_on_distance_only():
     assert abs(score(7, 3) - score(8, 3)) > 1e-3
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_rotation_of_tpus_is_that_of_other_platforms(dtype, monkeypatch):
+    rng = np.random.default_rng(0)
+    x, dy = (jnp.asarray(rng.normal(size=(2, 8, 3, 16)), dtype) for _ in range(2))
+    angles = [a[:, :, None] for a in rope_angles(jnp.tile(jnp.arange(8), (2, 1)), 16, 1e4)]
+
+    def both_passes():
+        rotated, transpose = jax.vjp(lambda x: rotate(x, angles), x)
+        return rotated, *transpose(dy)
+
+    plain = both_passes()
+    monkeypatch.setattr(layers, "platform", lambda: "tpu")
+    for ours, expected in zip(both_passes(), plain):
+        assert ours.dtype == expected.dtype
+        # Fused multiply-adds may round the last bit differently.
+        error = np.abs((ours - expected).astype(np.float32))
+        assert error.max() <= 4 * float(jnp.finfo(dtype).eps)
+
+
 def test_interpolation_divides_positions():
     stretched, plain = (
         rope_angles(jnp.array([[p]]), 64, 1e4, s) for p, s in ((400, 4.0), (100, 1.0))
@@ -160,3 +180,31 @@ def test_a_mesh_changes_nothing_for_a_tied_head_and_biases():
     is_text = rows["segment_ids"] > 0
     assert one_BTV.std() > 0.5
     np.testing.assert_allclose(eight_BTV[is_text], one_BTV[is_text], atol=1e-4)
+
+
+def test_the_separate_matmuls_of_tpus_change_nothing(monkeypatch):
+    model, rows = TODAY, batch(2, 16)
+    drawn = published.random_params(model)
+
+    def loss(params):
+        return next_token(Llama(model), params, rows)[0]
+
+    def matmuls():
+        return str(jax.make_jaxpr(loss)(drawn)).count("dot_general")
+
+    fused, count = jax.jit(jax.grad(loss))(drawn), matmuls()
+    jax.clear_caches()
+    monkeypatch.setattr(layers, "platform", lambda: "tpu")
+    # The layers' scan holds one block, in which qkv becomes three matmuls and gate_up two. Rotating
+    # queries and keys takes one matmul each.
+    assert matmuls() == count + 5
+    separate = jax.jit(jax.grad(lambda params: loss(params)))(drawn)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), separate, fused
+    )
+    mesh = make_mesh(MeshConfig(fsdp=2, context=2, tensor=2), jax.devices())
+    shapes = abstract_params(model, mesh)
+    placed = jax.tree.map(lambda a, s: jax.device_put(a, s.sharding), drawn, shapes)
+    with on_mesh(mesh):
+        on_eight = jax.jit(lambda params: loss(params))(placed)
+    np.testing.assert_allclose(on_eight, jax.jit(lambda params: loss(params))(drawn), rtol=1e-5)

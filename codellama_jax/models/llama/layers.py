@@ -16,6 +16,7 @@ from codellama_jax.models.layers import (
     mesh_axes,
     parameter,
     project,
+    project_sections,
     rotate,
 )
 from codellama_jax.models.llama.config import LlamaConfig
@@ -51,14 +52,21 @@ class Attention(nn.Module):
         assert rope is not None, "Llama rotates queries and keys"
         # One key head cannot be sharded: its projection is then replicated.
         heads = "heads" if mesh_axes("heads", K) else None
-        qkv_BTKXH = project(x_BTD, w_qkv)
+        b_qkv = None
         if c.attention_bias != "none":
             b_qkv = bias_parameter(self, "qkv_bias", (K, G + 2, H), ("heads", None, None))
-            qkv_BTKXH += b_qkv.astype(x_BTD.dtype)[None, None]
-        qkv_BTKXH = nn.with_logical_constraint(qkv_BTKXH, ("batch", "length", heads, None, None))
-        q_BTNH = rotate(qkv_BTKXH[:, :, :, :G].reshape(B, T, K * G, H), rope)
+
+        def finish(out_BTKXH: jax.Array, section: slice) -> jax.Array:
+            if b_qkv is not None:
+                out_BTKXH += b_qkv[:, section].astype(x_BTD.dtype)[None, None]
+            return nn.with_logical_constraint(out_BTKXH, ("batch", "length", heads, None, None))
+
+        # The queries of a key head, its key and its value.
+        sections = slice(0, G), slice(G, G + 1), slice(G + 1, G + 2)
+        q_BTKGH, k_BTK1H, v_BTK1H = project_sections(x_BTD, w_qkv, 2, sections, finish)
+        q_BTNH = rotate(q_BTKGH.reshape(B, T, K * G, H), rope)
         # Keys are kept rotated: a cached key never needs its position again.
-        k_BTKH, v_BTKH = rotate(qkv_BTKXH[:, :, :, G], rope), qkv_BTKXH[:, :, :, G + 1]
+        k_BTKH, v_BTKH = rotate(k_BTK1H[:, :, :, 0], rope), v_BTK1H[:, :, :, 0]
         out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, inputs, c.attention)
         out_BTD = project(out_BTNH.reshape(B, T, -1), w_out, inputs=3)
         if c.attention_bias == "all":
@@ -82,14 +90,17 @@ class SwiGLU(nn.Module):
         w_down = parameter(
             self, "down", (c.d_ff, c.d_model), ("ffn", "embed"), 1 / (c.d_ff * 2 * c.n_layers)
         )
-        gate_up_BTXF = nn.with_logical_constraint(
-            project(x_BTD, w_gate_up), ("batch", "length", None, "ffn")
-        )
+
+        def finish(out_BTXF: jax.Array, _: slice) -> jax.Array:
+            return nn.with_logical_constraint(out_BTXF, ("batch", "length", None, "ffn"))
+
+        sections = slice(0, 1), slice(1, 2)
+        gate_BT1F, up_BT1F = project_sections(x_BTD, w_gate_up, 1, sections, finish)
         # The halves are constrained too: XLA would otherwise shard the dim X over fsdp, and bring
         # both halves back with an all-reduce each.
         half_axes = ("batch", "length", "ffn")
-        gate_BTF = nn.with_logical_constraint(gate_up_BTXF[:, :, 0], half_axes)
-        up_BTF = nn.with_logical_constraint(gate_up_BTXF[:, :, 1], half_axes)
+        gate_BTF = nn.with_logical_constraint(gate_BT1F[:, :, 0], half_axes)
+        up_BTF = nn.with_logical_constraint(up_BT1F[:, :, 0], half_axes)
         return project(nn.silu(gate_BTF) * up_BTF, w_down)
 
 
