@@ -69,11 +69,12 @@ estimate* is the memory that the compiler allocates, or the sum of its times of 
 without collectives between chips. The *bandwidth model* adds the collectives, from their bytes and
 the published bandwidth of the links: *overlapped as scheduled* hides them behind the operations
 between their starts and ends, *fully exposed* hides none. Only the CPU time and memory of compiling
-are *measured*, on two CPU cores. A column is empty where an older version that did not print it
-compiled the cell. MFU counts the full square of attention and its causal half. Decoding reads one
-token per sequence after 100,000; reading weights and cache limits its speed. "instruct" is the
-stage of the experiment `code_llama_instruct`. 70B with sequences of 16,384 tokens does not fit v5e,
-whose pods end at 256 chips.
+are *measured*, on two CPU cores. A cell without a bandwidth model was compiled by an older version,
+which flattened q, k, v and gate, up into one matmul each (slower, most of all on v6e and tpu7x).
+MFU counts the full square of attention and its causal half. Decoding reads one token per sequence
+after 100,000; reading weights and cache limits its speed. "instruct" is the stage of the experiment
+`code_llama_instruct`. 70B with sequences of 16,384 tokens does not fit v5e, whose pods end at 256
+chips.
 
 `make tpu-table` writes this page and continues where it was stopped. A cell is one command, such as
 `python launch.py compile code_llama --scale 34b --stage code --target v5p:8x8x8` and its options.
