@@ -51,6 +51,7 @@ def finding(results: Results) -> Finding:
     )
     return Finding(
         question="How much does infilling cost left-to-right prediction?",
+        source="table 5",
         headings=("code training", loss, "paper, 7B: test loss, HumanEval, MBPP pass@1"),
         rows=[(arm, spread(losses[arm]), PAPER[arm]) for arm in results],
         figures=[(caption, [curves])],

@@ -117,6 +117,7 @@ def finding(results: Results) -> Finding:
     return Finding(
         question="Is a middle better filled in after prefix and suffix, or after suffix and"
         " prefix?",
+        source="tables 6 and 14",
         headings=(
             "trained on",
             "middle",

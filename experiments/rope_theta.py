@@ -129,6 +129,7 @@ def finding(results: Results) -> Finding:
         rows.append((arm, _found(m.keys[arm][0]), PAPER[arm], *losses, *gains))
     return Finding(
         question="Which RoPE base lets a model use longer contexts?",
+        source="table 18",
         headings=tuple(headings),
         rows=rows,
         figures=_figures(m),

@@ -60,6 +60,7 @@ def finding(results: Results) -> Finding:
     loss = "validation loss (nats per token)"
     return Finding(
         question="How many tokens of code training does a general model save?",
+        source="figure 5b",
         headings=("code training from", loss, "paper, 7B"),
         rows=[*rows, ("tokens saved", spread(saved, ".0%"), "48%")],
         figures=[(caption, [Panel("tokens of code training", loss, after_start)])],

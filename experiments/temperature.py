@@ -55,6 +55,7 @@ def finding(results: Results) -> Finding:
     caption = "Share of held-out lines of which one of k answers is exact."
     return Finding(
         question="Which temperature is best for one answer, and for many?",
+        source="figure 6",
         headings=("", *(f"temperature {t:g}" for t in TEMPERATURES), "paper"),
         rows=rows,
         figures=[(caption, [Panel("temperature", "pass@k", curves)])],

@@ -118,10 +118,21 @@ def functions(ahead: float):
     return answer
 
 
-def check(agrees: Finding, disagrees: Finding) -> None:
-    assert {d.verdict for d in agrees.differences} == {"agrees"}
-    assert {d.verdict for d in disagrees.differences} == {"disagrees"}
-    for finding in (agrees, disagrees):
+def mixed(answers):
+    """Returns answers that agree for the first seed, and the more disagree for the others."""
+
+    def answer(arm: str, seed: float) -> dict:
+        ahead = 1.0 if seed < 0.015 else -0.4
+        return answers(ahead)(arm, seed)
+
+    return answer
+
+
+def check(agrees: Finding, disagrees: Finding, undecided: Finding) -> None:
+    assert {d.verdict for d in agrees.decisive} == {"agrees"}
+    assert {d.verdict for d in disagrees.decisive} == {"disagrees"}
+    assert {d.verdict for d in undecided.decisive} == {"undecided"}
+    for finding in (agrees, disagrees, undecided):
         assert all(len(row) == len(finding.headings) for row in finding.rows)
         assert all(panel.lines for _, panels in finding.figures for panel in panels)
 
@@ -138,7 +149,8 @@ def check(agrees: Finding, disagrees: Finding) -> None:
     ],
 )
 def test_verdicts_follow_the_answers_of_probes(name, answer):
-    check(finding_of(name, answer(1.0)), finding_of(name, answer(-1.0)))
+    agrees, disagrees = finding_of(name, answer(1.0)), finding_of(name, answer(-1.0))
+    check(agrees, disagrees, finding_of(name, mixed(answer)))
 
 
 @pytest.mark.parametrize(
@@ -153,10 +165,14 @@ def test_verdicts_follow_the_answers_of_probes(name, answer):
     ],
 )
 def test_verdicts_follow_the_losses(name, right, wrong):
-    def measured(last_losses: dict[str, float]) -> Finding:
-        return finding_of(name, no_probes, lambda arm, seed: (9.0, last_losses[arm] * (1 + seed)))
+    def measured(*by_seed: dict[str, float]) -> Finding:
+        def losses(arm: str, seed: float) -> tuple[float, float]:
+            last = by_seed[round(100 * seed) % len(by_seed)][arm]
+            return 9.0, last * (1 + seed)
 
-    check(measured(right), measured(wrong))
+        return finding_of(name, no_probes, losses)
+
+    check(measured(right), measured(wrong), measured(right, wrong))
 
 
 def test_ranked_answers_are_compared_with_the_student_by_size_and_with_fine_tuning():
