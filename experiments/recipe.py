@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from codellama_jax.config import (
@@ -28,6 +29,9 @@ from codellama_jax.models.llama.sizes import CODE_LLAMA, TOY, choose
 
 if TYPE_CHECKING:
     from codellama_jax.report.results import Results
+
+# Lengths that a trend compares, in eighths of a stage: each twice the one before it.
+EIGHTHS, LENGTHS = 8, (1, 2, 4, 8)
 
 # Llama 2's own mixture is not published; the toy's general model needs some text to start from.
 GENERAL = MixtureConfig(code=0.1, discussions=0.3, language=0.6)
@@ -105,6 +109,25 @@ def code(scale: str, infilling: InfillingConfig = INFILLING) -> Stage:
     if scale == "toy":
         return _toy_stage(CODE, infilling=infilling)
     return paper_code(scale, model(scale), infilling, init="previous")
+
+
+def trend_code(scale: str, infilling: InfillingConfig = INFILLING) -> Stage:
+    """Returns code training for a trend over its length, five times as long at toy scale.
+
+    The checkpoints after LENGTHS of it are kept. At 7B it is the stage of `code`.
+    """
+    stage = code(scale, infilling)
+    if scale == "toy":
+        steps = 5 * stage.steps
+        stage = dataclasses.replace(stage, steps=steps, eval_every=steps // EIGHTHS)
+    every = stage.steps // EIGHTHS
+    return dataclasses.replace(stage, checkpoint_every=every, keep_checkpoints=EIGHTHS)
+
+
+def lengths(stage: Stage) -> tuple[int, ...]:
+    """Returns the steps of a stage of `trend_code` that a trend compares: LENGTHS of it."""
+    every = stage.steps // EIGHTHS
+    return (*(every * length for length in LENGTHS[:-1]), stage.steps)
 
 
 def long_context(
@@ -218,6 +241,22 @@ def curves(results: Results) -> dict[str, list[list[tuple[float, float]]]]:
     for arm, seeds in results.items():
         by_arm[arm] = [chain[-1].curve for chain in seeds]
     return by_arm
+
+
+def tokens_by_length(results: Results, arm: str) -> list[float]:
+    """Returns the tokens that an arm of `trend_code` has read after each length, seeds averaged."""
+    last = [chain[-1] for chain in results[arm]]
+    steps = lengths(last[0].stage)
+    return [fmean(result.tokens_at(step) for result in last) for step in steps]
+
+
+def losses_by_length(results: Results, arm: str) -> list[list[float]]:
+    """Returns the validation loss of an arm of `trend_code` after each length, by seed."""
+    by_seed = []
+    for chain in results[arm]:
+        last = chain[-1]
+        by_seed.append([last.loss_at(step) for step in lengths(last.stage)])
+    return by_seed
 
 
 def _toy_stage(
