@@ -155,10 +155,18 @@ def ablation(
     scale: str,
     arms: dict[str, dict[str, Stage]],
     probes: Mapping[str, Probe] | None = None,
+    sources: Mapping[str, str] | None = None,
 ) -> Experiment:
     """Returns an experiment that probes the last model of each arm.
 
     It has five seeds at toy scale, so that its verdict has an interval, and one at 7B.
+
+    Args:
+      name: of the experiment.
+      scale: `toy` or `7b`.
+      arms: their stages.
+      probes: by name.
+      sources: paths of further sources by name.
     """
     # The stages before are shared between arms: their probes would only repeat each other.
     of_last: dict[str, Probe] = {}
@@ -167,7 +175,8 @@ def ablation(
     if scale != "toy":
         return Experiment(name, scale, arms, TokenizerConfig("tokenizer.model"), probes=of_last)
     tokenizer = TokenizerConfig(pieces=1024 - 16)  # 16 entries are left for the sentinels
-    corpus = CorpusConfig(max_files=700)  # several times what the stages read
+    # Several times the files that the shorter stages read.
+    corpus = CorpusConfig(max_files=700, others=dict(sources or {}))
     return Experiment(name, scale, arms, tokenizer, corpus, probes=of_last, seeds=5)
 
 

@@ -84,6 +84,17 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class HeatMap:
+    """A diagram of shares from 0 to 1 in cells, each with its percentage."""
+
+    x: str  # the label of the axis with its unit
+    y: str  # the label of the axis
+    columns: Sequence[str]
+    rows: Sequence[str]  # from the top
+    shares: Sequence[Sequence[float]]  # by row and column
+
+
+@dataclass(frozen=True)
 class Finding:
     """The result of an experiment with several seeds, the first section of its report."""
 
@@ -94,6 +105,7 @@ class Finding:
     differences: Sequence[Difference]  # decide the verdict
     reason: str  # why a small model may not agree with the paper; printed if it does not
     source: str = ""  # the paper's figure or table, as in "table 18"
+    heat_maps: Sequence[tuple[str, HeatMap]] = ()  # each with its caption
     trends: Sequence[Trend] = ()  # of differences whose longest length decides the verdict too
 
     @property
@@ -178,12 +190,14 @@ def _write_expectations(page: Page, expectations: Sequence[Expectation]) -> None
 
 
 def _write_verdict(page: Page, name: str, finding: Finding) -> None:
-    from codellama_jax.report.figures import panels_figure  # matplotlib is slow to import
+    # matplotlib is slow to import
+    from codellama_jax.report.figures import heat_map_figure, panels_figure
 
     # Everything that a damaged file may break is computed before the first block is added.
     rows = [(d.name, d.verdict, *_measured(d)) for d in finding.decisive]
     figures = [*finding.figures, *trend_figures(finding.trends)]
     drawings = [panels_figure(panels) for _, panels in figures]
+    heat_maps = [(caption, heat_map_figure(heat_map)) for caption, heat_map in finding.heat_maps]
     page.heading(finding.question)
     agrees = finding.verdict == "agrees"
     page.text("Agrees with the paper at this scale." if agrees else _disagreement(finding))
@@ -197,6 +211,8 @@ def _write_verdict(page: Page, name: str, finding: Finding) -> None:
         if _has_seeds(panels):
             caption += " Thin: each seed; thick: their mean."
         page.figure(f"{name}-{number}", caption, *drawings[number])
+    for number, (caption, drawing) in enumerate(heat_maps, len(figures)):
+        page.figure(f"{name}-{number}", caption, *drawing)
 
 
 def trend_figures(trends: Sequence[Trend]) -> list[tuple[str, list[Panel]]]:

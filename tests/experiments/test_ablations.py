@@ -69,12 +69,21 @@ BEST = {"long_1e6": 0.0, "long_scaled": 0.2, "long_1e4": 0.4, "code": 0.6, "infe
 
 
 def positions(ahead: float):
-    """Returns answers of the key-retrieval and perplexity probes, the better the lower in BEST."""
+    """Returns keys found as in table 18 or nowhere as there; perplexities as in BEST."""
+    paper = load_file("rope_theta").PAPER
+
+    def found(arm: str, number: int) -> float:
+        # The length that the paper does not have is found by none.
+        shares = paper[arm][number] if number < len(paper[arm]) else (0.0,)
+        return sum(shares) / len(shares) / 100
 
     def answer(arm: str, seed: float) -> dict:
         worse = ahead * BEST[arm] * (1 + seed)
-        of = {"retrieved": [0.0, 1.0], "gain": [5 - worse]}
-        keys = {str(n): {"0": of, "0.2": of, "0.4": of} for n in (256, 512, 1024, 1536)}
+        keys = {}
+        for number, length in enumerate((256, 512, 1024, 1536, 2048)):
+            share = found(arm, number) if ahead > 0 else 1 - found(arm, number)
+            of = {"retrieved": [share], "gain": [5 - worse]}
+            keys[str(length)] = {"0": of, "0.2": of, "0.4": of}
         by_length = {
             str(n): {"last_block": 30 + worse, "perplexity": 30}
             for n in (128, 256, 512, 1024, 2048)
@@ -220,6 +229,25 @@ def test_a_trend_follows_the_lengths_of_one_run():
     assert (finding.verdict, trend.direction) == ("agrees", "towards the paper")
 
 
+def test_a_row_of_the_key_table_needs_every_length_to_be_as_in_the_paper():
+    def answers(arm: str, seed: float) -> dict:
+        answer = positions(1.0)(arm, seed)
+        if arm == "long_1e6":  # at four times the sequence it finds a third of the keys only
+            for cell in answer["key_retrieval"]["1024"].values():
+                cell["retrieved"] = [0.3 + seed]
+        return answer
+
+    finding = finding_of("rope_theta", answers)
+    rows = {d.name.split(":")[0]: d for d in finding.differences if d.name.startswith("row ")}
+    assert [d.verdict for d in rows.values()] == ["agrees"] * 4 + ["disagrees"]
+    assert rows["row long_1e6"].values[0] == pytest.approx(0.31 - 0.5)
+    # At six times the paper's share is 44.5 %, which is neither found nor not found.
+    assert finding.rows[4][3] == "32/32/32; 54.7/100/98.4"
+    ((_, heat_map),) = finding.heat_maps
+    assert heat_map.rows[-1] == "long_1e6, key at 0.4" and len(heat_map.rows) == 15
+    assert heat_map.shares[-1][2] == pytest.approx(0.32)
+
+
 def test_tokens_saved_are_counted_where_the_curve_reaches_the_final_loss_from_scratch():
     def losses(arm: str, seed: float) -> tuple[float, ...]:
         ahead = 1.0 + seed if arm == "llama2" else 0.0
@@ -285,3 +313,27 @@ def test_the_two_experiments_of_the_paper_share_its_code_stage():
     )
     assert (first.data.infilling.rate, second.data.infilling.rate) == (0.9, 0.0)
     assert inspect.getsource(load_file("code_llama")).count("steps=") == 0
+
+
+def test_a_power_law_is_fitted_by_seed():
+    scaling = load_file("scaling")
+    experiment = scaling.experiment()
+    models = [chain["code"].model for chain in experiment.arms.values()]
+    sizes = dict(zip(experiment.arms, map(scaling.parameters, models)))
+    assert max(sizes.values()) >= 30 * min(sizes.values())
+    assert scaling.fit([10**5, 10**6], [2.0, 2.0 * 10**-0.2])[0] == pytest.approx(0.2)
+
+    def law(exponent: float):
+        return lambda arm, seed: (9.0, (sizes[arm] / 5.92e7) ** -(exponent + seed / 10))
+
+    verdicts = {}
+    for exponent in (0.13, 0.02, -0.1):
+        finding = finding_of("scaling", no_probes, law(exponent))
+        verdicts[exponent] = [difference.verdict for difference in finding.differences]
+    assert verdicts[0.13] == ["agrees", "agrees"]
+    assert verdicts[0.02] == ["agrees", "disagrees"]
+    assert verdicts[-0.1] == ["disagrees", "disagrees"]
+    finding = finding_of("scaling", no_probes, law(0.13))
+    rows = {row[0]: row for row in finding.rows}
+    assert rows["exponent of the fit"][2].startswith("0.13")
+    assert rows["constant of the fit (parameters)"][2].startswith("5.92e+07")
