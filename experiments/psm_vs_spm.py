@@ -65,7 +65,7 @@ def experiment(scale: str = "toy") -> Experiment:
     for arm, infilling in ORDERS.items():
         arms[arm] = {"general": general, "code": recipe.code(scale, infilling)}
     # The toy's middles are short: a longer budget would only be spent on wrong ones.
-    examples, tokens = (128, 32) if scale == "toy" else (1640, 128)
+    examples, tokens = (128, 32) if scale in recipe.LOCAL else (1640, 128)
     kinds = InfillingKinds(KINDS, examples, tokens, at_steps=recipe.lengths(longer)[:-1])
     probes = {PROBE: kinds}
     return recipe.ablation("psm_vs_spm", scale, arms, probes)

@@ -84,16 +84,16 @@ def experiment(scale: str = "toy") -> Experiment:
     keys = KeyRetrieval(
         lengths=tuple(sequence * times for times in TIMES),
         positions=POSITIONS,
-        examples=24 if scale == "toy" else 64,
+        examples=24 if scale in recipe.LOCAL else 64,
     )
     probes = {"perplexity": Perplexity(lengths, rows=24), "key_retrieval": keys}
-    sources = SOURCES if scale == "toy" else {}
+    sources = SOURCES if scale in recipe.LOCAL else {}
     return recipe.ablation("rope_theta", scale, arms, probes, sources)
 
 
 def _with_keys(scale: str, stage: Stage, source: str) -> Stage:
     """Returns a toy stage that also reads documents with keys, and splits none for infilling."""
-    if scale != "toy":
+    if scale not in recipe.LOCAL:
         return stage
     shares = {name: share * (1 - KEYS) for name, share in stage.data.mixture.shares().items()}
     mixture = dataclasses.replace(

@@ -28,7 +28,7 @@ def experiment(scale: str = "toy") -> Experiment:
     """Returns one arm, whose model is sampled at four temperatures by a probe."""
     arms = {"code": {"general": recipe.general(scale), "code": recipe.code(scale)}}
     # pass@100 needs 100 samples; the paper draws 200 for each of HumanEval's 164 tasks.
-    lines, samples = (96, 100) if scale == "toy" else (164, 200)
+    lines, samples = (96, 100) if scale in recipe.LOCAL else (164, 200)
     probes = {"line_ends": LineEnds(TEMPERATURES, lines, samples)}
     return recipe.ablation("temperature", scale, arms, probes)
 
