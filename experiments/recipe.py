@@ -284,9 +284,11 @@ def curves(results: Results) -> dict[str, list[list[tuple[float, float]]]]:
 
 def tokens_by_length(results: Results, arm: str) -> list[float]:
     """Returns the tokens that an arm of `trend_code` has read after each length, seeds averaged."""
-    last = [chain[-1] for chain in results[arm]]
-    steps = lengths(last[0].stage)
-    return [fmean(result.tokens_at(step) for result in last) for step in steps]
+    by_seed = []
+    for chain in results[arm]:
+        last = chain[-1]
+        by_seed.append([last.tokens_at(step) for step in lengths(last.stage)])
+    return list(map(fmean, zip(*by_seed, strict=True)))
 
 
 def losses_by_length(results: Results, arm: str) -> list[list[float]]:

@@ -9,17 +9,20 @@ Expected  the same: for each row, keys are found (more than half of them, all po
           the lengths at which the paper's are, and not at the others. The same for perplexity by
           position: the base 1e6 ahead at four times the length of code training, and ahead of
           interpolation at eight.
-Cost      toy, five seeds: COST_ROPE
+Cost      toy, five seeds: about 90 minutes of processor time, estimated from the steps measured on
+          two busy cores with AVX2. small: see infilling_cost.py, three quarters of its steps.
           7B: 500B tokens, then three times 6B; `launch.py plan rope_theta --scale 7b`.
 Command   python launch.py run experiments/rope_theta.py
           python launch.py run experiments/rope_theta.py --scale 7b
           --general.init run:LLAMA2_RUN (more: code_llama.py)
 
-A million tokens of ordinary code teach a toy no retrieval. At toy scale a share of the code stage,
-KEYS, is therefore generated documents of the paper's own kind, no longer than a sequence of that
-stage: functions that return a number, and asserts about them (data/generated_keys.py). The same
-share of the long-context stage is such documents of up to one of its sequences. Neither stage
-splits documents for infilling here, which would separate a function from its assert.
+A million tokens of ordinary code teach a toy no retrieval. At toy and small scale a share of the
+code stage, KEYS, is therefore generated documents of the paper's own kind, no longer than a
+sequence of that stage: functions that return a number, and asserts about them
+(data/generated_keys.py). The same share of the long-context stage is such documents of up to one of
+its sequences. Neither stage splits documents for infilling here, which would separate a function
+from its assert. The toy is narrower than that of the other ablations, so that it can read six times
+as many tokens in the time.
 """
 
 import dataclasses
@@ -59,15 +62,26 @@ PAPER: dict[str, tuple[tuple[float, ...], ...]] = {
 }
 FOUND = 0.5  # share of the keys above which a length counts as found
 UNCLEAR = 0.1  # a length whose share in the paper is nearer to FOUND is not compared
-KEYS = 0.3  # share of generated documents with keys in the toy's stages
+KEYS = 0.5  # share of generated documents with keys in the local stages
+# The toy that learns to find keys, and its stages: sequences per step, and steps.
+TOY: dict[str, Any] = {
+    "d_model": 64,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 4,
+    "head_dim": 16,
+    "d_ff": 176,
+}
+CODE_BATCH, CODE_STEPS, LONG_STEPS = 8, 3000, 100
 # Where their documents come from.
 SOURCES = {"keys": "functions:keys", "long_keys": "functions:long_keys"}
 
 
 def experiment(scale: str = "toy") -> Experiment:
     """Returns five arms that differ in RoPE after the same code stage."""
-    general, code = recipe.general(scale), _with_keys(scale, recipe.code(scale), "keys")
-    larger = dataclasses.replace(recipe.model(scale), rope_theta=LARGER)
+    general = _narrow(scale, recipe.general(scale))
+    code = _with_keys(scale, recipe.code(scale), "keys")
+    larger = dataclasses.replace(code.model, rope_theta=LARGER)
     # No step is trained: the stage only changes the base with which its probes read.
     theta = dataclasses.replace(code, model=larger, steps=0)
     settings = {"long_1e4": (BASE, 1.0), "long_scaled": (BASE, SCALING), "long_1e6": (LARGER, 1.0)}
@@ -91,8 +105,15 @@ def experiment(scale: str = "toy") -> Experiment:
     return recipe.ablation("rope_theta", scale, arms, probes, sources)
 
 
+def _narrow(scale: str, stage: Stage) -> Stage:
+    """Returns a stage with the narrow model of TOY at toy scale."""
+    if scale != "toy":
+        return stage
+    return dataclasses.replace(stage, model=dataclasses.replace(stage.model, **TOY))
+
+
 def _with_keys(scale: str, stage: Stage, source: str) -> Stage:
-    """Returns a toy stage that also reads documents with keys, and splits none for infilling."""
+    """Returns a local stage that also reads documents with keys, and splits none for infilling."""
     if scale not in recipe.LOCAL:
         return stage
     shares = {name: share * (1 - KEYS) for name, share in stage.data.mixture.shares().items()}
@@ -104,7 +125,13 @@ def _with_keys(scale: str, stage: Stage, source: str) -> Stage:
         others={source: KEYS},
     )
     data = dataclasses.replace(stage.data, mixture=mixture, infilling=recipe.PLAIN)
-    return dataclasses.replace(stage, data=data)
+    if scale == "toy" and source == "keys":
+        data = dataclasses.replace(data, batch_size=CODE_BATCH)
+        stage = dataclasses.replace(stage, steps=CODE_STEPS)
+    elif scale == "toy":
+        every = {"steps": LONG_STEPS, "eval_every": LONG_STEPS, "checkpoint_every": LONG_STEPS}
+        stage = dataclasses.replace(stage, **every)
+    return _narrow(scale, dataclasses.replace(stage, data=data))
 
 
 class Measured:
@@ -122,7 +149,7 @@ class Measured:
         """Returns the key of an answer for prompts of so many sequences of code training."""
         return str(times * self.sequence)
 
-    def found(self, arm: str, times: int) -> list[float]:
+    def share_found(self, arm: str, times: int) -> list[float]:
         """Returns the share of keys found in prompts of so many sequences, by seed."""
         return [_at(answer[self.length(times)], "retrieved") for answer in self.keys[arm]]
 
@@ -141,7 +168,7 @@ class Measured:
             paper = fmean(shares) / 100 - FOUND
             if abs(paper) >= UNCLEAR:
                 sign = math.copysign(1, paper)
-                by_length.append([sign * (share - FOUND) for share in self.found(arm, times)])
+                by_length.append([sign * (share - FOUND) for share in self.share_found(arm, times)])
         return [min(of_seed) for of_seed in zip(*by_length, strict=True)]
 
     def loss(self, arm: str, times: int) -> list[float]:
@@ -246,7 +273,7 @@ def _differences(m: Measured) -> list[Difference]:
         Difference(
             f"keys found at {6 * m.sequence:,} tokens, base 1e6 minus interpolation",
             "share",
-            pairs(m.found("long_1e6", 6), m.found("long_scaled", 6)),
+            pairs(m.share_found("long_1e6", 6), m.share_found("long_scaled", 6)),
         ),
         Difference(
             f"{m.loss_of(4)}, 1e6 at inference only minus 1e4",

@@ -1,16 +1,15 @@
-"""Generated documents of the kind that key retrieval asks about (Code Llama, section 3.3.2).
+"""Generated documents of the kind of key retrieval's prompts (Code Llama, section 3.3.2).
 
 A document is code of the standard library with functions that return a two-digit number, and ends
-with an assert statement about one or more of them. A toy model sees no such dependency in a million
-tokens of ordinary code, and so never learns to find a key.
+with assert statements about them. In a million tokens of ordinary code a toy model sees no such
+dependency, and so never learns to find a key.
 
 The numbers are pseudo-random and independent of everything else, so that they can only be copied.
 
 The corpora, by their name in a `CorpusConfig`:
 
-    functions:keys       documents of at most LONGEST["functions:keys"] characters, about one
-                         sequence of the toy's code stage
-    functions:long_keys  documents of up to four times that length, for its long-context stage
+    functions:keys       documents of up to one sequence of the toy's code stage, 256 tokens
+    functions:long_keys  documents of up to one sequence of its long-context stage, 1,024 tokens
 """
 
 from __future__ import annotations
@@ -26,21 +25,22 @@ NAMES = (
     "first_value", "get_size", "limit", "offset", "my_number", "count_all", "default_port", "level",
 )  # fmt: skip
 MOST_FUNCTIONS, MOST_ASSERTS = 4, 5  # of a document
-DOCUMENTS = 6_000
-LONGEST = {"functions:keys": 560, "functions:long_keys": 2_300}  # characters
+# So many that a stage of the toy reads each about once: it would learn the numbers by heart.
+DOCUMENTS = {"functions:keys": 24_000, "functions:long_keys": 2_000}
+# Characters of a document; the toy's tokens have two to four.
+LONGEST = {"functions:keys": 480, "functions:long_keys": 2_000}
 LONGEST_LINE = 79  # of the filler
 
 
-def documents(lines: Sequence[str], longest: int, seed: str) -> Iterator[str]:
+def documents(lines: Sequence[str], corpus: str) -> Iterator[str]:
     """Yields the documents of a corpus.
 
     Args:
       lines: of the filler, each with its newline.
-      longest: characters of a document.
-      seed: of the numbers, names and lengths.
+      corpus: its name, which also seeds the numbers, names and lengths.
     """
-    rng = random.Random(seed)
-    for _ in range(DOCUMENTS):
+    rng, longest = random.Random(corpus), LONGEST[corpus]
+    for _ in range(DOCUMENTS[corpus]):
         yield _document(rng, lines, rng.randint(longest // 4, longest))
 
 

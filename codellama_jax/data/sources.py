@@ -216,7 +216,7 @@ def _keys(name: str) -> Iterator[Item]:
         for line in text.splitlines(keepends=True):
             if len(line) <= generated_keys.LONGEST_LINE and line.isascii():
                 lines.append(line)
-    texts = generated_keys.documents(lines, generated_keys.LONGEST[name], name)
+    texts = generated_keys.documents(lines, name)
     return (_text(name, f"{number:06}", text) for number, text in enumerate(texts))
 
 
