@@ -92,7 +92,9 @@ def prepare(
     )
     with announced(print_line, f"{source}: listing the files of {path}"):
         # In the order of earlier versions, because the first of equal documents is kept.
-        parts = sorted_by_name(sampled(parts_of(path, "", config.inputs), corpus.max_files))
+        # Generated documents are not files: a sample of 700 would be learned by heart.
+        most = 0 if path in GENERATED else corpus.max_files
+        parts = sorted_by_name(sampled(parts_of(path, "", config.inputs), most))
     folder = user_path(cache_dir) / _folder_name(path, parts, config)
     try:
         if prepared := _cached(folder, print_line):

@@ -25,7 +25,8 @@ TOKENS = [1e6, 2e6]
 
 def measured(*values: list[float], trends: tuple[Trend, ...] = ()) -> Measured:
     differences = [Difference(f"claim {i}", "nats", v) for i, v in enumerate(values)]
-    finding = Finding("Is it so?", (), [], [], differences, "small.", "table 1", trends)
+    texts = ("Is it so?", (), [], [], differences, "small.", "table 1")
+    finding = Finding(*texts, trends=trends)
     return Measured.of("toy_file", "toy", finding)
 
 
