@@ -32,6 +32,7 @@ class Request(NamedTuple):
     name: str  # unique in a folder; the PRNG key of the answer is made from it
     messages: list[Message]
     prompt: str = ""  # continued as it is, without a chat format; there are no messages then
+    is_program: bool = False  # the continuation is a program of several definitions
 
 
 class Failure(NamedTuple):

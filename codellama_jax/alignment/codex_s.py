@@ -1,4 +1,4 @@
-"""Problems for Codex-S: functions of projects, traced while their tests run (Codex, section 4).
+"""Problems for Codex-S: traced functions of projects, and contests (Codex, section 4).
 
     traced.jsonl      the calls that each file of tests made, recorded in the sandbox
     reference.jsonl   whether a function alone passes the tests made of its calls, several times
@@ -29,6 +29,7 @@ from codellama_jax.alignment.answers import (
     overlapped,
     replies,
 )
+from codellama_jax.alignment.contests import Contest
 from codellama_jax.alignment.outcomes import Candidate, passing
 from codellama_jax.alignment.problems import Problem, problems
 from codellama_jax.alignment.projects import (
@@ -70,8 +71,9 @@ class Tested(NamedTuple):
 
     name: str  # project/path:line
     problem: Problem
-    tests: tuple[str, ...]
+    tests: tuple[str, ...]  # statements; of a contest examples instead
     calls: int
+    examples: tuple[tuple[str, str], ...] = ()  # standard input and output of a contest's tests
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Counts:
     """What became of the functions.
 
     Attributes:
-        projects, test_files: that were read.
+        projects, test_files, contests: that were read; contests count in `with_tests` too.
         functions: at the top level of files that are no tests.
         problems: of them, those that can be a problem alone.
         called: of them, those that a test called.
@@ -91,6 +93,7 @@ class Counts:
 
     projects: int
     test_files: int
+    contests: int
     functions: int
     problems: int
     called: int
@@ -107,6 +110,7 @@ def make_dataset(
     params: CodexS,
     folder: Path,
     provenance: dict[str, Any],
+    contests: Sequence[Contest] = (),
 ) -> Counts:
     """Writes the files of a folder, continuing those in it, and returns the counts of each step.
 
@@ -117,12 +121,16 @@ def make_dataset(
         params: how problems are made.
         folder: holds one dataset; it belongs to these projects, the model and `params`.
         provenance: further fields of each line of the dataset, such as the model's name.
+        contests: further problems, which need no tracing.
     """
     make_folder(folder)
     reasons: Counter[str] = Counter()
     functions, candidates = _candidates(projects, reasons)
     calls = _trace(executor, projects, candidates, params, folder, reasons)
     tested = _tested(candidates, calls, params, reasons)
+    for item in contests:
+        examples = item.examples[: params.tests]
+        tested.append(Tested(item.name, item.problem, (), 0, examples))
     stable = _stable(executor, tested, params, folder, reasons)
     solved = stable
     if model and params.samples:
@@ -133,6 +141,7 @@ def make_dataset(
     return Counts(
         projects=len(projects),
         test_files=sum(len(project.tests()) for project in projects),
+        contests=len(contests),
         functions=functions,
         problems=len(candidates),
         called=sum(name in calls for name in candidates),
@@ -282,7 +291,7 @@ def _stable(
 
 
 def _candidate(item: Tested, completion: str) -> Candidate:
-    return Candidate(item.name, item.problem.prompt + completion, item.tests)
+    return Candidate(item.name, item.problem.prompt + completion, item.tests, item.examples)
 
 
 def _sampled(
@@ -340,7 +349,8 @@ def _round(
     """
     requests = []
     for item, number in missing:
-        requests.append(Request(f"samples {item.name} {number}", [], item.problem.prompt))
+        name, is_program = f"samples {item.name} {number}", bool(item.examples)
+        requests.append(Request(name, [], item.problem.prompt, is_program))
 
     def judge(ready: list[tuple[int, Reply]]) -> list[dict[str, Any]]:
         return _judge(executor, [(*missing[position], reply) for position, reply in ready], path)
@@ -386,7 +396,7 @@ def _write_dataset(
             "task_id": item.name,
             "prompt": item.problem.prompt,
             "completion": item.problem.solution,
-            "tests": list(item.tests),
+            "tests": list(item.tests or item.examples),
             "calls": item.calls,
             "seed": params.seed,
             **provenance,

@@ -17,6 +17,7 @@ import tyro
 
 from codellama_jax.alignment import evol_instruct, self_instruct
 from codellama_jax.alignment.answers import Answerer, Reply, Request
+from codellama_jax.alignment.model_names import is_url, place_of, published
 from codellama_jax.alignment.models import Remote, continuing, local
 from codellama_jax.alignment.parsing import different
 from codellama_jax.benchmarks.samples import make_folder
@@ -29,7 +30,7 @@ from codellama_jax.generation.settings import Sampling
 from codellama_jax.system.files import read_state, user_path, write_json
 from codellama_jax.system.json_files import Value, read_values
 from codellama_jax.tokenizers.chat import ChatFormat, Message
-from codellama_jax.weights.commands import KINDS, existing_folder
+from codellama_jax.weights.commands import existing_folder
 
 if TYPE_CHECKING:
     from codellama_jax.models.trained import TrainedModel
@@ -63,9 +64,9 @@ class SamplingOptions:
     def continuer(self, model: str, seed: int) -> Answerer:
         """Returns the function with which a model continues prompts."""
         sampling = self.sampling(seed)
-        if _is_url(model):
+        if is_url(model):
             return _remote(model).answerer(sampling)
-        kind, path = _published(model)
+        kind, path = published(model)
         if kind:
             existing_folder(path)
         else:
@@ -80,7 +81,8 @@ class SamplingOptions:
 
         def answer(requests: Sequence[Request], at_once: int) -> Iterable[tuple[int, Reply]]:
             if not loaded:
-                loaded.append(start(_loaded(model, self.mesh)))
+                kind, path = published(model)
+                loaded.append(start(_loaded(kind, str(user_path(path)), self.mesh)))
             return loaded[0](requests, at_once)
 
         return answer
@@ -97,7 +99,7 @@ class ModelOptions(SamplingOptions):
     def answerer(self, model: str, seed: int) -> Answerer:
         """Returns the function with which a model answers. The same model is loaded once."""
         sampling = self.sampling(seed)
-        if _is_url(model):
+        if is_url(model):
             return _remote(model).answerer(sampling)
         # A model that is missing, or has no chat format, is one line at once.
         start = functools.partial(_answering, self._chat_of(model), sampling)
@@ -105,7 +107,7 @@ class ModelOptions(SamplingOptions):
 
     def _chat_of(self, model: str) -> ChatFormat:
         """Returns the chat format of a run or of published weights."""
-        kind, path = _published(model)
+        kind, path = published(model)
         if not kind:
             from codellama_jax.checkpoints.folder import RunFolder
 
@@ -131,10 +133,6 @@ def _continuing(sampling: Sampling, model: TrainedModel) -> Answerer:
     return continuing(model, sampling)
 
 
-def _is_url(model: str) -> bool:
-    return model.startswith(("http://", "https://"))
-
-
 def _remote(model: str) -> Remote:
     """Returns the model behind a URL. Raises UserError if it has no name there."""
     url, _, name = model.partition("#")
@@ -144,24 +142,18 @@ def _remote(model: str) -> Remote:
     return Remote(url, name, os.environ.get(KEY_VARIABLE, ""))
 
 
-def _published(model: str) -> tuple[str, str]:
-    """Returns the kind and the path of published weights, "" and the path of a run."""
-    kind, _, path = model.partition(":")
-    return (kind, path) if kind in KINDS and path else ("", model)
-
-
+# Of an absolute path, so that two spellings of one model do not load it twice.
 @functools.lru_cache(maxsize=2)
-def _loaded(model: str, mesh: MeshConfig) -> TrainedModel:
-    print(f"starting JAX and loading {model}", file=sys.stderr, flush=True)
+def _loaded(kind: str, path: str, mesh: MeshConfig) -> TrainedModel:
+    print(f"starting JAX and loading {path}", file=sys.stderr, flush=True)
     from codellama_jax.checkpoints.loading import keep_compiled, load_run
     from codellama_jax.sharding.mesh import make_mesh
     from codellama_jax.weights.load import load_published
 
     keep_compiled(CACHE)
-    kind, path = _published(model)
     if kind:
         return load_published(user_path(path), kind, make_mesh(mesh))
-    return load_run(model, "", "", make_mesh(mesh))
+    return load_run(path, "", "", make_mesh(mesh))
 
 
 @dataclass(frozen=True)
@@ -184,7 +176,8 @@ class SelfInstructCommand:
         """Writes the dataset and prints the counts of each step."""
         names = [self.question_model or self.model, self.test_model or self.model, self.model]
         roles = [self.models.answerer(name, self.amounts.seed) for name in names]
-        out = opened(self.out, self, ("workers", "models.mesh", "amounts.batch"))
+        free = ("workers", "models.mesh", "amounts.batch")
+        out = opened(self.out, dataclasses.asdict(self), free)
         from codellama_jax.sandbox.executor import Executor
 
         provenance = dict(zip(("question_model", "test_model", "solution_model"), names))
@@ -224,7 +217,7 @@ class EvolInstructCommand:
         writer, solver = [self.models.answerer(name, self.rounds.seed) for name in names]
         content = hashlib.sha256(json.dumps(seeds).encode()).hexdigest()
         free = ("models.mesh", "rounds.batch")
-        out = opened(self.out, self, free, {"content of --seeds": content})
+        out = opened(self.out, dataclasses.asdict(self), free, {"content of --seeds": content})
         if not texts:
             print("note: no --benchmarks, so that leaks are not searched", file=sys.stderr)
         provenance = dict(zip(("task_model", "answer_model"), names))
@@ -266,7 +259,7 @@ def _messages(text: str | None) -> list[Message]:
 
 
 def opened(
-    path: str, command: Any, free: Sequence[str], contents: dict[str, str] | None = None
+    path: str, given: dict[str, Any], free: Sequence[str], contents: dict[str, str] | None = None
 ) -> Path:
     """Returns the folder of a command, made if it is missing, and writes the command's options.
 
@@ -276,7 +269,7 @@ def opened(
     out = Path(user_path(path))
     make_folder(out)
     # As they are after a file was read: tuples are lists then.
-    options = json.loads(json.dumps(dataclasses.asdict(command)))
+    options = json.loads(json.dumps(given))
     options.pop("out")
     for name in free:
         *parents, last = name.split(".")
@@ -289,11 +282,21 @@ def opened(
     # Without an answer, such as after a wrong URL, the options may still change.
     if before is None or not any(out.glob("*.jsonl")):
         write_json(out / SETTINGS, options)
-    elif before != options:
-        changed = [name for name in options if before.get(name) != options[name]]
+        return out
+    changed = [name for name in options if not _is_same(before.get(name), options[name])]
+    if changed:
         fix = "name another folder, or pass the options that it was started with"
         raise UserError(f"{out} was started with another {' and '.join(changed)}: {fix}")
     return out
+
+
+def _is_same(before: Any, now: Any) -> bool:
+    """Returns whether two values of an option are equal, or spell the same path."""
+    if isinstance(before, str) and isinstance(now, str) and before and now:
+        return before == now or place_of(before) == place_of(now)
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        return all(_is_same(*pair) for pair in zip(before, now))
+    return before == now
 
 
 def print_reasons(reasons: dict[str, int]) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # A continued function ends where another definition begins (Codex, section 3.3).
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+# A continued program ends where the docstring of another one begins.
+PROGRAM_STOPS = ('\n"""',)
 MOST_STOPS = 4  # that OpenAI's interface takes
 # Answers that mean: try again later.
 BUSY = (408, 429, 500, 502, 503, 504)
@@ -82,8 +84,8 @@ def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling) -> Answerer
 def continuing(model: TrainedModel, sampling: Sampling) -> Answerer:
     """Returns the function with which a trained model continues the prompts of requests.
 
-    A text ends where another definition begins, at one of STOPS. A prompt that is too long for the
-    model is a failure of the request.
+    A text ends where another definition or program begins, see `stops_of`. A prompt that is too
+    long for the model is a failure of the request.
     """
 
     def answer(requests: Sequence[Request], at_once: int) -> Iterator[tuple[int, Reply]]:
@@ -92,8 +94,8 @@ def continuing(model: TrainedModel, sampling: Sampling) -> Answerer:
         def decode(_: int, ids: list[int]) -> str:
             return model.tokenizer.decode(ids, leading_space=False)
 
-        def truncate(_: int, text: str) -> str:
-            return until(text, STOPS)
+        def truncate(index: int, text: str) -> str:
+            return until(text, stops_of(requests[places[index]]))
 
         most = _longest_prompt(model, sampling)
         prompts, places = [], []
@@ -111,6 +113,11 @@ def continuing(model: TrainedModel, sampling: Sampling) -> Answerer:
             yield places[index], text.text
 
     return answer
+
+
+def stops_of(request: Request) -> tuple[str, ...]:
+    """Returns the texts at which the continuation of a prompt ends."""
+    return PROGRAM_STOPS if request.is_program else STOPS
 
 
 def _longest_prompt(model: TrainedModel, sampling: Sampling) -> int:
@@ -189,7 +196,7 @@ class Remote:
             seconds = FIRST_WAIT * 2**number
             try:
                 with urllib.request.urlopen(post, timeout=self.timeout) as reply:
-                    return self._text(reply.read(), bool(request.prompt))
+                    return self._text(reply.read(), stops_of(request) if request.prompt else ())
             except urllib.error.HTTPError as error:
                 failure = self._refusal(error)
                 if error.code not in BUSY:
@@ -234,7 +241,7 @@ class Remote:
     def _body(self, sampling: Sampling, request: Request) -> dict[str, Any]:
         content: dict[str, Any] = {"messages": [message._asdict() for message in request.messages]}
         if request.prompt:
-            content = {"prompt": request.prompt, "stop": list(STOPS[:MOST_STOPS])}
+            content = {"prompt": request.prompt, "stop": list(stops_of(request)[:MOST_STOPS])}
         return {
             "model": self.model,
             **content,
@@ -245,18 +252,19 @@ class Remote:
             "seed": (sampling.seed + number_of(request.name)) % 2**31,
         }
 
-    def _text(self, data: bytes, is_continued: bool) -> Reply:
+    def _text(self, data: bytes, stops: tuple[str, ...]) -> Reply:
+        """Returns the text of an answer, a continuation that ends at `stops` if there are any."""
         try:
             choice = json.loads(data)["choices"][0]
-            text = choice["text"] if is_continued else choice["message"]["content"]
+            text = choice["text"] if stops else choice["message"]["content"]
             # A model that refuses to answer has no content.
             text = "" if text is None else text
         except UNREADABLE:
             text = None
         if not isinstance(text, str):
-            kind = "completions" if is_continued else "chat/completions"
+            kind = "completions" if stops else "chat/completions"
             return Failure(f"answers in another form than OpenAI's {kind}", self.url)
-        return until(text, STOPS) if is_continued else text.strip()
+        return until(text, stops) if stops else text.strip()
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float:

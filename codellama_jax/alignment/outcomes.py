@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from codellama_jax.benchmarks.programs import parse
+from codellama_jax.benchmarks.suites.apps import same_output
 from codellama_jax.benchmarks.suites.mbpp import tested_names
 from codellama_jax.sandbox import Program
 from codellama_jax.sandbox.executor import Executor
@@ -27,11 +28,12 @@ class Outcome(enum.IntEnum):
 
 
 class Candidate(NamedTuple):
-    """A program and the tests that it should pass."""
+    """A program and the tests that it should pass: statements, or input and output of examples."""
 
     name: str
     code: str
     tests: tuple[str, ...]  # assert statements
+    examples: tuple[tuple[str, str], ...] = ()  # standard input and expected output; no `tests`
 
 
 class Graded(NamedTuple):
@@ -43,13 +45,31 @@ class Graded(NamedTuple):
 
 
 def passing(executor: Executor, candidates: Sequence[Candidate]) -> Iterator[tuple[int, str]]:
-    """Yields (position, status) of each candidate as its tests end, all tests in one program.
+    """Yields (position, status) of each candidate as its tests end.
 
-    The status is that of the sandbox: `passed` if all tests passed.
+    All statements run in one program, and every example in a separate one. The status is that of
+    the sandbox, of the first example that did not pass: `passed` if all tests passed.
     """
-    programs = [_program(candidate, candidate.tests) for candidate in candidates]
-    for position, verdict in executor.run(programs):
-        yield position, verdict.status
+    programs, owners = [], []
+    for position, candidate in enumerate(candidates):
+        if not candidate.examples:
+            programs.append(_program(candidate, candidate.tests))
+            owners.append((position, 0))
+        for number, (stdin, _) in enumerate(candidate.examples):
+            run = Program(candidate.name, "python", candidate.code, TIMEOUT, stdin, "output")
+            programs.append(run)
+            owners.append((position, number))
+    statuses: list[dict[int, str]] = [{} for _ in candidates]
+    for index, verdict in executor.run(programs):
+        position, number = owners[index]
+        examples, status = candidates[position].examples, verdict.status
+        if examples and status == "passed" and not same_output(verdict.stdout, examples[number][1]):
+            status = "failed"
+        statuses[position][number] = status
+        if len(statuses[position]) == max(1, len(examples)):
+            ends = [statuses[position][each] for each in sorted(statuses[position])]
+            failures = [end for end in ends if end != "passed"]
+            yield position, failures[0] if failures else "passed"
 
 
 def grade(executor: Executor, candidates: Sequence[Candidate]) -> list[Graded]:

@@ -35,11 +35,14 @@ PAIRS = "pairs.jsonl"
 class Sampled(Checked):
     """How many answers are ranked. The paper publishes none of these numbers."""
 
-    samples: Annotated[int, Range(1, 1_000)] = 4  # of each model, task and temperature
+    samples: Annotated[int, Range(1, 1_000)] = 4
+    """Answers of each model to each task, at each temperature."""
     temperatures: tuple[Annotated[float, Range(0, 100)], ...] = (0.2, 0.8)
-    most_pairs: Annotated[int, Range(0, 10**6)] = 4  # of one task; 0 keeps all
-    # Requests that are answered at once.
+    """The paper samples at several temperatures and does not publish them."""
+    most_pairs: Annotated[int, Range(0, 10**6)] = 4
+    """Pairs of one task at most, those with the largest difference of scores; 0 keeps all."""
     batch: Annotated[int, Range(1, 10_000)] = field(default=64, metadata=FREE)
+    """Requests that are answered at once."""
 
     def check_relations(self) -> None:
         """Raises FieldError without a temperature, and for one that is given twice."""

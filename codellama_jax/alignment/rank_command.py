@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
@@ -11,6 +11,7 @@ import tyro
 from codellama_jax.alignment import evol_prompts
 from codellama_jax.alignment.answers import Answerer
 from codellama_jax.alignment.commands import MODEL, ModelOptions, opened, print_reasons
+from codellama_jax.alignment.model_names import repeated_model
 from codellama_jax.alignment.pairs import PAIRS, Sampled, hash_of, make_pairs, read_tasks
 from codellama_jax.checked import Range
 from codellama_jax.errors import UserError
@@ -41,14 +42,7 @@ class RankCommand:
     teacher: tuple[str, ...]
     """The models to learn from, like --student; one or more."""
     models: Annotated[RankedModelOptions, tyro.conf.arg(name="")]
-    samples: Annotated[int, Range(1, 1_000)] = 4
-    """Answers of each model to each task, at each temperature."""
-    temperatures: tuple[float, ...] = (0.2, 0.8)
-    """The paper samples at several temperatures and does not publish them."""
-    most_pairs: Annotated[int, Range(0, 10**6)] = 4
-    """Pairs of one task at most, those with the largest difference of scores; 0 keeps all."""
-    batch: Annotated[int, Range(1, 10_000)] = 64
-    """Requests that are answered at once."""
+    sampled: Annotated[Sampled, tyro.conf.arg(name="")] = field(default_factory=Sampled)
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """The PRNG seed of all answers."""
     workers: int | None = None
@@ -58,25 +52,29 @@ class RankCommand:
         """Writes the pairs and prints how the answers ended."""
         tasks = read_tasks(self.tasks)
         sources = [self.student, *self.teacher]
-        if len(set(sources)) < len(sources):
-            raise UserError("--student and --teacher name the same model twice: give other models")
+        repeated = repeated_model(sources)
+        if repeated:
+            problem = f"--student and --teacher name the same model twice: {repeated}"
+            raise UserError(f"{problem}; give other models")
         if not self.teacher:
             raise UserError("--teacher names no model: name at least one to learn from")
-        sampled = Sampled(self.samples, self.temperatures, self.most_pairs, self.batch)
         # Before anything is written: a teacher that is missing must not wait for the student.
         answerers: dict[tuple[str, float], Answerer] = {}
-        for temperature in self.temperatures:
-            options = dataclasses.replace(self.models, temperature=temperature)
+        for temperature in self.sampled.temperatures:
+            writing = dataclasses.replace(self.models, temperature=temperature)
             for model in sources:
-                answerers[model, temperature] = options.answerer(model, self.seed)
+                answerers[model, temperature] = writing.answerer(model, self.seed)
+        # Folders of older versions have these options without a section.
+        options = dataclasses.asdict(self)
+        options |= options.pop("sampled")
         free = ("workers", "models.mesh", "batch")
-        out = opened(self.out, self, free, {"content of --tasks": hash_of(tasks)})
+        out = opened(self.out, options, free, {"content of --tasks": hash_of(tasks)})
 
         def answerer(model: str, temperature: float) -> Answerer:
             return answerers[model, temperature]
 
         ask = evol_prompts.ask_for_answer
-        made = make_pairs(sources, answerer, tasks, sampled, out, ask, self.workers)
+        made = make_pairs(sources, answerer, tasks, self.sampled, out, ask, self.workers)
         ranking, failures = made
         counts = {"outcomes": ranking.outcomes, "dropped": ranking.dropped, "failures": failures}
         write_json(out / "counts.json", counts)

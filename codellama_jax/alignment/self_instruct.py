@@ -121,13 +121,20 @@ def make_dataset(
     reasons: Counter[str] = Counter()
     answers = _questions(models.questions, prompts, params, folder)
     listed: list[str] = []
+    others: list[str] = []
     for answer in answers:
         if isinstance(answer, Failure):
             reasons[f"questions: the model {answer.reason}"] += 1
             continue
         questions = parsing.questions(answer)
-        listed += questions
+        # Older versions read plain numbers only. These come first, so that the questions of a
+        # folder that is continued keep their names.
+        if parsing.is_numbered(answer):
+            listed += questions
+        else:
+            others += questions
         reasons["an answer without questions"] += not questions
+    listed += others
     different = parsing.different(listed)
     asked = different
     if is_excluded:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from codellama_jax.alignment import pairs, self_instruct
 from codellama_jax.alignment.answers import Answerer
 from codellama_jax.alignment.evol_prompts import ask_for_answer
+from codellama_jax.alignment.model_names import repeated_model
 from codellama_jax.alignment.prompts import STYLES
 from codellama_jax.alignment.rank import Task
 from codellama_jax.checked import Checked, FieldError, Range
@@ -101,7 +102,11 @@ class RankStage(DataStage, kind="rank"):
         """Raises FieldError without a teacher, and for a model that is named twice."""
         if not self.teachers:
             raise FieldError(("teachers",), " is empty: name at least one model")
-        if len(set(self.models())) < len(self.models()):
+        # Names without a path are stages of the arm; one of them may be that of a folder as well.
+        is_path = ["/" in model or ":" in model for model in self.models()]
+        stages = [model for model, path in zip(self.models(), is_path) if not path]
+        paths = [model for model, path in zip(self.models(), is_path) if path]
+        if len(set(stages)) < len(stages) or repeated_model(paths):
             raise FieldError(("teachers",), f" is {self.teachers}: no model may be named twice")
 
     def models(self) -> tuple[str, ...]:

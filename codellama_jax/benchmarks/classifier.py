@@ -12,19 +12,25 @@ import contextlib
 import importlib
 import json
 import math
+import os
 import re
+import select
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from codellama_jax.errors import UserError
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 CLOSING_SECONDS = 5.0  # for a command to end after its input has ended
+ANSWER_SECONDS = 300.0  # for one answer of a command; the first includes the loading of its model
+MAX_ANSWER = 10_000  # bytes of a line that a command writes
+PIPE_BYTES = 65_536  # read or written at once
 
 
 class Classifier:
@@ -74,7 +80,16 @@ def _function(spec: str) -> Callable[[dict[str, str]], Any]:
         raise UserError(f"--classifier {spec}: {error}; {fix}") from None
     if not callable(function):
         raise UserError(f"--classifier {spec} is no function: name one")
-    return function
+
+    def answer(record: dict[str, str]) -> Any:
+        try:
+            return function(record)
+        except Exception as error:  # the user's code may raise anything
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            fix = "it must answer every text with numbers"
+            raise UserError(f"--classifier {spec} raised {problem}; {fix}") from error
+
+    return answer
 
 
 class _Command:
@@ -89,36 +104,81 @@ class _Command:
         if not self._words or not shutil.which(self._words[0]):
             fix = "pass a command, or module:function of a Python function"
             raise UserError(f"--classifier {spec!r}: there is no such command; {fix}")
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._spec = spec
 
     def __call__(self, record: dict[str, str]) -> list[str]:
-        """Returns the words of the answer to a record. Raises UserError if the command ends."""
-        process = self._process or self._start()
-        assert process.stdin is not None and process.stdout is not None
-        # A command that has ended may have answered without reading.
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(record) + "\n")
-            process.stdin.flush()
-        line = process.stdout.readline()
-        if not line:
-            code = process.wait()
-            raise UserError(
-                f"--classifier {self._spec} ended with code {code} before it had answered: it must"
-                " read one line of JSON and write one line, until its input ends"
-            )
-        return line.split()
+        """Returns the words of the answer to a record.
 
-    def _start(self) -> subprocess.Popen[str]:
+        Raises UserError if the command ends, writes several lines, or does not answer in time.
+        """
+        # Only after an answer: one to the first record may be there before it was read.
+        if self._process and _is_ready(self._process):
+            raise self._error("wrote several lines for one text")
+        process = self._process or self._start()
+        answer = self._exchange(process, json.dumps(record).encode() + b"\n")
+        line, _, rest = answer.partition(b"\n")
+        if not answer:
+            code = process.wait()
+            raise self._error(f"ended with code {code} before it had answered")
+        if rest:
+            raise self._error("wrote several lines for one text")
+        return line.decode(errors="replace").split()
+
+    def _exchange(self, process: subprocess.Popen[bytes], record: bytes) -> bytes:
+        """Writes a record and returns the output up to a line's end, b"" if the command ended.
+
+        Neither waits for the other: a command may answer before it has read a long record.
+        """
+        assert process.stdin is not None and process.stdout is not None
+        deadline = time.monotonic() + ANSWER_SECONDS
+        answer = b""
+        while b"\n" not in answer and len(answer) < MAX_ANSWER:
+            writing = [process.stdin] if record else []
+            remaining = max(0.0, deadline - time.monotonic())
+            readable, writable, _ = select.select([process.stdout], writing, [], remaining)
+            if not readable and not writable:
+                process.kill()
+                fix = "a program may have to flush its output after each line"
+                raise self._error(f"gave no answer within {ANSWER_SECONDS:g} s ({fix})")
+            if writable:
+                record = record[_written(process.stdin, record) :]
+            if readable:
+                part = os.read(process.stdout.fileno(), PIPE_BYTES)
+                if not part:
+                    return answer
+                answer += part
+        return answer
+
+    def _error(self, problem: str) -> UserError:
+        rule = "it must read one line of JSON and write one line, until its input ends"
+        return UserError(f"--classifier {self._spec} {problem}: {rule}")
+
+    def _start(self) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(
-            self._words, stdin=pipe, stdout=pipe, text=True, encoding="utf-8", errors="replace"
-        )
+        self._process = subprocess.Popen(self._words, stdin=pipe, stdout=pipe, bufsize=0)
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
         weakref.finalize(self, _end, self._process)
         return self._process
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _written(pipe: IO[bytes], record: bytes) -> int:
+    """Returns how many bytes of a record a pipe took; all of them if nothing reads it any more."""
+    try:
+        return os.write(pipe.fileno(), record[:PIPE_BYTES])
+    except BrokenPipeError:  # a command that has ended may have answered without reading
+        return len(record)
+
+
+def _is_ready(process: subprocess.Popen[bytes]) -> bool:
+    """Returns whether a command has written something that was not read."""
+    assert process.stdout is not None
+    # A pipe whose writer has ended is readable too.
+    return process.poll() is None and bool(select.select([process.stdout], [], [], 0)[0])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
     """Ends the input of a command, on which it ends itself, and kills it if it does not."""
     assert process.stdin is not None and process.stdout is not None
     with contextlib.suppress(OSError):

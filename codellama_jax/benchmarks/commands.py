@@ -91,6 +91,11 @@ class Evaluate:
                 "--quantize and --kv-cache need a model that generates: leave them out to score"
                 " samples"
             )
+        has_cache = options.writes and not suite_of(self.benchmark).measure
+        if self.quantization.kv_cache != "none" and not has_cache:
+            why = f"on {self.benchmark}, which scores given texts and keeps no cache"
+            given = f"--kv-cache {self.quantization.kv_cache}"
+            raise UserError(f"{given} has no effect {why}: leave it out")
         if len(quantizations) > 1 and self.ranking != Ranking():
             raise UserError("--rank takes one scheme of --quantize: pass one, or leave out --rank")
         start_distributed()

@@ -50,10 +50,17 @@ def check_effects(benchmark: Benchmark, settings: Settings, checking: Checking) 
 
 
 def check_drawing(settings: Settings, temperature: float) -> None:
-    """Raises UserError for options of drawing where nothing is drawn, at temperature 0."""
+    """Raises UserError for options of drawing where nothing is drawn, at temperature 0.
+
+    Several samples are then equal, unless they are the best of a beam search.
+    """
     if settings.beams > 1:
         _refuse(settings, DRAWING, f"with --beams {settings.beams}, which draws nothing at random")
     elif temperature == 0:
+        if settings.samples > 1:
+            problem = f"--samples {settings.samples} at temperature 0 are all the same answer"
+            fix = "leave out --samples, or pass --temperature above 0 or --beams"
+            raise UserError(f"{problem}: {fix}")
         fix = "pass --temperature too"
         _refuse(settings, DRAWING, "at temperature 0, which takes the most likely token", fix)
 

@@ -99,6 +99,11 @@ class Options:
 
     data: Annotated[str, described(DATA)] = ""
 
+    @property
+    def writes(self) -> bool:
+        """Whether the model writes answers; False where it only scores texts that exist."""
+        return True
+
 
 def check_prompt(prompt: Any, allowed: Sequence[str]) -> None:
     """Raises UserError unless `prompt` is one of the allowed papers."""

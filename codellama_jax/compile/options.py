@@ -17,7 +17,10 @@ from kernels.static.chips import TOPOLOGIES
 if TYPE_CHECKING:
     from codellama_jax.report.findings import FindingOf
 
-TARGET = "Chip and topology: v4:4x4x4, v5e:16x16, v5p:4x8x8, v6e:16x16, tpu7x:4x4x4."
+TARGET = (
+    "Chip and topology: v4:4x4x4, v5e:16x16, v5p:4x8x8, v6e:16x16, tpu7x:4x4x4; one chip is v5e:1x1"
+    " or v5p:1x1x1."
+)
 SEQ_BLOCK = 1024  # tokens; the largest block of any kernel divides it
 
 

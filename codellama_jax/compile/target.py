@@ -45,11 +45,15 @@ def parse(target: str) -> Chip:
     is_well_formed = re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})*", topology)
     if not is_well_formed or not _exists(chip, topology):
         if chip.axes == 2:
-            allowed = f"two axes of {', '.join(map(str, SIDES))} chips, such as {name}:16x16"
+            allowed = (
+                f"two axes of {', '.join(map(str, SIDES))} chips, such as {name}:16x16,"
+                f" or one chip, {name}:1x1"
+            )
         else:
             sides = "each 2 or a multiple of 4 chips (the last one also 1)"
             allowed = (
-                f"three axes, {sides}, at most {chip.largest_pod} in all, such as {name}:4x4x4"
+                f"three axes, {sides}, at most {chip.largest_pod} in all, such as {name}:4x4x4,"
+                f" or one chip, {name}:1x1x1"
             )
         raise UserError(f"no topology {target[:60]}: a {name} pod has {allowed}")
     return chip
@@ -57,6 +61,8 @@ def parse(target: str) -> Chip:
 
 def _exists(chip: Chip, topology: str) -> bool:
     sides = [int(side) for side in topology.split("x")]
+    if _is_single(chip, topology):
+        return True
     if len(sides) != chip.axes or math.prod(sides) > chip.largest_pod:
         return False
     if chip.axes == 2:
@@ -65,6 +71,11 @@ def _exists(chip: Chip, topology: str) -> bool:
     *first_two, last = sides
     are_divided = all(side == 2 or side % 4 == 0 for side in first_two)
     return are_divided and (last <= 2 or last % 4 == 0)
+
+
+def _is_single(chip: Chip, topology: str) -> bool:
+    """Returns whether a topology is one chip, which a process can have for itself on any host."""
+    return topology == "x".join(["1"] * chip.axes)
 
 
 def devices(target: str, slices: int) -> list:
@@ -77,9 +88,12 @@ def devices(target: str, slices: int) -> list:
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
-    options: dict[str, Any] = dict(parse(target).topology_options)
+    chip = parse(target)
+    options: dict[str, Any] = dict(chip.topology_options)
     if slices > 1:
         options["num_slices"] = slices
+    if _is_single(chip, target.partition(":")[2]):
+        options["chips_per_host_bounds"] = (1, 1, 1)  # libtpu assumes hosts of 2 x 2 x 1 chips
     try:
         pod = topologies.get_topology_desc(platform="tpu", topology_name=target, **options)
         return list(pod.devices)

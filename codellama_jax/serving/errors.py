@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 INVALID = "invalid_request_error"
+MOST_LOGGED = 300  # characters of an error's message
 BUSY_SECONDS = 1  # that a refused client should wait before it tries again
 
 
@@ -43,3 +44,9 @@ class ApiError(Exception):
 def invalid(param: str, problem: str, code: str | None = None) -> ApiError:
     """Returns the error of a field with a wrong value; the problem follows its name."""
     return ApiError(400, f"{param} {problem}", param, code)
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the class of an error and the first line of its message, for the log."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:MOST_LOGGED]}"

@@ -31,6 +31,7 @@ class Field:
       default: the value where it is absent or null.
       least, most: the range of a number; the length of a list of strings or objects.
       is_required: whether null and absence are errors.
+      form: the JSON schema of values of kind "any", or of the items of objects.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Field:
     least: float | None = None
     most: float | None = None
     is_required: bool = False
+    form: dict[str, Any] | None = None
 
     def read(self, value: Any) -> Any:
         """Returns the value of the field, checked. Raises ApiError 400."""
@@ -53,6 +55,8 @@ class Field:
     def schema(self) -> dict[str, Any]:
         """Returns the JSON schema of the field."""
         schema = dict(SCHEMAS[self.kind])
+        if self.form:
+            schema |= {"items": self.form} if self.kind == "objects" else self.form
         if self.help:
             schema["description"] = self.help
         if self.default is not None:
@@ -129,6 +133,8 @@ class Field:
         raise invalid(self.name, f"is {shown(value)}: it must be {allowed}")
 
 
+TEXT: dict[str, Any] = {"type": "string"}
+IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 SCHEMAS: dict[str, dict[str, Any]] = {
     "any": {},
     "boolean": {"type": "boolean"},

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from codellama_jax.generation.options import note
-from codellama_jax.serving.errors import ApiError
+from codellama_jax.serving.errors import ApiError, one_line
 from codellama_jax.serving.streaming import ClientGone
 
 BODY_SECONDS = 30.0  # that a client has to send a body
@@ -81,7 +81,7 @@ class Guard:
         except ApiError as error:
             await answer.refuse(error, scope, receive)
         except Exception as error:
-            note(f"error: {scope['path'][:100]!r}: {type(error).__name__}: {error}"[:500])
+            note(f"error: {scope['path'][:100]!a}: {one_line(error)}")
             await answer.refuse(ApiError(500, "internal error"), scope, receive)
         finally:
             path = scope["path"] if scope["path"] in self.paths else "other"
@@ -92,7 +92,7 @@ class Guard:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        if self.rules.hosts and name not in self.rules.hosts:
+        if self.rules.hosts and name.lower() not in self.rules.hosts:
             raise ApiError(403, f"the header Host is {host[:60]!r}: it must be this machine")
         origin = headers.get("origin")
         is_same = origin in (f"http://{host}", f"https://{host}")

@@ -13,7 +13,7 @@ from codellama_jax.generation.text import BROKEN
 from codellama_jax.serving import logprobs
 from codellama_jax.serving.ends import CursorEnds
 from codellama_jax.serving.errors import invalid
-from codellama_jax.serving.fields import MAX_SEED, Field, is_integer, parse, read
+from codellama_jax.serving.fields import IDS, MAX_SEED, TEXT, Field, is_integer, parse, read
 from codellama_jax.serving.service import Cursor, Generation, Service, sampling_of
 from codellama_jax.serving.streaming import EventStream, answered
 from codellama_jax.serving.texts import Prompt, Settings, Text
@@ -38,15 +38,20 @@ SAMPLING = (
     Field("t_max_prompt_ms", "integer", "time to the first token", 0, 0, MAX_MILLISECONDS),
     Field("t_max_predict_ms", "integer", "time after it", 0, 0, MAX_MILLISECONDS),
 )
+CHUNK = {
+    "type": "object",
+    "required": ["text"],
+    "properties": {"filename": TEXT, "text": TEXT},
+}
 COMPLETION = (
-    Field("prompt", "any", "a text, or ids", is_required=True),
+    Field("prompt", "any", "a text, or ids", is_required=True, form={"anyOf": [TEXT, IDS]}),
     Field("temperature", "number", "0 takes the most likely token", 0.8, 0, 100),
     *SAMPLING,
 )
 INFILL = (
     Field("input_prefix", "string", "text before the cursor's line", ""),
     Field("input_suffix", "string", "text after the cursor", ""),
-    Field("input_extra", "objects", "chunks of other files: filename, text", [], 0, MOST_EXTRA),
+    Field("input_extra", "objects", "chunks of other files", [], 0, MOST_EXTRA, form=CHUNK),
     Field("prompt", "string", "the cursor's line up to the cursor", ""),
     Field("n_indent", "integer", "end before a line indented less", 0, 0, MAX_COUNT),
     Field("temperature", "number", "0 takes the most likely token", 0.0, 0, 100),
@@ -60,7 +65,7 @@ TOKENIZE = (
     Field("add_special", "boolean", "begin as a prompt does, with BOS", False),
     Field("with_pieces", "boolean", "the text of each id too", False),
 )
-DETOKENIZE = (Field("tokens", "any", "ids", is_required=True),)
+DETOKENIZE = (Field("tokens", "any", "ids", is_required=True, form=IDS | {"minItems": 0}),)
 
 
 class LlamaCpp:
@@ -97,8 +102,9 @@ class LlamaCpp:
         encode = tokenizer.prompt if values["add_special"] else tokenizer.encode
         tokens: list[Any] = await self.service.in_thread(encode, values["content"])
         if values["with_pieces"]:
-            tokens = [{"id": i, "piece": logprobs.piece(tokenizer, i)} for i in tokens]
-        return JSONResponse({"tokens": tokens})
+            tokens = await self.service.in_thread(logprobs.pieces, tokenizer, tokens)
+        # Writing a long list as JSON would hold up the other connections.
+        return await self.service.in_thread(JSONResponse, {"tokens": tokens})
 
     async def detokenize(self, request: Request) -> Response:
         """Returns the text of ids."""
@@ -107,7 +113,8 @@ class LlamaCpp:
             raise invalid("tokens", "must be a list of ids")
         if tokens:
             self.service.check_ids("tokens", tokens)
-        return JSONResponse({"content": self.service.tokenizer.decode(tokens)})
+        content = await self.service.in_thread(self.service.tokenizer.decode, tokens)
+        return JSONResponse({"content": content})
 
     async def health(self, request: Request) -> Response:
         """Returns whether requests are answered."""
@@ -272,7 +279,9 @@ class LlamaCpp:
             scored = await self.service.with_model(
                 lambda model: logprobs.score(model, job.prompt.ids, text.ids, values["n_probs"])
             )
-            final["completion_probabilities"] = logprobs.listed(self.service.tokenizer, scored)
+            final["completion_probabilities"] = await self.service.in_thread(
+                logprobs.listed, self.service.tokenizer, scored
+            )
         return final
 
 

@@ -63,6 +63,13 @@ def piece(tokenizer: Tokenizer, token: int) -> str:
     return tokenizer.decode([token], leading_space=False)
 
 
+def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[dict]:
+    """Returns ids with their texts, as llama.cpp's /tokenize lists them."""
+    # Each id is decoded once: a text may repeat it a million times.
+    texts = {token: piece(tokenizer, token) for token in set(tokens)}
+    return [{"id": token, "piece": texts[token]} for token in tokens]
+
+
 def legacy(
     tokenizer: Tokenizer, scored: Sequence[TokenLogprob], text: Text, start: int
 ) -> dict[str, list]:

@@ -18,7 +18,7 @@ from codellama_jax.models.trained import TrainedModel
 from codellama_jax.serving import logprobs
 from codellama_jax.serving.ends import CursorEnds
 from codellama_jax.serving.errors import ApiError, invalid
-from codellama_jax.serving.fields import MAX_SEED, Field, is_integer, parse, read
+from codellama_jax.serving.fields import IDS, MAX_SEED, TEXT, Field, is_integer, parse, read
 from codellama_jax.serving.service import Cursor, Generation, Service, sampling_of
 from codellama_jax.serving.streaming import EventStream, answered
 from codellama_jax.serving.texts import Prompt, Settings, Text
@@ -45,13 +45,24 @@ SAMPLING = (
     Field("frequency_penalty", "number", "0 only", 0.0, 0, 0),
     Field("logit_bias", "object", "empty only"),
 )
+PROMPTS = {"type": "array", "items": {"anyOf": [TEXT, IDS]}, "minItems": 1}
+PROMPT = {"anyOf": [TEXT, IDS, PROMPTS | {"maxItems": MOST_PROMPTS}]}
+PARTS = {
+    "type": "array",
+    "items": {"type": "object", "required": ["text"], "properties": {"text": TEXT}},
+}
+MESSAGE = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {"role": TEXT, "content": {"anyOf": [TEXT, PARTS]}},
+}
 CURSOR = (
     Field("spm", "boolean", "suffix-prefix-middle order; unless given, the server's"),
     Field("stop_at_dedent", "boolean", "end before a line indented less than the cursor's", False),
     Field("stop_at_repetition", "boolean", "end before the suffix's next line repeats", False),
 )
 COMPLETION = (
-    Field("prompt", "any", "a text, ids, or a list of texts or of ids", ""),
+    Field("prompt", "any", "a text, ids, or a list of texts or of ids", "", form=PROMPT),
     Field("suffix", "string", "text after the middle to fill in"),
     Field("max_tokens", "integer", "new tokens at most", 16, 1, MAX_TOKENS),
     Field("best_of", "integer", "return the most likely n of these", None, 1, MOST_CHOICES),
@@ -68,7 +79,7 @@ FIM = (
     *CURSOR,
 )
 CHAT = (
-    Field("messages", "objects", "role and content of each", None, 1, is_required=True),
+    Field("messages", "objects", "the conversation", None, 1, is_required=True, form=MESSAGE),
     Field("max_tokens", "integer", "new tokens at most; unless given, all that fit", None, 1),
     Field("max_completion_tokens", "integer", "the newer name of max_tokens", None, 1),
     Field("logprobs", "boolean", "log-probabilities of the tokens", False),
@@ -135,9 +146,8 @@ class OpenAI:
             for sequence in group[: values["n"]]:
                 text, laid_out = texts[sequence], None
                 if values["logprobs"] is not None:
-                    laid_out = logprobs.legacy(
-                        self.service.tokenizer, scored[sequence], text, len(echo)
-                    )
+                    arguments = self.service.tokenizer, scored[sequence], text, len(echo)
+                    laid_out = await self.service.in_thread(logprobs.legacy, *arguments)
                 choice = {"text": echo + text.kept, "index": len(choices), "logprobs": laid_out}
                 choices.append(choice | {"finish_reason": _reason(text)})
         return JSONResponse(answer.complete(choices, texts))
@@ -199,7 +209,9 @@ class OpenAI:
             laid_out = None
             if is_scored:
                 (scored,) = await answered(request, self._score([text], values["top_logprobs"]))
-                laid_out = {"content": logprobs.listed(self.service.tokenizer, scored)}
+                arguments = self.service.tokenizer, scored
+                entries = await self.service.in_thread(logprobs.listed, *arguments)
+                laid_out = {"content": entries}
             choice = {"index": index, "message": message, "logprobs": laid_out}
             choices.append(choice | {"finish_reason": _reason(text)})
         return JSONResponse(answer.complete(choices, texts))

@@ -23,7 +23,14 @@ ERROR = {
         }
     },
 }
-STREAM = {"schema": {"type": "string"}}
+# Of each event: OpenAPI 3.1 has no schema of a stream, and validators apply this to its events.
+STREAM = {
+    "schema": {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"type": "string"}},
+    }
+}
 REFUSED = {
     "400": "a field is missing or wrong",
     "401": "the API key is missing or wrong",

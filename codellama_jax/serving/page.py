@@ -25,7 +25,8 @@ async def index(_: Request) -> Response:
 
 async def static(request: Request) -> Response:
     """Returns another file of the page."""
-    path = (FOLDER / request.path_params["path"]).resolve()
-    if not path.is_relative_to(FOLDER.resolve()) or not path.is_file():
-        raise ApiError(404, "there is no such file")
-    return FileResponse(path, headers=HEADERS)
+    # Looked up, since a name from a request may be no path at all: with NUL, or too long.
+    for path in FOLDER.rglob("*"):
+        if path.is_file() and path.relative_to(FOLDER).as_posix() == request.path_params["path"]:
+            return FileResponse(path, headers=HEADERS)
+    raise ApiError(404, "there is no such file")

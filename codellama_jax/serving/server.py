@@ -10,25 +10,31 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from codellama_jax.errors import UserError
 from codellama_jax.generation.options import note
+from codellama_jax.serving.errors import MOST_LOGGED, one_line
 from codellama_jax.serving.worker import FAILED, READY, Worker
 
-HEADER_SECONDS = 10  # that a client has to send the head of its first request
+HEADER_SECONDS = 10  # that a client has to send the head of a request
 KEEP_ALIVE_SECONDS = 30
 JOIN_SECONDS = 2.0  # that the engine's thread gets to end a chunk
 LAST_SECONDS = 3  # that answers get to be sent once their sequences have ended
 BACKLOG = 2048
 MOST_CONNECTIONS = 2048
+REFUSED_CONNECTIONS = 64  # beyond them, whose requests are answered with 503
+SPARE_FILES = 256  # that the process opens apart from connections
 
 
 @dataclass(frozen=True)
@@ -99,9 +105,30 @@ def _config(app: ASGIApp, grace: float) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(grace) + LAST_SECONDS,
-        limit_concurrency=MOST_CONNECTIONS,
+        limit_concurrency=_most_connections(),
         backlog=BACKLOG,
     )
+
+
+def _most_connections() -> int:
+    """Returns how many connections fit in the files of the process, whose limit it raises."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_CONNECTIONS + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < most:
+        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        with contextlib.suppress(OSError, ValueError):  # some systems allow less than they state
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS
+    return min(MOST_CONNECTIONS, max(soft - SPARE_FILES, soft // 2))
+
+
+def _note_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Prints as one line what asyncio prints with a traceback, as that no file is left to open."""
+    error = context.get("exception")
+    problem = str(context.get("message", ""))[:MOST_LOGGED]
+    note(f"error: {problem}: {one_line(error)}" if error else f"error: {problem}")
 
 
 class Server(uvicorn.Server):
@@ -111,6 +138,11 @@ class Server(uvicorn.Server):
         """Serves an application. `grace`: seconds that streams may continue after a signal."""
         super().__init__(_config(app, grace))
         self.worker, self.grace, self._was_ready = worker, grace, False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accepts connections."""
+        asyncio.get_running_loop().set_exception_handler(_note_error)
+        await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Returns whether to end."""
@@ -144,12 +176,35 @@ class Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """Closes connections that never send a request, which would take the place of others."""
+    """Closes connections that would take the place of others.
+
+    Those that do not send the head of a request in time, or the rest of a body that has been
+    answered; those beyond a number; and those that break the protocol.
+    """
+
+    _limited: Any = None  # the last request when the time for the next head began
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(HEADER_SECONDS, self._close_without_request)
+        if len(self.connections) > (self.limit_concurrency or 0) + REFUSED_CONNECTIONS:
+            transport.close()
+        self._limit_head()
 
-    def _close_without_request(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+    def data_received(self, data: bytes) -> None:
+        try:
+            super().data_received(data)
+        except h11.LocalProtocolError:
+            # uvicorn answers a defect in what follows a request although its answer has begun.
+            self.transport.close()
+            return
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self._limited is not self.cycle:
+            self._limit_head()
+
+    def _limit_head(self) -> None:
+        self._limited = self.cycle
+        self.loop.call_later(HEADER_SECONDS, self._close_without_request, self.cycle)
+
+    def _close_without_request(self, last: Any) -> None:
+        if self.cycle is last and not self.transport.is_closing():
             self.transport.close()

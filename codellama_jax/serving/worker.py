@@ -26,7 +26,7 @@ from codellama_jax.generation.requests import READ_SIZES, Request, size_of
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.generation.text import healed_prompts
 from codellama_jax.models.trained import TrainedModel
-from codellama_jax.serving.errors import ApiError
+from codellama_jax.serving.errors import ApiError, one_line
 from codellama_jax.serving.texts import Prompt, Settings, stop_of
 
 STARTING, READY, STOPPING, FAILED = "loading model", "ok", "stopping", "failed"
@@ -203,11 +203,23 @@ class Worker:
             return
         if self.state == STARTING:
             self.state = READY
-        while self.state != FAILED:
-            self._take_commands()
-            if self._jobs:
-                self._end_late()
-                self._advance()
+        try:
+            while self.state != FAILED:
+                self._take_commands()
+                if self._jobs:
+                    self._end_late()
+                    self._advance()
+        except Exception as error:
+            self._break(error)
+
+    def _break(self, error: Exception) -> None:
+        """Ends the server after a defect, rather than let its clients wait for ever."""
+        self.failure, self.state = UserError(f"the engine ended: {one_line(error)}"), FAILED
+        with self._lock:
+            jobs = list(self._unfinished)
+            self._unfinished.clear()
+        for job in jobs:
+            job.listener(Event([], error=engine_error(error)))
 
     def _new_engine(self) -> Engine:
         assert self.model is not None
@@ -342,6 +354,7 @@ class Worker:
             return
         remaining = list(self._jobs.values())
         self._jobs.clear()
+        del self._engine  # there may be no memory for two
         self._engine = self._new_engine()
         for job in remaining:
             self._submit_again(job)
@@ -388,8 +401,7 @@ def engine_error(error: Exception) -> ApiError:
     """Returns the answer to an error of the device, and prints the error as one line."""
     is_full = isinstance(error, UserError) or FULL_MEMORY in str(error)
     kind = "out of memory" if is_full else "error in the engine"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    note(f"{kind}, a request is answered with 503: {type(error).__name__}: {lines[0][:300]}")
+    note(f"{kind}, a request is answered with 503: {one_line(error)}")
     if is_full:
         fix = "send a shorter prompt, or try again later"
         return ApiError(503, f"out of memory: {fix}", code="out_of_memory")

@@ -58,11 +58,15 @@ class Import:
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR|FILE.gguf")]
     """A folder of transformers' safetensors, Meta's consolidated.NN.pth or CodeGeeX's *.pt, or a
-    GGUF file of llama.cpp. A prefix hf:, meta:, codegeex: or gguf: is allowed, as in init."""
+    GGUF file of llama.cpp; with --base a folder of PEFT's adapters. A prefix hf:, meta:,
+    codegeex: or gguf: is allowed, as in init."""
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder to make, local or gs://."""
     tokenizer: str = ""
     """The file of the tokenizer, if DIR has none. A file outside DIR is used only if named here."""
+    base: str = ""
+    """The run of the base model, where DIR holds adapters that PEFT saved; its tokenizer is
+    used."""
     integrity: Annotated[bool, tyro.conf.arg(help=f"Write RUN/{INTEGRITY}.")] = False
 
     def __call__(self) -> None:
@@ -70,11 +74,21 @@ class Import:
         if kind not in KINDS:
             _check_prefix(self.source)
             kind, path = "", self.source
+        if self.base and self.tokenizer:
+            fix = "leave it out: with --base, that of the base is used"
+            raise UserError(f"--tokenizer is {self.tokenizer}: {fix}")
+        base = existing_folder(self.base) if self.base else None
         folder = existing_folder(path)
         from codellama_jax.system.files import user_path
-        from codellama_jax.weights import load, store
+        from codellama_jax.weights import load, peft_reading, store
         from codellama_jax.weights.rows import added_tokens, trimmed
 
+        if base:
+            peft_reading.import_adapter(folder, base, user_path(self.run), self.integrity)
+            return
+        if folder.is_dir() and peft_reading.is_adapter(folder):
+            fix = "name the run of their base model with --base RUN"
+            raise UserError(f"{folder} holds adapters of PEFT, not a model: {fix}")
         kind, source = load.open_published(folder, kind)
         tokenizer = load.needed_tokenizer(folder, self.tokenizer)
         # A run holds no padding: its own sharding decides how much it needs.

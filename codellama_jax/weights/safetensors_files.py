@@ -33,7 +33,7 @@ class Tensors:
         self._opened: dict[str, Any] = {}  # by file name
         self._folder = folder
         for file in choose_files(folder):
-            self._opened[file] = _open(folder / file)
+            self._opened[file] = open_file(folder / file)
             for name in self._opened[file].keys():  # noqa: SIM118, because it is not a dict
                 if name in self.files:
                     both = f"{self.files[name]} and {file}"
@@ -55,7 +55,8 @@ class Tensors:
             raise UserError(f"cannot read {name} from {path}: {reason(error)}") from error
 
 
-def _open(path: epath.Path) -> Any:
+def open_file(path: epath.Path) -> Any:
+    """Opens one file. Raises UserError if it is missing or damaged."""
     check_file(path)
     try:
         # Not memory-mapped: the pages read would count as memory of the process.

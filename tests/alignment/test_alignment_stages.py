@@ -59,6 +59,16 @@ def answerers():
     return make
 
 
+@pytest.mark.parametrize("teachers", [("student",), ("runs/a", "runs/a/"), ("hf:a", "x/../a")])
+def test_a_model_that_is_named_twice_is_refused(teachers):
+    with pytest.raises(FieldError, match="no model may be named twice"):
+        dataclasses.replace(RANK, teachers=teachers)
+
+
+def test_a_stage_and_a_folder_of_the_same_name_are_two_models():
+    assert dataclasses.replace(RANK, teachers=("./student",)).teachers == ("./student",)
+
+
 def lines_of(folder, name):
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from codellama_jax.alignment.commands import ModelOptions
+from codellama_jax.alignment.pairs import Sampled
 from codellama_jax.alignment.rank_command import RankCommand, RankedModelOptions, read_tasks
 from codellama_jax.cli import parse
 from codellama_jax.data.prepare.readers.conversations import canonical_text, columns_of
@@ -36,7 +37,9 @@ def asked(monkeypatch):
 def run(tmp_path, **options):
     tasks = tmp_path / "tasks.jsonl"
     tasks.write_text(json.dumps(TASK) + "\n")
-    fields = {"tasks": str(tasks), "student": "small", "teacher": ("big",), "samples": 2}
+    numbers = {name: options.pop(name) for name in ("samples", "temperatures") if name in options}
+    sampled = Sampled(**{"samples": 2} | numbers)
+    fields = {"tasks": str(tasks), "student": "small", "teacher": ("big",), "sampled": sampled}
     RankCommand(str(tmp_path / "out"), models=RankedModelOptions(), **fields | options)()
 
 
@@ -58,7 +61,9 @@ def test_pairs_are_written_as_training_reads_them(tmp_path, asked, capsys):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"teacher": ("small",)}, "name the same model twice"),
+        ({"teacher": ("small",)}, "name the same model twice: small; give other models"),
+        ({"teacher": ("small/",)}, r"name the same model twice: small/ \(small\);"),
+        ({"teacher": ("big", "hf:./big")}, r"name the same model twice: hf:./big \(big\);"),
         ({"teacher": ()}, "--teacher names no model"),
         ({"teacher": ("big", "missing")}, "there is no run missing"),
         ({"temperatures": (-1.0,)}, "temperatures is -1.0"),
@@ -71,6 +76,23 @@ def test_a_mistake_is_one_line(tmp_path, asked, options, problem):
     with pytest.raises(UserError, match=problem):
         run(tmp_path, **options)
     assert not (tmp_path / "out").exists() and not asked
+
+
+def test_a_folder_with_options_of_an_older_version_continues(tmp_path, asked):
+    run(tmp_path)
+    path = tmp_path / "out" / "settings.json"
+    options = json.loads(path.read_text())
+    # As versions wrote them whose command had these fields itself.
+    assert (options["samples"], options["temperatures"], options["most_pairs"]) == (
+        2,
+        [0.2, 0.8],
+        4,
+    )
+    assert "sampled" not in options and "batch" not in options
+    run(tmp_path, student="./small", teacher=("big/",))
+    assert len(asked) == 8
+    with pytest.raises(UserError, match="was started with another student: name another folder"):
+        run(tmp_path, student="smaller")
 
 
 def test_a_temperature_beside_temperatures_is_no_option():

@@ -150,3 +150,21 @@ def test_failed_requests_are_counted_and_the_others_kept(executor, tmp_path):
         assert counts.reasons[f"{step}: the model answers 400 Bad Request"] == 1
     assert dataset(tmp_path)[0]["sample"] == 3  # the next solution of q0 that passes
     assert make(tmp_path, executor, FakeModel(calls=1)) == counts
+
+
+class MixedModel(FakeModel):
+    """Writes its first list with bullets."""
+
+    def answer(self, request):
+        if request.name == "questions questions 0":
+            return "- Add 9 to a number.\n- Add 1 to a number."
+        return super().answer(request)
+
+
+def test_lists_that_older_versions_did_not_read_rename_no_question(tmp_path, executor):
+    models = Models(*[MixedModel()] * 3)
+    counts = make_dataset(models, executor, PARAMS, tmp_path, {})
+    assert (counts.questions, counts.different) == (10, 6)
+    lines = [json.loads(line) for line in (tmp_path / "tests.jsonl").read_text().splitlines()]
+    tests = {line["task_id"]: line["text"] for line in lines}
+    assert tests["q0"] == TESTS.format(2, 3) and tests["q5"] == TESTS.format(10, 11)

@@ -38,6 +38,15 @@ def evaluate(*arguments: str) -> subprocess.CompletedProcess:
         ("humaneval --reference --samples-file x", "exclude each other"),
         ("humaneval --run RUN --data {humaneval} --quantize int8,int9", "--quantize is 'int9'"),
         ("humaneval --reference --data {humaneval} --kv-cache int8", "need a model"),
+        (
+            "truthfulqa --run RUN --data {truthfulqa} --kv-cache int8",
+            "--kv-cache int8 has no effect on truthfulqa, which scores given texts",
+        ),
+        ("perplexity --run RUN --data {filler} --kv-cache int8", "no effect on perplexity"),
+        (
+            "humaneval --run RUN --data {humaneval} --samples 3 --temperature 0",
+            "--samples 3 at temperature 0 are all the same answer",
+        ),
         ("humaneval --reference --run RUN", "--run and --reference exclude each other"),
         ("mbpp --run RUN --data {mbpp} --prompt codex", "must be one of code_llama, starcoder"),
         ("humaneval --run RUN --data {humaneval} --prompt alphacode", "alphacode"),

@@ -46,6 +46,13 @@ def test_options_of_drawing_need_a_temperature():
         effects.check_drawing(Settings(top_p=0.9), 0.0)
 
 
+def test_several_samples_need_a_temperature_or_beams():
+    effects.check_drawing(Settings(samples=4), 0.1)
+    effects.check_drawing(Settings(samples=4, beams=4), 0.0)
+    with pytest.raises(UserError, match="--samples 4 at temperature 0 are all the same answer"):
+        effects.check_drawing(Settings(samples=4), 0.0)
+
+
 def test_folders_of_a_refused_evaluation_are_removed_and_others_stay(tmp_path):
     out = tmp_path / "runs" / "out"
     with pytest.raises(UserError), removed_if_empty(out):

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import sys
+import time
 import types
 
 import pytest
 import small_data as data
 
+from codellama_jax.benchmarks import classifier as classifiers
 from codellama_jax.benchmarks import evaluate
 from codellama_jax.benchmarks.benchmark import Task, with_defaults
 from codellama_jax.benchmarks.classifier import Classifier
@@ -216,10 +218,43 @@ def test_faults_of_bolds_files_are_named(groups, tmp_path, vader):
         ("print(2)", "from 0 to 1"),
         ("print(0.5, 0.5)", "from 0 to 1"),
         ("raise SystemExit(3)", "ended with code 3 before it had answered"),
+        (
+            "import time\ntime.sleep(60)",
+            r"gave no answer within 0\.5 s .a program may have to",
+        ),
+        ("import sys\nsys.stdin.read()", r"gave no answer within 0\.5 s"),
+        (
+            "print('0.1\\n0.2', flush=True)\ninput()",
+            "wrote several lines for one text: it must",
+        ),
+        ("print('x' * 10**6)", "answered .*xxx.*: it must answer each text with 1 of the numbers"),
+        ("print()", "from 0 to 1"),
     ],
 )
-def test_a_classifier_that_answers_in_another_form_is_named(program, message, tmp_path, capfd):
+def test_a_classifier_that_answers_in_another_form_is_named(
+    program, message, tmp_path, capfd, monkeypatch
+):
     path = written(tmp_path, "c.py", program)
-    classifier = Classifier(f"{sys.executable} {path}", ("toxic",))
-    with pytest.raises(UserError, match=message):
+    monkeypatch.setattr(classifiers, "CLOSING_SECONDS", 0.1)
+    if "within" in message:
+        monkeypatch.setattr(classifiers, "ANSWER_SECONDS", 0.5)
+    classifier = Classifier(f"{sys.executable} -S {path}", ("toxic",))
+    with pytest.raises(UserError, match=message) as refused:
         classifier({"text": "x" * 100_000})
+    assert "\n" not in str(refused.value)
+
+
+def test_a_classifier_that_writes_a_further_line_later_is_named(tmp_path, capfd):
+    program = "while True:\n    input()\n    print(0.1, flush=True)\n    print(0.2, flush=True)\n"
+    path = written(tmp_path, "c.py", program)
+    classifier = Classifier(f"{sys.executable} -S {path}", ("toxic",))
+    with pytest.raises(UserError, match="wrote several lines for one text"):
+        for _ in range(3):
+            classifier({"text": "x"})
+            time.sleep(0.2)
+
+
+def test_an_exception_of_a_function_is_one_line():
+    classifier = Classifier("json:loads", ("toxic",))
+    with pytest.raises(UserError, match="--classifier json:loads raised TypeError: the JSON"):
+        classifier({"text": "x"})

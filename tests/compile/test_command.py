@@ -49,6 +49,20 @@ def test_a_toy_step_compiles_for_a_pod(tmp_path):
 
 
 @needs_libtpu
+def test_one_chip_of_each_generation_is_a_target():
+    program = (
+        "from codellama_jax.compile import target\n"
+        "names = ['v4:1x1x1', 'v5e:1x1', 'v5p:1x1x1', 'v6e:1x1', 'tpu7x:1x1x1']\n"
+        "target.prepare_environment(names[0])\n"
+        "print([len(target.devices(name, 1)) for name in names])"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    # A device is a chip, but one of the two cores of a TPU7x chip.
+    assert done.stdout == "[1, 1, 1, 1, 2]\n", done.stderr
+
+
+@needs_libtpu
 def test_decoding_reads_its_own_heads_with_the_kernel(tmp_path):
     shape = (
         "--long-context.model.head-dim",

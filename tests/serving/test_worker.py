@@ -131,3 +131,40 @@ def test_requests_are_refused_until_the_model_is_loaded_and_while_it_stops(start
     with pytest.raises(OSError):
         stopping.send("GET", "/health")
     assert stopping.worker.stop(10) and stopping.worker.state == FAILED
+
+
+def test_a_defect_in_the_thread_answers_its_requests_and_ends_the_server(
+    start_server, monkeypatch, capsys
+):
+    broken = start_server()
+
+    def fail():
+        raise KeyError("defect")
+
+    monkeypatch.setattr(broken.worker, "_end_late", fail)
+    status, answer = broken.send("POST", "/v1/completions", SHORT)
+    assert status == 503 and answer["error"]["code"] == "engine_error"
+    broken.thread.join(10)
+    assert not broken.thread.is_alive()
+    assert isinstance(broken.worker.failure, UserError)
+    assert str(broken.worker.failure) == "the engine ended: KeyError: 'defect'"
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_old_engine_is_freed_before_its_replacement(client, monkeypatch):
+    new_engine, advance, has_failed = client.worker._new_engine, Engine.advance, []
+
+    def fail_once(engine):
+        if not has_failed:
+            has_failed.append(True)
+            raise RuntimeError("RESOURCE_EXHAUSTED: x")
+        return advance(engine)
+
+    def replacement():
+        assert not hasattr(client.worker, "_engine")
+        return new_engine()
+
+    monkeypatch.setattr(Engine, "advance", fail_once)
+    monkeypatch.setattr(client.worker, "_new_engine", replacement)
+    assert client.send("POST", "/v1/completions", SHORT)[0] == 503
+    client.post("/v1/completions", **SHORT)

@@ -130,6 +130,36 @@ def test_peft_loads_the_folder(case):
     np.testing.assert_allclose(their_logits(model.eval()), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_a_folder_that_peft_saved_is_read(case, stabilized, tmp_path):
+    import peft
+
+    folder, _ = case
+    base = opened(folder / "base_hf")
+    modules = {
+        "llama": ["q_proj", "v_proj", "gate_proj", "down_proj"],
+        "gpt2": ["c_attn", "mlp.c_proj"],
+        "gpt_bigcode": ["c_attn", "c_fc"],
+    }
+    config = peft.LoraConfig(
+        r=3,
+        lora_alpha=7,
+        target_modules=modules[base.config.model_type],
+        use_rslora=stabilized,
+        init_lora_weights=False,  # draws B too
+        fan_in_fan_out=base.config.model_type == "gpt2",
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(0)
+    model = peft.get_peft_model(base, config).eval()
+    model.save_pretrained(str(tmp_path / "adapter"))
+    expected = their_logits(model)
+    commands.Import(str(tmp_path / "adapter"), str(tmp_path / "run"), base=str(folder / "base"))()
+    assert np.abs(our_logits(tmp_path / "run") - our_logits(folder / "base")).max() > 0.02
+    np.testing.assert_allclose(our_logits(tmp_path / "run"), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_a_run_without_adapters_has_none_to_export(case):
     folder, _ = case
     with pytest.raises(UserError, match="base was trained without adapters: leave --adapter out"):

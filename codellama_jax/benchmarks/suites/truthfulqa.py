@@ -58,6 +58,10 @@ class TruthfulOptions(ShotOptions):
 
     classifier: Annotated[str, described(CLASSIFIER)] = ""
 
+    @property
+    def writes(self) -> bool:
+        return bool(self.classifier)
+
 
 def _are_targets(value: Any) -> bool:
     """Returns whether a value is {answer: 1 if it is true else 0} with at least one true answer."""
