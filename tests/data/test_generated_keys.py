@@ -6,6 +6,8 @@ import re
 import pytest
 
 from codellama_jax.benchmarks.suites.key_retrieval import END, KEY
+from codellama_jax.config import CorpusConfig
+from codellama_jax.data import builders
 from codellama_jax.data import generated_keys as keys
 from codellama_jax.data import sources
 
@@ -73,3 +75,13 @@ def test_the_filler_is_of_no_held_out_file(monkeypatch):
     assert len(read) == sources.FILLER_FILES
     least = min(sources.position(items[number].id) for number in read)
     assert least == positions[-sources.FILLER_FILES] > 0.5
+
+
+def test_all_documents_are_read_whatever_max_files_is(monkeypatch, tmp_path):
+    file = sources.Item("a", "", "".join(LINES).encode)
+    monkeypatch.setattr(sources, "_stdlib", lambda: iter([file]))
+    monkeypatch.setitem(keys.DOCUMENTS, "functions:keys", 60)
+    corpus = CorpusConfig(max_files=5, others={"keys": "functions:keys"}, validation_fraction=0.2)
+    prepared = builders.prepare(corpus, "keys", 50, tmp_path)
+    # Nor are they split into blocks.
+    assert len(prepared.train) + len(prepared.validation) == 60
