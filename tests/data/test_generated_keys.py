@@ -7,9 +7,8 @@ import pytest
 
 from codellama_jax.benchmarks.suites.key_retrieval import END, KEY
 from codellama_jax.config import CorpusConfig
-from codellama_jax.data import builders
+from codellama_jax.data import builders, sources
 from codellama_jax.data import generated_keys as keys
-from codellama_jax.data import sources
 
 LINES = [f"line_{number} = {number} + {number}\n" for number in range(50)]
 
