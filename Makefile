@@ -18,8 +18,14 @@ ablations: $(VENV)/installed
 	set -e; for name in $(ABLATIONS); do \
 	  $(BIN)/python launch.py run experiments/$$name.py --out runs/ablations/$$name --reuse runs/ablations; \
 	  cp runs/ablations/$$name/report.md docs/results/$$name.md; \
+	  cp runs/ablations/$$name/finding.json docs/results/$$name.json; \
 	  cp runs/ablations/$$name/figures/$$name-*.png docs/results/figures/; \
 	done
+	$(BIN)/python -m tools.verdicts
+
+# README's table of verdicts, from docs/results/*.json.
+verdicts: $(VENV)/installed
+	$(BIN)/python -m tools.verdicts
 
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -73,4 +79,4 @@ page:
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
 
-.PHONY: quickstart ablations test test-slow oracle lock golden tpu-table page clean
+.PHONY: quickstart ablations verdicts test test-slow oracle lock golden tpu-table page clean

@@ -390,6 +390,9 @@ class Probe(Checked):
 
     # After which stages of an arm it runs.
     stages: Literal["all", "last", "none"] = field(default="all", kw_only=True)
+    # Earlier steps of such a stage at which it runs, too, for a trend over the length of training:
+    # those before the last step at which the stage saves a checkpoint, and keeps it.
+    at_steps: tuple[Positive, ...] = field(default=(), kw_only=True, metadata=SPARSE)
 
     def __init_subclass__(cls, name: str) -> None:
         cls.name = name
@@ -416,15 +419,20 @@ class Probe(Checked):
         """
 
     def check_relations(self) -> None:
-        """Raises FieldError for an empty tuple: every option of a probe needs a value."""
+        """Raises FieldError for an empty tuple: every option but `at_steps` needs a value."""
         for option in dataclasses.fields(self):
-            if getattr(self, option.name) == ():
+            if getattr(self, option.name) == () and option.name != "at_steps":
                 allowed = "give at least one value, or stages none to leave the probe out"
                 raise FieldError((option.name,), f" is empty: {allowed}")
 
     def applies(self, is_last: bool) -> bool:
         """Returns whether it runs after a stage, which is the last one of its arm or not."""
         return self.stages == "all" or (self.stages == "last" and is_last)
+
+    def steps_of(self, stage: Stage) -> list[int]:
+        """Returns the steps before the last one at which it runs, in rising order."""
+        every = stage.checkpoint_every
+        return sorted({step for step in self.at_steps if step < stage.steps and step % every == 0})
 
     @classmethod
     def named(cls, name: str) -> type[Probe]:

@@ -102,6 +102,7 @@ def finding(results: Results) -> Finding:
     caption = "Share of held-out functions of which the greedy answer passes all tests."
     return Finding(
         question="Does the model answer questions after training on conversations?",
+        source="table 2",
         headings=("model", "pass@1 in the chat format", "paper: HumanEval"),
         rows=rows,
         figures=[(caption, [generated.panel(shares)])],

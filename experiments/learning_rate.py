@@ -51,6 +51,7 @@ def finding(results: Results) -> Finding:
     loss = "validation loss (nats per token)"
     return Finding(
         question="Should code training keep the general model's learning rate?",
+        source="section 2.2",
         headings=("peak rate", "of the general model's", loss, "paper, 7B"),
         rows=rows,
         figures=[

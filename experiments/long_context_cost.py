@@ -65,6 +65,7 @@ def finding(results: Results) -> Finding:
     panel = Panel("context length (tokens)", "validation perplexity", curves, log_x=2)
     return Finding(
         question="How much does the long-context stage cost at short contexts?",
+        source="table 10",
         headings=(
             "arm",
             f"{first_short} ({nats})",

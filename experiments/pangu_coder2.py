@@ -140,6 +140,7 @@ def finding(results: Results) -> Finding:
     ]
     return Finding(
         question="Do ranked answers help, do more of them, and does ranking itself?",
+        source="PanGu-Coder2, figure 4",
         headings=("model", "pass@1", "paper, 15B: HumanEval"),
         rows=rows,
         figures=[(caption, [generated.panel(shares)])],

@@ -1,8 +1,8 @@
 """Stages and arms that several experiments share, so that an experiment file shows what differs.
 
 The stages of the paper (sections 2.2 to 2.4, Table 1) are here once, for every published size. The
-stages of the ablations are those of 7B, or toy ones that a laptop trains in a minute. Ablations
-share them exactly: a stage that two of them have is trained once.
+stages of the ablations are those of 7B, or toy and small ones (LOCAL) that one machine trains.
+Ablations share them exactly: a stage that two of them have is trained once.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from codellama_jax.config import (
 )
 from codellama_jax.models.gpt.config import GPTConfig
 from codellama_jax.models.llama.config import LlamaConfig
-from codellama_jax.models.llama.sizes import CODE_LLAMA, TOY, choose
+from codellama_jax.models.llama.sizes import CODE_LLAMA, SMALL, TOY, choose
 
 if TYPE_CHECKING:
     from codellama_jax.report.results import Results, StageResult
+
+# Lengths that a trend compares, in eighths of a stage: each twice the one before it.
+EIGHTHS, LENGTHS = 8, (1, 2, 4, 8)
 
 # Llama 2's own mixture is not published; the toy's general model needs some text to start from.
 GENERAL = MixtureConfig(code=0.1, discussions=0.3, language=0.6)
@@ -50,6 +53,33 @@ CODE_STEPS = {"7b": 119_209, "13b": 119_209, "34b": 119_209, "70b": 238_419}
 CODE_RATE = {"7b": 3e-4, "13b": 3e-4, "34b": 1.5e-4, "70b": 1.5e-4}
 # Sequences of 16,384 tokens: 2M tokens per batch, 1M for the larger two.
 LONG_BATCH = {"7b": 128, "13b": 128, "34b": 64, "70b": 64}
+
+
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """The numbers of the ablations at a scale that one machine trains, on its own sources."""
+
+    pieces: int  # of the tokenizer, without the 16 entries of the sentinels
+    max_files: int  # of a source; 0 reads all
+    batch: int  # sequences of 256 tokens
+    general_steps: int
+    code_steps: int
+    trend_steps: int  # of the code training with a trend
+    peak_lr: float
+    warmup_steps: int
+    eval_every: int
+    long_batch: int  # sequences of 1,024 tokens
+    long_steps: int
+    long_lr: float
+    seeds: int
+
+
+LOCAL = {
+    # A stage of a million positions. Several times the files that it reads.
+    "toy": Local(1008, 700, 4, 1000, 1000, 5000, 4e-3, 60, 100, 4, 30, 5e-4, 5),
+    # 8M and 33M positions; a trend is over the code training itself.
+    "small": Local(4080, 0, 32, 1000, 4000, 4000, 2e-3, 100, 500, 16, 60, 2.5e-4, 1),
+}
 
 
 def paper_code(
@@ -97,23 +127,42 @@ def with_larger_base(model: LlamaConfig) -> LlamaConfig:
 
 
 def model(scale: str) -> LlamaConfig:
-    """Returns the model of `toy` or `7b`. Raises UserError listing them for another name."""
-    return choose(TOY | {"7b": CODE_LLAMA["7b"]}, scale)
+    """Returns the model of `toy`, `small` or `7b`. Raises UserError listing them otherwise."""
+    return choose(TOY | SMALL | {"7b": CODE_LLAMA["7b"]}, scale)
 
 
 def general(scale: str) -> Stage:
     """Returns a model of mostly natural language, in the role of Llama 2."""
-    if scale == "toy":
-        return _toy_stage(GENERAL, init="scratch")
+    if scale in LOCAL:
+        return _local_stage(scale, GENERAL, LOCAL[scale].general_steps, init="scratch")
     # Llama 2 is trained already: a stage of 0 steps loads it, so that the arms have equal chains.
     return dataclasses.replace(code(scale, PLAIN), init="run:llama2", steps=0)
 
 
 def code(scale: str, infilling: InfillingConfig = INFILLING) -> Stage:
     """Returns the code training that follows the general model."""
-    if scale == "toy":
-        return _toy_stage(CODE, infilling=infilling)
+    if scale in LOCAL:
+        return _local_stage(scale, CODE, LOCAL[scale].code_steps, infilling=infilling)
     return paper_code(scale, model(scale), infilling, init="previous")
+
+
+def trend_code(scale: str, infilling: InfillingConfig = INFILLING) -> Stage:
+    """Returns code training for a trend over its length, five times as long at toy scale.
+
+    The checkpoints after LENGTHS of it are kept. At larger scales it is the stage of `code`.
+    """
+    stage = code(scale, infilling)
+    if scale in LOCAL:
+        steps = LOCAL[scale].trend_steps
+        stage = dataclasses.replace(stage, steps=steps, eval_every=steps // EIGHTHS)
+    every = stage.steps // EIGHTHS
+    return dataclasses.replace(stage, checkpoint_every=every, keep_checkpoints=EIGHTHS)
+
+
+def lengths(stage: Stage) -> tuple[int, ...]:
+    """Returns the steps of a stage of `trend_code` that a trend compares: LENGTHS of it."""
+    every = stage.steps // EIGHTHS
+    return (*(every * length for length in LENGTHS[:-1]), stage.steps)
 
 
 def long_context(
@@ -122,16 +171,19 @@ def long_context(
     """Returns the long-context stage: sequences four times as long, at a small learning rate."""
     # Only RoPE differs from the code stage's model, so that its weights are continued.
     longer = dataclasses.replace(model(scale), rope_theta=theta, rope_scaling=scaling)
-    if scale != "toy":
+    if scale not in LOCAL:
         return paper_long_context(scale, longer, steps=3000, infilling=infilling)
+    local = LOCAL[scale]
     return Stage(
         model=longer,
-        data=DataConfig(seq_len=1024, batch_size=4, mixture=CODE, infilling=infilling),
-        optimizer=OptimizerConfig(peak_lr=5e-4, warmup_steps=5),
-        steps=30,
+        data=DataConfig(
+            seq_len=1024, batch_size=local.long_batch, mixture=CODE, infilling=infilling
+        ),
+        optimizer=OptimizerConfig(peak_lr=local.long_lr, warmup_steps=5),
+        steps=local.long_steps,
         eval_rows=16,
-        eval_every=30,
-        checkpoint_every=30,
+        eval_every=local.long_steps,
+        checkpoint_every=local.long_steps,
         log_every=5,
     )
 
@@ -141,19 +193,29 @@ def ablation(
     scale: str,
     arms: dict[str, dict[str, Stage]],
     probes: Mapping[str, Probe] | None = None,
+    sources: Mapping[str, str] | None = None,
 ) -> Experiment:
     """Returns an experiment that probes the last model of each arm.
 
-    It has five seeds at toy scale, so that its verdict has an interval, and one at 7B.
+    It has five seeds at toy scale, so that its verdict has an interval, and one at others.
+
+    Args:
+      name: of the experiment.
+      scale: `toy`, `small` or `7b`.
+      arms: their stages.
+      probes: by name.
+      sources: paths of further sources by name.
     """
     # The stages before are shared between arms: their probes would only repeat each other.
     of_last: dict[str, Probe] = {}
     for key, probe in (probes or {}).items():
         of_last[key] = dataclasses.replace(probe, stages="last")
-    if scale != "toy":
+    if scale not in LOCAL:
         return Experiment(name, scale, arms, TokenizerConfig("tokenizer.model"), probes=of_last)
-    corpus = CorpusConfig(max_files=700)  # several times what the stages read
-    return Experiment(name, scale, arms, TOY_TOKENIZER, corpus, probes=of_last, seeds=5)
+    local = LOCAL[scale]
+    tokenizer = TokenizerConfig(pieces=local.pieces)
+    corpus = CorpusConfig(max_files=local.max_files, others=dict(sources or {}))
+    return Experiment(name, scale, arms, tokenizer, corpus, probes=of_last, seeds=local.seeds)
 
 
 def toy_gpt_stage(
@@ -233,20 +295,56 @@ def curves(results: Results) -> dict[str, list[list[tuple[float, float]]]]:
     return by_arm
 
 
-def _toy_stage(
-    mixture: MixtureConfig, init: str = "previous", infilling: InfillingConfig = PLAIN
+def tokens_by_length(results: Results, arm: str) -> list[float]:
+    """Returns the tokens that an arm of `trend_code` has read after each length, seeds averaged."""
+    by_seed = []
+    for chain in results[arm]:
+        last = chain[-1]
+        by_seed.append([last.tokens_at(step) for step in lengths(last.stage)])
+    return list(map(fmean, zip(*by_seed, strict=True)))
+
+
+def losses_by_length(results: Results, arm: str) -> list[list[float]]:
+    """Returns the validation loss of an arm of `trend_code` after each length, by seed."""
+    by_seed = []
+    for chain in results[arm]:
+        last = chain[-1]
+        by_seed.append([last.loss_at(step) for step in lengths(last.stage)])
+    return by_seed
+
+
+def _local_stage(
+    scale: str,
+    mixture: MixtureConfig,
+    steps: int,
+    init: str = "previous",
+    infilling: InfillingConfig = PLAIN,
 ) -> Stage:
-    # Blocks of 250 characters fit one context, so that they can be split for infilling.
+    """Returns a stage of sequences of 256 tokens.
+
+    Args:
+      scale: `toy` or `small`.
+      mixture: shares of the sources.
+      steps: of the stage.
+      init: `scratch` or `previous`.
+      infilling: of its documents.
+    """
+    local = LOCAL[scale]
     return Stage(
         init=init,
-        model=model("toy"),
+        model=model(scale),
+        # Blocks of 250 characters fit one context, so that they can be split for infilling.
         data=DataConfig(
-            seq_len=256, batch_size=4, mixture=mixture, infilling=infilling, block_chars=250
+            seq_len=256,
+            batch_size=local.batch,
+            mixture=mixture,
+            infilling=infilling,
+            block_chars=250,
         ),
-        optimizer=OptimizerConfig(peak_lr=4e-3, warmup_steps=60),
-        steps=1000,
+        optimizer=OptimizerConfig(peak_lr=local.peak_lr, warmup_steps=local.warmup_steps),
+        steps=steps,
         eval_rows=64,
-        eval_every=100,
+        eval_every=local.eval_every,
         checkpoint_every=500,
         log_every=20,
     )

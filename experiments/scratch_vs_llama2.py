@@ -5,7 +5,7 @@ Claim     Figure 5b (section 3.4.1), 7B: trained from scratch on the same 500B t
           tokens earlier.
 Expected  from the general model the final loss is lower, and the one from scratch is reached with
           tokens to spare.
-Cost      toy, five seeds: about 17 minutes on two AMD EPYC cores, probes included.
+Cost      toy, five seeds: as infilling_cost.py, with which it shares one of two code stages.
           7B: twice 500B tokens; `launch.py plan scratch_vs_llama2 --scale 7b`.
 Command   python launch.py run experiments/scratch_vs_llama2.py
           python launch.py run experiments/scratch_vs_llama2.py --scale 7b
@@ -20,6 +20,7 @@ from codellama_jax.report.findings import (
     Finding,
     Panel,
     Results,
+    Trend,
     crossing,
     pairs,
     spread,
@@ -34,7 +35,7 @@ PAPER = {
 
 def experiment(scale: str = "toy") -> Experiment:
     """Returns two arms that differ in the weights from which the code stage starts."""
-    general, code = recipe.general(scale), recipe.code(scale)
+    general, code = recipe.general(scale), recipe.trend_code(scale)
     # An untrained stage keeps the code stage second, so that both arms draw the same batches.
     untrained = dataclasses.replace(general, init="scratch", steps=0)
     arms = {
@@ -55,21 +56,25 @@ def finding(results: Results) -> Finding:
     after_start = {}
     for arm, seeds in curves.items():
         after_start[arm] = [curve[1:] for curve in seeds]
+    by_length = [recipe.losses_by_length(results, arm) for arm in ("scratch", "llama2")]
+    ahead = Trend(
+        "loss from scratch minus from the general model",
+        "nats per token",
+        recipe.tokens_by_length(results, "llama2"),
+        [pairs(scratch, llama2) for scratch, llama2 in zip(*by_length, strict=True)],
+    )
     rows = [(arm, spread(losses[arm]), PAPER[arm]) for arm in results]
     caption = "Validation loss over the tokens of code training, after the first steps."
     loss = "validation loss (nats per token)"
     return Finding(
         question="How many tokens of code training does a general model save?",
+        source="figure 5b",
         headings=("code training from", loss, "paper, 7B"),
         rows=[*rows, ("tokens saved", spread(saved, ".0%"), "48%")],
         figures=[(caption, [Panel("tokens of code training", loss, after_start)])],
         differences=[
-            Difference(
-                "final loss from scratch minus from the general model",
-                "nats per token",
-                pairs(losses["scratch"], losses["llama2"]),
-            ),
             Difference("code tokens saved by the general model", "share of all", saved),
         ],
+        trends=[ahead],
         reason="the toy's general model saw few tokens, most of them unlike code.",
     )

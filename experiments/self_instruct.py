@@ -79,6 +79,7 @@ def finding(results: Results) -> Finding:
     caption = "Share of held-out functions of which the greedy answer passes all tests."
     return Finding(
         question="Do programs that the model wrote itself, and a sandbox checked, improve it?",
+        source="table 8",
         headings=("self-instruct data", "pass@1", "paper: HumanEval"),
         rows=rows,
         figures=[(caption, [generated.panel(shares)])],

@@ -28,7 +28,7 @@ def experiment(scale: str = "toy") -> Experiment:
     """Returns one arm, whose model is sampled at four temperatures by a probe."""
     arms = {"code": {"general": recipe.general(scale), "code": recipe.code(scale)}}
     # pass@100 needs 100 samples; the paper draws 200 for each of HumanEval's 164 tasks.
-    lines, samples = (96, 100) if scale == "toy" else (164, 200)
+    lines, samples = (96, 100) if scale in recipe.LOCAL else (164, 200)
     probes = {"line_ends": LineEnds(TEMPERATURES, lines, samples)}
     return recipe.ablation("temperature", scale, arms, probes)
 
@@ -55,6 +55,7 @@ def finding(results: Results) -> Finding:
     caption = "Share of held-out lines of which one of k answers is exact."
     return Finding(
         question="Which temperature is best for one answer, and for many?",
+        source="figure 6",
         headings=("", *(f"temperature {t:g}" for t in TEMPERATURES), "paper"),
         rows=rows,
         figures=[(caption, [Panel("temperature", "pass@k", curves)])],

@@ -17,7 +17,8 @@ ABLATIONS = (
 GENERATED = ("self_instruct", "pangu_coder2", "exact_lines")
 EXPERIMENTS = [
     ("quickstart", "toy"),
-    *((name, scale) for name in ABLATIONS for scale in ("toy", "7b")),
+    ("scaling", "toy"),
+    *((name, scale) for name in ABLATIONS for scale in ("toy", "small", "7b")),
     *(
         (name, scale)
         for name in ("code_llama", "code_llama_python", "code_llama_instruct")

@@ -1,6 +1,7 @@
 """The layout of a run's folder: the only module that spells a path in one.
 
-    config.json  tokenizer.model  corpus.json  corpora.json  report.md  report.html
+    config.json  tokenizer.model  corpus.json  corpora.json
+    report.md  report.html  finding.json
     figures/NAME.png
     ARM/STAGE/   or ARM@1/STAGE/ of a further seed
         config.json  identity.txt  metrics.jsonl  tensorboard/  probes.json  done.json
@@ -262,6 +263,11 @@ class RunFolder(Folder):
     def report_html(self) -> epath.Path:
         """The report as one file."""
         return self.path / "report.html"
+
+    @property
+    def finding(self) -> epath.Path:
+        """The numbers that decide the verdict of the experiment."""
+        return self.path / "finding.json"
 
     @property
     def set_aside(self) -> epath.Path:

@@ -18,7 +18,6 @@ from typing import Any
 from etils import epath
 
 from codellama_jax.config import CorpusConfig, to_dict
-from codellama_jax.data.generated_functions import CORPORA
 from codellama_jax.data.prepare.inputs import (
     Part,
     fingerprint_of,
@@ -38,6 +37,7 @@ from codellama_jax.data.prepare.readers.base import InputOptions
 from codellama_jax.data.prepare.runners import Runner
 from codellama_jax.data.prepare.stages import fingerprint
 from codellama_jax.data.prepared import SPLITS, Prepared, is_prepared, open_corpus, open_prepared
+from codellama_jax.data.sources import GENERATED
 from codellama_jax.errors import UserError
 from codellama_jax.system import locks
 from codellama_jax.system.files import is_bucket, read_json, reason, user_path, write_json
@@ -87,11 +87,14 @@ def prepare(
         inputs=InputOptions(max_file_bytes=MAX_FILE_BYTES),
         validation_fraction=corpus.validation_fraction,
         split_by="file",
-        block_characters=block_chars,
+        # A generated document is one example, which must not be split.
+        block_characters=0 if path in GENERATED else block_chars,
     )
     with announced(print_line, f"{source}: listing the files of {path}"):
         # In the order of earlier versions, because the first of equal documents is kept.
-        parts = sorted_by_name(sampled(parts_of(path, "", config.inputs), corpus.max_files))
+        # Generated documents are not files: a sample of 700 would be learned by heart.
+        most = 0 if path in GENERATED else corpus.max_files
+        parts = sorted_by_name(sampled(parts_of(path, "", config.inputs), most))
     folder = user_path(cache_dir) / _folder_name(path, parts, config)
     try:
         if prepared := _cached(folder, print_line):
@@ -111,7 +114,7 @@ def prepare(
 def _policy(source: str, path: str) -> Policy:
     """Returns the rules for a source: those for generated code do not fit prose."""
     code = POLICIES["code_llama"]
-    if path in CORPORA:  # generated functions are alike by design
+    if path in GENERATED:  # generated functions are alike by design
         return POLICIES["none"]
     if source not in TEXT:
         return code

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from codellama_jax.data import generated_functions
+from codellama_jax.data import generated_functions, generated_keys
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import is_bucket, read_file
 
@@ -37,6 +37,9 @@ FORMATS = {
     ".tgz": "archives",
     ".pdf": "PDF",
 }
+# Files with the filler of data/generated_keys.py: those with the largest `position`, of which none
+# is held out, because the validation split has the smallest.
+FILLER_FILES = 100
 GIT_FOLDER = ".git"  # a file, too, in a submodule
 _DEFINITION = re.compile(r"\n[ \t\r]*\n(?=\S)")  # a blank line that an unindented line follows
 _BLANK_LINES = re.compile(r"\n([ \t\r]*\n)+")
@@ -205,11 +208,26 @@ def _generated(name: str) -> Iterator[Item]:
     return (_text(name, f"{number:06}", text) for number, text in enumerate(texts))
 
 
+def _keys(name: str) -> Iterator[Item]:
+    """Yields the documents of a corpus of data/generated_keys.py."""
+    lines: list[str] = []
+    for item in sorted(_stdlib(), key=lambda item: position(item.id))[-FILLER_FILES:]:
+        text = item.read().decode(errors="replace")
+        for line in text.splitlines(keepends=True):
+            if len(line) <= generated_keys.LONGEST_LINE and line.isascii():
+                lines.append(line)
+    texts = generated_keys.documents(lines, name)
+    return (_text(name, f"{number:06}", text) for number, text in enumerate(texts))
+
+
 # The texts that every machine has, by their name in a `CorpusConfig`.
 BUILTINS: dict[str, Callable[[], Iterator[Item]]] = {
     "stdlib": _stdlib,
     "topics": _topics,
     "descriptions": _descriptions,
 }
+GENERATED = (*generated_functions.CORPORA, *generated_keys.LONGEST)
 for _name in generated_functions.CORPORA:
     BUILTINS[_name] = partial(_generated, _name)
+for _name in generated_keys.LONGEST:
+    BUILTINS[_name] = partial(_keys, _name)

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from codellama_jax.checked import FieldError, from_dict
-from codellama_jax.config import Probe, to_dict
+from codellama_jax.config import Probe, Stage, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.probes.earlier import options_by_probe
 from codellama_jax.probes.subject import Subject
+from codellama_jax.report.results import answer_name
 from codellama_jax.system.progress import Say, silent
 
 
@@ -35,6 +36,28 @@ def run_probes(
     return answers
 
 
+def scheduled(
+    probes: Mapping[str, Probe], stage: Stage, is_last: bool
+) -> dict[int | None, dict[str, Probe]]:
+    """Returns the probes that follow a stage by step, under the names of their answers.
+
+    The last step is None, and comes first. An answer at an earlier one is named as `answer_name`
+    names it.
+
+    Args:
+      probes: of the experiment, by name.
+      stage: the stage.
+      is_last: whether it is the last one of its arm.
+    """
+    by_step: dict[int | None, dict[str, Probe]] = {None: {}}
+    for name, probe in probes.items():
+        if probe.applies(is_last):
+            by_step[None][name] = probe
+            for step in probe.steps_of(stage):
+                by_step.setdefault(step, {})[answer_name(name, step)] = probe
+    return by_step
+
+
 def config_of(probes: Mapping[str, Probe], documents: list[Any]) -> dict[str, Any]:
     """Returns the entry `config` of probes.json: everything that the answers depend on.
 
@@ -43,7 +66,8 @@ def config_of(probes: Mapping[str, Probe], documents: list[Any]) -> dict[str, An
     config: dict[str, Any] = {"documents": documents}
     for name, probe in probes.items():
         config[name] = to_dict(probe)
-        del config[name]["stages"]  # decides whether a probe runs, not its answer
+        for schedule in ("stages", "at_steps"):  # decide when a probe runs, not its answer
+            config[name].pop(schedule, None)
     return config
 
 
@@ -74,4 +98,4 @@ def _has_options(probe: Probe, options: Any) -> bool:
         other = from_dict(type(probe), options)
     except FieldError:
         return False
-    return dataclasses.replace(other, stages=probe.stages) == probe
+    return dataclasses.replace(other, stages=probe.stages, at_steps=probe.at_steps) == probe

@@ -28,7 +28,7 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from codellama_jax.report.findings import Panel
+from codellama_jax.report.findings import HeatMap, Panel
 
 # The colour of lines and text: black in a PNG. Used by nothing else, so that it can be replaced by
 # `currentColor` in the text of an SVG.
@@ -40,6 +40,7 @@ PANEL_WIDTH = 4.6  # inches; letters are then 10 px high on a phone of 390 px
 MOST_TICKS = 8  # labels of bars that fit side by side
 LABEL = 30  # characters that fit along the y axis of a panel
 PERPLEXITIES = ("perplexity", "last_block")  # measures of the probe that are drawn
+DARK = 0.6  # share above which a cell of a heat map has white text
 WIDE = 4  # ratio of the largest to the smallest perplexity above which the axis is logarithmic
 # Decorates functions that draw.
 in_style = style.context(Path(__file__).with_suffix(".mplstyle"))
@@ -266,6 +267,25 @@ def bars_figure(bars: Bars) -> Drawing:
     axis.yaxis.set_major_formatter(EngFormatter())
     if len(bars.heights) > 1:
         _legend_below(figure, [axis])
+    return [_svg(figure)], _png(figure)
+
+
+@in_style
+def heat_map_figure(heat_map: HeatMap) -> Drawing:
+    """Draws a grid of shares: the darker a cell, the larger its share, which is printed in it."""
+    shares = np.asarray(heat_map.shares, np.float64)
+    height = 1.0 + 0.28 * len(heat_map.rows)
+    figure = Figure(figsize=(1.5 * PANEL_WIDTH, height), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axis.set_xticks(range(len(heat_map.columns)), heat_map.columns)
+    axis.set_yticks(range(len(heat_map.rows)), heat_map.rows)
+    axis.set(xlabel=heat_map.x, ylabel=heat_map.y)
+    axis.grid(False)
+    for (row, column), share in np.ndenumerate(shares):
+        # Readable on light and on dark cells; the colour map does not follow the page's theme.
+        color = "white" if share > DARK else "black"
+        axis.text(column, row, f"{share:.0%}", ha="center", va="center", color=color, fontsize=8)
     return [_svg(figure)], _png(figure)
 
 

@@ -10,7 +10,6 @@ An experiment file may have a function `finding(results)`. It returns one of:
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,11 @@ import numpy as np
 from codellama_jax.errors import UserError
 from codellama_jax.report.page import Page
 from codellama_jax.report.results import Results
+from codellama_jax.report.verdicts import Difference as Difference
+from codellama_jax.report.verdicts import Interval as Interval
+from codellama_jax.report.verdicts import Trend as Trend
+from codellama_jax.report.verdicts import Verdict, decisive, worst
 
-CONFIDENCE = 0.95
 DIFFERENCE_HEADINGS = (
     "difference",
     "verdict",
@@ -30,6 +32,20 @@ DIFFERENCE_HEADINGS = (
     "95 % interval",
     "unit",
     "by seed",
+)
+TREND_HEADINGS = (
+    "trend",
+    "verdict at the longest",
+    "change per doubling of the tokens",
+    "95 % interval",
+    "direction",
+    "unit",
+    "mean after each number of tokens",
+)
+SCHEDULE = (
+    "All lengths are checkpoints of one run, whose learning rate falls over its full length. A"
+    " checkpoint in its middle has a higher rate than the end of a run of that length, and a higher"
+    " loss: compare the arms, which have the same rate, and not a length with a separate short run."
 )
 # Exceptions that a damaged file of the run causes, if it holds other types than were written.
 DAMAGED = (
@@ -41,53 +57,6 @@ DAMAGED = (
     TypeError,
     ValueError,
 )
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A Student-t confidence interval of a mean; infinite for one value."""
-
-    mean: float
-    low: float
-    high: float
-    n: int  # values
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Interval:
-        """Returns the interval of the mean of `values` with probability CONFIDENCE."""
-        n, mean = len(values), statistics.fmean(values)
-        if n == 1:
-            return cls(mean, -math.inf, math.inf, n)
-        from scipy.special import stdtrit  # slow to import
-
-        quantile = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
-        half = quantile * statistics.stdev(values) / math.sqrt(n)
-        return cls(mean, mean - half, mean + half, n)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A difference between two arms that the paper predicts to be above or below a bound."""
-
-    name: str  # "final validation loss, from scratch minus from the general model"
-    unit: str  # "nats per token"
-    values: Sequence[float]  # one per seed
-    expected: str = "above"  # "above" or "below" `bound`
-    bound: float = 0.0
-
-    @property
-    def interval(self) -> Interval:
-        """Returns the confidence interval over the seeds."""
-        return Interval.of(self.values)
-
-    @property
-    def verdict(self) -> str:
-        """Returns `undecided` if the interval includes the bound, else `agrees` or `disagrees`."""
-        low, high = self.interval.low - self.bound, self.interval.high - self.bound
-        if low <= 0 <= high:
-            return "undecided"
-        side = "above" if low > 0 else "below"
-        return "agrees" if side == self.expected else "disagrees"
 
 
 @dataclass(frozen=True)
@@ -115,6 +84,17 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class HeatMap:
+    """A diagram of shares from 0 to 1 in cells, each with its percentage."""
+
+    x: str  # the label of the axis with its unit
+    y: str  # the label of the axis
+    columns: Sequence[str]
+    rows: Sequence[str]  # from the top
+    shares: Sequence[Sequence[float]]  # by row and column
+
+
+@dataclass(frozen=True)
 class Finding:
     """The result of an experiment with several seeds, the first section of its report."""
 
@@ -124,15 +104,19 @@ class Finding:
     figures: Sequence[tuple[str, Sequence[Panel]]]  # caption, and panels side by side
     differences: Sequence[Difference]  # decide the verdict
     reason: str  # why a small model may not agree with the paper; printed if it does not
+    source: str = ""  # the paper's figure or table, as in "table 18"
+    heat_maps: Sequence[tuple[str, HeatMap]] = ()  # each with its caption
+    trends: Sequence[Trend] = ()  # of differences whose longest length decides the verdict too
 
     @property
-    def verdict(self) -> str:
+    def decisive(self) -> list[Difference]:
+        """Returns the differences that decide the verdict, with those at the end of the trends."""
+        return decisive(self.differences, self.trends)
+
+    @property
+    def verdict(self) -> Verdict:
         """Returns the worst verdict of a difference: `disagrees`, `undecided` or `agrees`."""
-        verdicts = {difference.verdict for difference in self.differences}
-        for verdict in ("disagrees", "undecided"):
-            if verdict in verdicts:
-                return verdict
-        return "agrees"
+        return worst(difference.verdict for difference in self.decisive)
 
 
 # The type of an experiment file's `finding`.
@@ -169,24 +153,26 @@ def crossing(points: Sequence[tuple[float, float]], level: float) -> float:
     return previous_x
 
 
-def write_finding(page: Page, name: str, results: Results, finding: FindingOf) -> None:
+def write_finding(page: Page, name: str, results: Results, finding: FindingOf) -> Finding | None:
     """Adds the verdict of an experiment to the report, with its table and figures.
 
     `name` is that of the experiment; the files of the figures begin with it. `results` holds only
-    seeds in which every stage is done. `finding` is the function of the experiment file.
+    seeds in which every stage is done. `finding` is the function of the experiment file. Returns
+    the finding, None if there is none or if it has expectations only.
     """
     if not all(results.values()):
         page.note("The verdict is printed here once one seed of every arm has been trained.")
-        return
+        return None
     try:
         result = finding(results)
         if isinstance(result, Finding):
             _write_verdict(page, name, result)
-        else:
-            _write_expectations(page, result)
+            return result
+        _write_expectations(page, result)
     except DAMAGED as error:  # the rest of the report does not need the missing probe
         cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         page.note(f"The verdict could not be computed from the run's probes: {cause}")
+    return None
 
 
 def _write_expectations(page: Page, expectations: Sequence[Expectation]) -> None:
@@ -204,21 +190,53 @@ def _write_expectations(page: Page, expectations: Sequence[Expectation]) -> None
 
 
 def _write_verdict(page: Page, name: str, finding: Finding) -> None:
-    from codellama_jax.report.figures import panels_figure  # matplotlib is slow to import
+    # matplotlib is slow to import
+    from codellama_jax.report.figures import heat_map_figure, panels_figure
 
     # Everything that a damaged file may break is computed before the first block is added.
-    rows = [(d.name, d.verdict, *_measured(d)) for d in finding.differences]
-    drawings = [panels_figure(panels) for _, panels in finding.figures]
+    rows = [(d.name, d.verdict, *_measured(d)) for d in finding.decisive]
+    figures = [*finding.figures, *trend_figures(finding.trends)]
+    drawings = [panels_figure(panels) for _, panels in figures]
+    heat_maps = [(caption, heat_map_figure(heat_map)) for caption, heat_map in finding.heat_maps]
     page.heading(finding.question)
     agrees = finding.verdict == "agrees"
     page.text("Agrees with the paper at this scale." if agrees else _disagreement(finding))
     page.table(DIFFERENCE_HEADINGS, rows)
     page.note("Undecided: the Student-t interval over the seeds includes the expected bound.")
     page.table(finding.headings, finding.rows)
-    for number, (caption, panels) in enumerate(finding.figures):
+    if finding.trends:
+        page.table(TREND_HEADINGS, [_trend_row(trend) for trend in finding.trends])
+        page.note(SCHEDULE)
+    for number, (caption, panels) in enumerate(figures):
         if _has_seeds(panels):
             caption += " Thin: each seed; thick: their mean."
         page.figure(f"{name}-{number}", caption, *drawings[number])
+    for number, (caption, drawing) in enumerate(heat_maps, len(figures)):
+        page.figure(f"{name}-{number}", caption, *drawing)
+
+
+def trend_figures(trends: Sequence[Trend]) -> list[tuple[str, list[Panel]]]:
+    """Returns the figure of the trends, a panel for each: seeds and the bound over the tokens."""
+    panels = []
+    for trend in trends:
+        millions = [tokens / 1e6 for tokens in trend.tokens]
+        seeds = [list(zip(millions, of_seed, strict=True)) for of_seed in trend.values]
+        bound = [(millions[0], trend.bound), (millions[-1], trend.bound)]
+        lines = {"difference": seeds, f"the paper's is {trend.expected} this": [bound]}
+        label = f"{trend.name} ({trend.unit})"
+        panels.append(Panel("million tokens of code training", label, lines, log_x=2))
+    caption = "Differences over the tokens of code training."
+    return [(caption, panels)] if panels else []
+
+
+def _trend_row(trend: Trend) -> list[str]:
+    """Returns the row of a trend in the table."""
+    by_length = []
+    for tokens, values in zip(trend.tokens, zip(*trend.values, strict=True), strict=True):
+        by_length.append(f"{tokens / 1e6:.2f}M: {statistics.fmean(values):+.3g}")
+    slope = trend.slope
+    cells = [trend.longest.verdict, f"{slope.mean:+.3g}", slope.text(), trend.direction]
+    return [trend.name, *cells, trend.unit, ", ".join(by_length)]
 
 
 def _has_seeds(panels: Sequence[Panel]) -> bool:
@@ -231,7 +249,7 @@ def _has_seeds(panels: Sequence[Panel]) -> bool:
 
 def _disagreement(finding: Finding) -> str:
     """Returns a sentence on the differences that do not agree with the paper."""
-    if any(difference.interval.n == 1 for difference in finding.differences):
+    if any(difference.interval.n == 1 for difference in finding.decisive):
         return "Undecided: one seed gives no interval."
     openings = {
         "disagrees": "Disagrees with the paper at this scale",
@@ -239,7 +257,7 @@ def _disagreement(finding: Finding) -> str:
     }
     parts = []
     for verdict, opening in openings.items():
-        names = [d.name for d in finding.differences if d.verdict == verdict]
+        names = [d.name for d in finding.decisive if d.verdict == verdict]
         if names:
             parts.append(f"{opening}: {'; '.join(names)}.")
     return f"{' '.join(parts)} Likely reason: {finding.reason}"
@@ -248,9 +266,6 @@ def _disagreement(finding: Finding) -> str:
 def _measured(difference: Difference) -> list[str]:
     """Returns the cells of the table after the verdict."""
     interval, form = difference.interval, "+.3g"
-    low_to_high = "needs 2 seeds"
-    if interval.n > 1:
-        low_to_high = f"{interval.low:{form}} to {interval.high:{form}}"
     seeds = ", ".join(f"{value:{form}}" for value in difference.values)
     bound = f"{difference.expected} {difference.bound:g}"
-    return [bound, f"{interval.mean:{form}}", low_to_high, difference.unit, seeds]
+    return [bound, f"{interval.mean:{form}}", interval.text(), difference.unit, seeds]

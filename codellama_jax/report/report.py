@@ -24,6 +24,7 @@ from codellama_jax.report.page import Code, Page
 from codellama_jax.report.probes import probe_section
 from codellama_jax.report.reading import read_data_counts, read_run
 from codellama_jax.report.results import Results, StageResult, complete, unit_of
+from codellama_jax.report.results_file import Measured, write_results
 from codellama_jax.report.tables import (
     bigram_loss,
     corpus_section,
@@ -73,7 +74,10 @@ def write_report(
         everything += itertools.chain(*seeds)
     page = Page(f"{experiment.name}, {experiment.scale} scale")
     if finding:
-        write_finding(page, experiment.name, complete(results), finding)
+        verdict = write_finding(page, experiment.name, complete(results), finding)
+        if verdict:
+            measured = Measured.of(experiment.name, experiment.scale, verdict)
+            write_results(folder.finding, measured)
     _claim(page, claim, bool(finding))
     _circumstances(page, everything, seconds)
     _damage(page, everything)

@@ -7,8 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from codellama_jax.config import Stage
 from codellama_jax.errors import UserError
+
+
+def answer_name(probe: str, step: int) -> str:
+    """Returns the name in probes.json of a probe's answer at a step before the last one."""
+    return f"{probe}@{step}"
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,24 @@ class StageResult:
         """Returns (tokens seen, validation loss) of every validation."""
         return [(line["tokens"], line["validation_loss"]) for line in self.validation]
 
-    def probe(self, name: str) -> Any:
-        """Returns the answer of a probe. Raises UserError with the reason if there is none."""
+    def tokens_at(self, step: int) -> float:
+        """Returns the tokens seen after a step, interpolated between validations."""
+        steps = [line["step"] for line in self.validation]
+        return float(np.interp(step, steps, [line["tokens"] for line in self.validation]))
+
+    def loss_at(self, step: int) -> float:
+        """Returns the validation loss after a step, interpolated between validations."""
+        steps = [line["step"] for line in self.validation]
+        losses = [line["validation_loss"] for line in self.validation]
+        return float(np.interp(step, steps, losses))
+
+    def probe(self, name: str, step: int | None = None) -> Any:
+        """Returns the answer of a probe after the last step, or after an earlier one.
+
+        Raises UserError with the reason if there is none.
+        """
+        if step is not None and step != self.stage.steps:
+            name = answer_name(name, step)
         answer = self.probes.get(name, {"note": f"{name} was not measured"})
         if "note" in answer:
             raise UserError(f"{self.name}: {answer['note']}")

@@ -19,8 +19,9 @@ from codellama_jax.checkpoints.identity import identity as identity_of
 from codellama_jax.checkpoints.loading import keep_compiled, load_params
 from codellama_jax.config import Experiment, Probe, Stage
 from codellama_jax.data import pipeline
+from codellama_jax.errors import UserError
 from codellama_jax.models.trained import TrainedModel
-from codellama_jax.probes.run import config_of, kept_answers, run_probes
+from codellama_jax.probes.run import config_of, kept_answers, run_probes, scheduled
 from codellama_jax.probes.subject import Subject
 from codellama_jax.report.findings import FindingOf
 from codellama_jax.report.report import write_report
@@ -105,7 +106,10 @@ def probe_stage(
     # Probes of all stages read documents of the first one's length, so that they are comparable.
     first = next(iter(chain.values()))
     is_last = stage.index == len(chain) - 1
-    probes = {name: p for name, p in experiment.probes.items() if p.applies(is_last)}
+    by_step = scheduled(experiment.probes, stage.stage, is_last)
+    probes: dict[str, Probe] = {}
+    for at_step in by_step.values():
+        probes |= at_step
     if experiment.probes and not probes:
         return
     # Answers to other documents are not kept: they would be compared with these.
@@ -115,9 +119,10 @@ def probe_stage(
     answers: dict[str, Any] = {}
     for path in (trained.probes, stage.folder.probes):
         answers |= kept_answers(read_state(path), probes, documents)
-    missing = {name: probe for name, probe in probes.items() if name not in answers}
-    if missing:
-        answers |= measure(missing, corpus, stage, trained, first, experiment.seed)
+    for step, at_step in by_step.items():
+        missing = {name: probe for name, probe in at_step.items() if name not in answers}
+        if missing:
+            answers |= measure(missing, corpus, stage, trained, first, experiment.seed, step)
     # Every host has measured the same answers; one writes them.
     if jax.process_index() == 0:
         in_order = {name: answers[name] for name in probes}  # that of the report's sections
@@ -131,6 +136,7 @@ def measure(
     trained: StageFolder,
     first: Stage,
     seed: int,
+    step: int | None = None,
 ) -> dict[str, Any]:
     """Returns the measures of probes after a trained stage, by the name of the probe.
 
@@ -141,10 +147,17 @@ def measure(
       trained: the folder where it was trained.
       first: the first stage of the arm, whose documents and sequence length all stages share.
       seed: of the experiment.
+      step: of an earlier checkpoint; None takes the last one.
     """
-    stage = resolved.stage
-    params = load_params(trained, stage.model, resolved.mesh)
-    model = TrainedModel(stage.model, params, corpus.tokenizer, str(resolved))
+    stage, name = resolved.stage, f"{resolved} at step {step}" if step else str(resolved)
+    try:
+        params = load_params(trained, stage.model, resolved.mesh, step)
+    except UserError as error:
+        if step is None:
+            raise
+        # An equal stage of an older run may have kept other checkpoints.
+        return {name: {"note": str(error)} for name in probes}
+    model = TrainedModel(stage.model, params, corpus.tokenizer, name)
     shares = stage.data.mixture.shares()
     main_source = max(corpus.sources(stage), key=shares.__getitem__)
     has_tags = stage.data.language_tags

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import toy
 from paths import ROOT
 from tiny_model import NEW_TOKENS, ask, subject
 
@@ -23,7 +24,8 @@ from codellama_jax.probes import (
     Perplexity,
 )
 from codellama_jax.probes.held_out import lines_to_fill
-from codellama_jax.probes.run import config_of, kept_answers
+from codellama_jax.probes.run import config_of, kept_answers, scheduled
+from codellama_jax.report.results import StageResult
 
 DOCUMENTS = [250, 256, 0]  # what else decides the answers
 FLAT = {  # as every probes.json had it when all probes shared one config
@@ -150,3 +152,22 @@ def test_importing_the_probes_starts_no_jax():
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.stdout == "False\n", done.stderr
+
+
+def test_a_probe_runs_at_the_kept_checkpoints_it_names():
+    stage = toy.stage(steps=40, checkpoint_every=10)
+    probe = Perplexity((16,), stages="last", at_steps=(20, 10, 15, 40, 50))
+    by_step = scheduled({"perplexity": probe, "bigram": Bigram()}, stage, is_last=True)
+    names = {step: list(probes) for step, probes in by_step.items()}
+    assert names == {None: ["perplexity", "bigram"], 10: ["perplexity@10"], 20: ["perplexity@20"]}
+    assert list(scheduled({"perplexity": probe}, stage, is_last=False)[None]) == []
+    # The schedule is not part of the answers' options.
+    answers = {"perplexity@10": {"16": 1}, "perplexity": {"16": 2}}
+    probes = dict.fromkeys(answers, probe)
+    written = {"config": config_of(probes, DOCUMENTS), **answers}
+    unscheduled = {name: Perplexity((16,)) for name in answers}
+    assert kept_answers(written, unscheduled, DOCUMENTS) == answers
+    result = StageResult("code", stage, [], [], answers)
+    assert [result.probe("perplexity", step)["16"] for step in (10, 40, None)] == [1, 2, 2]
+    with pytest.raises(UserError, match="perplexity@20 was not measured"):
+        result.probe("perplexity", 20)

@@ -71,6 +71,22 @@ TOY = {
 }
 
 
+# Between the toy and the published sizes, for one GPU or a patient CPU: 8.0M parameters.
+SMALL = {
+    "small": LlamaConfig(
+        4096,
+        d_model=256,
+        n_layers=8,
+        n_heads=8,
+        n_kv_heads=4,
+        head_dim=32,
+        d_ff=704,
+        compute_dtype="float32",
+        remat="none",
+    )
+}
+
+
 def choose(sizes: dict[str, Model], scale: str) -> Model:
     """Returns the size of that name. Raises UserError listing the names there are."""
     if scale not in sizes:
