@@ -16,21 +16,18 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from codellama_jax.command_line import cli, run_command
-from codellama_jax.config import DataConfig, MixtureConfig, ModelConfig, OptimizerConfig, Stage
 from codellama_jax.errors import UserError
 from codellama_jax.models.accounting import flops_per_token
 from codellama_jax.models.llama.config import LlamaConfig
 from kernels.static.chips import PEAK_FLOPS
+from speed.training import Work, ours, peer
 
 SHAPES = {
     "1b": LlamaConfig(
@@ -45,7 +42,6 @@ TINY = {
 }
 LENGTHS, STEP_TOKENS = (4096, 16_384), 16_384  # tokens per sequence, and per step
 TINY_LENGTHS, TINY_STEP_TOKENS = (64, 128), 256
-WARMUP, STEPS = 3, 10  # steps before the measurement, and in it
 # Rematerialization policies that are tried, the one that recomputes least first.
 RECOMPUTE = {"ours": ("none", "dots", "full"), "peer": ("none", "full")}
 # Parts of the error messages of a process that ran out of GPU memory.
@@ -58,115 +54,6 @@ class Options:
 
     tiny: bool = False  # small shapes on the CPU
     worker: str = ""  # arguments of one side as JSON, for the processes of this script
-
-
-def seconds_per_step(step: Callable[[], Any]) -> tuple[float, float]:
-    """Returns seconds per step after a warm-up, and the last loss.
-
-    `step` returns the loss on the device. It is read only after the last step, so that the host can
-    dispatch ahead as it does in training.
-    """
-    for _ in range(WARMUP):
-        loss = step()
-    float(loss)
-    start = time.perf_counter()
-    for _ in range(STEPS):
-        loss = step()
-    loss = float(loss)
-    return (time.perf_counter() - start) / STEPS, loss
-
-
-def ours(model: ModelConfig, rows: int, length: int, recompute: str) -> dict:
-    """Returns seconds per step and the last loss of our train step.
-
-    Args:
-      model: the shape.
-      rows: sequences per step.
-      length: tokens per sequence.
-      recompute: a rematerialization policy.
-    """
-    import dataclasses
-
-    import jax
-
-    from codellama_jax.config import MeshConfig
-    from codellama_jax.sharding.mesh import make_mesh, on_mesh
-    from codellama_jax.training.loop import owned_rows, place, stop_flags
-    from codellama_jax.training.step import compile_train_step, init_state
-
-    model = dataclasses.replace(model, remat=recompute)
-    stage = Stage(
-        model,
-        DataConfig(length, rows, MixtureConfig(code=1.0)),
-        OptimizerConfig(1e-4),
-        steps=1000,
-        init="scratch",
-    )
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, model.vocab_size, (rows, length + 1)).astype(np.int32)
-    batch = {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "segment_ids": np.ones((rows, length), np.int32),
-        "weights": np.ones((rows, length), np.float32),
-    }
-    batch["positions"] = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    with on_mesh(mesh):
-        state, train_step = init_state(stage, mesh, 0), compile_train_step(stage, mesh)
-        owned = owned_rows(mesh, rows)
-        placed = place(batch, owned, rows, mesh) | {"stop": stop_flags(0, rows, mesh)}
-
-        def step():
-            nonlocal state
-            state, metrics = train_step(state, placed)
-            return metrics["loss"]
-
-        seconds, loss = seconds_per_step(step)
-    return {"seconds": seconds, "loss": loss}
-
-
-def peer(model: ModelConfig, rows: int, length: int, recompute: str) -> dict:
-    """Returns seconds per step and the last loss of transformers' Llama; arguments as in `ours`."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_float32_matmul_precision("high")
-    sizes = {
-        "hidden_size": model.d_model,
-        "num_hidden_layers": model.n_layers,
-        "intermediate_size": model.d_ff,
-        "head_dim": model.head_dim,
-    }
-    heads = {"num_attention_heads": model.n_heads, "num_key_value_heads": model.n_kv_heads}
-    config = LlamaConfig(
-        vocab_size=model.vocab_size,
-        max_position_embeddings=length,
-        attn_implementation="sdpa",
-        **sizes,
-        **heads,
-    )
-    llama = LlamaForCausalLM(config).to(device).train()
-    if recompute == "full":
-        llama.gradient_checkpointing_enable()
-    optimizer = torch.optim.AdamW(
-        llama.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-    )
-    forward = torch.compile(llama)
-    tokens = torch.randint(model.vocab_size, (rows, length), device=device)
-
-    def step():
-        with torch.autocast(device, torch.bfloat16):
-            loss = forward(input_ids=tokens, labels=tokens, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(llama.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    seconds, loss = seconds_per_step(step)
-    return {"seconds": seconds, "loss": loss}
 
 
 def measure(side: str, shape: str, rows: int, length: int, tiny: bool) -> dict:
@@ -231,8 +118,9 @@ def main() -> None:
     """Prints a table with a row per shape and length."""
     options = cli(Options, description=__doc__)
     if options.worker:
-        side, shape, *rest = json.loads(options.worker)
-        print(json.dumps({"ours": ours, "peer": peer}[side]((SHAPES | TINY)[shape], *rest)))
+        side, shape, rows, length, recompute = json.loads(options.worker)
+        work = Work(rows, length, recompute=recompute)
+        print(json.dumps({"ours": ours, "peer": peer}[side]((SHAPES | TINY)[shape], work)))
         return
     device = check_packages(options.tiny)
     shapes, lengths, tokens = SHAPES, LENGTHS, STEP_TOKENS

@@ -1,0 +1,207 @@
+"""Tokens per second of greedy decoding on a CPU, beside transformers and CTranslate2.
+
+    pip install -e '.[oracle]' ctranslate2
+    PYTHONPATH=. python speed/decode_cpu.py                # 34M parameters, batches of 1 and 16
+    PYTHONPATH=. python speed/decode_cpu.py --rounds 5
+
+A random Llama is written once, as a Hugging Face folder, and read by every side. All sides read
+prompts of 64 tokens and draw 128 more. They alternate, each in a process of its own, and a figure
+is the median over the rounds. The fp32 sides must draw the same ids.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from codellama_jax.command_line import cli, run_command
+from codellama_jax.errors import UserError
+from speed.train_cpu import processor
+
+VOCAB, WIDTH, LAYERS, HEADS, FEED_FORWARD = 8192, 512, 8, 8, 1408
+PROMPT, NEW = 64, 128  # tokens
+BATCHES = (1, 16)
+SIDES = ("ours", "ours int8", "ours w8a8", "transformers", "CTranslate2", "CTranslate2 int8")
+FP32 = ("ours", "transformers", "CTranslate2")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Command line."""
+
+    rounds: int = 3  # measurements of each side
+    worker: str = ""  # arguments of one side as JSON, for the processes of this script
+
+
+def write_model(folder: Path) -> None:
+    """Writes a random Llama and its conversions to CTranslate2."""
+    import torch
+    from ctranslate2.converters import TransformersConverter
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        intermediate_size=FEED_FORWARD,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        # Large enough that the two most likely tokens are rarely close: the ids can be compared.
+        initializer_range=0.06,
+        max_position_embeddings=512,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    # The converter wants a tokenizer; token i is spelled "ti".
+    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(VOCAB)}, unk_token="t0"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="t0", bos_token="t1", eos_token="t2"
+    )
+    tokenizer.save_pretrained(folder)
+    for dtype in ("float32", "int8"):
+        TransformersConverter(str(folder)).convert(str(folder / dtype), quantization=dtype)
+
+
+def ours(folder: Path, prompts_BT: np.ndarray, scheme: str) -> Callable[[], list[list[int]]]:
+    """Returns a function that draws greedily with our engine."""
+    import jax
+    from etils import epath
+
+    from codellama_jax.config import MeshConfig
+    from codellama_jax.generation.quantize import quantized
+    from codellama_jax.generation.sampler import generate
+    from codellama_jax.generation.settings import Quantization, Sampling
+    from codellama_jax.models.trained import TrainedModel
+    from codellama_jax.sharding.mesh import make_mesh
+    from codellama_jax.weights import huggingface, load
+
+    source = huggingface.open_source(epath.Path(folder))
+    config = dataclasses.replace(source.model, compute_dtype="float32", remat="none")
+    params = load.place_params(source, config, make_mesh(MeshConfig(), jax.devices()[:1]))
+    model = quantized(TrainedModel(config, params, None, "random"), Quantization(scheme))
+    sampling = Sampling(temperature=0.0, max_new_tokens=NEW)
+    return lambda: generate(model, prompts_BT.tolist(), sampling)
+
+
+def transformers(folder: Path, prompts_BT: np.ndarray, _: str) -> Callable[[], list[list[int]]]:
+    """Returns a function that draws greedily with transformers."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    llama = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens = torch.tensor(prompts_BT)
+    lengths = {"min_new_tokens": NEW, "max_new_tokens": NEW}
+
+    def draw() -> list[list[int]]:
+        with torch.inference_mode():
+            ids_BT = llama.generate(
+                tokens, attention_mask=torch.ones_like(tokens), do_sample=False, **lengths
+            )
+        return ids_BT[:, PROMPT:].tolist()
+
+    return draw
+
+
+def ctranslate2(folder: Path, prompts_BT: np.ndarray, dtype: str) -> Callable[[], list[list[int]]]:
+    """Returns a function that draws greedily with CTranslate2."""
+    from ctranslate2 import Generator
+
+    threads = len(os.sched_getaffinity(0))
+    compute = {"float32": "float32", "int8": "int8_float32"}[dtype]
+    generator = Generator(str(folder / dtype), compute_type=compute, intra_threads=threads)
+    texts = [[f"t{i}" for i in prompt] for prompt in prompts_BT.tolist()]
+
+    def draw() -> list[list[int]]:
+        results = generator.generate_batch(
+            texts,
+            max_length=NEW,
+            min_length=NEW,
+            sampling_topk=1,
+            include_prompt_in_result=False,
+            end_token="t2",
+        )
+        return [result.sequences_ids[0] for result in results]
+
+    return draw
+
+
+START = {
+    "ours": (ours, "none"),
+    "ours int8": (ours, "int8"),
+    "ours w8a8": (ours, "w8a8"),
+    "transformers": (transformers, ""),
+    "CTranslate2": (ctranslate2, "float32"),
+    "CTranslate2 int8": (ctranslate2, "int8"),
+}
+
+
+def run_side(side: str, folder: str, batch: int) -> dict:
+    """Returns the fastest of three runs in tokens per second, and the ids, in this process."""
+    prompts_BT = np.random.default_rng(0).integers(3, VOCAB, (batch, PROMPT))
+    function, argument = START[side]
+    draw = function(Path(folder), prompts_BT, argument)
+    draw()
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        ids = draw()
+        seconds.append(time.perf_counter() - start)
+    return {"speed": batch * NEW / min(seconds), "ids": ids}
+
+
+def measure(side: str, folder: Path, batch: int) -> dict:
+    """Returns what `run_side` does, in a process of its own; UserError where that fails."""
+    command = [sys.executable, __file__, "--worker", json.dumps([side, str(folder), batch])]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise UserError(f"{side}: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Prints a table with a row per batch and side."""
+    options = cli(Options, description=__doc__)
+    if options.worker:
+        print(json.dumps(run_side(*json.loads(options.worker))))
+        return
+    title = f"{processor()[0]}, {os.cpu_count()} cores; median of {options.rounds} rounds"
+    table = Table("sequences", "side", "tokens/s", "of transformers", "of CTranslate2", title=title)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_model(folder)
+        for batch in BATCHES:
+            speeds: dict[str, list[float]] = {side: [] for side in SIDES}
+            for _ in range(options.rounds):
+                ids = {}
+                for side in SIDES:
+                    result = measure(side, folder, batch)
+                    speeds[side].append(result["speed"])
+                    ids[side] = result["ids"]
+                for side in FP32:
+                    if ids[side] != ids["ours"]:
+                        raise UserError(f"{side} draws other ids than ours with {batch} sequences")
+            medians = {side: statistics.median(speeds[side]) for side in SIDES}
+            for side, speed in medians.items():
+                ratios = [speed / medians["transformers"], speed / medians["CTranslate2"]]
+                table.add_row(
+                    str(batch), side, f"{speed:,.0f}", *[f"{ratio:.2f}" for ratio in ratios]
+                )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    run_command(main)
