@@ -29,11 +29,12 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from codellama_jax.config import Experiment, Stage
+from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.probes import KeyRetrieval, Perplexity
 from codellama_jax.report.findings import (
     Difference,
@@ -81,7 +82,7 @@ def experiment(scale: str = "toy") -> Experiment:
     """Returns five arms that differ in RoPE after the same code stage."""
     general = _narrow(scale, recipe.general(scale))
     code = _with_keys(scale, recipe.code(scale), "keys")
-    larger = dataclasses.replace(code.model, rope_theta=LARGER)
+    larger = dataclasses.replace(cast(LlamaConfig, code.model), rope_theta=LARGER)
     # No step is trained: the stage only changes the base with which its probes read.
     theta = dataclasses.replace(code, model=larger, steps=0)
     settings = {"long_1e4": (BASE, 1.0), "long_scaled": (BASE, SCALING), "long_1e6": (LARGER, 1.0)}
@@ -129,8 +130,9 @@ def _with_keys(scale: str, stage: Stage, source: str) -> Stage:
         data = dataclasses.replace(data, batch_size=CODE_BATCH)
         stage = dataclasses.replace(stage, steps=CODE_STEPS)
     elif scale == "toy":
-        every = {"steps": LONG_STEPS, "eval_every": LONG_STEPS, "checkpoint_every": LONG_STEPS}
-        stage = dataclasses.replace(stage, **every)
+        stage = dataclasses.replace(
+            stage, steps=LONG_STEPS, eval_every=LONG_STEPS, checkpoint_every=LONG_STEPS
+        )
     return _narrow(scale, dataclasses.replace(stage, data=data))
 
 

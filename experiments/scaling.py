@@ -21,7 +21,7 @@ from statistics import fmean
 
 import numpy as np
 
-from codellama_jax.config import Experiment
+from codellama_jax.config import Experiment, ModelConfig
 from codellama_jax.models.accounting import parameter_count
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.sizes import TOY, choose
@@ -57,7 +57,7 @@ def _sized(model: LlamaConfig, width: int, layers: int) -> LlamaConfig:
     )
 
 
-def parameters(model: LlamaConfig) -> int:
+def parameters(model: ModelConfig) -> int:
     """Returns the number of parameters without embedding and output head."""
     return parameter_count(model) - 2 * model.vocab_size * model.d_model
 
