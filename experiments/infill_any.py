@@ -11,6 +11,7 @@ Command   python launch.py run experiments/infill_any.py
           python launch.py run experiments/infill_any.py --general.init hf:MODEL --out runs/mine
           python launch.py run experiments/infill_any.py --scale toy
           python launch.py evaluate humaneval_infilling --run runs/infill_any-smollm2 --data FILE
+          --out runs/infilled
           python launch.py export runs/infill_any-smollm2 exported --to gguf --type q8_0
           python launch.py serve runs/infill_any-smollm2
 

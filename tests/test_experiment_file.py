@@ -64,7 +64,7 @@ def test_a_mistake_is_one_line_with_its_place(text, line, tmp_path):
 
 
 def test_a_users_mistake_keeps_its_own_line(tmp_path):
-    with pytest.raises(UserError, match=r"^no scale 8b: there are toy, 7b$"):
+    with pytest.raises(UserError, match=r"^no scale 8b: there are toy, small, 7b$"):
         load("mine.py", GOOD, tmp_path, "8b")
 
 
