@@ -133,7 +133,10 @@ def test_killed_twice_ends_bit_for_bit_the_same(place, undisturbed):
         )
 
 
-@pytest.mark.parametrize("number, exit_code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, exit_code",
+    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)],
+)
 def test_a_stopped_run_saves_and_goes_on(place, undisturbed, number, exit_code):
     out = f"stopped{exit_code}"
     code, _, errors = launch(place, out, AT="code:4", SIGNAL=str(number.value))

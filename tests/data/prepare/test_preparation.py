@@ -178,7 +178,7 @@ def start(program, *arguments):
     )
 
 
-@pytest.mark.parametrize("writes", [5, 30])
+@pytest.mark.parametrize("writes", [pytest.param(5, marks=pytest.mark.slow), 30])
 def test_a_kill_leaves_nothing_that_is_taken_for_complete(corpus, tmp_path, writes):
     prepare(corpus, tmp_path / "whole")
     # The process dies right before the write of its Nth state file.

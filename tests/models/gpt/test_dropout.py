@@ -45,6 +45,7 @@ def loss_of(model, mesh, key):
     return float(total / sums["tokens"])
 
 
+@pytest.mark.slow
 def test_a_step_drops_by_seed_and_number_whatever_its_micro_batches(dropping):
     stage, params = toy.stage(model=dropping, micro_batches=2), random_params(dropping)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])

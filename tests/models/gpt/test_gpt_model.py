@@ -109,7 +109,8 @@ def test_weight_decay_leaves_out_norms_and_biases(top_query):
 
 def test_weights_that_end_in_the_residual_stream_are_drawn_smaller(top_query):
     wide = dataclasses.replace(top_query, d_model=128, head_dim=32)
-    params = family_of(wide).module(wide).init(jax.random.key(0), *np.zeros((2, 1, 2), int))
+    init = jax.jit(family_of(wide).module(wide).init)
+    params = init(jax.random.key(0), *np.zeros((2, 1, 2), int))
     params = jax.tree.map(np.std, nn.unbox(params["params"]))
     smaller = wide.init_std / np.sqrt(2 * 3)
     for layer in (params["layers"], params["top_layer"]):
@@ -200,9 +201,10 @@ def losses_on(model, *axes):
 @pytest.mark.parametrize(
     ("name", "axes"),
     [
-        ("multi_query", (1, 8, 1, 1)),
+        pytest.param("multi_query", (1, 8, 1, 1), marks=pytest.mark.slow),
         ("multi_query", (2, 2, 1, 2)),
-        ("top_query", (1, 2, 2, 2)),  # the axes of the others, and a sharded length
+        # The axes of the others, and a sharded length.
+        pytest.param("top_query", (1, 2, 2, 2), marks=pytest.mark.slow),
     ],
 )
 def test_a_mesh_changes_nothing(request, name, axes):
