@@ -5,7 +5,7 @@ Claim     Sections 2.3 and 3.2: trained on 500B tokens of code, 90 % of the docu
           and 72.7 % in SPM order (Table 6, 7B). It costs left-to-right prediction little (Table 5).
 Expected  after training more lines are filled in exactly in both orders than before it, the loss of
           the true middles is lower, and the perplexity of code at most 1.1 times that before.
-Cost      smollm2: 135M parameters and 0.2M tokens, an hour on two CPU cores (estimated), with probes;
+Cost      smollm2: 135M parameters, 0.2M tokens, an hour on two CPU cores (estimated), with probes;
           Ctrl-C saves, and the same command resumes. toy: 2 minutes, no file needed.
 Command   python launch.py run experiments/infill_any.py
           python launch.py run experiments/infill_any.py --general.init hf:MODEL --out runs/mine
