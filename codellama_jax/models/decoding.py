@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -201,6 +202,29 @@ def last_columns(x_DN: jax.Array, lengths_R: jax.Array) -> jax.Array:
     """
     R = len(lengths_R)
     return x_DN[:, jnp.arange(R) * (x_DN.shape[1] // R) + lengths_R - 1]
+
+
+def extended(
+    read: Callable[[jax.Array, Columns], tuple[jax.Array, Cache]],
+    unembed: Callable[[jax.Array], jax.Array],
+    tokens_RT: jax.Array,
+    starts_R: jax.Array,
+    lengths_R: jax.Array | None,
+    slots_R: jax.Array | None,
+) -> tuple[jax.Array, Cache]:
+    """Returns what `family.Family.extend` does, by the parts of a family's `step`.
+
+    Args:
+      read: from tokens_N and their columns to the last activations x_DN, and the cache.
+      unembed: from activations x_DN to fp32 logits_NV.
+      tokens_RT, starts_R, lengths_R, slots_R: as in `family.Family.extend`.
+    """
+    R, T = tokens_RT.shape
+    columns = Columns(starts_R[:, None] + jnp.arange(T)[None], slots_R)
+    x_DN, cache = read(tokens_RT.ravel(), columns)
+    if lengths_R is not None:
+        return unembed(last_columns(x_DN, lengths_R)), cache
+    return unembed(x_DN).reshape(R, T, -1), cache
 
 
 def logits_of(head_VD: jax.Array, x_DB: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ Dims: those of `models/layers.py` and `models/decoding.py`, and X any output.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -23,7 +24,7 @@ from codellama_jax.models.decoding import (
     REPLICATED,
     Cache,
     Columns,
-    last_columns,
+    extended,
     last_tokens,
     logits_of,
 )
@@ -200,12 +201,9 @@ def extend(
     slots_R: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Reads more tokens; see `family.Family.extend` for arguments and results."""
-    R, T = tokens_RT.shape
-    columns = Columns(starts_R[:, None] + jnp.arange(T)[None], slots_R)
-    x_DN, cache = _read(config, weights, cache, tokens_RT.ravel(), columns)
-    if lengths_R is not None:
-        return unembed(config, weights, last_columns(x_DN, lengths_R)), cache
-    return unembed(config, weights, x_DN).reshape(R, T, -1), cache
+    read = functools.partial(_read, config, weights, cache)
+    logits = functools.partial(unembed, config, weights)
+    return extended(read, logits, tokens_RT, starts_R, lengths_R, slots_R)
 
 
 def _read(
