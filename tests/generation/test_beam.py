@@ -27,8 +27,10 @@ BEAMS = Sampling(max_new_tokens=12, beams=4, length_penalty=0.0)
 
 
 def random_model(seed):
-    # Sharper than at the start of training, so that the scores of beams differ clearly.
-    params = jax.tree.map(lambda p: 2 * jnp.asarray(p), published.random_params(MODEL, seed))
+    # Sharper than at the start of training, so that the scores of beams differ clearly. Only the
+    # head: larger weights inside the layers would amplify rounding, which differs by processor.
+    params = jax.tree.map(jnp.asarray, published.random_params(MODEL, seed))
+    params["head"] = 4 * params["head"]
     return TrainedModel(MODEL, params, Characters(), "toy")
 
 
@@ -71,7 +73,7 @@ def test_a_beam_that_holds_all_texts_finds_the_most_likely_ones(seed):
     [found] = beam_search(model, [prompt], sampling, vocab=vocab)
     best = np.argsort(-expected)[: vocab**2]
     assert [beam.ids for beam in found] == [texts[i] for i in best]
-    np.testing.assert_allclose([b.log_probability for b in found], expected[best], atol=1e-4)
+    np.testing.assert_allclose([b.log_probability for b in found], expected[best], atol=2e-5)
     assert [beam.score for beam in found] == [beam.log_probability for beam in found]
 
 
