@@ -15,13 +15,20 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import tyro
 
-from codellama_jax.checked import SHOWN, FieldError, check_all, choices_problem, unchecked
+from codellama_jax.checked import (
+    SHOWN,
+    FieldError,
+    check_all,
+    choices_problem,
+    nearest,
+    unchecked,
+)
 from codellama_jax.errors import UserError
 from kernels import UnsupportedError
 from kernels.static.chips import ENVIRONMENT
@@ -85,7 +92,10 @@ def cli(*args: Any, **kwargs: Any) -> Any:
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        raise UserError(_one_line(output.getvalue())) from None
+        problem = _one_line(output.getvalue())
+        if problem.startswith("missing from"):
+            problem = _misspelt(args, kwargs) + problem
+        raise UserError(problem) from None
     # Checked only now, so that an error names the complete option, as in `checked`.
     options = parsed[0] if kwargs.get("return_unknown_args") else parsed
     if dataclasses.is_dataclass(options):
@@ -209,6 +219,25 @@ def _one_line(box: str) -> str:
         if paragraph.startswith("For full"):
             hints.append(re.sub("For full helptext, (run|see):?", "see", paragraph))
     return "; ".join([_reworded(wrong), *hints])
+
+
+def _misspelt(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Returns the options that a command line misspells, with the right names, or "".
+
+    tyro does not report them where a required option is missing, which may be the misspelt one.
+    """
+    helped = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(helped), unchecked():
+        tyro.cli(*args, **{**kwargs, "args": ["--help"]})
+    known = set(re.findall(r"--[\w.-]+", helped.getvalue()))
+    problems = []
+    for argument in kwargs.get("args") or sys.argv[1:]:
+        name = argument.partition("=")[0]
+        # Of other unknown names the line states nothing: they may be values.
+        hint = nearest(name, known) if name.startswith("--") and name not in known else ""
+        if hint:
+            problems.append(f"unrecognized option: {name}{hint} ")
+    return "".join(problems)
 
 
 def _reworded(wrong: str) -> str:

@@ -124,6 +124,8 @@ def test_a_plan_works_from_any_folder(command):
         (("complete", "r", "p", "--max-new-token", "3"), r"did you mean --max-new-tokens\?"),
         (("complete", "r", "p", "--mesh", "tensr=2"), r"did you mean --mesh.tensor\?"),
         (("evaluate", "humaneval", "--out", "o", "--shot", "3"), r"did you mean --shots\?"),
+        (("self-instruct", "d", "--modle", "m"), r"did you mean --model\? missing from .*--model"),
+        (("evaluate", "humaneval", "--ot=o"), r"option: --ot; did you mean --out\? missing from"),
         (("export", "r", "d", "--to", "tf"), "--to is 'tf': it must be one of hf, meta"),
         (("kernels", "flash"), "flash_attention"),
         (("kernels", "flash_attention", "--chip", "v9"), "--chip is 'v9': it must be one or"),
