@@ -1,15 +1,19 @@
 """The prefix cache while one types: the share of prompt tokens that are reused, and the latency.
 
-    PYTHONPATH=. python speed/keystrokes.py [--keystrokes 100] [--new 8] [--context 2048]
+    PYTHONPATH=. python speed/keystrokes.py [--keystrokes 100] [--new 8] [--context 2048] [--http]
 
 A line is typed in the middle of a source file of this project. After every character the middle at
 the cursor is filled in, in both orders, as an editor asks for it; each request waits for the one
 before. A random model of quickstart's size generates with a tokenizer that is trained on the
 project's own source. Requests run through the engine as the server configures it, with the prefix
-cache and without it, alternately, and both must draw the same ids.
+cache and without it, alternately, and both must draw the same ids. With --http two servers answer
+the same keystrokes on loopback, as requests of llama.vim and llama.vscode to /infill: the time then
+includes HTTP, JSON, and the encoding of the file.
 
 Prefix-suffix-middle (PSM) prompts share the text before the cursor: the suffix is read again after
 each keystroke. Suffix-prefix-middle (SPM) prompts share the suffix and the text before the cursor.
+With --http PSM prompts share nearly all too: /infill receives the cursor's line apart, as `prompt`,
+and it follows the suffix.
 The whole file is sent. A client that sends a window of lines around the cursor shares nothing after
 the keystroke at which the window moves, since the beginning of the prompt then differs.
 """
@@ -18,9 +22,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import http.client
+import json
+import threading
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -28,12 +38,18 @@ import numpy as np
 
 from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.generation.engine import Engine
+from codellama_jax.generation.middle import Order
 from codellama_jax.generation.requests import Request
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.models.family import boxed_params
 from codellama_jax.models.llama.sizes import TOY, choose
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.report.report import processor
+from codellama_jax.serving.app import make_app
+from codellama_jax.serving.guard import Rules
+from codellama_jax.serving.server import Address, Server, listen
+from codellama_jax.serving.service import Features, Service
+from codellama_jax.serving.worker import STARTING, Sizes, Worker
 from codellama_jax.tokenizers import sentencepiece
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +63,7 @@ TYPED = '''def rounded(numbers: Sequence[int], multiple: int = 64) -> list[int]:
 '''
 WARM_UP = 10  # keystrokes
 SLOTS, PIECE = 8, 512  # the server's defaults
+KINDS = ("reused", "read")
 
 
 def load(vocab: int) -> TrainedModel:
@@ -59,28 +76,102 @@ def load(vocab: int) -> TrainedModel:
     return TrainedModel(config, params, tokenizer, "random")
 
 
-def prompts_of(model: TrainedModel, keystrokes: int, spm: bool) -> list[list[int]]:
-    """Returns the prompt after each keystroke."""
+class Keystroke(NamedTuple):
+    """The texts around the cursor after a keystroke, and the order of the prompt."""
+
+    before: str
+    after: str
+    spm: bool
+
+
+def keystrokes(count: int, spm: bool, first: str = "") -> list[Keystroke]:
+    """Returns the keystrokes. `first` begins both texts, so that they share nothing with others."""
     before, mark, after = FILE.read_text().partition(BEFORE)
-    prompts = []
-    for count in range(1, keystrokes + 1):
-        prompts.append(prompt_ids(model.tokenizer, before + TYPED[:count], mark + after, spm))
-    return prompts
+    before, after = first + before, first + mark + after
+    return [Keystroke(before + TYPED[:n], after, spm) for n in range(1, count + 1)]
+
+
+class EngineSide:
+    """The engine as the server configures it, without HTTP."""
+
+    def __init__(self, model: TrainedModel, options: argparse.Namespace, is_cached: bool) -> None:
+        """Starts with nothing read."""
+        self._tokenizer, self._new = model.tokenizer, options.new
+        sizes = {"least": options.context, "piece": PIECE}
+        self._engine = Engine(model, SLOTS, prefix_cache=is_cached, **sizes)
+
+    def ask(self, keystroke: Keystroke) -> tuple[object, float]:
+        """Returns the new ids after a keystroke, and milliseconds."""
+        prompt = prompt_ids(self._tokenizer, *keystroke)
+        request = Request(prompt, Sampling(max_new_tokens=self._new), on_tokens=_streamed)
+        start = time.perf_counter()
+        (ids,) = self._engine.run([request])
+        return ids, 1e3 * (time.perf_counter() - start)
+
+    def tokens(self) -> Counter[str]:
+        """Returns how many tokens of prompts were reused and read."""
+        counts = self._engine.counts
+        return Counter({kind: counts[f"prompt tokens {kind}"] for kind in KINDS})
+
+
+class ServerSide:
+    """A server on loopback, in threads that end with the process."""
+
+    def __init__(self, model: TrainedModel, options: argparse.Namespace, is_cached: bool) -> None:
+        """Starts it and waits until it is ready."""
+        sizes = Sizes(SLOTS, options.context, 64, PIECE, PIECE, is_cached)
+        worker = Worker(lambda: model, sizes)
+        features = Features("random", model.tokenizer, Order(False, "as given"), True, None)
+        app = make_app(Service(features, worker), Rules())
+        listener = listen(Address("127.0.0.1", 0))
+        worker.start()
+        run = Server(app, worker, grace=1).run
+        threading.Thread(target=run, args=([listener],), daemon=True).start()
+        while worker.state == STARTING:
+            time.sleep(0.1)
+        if worker.failure:
+            raise worker.failure
+        self._new, self._tokens = options.new, Counter[str]()
+        self._connection = http.client.HTTPConnection(*listener.getsockname()[:2], timeout=600)
+
+    def ask(self, keystroke: Keystroke) -> tuple[object, float]:
+        """Returns the text after a keystroke, and milliseconds."""
+        prefix, newline, line = keystroke.before.rpartition("\n")
+        body = {
+            "input_prefix": prefix + newline,
+            "prompt": line,
+            "input_suffix": keystroke.after,
+            "n_predict": self._new,
+            "spm": keystroke.spm,
+        }
+        start = time.perf_counter()
+        self._connection.request("POST", "/infill", json.dumps(body))
+        response = self._connection.getresponse()
+        answer = json.loads(response.read())
+        milliseconds = 1e3 * (time.perf_counter() - start)
+        if response.status != 200:
+            raise RuntimeError(f"{response.status}: {answer}")
+        self._tokens["reused"] += answer["timings"]["cache_n"]
+        self._tokens["read"] += answer["timings"]["prompt_n"]
+        return answer["content"], milliseconds
+
+    def tokens(self) -> Counter[str]:
+        """Returns how many tokens of prompts were reused and read."""
+        return self._tokens
 
 
 def typed(
-    engines: dict[bool, Engine], prompts: list[list[int]], new: int
-) -> tuple[dict[bool, list[list[int]]], dict[bool, list[float]]]:
-    """Returns the new ids and the milliseconds of each request, by engine."""
-    ids: dict[bool, list[list[int]]] = {key: [] for key in engines}
-    times: dict[bool, list[float]] = {key: [] for key in engines}
-    for prompt in prompts:
-        request = Request(prompt, Sampling(max_new_tokens=new), on_tokens=_streamed)
-        for key, engine in engines.items():
-            start = time.perf_counter()
-            ids[key] += engine.run([request])
-            times[key].append(1e3 * (time.perf_counter() - start))
-    return ids, times
+    sides: dict[bool, Any], pressed: Sequence[Keystroke]
+) -> tuple[dict[bool, list[object]], dict[bool, list[float]]]:
+    """Returns the answers and the milliseconds of each keystroke, with the cache and without."""
+    answers: dict[bool, list[object]] = {key: [] for key in sides}
+    times: dict[bool, list[float]] = {key: [] for key in sides}
+    for keystroke in pressed:
+        for key, side in sides.items():
+            answer, milliseconds = side.ask(keystroke)
+            answers[key].append(answer)
+            times[key].append(milliseconds)
+    return answers, times
 
 
 def _streamed(ids: list[int]) -> None:
@@ -93,31 +184,32 @@ def main() -> None:
     defaults = {"keystrokes": 100, "new": 8, "context": 2048, "vocab": 2000}
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--http", action="store_true", help="ask servers on loopback")
     options = parser.parse_args()
     if not 1 <= options.keystrokes <= len(TYPED):
         parser.error(f"--keystrokes is {options.keystrokes}: it must be from 1 to {len(TYPED)}")
     model = load(options.vocab)
-
-    def engines() -> dict[bool, Engine]:
-        sizes = {"least": options.context, "piece": PIECE}
-        return {key: Engine(model, SLOTS, prefix_cache=key, **sizes) for key in (False, True)}
-
     print(f"processor: {processor()}, {jax.default_backend()}")
     for order in ("PSM", "SPM"):
-        prompts = prompts_of(model, options.keystrokes, order == "SPM")
-        # The first keystrokes compile.
-        typed(engines(), prompts[:WARM_UP], options.new)
-        measured = engines()
-        ids, times = typed(measured, prompts, options.new)
-        print(f"{order}: prompts of {len(prompts[0]):,} to {len(prompts[-1]):,} tokens")
-        for key, engine in measured.items():
-            reused, read = (engine.counts[f"prompt tokens {kind}"] for kind in ("reused", "read"))
+        pressed = keystrokes(options.keystrokes, order == "SPM")
+        make_side = ServerSide if options.http else EngineSide
+        sides = {key: make_side(model, options, key) for key in (False, True)}
+        # The first keystrokes compile; they are of another file.
+        typed(sides, keystrokes(WARM_UP, order == "SPM", "# another file\n"))
+        before = {key: side.tokens().copy() for key, side in sides.items()}
+        answers, times = typed(sides, pressed)
+        lengths = [
+            len(prompt_ids(model.tokenizer, *stroke)) for stroke in (pressed[0], pressed[-1])
+        ]
+        print(f"{order}: prompts of {lengths[0]:,} to {lengths[1]:,} tokens")
+        for key, side in sides.items():
+            reused, read = (side.tokens()[kind] - before[key][kind] for kind in KINDS)
             p50, p95 = np.percentile(times[key], [50, 95])
             share = f"{reused / (reused + read):.1%} of their tokens reused"
             name = "with the cache" if key else "without"
             print(f"  {name:14} {share}, p50 {p50:.0f} ms, p95 {p95:.0f} ms")
-        equal = sum(a == b for a, b in zip(ids[False], ids[True]))
-        print(f"  {equal} of {len(prompts)} answers are equal")
+        equal = sum(a == b for a, b in zip(answers[False], answers[True]))
+        print(f"  {equal} of {len(pressed)} answers are equal")
 
 
 if __name__ == "__main__":
