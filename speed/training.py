@@ -60,9 +60,11 @@ def ours(model: ModelConfig, work: Work) -> dict:
 
     from codellama_jax.config import MeshConfig
     from codellama_jax.sharding.mesh import make_mesh, on_mesh
+    from codellama_jax.system.allocator import keep_freed_memory
     from codellama_jax.training.loop import owned_rows, place, stop_flags
     from codellama_jax.training.step import compile_train_step, init_state
 
+    keep_freed_memory()
     shape = rows, length = work.rows, work.length
     model = dataclasses.replace(model, remat=work.recompute)
     data = DataConfig(length, rows, MixtureConfig(code=1.0))
