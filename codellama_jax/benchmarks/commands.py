@@ -152,9 +152,10 @@ class Evaluate:
 
     def load(self) -> TrainedModel:
         """Loads the model onto its devices: those of this host, or of all."""
-        from codellama_jax.generation.drafts import with_drafts
+        from codellama_jax.generation.draft_model import with_drafts
 
-        return with_drafts(self._load(self.run, self.arm, self.stage), self.quantization)
+        model = self._load(self.run, self.arm, self.stage)
+        return with_drafts(model, self.quantization, self._load)
 
     def load_docstring_model(self) -> TrainedModel:
         """Loads the model of docstrings as `load` does, beside the other one."""
