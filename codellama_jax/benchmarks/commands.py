@@ -86,7 +86,12 @@ class Evaluate:
             )
         self._check_run_options()
         docstring_run = self.ranking.docstring_run
-        for option, run in (("--run", self.run), ("--docstring-run", docstring_run)):
+        runs = {
+            "--run": self.run,
+            "--docstring-run": docstring_run,
+            "--draft-model": self.quantization.draft_model,
+        }
+        for option, run in runs.items():
             if run and not is_bucket(run) and not user_path(run).exists():
                 raise UserError(f"there is no run {run}: pass the folder of a run with {option}")
         quantizations = self.quantization.all()
