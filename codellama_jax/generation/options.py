@@ -69,6 +69,8 @@ class Loading:
         from codellama_jax.checkpoints.folder import RunFolder
 
         folder, stage = RunFolder(user_path(self.run)).find_stage(self.arm, self.stage)
+        if self.quantization.draft_model:
+            RunFolder(user_path(self.quantization.draft_model)).find_stage()
         trained = folder.trained()
         if not trained.checkpoints.exists():
             raise UserError(
