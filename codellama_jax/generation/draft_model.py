@@ -1,7 +1,7 @@
 """Drafts by a smaller model of the same tokenizer, and the choice of a drafter by the options.
 
-The draft model continues the text of every sequence in an engine of its own. Its cache holds what
-it has read and drafted so far (`prefixes.py`), so it reads only the tokens that the model drew
+The draft model continues the text of every sequence in a separate engine, whose cache holds the
+tokens read and drafted so far (`prefixes.py`), so it reads only the tokens that the model drew
 instead of a draft's, and the last one. It draws with the sequence's seed and number: at each
 position both models invert their distribution at the same uniform number, so that they agree more
 often than independent draws would.
