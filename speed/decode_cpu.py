@@ -7,6 +7,9 @@
 A random Llama is written once, as a Hugging Face folder, and read by every side. All sides read
 prompts of 64 tokens and draw 128 more. They alternate, each in a process of its own, and a figure
 is the median over the rounds. The fp32 sides must draw the same ids.
+
+All sides take the processors that the process may use: `taskset -c 0` measures one core. There the
+processor time per token is comparable on a busy machine too, since no thread waits for another.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ PROMPT, NEW = 64, 128  # tokens
 BATCHES = (1, 16)
 SIDES = ("ours", "ours int8", "ours w8a8", "transformers", "CTranslate2", "CTranslate2 int8")
 FP32 = ("ours", "transformers", "CTranslate2")
+PEERS = ("transformers", "CTranslate2")
+RATIOS = ("x transformers", "x CTranslate2")
 
 
 @dataclass(frozen=True)
@@ -149,17 +154,21 @@ START = {
 
 
 def run_side(side: str, folder: str, batch: int) -> dict:
-    """Returns the fastest of three runs in tokens per second, and the ids, in this process."""
+    """Returns the fastest of three runs, in tokens per second, the least processor time per token,
+    in ms, and the ids, in this process."""
     prompts_BT = np.random.default_rng(0).integers(3, VOCAB, (batch, PROMPT))
     function, argument = START[side]
     draw = function(Path(folder), prompts_BT, argument)
     draw()
-    seconds = []
+    seconds, processor_seconds = [], []
     for _ in range(3):
-        start = time.perf_counter()
+        start, processor_start = time.perf_counter(), time.process_time()
         ids = draw()
         seconds.append(time.perf_counter() - start)
-    return {"speed": batch * NEW / min(seconds), "ids": ids}
+        processor_seconds.append(time.process_time() - processor_start)
+    tokens = batch * NEW
+    processor_ms = 1000 * min(processor_seconds) / tokens
+    return {"speed": tokens / min(seconds), "processor_ms": processor_ms, "ids": ids}
 
 
 def measure(side: str, folder: Path, batch: int) -> dict:
@@ -172,34 +181,46 @@ def measure(side: str, folder: Path, batch: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def compare(folder: Path, batch: int, rounds: int) -> dict[str, list[dict]]:
+    """Returns the results of each side, one per round; the sides alternate."""
+    results: dict[str, list[dict]] = {side: [] for side in SIDES}
+    for _ in range(rounds):
+        for side in SIDES:
+            results[side].append(measure(side, folder, batch))
+        for side in FP32:
+            if results[side][-1]["ids"] != results["ours"][-1]["ids"]:
+                raise UserError(f"{side} draws other ids than ours with {batch} sequences")
+    return results
+
+
+def add_rows(table: Table, batch: int, results: dict[str, list[dict]]) -> None:
+    """Adds a row per side: rates and processor times, each with how many times better it is."""
+    speeds, costs = {}, {}
+    for side in SIDES:
+        speeds[side] = statistics.median(result["speed"] for result in results[side])
+        costs[side] = statistics.median(result["processor_ms"] for result in results[side])
+    for side in SIDES:
+        faster = [f"{speeds[side] / speeds[peer]:.2f}" for peer in PEERS]
+        cheaper = [f"{costs[peer] / costs[side]:.2f}" for peer in PEERS]
+        rates = f"{speeds[side]:,.0f}", *faster
+        table.add_row(str(batch), side, *rates, f"{costs[side]:.2f}", *cheaper)
+
+
 def main() -> None:
     """Prints a table with a row per batch and side."""
     options = cli(Options, description=__doc__)
     if options.worker:
         print(json.dumps(run_side(*json.loads(options.worker))))
         return
-    title = f"{processor()[0]}, {os.cpu_count()} cores; median of {options.rounds} rounds"
-    table = Table("sequences", "side", "tokens/s", "of transformers", "of CTranslate2", title=title)
+    cores = len(os.sched_getaffinity(0))
+    title = f"{processor()[0]}, {cores} cores; median of {options.rounds} rounds"
+    table = Table("sequences", "side", "tokens/s", *RATIOS, "processor ms/token", *RATIOS)
+    table.title = title
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_model(folder)
         for batch in BATCHES:
-            speeds: dict[str, list[float]] = {side: [] for side in SIDES}
-            for _ in range(options.rounds):
-                ids = {}
-                for side in SIDES:
-                    result = measure(side, folder, batch)
-                    speeds[side].append(result["speed"])
-                    ids[side] = result["ids"]
-                for side in FP32:
-                    if ids[side] != ids["ours"]:
-                        raise UserError(f"{side} draws other ids than ours with {batch} sequences")
-            medians = {side: statistics.median(speeds[side]) for side in SIDES}
-            for side, speed in medians.items():
-                ratios = [speed / medians["transformers"], speed / medians["CTranslate2"]]
-                table.add_row(
-                    str(batch), side, f"{speed:,.0f}", *[f"{ratio:.2f}" for ratio in ratios]
-                )
+            add_rows(table, batch, compare(folder, batch, options.rounds))
     Console().print(table)
 
 

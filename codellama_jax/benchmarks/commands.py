@@ -86,7 +86,12 @@ class Evaluate:
             )
         self._check_run_options()
         docstring_run = self.ranking.docstring_run
-        for option, run in (("--run", self.run), ("--docstring-run", docstring_run)):
+        runs = {
+            "--run": self.run,
+            "--docstring-run": docstring_run,
+            "--draft-model": self.quantization.draft_model,
+        }
+        for option, run in runs.items():
             if run and not is_bucket(run) and not user_path(run).exists():
                 raise UserError(f"there is no run {run}: pass the folder of a run with {option}")
         quantizations = self.quantization.all()
@@ -152,9 +157,10 @@ class Evaluate:
 
     def load(self) -> TrainedModel:
         """Loads the model onto its devices: those of this host, or of all."""
-        from codellama_jax.generation.drafts import with_drafts
+        from codellama_jax.generation.draft_model import with_drafts
 
-        return with_drafts(self._load(self.run, self.arm, self.stage), self.quantization)
+        model = self._load(self.run, self.arm, self.stage)
+        return with_drafts(model, self.quantization, self._load)
 
     def load_docstring_model(self) -> TrainedModel:
         """Loads the model of docstrings as `load` does, beside the other one."""

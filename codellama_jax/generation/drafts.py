@@ -6,17 +6,17 @@ and the first that does not (`slots.verified`). This holds for greedy and for sa
 
 Leviathan et al. 2023 (arXiv:2211.17192) accept a draft by a random test instead, which keeps the
 distribution but not the tokens. Prompt lookup, without a draft model, is Saxena's (2023): code
-repeats names and lines of the prompt.
+repeats names and lines of the prompt. `draft_model.py` drafts with a smaller model.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import abc
+from collections.abc import Sequence
 
 import numpy as np
 
-from codellama_jax.generation.settings import QuantizationOptions
-from codellama_jax.models.trained import TrainedModel
+from codellama_jax.generation.requests import Running
 
 LONGEST_MATCH, SHORTEST_MATCH = 3, 2  # tokens at the end of the text that occur before
 
@@ -46,23 +46,29 @@ def looked_up(ids: np.ndarray, count: int) -> np.ndarray:
     return ids[:0]
 
 
-class Drafter:
-    """Drafts tokens by prompt lookup, and counts how many the model accepted.
+class Drafter(abc.ABC):
+    """Drafts tokens, and counts how many the model accepted.
 
     Attributes:
-      length: tokens of a draft.
+      length: tokens of a draft, at most.
       drafted, accepted: tokens of all drafts, and how many of them the model drew.
       steps, drawn: sequences times calls that checked drafts, and the tokens that they drew.
     """
 
+    # Why a text may have had no draft at all.
+    none_because = ""
+
     def __init__(self, length: int) -> None:
-        """Drafts `length` tokens at once."""
+        """Drafts up to `length` tokens at once."""
         self.length = length
         self.drafted, self.accepted, self.steps, self.drawn = 0, 0, 0, 0
 
-    def draft(self, ids: np.ndarray) -> np.ndarray:
-        """Returns `length` tokens that may follow a text, or none."""
-        return looked_up(ids, self.length)
+    @abc.abstractmethod
+    def drafts(self, sequences: Sequence[Running], slots: int) -> list[np.ndarray]:
+        """Returns for each sequence up to `length` tokens, int32, that may follow its new ids.
+
+        `slots`: the most sequences that the caller's engine decodes at once.
+        """
 
     def note(self, drafted: int, drawn: int) -> None:
         """Counts the draft of one sequence, and the tokens that were drawn with it."""
@@ -74,14 +80,17 @@ class Drafter:
     def report(self) -> str:
         """Returns the share of tokens that were accepted, as a line."""
         if not self.drafted:
-            return "drafts: none, since no text repeated itself"
+            return f"drafts: none, since {self.none_because}"
         share = f"{self.accepted:,} of {self.drafted:,} tokens accepted"
         per_step = f"{self.drawn / self.steps:.2f} tokens per step with drafts"
         return f"drafts: {share} ({self.accepted / self.drafted:.0%}), {per_step}"
 
 
-def with_drafts(model: TrainedModel, options: QuantizationOptions) -> TrainedModel:
-    """Returns the model, with a drafter where the options ask for one."""
-    if not options.speculate:
-        return model
-    return dataclasses.replace(model, drafter=Drafter(options.speculate))
+class PromptLookup(Drafter):
+    """Drafts what followed the last tokens of a text where they occur before."""
+
+    none_because = "no text repeated itself"
+
+    def drafts(self, sequences: Sequence[Running], slots: int) -> list[np.ndarray]:
+        """Returns the drafts of sequences; see `Drafter.drafts`."""
+        return [looked_up(sequence.text(), self.length) for sequence in sequences]

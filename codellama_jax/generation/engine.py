@@ -354,11 +354,10 @@ class Engine:
 
     def _check_drafts(self, drafter: Drafter) -> bool:
         """Draws tokens with drafts. Returns whether there were any."""
+        drafts = drafter.drafts(list(self._running.values()), self.slots)
         drafts_BD = np.zeros((self.slots, drafter.length), np.int32)
         lengths: dict[int, int] = {}
-        for slot, sequence in self._running.items():
-            text = np.concatenate([sequence.ids, np.asarray(sequence.new, np.int32)])
-            draft = drafter.draft(text)
+        for slot, draft in zip(self._running, drafts):
             drafts_BD[slot, : len(draft)] = draft
             lengths[slot] = len(draft)
         if not any(lengths.values()):

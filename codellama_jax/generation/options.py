@@ -6,6 +6,7 @@ Everything that needs no model is checked before JAX starts.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -68,6 +69,8 @@ class Loading:
         from codellama_jax.checkpoints.folder import RunFolder
 
         folder, stage = RunFolder(user_path(self.run)).find_stage(self.arm, self.stage)
+        if self.quantization.draft_model:
+            RunFolder(user_path(self.quantization.draft_model)).find_stage()
         trained = folder.trained()
         if not trained.checkpoints.exists():
             raise UserError(
@@ -82,13 +85,15 @@ class Loading:
         """Starts JAX and loads the model."""
         note(f"starting JAX and loading {self.run}")
         from codellama_jax.checkpoints.loading import keep_compiled, load_run
-        from codellama_jax.generation.drafts import with_drafts
+        from codellama_jax.generation.draft_model import with_drafts
         from codellama_jax.generation.quantize import quantized
         from codellama_jax.sharding.mesh import make_mesh
 
         keep_compiled(CACHE)
-        loaded = load_run(self.run, self.arm, self.stage, make_mesh(self.mesh))
-        return quantized(with_drafts(loaded, self.quantization), self.quantization.single())
+        mesh = make_mesh(self.mesh)
+        loaded = load_run(self.run, self.arm, self.stage, mesh)
+        loaded = with_drafts(loaded, self.quantization, functools.partial(load_run, mesh=mesh))
+        return quantized(loaded, self.quantization.single())
 
 
 @dataclass(frozen=True)

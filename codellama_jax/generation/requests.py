@@ -84,6 +84,10 @@ class Running:
         self.is_finished, self.is_started = False, False
         self.new: list[int] = []
 
+    def text(self) -> np.ndarray:
+        """Returns the ids of the prompt and the new ones."""
+        return np.concatenate([self.ids, np.asarray(self.new, np.int32)])
+
     def begin(self, read: int, piece: int) -> None:
         """Starts to read the prompt, of which the cache holds `read` tokens, in pieces.
 

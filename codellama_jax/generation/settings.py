@@ -91,10 +91,17 @@ class QuantizationOptions:
     speculate: int = 0
     """Draft so many tokens where the text repeats itself, and check them in one step: the same
     tokens in less time; 0 for no drafts."""
+    draft_model: str = ""
+    """A run of a smaller model with the same tokenizer, which drafts the tokens instead."""
 
     def __post_init__(self) -> None:
         self.all()
         _check_integer("speculate", self.speculate, 0, MAX_DRAFT)
+        if self.draft_model and not self.speculate:
+            raise UserError(
+                f"--draft-model {self.draft_model} has no effect without --speculate K, the tokens"
+                " of a draft: pass both"
+            )
 
     def all(self) -> list[Quantization]:
         """Returns the quantizations, several of them where `quantize` is separated by commas."""

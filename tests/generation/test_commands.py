@@ -171,6 +171,13 @@ def test_options_that_exclude_each_other_are_refused():
         Complete("run", "x", sampling=Sampling(beams=2), quantization=drafts)
 
 
+def test_a_missing_draft_model_is_named_before_any_model_is_loaded(folder, asked, tmp_path):
+    drafts = QuantizationOptions(speculate=4, draft_model=str(tmp_path / "missing"))
+    with pytest.raises(UserError, match="missing"):
+        Complete(str(folder), "x", sampling=Sampling(), quantization=drafts)()
+    assert "prompts" not in asked
+
+
 def test_a_sequence_longer_than_in_training_is_warned_of(folder, asked, capsys):
     Complete(str(folder), "x", sampling=Sampling(max_new_tokens=600))()
     assert "the model was trained on sequences of 512" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from codellama_jax.errors import UserError
 from codellama_jax.generation import engine as engines
 from codellama_jax.generation import memory
 from codellama_jax.generation import slots as programs
-from codellama_jax.generation.drafts import Drafter
+from codellama_jax.generation.drafts import PromptLookup
 from codellama_jax.generation.drawing import keep
 from codellama_jax.generation.engine import Engine, fitting_slots
 from codellama_jax.generation.requests import Request, Running, groups
@@ -297,7 +297,7 @@ def test_a_long_prompt_is_read_in_pieces_while_others_stream(llama):
 
 def test_drafts_change_no_ids(model, alone):
     requests = mixture(20)
-    drafter = Drafter(3)
+    drafter = PromptLookup(3)
     engine = Engine(dataclasses.replace(model, drafter=drafter), SLOTS)
     assert engine.run(requests) == alone
     # Greedy text of a random model repeats itself.

@@ -201,6 +201,7 @@ def test_a_quantized_model_is_smaller_and_named(monkeypatch):
         ({"quantize": "int8,int8"}, "--quantize is 'int8,int8': it must be a list that names"),
         ({"kv_cache": "int4"}, "--kv-cache is 'int4': it must be one of none, int8"),
         ({"speculate": 33}, "--speculate is 33: it must be a whole number from 0 to 32"),
+        ({"draft_model": "small"}, "--draft-model small has no effect without --speculate K"),
     ],
 )
 def test_a_mistake_names_the_option(options, message):
