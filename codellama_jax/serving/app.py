@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -15,26 +14,22 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from codellama_jax.errors import UserError
-from codellama_jax.serving import llama_cpp, metrics, openai, openapi, page
+from codellama_jax.serving import answers, llama_cpp, metrics, openai, openapi, page
 from codellama_jax.serving.errors import ApiError
-from codellama_jax.serving.fields import Field
 from codellama_jax.serving.guard import GONE, Guard, Rules, error_response
+from codellama_jax.serving.openapi import Operation
 from codellama_jax.serving.service import Service
 from codellama_jax.serving.streaming import ClientGone
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(service: Service, rules: Rules) -> ASGIApp:
     """Returns the application that serves a model by these rules."""
-    endpoints = _endpoints(service)
+    operations = _operations(service)
     routes = []
-    for method, path, endpoint, _ in endpoints:
-        routes.append(Route(path, endpoint, methods=[method]))
-    paths = [path for _, path, _, _ in endpoints]
-    description = openapi.description(
-        service.features.name, [(method, path, fields) for method, path, _, fields in endpoints]
-    )
+    for operation in operations:
+        routes.append(Route(operation.path, operation.endpoint, methods=[operation.method]))
+    paths = [operation.path for operation in operations]
+    description = openapi.description(service.features.name, operations)
 
     async def described(request: Request) -> Response:
         return JSONResponse(description)
@@ -71,23 +66,30 @@ def make_app(service: Service, rules: Rules) -> ASGIApp:
     )
 
 
-def _endpoints(service: Service) -> list[tuple[str, str, Endpoint, Sequence[Field] | None]]:
-    """Returns (method, path, endpoint, fields of its body)."""
+def _operations(service: Service) -> list[Operation]:
+    """Returns the endpoints that the description names."""
     editor, client = llama_cpp.LlamaCpp(service), openai.OpenAI(service)
+    chat = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
     return [
-        ("POST", "/v1/completions", client.completions, openai.COMPLETION),
-        ("POST", "/v1/fim/completions", client.fim, openai.FIM),
-        ("POST", "/v1/chat/completions", client.chat, openai.CHAT),
-        ("GET", "/v1/models", client.models, None),
-        ("GET", "/v1/models/{name:path}", client.model, None),
-        ("POST", "/infill", editor.infill, llama_cpp.INFILL),
-        ("POST", "/completion", editor.completion, llama_cpp.COMPLETION),
-        ("POST", "/tokenize", editor.tokenize, llama_cpp.TOKENIZE),
-        ("POST", "/detokenize", editor.detokenize, llama_cpp.DETOKENIZE),
-        ("GET", "/health", editor.health, None),
-        ("GET", "/v1/health", editor.health, None),
-        ("GET", "/props", editor.props, None),
-        ("GET", "/slots", editor.slots, None),
+        Operation(
+            "POST", "/v1/completions", client.completions, answers.COMPLETION, openai.COMPLETION
+        ),
+        Operation("POST", "/v1/fim/completions", client.fim, answers.CHAT, openai.FIM),
+        Operation("POST", "/v1/chat/completions", client.chat, answers.CHAT, openai.CHAT, chat),
+        Operation("GET", "/v1/models", client.models, answers.MODELS),
+        Operation("GET", "/v1/models/{name:path}", client.model, answers.MODEL),
+        Operation("POST", "/infill", editor.infill, answers.GENERATED, llama_cpp.INFILL),
+        Operation(
+            "POST", "/completion", editor.completion, answers.GENERATED, llama_cpp.COMPLETION
+        ),
+        Operation("POST", "/tokenize", editor.tokenize, answers.TOKENIZED, llama_cpp.TOKENIZE),
+        Operation(
+            "POST", "/detokenize", editor.detokenize, answers.DETOKENIZED, llama_cpp.DETOKENIZE
+        ),
+        Operation("GET", "/health", editor.health, answers.HEALTH),
+        Operation("GET", "/v1/health", editor.health, answers.HEALTH),
+        Operation("GET", "/props", editor.props, answers.PROPERTIES),
+        Operation("GET", "/slots", editor.slots, answers.SLOTS),
     ]
 
 

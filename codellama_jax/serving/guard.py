@@ -23,6 +23,8 @@ from codellama_jax.serving.errors import ApiError, one_line
 from codellama_jax.serving.streaming import ClientGone
 
 BODY_SECONDS = 30.0  # that a client has to send a body
+# Of a refused body, read before the answer: a client that is still sending reads no answer.
+DISCARD_SECONDS, DISCARD_PAUSE, DISCARD_BYTES = 5.0, 0.5, 64_000_000
 # Paths that need no key: probes of health, and the static page, which sends the key by itself.
 OPEN_PATHS = ("/", "/health", "/v1/health")
 OPEN_FOLDER = "/page/"
@@ -73,7 +75,7 @@ class Guard:
             return
         answer = _Answer(send)
         try:
-            self._check(scope)
+            await self._check(scope, receive)
             body = await self._body(scope, receive)
             await self.app(scope, _replayed(body, receive), answer.send)
         except ClientGone:
@@ -87,8 +89,15 @@ class Guard:
             path = scope["path"] if scope["path"] in self.paths else "other"
             self.requests[path, answer.status] += 1
 
-    def _check(self, scope: Scope) -> None:
-        """Raises ApiError for a request of somebody who may not send it."""
+    async def _check(self, scope: Scope, receive: Receive) -> None:
+        """Raises ApiError, once its body is read, for a request that its client may not send."""
+        try:
+            self._check_client(scope)
+        except ApiError:
+            await _discard(scope, receive)
+            raise
+
+    def _check_client(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
@@ -117,6 +126,7 @@ class Guard:
         length = Headers(scope=scope).get("content-length", "0")
         too_large = ApiError(413, f"the body is too large: at most {most:,} bytes are read")
         if length.isdigit() and int(length[:20]) > most:
+            await _discard(scope, receive)
             raise too_large
         parts, size = [], 0
         with contextlib.suppress(TimeoutError):
@@ -128,10 +138,30 @@ class Guard:
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > most:
+                        parts.clear()
+                        if message.get("more_body"):
+                            await _discard(scope, receive)
                         raise too_large
                     if not message.get("more_body"):
                         return b"".join(parts)
         raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:g} seconds")
+
+
+async def _discard(scope: Scope, receive: Receive) -> None:
+    """Reads the rest of a body, within bounds. Raises ClientGone if the client leaves."""
+    if "expect" in Headers(scope=scope):
+        return  # the client waits for the answer before it sends the body
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while size < DISCARD_BYTES:
+                async with asyncio.timeout(DISCARD_PAUSE):
+                    message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                size += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
 
 
 class _Answer:

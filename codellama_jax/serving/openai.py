@@ -51,10 +51,11 @@ PARTS = {
     "type": "array",
     "items": {"type": "object", "required": ["text"], "properties": {"text": TEXT}},
 }
+ROLES = ("system", "developer", "user", "assistant")
 MESSAGE = {
     "type": "object",
     "required": ["role", "content"],
-    "properties": {"role": TEXT, "content": {"anyOf": [TEXT, PARTS]}},
+    "properties": {"role": {"enum": list(ROLES)}, "content": {"anyOf": [TEXT, PARTS]}},
 }
 CURSOR = (
     Field("spm", "boolean", "suffix-prefix-middle order; unless given, the server's"),

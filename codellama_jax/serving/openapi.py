@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+from starlette.requests import Request
+from starlette.responses import Response
 
 from codellama_jax.serving.fields import Field, schema
 
@@ -43,23 +46,41 @@ REFUSED = {
 }
 
 
-def description(
-    model: str, endpoints: Sequence[tuple[str, str, Sequence[Field] | None]]
-) -> dict[str, Any]:
-    """Returns the description of endpoints, each with the fields of its body."""
+class Operation(NamedTuple):
+    """An endpoint.
+
+    Attributes:
+      method, path: what it answers.
+      endpoint: the function that answers.
+      answer: the JSON schema of its answers with status 200.
+      fields: of its body; None without a body.
+      example: a body that is right.
+    """
+
+    method: str
+    path: str
+    endpoint: Callable[[Request], Awaitable[Response]]
+    answer: dict[str, Any]
+    fields: Sequence[Field] | None = None
+    example: dict[str, Any] | None = None
+
+
+def description(model: str, operations: Sequence[Operation]) -> dict[str, Any]:
+    """Returns the description of endpoints."""
     paths: dict[str, Any] = {}
-    for method, path, fields in endpoints:
+    for method, path, _, answer, fields, example in operations:
         path = path.replace(":path}", "}")
         operation: dict[str, Any] = {
             "operationId": f"{method.lower()}{path}".replace("/", "_").strip("_"),
-            "responses": _responses(fields),
+            "responses": _responses(answer, fields),
         }
         if "{" in path:
             name = path.partition("{")[2].partition("}")[0]
             parameter = {"name": name, "in": "path", "required": True}
             operation["parameters"] = [parameter | {"schema": {"type": "string"}}]
         if fields is not None:
-            content = {"application/json": {"schema": schema(fields)}}
+            body = {"schema": schema(fields)} | ({"example": example} if example else {})
+            content = {"application/json": body}
             operation["requestBody"] = {"required": True, "content": content}
         paths.setdefault(path, {})[method.lower()] = operation
     security: list[dict] = [{}, {"key": []}]
@@ -73,8 +94,8 @@ def description(
     }
 
 
-def _responses(fields: Sequence[Field] | None) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": {}}}
+def _responses(answer: dict[str, Any], fields: Sequence[Field] | None) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": answer}}
     names = [field.name for field in fields or ()]
     if "stream" in names:
         content["text/event-stream"] = STREAM

@@ -28,6 +28,7 @@ from codellama_jax.serving.errors import MOST_LOGGED, one_line
 from codellama_jax.serving.worker import FAILED, READY, Worker
 
 HEADER_SECONDS = 10  # that a client has to send the head of a request
+WRITE_SECONDS = 30  # without a byte read by its client, after which an answer ends
 KEEP_ALIVE_SECONDS = 30
 JOIN_SECONDS = 2.0  # that the engine's thread gets to end a chunk
 LAST_SECONDS = 3  # that answers get to be sent once their sequences have ended
@@ -179,16 +180,30 @@ class _Protocol(H11Protocol):
     """Closes connections that would take the place of others.
 
     Those that do not send the head of a request in time, or the rest of a body that has been
-    answered; those beyond a number; and those that break the protocol.
+    answered; those that do not read their answer; those beyond a number; and those that break the
+    protocol.
     """
 
     _limited: Any = None  # the last request when the time for the next head began
+    _unread: asyncio.TimerHandle | None = None  # runs while the buffer of an answer is full
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > (self.limit_concurrency or 0) + REFUSED_CONNECTIONS:
             transport.close()
         self._limit_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._limit_write()
+
+    def resume_writing(self) -> None:
+        self._stop_timer()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -208,3 +223,22 @@ class _Protocol(H11Protocol):
     def _close_without_request(self, last: Any) -> None:
         if self.cycle is last and not self.transport.is_closing():
             self.transport.close()
+
+    def _limit_write(self) -> None:
+        # The answer is not continued while the buffer is full: the client alone changes its size.
+        self._stop_timer()
+        size = self.transport.get_write_buffer_size()
+        self._unread = self.loop.call_later(WRITE_SECONDS, self._close_unread, size)
+
+    def _stop_timer(self) -> None:
+        if self._unread:
+            self._unread.cancel()
+            self._unread = None
+
+    def _close_unread(self, size: int) -> None:
+        if self.transport.get_write_buffer_size() < size:
+            self._limit_write()  # it reads, if slowly
+            return
+        note(f"a client read nothing of its answer for {WRITE_SECONDS:g} seconds: it ends")
+        # Closing would wait until the client has read the buffer.
+        self.transport.abort()

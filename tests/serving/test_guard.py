@@ -63,13 +63,21 @@ def test_a_name_that_points_here_is_refused_without_a_key(client, host):
     assert status == 403 and "the header Host" in answer["error"]["message"]
 
 
-def test_a_large_body_is_not_read(client):
+def test_a_large_body_is_refused(client):
     status, answer = client.send("POST", "/v1/completions", b"x" * 100_001)
     assert status == 413 and "at most 100,000 bytes" in answer["error"]["message"]
     connection = http.client.HTTPConnection("127.0.0.1", client.port)
     connection.request("POST", "/tokenize", iter([b"x" * 60_000] * 2), encode_chunked=True)
     assert connection.getresponse().status == 413
     connection.close()
+
+
+@pytest.mark.parametrize("path, host, status", [("/tokenize", "", 413), ("/tokenize", "evil", 403)])
+def test_a_client_that_sends_a_large_body_reads_its_refusal(client, path, host, status):
+    headers = {"Host": host} if host else {}
+    # More than the buffers between both: sending fails where the connection is closed before.
+    answered, answer = client.send("POST", path, b"x" * 20_000_000, **headers)
+    assert answered == status and "error" in answer
 
 
 def test_a_slow_body_is_given_up(client, monkeypatch):

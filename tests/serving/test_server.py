@@ -1,5 +1,6 @@
 """The end of the server: after a signal, or where the model cannot be loaded."""
 
+import json
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from codellama_jax.errors import UserError
+from codellama_jax.generation.engine import Engine
 from codellama_jax.serving import server
 from codellama_jax.serving.server import Address, Server, listen, serve
 from codellama_jax.serving.worker import Sizes, Worker
@@ -72,6 +74,62 @@ def test_a_broken_body_after_its_answer_is_no_traceback(client, capfd):
         read_all(connection)
     assert client.send("GET", "/health")[0] == 200
     assert capfd.readouterr().err == ""
+
+
+@pytest.fixture
+def small_buffers(monkeypatch):
+    """Lets the buffers of connections hold a few events, and shortens the time to read them."""
+    made = server._Protocol.connection_made
+
+    def connection_made(protocol, transport):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        transport.set_write_buffer_limits(high=512, low=0)
+        made(protocol, transport)
+
+    monkeypatch.setattr(server._Protocol, "connection_made", connection_made)
+    monkeypatch.setattr(server, "WRITE_SECONDS", 0.2)
+
+
+def connect_with_small_buffer(client, body):
+    """Returns a connection that has sent a request and holds a few events unread."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+    connection.settimeout(10)
+    connection.connect(("127.0.0.1", client.port))
+    data = json.dumps(body).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
+    connection.sendall(head.encode() + data)
+    return connection
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_a_client_that_never_reads_its_stream_frees_its_slot(
+    client, monkeypatch, small_buffers, capfd, is_slow
+):
+    advance, slept = Engine.advance, 0.02
+    cancelled = client.worker.counts["cancelled"]
+
+    def slow(engine):
+        time.sleep(slept)
+        return advance(engine)
+
+    monkeypatch.setattr(Engine, "advance", slow)
+    body = {"prompt": "def f(x):\n", "max_tokens": 100, "temperature": 0, "stream": True}
+    with connect_with_small_buffer(client, body) as connection:
+        client.wait_until(lambda worker: worker.unfinished)
+        data = b""
+        while is_slow and b"[DONE]" not in data:
+            time.sleep(0.01)
+            data += connection.recv(256)
+        client.wait_until(lambda worker: not worker.unfinished and not worker._jobs)
+    lines = capfd.readouterr().err.splitlines()
+    if is_slow:
+        assert not lines and client.worker.counts["cancelled"] == cancelled
+    else:
+        assert lines == ["a client read nothing of its answer for 0.2 seconds: it ends"]
+        assert client.worker.counts["cancelled"] == cancelled + 1
 
 
 def test_the_number_of_connections_follows_the_limit_of_files(monkeypatch):
