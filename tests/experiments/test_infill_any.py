@@ -64,13 +64,16 @@ def test_weights_that_do_not_exist_and_unknown_scales_are_refused(tmp_path):
         infill_any.experiment("7b")
 
 
-def expectations(exact: float, loss: float, perplexity: float) -> list[bool]:
-    """Returns whether each is met by a model with these measures, after one that is never exact."""
+def expectations(first: float, exact: float, loss: float, perplexity: float) -> list[bool]:
+    """Returns whether each is met by a model with these measures, after one that is never right."""
     experiment, module = load_experiment(PlanOptions("infill_any", "toy"))
     chain = []
-    measured = ((0.0, 2.0, 10.0), (exact, loss, perplexity))
-    for (name, stage), (share, nats, of_code) in zip(experiment.arms["main"].items(), measured):
-        measures = {"exact": [share, share], "loss": [nats, nats]}
+    measured = ((0.0, 0.0, 2.0, 10.0), (first, exact, loss, perplexity))
+    for (name, stage), values in zip(experiment.arms["main"].items(), measured):
+        *of_middles, of_code = values
+        measures = {}
+        for measure, value in zip(("first", "exact", "loss"), of_middles):
+            measures[measure] = [value, value]
         probes = {
             "infilling_kinds": {"single-line": {"PSM": measures, "SPM": measures}},
             "perplexity": {"256": {"perplexity": of_code}},
@@ -80,6 +83,7 @@ def expectations(exact: float, loss: float, perplexity: float) -> list[bool]:
 
 
 def test_every_expectation_can_fail():
-    assert expectations(0.1, 1.0, 10.9) == [True] * 5
-    assert expectations(0.0, 2.0, 11.1) == [False] * 5
-    assert expectations(0.1, 2.1, 9.0) == [True, False, True, False, True]
+    assert expectations(0.2, 0.1, 1.0, 10.9) == [True] * 7
+    assert expectations(0.0, 0.0, 2.0, 11.1) == [False] * 7
+    assert expectations(0.2, 0.0, 1.0, 9.0) == [True, False, True] * 2 + [True]
+    assert expectations(0.0, 0.1, 2.1, 9.0) == [False, True, False] * 2 + [True]
