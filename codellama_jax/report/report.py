@@ -232,7 +232,8 @@ def _validation(page: Page, name: str, results: Results) -> None:
 def _curves(page: Page, arms: dict[str, list[StageResult]]) -> None:
     """Adds a figure of loss, learning rate and throughput for each arm."""
     for arm, results in arms.items():
-        measured = [result for result in results if result.measured]
+        # A stage of 0 steps has one validation and nothing over tokens.
+        measured = [result for result in results if result.measured and result.stage.steps]
         if not measured:
             continue
         page.heading("Training" if len(arms) == 1 else f"Training: {arm}")

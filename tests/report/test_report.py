@@ -18,7 +18,8 @@ from codellama_jax.config import Experiment, to_dict
 from codellama_jax.probes import Bigram, Completions, Infilling, Infills, Perplexity
 from codellama_jax.report.page import Code, Page
 from codellama_jax.report.reading import read_stage
-from codellama_jax.report.report import write_report
+from codellama_jax.report.report import _curves, write_report
+from codellama_jax.report.results import StageResult
 
 CLAIM = """A toy Code Llama learns to fill in code.
 
@@ -352,3 +353,18 @@ def test_probes_of_any_form_are_no_traceback(tmp_path_factory, answers, counts):
     (out / "corpus.json").write_text(json.dumps(counts))
     write_report(out, experiment(), CLAIM)
     assert (out / "report.html").exists()
+
+
+def test_a_stage_of_no_steps_is_not_drawn():
+    stage = toy.stage(steps=STEPS)
+    line = {"tokens": 2e3, "step": 9, "loss": 4.0, "learning_rate": 1e-3, "tokens_per_second": 5e4}
+    first = {"step": 0, "tokens": 0.0, "validation_loss": 5.0}
+    trained = StageResult("infill", stage, [line], [first], {})
+    general = StageResult("general", dataclasses.replace(stage, steps=0), [], [first], {})
+    page = Page("title")
+    _curves(page, {"main": [general]})
+    assert not page.images
+    _curves(page, {"main": [general, trained]})
+    _curves(page, {"alone": [trained]})
+    both, alone = page.images.values()
+    assert both == alone
