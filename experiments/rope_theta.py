@@ -64,23 +64,24 @@ PAPER: dict[str, tuple[tuple[float, ...], ...]] = {
 FOUND = 0.5  # share of the keys above which a length counts as found
 UNCLEAR = 0.1  # a length whose share in the paper is nearer to FOUND is not compared
 KEYS = 0.5  # share of generated documents with keys in the local stages
-# The toy that learns to find keys, and its stages: sequences per step, and steps.
+# The toy that learns to find keys. Heads of 16 channels did not learn it in the same time.
 TOY: dict[str, Any] = {
     "d_model": 64,
     "n_layers": 2,
-    "n_heads": 4,
-    "n_kv_heads": 4,
-    "head_dim": 16,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "head_dim": 32,
     "d_ff": 176,
 }
-CODE_BATCH, CODE_STEPS, LONG_STEPS = 8, 3000, 100
+# Peak learning rate, and steps by the source of their keys.
+RATE, STEPS = 2e-3, {"short_keys": 2000, "keys": 2000, "long_keys": 200}
 # Where their documents come from.
-SOURCES = {"keys": "functions:keys", "long_keys": "functions:long_keys"}
+SOURCES = {source: f"functions:{source}" for source in STEPS}
 
 
 def experiment(scale: str = "toy") -> Experiment:
     """Returns five arms that differ in RoPE after the same code stage."""
-    general = _narrow(scale, recipe.general(scale))
+    general = _with_keys(scale, recipe.general(scale), "short_keys")
     code = _with_keys(scale, recipe.code(scale), "keys")
     larger = dataclasses.replace(cast(LlamaConfig, code.model), rope_theta=LARGER)
     # No step is trained: the stage only changes the base with which its probes read.
@@ -106,15 +107,11 @@ def experiment(scale: str = "toy") -> Experiment:
     return recipe.ablation("rope_theta", scale, arms, probes, sources)
 
 
-def _narrow(scale: str, stage: Stage) -> Stage:
-    """Returns a stage with the narrow model of TOY at toy scale."""
-    if scale != "toy":
-        return stage
-    return dataclasses.replace(stage, model=dataclasses.replace(stage.model, **TOY))
-
-
 def _with_keys(scale: str, stage: Stage, source: str) -> Stage:
-    """Returns a local stage that also reads documents with keys, and splits none for infilling."""
+    """Returns a local stage that also reads documents with keys, and splits none for infilling.
+
+    At toy scale it has the narrow model and the steps of this experiment.
+    """
     if scale not in recipe.LOCAL:
         return stage
     shares = {name: share * (1 - KEYS) for name, share in stage.data.mixture.shares().items()}
@@ -126,14 +123,20 @@ def _with_keys(scale: str, stage: Stage, source: str) -> Stage:
         others={source: KEYS},
     )
     data = dataclasses.replace(stage.data, mixture=mixture, infilling=recipe.PLAIN)
-    if scale == "toy" and source == "keys":
-        data = dataclasses.replace(data, batch_size=CODE_BATCH)
-        stage = dataclasses.replace(stage, steps=CODE_STEPS)
-    elif scale == "toy":
-        stage = dataclasses.replace(
-            stage, steps=LONG_STEPS, eval_every=LONG_STEPS, checkpoint_every=LONG_STEPS
-        )
-    return _narrow(scale, dataclasses.replace(stage, data=data))
+    stage = dataclasses.replace(stage, data=data)
+    if scale != "toy":
+        return stage
+    optimizer = stage.optimizer
+    if source != "long_keys":
+        optimizer = dataclasses.replace(optimizer, peak_lr=RATE)
+    return dataclasses.replace(
+        stage,
+        model=dataclasses.replace(stage.model, **TOY),
+        optimizer=optimizer,
+        steps=STEPS[source],
+        eval_every=min(STEPS[source], 500),
+        checkpoint_every=min(STEPS[source], 500),
+    )
 
 
 class Measured:

@@ -1,22 +1,41 @@
 """Generated documents of the kind of key retrieval's prompts (Code Llama, section 3.3.2).
 
 A document is code of the standard library with functions that return a two-digit number, and ends
-with assert statements about them. In a million tokens of ordinary code a toy model sees no such
-dependency, and so never learns to find a key.
+with an assert statement about each of them. In a million tokens of ordinary code a toy model sees
+no such dependency, and so never learns to find a key.
 
 The numbers are pseudo-random and independent of everything else, so that they can only be copied.
+Each is asserted once: a second assert would be copied from the first, which teaches no retrieval.
 
 The corpora, by their name in a `CorpusConfig`:
 
-    functions:keys       documents of up to one sequence of the toy's code stage, 256 tokens
-    functions:long_keys  documents of up to one sequence of its long-context stage, 1,024 tokens
+    functions:short_keys  documents of little or no filler, from which retrieval is learned first
+    functions:keys        documents of up to one sequence of the toy's code stage, 256 tokens
+    functions:long_keys   documents of up to one sequence of its long-context stage, 1,024 tokens
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+
+@dataclass(frozen=True)
+class Kind:
+    """The documents of a corpus."""
+
+    count: int  # so many that a stage of the toy reads each about once, and learns none by heart
+    longest: int  # characters of a document; the toy's tokens have two to three
+    bare: float  # share of the documents without filler
+    most_functions: int
+
+
+CORPORA = {
+    "functions:short_keys": Kind(24_000, 200, bare=1 / 3, most_functions=1),
+    "functions:keys": Kind(24_000, 560, bare=1 / 3, most_functions=3),
+    "functions:long_keys": Kind(2_000, 2_100, bare=0.0, most_functions=3),
+}
 # As in benchmarks/suites/key_retrieval.py, which a test compares.
 NOTE = '    return "Note: this function is used at the end."\n'
 NAME = "my_function"
@@ -24,11 +43,7 @@ NAME = "my_function"
 NAMES = (
     "first_value", "get_size", "limit", "offset", "my_number", "count_all", "default_port", "level",
 )  # fmt: skip
-MOST_FUNCTIONS, MOST_ASSERTS = 4, 5  # of a document
-# So many that a stage of the toy reads each about once: it would learn the numbers by heart.
-DOCUMENTS = {"functions:keys": 24_000, "functions:long_keys": 2_000}
-# Characters of a document; the toy's tokens have two to four.
-LONGEST = {"functions:keys": 480, "functions:long_keys": 2_000}
+ONE_FUNCTION = 0.8  # share of the documents with one function, as the prompts of the benchmark
 LONGEST_LINE = 79  # of the filler
 
 
@@ -39,22 +54,22 @@ def documents(lines: Sequence[str], corpus: str) -> Iterator[str]:
       lines: of the filler, each with its newline.
       corpus: its name, which also seeds the numbers, names and lengths.
     """
-    rng, longest = random.Random(corpus), LONGEST[corpus]
-    for _ in range(DOCUMENTS[corpus]):
-        yield _document(rng, lines, rng.randint(longest // 4, longest))
+    rng, kind = random.Random(corpus), CORPORA[corpus]
+    for _ in range(kind.count):
+        yield _document(rng, lines, kind)
 
 
-def _document(rng: random.Random, lines: Sequence[str], length: int) -> str:
-    """Returns a document of at most about `length` characters."""
-    # Half have one function, as the prompts of the benchmark. The others teach to find its name.
-    count = rng.choice((1, rng.randint(2, MOST_FUNCTIONS)))
+def _document(rng: random.Random, lines: Sequence[str], kind: Kind) -> str:
+    count = 1
+    if kind.most_functions > 1 and rng.random() >= ONE_FUNCTION:
+        count = rng.randint(2, kind.most_functions)
     names = [NAME] if count == 1 else rng.sample((NAME, *NAMES), count)
     values = {name: rng.randint(10, 99) for name in names}
     functions = [_function(rng, name, value) for name, value in values.items()]
-    # A number that is repeated is first copied from the assert before, which is learned sooner.
-    asserted = rng.choices(names, k=rng.randint(1, MOST_ASSERTS))
+    asserted = rng.sample(names, count)
     end = "".join(f"\nassert {name}() == {values[name]}\n" for name in asserted)
-    room = length - sum(map(len, functions)) - len(end)
+    most = kind.longest - sum(map(len, functions)) - len(end)
+    room = 0.0 if rng.random() < kind.bare else rng.uniform(0, most)
     start = rng.randrange(len(lines))
     filler: list[str] = []
     while room > len(lines[(start + len(filler)) % len(lines)]):

@@ -226,8 +226,8 @@ BUILTINS: dict[str, Callable[[], Iterator[Item]]] = {
     "topics": _topics,
     "descriptions": _descriptions,
 }
-GENERATED = (*generated_functions.CORPORA, *generated_keys.LONGEST)
+GENERATED = (*generated_functions.CORPORA, *generated_keys.CORPORA)
 for _name in generated_functions.CORPORA:
     BUILTINS[_name] = partial(_generated, _name)
-for _name in generated_keys.LONGEST:
+for _name in generated_keys.CORPORA:
     BUILTINS[_name] = partial(_keys, _name)

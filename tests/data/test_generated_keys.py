@@ -1,5 +1,6 @@
 """Documents with keys: every assert is right, and the texts are those of the benchmark."""
 
+import dataclasses
 import random
 import re
 
@@ -11,6 +12,10 @@ from codellama_jax.data import builders, sources
 from codellama_jax.data import generated_keys as keys
 
 LINES = [f"line_{number} = {number} + {number}\n" for number in range(50)]
+
+
+def few(count: int) -> keys.Kind:
+    return dataclasses.replace(keys.CORPORA["functions:keys"], count=count)
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +42,35 @@ def test_texts_are_those_of_the_benchmark(documents):
     assert sum(function in document and f"{end}42\n" in document for document in normalized) > 40
 
 
+def test_every_number_is_asserted_once(documents):
+    """A second assert of a number would be copied from the first one."""
+    for document in documents:
+        functions = re.findall(r"^def (\w+)", document.partition("\nassert")[0], re.M)
+        asserted = re.findall(r"^assert (\w+)\(\) == \d", document, re.M)
+        assert len(set(asserted)) == len(asserted) and set(asserted) <= set(functions)
+
+
 def test_lengths_and_numbers_vary(documents):
+    kind = keys.CORPORA["functions:keys"]
     lengths = [len(document) for document in documents]
-    longest = keys.LONGEST["functions:keys"]
-    assert min(lengths) < 0.5 * longest and max(lengths) > 0.9 * longest
+    assert min(lengths) < 0.25 * kind.longest and 0.9 * kind.longest < max(lengths) <= kind.longest
     numbers = re.findall(r"^assert \w+\(\) == (\d+)", "\n".join(documents), re.M)
     assert {len(number) for number in numbers} == {2} and len(set(numbers)) > 80
-    counts = [document.count("def ") for document in documents]
-    assert 0.4 < sum(count == 1 for count in counts) / len(counts) < 0.6
-    assert max(counts) == keys.MOST_FUNCTIONS
+    counts = [document.count("() -> int:") for document in documents]
+    assert 0.7 < sum(count == 1 for count in counts) / len(counts) < 0.9
+    assert max(counts) == kind.most_functions
+
+
+@pytest.mark.parametrize(
+    ("corpus", "bare"),
+    [("functions:short_keys", 1 / 3), ("functions:keys", 1 / 3), ("functions:long_keys", 0.0)],
+)
+def test_a_stated_share_has_no_filler(corpus, bare):
+    generator = keys.documents(LINES, corpus)
+    documents = [next(generator) for _ in range(300)]
+    without = sum("line_" not in document for document in documents) / len(documents)
+    # A room shorter than a line stays empty, which happens most among the short ones.
+    assert bare - 0.08 < without < bare + 0.25
 
 
 def test_documents_are_the_same_on_every_call(documents):
@@ -68,7 +93,7 @@ def test_the_filler_is_of_no_held_out_file(monkeypatch):
 
     items = [item(number) for number in range(400)]
     monkeypatch.setattr(sources, "_stdlib", lambda: iter(items))
-    monkeypatch.setitem(keys.DOCUMENTS, "functions:keys", 10)
+    monkeypatch.setitem(keys.CORPORA, "functions:keys", few(10))
     assert len(sources.find("functions:keys")) == 10
     positions = sorted(sources.position(entry.id) for entry in items)
     assert len(read) == sources.FILLER_FILES
@@ -79,7 +104,7 @@ def test_the_filler_is_of_no_held_out_file(monkeypatch):
 def test_all_documents_are_read_whatever_max_files_is(monkeypatch, tmp_path):
     file = sources.Item("a", "", "".join(LINES).encode)
     monkeypatch.setattr(sources, "_stdlib", lambda: iter([file]))
-    monkeypatch.setitem(keys.DOCUMENTS, "functions:keys", 60)
+    monkeypatch.setitem(keys.CORPORA, "functions:keys", few(60))
     corpus = CorpusConfig(max_files=5, others={"keys": "functions:keys"}, validation_fraction=0.2)
     prepared = builders.prepare(corpus, "keys", 50, tmp_path)
     # Nor are they split into blocks.
