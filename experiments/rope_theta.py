@@ -16,13 +16,14 @@ Command   python launch.py run experiments/rope_theta.py
           python launch.py run experiments/rope_theta.py --scale 7b
           --general.init run:LLAMA2_RUN (more: code_llama.py)
 
-A million tokens of ordinary code teach a toy no retrieval. At toy and small scale a share of the
-code stage, KEYS, is therefore generated documents of the paper's own kind, no longer than a
-sequence of that stage: functions that return a number, and asserts about them
-(data/generated_keys.py). The same share of the long-context stage is such documents of up to one of
-its sequences. Neither stage splits documents for infilling here, which would separate a function
-from its assert. The toy is narrower than that of the other ablations, so that it can read six times
-as many tokens in the time.
+Ordinary code teaches a toy no retrieval in a few million tokens. At toy and small scale a share of
+each stage, KEYS, is therefore generated documents of the paper's own kind: functions that return a
+number, and asserts about them (data/generated_keys.py). Retrieval is learned first from short ones:
+the general model reads documents of little filler, code training ones of up to one of its sequences
+(256 tokens), the long-context stage ones of up to one of its own (1,024 tokens). With long ones from
+the start a toy found no key after as many steps. No stage splits documents for infilling, which
+would separate a function from its assert. The toy is narrower than that of the other ablations, so
+that it can read five times as many tokens in the time.
 """
 
 import dataclasses
@@ -64,7 +65,7 @@ PAPER: dict[str, tuple[tuple[float, ...], ...]] = {
 FOUND = 0.5  # share of the keys above which a length counts as found
 UNCLEAR = 0.1  # a length whose share in the paper is nearer to FOUND is not compared
 KEYS = 0.5  # share of generated documents with keys in the local stages
-# The toy that learns to find keys. Heads of 16 channels did not learn it in the same time.
+# The toy that learns to find keys.
 TOY: dict[str, Any] = {
     "d_model": 64,
     "n_layers": 2,
@@ -74,7 +75,7 @@ TOY: dict[str, Any] = {
     "d_ff": 176,
 }
 # Peak learning rate, and steps by the source of their keys.
-RATE, STEPS = 2e-3, {"short_keys": 2000, "keys": 2000, "long_keys": 200}
+RATE, STEPS = 2e-3, {"short_keys": 2000, "keys": 3000, "long_keys": 200}
 # Where their documents come from.
 SOURCES = {source: f"functions:{source}" for source in STEPS}
 
@@ -100,7 +101,7 @@ def experiment(scale: str = "toy") -> Experiment:
     keys = KeyRetrieval(
         lengths=tuple(sequence * times for times in TIMES),
         positions=POSITIONS,
-        examples=24 if scale in recipe.LOCAL else 64,
+        examples=16 if scale in recipe.LOCAL else 64,
     )
     probes = {"perplexity": Perplexity(lengths, rows=24), "key_retrieval": keys}
     sources = SOURCES if scale in recipe.LOCAL else {}
