@@ -86,8 +86,8 @@ def test_plan_starts_no_jax(name):
 def test_every_ablation_is_run_by_make_and_shares_its_stages():
     """Equal stages are the same in all of them: one tokenizer, one corpus, one general model.
 
-    rope_theta adds a source that its general model reads, so that its tokenizer differs too, and has
-    a narrower model at toy scale, which learns to find keys.
+    rope_theta adds a source that its general model reads, so that its tokenizer differs too, and
+    has a narrower model at toy scale, which learns to find keys.
     """
     makefile = (ROOT / "Makefile").read_text().splitlines()
     [made] = [line.split()[2:] for line in makefile if line.startswith("ABLATIONS")]

@@ -9,7 +9,7 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,7 +18,7 @@ from codellama_jax.checkpoints.folder import RunFolder, StageFolder, trained_und
 from codellama_jax.checkpoints.identity import identity as identity_of
 from codellama_jax.checkpoints.loading import keep_compiled, load_params
 from codellama_jax.config import Experiment, Probe, Stage
-from codellama_jax.data import pipeline
+from codellama_jax.data import generated_keys, pipeline
 from codellama_jax.errors import UserError
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.probes.run import config_of, kept_answers, run_probes, scheduled
@@ -130,6 +130,24 @@ def probe_stage(
         write_json(stage.folder.probes, {"config": config_of(probes, documents), **in_order})
 
 
+def probed_source(paths: Mapping[str, str], stage: Stage) -> str:
+    """Returns the source whose held-out documents the probes read: the one of the largest share.
+
+    Documents with keys do not count: as filler of key retrieval they would hide further keys.
+
+    Args:
+      paths: those of all sources, by name.
+      stage: the stage.
+    """
+    every = {name: share for name, share in stage.data.mixture.shares().items() if share}
+    shares = {}
+    for name, share in every.items():
+        if paths[name] not in generated_keys.CORPORA:
+            shares[name] = share
+    shares = shares or every  # a stage of nothing else
+    return max(shares, key=shares.__getitem__)
+
+
 def measure(
     probes: dict[str, Probe],
     corpus: Corpus,
@@ -159,14 +177,13 @@ def measure(
         # An equal stage of an older run may have kept other checkpoints.
         return {name: {"note": str(error)} for name in probes}
     model = TrainedModel(stage.model, params, corpus.tokenizer, name)
-    shares = stage.data.mixture.shares()
-    main_source = max(corpus.sources(stage), key=shares.__getitem__)
+    source = probed_source(corpus.experiment.corpus.paths(), stage)
     has_tags = stage.data.language_tags
     subject = Subject(
         model,
         # Long contexts need unsplit files; the others read documents as in training.
-        files=corpus.held_out_texts(main_source, 0, has_tags),
-        documents=corpus.held_out_texts(main_source, first.data.block_chars, has_tags),
+        files=corpus.held_out_texts(source, 0, has_tags),
+        documents=corpus.held_out_texts(source, first.data.block_chars, has_tags),
         training_rows=lambda: batches_trained_on(corpus, resolved),
         validation_rows=held_out(corpus, stage),
         seq_len=first.data.seq_len,
