@@ -42,6 +42,7 @@ class Figures:
       first: seconds from each request to its first text.
       between: seconds between events of a stream.
       counts: answers that are right, wrong, refused and broken.
+      errors: how often each error broke an answer.
       seconds: the length of the load.
       memory: resident bytes of the server over time.
     """
@@ -49,6 +50,7 @@ class Figures:
     first: list[float] = field(default_factory=list)
     between: list[float] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     memory: list[int] = field(default_factory=list)
 
@@ -62,6 +64,7 @@ class Figures:
         self.first += other.first
         self.between += other.between
         self.counts += other.counts
+        self.errors += other.errors
         self.seconds += other.seconds
         self.memory += other.memory
 
@@ -72,6 +75,8 @@ class Figures:
         for name, seconds in (("first token", self.first), ("between events", self.between)):
             parts = [f"p{p} {1e3 * percentile(seconds, p):.1f} ms" for p in PERCENTILES]
             lines.append(f"  {name}: {', '.join(parts)}")
+        for error, count in self.errors.most_common(3):
+            lines.append(f"  {count:,} x {error}")
         quarter = len(self.memory) // 4
         if quarter:
             first = np.mean(self.memory[:quarter]) / 2**20
@@ -140,7 +145,7 @@ def load(url: str, options: argparse.Namespace, expected: dict[str, str], pid: i
             except Refused:
                 kind = "refused"
             except (OSError, ValueError, http.client.HTTPException) as error:
-                print(f"  {type(error).__name__}: {error}", flush=True)
+                figures.errors[f"{type(error).__name__}: {error}"] += 1
                 kind = "broken"
                 time.sleep(0.1)
             figures.counts[kind] += 1
@@ -150,7 +155,8 @@ def load(url: str, options: argparse.Namespace, expected: dict[str, str], pid: i
     for thread in threads:
         thread.start()
     while pid and time.monotonic() < end:
-        total.memory.append(memory_of(pid))
+        if resident := memory_of(pid):
+            total.memory.append(resident)
         time.sleep(min(0.5, options.seconds / 20))
     for thread in threads:
         thread.join()
@@ -167,8 +173,12 @@ def body_of(prompt: str, options: argparse.Namespace) -> dict:
 
 
 def memory_of(pid: int) -> int:
-    """Returns the resident bytes of a process."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    """Returns the resident bytes of a process, 0 if it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return 0
+    for line in status.splitlines():
         if line.startswith("VmRSS:"):
             return 1024 * int(line.split()[1])
     return 0
