@@ -13,7 +13,7 @@ import { connectThemeSwitch } from "./theme";
 import { TokenList } from "./tokens";
 
 const HINT = "Type, or press Ctrl Space, for a suggestion.";
-// Settings of which a change replaces the suggestion that is shown.
+// Settings of which a change replaces the suggestion that is shown or requested.
 const REQUESTED: (keyof Settings)[] = [
   "spm",
   "dedent",
@@ -60,8 +60,8 @@ const connection = new Connection((props) => {
 
 function onSetting(name: keyof Settings): void {
   if (name === "language") editor.setLanguage(form.values.language);
-  const isShown = !byId("answering").hidden;
-  if (isShown && REQUESTED.includes(name)) completion.complete(editor.view);
+  const isActive = completion.isActive(editor.view);
+  if (isActive && REQUESTED.includes(name)) completion.complete(editor.view);
 }
 
 function showProgress(progress: Progress): void {
