@@ -91,6 +91,28 @@ test("typing shows ghost text, and Tab accepts it", async () => {
   assert.equal(server.state.requests.length, length); // accepting requests nothing
 });
 
+test("typing over a selection, of all the text too, violates no policy", async () => {
+  await open();
+  await page.locator(".cm-content").focus();
+  await page.keyboard.press("Control+A");
+  await page.keyboard.type("def f(x):");
+  await page.keyboard.press("Enter");
+  await page.keyboard.type("return");
+  await page.keyboard.press("Shift+Home");
+  await page.keyboard.type("pass");
+  assert.equal(await code(), "def f(x):\n    pass");
+  await page.waitForSelector(".ghost"); // it counts as typing
+});
+
+test("tokens that the server dropped are not called the suggestion's", async () => {
+  server.state.isDropped = true;
+  await open();
+  await suggest();
+  await page.waitForFunction(() => document.querySelector("#speed").innerText.includes("Nothing"));
+  assert.equal(await page.locator(".ghost").count(), 0);
+  assert.match(await contents("#tokens-note"), /^25 tokens, none of which belongs at the cursor/);
+});
+
 test("a word is accepted, typed characters shorten the rest, Escape dismisses it", async () => {
   await open();
   await suggest();

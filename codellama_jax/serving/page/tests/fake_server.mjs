@@ -83,6 +83,7 @@ export async function startFakeServer(options = {}) {
     delay: 25, // milliseconds per token
     most: Infinity, // characters of a prompt
     completion: COMPLETION,
+    isDropped: false, // whether no token's text is sent
     requests: [], // [path, body]
     cancelled: 0,
     ...options,
@@ -147,7 +148,7 @@ async function stream(state, path, body, response) {
   for (const { token } of tokens) {
     await wait(state.delay);
     if (!isOpen()) return;
-    write({ content: token, stop: false });
+    write({ content: state.isDropped ? "" : token, stop: false });
   }
   const timings = {
     prompt_n: 97,
