@@ -81,7 +81,7 @@ FIM = (
 )
 CHAT = (
     Field("messages", "objects", "the conversation", None, 1, is_required=True, form=MESSAGE),
-    Field("max_tokens", "integer", "new tokens at most; unless given or -1, all that fit", None, -1),
+    Field("max_tokens", "integer", "new tokens at most; none or -1 for all that fit", None, -1),
     Field("max_completion_tokens", "integer", "the newer name of max_tokens", None, 1),
     Field("n_predict", "integer", "llama.cpp's name of max_tokens", None, -1),
     Field("logprobs", "boolean", "log-probabilities of the tokens", False),

@@ -361,7 +361,7 @@ test("a chat is streamed, stopped, and its code put into the editor", async () =
   server.state.delay = 40;
   await page.fill("#message", "Again");
   await page.keyboard.press("Enter");
-  await page.waitForFunction(() => document.querySelectorAll(".message.assistant p").length > 2);
+  await page.locator(".message.assistant").nth(1).getByText("A prime").waitFor();
   await page.click("#stop");
   await page.waitForSelector("text=Stopped.");
   const messages = server.state.requests[1][1].messages.map(({ role }) => role);
