@@ -25,8 +25,8 @@ class Field:
 
     Attributes:
       name: its key.
-      kind: integer, number, boolean, string, strings, object, objects, or "any", which the endpoint
-        checks itself.
+      kind: integer, number, boolean, string, strings, names, object, objects, or "any", which the
+        endpoint checks itself. Of names, unlike strings, one may be empty.
       help: its meaning, for the description.
       default: the value where it is absent or null.
       least, most: the range of a number; the length of a list of strings or objects.
@@ -60,8 +60,9 @@ class Field:
         if self.help:
             schema["description"] = self.help
         if self.default is not None:
-            schema["default"] = list(self.default) if self.kind == "strings" else self.default
-        is_list = self.kind in ("strings", "objects")
+            is_tuple = self.kind in ("strings", "names")
+            schema["default"] = list(self.default) if is_tuple else self.default
+        is_list = self.kind in ("strings", "names", "objects")
         names = ("minItems", "maxItems") if is_list else ("minimum", "maximum")
         for name, bound in zip(names, (self.least, self.most)):
             if bound is not None:
@@ -94,12 +95,16 @@ class Field:
         return value
 
     def _strings(self, value: Any) -> tuple[str, ...]:
+        values = self._names(value)
+        if "" in values:
+            self._refuse(value, "text of at least one character")
+        return values
+
+    def _names(self, value: Any) -> tuple[str, ...]:
         values = [value] if isinstance(value, str) else value
         if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
             self._refuse(value, "text, or a list of texts")
         self._check_length(values)
-        if "" in values:
-            self._refuse(value, "text of at least one character")
         check_text(self.name, values)
         return tuple(values)
 
@@ -147,6 +152,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             {"type": "array", "items": {"type": "string", "minLength": 1}},
         ]
     },
+    "names": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
     "object": {"type": "object"},
     "objects": {"type": "array", "items": {"type": "object"}},
 }

@@ -34,7 +34,8 @@ SAMPLING = (
     Field("stream", "boolean", "send server-sent events", False),
     Field("n_probs", "integer", "alternatives per token", 0, 0, logprobs.MOST_TOP),
     Field("cache_prompt", "boolean", "ignored: the server's --no-prefix-cache decides", True),
-    Field("response_fields", "strings", "parts of the answer, as timings/prompt_n", (), 0, 64),
+    # An empty name selects nothing: llama.vim reads no answer to the requests that prepare others.
+    Field("response_fields", "names", "parts of the answer, as timings/prompt_n", (), 0, 64),
     Field("t_max_prompt_ms", "integer", "time to the first token", 0, 0, MAX_MILLISECONDS),
     Field("t_max_predict_ms", "integer", "time after it", 0, 0, MAX_MILLISECONDS),
 )

@@ -81,8 +81,9 @@ FIM = (
 )
 CHAT = (
     Field("messages", "objects", "the conversation", None, 1, is_required=True, form=MESSAGE),
-    Field("max_tokens", "integer", "new tokens at most; unless given, all that fit", None, 1),
+    Field("max_tokens", "integer", "new tokens at most; none or -1 for all that fit", None, -1),
     Field("max_completion_tokens", "integer", "the newer name of max_tokens", None, 1),
+    Field("n_predict", "integer", "llama.cpp's name of max_tokens", None, -1),
     Field("logprobs", "boolean", "log-probabilities of the tokens", False),
     Field("top_logprobs", "integer", "alternatives per token", 0, 0, logprobs.MOST_TOP),
     *SAMPLING,
@@ -163,7 +164,7 @@ class OpenAI:
     async def chat(self, request: Request) -> Response:
         """Answers a conversation."""
         values = self._read(CHAT, await request.body())
-        values["max_tokens"] = values["max_completion_tokens"] or values["max_tokens"]
+        values["max_tokens"] = _most_tokens(values)
         if not values["logprobs"] and values["top_logprobs"]:
             raise invalid("top_logprobs", "needs logprobs true")
         messages = _messages(values["messages"])
@@ -171,6 +172,13 @@ class OpenAI:
             prompt = await self.service.in_thread(self.service.answer, messages)
         except UserError as error:
             raise ApiError(400, str(error), "messages") from None
+        if values["max_tokens"] == 0:
+            # Nothing to generate: llama.vscode sends it to prepare the next request.
+            self.service.worker.check_ready()
+            answer = _Answer(self.features.name, "chatcmpl", "chat.completion", [prompt])
+            message = {"role": "assistant", "content": ""}
+            choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}
+            return JSONResponse(answer.complete([choice], Generation(self.service)))
         return await self._messages(request, prompt, values, "chatcmpl", "messages")
 
     async def _messages(
@@ -307,8 +315,16 @@ class _Answer:
 
         Of the choices of one prompt the first counts, as `prompt_tokens` counts the prompt once.
         """
-        per_prompt = len(generation.jobs) // self._prompts
+        per_prompt = max(1, len(generation.jobs) // self._prompts)
         return sum(job.reused for job in generation.jobs[::per_prompt])
+
+
+def _most_tokens(values: dict[str, Any]) -> int | None:
+    """Returns the most new tokens of an answer; None for all that fit."""
+    for name in ("max_completion_tokens", "max_tokens", "n_predict"):
+        if values[name] is not None:
+            return None if values[name] < 0 else values[name]
+    return None
 
 
 async def _streamed(

@@ -72,7 +72,10 @@ def test_an_editor_names_the_parts_of_the_answer(client):
 
 
 def test_no_tokens_prepare_the_next_request(client):
-    answer = client.post("/infill", input_extra=[{"filename": "a", "text": "x"}], n_predict=0)
+    prepare = {"input_extra": [{"filename": "a", "text": "x", "time": [1, 2]}], "n_predict": 0}
+    # As llama.vim sends it, which reads no answer.
+    assert client.post("/infill", **prepare, samplers=[], response_fields=[""]) == {}
+    answer = client.post("/infill", **prepare)
     assert answer["content"] == "" and answer["stop"] and answer["tokens_predicted"] == 0
 
 

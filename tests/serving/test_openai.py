@@ -131,6 +131,20 @@ def test_a_conversation(client, model):
     client.post("/v1/chat/completions", messages=parts, max_completion_tokens=2)
 
 
+def test_a_conversation_as_llama_vscode_sends_it(client):
+    """-1 stands for all tokens that fit, 0 prepares the next request: neither is OpenAI's."""
+    messages = [{"role": "user", "content": "Hi"}]
+    path, editor = "/v1/chat/completions", {"cache_prompt": True, "seed": 1, "temperature": 0.8}
+    prepare = {"n_predict": 0, "samplers": [], "t_max_prompt_ms": 500, "t_max_predict_ms": 1}
+    answer = client.post(path, messages=messages, **editor, **prepare)
+    assert answer["choices"][0]["message"]["content"] == ""
+    assert answer["usage"]["completion_tokens"] == 0 < answer["usage"]["prompt_tokens"]
+    full = client.post(path, messages=messages, **editor, max_tokens=-1, samplers="edkypmxt")
+    free = client.post(path, messages=messages, **editor)
+    assert full["choices"] == free["choices"] and full["usage"]["completion_tokens"] > 2
+    assert client.post(path, messages=messages, n_predict=2)["usage"]["completion_tokens"] <= 2
+
+
 def test_many_clients_get_the_texts_that_they_get_alone(start_server, model):
     client = start_server(sizes=start_server.__globals__["SIZES"]._replace(queue=64))
     prompts = [f"class T{i}:\n" for i in range(8)]

@@ -74,11 +74,11 @@ export class Card {
 
 /** Returns the chosen token, marked, among the most likely ones, by falling probability. */
 function rowsOf(token: ScoredToken): HTMLElement[] {
-  const rows = token.top_logprobs.filter(({ token: text }) => text !== token.token);
+  const rows = token.top_logprobs.filter(({ id }) => id !== token.id);
   rows.push(token);
   rows.sort((left, right) => right.logprob - left.logprob);
   return rows.map((row) => {
-    const line = create("div", row.token === token.token ? "row chosen" : "row");
+    const line = create("div", row.id === token.id ? "row chosen" : "row");
     const bar = create("span", "meter");
     const fill = create("span", "fill");
     fill.style.width = `${Math.max(1, 100 * Math.exp(row.logprob))}%`;

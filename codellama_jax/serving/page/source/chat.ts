@@ -1,6 +1,6 @@
 /** The chat view: a conversation with an instruct model, streamed. */
 
-import { announce, byId, create, duration, showFigures } from "./dom";
+import { announce, byId, create, duration, noun, showFigures } from "./dom";
 import { render } from "./markdown";
 import { post, type ChatChunk, type Props } from "./server";
 import type { Settings } from "./settings";
@@ -144,7 +144,7 @@ export class Chat {
     showFigures(this.speed, [
       [duration(firstMs), "first token"],
       [rate, "tokens/s"],
-      [String(tokens), "tokens"],
+      [String(tokens), noun(tokens, "token")],
     ]);
   }
 

@@ -119,6 +119,9 @@ class Completer {
       if (!isTyping) this.around.onError(new ServerError(503, "the model is not ready"));
       return;
     }
+    // A request's answer is inserted at the cursor and from its first character on: of an earlier
+    // suggestion neither the place nor the characters that were typed or accepted may remain.
+    this.remove();
     const request = new AbortController();
     this.request = request;
     const { state } = this.view;
@@ -128,7 +131,7 @@ class Completer {
       await this.send(props, cursor, from, request.signal);
     } catch (error) {
       if (request.signal.aborted) return;
-      this.view.dispatch({ effects: setGhost.of(null) });
+      this.remove();
       this.around.onError(error);
     } finally {
       if (this.request === request) this.request = null;
@@ -193,7 +196,17 @@ class Completer {
   /** Removes the suggestion and ends its request. Returns whether there was anything to remove. */
   dismiss(): boolean {
     const had = this.cancel();
-    if (!this.view.state.field(ghostField)) return had;
+    return this.remove() || had;
+  }
+
+  /** Returns whether a suggestion is shown or requested. */
+  isActive(): boolean {
+    const ghost = this.view.state.field(ghostField);
+    return this.request !== null || (ghost !== null && remainder(ghost) !== "");
+  }
+
+  private remove(): boolean {
+    if (!this.view.state.field(ghostField)) return false;
     this.view.dispatch({ effects: setGhost.of(null) });
     return true;
   }
@@ -208,6 +221,7 @@ export function completer(around: Surroundings): {
   extensions: Extension;
   complete: (view: EditorView) => boolean;
   dismiss: (view: EditorView) => boolean;
+  isActive: (view: EditorView) => boolean;
 } {
   const plugin = ViewPlugin.define((view) => new Completer(view, around));
   const complete = (view: EditorView) => {
@@ -215,6 +229,7 @@ export function completer(around: Surroundings): {
     return true;
   };
   const dismiss = (view: EditorView) => view.plugin(plugin)?.dismiss() ?? false;
+  const isActive = (view: EditorView) => view.plugin(plugin)?.isActive() ?? false;
   const extensions = [
     ghostText(dismiss),
     plugin,
@@ -224,5 +239,5 @@ export function completer(around: Surroundings): {
       around.onGhost(ghost !== null && remainder(ghost) !== "");
     }),
   ];
-  return { extensions, complete, dismiss };
+  return { extensions, complete, dismiss, isActive };
 }

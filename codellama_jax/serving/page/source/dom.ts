@@ -24,6 +24,11 @@ export function announce(text: string): void {
   byId("announcer").textContent = text;
 }
 
+/** Returns the noun that follows a number, such as "tokens". */
+export function noun(count: number, singular: string): string {
+  return count === 1 ? singular : `${singular}s`;
+}
+
 /** Formats a duration in milliseconds as "84 ms" or "1.2 s". */
 export function duration(milliseconds: number): string {
   const isShort = milliseconds < 1000;

@@ -25,6 +25,18 @@ const TEXT = "codellama-jax-text";
 const BEFORE = `def is_prime(n: int) -> bool:
     """Returns whether n is a prime number."""
     `;
+// A browser that replaces a selection itself gives the new text the style of the old one inline,
+// which the policy forbids: it would report an error for each such keystroke.
+const typeOver = EditorView.domEventHandlers({
+  beforeinput(event, view) {
+    const isTypedOver = event.inputType === "insertText" && !view.state.selection.main.empty;
+    if (!isTypedOver || !event.data || view.composing) return false;
+    const change = view.state.replaceSelection(event.data);
+    view.dispatch(change, { userEvent: "input.type", scrollIntoView: true });
+    event.preventDefault();
+    return true;
+  },
+});
 const AFTER = `
 
 
@@ -46,6 +58,7 @@ export class Editor {
       selection: { anchor: (text ?? BEFORE).length },
       extensions: [
         completion,
+        typeOver,
         lineNumbers(),
         highlightActiveLineGutter(),
         highlightActiveLine(),

@@ -4,7 +4,7 @@ import { Card } from "./card";
 import { Chat } from "./chat";
 import { completer, type Progress } from "./completer";
 import { Connection } from "./connection";
-import { announce, byId, create, duration, showFigures } from "./dom";
+import { announce, byId, create, duration, noun, showFigures } from "./dom";
 import { Editor } from "./editor";
 import { acceptAll, acceptWord } from "./ghost";
 import { SettingsForm, type Settings } from "./settings";
@@ -13,7 +13,7 @@ import { connectThemeSwitch } from "./theme";
 import { TokenList } from "./tokens";
 
 const HINT = "Type, or press Ctrl Space, for a suggestion.";
-// Settings of which a change replaces the suggestion that is shown.
+// Settings of which a change replaces the suggestion that is shown or requested.
 const REQUESTED: (keyof Settings)[] = [
   "spm",
   "dedent",
@@ -60,8 +60,8 @@ const connection = new Connection((props) => {
 
 function onSetting(name: keyof Settings): void {
   if (name === "language") editor.setLanguage(form.values.language);
-  const isShown = !byId("answering").hidden;
-  if (isShown && REQUESTED.includes(name)) completion.complete(editor.view);
+  const isActive = completion.isActive(editor.view);
+  if (isActive && REQUESTED.includes(name)) completion.complete(editor.view);
 }
 
 function showProgress(progress: Progress): void {
@@ -86,8 +86,9 @@ function figuresOf({ state, text, firstMs, totalMs, timings, truncated }: Progre
   if (timings.predicted_per_second) {
     figures.push([timings.predicted_per_second.toFixed(1), "tokens/s"]);
   }
-  if (timings.predicted_n) figures.push([String(timings.predicted_n), "tokens"]);
-  if (timings.prompt_n) figures.push([timings.prompt_n.toLocaleString("en"), "prompt tokens"]);
+  const { predicted_n: count, prompt_n: read } = timings;
+  if (count) figures.push([String(count), noun(count, "token")]);
+  if (read) figures.push([read.toLocaleString("en"), noun(read, "prompt token")]);
   if (truncated) figures.push(["Truncated", "to the context"]);
   return figures;
 }

@@ -55,8 +55,8 @@ export function percent(logprob: number): string {
   return value < 0.01 ? "< 0.01 %" : `${Number(value.toPrecision(2))} %`;
 }
 
-/** Returns a token's text with its white space made visible. */
+/** Returns a token's text with its white space made visible. EOT and other sentinels have none. */
 export function visible(token: string): string {
-  if (token === "") return "(end)";
+  if (token === "") return "(no text)";
   return token.replaceAll("\n", "↵").replaceAll("\t", "→").replaceAll(" ", "·");
 }

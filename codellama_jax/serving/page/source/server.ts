@@ -16,6 +16,7 @@ export interface Props {
 
 /** One token with the natural logarithm of its probability. */
 export interface TokenProbability {
+  id: number; // several have the same text: parts of characters, and ids without a text
   token: string;
   logprob: number;
 }

@@ -1,7 +1,7 @@
 /** The list of a completion's tokens, coloured by probability, with the alternatives to each. */
 
 import type { Card } from "./card";
-import { byId, create } from "./dom";
+import { byId, create, noun } from "./dom";
 import { LEVELS, levelOf, percent, visible } from "./probabilities";
 import type { ScoredToken } from "./server";
 
@@ -36,7 +36,7 @@ export class TokenList {
     this.items = tokens.map((token, index) => this.option(token, index));
     // A line breaks between tokens.
     this.list.replaceChildren(...this.items.flatMap((item) => [item, create("wbr")]));
-    if (!isEmpty) this.note.textContent = `${tokens.length} tokens; mean ${meanOf(tokens)}.`;
+    if (!isEmpty) this.note.textContent = noteOf(text, tokens);
     else if (state === "none") this.note.textContent = "Nothing has been completed yet.";
     else if (state === "running") this.note.textContent = "Waiting for the probabilities.";
     else this.note.textContent = text ? "The answer has no probabilities." : "No tokens.";
@@ -94,6 +94,13 @@ export class TokenList {
     this.card.close();
     for (const item of this.items) item.setAttribute("aria-selected", "false");
   }
+}
+
+/** Tells the number of the tokens. The server may drop all: they leave the cursor's block. */
+function noteOf(text: string, tokens: ScoredToken[]): string {
+  const count = `${tokens.length} ${noun(tokens.length, "token")}`;
+  const dropped = text ? "" : ", none of which belongs at the cursor";
+  return `${count}${dropped}; mean ${meanOf(tokens)}.`;
 }
 
 function meanOf(tokens: ScoredToken[]): string {

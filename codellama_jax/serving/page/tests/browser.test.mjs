@@ -91,6 +91,28 @@ test("typing shows ghost text, and Tab accepts it", async () => {
   assert.equal(server.state.requests.length, length); // accepting requests nothing
 });
 
+test("typing over a selection, of all the text too, violates no policy", async () => {
+  await open();
+  await page.locator(".cm-content").focus();
+  await page.keyboard.press("Control+A");
+  await page.keyboard.type("def f(x):");
+  await page.keyboard.press("Enter");
+  await page.keyboard.type("return");
+  await page.keyboard.press("Shift+Home");
+  await page.keyboard.type("pass");
+  assert.equal(await code(), "def f(x):\n    pass");
+  await page.waitForSelector(".ghost"); // it counts as typing
+});
+
+test("tokens that the server dropped are not called the suggestion's", async () => {
+  server.state.isDropped = true;
+  await open();
+  await suggest();
+  await page.waitForFunction(() => document.querySelector("#speed").innerText.includes("Nothing"));
+  assert.equal(await page.locator(".ghost").count(), 0);
+  assert.match(await contents("#tokens-note"), /^25 tokens, none of which belongs at the cursor/);
+});
+
 test("a word is accepted, typed characters shorten the rest, Escape dismisses it", async () => {
   await open();
   await suggest();
@@ -105,6 +127,55 @@ test("a word is accepted, typed characters shorten the rest, Escape dismisses it
   assert.equal(await page.locator("#answering").isVisible(), false);
   await page.keyboard.press("Tab"); // without a suggestion it indents
   assert.match(await code(), /\n {8}if n <\n/);
+});
+
+test("a new suggestion is complete, whatever was accepted of the last one", async () => {
+  await open();
+  await suggest();
+  await page.keyboard.press("Control+ArrowRight");
+  await page.keyboard.press("Control+Space");
+  await page.waitForFunction(
+    (text) => document.querySelector("#editor").shadowRoot.textContent.includes(text),
+    `    if${SUGGESTION}`,
+  );
+  await page.keyboard.press("Tab");
+  await isGone(".ghost");
+  assert.ok((await code()).includes(`    if${SUGGESTION}\n\n\ndef primes_below`));
+  await page.keyboard.press("Control+Space");
+  await page.waitForFunction(
+    (text) => document.querySelector("#editor").shadowRoot.textContent.includes(text),
+    `range(2, n))${SUGGESTION.slice(0, 8)}`,
+  );
+});
+
+test("a setting that changes while a suggestion is awaited is sent at once", async () => {
+  server.state.delay = 60;
+  await open();
+  await page.locator(".cm-content").focus();
+  await page.keyboard.press("Control+Space");
+  await page.waitForSelector(".ghost");
+  await page.locator("#temperature").fill("0.4");
+  await page.locator("#temperature").fill("0.6");
+  await page.waitForSelector(".ghost");
+  const temperatures = server.state.requests.map(([, body]) => body.temperature);
+  assert.deepEqual(temperatures, [0, 0.4, 0.6]);
+});
+
+test("ids without a text are not called the end, and each is listed", async () => {
+  server.state.completion = [
+    ["a", 0.9, "", "b"],
+    ["", 0.5, "", "c"],
+    ["d", 0.9, "e"],
+  ];
+  await open();
+  await page.locator(".cm-content").focus();
+  await page.keyboard.press("Control+Space");
+  await page.waitForFunction(() => document.querySelectorAll(".token").length === 3);
+  assert.equal(await ghost(), "ad");
+  await page.locator(".token").nth(1).hover();
+  const listed = /\(no text\)\s+50 %\s+\(no text\)\s+25 %\s+c\s+13 %/;
+  assert.match(await contents("#alternatives"), listed);
+  assert.equal(await page.locator("#alternatives .chosen").count(), 1);
 });
 
 test("typing on cancels the request in flight", async () => {
@@ -290,7 +361,7 @@ test("a chat is streamed, stopped, and its code put into the editor", async () =
   server.state.delay = 40;
   await page.fill("#message", "Again");
   await page.keyboard.press("Enter");
-  await page.waitForFunction(() => document.querySelectorAll(".message.assistant p").length > 2);
+  await page.locator(".message.assistant").nth(1).getByText("A prime").waitFor();
   await page.click("#stop");
   await page.waitForSelector("text=Stopped.");
   const messages = server.state.requests[1][1].messages.map(({ role }) => role);

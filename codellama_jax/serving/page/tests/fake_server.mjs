@@ -47,13 +47,14 @@ const ANSWER =
 
 function scored([token, probability, ...others]) {
   const rest = (1 - probability) / 2;
-  const alternatives = others.filter((text) => text !== token);
+  const alternatives = others.filter((text) => text === "" || text !== token);
+  const chosen = { id: 0, token, logprob: Math.log(probability) };
   return {
-    token,
-    logprob: Math.log(probability),
+    ...chosen,
     top_logprobs: [
-      { token, logprob: Math.log(probability) },
+      chosen,
       ...alternatives.map((text, index) => ({
+        id: 1 + index, // compared within these alternatives only
         token: text,
         logprob: Math.log(rest / (index + 1)),
       })),
@@ -81,6 +82,8 @@ export async function startFakeServer(options = {}) {
     key: "", // the API key that requests need
     delay: 25, // milliseconds per token
     most: Infinity, // characters of a prompt
+    completion: COMPLETION,
+    isDropped: false, // whether no token's text is sent
     requests: [], // [path, body]
     cancelled: 0,
     ...options,
@@ -140,12 +143,12 @@ async function stream(state, path, body, response) {
     response.end("data: [DONE]\n\n");
     return;
   }
-  const tokens = COMPLETION.slice(0, body.n_predict).map(scored);
+  const tokens = state.completion.slice(0, body.n_predict).map(scored);
   await wait(3 * state.delay);
   for (const { token } of tokens) {
     await wait(state.delay);
     if (!isOpen()) return;
-    write({ content: token, stop: false });
+    write({ content: state.isDropped ? "" : token, stop: false });
   }
   const timings = {
     prompt_n: 97,
