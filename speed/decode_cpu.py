@@ -187,6 +187,9 @@ def compare(folder: Path, batch: int, rounds: int) -> dict[str, list[dict]]:
     for _ in range(rounds):
         for side in SIDES:
             results[side].append(measure(side, folder, batch))
+            # The table comes minutes later.
+            report = f"{batch} sequences, {side}: {results[side][-1]['speed']:,.0f} tokens/s"
+            print(report, file=sys.stderr, flush=True)
         for side in FP32:
             if results[side][-1]["ids"] != results["ours"][-1]["ids"]:
                 raise UserError(f"{side} draws other ids than ours with {batch} sequences")

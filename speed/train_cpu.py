@@ -111,6 +111,9 @@ def main() -> None:
             for _ in range(options.rounds):
                 for side in SIDES:
                     speeds[side].append(measure(side, shape, dtype))
+                    # The table comes minutes later.
+                    report = f"{shape} {dtype} {side}: {speeds[side][-1]:,.0f} tokens/s"
+                    print(report, file=sys.stderr, flush=True)
             medians = [statistics.median(speeds[side]) for side in SIDES]
             ratios = [medians[0] / median for median in medians[1:]]
             cells = [f"{value:,.0f}" for value in medians] + [f"{ratio:.2f}" for ratio in ratios]

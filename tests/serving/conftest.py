@@ -137,3 +137,13 @@ def start_server(model, features):
 def client(start_server):
     """A client of the server that most tests share."""
     return start_server()
+
+
+@pytest.fixture
+def logged(capsys):
+    """Returns a function with the lines on stderr, without the "ready" of a server's start."""
+
+    def lines():
+        return [line for line in capsys.readouterr().err.splitlines() if line != "ready"]
+
+    return lines

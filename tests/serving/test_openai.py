@@ -105,14 +105,14 @@ def test_logprobs_and_the_best_of_several(client):
         assert max(top.values()) == pytest.approx(logprob, abs=1e-3)
 
 
-def test_scores_that_do_not_fit_in_memory_are_refused_alone(client, monkeypatch, capsys):
+def test_scores_that_do_not_fit_in_memory_are_refused_alone(client, monkeypatch, logged):
     def fail(*_):
         raise RuntimeError("RESOURCE_EXHAUSTED: no memory")
 
     monkeypatch.setattr(logprobs, "score", fail)
     status, answer = client.send("POST", "/v1/completions", {"logprobs": 1})
     assert status == 503 and answer["error"]["code"] == "out_of_memory"
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert len(logged()) == 1
 
 
 def test_a_conversation(client, model):

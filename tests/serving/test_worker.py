@@ -87,7 +87,7 @@ def test_a_prompt_that_comes_too_late_ends_without_text(client, paused):
 
 
 @pytest.mark.parametrize("error", [UserError("needs 9 GB"), RuntimeError("RESOURCE_EXHAUSTED: x")])
-def test_a_request_that_does_not_fit_in_memory_fails_alone(client, monkeypatch, capsys, error):
+def test_a_request_that_does_not_fit_in_memory_fails_alone(client, monkeypatch, logged, error):
     """The other sequence runs already, and gets the text that it gets alone."""
     expected = client.post("/v1/completions", **LONG)["choices"][0]["text"]
     read, has_failed = Device.read, []
@@ -109,7 +109,7 @@ def test_a_request_that_does_not_fit_in_memory_fails_alone(client, monkeypatch, 
     for piece in pieces[1:-1]:
         text += json.loads(piece)["choices"][0]["text"]
     assert text == expected
-    lines = capsys.readouterr().err.splitlines()
+    lines = logged()
     assert len(lines) == 1 and lines[0].startswith("out of memory, a request is answered with 503")
     client.post("/v1/completions", **SHORT)
 
