@@ -140,10 +140,10 @@ def client(start_server):
 
 
 @pytest.fixture
-def logged(capsys):
+def logged(capfd):
     """Returns a function with the lines on stderr, without the "ready" of a server's start."""
 
     def lines():
-        return [line for line in capsys.readouterr().err.splitlines() if line != "ready"]
+        return [line for line in capfd.readouterr().err.splitlines() if line != "ready"]
 
     return lines

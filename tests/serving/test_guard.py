@@ -99,14 +99,14 @@ def test_an_unknown_path_or_method_has_the_same_layout(client, method, path, sta
     assert found == status and answer["error"]["type"] == "invalid_request_error"
 
 
-def test_a_defect_is_one_line_without_a_traceback(client, monkeypatch, capsys):
+def test_a_defect_is_one_line_without_a_traceback(client, monkeypatch, logged):
     def fail(*args, **options):
         raise ValueError("/secret/path\nand more")
 
     monkeypatch.setattr(page, "FileResponse", fail)
     status, answer = client.send("GET", "/")
     assert status == 500 and answer["error"]["message"] == "internal error"
-    assert capsys.readouterr().err == "error: '/': ValueError: /secret/path\n"
+    assert logged() == ["error: '/': ValueError: /secret/path"]
 
 
 def test_the_page_sends_a_policy_and_no_file_beside_it(client, tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ def test_a_head_that_comes_too_slowly_ends_its_connection(client, monkeypatch, f
         assert read_all(connection) == b""  # recv raises an error after 5 seconds
 
 
-def test_a_broken_body_after_its_answer_is_no_traceback(client, capfd):
+def test_a_broken_body_after_its_answer_is_no_traceback(client, logged):
     head = b"POST /tokenize HTTP/1.1\r\nHost: evil\r\nTransfer-Encoding: chunked\r\n\r\n"
     with socket.create_connection(("127.0.0.1", client.port), 5) as connection:
         connection.sendall(head)
@@ -73,7 +73,7 @@ def test_a_broken_body_after_its_answer_is_no_traceback(client, capfd):
         connection.sendall(b"no length\r\n")
         read_all(connection)
     assert client.send("GET", "/health")[0] == 200
-    assert capfd.readouterr().err == ""
+    assert not logged()
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def connect_with_small_buffer(client, body):
 
 @pytest.mark.parametrize("is_slow", [False, True])
 def test_a_client_that_never_reads_its_stream_frees_its_slot(
-    client, monkeypatch, small_buffers, capfd, is_slow
+    client, monkeypatch, small_buffers, logged, is_slow
 ):
     advance, slept = Engine.advance, 0.02
     cancelled = client.worker.counts["cancelled"]
@@ -124,7 +124,7 @@ def test_a_client_that_never_reads_its_stream_frees_its_slot(
             time.sleep(0.01)
             data += connection.recv(256)
         client.wait_until(lambda worker: not worker.unfinished and not worker._jobs)
-    lines = capfd.readouterr().err.splitlines()
+    lines = logged()
     if is_slow:
         assert not lines and client.worker.counts["cancelled"] == cancelled
     else:
