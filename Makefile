@@ -13,10 +13,12 @@ quickstart: $(VENV)/installed
 
 # Stages that several of them share are trained once. docs/results has the reports as last run.
 ABLATIONS ?= scratch_vs_llama2 infilling_cost long_context_cost learning_rate psm_vs_spm rope_theta temperature self_instruct pangu_coder2 exact_lines
+# Seeds that are trained side by side, each on its share of the cores.
+PROCESSES ?= 2
 ablations: $(VENV)/installed
 	mkdir -p docs/results/figures
 	set -e; for name in $(ABLATIONS); do \
-	  $(BIN)/python launch.py run experiments/$$name.py --out runs/ablations/$$name --reuse runs/ablations; \
+	  $(BIN)/python launch.py run experiments/$$name.py --out runs/ablations/$$name --reuse runs/ablations --processes $(PROCESSES); \
 	  cp runs/ablations/$$name/report.md docs/results/$$name.md; \
 	  cp runs/ablations/$$name/finding.json docs/results/$$name.json; \
 	  cp runs/ablations/$$name/figures/$$name-*.png docs/results/figures/; \

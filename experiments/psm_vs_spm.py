@@ -163,8 +163,8 @@ def finding(results: Results) -> Finding:
             _trend(measured, tokens, "random-span", "SPM", "PSM"),
             _trend(measured, tokens, "random-span", "SPM", "SPM, healed"),
         ],
-        reason="after five million tokens the toy has learned PSM less well than SPM, whose middle"
-        " continues its prefix as in any text; the trend shows whether PSM catches up.",
+        reason="a toy learns PSM later than SPM, whose middle continues its prefix as in any text;"
+        " the trend shows whether PSM catches up.",
     )
 
 

@@ -55,6 +55,18 @@ CODE_RATE = {"7b": 3e-4, "13b": 3e-4, "34b": 1.5e-4, "70b": 1.5e-4}
 LONG_BATCH = {"7b": 128, "13b": 128, "34b": 64, "70b": 64}
 
 
+# The toy of the ablations has 0.2 million parameters, fewer than the quickstart's, so that it reads
+# tens of tokens for each of them in minutes, as the paper's models did in their training.
+TOY_SHAPE: dict[str, Any] = {
+    "d_model": 64,
+    "n_layers": 2,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "head_dim": 32,
+    "d_ff": 176,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Local:
     """The numbers of the ablations at a scale that one machine trains, on its own sources."""
@@ -76,7 +88,7 @@ class Local:
 
 LOCAL = {
     # A stage of a million positions. Several times the files that it reads.
-    "toy": Local(1008, 700, 4, 1000, 1000, 5000, 4e-3, 60, 100, 4, 30, 5e-4, 5),
+    "toy": Local(1008, 700, 4, 1000, 1000, 8000, 4e-3, 60, 100, 4, 30, 5e-4, 5),
     # 8M and 33M positions; a trend is over the code training itself.
     "small": Local(4080, 0, 32, 1000, 4000, 4000, 2e-3, 100, 500, 16, 60, 2.5e-4, 1),
 }
@@ -128,7 +140,8 @@ def with_larger_base(model: LlamaConfig) -> LlamaConfig:
 
 def model(scale: str) -> LlamaConfig:
     """Returns the model of `toy`, `small` or `7b`. Raises UserError listing them otherwise."""
-    return choose(TOY | SMALL | {"7b": CODE_LLAMA["7b"]}, scale)
+    toy = dataclasses.replace(TOY["toy"], **TOY_SHAPE)
+    return choose({"toy": toy} | SMALL | {"7b": CODE_LLAMA["7b"]}, scale)
 
 
 def general(scale: str) -> Stage:
@@ -147,7 +160,7 @@ def code(scale: str, infilling: InfillingConfig = INFILLING) -> Stage:
 
 
 def trend_code(scale: str, infilling: InfillingConfig = INFILLING) -> Stage:
-    """Returns code training for a trend over its length, five times as long at toy scale.
+    """Returns code training for a trend over its length, eight times as long at toy scale.
 
     The checkpoints after LENGTHS of it are kept. At larger scales it is the stage of `code`.
     """

@@ -23,8 +23,7 @@ number, and asserts about them (data/generated_keys.py). Retrieval is learned fi
 the general model reads documents of little filler, code training ones of up to one of its sequences
 (256 tokens), the long-context stage ones of up to 1,024 tokens. With long ones from the start a toy
 found no key after as many steps. No stage splits documents for infilling, which would separate a
-function from its assert. The toy is narrower than that of the other ablations, so that it can read
-more tokens in the time.
+function from its assert.
 """
 
 import dataclasses
@@ -66,17 +65,8 @@ PAPER: dict[str, tuple[tuple[float, ...], ...]] = {
 FOUND = 0.5  # share of the keys above which a length counts as found
 UNCLEAR = 0.1  # a length whose share in the paper is nearer to FOUND is not compared
 KEYS = 0.5  # share of generated documents with keys in the local stages
-# The toy that learns to find keys.
-TOY: dict[str, Any] = {
-    "d_model": 64,
-    "n_layers": 2,
-    "n_heads": 2,
-    "n_kv_heads": 2,
-    "head_dim": 32,
-    "d_ff": 176,
-}
 # Peak learning rate, and steps by the source of their keys.
-RATE, STEPS = 2e-3, {"short_keys": 2000, "keys": 2000, "long_keys": 200}
+RATE, STEPS = 2e-3, {"short_keys": 2000, "keys": 2000, "long_keys": 800}
 # Where their documents come from.
 SOURCES = {source: f"functions:{source}" for source in STEPS}
 
@@ -112,7 +102,7 @@ def experiment(scale: str = "toy") -> Experiment:
 def _with_keys(scale: str, stage: Stage, source: str) -> Stage:
     """Returns a local stage that also reads documents with keys, and splits none for infilling.
 
-    At toy scale it has the narrow model and the steps of this experiment.
+    At toy scale it has the steps of this experiment.
     """
     if scale not in recipe.LOCAL:
         return stage
@@ -136,7 +126,6 @@ def _with_keys(scale: str, stage: Stage, source: str) -> Stage:
         optimizer = dataclasses.replace(optimizer, final_fraction=1.0)
     return dataclasses.replace(
         stage,
-        model=dataclasses.replace(stage.model, **TOY),
         optimizer=optimizer,
         steps=STEPS[source],
         eval_every=min(STEPS[source], 500),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from codellama_jax import overrides
-from codellama_jax.checked import Checked
+from codellama_jax.checked import Checked, Range
 from codellama_jax.command_line import cli
 from codellama_jax.config import CACHE, Experiment
 from codellama_jax.errors import UserError
@@ -62,6 +62,8 @@ class RunOptions(PlanOptions):
     """Start again; the existing run is kept under another name."""
     cache: str = CACHE
     """Where prepared documents, tokenizers and compiled programs are kept."""
+    processes: Annotated[int, Range(1, 1024)] = 1
+    """Processes that train the seeds side by side on a CPU, each on its share of the cores."""
 
     def start(self, experiment: Experiment, claim: str, finding: FindingOf | None) -> None:
         """Trains an experiment, or resumes it."""

@@ -44,7 +44,7 @@ def finding_of(name: str, answer, losses=lambda arm, seed: (9.0, 8.0)) -> Findin
     return module.finding(results)
 
 
-LENGTHS = (625, 1250, 2500)  # steps of the code stage at which a trend has a checkpoint
+LENGTHS = (1000, 2000, 4000)  # steps of the code stage at which a trend has a checkpoint
 
 
 def infilling(ahead: float):

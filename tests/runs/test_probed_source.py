@@ -3,7 +3,7 @@
 import dataclasses
 
 from codellama_jax.config import MixtureConfig
-from codellama_jax.runs.experiment import probed_source
+from codellama_jax.runs.probing import probed_source
 from experiments import rope_theta
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import jax
 import pytest
@@ -13,6 +12,7 @@ from codellama_jax.checkpoints.folder import RunFolder
 from codellama_jax.config import CorpusConfig, Experiment, MeshConfig, TokenizerConfig, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.runs import experiment as runs
+from codellama_jax.runs.commands import RunOptions
 from codellama_jax.runs.stages import resolve
 from codellama_jax.sharding.mesh import make_mesh
 from codellama_jax.tokenizers import sentencepiece as tokenizers
@@ -58,7 +58,7 @@ def start(tmp_path, monkeypatch):
 
     def started(experiment: Experiment, fresh: bool = False) -> None:
         out, cache = str(tmp_path / "run"), str(tmp_path / "cache")
-        choice = SimpleNamespace(out=out, cache=cache, arm="", fresh=fresh, reuse="")
+        choice = RunOptions("x", out=out, cache=cache, fresh=fresh)
         runs.run_experiment(experiment, "a claim", None, choice)
 
     return started
