@@ -93,8 +93,11 @@ def main() -> None:
             engine.counts.clear()
             start = time.perf_counter()
             ids[name] = loop(engine, drawn, options.slots)
+            taken = time.perf_counter() - start
+            what = f"turn {turn} of {options.rounds}" if turn else "compiled"
+            print(f"{name:12} {what}: {len(drawn)} samples in {taken:.1f} s", flush=True)
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(taken)
             counts[name] = Counter(engine.counts)
         assert ids["continuous"] == ids["static"]
     tokens = sum(map(len, ids["static"]))
