@@ -250,13 +250,16 @@ class LlamaCpp:
 
     async def _streamed(
         self, generation: Generation, values: dict[str, Any], is_truncated: bool
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncIterator[list[dict[str, Any]]]:
         async with generation:
-            async for _, piece, ids, is_finished in generation.pieces():
-                if piece or ids:
-                    yield {"content": piece, "tokens": ids, "stop": False}
-                if is_finished:
-                    yield await self._final(generation, "", values, is_truncated)
+            async for pieces in generation.pieces():
+                events: list[dict[str, Any]] = []
+                for _, text, ids, is_finished in pieces:
+                    if text or ids:
+                        events.append({"content": text, "tokens": ids, "stop": False})
+                    if is_finished:
+                        events.append(await self._final(generation, "", values, is_truncated))
+                yield events
 
     async def _final(
         self, generation: Generation, content: str, values: dict[str, Any], is_truncated: bool

@@ -329,8 +329,8 @@ def _most_tokens(values: dict[str, Any]) -> int | None:
 
 async def _streamed(
     generation: Generation, answer: _Answer, values: dict[str, Any], echoes: list[str], delta: Any
-) -> AsyncIterator[dict[str, Any]]:
-    """Yields the events of a stream.
+) -> AsyncIterator[list[dict[str, Any]]]:
+    """Yields the events of a stream, those that are there at once together.
 
     Args:
       generation: the sequences.
@@ -342,17 +342,21 @@ async def _streamed(
     per_prompt = len(generation.jobs) // len(echoes)
     started: set[int] = set()
     async with generation:
-        async for index, piece, _, is_finished in generation.pieces():
-            if index not in started and (piece or is_finished):
-                piece = echoes[index // per_prompt] + piece
-            elif not piece and not is_finished:
-                continue
-            reason = _reason(generation.texts[index]) if is_finished else None
-            choice = delta(piece, index not in started)
-            started.add(index)
-            yield answer.chunk([{**choice, "index": index, "finish_reason": reason}])
+        async for pieces in generation.pieces():
+            events = []
+            for index, text, _, is_finished in pieces:
+                if not text and not is_finished:
+                    continue
+                is_first = index not in started
+                started.add(index)
+                if is_first:
+                    text = echoes[index // per_prompt] + text
+                reason = _reason(generation.texts[index]) if is_finished else None
+                choice = {**delta(text, is_first), "index": index, "finish_reason": reason}
+                events.append(answer.chunk([choice]))
+            yield events
     if (values["stream_options"] or {}).get("include_usage"):
-        yield answer.chunk([], usage=answer.usage(generation))
+        yield [answer.chunk([], usage=answer.usage(generation))]
 
 
 def _text_delta(piece: str, is_first: bool) -> dict[str, Any]:

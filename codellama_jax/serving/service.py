@@ -11,7 +11,7 @@ import functools
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from codellama_jax.data.infilling import prompt_ids, start_ids
 from codellama_jax.generation.middle import Order, without_ramble
@@ -214,6 +214,15 @@ def sampling_of(values: dict[str, Any], new: int) -> Sampling:
     )
 
 
+class Piece(NamedTuple):
+    """New text and ids of a sequence, by its number, and whether it has ended."""
+
+    sequence: int
+    text: str
+    ids: list[int]
+    is_finished: bool
+
+
 class Generation:
     """The sequences of one HTTP request: an async context, which cancels them where it is left.
 
@@ -243,17 +252,17 @@ class Generation:
     async def __aexit__(self, *_: object) -> None:
         self._worker.cancel(self.jobs)
 
-    async def pieces(self) -> AsyncIterator[tuple[int, str, list[int], bool]]:
-        """Yields (sequence, new text, new ids, is finished), token by token.
+    async def pieces(self) -> AsyncIterator[list[Piece]]:
+        """Yields the pieces, one per token, that are there at once.
 
         Raises the ApiError of a sequence that failed.
         """
         async for index, event in self._all_events():
             text = self._text(index)
-            for token in event.ids:
-                yield index, text.add([token]), [token], False
+            pieces = [Piece(index, text.add([token]), [token], False) for token in event.ids]
             if event.reason:
-                yield index, text.finish(event.reason == DONE), [], True
+                pieces.append(Piece(index, text.finish(event.reason == DONE), [], True))
+            yield pieces
 
     async def finish(self) -> list[Text]:
         """Returns all texts once they are complete. Raises as `pieces`."""

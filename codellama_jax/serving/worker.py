@@ -264,7 +264,8 @@ class Worker:
         sizes = [size for size in READ_SIZES if size < 2 * self.slots]
         most = min(self._warm_up_tokens, self._piece)
         lengths = sorted({bucket(n) for n in range(1, most + 1, 16)})
-        yield [request(lengths[0], temperature=1.0)]
+        for width, temperature in itertools.product(self._engine.widths, (0.0, 1.0)):
+            yield [request(lengths[0], temperature) for _ in range(width)]
         for size in READ_SIZES:
             copies = min(size, self.slots - 1)
             if copies and size_of(copies) == size:
