@@ -34,8 +34,9 @@ def _lines(worker: Worker, requests: Counter[tuple[str, int]]) -> Iterator[str]:
         yield from _metric(name, "counter", meaning, str(worker.counts[count]))
     for name, count, meaning in SECONDS:
         yield from _metric(name, "counter", meaning, f"{worker.counts[count] / 1e6:.6f}")
-    if worker.model and worker.model.drafter:
-        drafter = worker.model.drafter
+    # Models of several quantizations share the drafter.
+    if worker.models and worker.models[0].drafter:
+        drafter = worker.models[0].drafter
         tokens = {"drafted_total": drafter.drafted, "draft_accepted_total": drafter.accepted}
         for name, value in tokens.items():
             yield from _metric(name, "counter", "Tokens of the drafts of --speculate.", str(value))

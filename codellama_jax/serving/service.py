@@ -41,6 +41,7 @@ class Features:
       healing: whether prompts that may end inside a token are healed.
       ends_at_dedent, ends_at_repetition: the defaults of the endpoint for editors.
       quantization: names of the quantization of weights and of the cache.
+      schemes: the quantizations of weights that are served, the first one as `name`.
       created: when the server started, in seconds since 1970.
     """
 
@@ -54,6 +55,12 @@ class Features:
     ends_at_repetition: bool = False
     quantization: dict[str, str] = field(default_factory=dict)
     created: int = 0
+    schemes: tuple[str, ...] = ("none",)
+
+    @property
+    def models(self) -> list[str]:
+        """The names of the models: `name`, and with the quantization those after the first."""
+        return [self.name, *(f"{self.name}:{scheme}" for scheme in self.schemes[1:])]
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,16 @@ class Service:
         """Serves a model with the worker that runs it."""
         self.features, self.worker = features, worker
         self.tokenizer = features.tokenizer
+
+    def number_of(self, name: str | None) -> int:
+        """Returns the number of a model. Raises ApiError 404 for a name that no model has."""
+        if not name:
+            return 0
+        models = self.features.models
+        if name not in models:
+            message = f"model is {name[:60]!r}: this server has {', '.join(map(repr, models))}"
+            raise ApiError(404, message, "model", "model_not_found")
+        return models.index(name)
 
     def completion(self, prompt: str | list[int]) -> Prompt:
         """Returns the prompt of a text, or of ids. Raises ApiError for ids of no vocabulary."""
@@ -168,8 +185,8 @@ class Service:
         """Returns the result of a function, such as the tokenizer, that may take a while."""
         return await asyncio.get_running_loop().run_in_executor(None, work, *arguments)
 
-    async def with_model(self, work: Callable[[TrainedModel], Result]) -> Result:
-        """Returns the result of a function that computes with the model, in the worker's thread.
+    async def with_model(self, number: int, work: Callable[[TrainedModel], Result]) -> Result:
+        """Returns the result of a function that computes with a model, in the worker's thread.
 
         Raises ApiError 503 where it fails, as for memory.
         """
@@ -188,8 +205,7 @@ class Service:
         def run() -> None:
             result, error = None, None
             try:
-                assert self.worker.model is not None
-                result = work(self.worker.model)
+                result = work(self.worker.models[number])
             except Exception as raised:
                 error = engine_error(raised)
             with contextlib.suppress(RuntimeError):  # the loop is closed

@@ -25,8 +25,9 @@ class ClientGone(Exception):
 class EventStream(Response):
     """Sends JSON objects as server-sent events.
 
-    The source yields lists of objects, whose events are written at once. The first is computed before the status is sent, so that an error has its own status. A
-    later one becomes an event. The source is closed when the client leaves.
+    The source yields lists of objects, whose events are written at once. The first is computed
+    before the status is sent, so that an error has its own status. A later one becomes an event.
+    The source is closed when the client leaves.
     """
 
     media_type = "text/event-stream"
@@ -49,7 +50,7 @@ class EventStream(Response):
                 await self.source.aclose()  # type: ignore[attr-defined]
 
     async def _send(self, send: Send) -> None:
-        first = await anext(self.source, [])
+        first: list[Any] = await anext(self.source, [])
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
         try:
