@@ -51,7 +51,7 @@ class Serve(Loading):
     name: str = ""
     """The model's name in answers; the folder's name unless given."""
     slots: int = 8
-    """Sequences that are decoded at once."""
+    """Sequences that are decoded at once, for each of several quantizations."""
     queue: int = 64
     """Sequences that may wait for a slot; requests beyond them are refused with 429."""
     context: int = 0

@@ -138,7 +138,7 @@ class LlamaCpp:
             "quantization": features.quantization,
             "models": dict(zip(features.models, features.schemes)),
             "max_probs": logprobs.MOST_TOP,
-            "total_slots": worker.slots,
+            "total_slots": worker.all_slots,
             "n_ctx": worker.context,
             "stop_at_dedent": features.ends_at_dedent,
             "stop_at_repetition": features.ends_at_repetition,
@@ -154,11 +154,11 @@ class LlamaCpp:
         """Lists the slots, without their prompts."""
         worker = self.service.worker
         slots: list[dict[str, Any]] = []
-        for job in worker.running()[: worker.slots]:
+        for job in worker.running()[: worker.all_slots]:
             state = {"id": len(slots), "n_ctx": worker.context, "is_processing": True}
             counts = {"n_prompt": len(job.prompt.ids), "n_cached": job.reused}
             slots.append({**state, **counts, "n_decoded": job.count})
-        while len(slots) < worker.slots:
+        while len(slots) < worker.all_slots:
             slots.append({"id": len(slots), "n_ctx": worker.context, "is_processing": False})
         return JSONResponse(slots)
 

@@ -101,7 +101,7 @@ class Worker:
     """Runs the engine.
 
     Attributes:
-      slots: sequences that are decoded at once.
+      slots: sequences of a model that are decoded at once.
       context: tokens of a prompt and its new ones, at most.
       queue_size: sequences that may wait beyond the slots.
       state: STARTING, READY, STOPPING or FAILED.
@@ -154,6 +154,11 @@ class Worker:
         self._commands.put(functools.partial(self._cancel, jobs))
 
     @property
+    def all_slots(self) -> int:
+        """Sequences of all models that are decoded at once."""
+        return self.slots * max(1, len(self.models))
+
+    @property
     def unfinished(self) -> int:
         """Sequences that wait or run."""
         return len(self._unfinished)
@@ -175,7 +180,7 @@ class Worker:
         Raises ApiError: 503 while the server is not ready, 429 while the queue is full.
         """
         self.check_ready()
-        most = self.slots + self.queue_size
+        most = self.all_slots + self.queue_size
         if len(jobs) > most:
             message = f"the request has {len(jobs)} sequences: at most {most} fit in the queue"
             raise ApiError(400, message, "n")
@@ -381,8 +386,9 @@ class Worker:
         """
         jobs = {key: job for key, job in self._jobs.items() if key[0] == number}
         if isinstance(error, UserError):
-            holds = self._engines[number].holds
-            dropped = {key: job for key, job in jobs.items() if not holds(key[1])}
+            engine = self._engines[number]
+            dropped = {key: job for key, job in jobs.items() if not engine.holds(key[1])}
+            del engine
         else:
             waiting = {key: job for key, job in jobs.items() if not job.first}
             free = self.slots - (len(jobs) - len(waiting))

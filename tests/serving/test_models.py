@@ -44,6 +44,7 @@ def test_the_field_model_chooses_the_quantization(both, expected):
     listed = both.send("GET", "/v1/models")[1]["data"]
     assert [entry["id"] for entry in listed] == NAMES
     assert both.send("GET", "/v1/models/toy:int4")[1]["id"] == "toy:int4"
+    assert len(both.send("GET", "/slots")[1]) == 2 * len(NAMES)
     assert both.send("GET", "/props")[1]["models"] == {"toy": "none", "toy:int4": "int4"}
     for name in (*NAMES, None, ""):
         ids, text = expected[name or "toy"]
