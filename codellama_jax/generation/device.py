@@ -54,9 +54,10 @@ class Device:
         Args:
           model: the model.
           slots: sequences at once.
-          copies_few: whether few sequences are decoded without the other slots. Their keys and
-            values are copied for every chunk, so that they have at most a quarter of the slots. On
-            a mesh of several devices the copies would be communication, and all are computed.
+          copies_few: whether few sequences are decoded without the other slots, and short ones
+            without the other positions. Their keys and values are copied for every chunk, so that
+            they are at most a quarter of the slots, or of the positions. On a mesh of several
+            devices the copies would be communication, and all are computed.
         """
         self.model, self.config = model, decoding.for_decoding(model.config)
         with on_mesh_of(model.params, decoding.LOGICAL_AXES):
@@ -86,7 +87,7 @@ class Device:
         shape = self.config, self.model.kv_cache, self.slots, capacity
         size = bytes_per_device(jax.eval_shape(functools.partial(programs.empty, *shape)))
         if len(self.widths) > 1:
-            size += size * self.widths[-2] // self.slots  # for the copies of few sequences
+            size += size // 4  # for the copies of few sequences, or of short ones
         self._check(functools.partial(check_cache_memory, size, self.slots, needed))
         if self._state is None:
             self._state = programs.empty(*shape)
@@ -177,14 +178,31 @@ class Device:
         self._state = dataclasses.replace(state, tokens_B=tokens_B, positions_B=positions_B)
         return fetched(tokens_B)
 
-    def decode(self, draws: Draws, done_B: np.ndarray, steps: int, most_done: int) -> np.ndarray:
-        """Returns new_BT of a chunk of steps; see `slots.decode`."""
-        slots_N = None
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many positions a step may attend to, ascending; the last one is the capacity."""
+        if len(self.widths) == 1:
+            return (self.capacity,)
+        return self.capacity // 4, self.capacity
+
+    def decode(
+        self, draws: Draws, done_B: np.ndarray, steps: int, most_done: int, needed: int
+    ) -> np.ndarray:
+        """Returns new_BT of a chunk of steps.
+
+        Args:
+          draws, done_B, steps, most_done: as of `slots.decode`.
+          needed: positions that the steps reach.
+        """
         width = next(width for width in self.widths if width >= self.slots - done_B.sum())
-        if width < self.slots:
+        length = next(length for length in self.lengths if length >= needed)
+        slots_N = None
+        if (width, length) == (self.slots, self.capacity):
+            length = 0
+        else:
             # Those that are not done, and others up to the width.
             slots_N = np.argsort(done_B, kind="stable")[:width].astype(np.int32)
-        inputs = (self._state, draws, done_B, steps, most_done, slots_N)
+        inputs = (self._state, draws, done_B, steps, most_done, slots_N, length)
         self._state, new_BT, count = programs.decode(self.config, self._weights, *inputs)
         new_BT = fetched(new_BT)[:, : int(count)]
         self.counts["steps"] += new_BT.shape[1]

@@ -76,7 +76,8 @@ class Engine:
     Attributes:
       slots: sequences that are decoded at once.
       widths: how many slots a step may compute, ascending. With `least`, for which a server
-        compiles the programs before it is ready, few sequences are decoded without the other slots.
+        compiles the programs before it is ready, few sequences are decoded without the other slots,
+        and short ones without the other positions.
       counts: tokens of prompts that were read and that were reused, prompts read and slots copied,
         chunks, and steps; a step computes one token of every slot, or those of a draft.
     """
@@ -352,7 +353,11 @@ class Engine:
         most_done = self.slots
         if self._waiting:
             most_done = int(done_B.sum()) + max(1, self.slots // DONE_SHARE)
-        new_BT = self._device.decode(self._current_draws(), done_B, steps, most_done)
+        needed = 0
+        for sequence in self._running.values():
+            position = len(sequence.prompt) + len(sequence.new)
+            needed = max(needed, min(position + steps, sequence.end))
+        new_BT = self._device.decode(self._current_draws(), done_B, steps, most_done, needed)
         self._add({slot: new_BT[slot] for slot in self._running})
 
     def _check_drafts(self, drafter: Drafter) -> bool:

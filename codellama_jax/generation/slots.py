@@ -218,7 +218,7 @@ def start(
     return tokens_B, jnp.where(starts_B, lengths_B, positions_B)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=2)
 def decode(
     config: ModelConfig,
     weights: Any,
@@ -228,12 +228,13 @@ def decode(
     steps: Values | int,
     most_done: Values | int,
     slots_N: Values | None = None,
+    length: int = 0,
 ) -> tuple[State, jax.Array, jax.Array]:
     """Draws up to `steps` tokens per slot, and stops before once `most_done` slots are done.
 
     Slots that are done are still computed, since a batch has one shape. With `slots_N` only these
-    are: they are copied from the state, and back after the last step. Returns the new state,
-    new_BT, and the number of its columns that hold new tokens.
+    are, up to a length: they are copied from the state, and back after the last step. Returns the
+    new state, new_BT, and the number of its columns that hold new tokens.
 
     Args:
       config: the model, as `for_decoding` returns it.
@@ -244,11 +245,12 @@ def decode(
       steps: at most CHUNK. It is traced, so that a shorter chunk compiles nothing new.
       most_done: slots.
       slots_N: different slots, among them all that are not done; None for all slots.
+      length: positions that are copied, at least those that the steps reach.
     """
     if slots_N is None:
         return _decode(config, weights, state, draws, jnp.asarray(done_B), steps, most_done)
     slots_N, B = jnp.asarray(slots_N), len(state.tokens_B)
-    few = _taken(config, state, slots_N)
+    few = _taken(config, state, slots_N, length)
     done_N = jnp.asarray(done_B)[slots_N]
     most_done = most_done - (B - len(slots_N))
     arrays = few, draws.taken(slots_N), done_N
@@ -257,10 +259,11 @@ def decode(
     return _put_back(config, state, few, slots_N), new_BT, count
 
 
-def _taken(config: ModelConfig, state: State, slots_N: jax.Array) -> State:
-    """Returns the state of some slots alone."""
+def _taken(config: ModelConfig, state: State, slots_N: jax.Array, length: int) -> State:
+    """Returns the state of some slots alone, with the first `length` positions of the cache."""
     rows_M = decoding.rows_of(config, len(state.tokens_B), slots_N)
-    cache = jax.tree.map(operator.itemgetter(rows_M), state.cache)
+    first = (rows_M, slice(length))
+    cache = jax.tree.map(operator.itemgetter(first), state.cache)
     arrays = (state.logits_BV, state.tokens_B, state.positions_B)
     return State(cache, *(a_B[slots_N] for a_B in arrays))
 
@@ -270,7 +273,7 @@ def _put_back(config: ModelConfig, state: State, few: State, slots_N: jax.Array)
     rows_M = decoding.rows_of(config, len(state.tokens_B), slots_N)
 
     def write(a_MS: jax.Array, few_MS: jax.Array) -> jax.Array:
-        return a_MS.at[rows_M].set(few_MS, unique_indices=True)
+        return a_MS.at[rows_M, : few_MS.shape[1]].set(few_MS, unique_indices=True)
 
     return State(
         jax.tree.map(write, state.cache, few.cache),

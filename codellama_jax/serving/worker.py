@@ -272,8 +272,9 @@ class Worker:
         sizes = [size for size in READ_SIZES if size < 2 * self.slots]
         most = min(self._warm_up_tokens, self._piece)
         lengths = sorted({bucket(n) for n in range(1, most + 1, 16)})
-        for width, temperature in itertools.product(engine.widths, (0.0, 1.0)):
-            yield [request(lengths[0], temperature) for _ in range(width)]
+        decoding = itertools.product(engine.widths, (1, bucket(self.context) // 4 + 1), (0.0, 1.0))
+        for width, length, temperature in decoding:
+            yield [request(length, temperature)] * width
         for size in READ_SIZES:
             copies = min(size, self.slots - 1)
             if copies and size_of(copies) == size:
