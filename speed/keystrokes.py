@@ -24,13 +24,13 @@ import argparse
 import dataclasses
 import http.client
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import flax.linen as nn
 import jax
@@ -47,9 +47,9 @@ from codellama_jax.models.trained import TrainedModel
 from codellama_jax.report.report import processor
 from codellama_jax.serving.app import make_app
 from codellama_jax.serving.guard import Rules
-from codellama_jax.serving.server import Address, Server, listen
+from codellama_jax.serving.server import serve_in_background
 from codellama_jax.serving.service import Features, Service
-from codellama_jax.serving.worker import STARTING, Sizes, Worker
+from codellama_jax.serving.worker import Sizes, Worker
 from codellama_jax.tokenizers import sentencepiece
 
 ROOT = Path(__file__).parents[1]
@@ -118,21 +118,14 @@ class ServerSide:
     """A server on loopback, in threads that end with the process."""
 
     def __init__(self, model: TrainedModel, options: argparse.Namespace, is_cached: bool) -> None:
-        """Starts it and waits until it is ready."""
+        """Starts it."""
         sizes = Sizes(SLOTS, options.context, 64, PIECE, PIECE, is_cached)
-        worker = Worker(lambda: model, sizes)
+        worker = Worker(lambda: [model], sizes)
         features = Features("random", model.tokenizer, Order(False, "as given"), True, None)
         app = make_app(Service(features, worker), Rules())
-        listener = listen(Address("127.0.0.1", 0))
-        worker.start()
-        run = Server(app, worker, grace=1).run
-        threading.Thread(target=run, args=([listener],), daemon=True).start()
-        while worker.state == STARTING:
-            time.sleep(0.1)
-        if worker.failure:
-            raise worker.failure
+        address = urlsplit(serve_in_background(app, worker)).netloc
         self._new, self._tokens = options.new, Counter[str]()
-        self._connection = http.client.HTTPConnection(*listener.getsockname()[:2], timeout=600)
+        self._connection = http.client.HTTPConnection(address, timeout=600)
 
     def ask(self, keystroke: Keystroke) -> tuple[object, float]:
         """Returns the text after a keystroke, and milliseconds."""

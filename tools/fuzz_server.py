@@ -19,8 +19,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import flax.linen as nn
@@ -33,9 +31,9 @@ from codellama_jax.models.llama.model import Llama
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.serving.app import make_app
 from codellama_jax.serving.guard import Guard, Rules
-from codellama_jax.serving.server import Address, Server, listen, url_of
+from codellama_jax.serving.server import serve_in_background
 from codellama_jax.serving.service import Features, Service
-from codellama_jax.serving.worker import READY, STARTING, Sizes, Worker
+from codellama_jax.serving.worker import READY, Sizes, Worker
 from codellama_jax.tokenizers import sentencepiece
 from codellama_jax.tokenizers.chat import FORMATS
 
@@ -78,26 +76,18 @@ def small_model(folder: Path) -> TrainedModel:
 
 
 def start(rules: Rules) -> tuple[Worker, Guard, str]:
-    """Starts the server in threads that end with the process. Returns its URL, once it is ready."""
+    """Starts the server and returns its parts and its URL."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-server-"))
     try:
         model = small_model(folder)
     finally:
         shutil.rmtree(folder)
     order, chat = Order(False, "as given"), FORMATS["llama2"]
-    worker = Worker(lambda: model, SIZES)
+    worker = Worker(lambda: [model], SIZES)
     features = Features(MODEL, model.tokenizer, order, True, chat)
     app = make_app(Service(features, worker), rules)
     assert isinstance(app, Guard)
-    listener = listen(Address("127.0.0.1", 0))
-    worker.start()
-    run = Server(app, worker, grace=1).run
-    threading.Thread(target=run, args=([listener],), daemon=True).start()
-    while worker.state == STARTING:
-        time.sleep(0.1)
-    if worker.failure:
-        raise worker.failure
-    return worker, app, url_of(listener)
+    return worker, app, serve_in_background(app, worker)
 
 
 def command(url: str, options: argparse.Namespace, seed: int) -> list[str]:

@@ -26,7 +26,7 @@ from codellama_jax.generation.batches import (
 )
 from codellama_jax.generation.drawing import Draws
 from codellama_jax.generation.memory import check_cache_memory, check_prompt_memory
-from codellama_jax.generation.requests import Running, size_of
+from codellama_jax.generation.requests import READ_SIZES, Running, size_of
 from codellama_jax.models import decoding
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sharding.hosts import on_all_hosts
@@ -44,19 +44,34 @@ class Device:
       shards: of the mesh's data axis.
       capacity: positions of the cache; 0 before the first call of `resize`.
       is_length_split: whether the mesh shards the length of sequences.
+      widths: how many slots a step may compute, ascending; the last one is B.
       counts: as of the engine.
     """
 
-    def __init__(self, model: TrainedModel, slots: int) -> None:
-        """Prepares the weights. Raises UserError where they do not fit in memory."""
+    def __init__(self, model: TrainedModel, slots: int, copies_few: bool = False) -> None:
+        """Prepares the weights. Raises UserError where they do not fit in memory.
+
+        Args:
+          model: the model.
+          slots: sequences at once.
+          copies_few: whether few sequences are decoded without the other slots, and short ones
+            without the other positions. Their keys and values are copied for every chunk, so that
+            they are at most a quarter of the slots, or of the positions. On a mesh of several
+            devices the copies would be communication, and all are computed.
+        """
         self.model, self.config = model, decoding.for_decoding(model.config)
         with on_mesh_of(model.params, decoding.LOGICAL_AXES):
             mesh = jax.sharding.get_abstract_mesh().shape
             self.shards, self.is_length_split = mesh.get("data", 1), mesh.get("context", 1) > 1
+            is_single = jax.sharding.get_abstract_mesh().size <= 1
             self._weights = decoding_weights(model)
         leaves = jax.tree.leaves(model.params)
         self._is_shared = not all(leaf.is_fully_addressable for leaf in leaves)
         self.slots = slots + -slots % self.shards
+        few = []
+        if copies_few and is_single:
+            few = [size for size in READ_SIZES if 4 * size <= self.slots]
+        self.widths = (*few, self.slots)
         self.capacity = 0
         self.counts: Counter[str] = Counter()
         self._checked: set[tuple[object, ...]] = set()  # shapes that fit in memory
@@ -71,6 +86,8 @@ class Device:
         """
         shape = self.config, self.model.kv_cache, self.slots, capacity
         size = bytes_per_device(jax.eval_shape(functools.partial(programs.empty, *shape)))
+        if len(self.widths) > 1:
+            size += size // 4  # for the copies of few sequences, or of short ones
         self._check(functools.partial(check_cache_memory, size, self.slots, needed))
         if self._state is None:
             self._state = programs.empty(*shape)
@@ -161,9 +178,31 @@ class Device:
         self._state = dataclasses.replace(state, tokens_B=tokens_B, positions_B=positions_B)
         return fetched(tokens_B)
 
-    def decode(self, draws: Draws, done_B: np.ndarray, steps: int, most_done: int) -> np.ndarray:
-        """Returns new_BT of a chunk of steps; see `slots.decode`."""
-        inputs = (self._state, draws, done_B, steps, most_done)
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many positions a step may attend to, ascending; the last one is the capacity."""
+        if len(self.widths) == 1:
+            return (self.capacity,)
+        return self.capacity // 4, self.capacity
+
+    def decode(
+        self, draws: Draws, done_B: np.ndarray, steps: int, most_done: int, needed: int
+    ) -> np.ndarray:
+        """Returns new_BT of a chunk of steps.
+
+        Args:
+          draws, done_B, steps, most_done: as of `slots.decode`.
+          needed: positions that the steps reach.
+        """
+        width = next(width for width in self.widths if width >= self.slots - done_B.sum())
+        length = next(length for length in self.lengths if length >= needed)
+        slots_N = None
+        if (width, length) == (self.slots, self.capacity):
+            length = 0
+        else:
+            # Those that are not done, and others up to the width.
+            slots_N = np.argsort(done_B, kind="stable")[:width].astype(np.int32)
+        inputs = (self._state, draws, done_B, steps, most_done, slots_N, length)
         self._state, new_BT, count = programs.decode(self.config, self._weights, *inputs)
         new_BT = fetched(new_BT)[:, : int(count)]
         self.counts["steps"] += new_BT.shape[1]

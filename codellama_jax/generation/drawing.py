@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
@@ -47,9 +48,20 @@ class Draws:
         def repeat(values: Values) -> Values:
             return jnp.repeat(jnp.asarray(values), count, axis=0)
 
+        return self._changed(repeat)
+
+    def taken(self, slots_N: jax.Array) -> Draws:
+        """Returns the settings of some sequences."""
+
+        def take(values: Values) -> Values:
+            return jnp.asarray(values)[slots_N]
+
+        return self._changed(take)
+
+    def _changed(self, change: Callable[[Values], Values]) -> Draws:
         # The limit of the vocabulary is one number for all sequences.
-        repeated = jax.tree.map(repeat, dataclasses.replace(self, vocab=cast(Any, None)))
-        return dataclasses.replace(repeated, vocab=self.vocab)
+        changed = jax.tree.map(change, dataclasses.replace(self, vocab=cast(Any, None)))
+        return dataclasses.replace(changed, vocab=self.vocab)
 
 
 @functools.lru_cache(maxsize=1024)

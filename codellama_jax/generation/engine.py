@@ -75,6 +75,9 @@ class Engine:
 
     Attributes:
       slots: sequences that are decoded at once.
+      widths: how many slots a step may compute, ascending. With `least`, for which a server
+        compiles the programs before it is ready, few sequences are decoded without the other slots,
+        and short ones without the other positions.
       counts: tokens of prompts that were read and that were reused, prompts read and slots copied,
         chunks, and steps; a step computes one token of every slot, or those of a draft.
     """
@@ -101,8 +104,9 @@ class Engine:
             the mesh shards their length, and where RoPE depends on it.
           prefix_cache: whether prompts that only begin alike are copied as well.
         """
-        self.model, self._device = model, Device(model, slots)
+        self.model, self._device = model, Device(model, slots, least > 0)
         self.slots, self.counts = self._device.slots, self._device.counts
+        self.widths = self._device.widths
         depends_on_length = family_of(model.config).depends_on_length(model.config)
         is_shared = prefix_cache and not depends_on_length and model.kv_cache == "none"
         self._prefixes = Prefixes(self.slots, is_shared)
@@ -349,7 +353,11 @@ class Engine:
         most_done = self.slots
         if self._waiting:
             most_done = int(done_B.sum()) + max(1, self.slots // DONE_SHARE)
-        new_BT = self._device.decode(self._current_draws(), done_B, steps, most_done)
+        needed = 0
+        for sequence in self._running.values():
+            position = len(sequence.prompt) + len(sequence.new)
+            needed = max(needed, min(position + steps, sequence.end))
+        new_BT = self._device.decode(self._current_draws(), done_B, steps, most_done, needed)
         self._add({slot: new_BT[slot] for slot in self._running})
 
     def _check_drafts(self, drafter: Drafter) -> bool:

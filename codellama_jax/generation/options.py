@@ -60,6 +60,10 @@ class Loading:
     """The devices of this host along each axis; -1 takes the remaining ones."""
 
     def __post_init__(self) -> None:
+        self.check_quantization()
+
+    def check_quantization(self) -> None:
+        """Raises UserError for several quantizations."""
         self.quantization.single()
 
     def find(self) -> Trained:
@@ -83,6 +87,11 @@ class Loading:
 
     def load(self) -> TrainedModel:
         """Starts JAX and loads the model."""
+        (model,) = self.load_all()
+        return model
+
+    def load_all(self) -> list[TrainedModel]:
+        """Starts JAX and loads the model with each quantization."""
         note(f"starting JAX and loading {self.run}")
         from codellama_jax.checkpoints.loading import keep_compiled, load_run
         from codellama_jax.generation.draft_model import with_drafts
@@ -93,7 +102,7 @@ class Loading:
         mesh = make_mesh(self.mesh)
         loaded = load_run(self.run, self.arm, self.stage, mesh)
         loaded = with_drafts(loaded, self.quantization, functools.partial(load_run, mesh=mesh))
-        return quantized(loaded, self.quantization.single())
+        return [quantized(loaded, quantization) for quantization in self.quantization.all()]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from codellama_jax.generation.settings import Sampling
 
 READ_TOKENS = 32_768  # of the prompts that are read at once, which bounds the memory
 SMALL_READ = 4096  # tokens, padding included, that are read at once whatever their lengths
-READ_SIZES = (1, 4, 16, 64)  # prompts that are read, or slots that are copied, at once
+READ_SIZES = (1, 4, 16, 64)  # prompts read, or slots copied or decoded apart, at once
 
 
 @dataclass(frozen=True, eq=False)

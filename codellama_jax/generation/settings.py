@@ -85,7 +85,8 @@ class QuantizationOptions:
     """The options of the commands that generate."""
 
     quantize: str = "none"
-    """Weights of the layers: none, int8 (as CodeGeeX), w8a8 (int8 activations too) or int4."""
+    """Weights of the layers: none, int8 (as CodeGeeX), w8a8 (int8 activations too) or int4.
+    `evaluate` and `serve` take several, separated by commas."""
     kv_cache: str = "none"
     """The cache of keys and values: none for the dtype of the computation, or int8."""
     speculate: int = 0
@@ -114,7 +115,7 @@ class QuantizationOptions:
     def single(self) -> Quantization:
         """Returns the quantization. Raises UserError if there are several."""
         if "," in self.quantize:
-            allowed = f"one of {', '.join(SCHEMES)}; `evaluate` compares several"
+            allowed = f"one of {', '.join(SCHEMES)}; `evaluate` and `serve` take several"
             raise _not_allowed("quantize", self.quantize, allowed)
         return self.all()[0]
 

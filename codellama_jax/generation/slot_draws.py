@@ -59,7 +59,8 @@ class SlotDraws:
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
-            "seeds_BX": seed_data(sampling.seed),
+            # A greedy sequence draws nothing.
+            "seeds_BX": seed_data(sampling.seed if sampling.temperature else 0),
             "numbers_B": request.number,
             "stop_ids_BI": stop_ids,
             "ends_B": len(request.prompt) + sampling.max_new_tokens - 1,

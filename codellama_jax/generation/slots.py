@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -217,7 +218,7 @@ def start(
     return tokens_B, jnp.where(starts_B, lengths_B, positions_B)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=2)
 def decode(
     config: ModelConfig,
     weights: Any,
@@ -226,11 +227,14 @@ def decode(
     done_B: Values,
     steps: Values | int,
     most_done: Values | int,
+    slots_N: Values | None = None,
+    length: int = 0,
 ) -> tuple[State, jax.Array, jax.Array]:
     """Draws up to `steps` tokens per slot, and stops before once `most_done` slots are done.
 
-    Slots that are done are still computed, since a batch has one shape. Returns the new state,
-    new_BT, and the number of its columns that hold new tokens.
+    Slots that are done are still computed, since a batch has one shape. With `slots_N` only these
+    are, up to a length: they are copied from the state, and back after the last step. Returns the
+    new state, new_BT, and the number of its columns that hold new tokens.
 
     Args:
       config: the model, as `for_decoding` returns it.
@@ -240,7 +244,55 @@ def decode(
       done_B: the slots that are done before the first step.
       steps: at most CHUNK. It is traced, so that a shorter chunk compiles nothing new.
       most_done: slots.
+      slots_N: different slots, among them all that are not done; None for all slots.
+      length: positions that are copied, at least those that the steps reach.
     """
+    if slots_N is None:
+        return _decode(config, weights, state, draws, jnp.asarray(done_B), steps, most_done)
+    slots_N, B = jnp.asarray(slots_N), len(state.tokens_B)
+    few = _taken(config, state, slots_N, length)
+    done_N = jnp.asarray(done_B)[slots_N]
+    most_done = most_done - (B - len(slots_N))
+    arrays = few, draws.taken(slots_N), done_N
+    few, new_NT, count = _decode(config, weights, *arrays, steps, most_done)
+    new_BT = jnp.zeros((B, CHUNK), jnp.int32).at[slots_N].set(new_NT)
+    return _put_back(config, state, few, slots_N), new_BT, count
+
+
+def _taken(config: ModelConfig, state: State, slots_N: jax.Array, length: int) -> State:
+    """Returns the state of some slots alone, with the first `length` positions of the cache."""
+    rows_M = decoding.rows_of(config, len(state.tokens_B), slots_N)
+    first = (rows_M, slice(length))
+    cache = jax.tree.map(operator.itemgetter(first), state.cache)
+    arrays = (state.logits_BV, state.tokens_B, state.positions_B)
+    return State(cache, *(a_B[slots_N] for a_B in arrays))
+
+
+def _put_back(config: ModelConfig, state: State, few: State, slots_N: jax.Array) -> State:
+    """Returns the state with what `_taken` returned, after steps, in its slots."""
+    rows_M = decoding.rows_of(config, len(state.tokens_B), slots_N)
+
+    def write(a_MS: jax.Array, few_MS: jax.Array) -> jax.Array:
+        return a_MS.at[rows_M, : few_MS.shape[1]].set(few_MS, unique_indices=True)
+
+    return State(
+        jax.tree.map(write, state.cache, few.cache),
+        state.logits_BV,
+        state.tokens_B.at[slots_N].set(few.tokens_B),
+        state.positions_B.at[slots_N].set(few.positions_B),
+    )
+
+
+def _decode(
+    config: ModelConfig,
+    weights: Any,
+    state: State,
+    draws: Draws,
+    done_B: jax.Array,
+    steps: Values | int,
+    most_done: Values | int,
+) -> tuple[State, jax.Array, jax.Array]:
+    """Returns what `decode` does for all slots of a state."""
     Loop = tuple[jax.Array, jax.Array, State, jax.Array]
     stop_ids_BI, ends_B = jnp.asarray(draws.stop_ids_BI), jnp.asarray(draws.ends_B)
 
@@ -263,7 +315,7 @@ def decode(
 
     zeros_BT = jnp.zeros((len(state.tokens_B), CHUNK), jnp.int32)
     new_BT = decoding.constrain(zeros_BT, decoding.REPLICATED)
-    start = jnp.int32(0), jnp.asarray(done_B), state, new_BT
+    start = jnp.int32(0), done_B, state, new_BT
     count, _, state, new_BT = jax.lax.while_loop(unfinished, step, start)
     return state, new_BT, count
 

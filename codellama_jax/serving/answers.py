@@ -135,6 +135,7 @@ PROPERTIES = record(
     order={"enum": ["PSM", "SPM"]},
     healing=FLAG,
     quantization={"type": "object", "additionalProperties": TEXT},
+    models={"type": "object", "additionalProperties": TEXT},
     max_probs=COUNT,
     total_slots=COUNT,
     n_ctx=COUNT,

@@ -51,7 +51,7 @@ class Serve(Loading):
     name: str = ""
     """The model's name in answers; the folder's name unless given."""
     slots: int = 8
-    """Sequences that are decoded at once."""
+    """Sequences that are decoded at once, for each of several quantizations."""
     queue: int = 64
     """Sequences that may wait for a slot; requests beyond them are refused with 429."""
     context: int = 0
@@ -125,13 +125,19 @@ class Serve(Loading):
         note(f"serving {features.name} at {url_of(listener)}; Ctrl-C ends it")
         serve(app, worker, listener, self.grace)
 
-    def _loader(self) -> Callable[[], TrainedModel]:
-        """Returns the function that loads the model."""
+    def check_quantization(self) -> None:
+        """Raises UserError for several quantizations with one draft model, which follows the text
+        of one engine."""
+        if self.quantization.draft_model:
+            self.quantization.single()
 
-        def load() -> TrainedModel:
-            model = self.load()
+    def _loader(self) -> Callable[[], list[TrainedModel]]:
+        """Returns the function that loads the models."""
+
+        def load() -> list[TrainedModel]:
+            models = self.load_all()
             note("compiling; /health answers 503 until then")
-            return model
+            return models
 
         return load
 
@@ -178,7 +184,7 @@ class Serve(Loading):
             order = Order(self.spm, "as given")
         elif self.healing:
             order = Order(True, "--healing works in no other")
-        tokenizer, quantization = trained.tokenizer, self.quantization.single()
+        tokenizer, quantizations = trained.tokenizer, self.quantization.all()
         infills = trained.stage.model.vocab_size >= tokenizer.vocab_size
         if infills:
             note(f"order {'SPM' if order.spm else 'PSM'}: {order.reason}")
@@ -191,8 +197,9 @@ class Serve(Loading):
             self.healing,
             self.stop_at_dedent,
             self.stop_at_repetition,
-            {"weights": quantization.weights, "kv_cache": quantization.kv_cache},
+            {"weights": quantizations[0].weights, "kv_cache": quantizations[0].kv_cache},
             int(time.time()),
+            tuple(quantization.weights for quantization in quantizations),
         )
 
     def _rules(self, key: str) -> Rules:

@@ -26,6 +26,7 @@ PREFIX_SHARE = 0.75  # of the context that a long prefix gets beside a long suff
 SPARE = 8  # tokens
 
 SAMPLING = (
+    Field("model", "string", "a name of /v1/models; the first unless given"),
     Field("n_predict", "integer", "new tokens at most; -1 for all that fit", -1, -1, MAX_COUNT),
     Field("top_k", "integer", "draw from so many tokens; 0 from all", 40, 0, MAX_COUNT),
     Field("top_p", "number", "draw from this share of the probability", 0.95, 0, 1),
@@ -135,8 +136,9 @@ class LlamaCpp:
             "order": "SPM" if features.order.spm else "PSM",
             "healing": features.healing,
             "quantization": features.quantization,
+            "models": dict(zip(features.models, features.schemes)),
             "max_probs": logprobs.MOST_TOP,
-            "total_slots": worker.slots,
+            "total_slots": worker.all_slots,
             "n_ctx": worker.context,
             "stop_at_dedent": features.ends_at_dedent,
             "stop_at_repetition": features.ends_at_repetition,
@@ -152,11 +154,11 @@ class LlamaCpp:
         """Lists the slots, without their prompts."""
         worker = self.service.worker
         slots: list[dict[str, Any]] = []
-        for job in worker.running()[: worker.slots]:
+        for job in worker.running()[: worker.all_slots]:
             state = {"id": len(slots), "n_ctx": worker.context, "is_processing": True}
             counts = {"n_prompt": len(job.prompt.ids), "n_cached": job.reused}
             slots.append({**state, **counts, "n_decoded": job.count})
-        while len(slots) < worker.slots:
+        while len(slots) < worker.all_slots:
             slots.append({"id": len(slots), "n_ctx": worker.context, "is_processing": False})
         return JSONResponse(slots)
 
@@ -219,12 +221,12 @@ class LlamaCpp:
           values: the fields of the request.
           is_truncated: whether the prompt had to be shortened.
         """
-        room = self.service.room(prompt)
+        room, model = self.service.room(prompt), self.service.number_of(values["model"])
         new = room if values["n_predict"] < 0 else min(values["n_predict"], room)
         if not new:
             # Nothing to generate: editors send it to prepare the next request.
             self.service.worker.check_ready()
-            nothing = _nothing(self.features.name, prompt, is_truncated)
+            nothing = _nothing(self.features.models[model], prompt, is_truncated)
             return JSONResponse(_selected(nothing, values["response_fields"]))
         if values["n_probs"] and new > logprobs.MOST_TOKENS:
             allowed = f"at most {logprobs.MOST_TOKENS} beside n_probs"
@@ -234,6 +236,7 @@ class LlamaCpp:
             values["stop"],
             values["t_max_prompt_ms"] / 1000 or None,
             values["t_max_predict_ms"] / 1000 or None,
+            model,
         )
         generation = Generation(self.service)
         generation.add(prompt, settings)
@@ -250,13 +253,16 @@ class LlamaCpp:
 
     async def _streamed(
         self, generation: Generation, values: dict[str, Any], is_truncated: bool
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncIterator[list[dict[str, Any]]]:
         async with generation:
-            async for _, piece, ids, is_finished in generation.pieces():
-                if piece or ids:
-                    yield {"content": piece, "tokens": ids, "stop": False}
-                if is_finished:
-                    yield await self._final(generation, "", values, is_truncated)
+            async for pieces in generation.pieces():
+                events: list[dict[str, Any]] = []
+                for _, text, ids, is_finished in pieces:
+                    if text or ids:
+                        events.append({"content": text, "tokens": ids, "stop": False})
+                    if is_finished:
+                        events.append(await self._final(generation, "", values, is_truncated))
+                yield events
 
     async def _final(
         self, generation: Generation, content: str, values: dict[str, Any], is_truncated: bool
@@ -269,7 +275,7 @@ class LlamaCpp:
             "stop": True,
             "stop_type": _stop_type(text),
             "stopping_word": text.stop_string,
-            "model": self.features.name,
+            "model": self.features.models[text.settings.model],
             "truncated": is_truncated,
             "tokens_evaluated": len(job.prompt.ids),
             "tokens_predicted": len(text.ids),
@@ -279,7 +285,8 @@ class LlamaCpp:
         }
         if values["n_probs"]:
             scored = await self.service.with_model(
-                lambda model: logprobs.score(model, job.prompt.ids, text.ids, values["n_probs"])
+                text.settings.model,
+                lambda model: logprobs.score(model, job.prompt.ids, text.ids, values["n_probs"]),
             )
             final["completion_probabilities"] = await self.service.in_thread(
                 logprobs.listed, self.service.tokenizer, scored

@@ -34,16 +34,19 @@ def _lines(worker: Worker, requests: Counter[tuple[str, int]]) -> Iterator[str]:
         yield from _metric(name, "counter", meaning, str(worker.counts[count]))
     for name, count, meaning in SECONDS:
         yield from _metric(name, "counter", meaning, f"{worker.counts[count] / 1e6:.6f}")
-    if worker.model and worker.model.drafter:
-        drafter = worker.model.drafter
+    # Models of several quantizations share the drafter.
+    if worker.models and worker.models[0].drafter:
+        drafter = worker.models[0].drafter
         tokens = {"drafted_total": drafter.drafted, "draft_accepted_total": drafter.accepted}
         for name, value in tokens.items():
             yield from _metric(name, "counter", "Tokens of the drafts of --speculate.", str(value))
-    running = min(len(worker.running()), worker.slots)
+    running = min(len(worker.running()), worker.all_slots)
     waiting = max(0, worker.unfinished - running)
     yield from _metric("requests_processing", "gauge", "Sequences in a slot.", str(running))
     yield from _metric("requests_deferred", "gauge", "Sequences that wait.", str(waiting))
-    yield from _metric("slots", "gauge", "Sequences that are decoded at once.", str(worker.slots))
+    yield from _metric(
+        "slots", "gauge", "Sequences that are decoded at once.", str(worker.all_slots)
+    )
     yield f"# HELP {PREFIX}http_requests_total Answers by endpoint and status."
     yield f"# TYPE {PREFIX}http_requests_total counter"
     for (path, status), answers in sorted(requests.items()):

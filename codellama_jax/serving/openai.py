@@ -32,7 +32,7 @@ DONE = "[DONE]"
 Scored = list[logprobs.TokenLogprob]
 
 SAMPLING = (
-    Field("model", "string", "the served model's name, or nothing"),
+    Field("model", "string", "a name of /v1/models; the first unless given"),
     Field("temperature", "number", "0 takes the most likely token", 1.0, 0, 2),
     Field("top_p", "number", "draw from this share of the probability", 1.0, 0, 1),
     Field("n", "integer", "choices per prompt", 1, 1, MOST_CHOICES),
@@ -101,13 +101,15 @@ class OpenAI:
         self.service, self.features = service, service.features
 
     async def models(self, request: Request) -> Response:
-        """Lists the one model."""
-        return JSONResponse({"object": "list", "data": [self._model()]})
+        """Lists the models."""
+        data = [self._model(name) for name in self.features.models]
+        return JSONResponse({"object": "list", "data": data})
 
     async def model(self, request: Request) -> Response:
         """Describes the model of a name."""
-        self._check_model(request.path_params["name"])
-        return JSONResponse(self._model())
+        name = request.path_params["name"]
+        self.service.number_of(name)
+        return JSONResponse(self._model(name))
 
     async def completions(self, request: Request) -> Response:
         """Continues prompts, or fills in a middle where there is a suffix."""
@@ -128,7 +130,7 @@ class OpenAI:
             self.service.check_length(prompt, values["max_tokens"])
             for number in range(best_of):
                 generation.add(prompt, settings, number)
-        answer = _Answer(self.features.name, "cmpl", "text_completion", prompts)
+        answer = _Answer(self._name(values), "cmpl", "text_completion", prompts)
         if values["stream"]:
             return EventStream(_streamed(generation, answer, values, echoes, _text_delta), DONE)
 
@@ -175,7 +177,7 @@ class OpenAI:
         if values["max_tokens"] == 0:
             # Nothing to generate: llama.vscode sends it to prepare the next request.
             self.service.worker.check_ready()
-            answer = _Answer(self.features.name, "chatcmpl", "chat.completion", [prompt])
+            answer = _Answer(self._name(values), "chatcmpl", "chat.completion", [prompt])
             message = {"role": "assistant", "content": ""}
             choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}
             return JSONResponse(answer.complete([choice], Generation(self.service)))
@@ -201,7 +203,7 @@ class OpenAI:
         generation, settings = Generation(self.service), _settings(values, new)
         for number in range(values["n"]):
             generation.add(prompt, settings, number)
-        answer = _Answer(self.features.name, kind, "chat.completion", [prompt])
+        answer = _Answer(self._name(values), kind, "chat.completion", [prompt])
         if values["stream"]:
             if is_scored:
                 raise invalid("stream", "is true: logprobs need stream false")
@@ -233,17 +235,15 @@ class OpenAI:
         values = read(fields, parsed)
         if values["logit_bias"]:
             raise invalid("logit_bias", "is not supported: leave it out", "unsupported")
-        self._check_model(values["model"])
+        values["model"] = self.service.number_of(values["model"])
         return values
 
-    def _check_model(self, name: str | None) -> None:
-        if name and name != self.features.name:
-            message = f"model is {name[:60]!r}: this server has {self.features.name!r}"
-            raise ApiError(404, message, "model", "model_not_found")
+    def _name(self, values: dict[str, Any]) -> str:
+        return self.features.models[values["model"]]
 
-    def _model(self) -> dict[str, Any]:
+    def _model(self, name: str) -> dict[str, Any]:
         return {
-            "id": self.features.name,
+            "id": name,
             "object": "model",
             "created": self.features.created,
             "owned_by": "codellama_jax",
@@ -271,7 +271,7 @@ class OpenAI:
             def work(model: TrainedModel, arguments: Any = arguments) -> Scored:
                 return logprobs.score(model, *arguments)
 
-            scored.append(await self.service.with_model(work))
+            scored.append(await self.service.with_model(text.settings.model, work))
         return scored
 
 
@@ -329,8 +329,8 @@ def _most_tokens(values: dict[str, Any]) -> int | None:
 
 async def _streamed(
     generation: Generation, answer: _Answer, values: dict[str, Any], echoes: list[str], delta: Any
-) -> AsyncIterator[dict[str, Any]]:
-    """Yields the events of a stream.
+) -> AsyncIterator[list[dict[str, Any]]]:
+    """Yields the events of a stream, those that are there at once together.
 
     Args:
       generation: the sequences.
@@ -342,17 +342,21 @@ async def _streamed(
     per_prompt = len(generation.jobs) // len(echoes)
     started: set[int] = set()
     async with generation:
-        async for index, piece, _, is_finished in generation.pieces():
-            if index not in started and (piece or is_finished):
-                piece = echoes[index // per_prompt] + piece
-            elif not piece and not is_finished:
-                continue
-            reason = _reason(generation.texts[index]) if is_finished else None
-            choice = delta(piece, index not in started)
-            started.add(index)
-            yield answer.chunk([{**choice, "index": index, "finish_reason": reason}])
+        async for pieces in generation.pieces():
+            events = []
+            for index, text, _, is_finished in pieces:
+                if not text and not is_finished:
+                    continue
+                is_first = index not in started
+                started.add(index)
+                if is_first:
+                    text = echoes[index // per_prompt] + text
+                reason = _reason(generation.texts[index]) if is_finished else None
+                choice = {**delta(text, is_first), "index": index, "finish_reason": reason}
+                events.append(answer.chunk([choice]))
+            yield events
     if (values["stream_options"] or {}).get("include_usage"):
-        yield answer.chunk([], usage=answer.usage(generation))
+        yield [answer.chunk([], usage=answer.usage(generation))]
 
 
 def _text_delta(piece: str, is_first: bool) -> dict[str, Any]:
@@ -365,7 +369,7 @@ def _message_delta(piece: str, is_first: bool) -> dict[str, Any]:
 
 
 def _settings(values: dict[str, Any], new: int) -> Settings:
-    return Settings(sampling_of(values, new), values["stop"])
+    return Settings(sampling_of(values, new), values["stop"], model=values["model"])
 
 
 def _cursor(prefix: str, values: dict[str, Any]) -> Cursor:

@@ -13,6 +13,8 @@ import os
 import resource
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +27,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from codellama_jax.errors import UserError
 from codellama_jax.generation.options import note
 from codellama_jax.serving.errors import MOST_LOGGED, one_line
-from codellama_jax.serving.worker import FAILED, READY, Worker
+from codellama_jax.serving.worker import FAILED, READY, STARTING, Worker
 
 HEADER_SECONDS = 10  # that a client has to send the head of a request
 WRITE_SECONDS = 30  # without a byte read by its client, after which an answer ends
@@ -92,6 +94,22 @@ def serve(app: ASGIApp, worker: Worker, listener: socket.socket, grace: float) -
         # The thread compiles; the interpreter's end would break off in the middle of it.
         sys.stdout.flush()
         os._exit(0)
+
+
+def serve_in_background(app: ASGIApp, worker: Worker) -> str:
+    """Serves on a free port of loopback in threads that end with the process, as scripts do.
+
+    Returns the URL once the worker is ready. Raises the error that ended its start.
+    """
+    listener = listen(Address("127.0.0.1", 0))
+    worker.start()
+    run = Server(app, worker, grace=1).run
+    threading.Thread(target=run, args=([listener],), daemon=True).start()
+    while worker.state == STARTING:
+        time.sleep(0.1)
+    if worker.failure:
+        raise worker.failure
+    return url_of(listener)
 
 
 def _config(app: ASGIApp, grace: float) -> uvicorn.Config:

@@ -11,7 +11,7 @@ import functools
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from codellama_jax.data.infilling import prompt_ids, start_ids
 from codellama_jax.generation.middle import Order, without_ramble
@@ -41,6 +41,7 @@ class Features:
       healing: whether prompts that may end inside a token are healed.
       ends_at_dedent, ends_at_repetition: the defaults of the endpoint for editors.
       quantization: names of the quantization of weights and of the cache.
+      schemes: the quantizations of weights that are served, the first one as `name`.
       created: when the server started, in seconds since 1970.
     """
 
@@ -54,6 +55,12 @@ class Features:
     ends_at_repetition: bool = False
     quantization: dict[str, str] = field(default_factory=dict)
     created: int = 0
+    schemes: tuple[str, ...] = ("none",)
+
+    @property
+    def models(self) -> list[str]:
+        """The names of the models: `name`, and with the quantization those after the first."""
+        return [self.name, *(f"{self.name}:{scheme}" for scheme in self.schemes[1:])]
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,16 @@ class Service:
         """Serves a model with the worker that runs it."""
         self.features, self.worker = features, worker
         self.tokenizer = features.tokenizer
+
+    def number_of(self, name: str | None) -> int:
+        """Returns the number of a model. Raises ApiError 404 for a name that no model has."""
+        if not name:
+            return 0
+        models = self.features.models
+        if name not in models:
+            message = f"model is {name[:60]!r}: this server has {', '.join(map(repr, models))}"
+            raise ApiError(404, message, "model", "model_not_found")
+        return models.index(name)
 
     def completion(self, prompt: str | list[int]) -> Prompt:
         """Returns the prompt of a text, or of ids. Raises ApiError for ids of no vocabulary."""
@@ -168,8 +185,8 @@ class Service:
         """Returns the result of a function, such as the tokenizer, that may take a while."""
         return await asyncio.get_running_loop().run_in_executor(None, work, *arguments)
 
-    async def with_model(self, work: Callable[[TrainedModel], Result]) -> Result:
-        """Returns the result of a function that computes with the model, in the worker's thread.
+    async def with_model(self, number: int, work: Callable[[TrainedModel], Result]) -> Result:
+        """Returns the result of a function that computes with a model, in the worker's thread.
 
         Raises ApiError 503 where it fails, as for memory.
         """
@@ -188,8 +205,7 @@ class Service:
         def run() -> None:
             result, error = None, None
             try:
-                assert self.worker.model is not None
-                result = work(self.worker.model)
+                result = work(self.worker.models[number])
             except Exception as raised:
                 error = engine_error(raised)
             with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -212,6 +228,15 @@ def sampling_of(values: dict[str, Any], new: int) -> Sampling:
         max_new_tokens=new,
         seed=seed % (MAX_SEED + 1),
     )
+
+
+class Piece(NamedTuple):
+    """New text and ids of a sequence, by its number, and whether it has ended."""
+
+    sequence: int
+    text: str
+    ids: list[int]
+    is_finished: bool
 
 
 class Generation:
@@ -243,17 +268,17 @@ class Generation:
     async def __aexit__(self, *_: object) -> None:
         self._worker.cancel(self.jobs)
 
-    async def pieces(self) -> AsyncIterator[tuple[int, str, list[int], bool]]:
-        """Yields (sequence, new text, new ids, is finished), token by token.
+    async def pieces(self) -> AsyncIterator[list[Piece]]:
+        """Yields the pieces, one per token, that are there at once.
 
         Raises the ApiError of a sequence that failed.
         """
         async for index, event in self._all_events():
             text = self._text(index)
-            for token in event.ids:
-                yield index, text.add([token]), [token], False
+            pieces = [Piece(index, text.add([token]), [token], False) for token in event.ids]
             if event.reason:
-                yield index, text.finish(event.reason == DONE), [], True
+                pieces.append(Piece(index, text.finish(event.reason == DONE), [], True))
+            yield pieces
 
     async def finish(self) -> list[Text]:
         """Returns all texts once they are complete. Raises as `pieces`."""

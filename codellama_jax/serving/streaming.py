@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -25,14 +25,15 @@ class ClientGone(Exception):
 class EventStream(Response):
     """Sends JSON objects as server-sent events.
 
-    The first object is computed before the status is sent, so that an error has its own status. A
-    later one becomes an event. The source is closed when the client leaves.
+    The source yields lists of objects, whose events are written at once. The first is computed
+    before the status is sent, so that an error has its own status. A later one becomes an event.
+    The source is closed when the client leaves.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, source: AsyncIterator[Any], last: str = "") -> None:
-        """Takes the objects, and the data of an event after the last one; "" for none."""
+    def __init__(self, source: AsyncIterator[list[Any]], last: str = "") -> None:
+        """Takes the source, and the data of an event after the last one; "" for none."""
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self.source, self.last = source, last
@@ -49,22 +50,23 @@ class EventStream(Response):
                 await self.source.aclose()  # type: ignore[attr-defined]
 
     async def _send(self, send: Send) -> None:
-        first = await anext(self.source, None)
+        first: list[Any] = await anext(self.source, [])
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
         try:
-            if first is not None:
-                await self._event(send, json.dumps(first, ensure_ascii=False))
-                async for item in self.source:
-                    await self._event(send, json.dumps(item, ensure_ascii=False))
+            await self._events(send, first)
+            async for items in self.source:
+                await self._events(send, items)
         except ApiError as error:
-            await self._event(send, json.dumps(error.body(), ensure_ascii=False))
-        if self.last:
-            await self._event(send, self.last)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._events(send, [error.body()])
+        last = f"data: {self.last}\n\n".encode() if self.last else b""
+        await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _event(self, send: Send, data: str) -> None:
-        body = f"data: {data}\n\n".encode()
+    async def _events(self, send: Send, items: Sequence[Any]) -> None:
+        if not items:
+            return
+        events = [f"data: {json.dumps(item, ensure_ascii=False)}\n\n" for item in items]
+        body = "".join(events).encode()
         await send({"type": "http.response.body", "body": body, "more_body": True})
 
 

@@ -47,12 +47,14 @@ class Settings:
       stop_strings: each ends the text before it.
       prompt_seconds: until the first token; None for any time.
       predict_seconds: from the first token to the last; None for any time.
+      model: the number of the model that generates, in the server's list.
     """
 
     sampling: Sampling
     stop_strings: tuple[str, ...] = ()
     prompt_seconds: float | None = None
     predict_seconds: float | None = None
+    model: int = 0
 
 
 class Text:

@@ -101,16 +101,16 @@ class Worker:
     """Runs the engine.
 
     Attributes:
-      slots: sequences that are decoded at once.
+      slots: sequences of a model that are decoded at once.
       context: tokens of a prompt and its new ones, at most.
       queue_size: sequences that may wait beyond the slots.
       state: STARTING, READY, STOPPING or FAILED.
       failure: the exception that ended the start.
       counts: totals since the start, for the metrics.
-      model: the model, once it is loaded.
+      models: the models, once they are loaded: one with each quantization.
     """
 
-    def __init__(self, load: Callable[[], TrainedModel], sizes: Sizes) -> None:
+    def __init__(self, load: Callable[[], list[TrainedModel]], sizes: Sizes) -> None:
         """Prepares a worker whose thread calls `load` first."""
         self.slots, self.context, self.queue_size = sizes.slots, sizes.context, sizes.queue
         self._warm_up_tokens = min(sizes.warm_up, sizes.context)
@@ -118,10 +118,11 @@ class Worker:
         self.state = STARTING
         self.failure: Exception | None = None
         self.counts: Counter[str] = Counter()
-        self.model: TrainedModel | None = None
+        self.models: list[TrainedModel] = []
         self._load = load
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._jobs: dict[int, Job] = {}  # by the engine's id of the request
+        self._engines: dict[int, Engine] = {}  # by the number of the model
+        self._jobs: dict[tuple[int, int], Job] = {}  # by it, and the engine's id of the request
         self._unfinished: set[Job] = set()  # submitted by clients, whether the engine has them
         self._lock = threading.Lock()
         # A daemon: a long compilation must not keep the process alive.
@@ -153,6 +154,11 @@ class Worker:
         self._commands.put(functools.partial(self._cancel, jobs))
 
     @property
+    def all_slots(self) -> int:
+        """Sequences of all models that are decoded at once."""
+        return self.slots * max(1, len(self.models))
+
+    @property
     def unfinished(self) -> int:
         """Sequences that wait or run."""
         return len(self._unfinished)
@@ -174,7 +180,7 @@ class Worker:
         Raises ApiError: 503 while the server is not ready, 429 while the queue is full.
         """
         self.check_ready()
-        most = self.slots + self.queue_size
+        most = self.all_slots + self.queue_size
         if len(jobs) > most:
             message = f"the request has {len(jobs)} sequences: at most {most} fit in the queue"
             raise ApiError(400, message, "n")
@@ -202,9 +208,10 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            self.model = self._load()
-            self._engine = self._new_engine()
-            self._warm_up()
+            self.models = self._load()
+            for number in range(len(self.models)):
+                self._engines[number] = self._new_engine(number)
+                self._warm_up(self._engines[number])
         except Exception as error:
             # The main thread reports it: a user's mistake as one line.
             self.failure, self.state = error, FAILED
@@ -216,7 +223,8 @@ class Worker:
                 self._take_commands()
                 if self._jobs:
                     self._end_late()
-                    self._advance()
+                    for number in sorted({number for number, _ in self._jobs}):
+                        self._advance(number)
         except Exception as error:
             self._break(error)
 
@@ -229,11 +237,11 @@ class Worker:
         for job in jobs:
             job.listener(Event([], error=engine_error(error)))
 
-    def _new_engine(self) -> Engine:
-        assert self.model is not None
-        vocab = min(self.model.config.vocab_size, self.model.tokenizer.vocab_size)
+    def _new_engine(self, number: int) -> Engine:
+        model = self.models[number]
+        vocab = min(model.config.vocab_size, model.tokenizer.vocab_size)
         return Engine(
-            self.model,
+            model,
             self.slots,
             vocab,
             least=self.context,
@@ -241,30 +249,32 @@ class Worker:
             prefix_cache=self._prefix_cache,
         )
 
-    def _warm_up(self) -> None:
-        """Compiles the programs of the engine: one that compiles later makes all sequences wait."""
-        for requests in self._warm_up_requests():
+    def _warm_up(self, engine: Engine) -> None:
+        """Compiles the programs of an engine: one that compiles later makes all sequences wait."""
+        for requests in self._warm_up_requests(engine):
             if self.state != STARTING:
                 return  # the server stops
-            self._engine.run(requests)
+            engine.run(requests)
 
-    def _warm_up_requests(self) -> Iterator[list[Request]]:
-        """Yields requests that the engine reads together, for each of its programs."""
+    def _warm_up_requests(self, engine: Engine) -> Iterator[list[Request]]:
+        """Yields requests that an engine reads together, for each of its programs."""
         numbers = itertools.count()
 
         def request(length: int, temperature: float = 0.0, start: Sequence[int] = ()) -> Request:
             sampling = Sampling(temperature=temperature, max_new_tokens=2)
             room = self.context - 2 - len(start)
-            ids = [self._engine.model.tokenizer.eos_id] * min(length, room)
+            ids = [engine.model.tokenizer.eos_id] * min(length, room)
             # No two prompts share what follows `start`: the engine would copy the second.
-            ids[0] = next(numbers) % self._engine.model.config.vocab_size
+            ids[0] = next(numbers) % engine.model.config.vocab_size
             return Request([*start, *ids], sampling, on_tokens=_short_chunks)
 
         # The engine pads a number of prompts to a size of which they are more than half.
         sizes = [size for size in READ_SIZES if size < 2 * self.slots]
         most = min(self._warm_up_tokens, self._piece)
         lengths = sorted({bucket(n) for n in range(1, most + 1, 16)})
-        yield [request(lengths[0], temperature=1.0)]
+        decoding = itertools.product(engine.widths, (1, bucket(self.context) // 4 + 1), (0.0, 1.0))
+        for width, length, temperature in decoding:
+            yield [request(length, temperature)] * width
         for size in READ_SIZES:
             copies = min(size, self.slots - 1)
             if copies and size_of(copies) == size:
@@ -291,8 +301,10 @@ class Worker:
     def _submit(self, job: Job) -> None:
         if job not in self._unfinished:
             return  # its client has left
+        number = job.settings.model
         try:
-            self._jobs[self._engine.submit(self._request(job))] = job
+            request = self._engines[number].submit(self._request(job))
+            self._jobs[number, request] = job
         except UserError as error:
             self._fail(job, ApiError(400, str(error)))
         except Exception as error:
@@ -301,7 +313,7 @@ class Worker:
     def _request(self, job: Job) -> Request:
         prompt, first = job.prompt, None
         if prompt.healed is not None:
-            model = self._engine.model
+            model = self.models[job.settings.model]
             (ids,), decode, (first,) = healed_prompts(model, [prompt.ids], [prompt.healed])
             decode = functools.partial(decode, 0)
             prompt = dataclasses.replace(prompt, ids=ids, decode=decode, healed=None)
@@ -316,21 +328,22 @@ class Worker:
             first,
         )
 
-    def _advance(self) -> None:
+    def _advance(self, number: int) -> None:
+        """Runs a chunk of the sequences of a model."""
         started = time.monotonic()
         try:
-            updates = self._engine.advance()
+            updates = self._engines[number].advance()
         except Exception as error:
-            self._recover(error)
+            self._recover(number, error)
             return
         now = time.monotonic()
         for update in updates:
-            job = self._jobs.get(update.request)
+            job = self._jobs.get((number, update.request))
             if job is None:
                 continue
             self._take(job, update, started, now)
             if update.is_finished:
-                del self._jobs[update.request]
+                del self._jobs[number, update.request]
                 self._end(job, Event([], DONE))
 
     def _take(self, job: Job, update: Update, started: float, now: float) -> None:
@@ -355,37 +368,43 @@ class Worker:
     def _end_late(self) -> None:
         """Ends the sequences whose time is over."""
         now = time.monotonic()
-        for request, job in list(self._jobs.items()):
+        for key, job in list(self._jobs.items()):
             if job.deadline_passed(now):
-                self._engine.cancel(request)
-                del self._jobs[request]
+                self._remove(key)
                 self._end(job, Event([], TIME))
 
-    def _recover(self, error: Exception) -> None:
-        """Ends the sequences that did not fit in memory; the others continue.
+    def _remove(self, key: tuple[int, int]) -> None:
+        number, request = key
+        self._engines[number].cancel(request)
+        del self._jobs[key]
+
+    def _recover(self, number: int, error: Exception) -> None:
+        """Ends the sequences of a model that did not fit in memory; the others continue.
 
         The engine drops requests that it refuses before they start. After any other error its
         arrays may be lost. A new engine then generates the remaining sequences again from their
         prompts: their ids are the same, since draws depend on the request alone.
         """
+        jobs = {key: job for key, job in self._jobs.items() if key[0] == number}
         if isinstance(error, UserError):
-            dropped = {r: job for r, job in self._jobs.items() if not self._engine.holds(r)}
+            engine = self._engines[number]
+            dropped = {key: job for key, job in jobs.items() if not engine.holds(key[1])}
+            del engine
         else:
-            waiting = {r: job for r, job in self._jobs.items() if not job.first}
-            free = self.slots - (len(self._jobs) - len(waiting))
+            waiting = {key: job for key, job in jobs.items() if not job.first}
+            free = self.slots - (len(jobs) - len(waiting))
             # Where no sequence was to join, the memory does not suffice for those that run.
-            dropped = dict(itertools.islice(waiting.items(), free)) or dict(self._jobs)
+            dropped = dict(itertools.islice(waiting.items(), free)) or jobs
         answer = engine_error(error)
-        for request, job in dropped.items():
-            del self._jobs[request]
+        for key, job in dropped.items():
+            del self._jobs[key]
             self._fail(job, answer)
         self.counts["failed"] += len(dropped)
         if isinstance(error, UserError) and dropped:
             return
-        remaining = list(self._jobs.values())
-        self._jobs.clear()
-        del self._engine  # there may be no memory for two
-        self._engine = self._new_engine()
+        remaining = [self._jobs.pop(key) for key in jobs if key not in dropped]
+        del self._engines[number]  # there may be no memory for two
+        self._engines[number] = self._new_engine(number)
         for job in remaining:
             self._submit_again(job)
 
@@ -404,10 +423,9 @@ class Worker:
         self._submit(job)
 
     def _cancel(self, jobs: Sequence[Job]) -> None:
-        for request, job in list(self._jobs.items()):
+        for key, job in list(self._jobs.items()):
             if job in jobs:
-                self._engine.cancel(request)
-                del self._jobs[request]
+                self._remove(key)
 
     def _finish(self) -> None:
         self.state = FAILED

@@ -162,7 +162,7 @@ def test_options_that_exclude_each_other_are_refused():
         ({"spm": True, "psm": True}, "--spm and --psm exclude each other"),
         ({"psm": True, "healing": True}, "--healing works in SPM order only"),
         ({"stop": ("",)}, "--stop is ''"),
-        ({"quantization": QuantizationOptions("none,int8")}, "`evaluate` compares several"),
+        ({"quantization": QuantizationOptions("none,int8")}, "`evaluate` and `serve` take several"),
     ):
         with pytest.raises(UserError, match=said):
             Infill("run", "f.py", sampling=Sampling(), **options)

@@ -112,6 +112,28 @@ def test_requests_that_join_and_leave_have_the_ids_that_they_have_alone(model, a
     assert sorted(finished) == list(range(20)) != finished
 
 
+def test_few_or_short_sequences_are_decoded_apart(model, alone, monkeypatch):
+    decode, widths, lengths = programs.decode, set(), set()
+
+    def noted(config, weights, state, draws, done_B, steps, most_done, slots_N, length):
+        running = set(np.flatnonzero(~done_B))
+        assert slots_N is None or running <= set(slots_N)
+        widths.add((len(running), 16 if slots_N is None else len(slots_N)))
+        lengths.add(length)
+        return decode(config, weights, state, draws, done_B, steps, most_done, slots_N, length)
+
+    monkeypatch.setattr(programs, "decode", noted)
+    engine, requests, new = Engine(model, 16, least=128), mixture(20), []
+    assert engine.widths == (1, 4, 16)
+    for group in (requests[:2], requests[2:3], requests[3:6], requests[6:]):
+        new += engine.run(group)
+    assert new == alone
+    assert {width for _, width in widths} == {1, 4, 16} and lengths == {0, 32, 128}
+    # None is wider than it needs to be.
+    for running, width in widths:
+        assert width == min(size for size in engine.widths if size >= running)
+
+
 def test_samples_of_one_prompt_read_it_once(llama, monkeypatch):
     read, lengths = programs.read, []
 

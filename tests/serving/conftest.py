@@ -110,7 +110,7 @@ def start_server(model, features):
     """Returns a function that starts a server with other rules or sizes, and waits until ready."""
     servers = []
 
-    def start(rules=RULES, sizes=SIZES, wait=True, load=lambda: model, **changes):
+    def start(rules=RULES, sizes=SIZES, wait=True, load=lambda: [model], **changes):
         worker = Worker(load, sizes)
         service = Service(dataclasses.replace(features, **changes), worker)
         server = Server(make_app(service, rules), worker, grace=1)
@@ -141,9 +141,18 @@ def client(start_server):
 
 @pytest.fixture
 def logged(capfd):
-    """Returns a function with the lines on stderr, without the "ready" of a server's start."""
+    """Returns a function with the lines on stderr, without the "ready" of a server's start.
 
-    def lines():
-        return [line for line in capfd.readouterr().err.splitlines() if line != "ready"]
+    It waits for as many lines as the test expects: an answer may come before its line.
+    """
+
+    def lines(expected=0):
+        found, start = [], time.monotonic()
+        while True:
+            err = capfd.readouterr().err
+            found += [line for line in err.splitlines() if line != "ready"]
+            if len(found) >= expected or time.monotonic() - start > 5:
+                return found
+            time.sleep(0.01)
 
     return lines

@@ -106,7 +106,7 @@ def test_a_defect_is_one_line_without_a_traceback(client, monkeypatch, logged):
     monkeypatch.setattr(page, "FileResponse", fail)
     status, answer = client.send("GET", "/")
     assert status == 500 and answer["error"]["message"] == "internal error"
-    assert logged() == ["error: '/': ValueError: /secret/path"]
+    assert logged(1) == ["error: '/': ValueError: /secret/path"]
 
 
 def test_the_page_sends_a_policy_and_no_file_beside_it(client, tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ def test_scores_that_do_not_fit_in_memory_are_refused_alone(client, monkeypatch,
     monkeypatch.setattr(logprobs, "score", fail)
     status, answer = client.send("POST", "/v1/completions", {"logprobs": 1})
     assert status == 503 and answer["error"]["code"] == "out_of_memory"
-    assert len(logged()) == 1
+    assert len(logged(1)) == 1
 
 
 def test_a_conversation(client, model):

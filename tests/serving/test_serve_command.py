@@ -6,6 +6,7 @@ import pytest
 from toy import stage
 
 from codellama_jax.errors import UserError
+from codellama_jax.generation.settings import QuantizationOptions
 from codellama_jax.serving import commands
 from codellama_jax.serving.commands import Serve
 from codellama_jax.serving.server import Address, listen, url_of
@@ -31,6 +32,14 @@ KEY = "a-key-of-many-characters"
 def test_a_wrong_option_is_named(options, problem):
     with pytest.raises(UserError, match=problem):
         Serve("run", **options)
+
+
+def test_several_quantizations_are_several_models():
+    options = QuantizationOptions(quantize="none,int8", speculate=2)
+    assert Serve("run", quantization=options).quantization.quantize == "none,int8"
+    drafts = QuantizationOptions(quantize="none,int8", speculate=2, draft_model="small")
+    with pytest.raises(UserError, match="--quantize is 'none,int8': it must be one of"):
+        Serve("run", quantization=drafts)
 
 
 def test_another_address_needs_a_key(monkeypatch):

@@ -124,7 +124,7 @@ def test_a_client_that_never_reads_its_stream_frees_its_slot(
             time.sleep(0.01)
             data += connection.recv(256)
         client.wait_until(lambda worker: not worker.unfinished and not worker._jobs)
-    lines = logged()
+    lines = logged(0 if is_slow else 1)
     if is_slow:
         assert not lines and client.worker.counts["cancelled"] == cancelled
     else:

@@ -109,7 +109,7 @@ def test_a_request_that_does_not_fit_in_memory_fails_alone(client, monkeypatch, 
     for piece in pieces[1:-1]:
         text += json.loads(piece)["choices"][0]["text"]
     assert text == expected
-    lines = logged()
+    lines = logged(1)
     assert len(lines) == 1 and lines[0].startswith("out of memory, a request is answered with 503")
     client.post("/v1/completions", **SHORT)
 
@@ -117,7 +117,7 @@ def test_a_request_that_does_not_fit_in_memory_fails_alone(client, monkeypatch, 
 def test_requests_are_refused_until_the_model_is_loaded_and_while_it_stops(start_server, model):
     stopping = start_server()
     release = threading.Event()
-    starting = start_server(wait=False, load=lambda: release.wait(30) and model)
+    starting = start_server(wait=False, load=lambda: release.wait(30) and [model])
     status, answer = starting.send("POST", "/v1/completions", SHORT)
     assert status == 503 and "loading model" in answer["error"]["message"]
     assert starting.send("GET", "/health")[0] == 503
@@ -161,9 +161,9 @@ def test_the_old_engine_is_freed_before_its_replacement(client, monkeypatch):
             raise RuntimeError("RESOURCE_EXHAUSTED: x")
         return advance(engine)
 
-    def replacement():
-        assert not hasattr(client.worker, "_engine")
-        return new_engine()
+    def replacement(number):
+        assert number not in client.worker._engines
+        return new_engine(number)
 
     monkeypatch.setattr(Engine, "advance", fail_once)
     monkeypatch.setattr(client.worker, "_new_engine", replacement)

@@ -3,7 +3,7 @@
 import { announce, byId, create, duration, noun, showFigures } from "./dom";
 import { render } from "./markdown";
 import { post, type ChatChunk, type Props } from "./server";
-import type { Settings } from "./settings";
+import { modelOf, type Settings } from "./settings";
 
 interface Message {
   role: "system" | "user" | "assistant";
@@ -11,6 +11,7 @@ interface Message {
 }
 
 interface Surroundings {
+  props: () => Props | null;
   settings: () => Settings;
   insert: (code: string) => void;
   onSend: () => void;
@@ -91,10 +92,12 @@ export class Chat {
 
   private body(): object {
     const settings = this.around.settings();
+    const props = this.around.props();
     const system: Message[] = settings.system.trim()
       ? [{ role: "system", content: settings.system }]
       : [];
     return {
+      ...(props ? { model: modelOf(props, settings).name } : {}),
       messages: [...system, ...this.conversation],
       temperature: settings.chatTemperature,
       max_tokens: settings.chatTokens,

@@ -6,7 +6,7 @@ import { EditorView, ViewPlugin, keymap, type ViewUpdate } from "@codemirror/vie
 import { ServerError } from "./errors";
 import { accepting, ghostField, ghostText, remainder, setGhost } from "./ghost";
 import { post, type CompletionChunk, type Props, type ScoredToken, type Timings } from "./server";
-import type { Settings } from "./settings";
+import { modelOf, type Settings } from "./settings";
 
 const DEBOUNCE_MS = 350;
 const ALTERNATIVES = 5; // tokens per position that the server is asked for
@@ -56,6 +56,7 @@ export function requestOf(
   perToken: number,
 ): { path: string; body: object } {
   const shared = {
+    model: modelOf(props, settings).name,
     n_predict: settings.tokens,
     temperature: settings.temperature,
     stream: true,

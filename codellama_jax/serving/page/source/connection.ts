@@ -98,17 +98,12 @@ function stateOf(error: ServerError): string {
   return state.charAt(0).toUpperCase() + state.slice(1);
 }
 
-function quantizationFacts(quantization: Record<string, string>): [string, string][] {
-  return Object.entries(quantization).map(([part, name]) => {
-    return [`Quantized ${part.replace("kv_cache", "KV cache")}`, name];
-  });
-}
-
 function showFacts(props: Props): void {
   const facts: [string, string][] = [
     ["Name", props.model],
     ["Context", `${props.n_ctx.toLocaleString("en")} tokens`],
-    ...quantizationFacts(props.quantization),
+    ["Quantized weights", Object.values(props.models).join(", ")],
+    ["Quantized KV cache", props.quantization.kv_cache ?? "none"],
     ["Infilling", props.infills ? "yes" : "no"],
     ["Chat", props.chats ? "yes" : "no"],
   ];

@@ -15,6 +15,7 @@ import { TokenList } from "./tokens";
 const HINT = "Type, or press Ctrl Space, for a suggestion.";
 // Settings of which a change replaces the suggestion that is shown or requested.
 const REQUESTED: (keyof Settings)[] = [
+  "quantization",
   "spm",
   "dedent",
   "repetition",
@@ -45,6 +46,7 @@ const completion = completer({
 });
 const editor = new Editor(byId("editor"), form.values.language, completion.extensions);
 const chat = new Chat({
+  props: () => connection.props,
   settings: () => form.values,
   insert: (code) => {
     showTab("editor");

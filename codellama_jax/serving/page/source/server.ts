@@ -11,6 +11,7 @@ export interface Props {
   stop_at_dedent: boolean; // as above
   stop_at_repetition: boolean;
   quantization: Record<string, string>;
+  models: Record<string, string>; // names, and the quantization of their weights; first the default
   n_ctx: number;
 }
 

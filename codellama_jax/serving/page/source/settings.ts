@@ -7,6 +7,7 @@ import type { Props } from "./server";
 /** Null stands for the server's choice. */
 export interface Settings {
   language: string;
+  quantization: string; // "" for the server's first
   spm: boolean | null;
   dedent: boolean | null;
   repetition: boolean | null;
@@ -21,6 +22,7 @@ export interface Settings {
 
 const DEFAULTS: Settings = {
   language: "Python",
+  quantization: "",
   spm: null,
   dedent: null,
   repetition: null,
@@ -33,6 +35,7 @@ const DEFAULTS: Settings = {
   chatTokens: 512,
 };
 const CHECKBOXES = ["typing", "probabilities", "dedent", "repetition"] as const;
+const QUANTIZATIONS = ["quantization", "chat-quantization"]; // of completion and chat: one value
 const STORE = "codellama-jax-settings";
 
 function stored(): Settings {
@@ -50,6 +53,14 @@ function bounded(field: HTMLInputElement, otherwise: number): number {
   return Math.min(Math.max(value, Number(field.min)), Number(field.max));
 }
 
+/** Returns the model of the chosen quantization, or the server's first where it has none. */
+export function modelOf(props: Props, settings: Settings): { name: string; scheme: string } {
+  const models = Object.entries(props.models);
+  const [name, scheme] = models.find(([, scheme]) => scheme === settings.quantization) ??
+    models[0] ?? [props.model, ""];
+  return { name, scheme };
+}
+
 /** Connects the form fields with the settings, and reports every change of the user. */
 export class SettingsForm {
   readonly values = stored();
@@ -60,6 +71,7 @@ export class SettingsForm {
     if (!(this.values.language in languages)) this.values.language = DEFAULTS.language;
     select.value = this.values.language;
     select.addEventListener("change", () => this.set("language", select.value));
+    for (const id of QUANTIZATIONS) this.quantization(id);
     this.radio("order-psm", false);
     this.radio("order-spm", true);
     for (const name of CHECKBOXES) this.checkbox(name);
@@ -74,6 +86,13 @@ export class SettingsForm {
 
   /** Shows the server's choices, and disables the fields that the model has no use for. */
   restrictTo(props: Props): void {
+    const schemes = Object.values(props.models);
+    for (const id of QUANTIZATIONS) {
+      const select = byId<HTMLSelectElement>(id);
+      select.replaceChildren(...schemes.map((scheme) => new Option(scheme)));
+      select.value = modelOf(props, this.values).scheme;
+      byId(`${id}-field`).hidden = schemes.length < 2;
+    }
     byId<HTMLFieldSetElement>("infilling").disabled = !props.infills;
     byId("order-note").textContent = props.infills
       ? "Prefix, suffix, middle; or the suffix first."
@@ -95,6 +114,14 @@ export class SettingsForm {
     this.values[name] = value;
     localStorage.setItem(STORE, JSON.stringify(this.values));
     this.onChange(name);
+  }
+
+  private quantization(id: string): void {
+    const select = byId<HTMLSelectElement>(id);
+    select.addEventListener("change", () => {
+      for (const other of QUANTIZATIONS) byId<HTMLSelectElement>(other).value = select.value;
+      this.set("quantization", select.value);
+    });
   }
 
   private radio(id: string, spm: boolean): void {

@@ -234,6 +234,38 @@ test("the server's defaults are shown and sent", async () => {
   assert.match(await contents("#facts"), /64 tokens\s+Quantized weights\s+int8/);
 });
 
+test("the quantization is chosen where the server has several", async () => {
+  const models = { toy: "none", "toy:w8a8": "w8a8" };
+  server.state.props.models = models;
+  await open();
+  assert.equal(await page.locator("#quantization").inputValue(), "none");
+  await suggest();
+  assert.equal(server.state.requests.at(-1)[1].model, "toy");
+  await page.selectOption("#quantization", "w8a8");
+  await page.waitForFunction(() => document.querySelector("#speed").innerText.includes("total"));
+  assert.equal(server.state.requests.at(-1)[1].model, "toy:w8a8");
+  assert.match(await contents("#facts"), /Quantized weights\s+none, w8a8/);
+  await page.reload();
+  await page.waitForSelector("#health[data-state=ready]");
+  await page.click("#tab-chat");
+  await page.click("summary");
+  assert.equal(await page.locator("#chat-quantization").inputValue(), "w8a8");
+  await page.selectOption("#chat-quantization", "none");
+  await page.fill("#message", "Hello");
+  await page.click("#send");
+  await page.waitForFunction(() => document.querySelector("#chat-speed").innerText.includes("tok"));
+  assert.equal(server.state.requests.at(-1)[1].model, "toy");
+  // Another server has no such model.
+  await page.selectOption("#chat-quantization", "w8a8");
+  server.state.props.models = { toy: "int8" };
+  await page.reload();
+  await page.waitForSelector("#health[data-state=ready]");
+  await page.click("#tab-editor");
+  assert.equal(await page.locator("#quantization").isVisible(), false);
+  await suggest();
+  assert.equal(server.state.requests.at(-1)[1].model, "toy");
+});
+
 test("a model that neither infills nor chats continues the text before the cursor", async () => {
   Object.assign(server.state.props, { infills: false, chats: false });
   await open();

@@ -75,6 +75,7 @@ export async function startFakeServer(options = {}) {
       stop_at_dedent: false,
       stop_at_repetition: true,
       quantization: { weights: "int8", kv_cache: "none" },
+      models: { "code-llama-toy": "int8" },
       n_ctx: 16384,
     },
     health: 200, // the status of GET /health
