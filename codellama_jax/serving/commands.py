@@ -128,8 +128,12 @@ class Serve(Loading):
     def check_quantization(self) -> None:
         """Raises UserError for several quantizations with one draft model, which follows the text
         of one engine."""
-        if self.quantization.draft_model:
-            self.quantization.single()
+        options = self.quantization
+        if options.draft_model and len(options.all()) > 1:
+            raise UserError(
+                f"--quantize {options.quantize} and --draft-model {options.draft_model} exclude"
+                " each other: pass one quantization, or leave --draft-model out"
+            )
 
     def _loader(self) -> Callable[[], list[TrainedModel]]:
         """Returns the function that loads the models."""

@@ -31,7 +31,7 @@ class Field:
       default: the value where it is absent or null.
       least, most: the range of a number; the length of a list of strings or objects.
       is_required: whether null and absence are errors.
-      form: the JSON schema of values of kind "any", or of the items of objects.
+      form: the JSON schema of values of kind "any" or "object", or of the items of objects.
     """
 
     name: str

@@ -18,7 +18,16 @@ from codellama_jax.models.trained import TrainedModel
 from codellama_jax.serving import logprobs
 from codellama_jax.serving.ends import CursorEnds
 from codellama_jax.serving.errors import ApiError, invalid
-from codellama_jax.serving.fields import IDS, MAX_SEED, TEXT, Field, is_integer, parse, read
+from codellama_jax.serving.fields import (
+    IDS,
+    MAX_SEED,
+    TEXT,
+    Field,
+    is_integer,
+    parse,
+    read,
+    schema,
+)
 from codellama_jax.serving.service import Cursor, Generation, Service, sampling_of
 from codellama_jax.serving.streaming import EventStream, answered
 from codellama_jax.serving.texts import Prompt, Settings, Text
@@ -31,6 +40,9 @@ MAX_TOKENS = 2**31 - 1
 DONE = "[DONE]"
 Scored = list[logprobs.TokenLogprob]
 
+STREAM_OPTIONS = (
+    Field("include_usage", "boolean", "send a last event with the tokens used", False),
+)
 SAMPLING = (
     Field("model", "string", "a name of /v1/models; the first unless given"),
     Field("temperature", "number", "0 takes the most likely token", 1.0, 0, 2),
@@ -38,7 +50,7 @@ SAMPLING = (
     Field("n", "integer", "choices per prompt", 1, 1, MOST_CHOICES),
     Field("stop", "strings", "texts, each of which ends the answer before it", (), 0, MOST_STOPS),
     Field("stream", "boolean", "send server-sent events", False),
-    Field("stream_options", "object", "include_usage: a last event with the tokens used"),
+    Field("stream_options", "object", form=schema(STREAM_OPTIONS)),
     Field("seed", "integer", "the same seed draws the same tokens", None, -MAX_SEED - 1, MAX_SEED),
     Field("user", "string", "ignored"),
     Field("presence_penalty", "number", "0 only", 0.0, 0, 0),
@@ -107,9 +119,8 @@ class OpenAI:
 
     async def model(self, request: Request) -> Response:
         """Describes the model of a name."""
-        name = request.path_params["name"]
-        self.service.number_of(name)
-        return JSONResponse(self._model(name))
+        number = self.service.number_of(request.path_params["name"])
+        return JSONResponse(self._model(self.features.models[number]))
 
     async def completions(self, request: Request) -> Response:
         """Continues prompts, or fills in a middle where there is a suffix."""
@@ -235,6 +246,7 @@ class OpenAI:
         values = read(fields, parsed)
         if values["logit_bias"]:
             raise invalid("logit_bias", "is not supported: leave it out", "unsupported")
+        values["stream_options"] = read(STREAM_OPTIONS, values["stream_options"] or {})
         values["model"] = self.service.number_of(values["model"])
         return values
 
@@ -355,7 +367,7 @@ async def _streamed(
                 choice = {**delta(text, is_first), "index": index, "finish_reason": reason}
                 events.append(answer.chunk([choice]))
             yield events
-    if (values["stream_options"] or {}).get("include_usage"):
+    if values["stream_options"]["include_usage"]:
         yield [answer.chunk([], usage=answer.usage(generation))]
 
 

@@ -180,18 +180,26 @@ class Worker:
         Raises ApiError: 503 while the server is not ready, 429 while the queue is full.
         """
         self.check_ready()
-        most = self.all_slots + self.queue_size
+        most = self.slots + self.queue_size
         if len(jobs) > most:
             message = f"the request has {len(jobs)} sequences: at most {most} fit in the queue"
             raise ApiError(400, message, "n")
         with self._lock:
-            if len(self._unfinished) + len(jobs) > most:
+            if self._waiting(jobs) > self.queue_size:
                 self.counts["refused"] += 1
-                message = f"the queue is full: {len(self._unfinished)} sequences of {most}"
+                message = f"the queue is full: {self._waiting()} sequences of {self.queue_size}"
                 raise ApiError(429, f"{message}; try again later", code="queue_full")
             self._unfinished.update(jobs)
         for job in jobs:
             self._commands.put(functools.partial(self._submit, job))
+
+    def _waiting(self, jobs: Sequence[Job] = ()) -> int:
+        """Returns how many sequences have no slot, with `jobs` beside those that are unfinished.
+
+        A model's slots are used by no other, so that one that is busy refuses no other's requests.
+        """
+        by_model = Counter(job.settings.model for job in (*self._unfinished, *jobs))
+        return sum(max(0, count - self.slots) for count in by_model.values())
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Ends sequences without further events. Their slots are free for the next chunk."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 from toy import MODEL
 
+from codellama_jax.generation.engine import Engine
 from codellama_jax.generation.middle import Order
 from codellama_jax.models.llama.model import Llama
 from codellama_jax.models.trained import TrainedModel
@@ -137,6 +138,20 @@ def start_server(model, features):
 def client(start_server):
     """A client of the server that most tests share."""
     return start_server()
+
+
+@pytest.fixture
+def paused(monkeypatch):
+    """Lets engines decode only while the event is set, so that tests decide what waits."""
+    running, advance = threading.Event(), Engine.advance
+
+    def wait(engine):
+        assert running.wait(30)
+        return advance(engine)
+
+    monkeypatch.setattr(Engine, "advance", wait)
+    yield running
+    running.set()
 
 
 @pytest.fixture

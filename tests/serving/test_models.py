@@ -64,6 +64,10 @@ def test_the_field_model_chooses_the_quantization(both, expected):
     assert [text["model"] for text in texts] == NAMES
 
 
+def test_the_address_of_models_without_a_name_describes_the_first(both):
+    assert both.send("GET", "/v1/models/")[1]["id"] == "toy"
+
+
 def test_an_unknown_quantization_is_refused(both):
     for path in ("/v1/completions", "/completion"):
         status, answer = both.send("POST", path, {**BODY, "model": "toy:int8"})
@@ -87,6 +91,27 @@ def test_streams_of_both_at_once_have_the_texts_that_they_have_alone(both, expec
         thread.join()
     for name, (_, text) in expected.items():
         assert texts[name] == [text] * 2
+
+
+def test_a_model_whose_queue_is_full_leaves_the_slots_of_the_other(both, paused):
+    body, statuses = {"prompt": "x", "max_tokens": 2}, []
+
+    def ask(name):
+        statuses.append(both.send("POST", "/v1/completions", {**body, "model": name})[0])
+
+    threads = []
+    # Two slots and a queue of four, and the slots of the other model.
+    for number, name in enumerate(["toy"] * 6 + ["toy:int4"] * 2):
+        threads.append(threading.Thread(target=ask, args=(name,)))
+        threads[-1].start()
+        both.wait_until(lambda worker, number=number: worker.unfinished == number + 1)
+    for name in NAMES:
+        status, answer = both.send("POST", "/v1/completions", {**body, "model": name})
+        assert status == 429 and "full: 4 sequences of 4" in answer["error"]["message"]
+    paused.set()
+    for thread in threads:
+        thread.join()
+    assert statuses == [200] * 8
 
 
 def test_memory_that_does_not_suffice_for_one_leaves_the_other(

@@ -176,6 +176,13 @@ def test_models(client):
         ("completions", {"stop": ["a"] * 5}, 400, "stop", "has 5 items: it must have 0 to 4"),
         ("completions", {"stop": ""}, 400, "stop", "at least one character"),
         ("completions", {"stream": "yes"}, 400, "stream", "must be true or false"),
+        (
+            "completions",
+            {"stream": True, "stream_options": {"include_usage": "no"}},
+            400,
+            "include_usage",
+            "must be true or false",
+        ),
         ("completions", {"prompt": 1}, 400, "prompt", "must be a text, ids"),
         ("completions", {"prompt": []}, 400, "prompt", "must be a text, ids"),
         ("completions", {"prompt": [10**9]}, 400, "prompt", "the model has 376"),

@@ -15,21 +15,6 @@ LONG = {"prompt": "def name_1(x):\n", "max_tokens": 100, "temperature": 0}
 SHORT = {"prompt": "x", "max_tokens": 2}
 
 
-@pytest.fixture
-def paused(client, monkeypatch):
-    """Lets the engine decode only while the event is set, so that tests decide what waits."""
-    running, advance = threading.Event(), Engine.advance
-
-    def wait(engine):
-        assert running.wait(30)
-        return advance(engine)
-
-    monkeypatch.setattr(Engine, "advance", wait)
-    yield running
-    running.set()
-    client.wait_until(lambda worker: not worker.unfinished)
-
-
 @pytest.mark.parametrize("is_streamed", [True, False])
 def test_a_client_that_leaves_frees_its_slot(client, monkeypatch, is_streamed):
     advance, cancelled = Engine.advance, client.worker.counts["cancelled"]
