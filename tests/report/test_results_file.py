@@ -1,5 +1,6 @@
 """Results files hold numbers only; README's table is what they give."""
 
+import itertools
 import json
 
 import pytest
@@ -102,11 +103,21 @@ def test_readme_has_the_verdicts_of_the_results_files():
     assert text == rewrite(text, RESULTS)
 
 
+def verdicts_of(report: str, table: str) -> list[str]:
+    """Returns the second column of the report's table whose first heading is `table`."""
+    lines = report.splitlines()
+    verdicts = []
+    for number, line in enumerate(lines):
+        if line.startswith(f"| {table} | verdict"):
+            rows = itertools.takewhile(lambda row: row.startswith("| "), lines[number + 2 :])
+            verdicts += [row.split(" | ")[1] for row in rows]
+    return verdicts
+
+
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_a_report_has_the_verdicts_of_its_results_file(path):
     report = path.with_suffix(".md").read_text("utf-8")
     numbers = read_results(path)
     assert numbers.experiment == path.stem
-    rows = [line.split(" | ") for line in report.splitlines() if line.count(" | ") == 6]
-    verdicts = [row[1] for row in rows if row[1] in ("agrees", "disagrees", "undecided")]
-    assert verdicts == [difference.verdict for difference in numbers.decisive]
+    assert verdicts_of(report, "difference") == [d.verdict for d in numbers.decisive]
+    assert verdicts_of(report, "trend") == [trend.longest.verdict for trend in numbers.trends]
