@@ -15,7 +15,7 @@ import tyro
 from codellama_jax import overrides
 from codellama_jax.checked import Checked, Range
 from codellama_jax.command_line import cli
-from codellama_jax.config import CACHE, Experiment
+from codellama_jax.config import CACHE, Experiment, Stage
 from codellama_jax.errors import UserError
 from codellama_jax.runs import experiment_file
 from codellama_jax.system.files import user_path
@@ -64,6 +64,12 @@ class RunOptions(PlanOptions):
     """Where prepared documents, tokenizers and compiled programs are kept."""
     processes: Annotated[int, Range(1, 1024)] = 1
     """Processes that train the seeds side by side on a CPU, each on its share of the cores."""
+
+    def arms_of(self, experiment: Experiment) -> dict[str, dict[str, Stage]]:
+        """Returns the stages of the arms to run, by name: of all, or of the one that was named."""
+        if not self.arm:
+            return experiment.arms
+        return {self.arm: experiment.arms[self.arm]}
 
     def start(self, experiment: Experiment, claim: str, finding: FindingOf | None) -> None:
         """Trains an experiment, or resumes it."""

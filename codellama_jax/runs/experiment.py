@@ -64,8 +64,7 @@ def run_experiment(
     on_first_host(lambda: locks.check_free(folder.path))
     check_processes(choice.processes)
     mesh = make_mesh(experiment.mesh)
-    arms = {choice.arm: experiment.arms[choice.arm]} if choice.arm else experiment.arms
-    stages = resolve(experiment, arms, folder, mesh)
+    stages = resolve(experiment, choice.arms_of(experiment), folder, mesh)
     # With --fresh nothing that is here counts.
     to_train = [s for s in stages if choice.fresh or not s.folder.is_trained()]
     for stage in to_train:

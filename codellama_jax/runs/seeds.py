@@ -66,16 +66,14 @@ def train_side_by_side(experiment: Experiment, folder: RunFolder, choice: RunOpt
       UserError: if a process was killed.
       SystemExit: with its exit code, if a process failed; it has printed why.
     """
-    shares = [
-        range(experiment.seeds)[first :: choice.processes] for first in range(choice.processes)
-    ]
-    shares = [share for share in shares if share]
+    count = min(choice.processes, experiment.seeds)
+    shares = [range(first, experiment.seeds, count) for first in range(count)]
     # A forked child would have only one of the threads that JAX has started here.
     context = multiprocessing.get_context("spawn")
     workers: list[BaseProcess] = []
     with noticing_signals() as signalled:
         try:
-            for share, cores in zip(shares, _cores(len(shares)), strict=True):
+            for share, cores in zip(shares, _cores(count), strict=True):
                 arguments = (experiment, folder, choice, share, cores)
                 workers.append(context.Process(target=_train_seeds, args=arguments))
                 workers[-1].start()
@@ -151,8 +149,8 @@ def _run_seeds(
     keep_freed_memory()
     keep_compiled(choice.cache)
     mesh = make_mesh(experiment.mesh)
-    arms = {choice.arm: experiment.arms[choice.arm]} if choice.arm else experiment.arms
-    stages = [s for s in resolve(experiment, arms, folder, mesh) if s.number in numbers]
+    stages = resolve(experiment, choice.arms_of(experiment), folder, mesh)
+    stages = [stage for stage in stages if stage.number in numbers]
     corpus = Corpus(experiment, choice.cache)
     try:
         with on_mesh(mesh):

@@ -126,8 +126,8 @@ class Serve(Loading):
         serve(app, worker, listener, self.grace)
 
     def check_quantization(self) -> None:
-        """Raises UserError for several quantizations with one draft model, which follows the text
-        of one engine."""
+        """Raises UserError for several quantizations with a draft model."""
+        # A draft model follows the sequences of one engine, and each quantization has its own.
         options = self.quantization
         if options.draft_model and len(options.all()) > 1:
             raise UserError(
