@@ -74,7 +74,9 @@ def lowered(form: str, chip: str) -> tuple[jax.stages.Lowered, list[jax.ShapeDty
 
 def estimate(form: str, chip: str) -> float:
     """Returns the temporary buffers in GiB, by the compiler; takes the arguments of `lowered`."""
-    return lowered(form, chip)[0].compile().memory_analysis().temp_size_in_bytes / 2**30
+    analysis = lowered(form, chip)[0].compile().memory_analysis()
+    assert analysis is not None  # None only where a backend does not report memory
+    return analysis.temp_size_in_bytes / 2**30
 
 
 def measure(form: str, chip: str) -> float:

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from rich.console import Console
@@ -91,12 +92,14 @@ def ours(folder: Path, prompts_BT: np.ndarray, scheme: str) -> Callable[[], list
     from codellama_jax.generation.settings import Quantization, Sampling
     from codellama_jax.models.trained import TrainedModel
     from codellama_jax.sharding.mesh import make_mesh
+    from codellama_jax.tokenizers.base import Tokenizer
     from codellama_jax.weights import huggingface, load
 
     source = huggingface.open_source(epath.Path(folder))
     config = dataclasses.replace(source.model, compute_dtype="float32", remat="none")
     params = load.place_params(source, config, make_mesh(MeshConfig(), jax.devices()[:1]))
-    model = quantized(TrainedModel(config, params, None, "random"), Quantization(scheme))
+    no_tokenizer = cast(Tokenizer, None)  # the prompts are token ids
+    model = quantized(TrainedModel(config, params, no_tokenizer, "random"), Quantization(scheme))
     sampling = Sampling(temperature=0.0, max_new_tokens=NEW)
     return lambda: generate(model, prompts_BT.tolist(), sampling)
 

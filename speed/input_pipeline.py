@@ -18,8 +18,10 @@ import sentencepiece
 from rich.console import Console
 from rich.table import Table
 
+from codellama_jax.command_line import run_command
 from codellama_jax.config import CorpusConfig, DataConfig, InfillingConfig, MixtureConfig
 from codellama_jax.data import builders, pipeline
+from codellama_jax.errors import UserError
 from codellama_jax.tokenizers import files
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 
@@ -33,6 +35,17 @@ def timed(function: Callable[[], tuple[int, int]]) -> np.ndarray:
     """Returns (tokens, positions, seconds): the result of `function`, and its processor time."""
     start = time.process_time()
     return np.array([*function(), time.process_time() - start])
+
+
+def sentencepiece_tokenizer(path: str) -> tokenizers.SentencePieceTokenizer:
+    """Reads a tokenizer.model. Raises UserError for a file of another kind."""
+    tokenizer = files.load(path)
+    if not isinstance(tokenizer, tokenizers.SentencePieceTokenizer):
+        raise UserError(
+            f"{path}: is not a SentencePiece model, with which this script compares: give a"
+            " tokenizer.model, or nothing to train one on the corpus"
+        )
+    return tokenizer
 
 
 def measure(
@@ -59,7 +72,7 @@ def measure(
     def packed() -> tuple[int, int]:
         """Returns the tokens and the positions of a number of batches."""
         batches = TURN_TOKENS // (seq_len * ROWS)
-        tokens = sum(np.count_nonzero(next(rows)["segment_ids"]) for _ in range(batches))
+        tokens = sum(int(np.count_nonzero(next(rows)["segment_ids"])) for _ in range(batches))
         return tokens, batches * seq_len * ROWS
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
@@ -92,7 +105,7 @@ def main() -> None:
         for seq_len, block_chars in SHAPES:
             prepared = builders.prepare(CorpusConfig(), "code", block_chars, cache)
             if len(sys.argv) > 1:
-                tokenizer = files.load(sys.argv[1])
+                tokenizer = sentencepiece_tokenizer(sys.argv[1])
             else:
                 tokenizer = tokenizers.train(
                     map(pipeline.text_of, prepared.train), 4096, Path(cache)
@@ -110,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -136,10 +137,12 @@ def samples(count: int) -> Measures:
     from codellama_jax.models.family import boxed_params
     from codellama_jax.models.llama.sizes import TOY, choose
     from codellama_jax.models.trained import TrainedModel
+    from codellama_jax.tokenizers.base import Tokenizer
 
     config = choose(TOY, "toy")
     params = nn.unbox(jax.jit(lambda: boxed_params(config, jax.random.key(0)))())
-    engine = Engine(TrainedModel(config, params, None, "random"), SLOTS)
+    no_tokenizer = cast(Tokenizer, None)  # the requests are token ids
+    engine = Engine(TrainedModel(config, params, no_tokenizer, "random"), SLOTS)
     sampling = Sampling(0.8, 0, 0.95, SAMPLE_TOKENS)
     prompt = list(range(3, 203))
     requests = [Request(prompt, sampling, number=number) for number in range(count)]

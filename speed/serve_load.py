@@ -99,7 +99,8 @@ def stream(url: str, key: str, body: dict, figures: Figures) -> str:
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT)
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     try:
-        last, pieces = time.monotonic(), []
+        last = time.monotonic()
+        pieces: list[str] = []
         connection.request("POST", "/v1/completions", json.dumps(body), headers)
         response = connection.getresponse()
         if response.status in REFUSED:

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +36,7 @@ SHAPES = {
     # That of SmolLM2-135M.
     "135m": (LlamaConfig(49_152, 576, 30, 9, 3, 64, 1536), Work(1, 512, steps=2)),
 }
+Dtype = Literal["float32", "bfloat16"]
 SIDES = ("ours", "eager", "compiled")
 # Flags of /proc/cpuinfo: without one of them bf16 is emulated and slower than fp32.
 BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -64,7 +66,7 @@ def measure(side: str, shape: str, dtype: str) -> float:
     return work.rows * work.length / json.loads(done.stdout.splitlines()[-1])["seconds"]
 
 
-def run_side(side: str, shape: str, dtype: str) -> dict:
+def run_side(side: str, shape: str, dtype: Dtype) -> dict:
     """Returns seconds per step and the last loss of a side, in this process."""
     model, work = SHAPES[shape]
     model = dataclasses.replace(model, compute_dtype=dtype)

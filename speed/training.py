@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from codellama_jax.config import DataConfig, MixtureConfig, ModelConfig, OptimizerConfig, Stage
 
+Recompute = Literal["none", "dots", "full"]
 WARMUP = 3  # steps before the measurement
 
 
@@ -27,14 +28,14 @@ class Work:
       rows: sequences per step.
       length: tokens per sequence.
       steps: in the measurement.
-      recompute: a rematerialization policy of ours, or "none" or "full" of the peer.
+      recompute: the rematerialization policy; the peer has "none" and "full" only.
       is_compiled: whether the peer runs under torch.compile.
     """
 
     rows: int
     length: int
     steps: int = 10
-    recompute: str = "none"
+    recompute: Recompute = "none"
     is_compiled: bool = True
 
 

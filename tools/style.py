@@ -135,7 +135,7 @@ def measure_files(files: Sequence[Path], root: Path = ROOT) -> Measure:
     """Measures Python files together."""
     total = Measure()
     trees = {file: ast.parse(file.read_text()) for file in files}
-    documented = _documented_methods(trees.values())
+    documented = _documented_methods(list(trees.values()))
     for file, tree in trees.items():
         name = str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
         _measure_lines(total, name, file.read_text())
@@ -217,11 +217,13 @@ def _public_definitions(
         yield node, False
         if isinstance(node, ast.ClassDef):
             for method in node.body:
-                is_method = isinstance(method, (ast.FunctionDef, ast.AsyncFunctionDef))
-                if is_method and not method.name.startswith("_") and not _is_setter(method):
-                    bases = _base_names(node)
-                    is_overriding = any(f"{base}.{method.name}" in documented for base in bases)
-                    yield method, is_overriding
+                if not isinstance(method, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                    continue
+                if method.name.startswith("_") or _is_setter(method):
+                    continue
+                bases = _base_names(node)
+                is_overriding = any(f"{base}.{method.name}" in documented for base in bases)
+                yield method, is_overriding
 
 
 def _is_setter(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import published
 import pyarrow as pa
@@ -63,7 +64,8 @@ def corpora(rng: Random, folder: Path) -> Callable[[], object]:
     cache = folder / ".cache"  # hidden: the corpus may be a folder that contains it
 
     def call() -> None:
-        corpus = CorpusConfig(**{source: place}, max_files=max_files, validation_fraction=fraction)
+        fields: dict[str, Any] = {source: place}
+        corpus = CorpusConfig(**fields, max_files=max_files, validation_fraction=fraction)
         prepared = builders.prepare(corpus, source, block_chars, cache)
         batches(prepared.train, source)
         # The second call finds the documents of the first one.
@@ -96,7 +98,8 @@ def table(rng: Random, ending: str) -> bytes:
 
 def batches(documents: Sequence, source: str) -> None:
     """Packs and reads two batches of documents."""
-    data = DataConfig(32, 2, MixtureConfig(**{source: 1.0}))
+    shares: dict[str, Any] = {source: 1.0}
+    data = DataConfig(32, 2, MixtureConfig(**shares))
     with pipeline.Batches({source: documents}, data, published.trained(), 0, [0, 1]) as stream:
         for _ in range(2):
             stream.document_names(next(stream))

@@ -189,7 +189,9 @@ def _watched(make: Callable[[], Callable[[], object]]) -> Outcome:
 def _start_timers() -> None:
     # A signal is handled only by Python code. For native code that hangs, faulthandler ends the
     # process; it writes to the original stderr, since sys.stderr is a buffer in memory.
-    faulthandler.dump_traceback_later(2 * LIMIT, exit=True, file=sys.__stderr__)
+    stderr = sys.__stderr__
+    assert stderr is not None  # None only on Windows without a console
+    faulthandler.dump_traceback_later(2 * LIMIT, exit=True, file=stderr)
     signal.setitimer(signal.ITIMER_REAL, LIMIT)
 
 

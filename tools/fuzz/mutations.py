@@ -32,7 +32,7 @@ TEXTS += [
     "0x10",
     "1_000",
 ]
-OTHERS = [None, True, False, [], {}, [[]], [None], {"a": None}, [1, "a", {}], {"": ""}]
+OTHERS: list[Any] = [None, True, False, [], {}, [[]], [None], {"a": None}, [1, "a", {}], {"": ""}]
 # Names that a file system allows and that programs often do not expect.
 NAMES = ["é.py", "日本.py", "a b.py", "-x.py", "[a].py", "%s.py", "a\nb.py", "\udcff.py", "~.py"]
 NAMES += ["a" * 250 + ".py", "con.txt", "x.PY", ".py", "a'b\"c.py", "{x}.py", "#.py", "\u202e.py"]
@@ -43,7 +43,8 @@ def value(rng: Random, depth: int = 0) -> Any:
     kind = rng.random()
     if depth > 2 or kind < 0.9:
         # A copy, because `mutate` changes values of a document in place.
-        return copy.deepcopy(rng.choice(rng.choice([NUMBERS, TEXTS, OTHERS])))
+        kinds: list[list[Any]] = [NUMBERS, TEXTS, OTHERS]
+        return copy.deepcopy(rng.choice(rng.choice(kinds)))
     items = [value(rng, depth + 1) for _ in range(rng.randrange(4))]
     return items if kind < 0.95 else {f"key{n}": item for n, item in enumerate(items)}
 
