@@ -202,8 +202,8 @@ class Device:
         """How many positions a step may attend to, ascending; the last one is the capacity."""
         if len(self.widths) == 1:
             return (self.capacity,)
-                # Every length is another program for each width, and a server compiles them all before it
-        # is ready.
+        # Every length is another program for each width, and a server compiles them all before
+        # it is ready.
         return self.capacity // 4, self.capacity
 
     def decode(

@@ -375,8 +375,8 @@ def verified(
     logits_NV = logits_BTV.reshape(B * T, -1)
     new_BT = draw(logits_NV, draws.repeated(T), positions_BT.ravel()).reshape(B, T)
     agrees_BD = new_BT[:, :-1] == drafts_BD
-        # cumprod is 1 up to the first disagreement and 0 after it, so that its sum is the length of the
-    # accepted prefix.
+    # cumprod is 1 up to the first disagreement and 0 after it, so that its sum is the length of
+    # the accepted prefix.
     accepted_B = jnp.sum(jnp.cumprod(agrees_BD, axis=1), axis=1)
     last_B = jnp.take_along_axis(new_BT, accepted_B[:, None], axis=1)[:, 0]
     # Keys and values of tokens that were not accepted are after the new position.
