@@ -100,7 +100,8 @@ def infill_each(
       slots: sequences that are decoded at once; 0 for all of them.
     """
     tokenizer = model.tokenizer
-    # The tokenizer always has sentinels; a model without embeddings for them never trained on them.
+    # Sentinels may be appended to a vocabulary; a model without embeddings for them never trained
+    # on them.
     if model.config.vocab_size < tokenizer.vocab_size:
         raise UserError(without_infilling(model.name))
     prompts = [prompt_ids(tokenizer, prefix, suffix, spm) for prefix, suffix in pairs]

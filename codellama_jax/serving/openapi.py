@@ -69,6 +69,7 @@ def description(model: str, operations: Sequence[Operation]) -> dict[str, Any]:
     """Returns the description of endpoints."""
     paths: dict[str, Any] = {}
     for method, path, _, answer, fields, example in operations:
+        # `:path` is Starlette's mark for a name with slashes; OpenAPI has no such converter.
         path = path.replace(":path}", "}")
         operation: dict[str, Any] = {
             "operationId": f"{method.lower()}{path}".replace("/", "_").strip("_"),
@@ -83,6 +84,7 @@ def description(model: str, operations: Sequence[Operation]) -> dict[str, Any]:
             content = {"application/json": body}
             operation["requestBody"] = {"required": True, "content": content}
         paths.setdefault(path, {})[method.lower()] = operation
+    # The empty object makes the key optional, since a server may run without one.
     security: list[dict] = [{}, {"key": []}]
     schemes = {"key": {"type": "http", "scheme": "bearer"}}
     return {
