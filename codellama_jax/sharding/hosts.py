@@ -94,6 +94,7 @@ def on_all_hosts(action: Callable[[], Value]) -> Value:
     """
     if _is_only():
         return action()
+    # A list, because None may be a value of `action`.
     values: list[Value] = []
     message = ""
     try:
@@ -101,6 +102,7 @@ def on_all_hosts(action: Callable[[], Value]) -> Value:
     except UserError as error:
         message = str(error)
     index = sys.modules["jax"].process_index()
+    # A collective in itself: every host gets here, with a message or without one.
     for text in gather({str(index): message}).values():
         if text:
             raise UserError(text)

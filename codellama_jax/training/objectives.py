@@ -143,11 +143,14 @@ def rank_weights(
 
     is_answer_BT = (signed_BT != 0).astype(jnp.float32)
     is_teacher_BT = signed_BT > 0
+    # At least 1: most segments of the static size are empty, and 0 / 0 would make every sum NaN.
     length_BS = jnp.maximum(totals(is_answer_BT), 1)
     loss_BS = totals(losses_BT * is_answer_BT) / length_BS
     gap_BT = jnp.where(signed_BT != 0, 1.0, 0.0) if unit_gaps else jnp.abs(signed_BT)
     # Segment s + 1 holds the student of the teacher in segment s.
     is_wrong_BS = loss_BS > jnp.roll(loss_BS, -1, axis=1)
+    # L_rank is 0 where the teacher's answer is more likely already. Elsewhere its gradient raises
+    # the teacher's tokens (weight +) and lowers the student's (weight -).
     wrong_teacher_BT = by_token(is_wrong_BS)
     wrong_student_BT = by_token(jnp.roll(is_wrong_BS, 1, axis=1))
     length_BT = by_token(length_BS)
