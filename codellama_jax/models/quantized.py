@@ -269,8 +269,6 @@ def quantized_shapes(scheme: str, inputs: int, is_stacked: bool, w: jax.ShapeDty
 
 def _half_scales(largest: jax.Array, most: int) -> jax.Array:
     """Returns fp16 scales with which magnitudes up to `largest` round to `most` at most."""
-    # The division by 127 or 7 is rounded to fp16: a scale that was rounded down would push the
-    # largest magnitude past the largest integer.
     scales = jnp.minimum(largest / most, jnp.finfo(jnp.float16).max).astype(jnp.float16)
     # Below 6e-5 fp16 has fewer bits, and rounding down may lose more than half a step.
     is_low = scales.astype(jnp.float32) * (most + 0.5) < largest
