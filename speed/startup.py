@@ -111,8 +111,8 @@ def measure(work: str, cache: str) -> Cost:
     # A folder that the user chose would be warm already.
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     start = time.perf_counter()
-    # wait4 gives the usage of this process alone; `getrusage` would add up all children so far.
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    # wait4 gives the usage of this process alone; `getrusage` would add up all children so far.
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     wall = time.perf_counter() - start

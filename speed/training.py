@@ -120,8 +120,8 @@ def peer(model: ModelConfig, work: Work) -> dict:
     llama = LlamaForCausalLM(config).to(device).train()
     if work.recompute == "full":
         llama.gradient_checkpointing_enable()
+    # The same moments and decay as ours; `fused` runs the update in one kernel.
     optimizer = torch.optim.AdamW(
-        # The same moments and decay as ours; `fused` is PyTorch's fastest AdamW.
         llama.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
     forward = torch.compile(llama) if work.is_compiled else llama

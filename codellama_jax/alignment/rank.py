@@ -16,8 +16,8 @@ from codellama_jax.alignment.outcomes import Candidate, Graded, Outcome, grade
 from codellama_jax.benchmarks.programs import program
 from codellama_jax.sandbox.executor import Executor
 
-# Half a step: the bonus decides between equal outcomes, and never outweighs a better outcome.
 STEP = 1 / (len(Outcome) - 1)
+# Half a step decides between equal outcomes and never outweighs a better one.
 TEACHER_BONUS = STEP / 2
 
 

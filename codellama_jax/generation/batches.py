@@ -108,8 +108,6 @@ def check_prompt(
     config: ModelConfig, prompt: Sequence[int], max_new_tokens: int, name: str
 ) -> None:
     """Raises UserError, with the name of the prompt, for one that cannot be continued."""
-    # Refused by the engine on the host: a gather with an id out of range raises nothing on the
-    # device, and the model would read another token without an error.
     if not 0 < len(prompt) <= CAPACITY - max_new_tokens:
         most = CAPACITY - max_new_tokens
         allowed = f"it needs at least one and at most {most} beside {max_new_tokens} new ones"
@@ -117,6 +115,8 @@ def check_prompt(
     config.check_length(
         f"{name} with up to {max_new_tokens:,} new tokens", len(prompt) + max_new_tokens
     )
+    # Refused on the host: a gather with an id out of range raises nothing on the device, and the
+    # model would read another token without an error.
     if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
         ids = f"ids from {min(prompt)} to {max(prompt)} where the model has {config.vocab_size}"
         raise UserError(f"{name} has {ids}: use the tokenizer of the same run")

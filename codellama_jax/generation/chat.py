@@ -219,7 +219,8 @@ def _answerer(
             options.sampling, seed=options.sampling.seed + len(conversation.messages)
         )
         with _shown() as write:
-            # No stop strings: the format's stop ids are special tokens, which decode to no text.
+            # No stop strings: the format's stop ids end an answer, and they are not among the new
+            # ids.
             stream = Stream(write, ())
             (generated,) = generate_text(model, [ids], decode, sampling, stop_ids, (), stream)
             stream.finish(generated.text)

@@ -91,10 +91,10 @@ class Device:
           needed: tokens of the longest sequence.
         """
         shape = self.config, self.model.kv_cache, self.slots, capacity
+        # The old cache is still allocated while the new one is written, so the check is for the
+        # complete new size and not for the difference.
         size = bytes_per_device(jax.eval_shape(functools.partial(programs.empty, *shape)))
         if len(self.widths) > 1:
-            # The old cache is still allocated while the new one is written, so the check is for the
-            # complete new size and not for the difference.
             size += size // 4  # for the copies of few sequences, or of short ones
         self._check(functools.partial(check_cache_memory, size, self.slots, needed))
         if self._state is None:
@@ -112,13 +112,13 @@ class Device:
           group: sequences and their slots. Either none has any tokens in the cache, or all have.
           longest: tokens of a piece at most; 0 for any number.
         """
-        # Two programs: the first piece attends only to itself (prefill), a later one also to the
-        # keys and values that its slot holds.
         pieces = [sequence.prompt[sequence.read : sequence.stop] for sequence, _ in group]
         tokens_RT, lengths_R, starts_R, slots_R = self._padded(group, pieces, longest)
         is_first = group[0][0].read == 0
         program: tuple[Any, ...]
         function: Any
+        # Two programs: the first piece attends only to itself (prefill), a later one also to the
+        # keys and values that its slot holds.
         if is_first:
             inputs = (self._weights, self._state, tokens_RT, lengths_R, slots_R)
             program, function = (self.config, self.model.kv_cache, *inputs), programs.read

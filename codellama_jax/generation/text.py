@@ -94,10 +94,10 @@ class Stream:
 
     def update(self, text: str) -> None:
         """Writes the new part of a text, except for an end that may still change."""
-        # No stop string is complete yet, but the text may end with the beginning of one, which the
-        # next token completes. The longest such ending is held back.
         kept = until(text, self.stop_strings)
         if kept == text:
+            # No stop string is complete yet, but the text may end with the beginning of one, which
+            # the next token completes. The longest such ending is held back.
             begun = 0
             for stop in self.stop_strings:
                 for length in range(1, len(stop)):

@@ -54,6 +54,7 @@ class CursorEnds:
     def truncate(self, text: str) -> str:
         """Truncates a growing text. Monotone: appending text never moves its end."""
         lines = text.split("\n")
+        # The first line continues the cursor's line and ends nothing, whatever its indentation.
         for index, line in enumerate(lines[1:], 1):
             is_complete = index < len(lines) - 1
             if self._ends(line, is_complete):
@@ -63,7 +64,6 @@ class CursorEnds:
     def final(self, text: str) -> str:
         """Truncates a text to which nothing is appended any more."""
         lines = text.split("\n")
-        # Nothing is appended any more, so that the last line counts as complete too.
         # Nothing is appended any more, so that the last line counts as complete too.
         for index, line in enumerate(lines[1:], 1):
             if self._ends(line, is_complete=True):

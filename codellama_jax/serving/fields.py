@@ -50,7 +50,7 @@ class Field:
             if self.is_required:
                 raise invalid(self.name, "is missing: it is required", "missing")
             return self.default
-        # One method per kind.
+        # One method per kind, which names it.
         check = getattr(self, f"_{self.kind}")
         return check(value)
 

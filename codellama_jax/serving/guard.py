@@ -75,10 +75,10 @@ class Guard:
             return
         answer = _Answer(send)
         try:
+            await self._check(scope, receive)
             # The body is read here, before an endpoint runs: endpoints may then trust that it is
             # complete and within its bounds, and nothing is computed for a client that is still
             # sending.
-            await self._check(scope, receive)
             body = await self._body(scope, receive)
             await self.app(scope, _replayed(body, receive), answer.send)
         # No answer is sent, but the request is counted.

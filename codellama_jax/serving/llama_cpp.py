@@ -268,8 +268,7 @@ class LlamaCpp:
                     if text or ids:
                         events.append({"content": text, "tokens": ids, "stop": False})
                     if is_finished:
-                        # The final object may need a forward pass for `n_probs`; other events were
-                        # sent before.
+                        # The final object may need a forward pass, for `n_probs`.
                         events.append(await self._final(generation, "", values, is_truncated))
                 yield events
 

@@ -179,8 +179,8 @@ class OpenAI:
     async def fim(self, request: Request) -> Response:
         """Fills in the middle between a prompt and a suffix; answers as chats do."""
         values = self._read(FIM, await request.body())
-        # The tokenizer runs in a thread, as everywhere in the endpoints.
         cursor = _cursor(values["prompt"], values)
+        # The tokenizer runs in a thread, as everywhere in the endpoints.
         prompt = await self.service.in_thread(self.service.middle, cursor)
         return await self._messages(request, prompt, values, "fim", "prompt")
 

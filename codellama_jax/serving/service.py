@@ -101,12 +101,11 @@ class Service:
 
     def completion(self, prompt: str | list[int]) -> Prompt:
         """Returns the prompt of a text, or of ids. Raises ApiError for ids of no vocabulary."""
-        # Ids may be sent instead of a text: then the client has decided on BOS and token borders
-        # itself.
         stop_ids = (self.tokenizer.eos_id,)
         if isinstance(prompt, str):
             ids, is_empty = self.tokenizer.prompt(prompt), not prompt
         else:
+            # Ids instead of a text: the client has decided on BOS and token borders itself.
             self.check_ids("prompt", prompt)
             ids, is_empty = prompt, not self.tokenizer.decode(prompt)
         # After an empty prompt the first token carries the leading space.

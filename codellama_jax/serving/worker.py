@@ -126,8 +126,8 @@ class Worker:
         self._engines: dict[int, Engine] = {}  # by the number of the model
         self._jobs: dict[tuple[int, int], Job] = {}  # by it, and the engine's id of the request
         self._unfinished: set[Job] = set()  # submitted by clients, whether the engine has them
-        # Guards `_unfinished`, which both threads change. `_engines` and `_jobs` belong to this
-        # thread.
+        # Guards `_unfinished`, which both threads change. `_engines` and `_jobs` belong to the
+        # engine's thread.
         self._lock = threading.Lock()
         # A daemon: a long compilation must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -234,11 +234,11 @@ class Worker:
         if self.state == STARTING:
             self.state = READY
         try:
-            # The engines take turns, one chunk each, so that no model starves another.
             while self.state != FAILED:
                 self._take_commands()
                 if self._jobs:
                     self._end_late()
+                    # The engines take turns, one chunk each, so that no model starves another.
                     for number in sorted({number for number, _ in self._jobs}):
                         self._advance(number)
         except Exception as error:
