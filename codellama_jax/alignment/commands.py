@@ -77,6 +77,7 @@ class SamplingOptions:
 
     def _when_needed(self, model: str, start: Callable[[TrainedModel], Answerer]) -> Answerer:
         """Returns an answerer that loads a model for its first requests."""
+        # A list as a cell that the inner function fills with its first call.
         loaded: list[Answerer] = []
 
         def answer(requests: Sequence[Request], at_once: int) -> Iterable[tuple[int, Reply]]:

@@ -165,6 +165,8 @@ class Output:
         self._put(after)
 
     def _begin(self) -> None:
+        # The text before the mark waits for the model's first piece, so that a command which fails
+        # prints nothing. The byte order mark, which the model does not read, is restored.
         if not self.has_begun:
             self.has_begun = True
             self._put(("\ufeff" if self.source.has_mark else "") + self.before)

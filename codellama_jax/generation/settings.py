@@ -144,6 +144,7 @@ def check_drawing(sampling: Sampling) -> None:
 
 def check_drafts(options: QuantizationOptions, beams: int) -> None:
     """Raises UserError for drafts that a beam search would not use."""
+    # Beam search has its own step on the device, which reads one token per beam.
     if options.speculate and beams > 1:
         raise UserError(
             f"--speculate {options.speculate} has no effect with --beams {beams}: leave it out"
@@ -162,6 +163,7 @@ def check_beams(beams: Any, length_penalty: Any, temperature: float) -> None:
     if not (_is_real(length_penalty) and abs(length_penalty) <= MAX_LENGTH_PENALTY):
         allowed = f"a number from {-MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}"
         raise _not_allowed("length_penalty", length_penalty, allowed)
+    # One beam is greedy search, which compares no scores of different lengths.
     if beams == 1 and length_penalty != 1:
         raise UserError(
             f"--length-penalty {length_penalty:g} has no effect on one beam: pass --beams too"

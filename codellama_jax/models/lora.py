@@ -107,6 +107,7 @@ def slots(model: ModelConfig, lora: LoraConfig) -> list[Slot]:
 
 def adapter_count(model: ModelConfig, lora: LoraConfig) -> int:
     """Returns the number of trained parameters."""
+    # Traced for its shapes alone: plans count adapters of models that are nowhere in memory.
     boxed = jax.eval_shape(lambda: nn.unbox(boxed_adapters(model, lora, jax.random.key(0))))
     return sum(leaf.size for leaf in jax.tree.leaves(boxed))
 
@@ -199,6 +200,7 @@ def freezer(model: ModelConfig, lora: LoraConfig) -> Freeze:
             # One function for arrays and for shapes: plans and checkpoints need the shapes alone.
             quantize: Any = quantized_shapes if is_shape else quantize_parameter
             return quantize(lora.quantize_base, inputs, is_stacked(param), w)
+        # Norms and biases are small, and are used in fp32.
         if not inputs and param not in TABLES:
             return w
         if is_shape:
@@ -260,6 +262,8 @@ def _slots_of(model: ModelConfig, lora: LoraConfig, param: str) -> list[Slot]:
 def _merge(lora: LoraConfig, inputs: int, here: list[Slot], w: jax.Array, pairs: dict) -> jax.Array:
     """Returns one layer's weight (*I, *X) with its adapters."""
     if lora.quantize_base != "none":
+        # The adapters were trained beside the rounded weight and correct its errors too, so that
+        # they are added to it and not to the original.
         quantized = quantize_unplaced(lora.quantize_base, inputs, False, w)
         w = frozen_matrix(quantized, jnp.float32).reshape(w.shape)
     for slot in here:

@@ -140,6 +140,7 @@ class Serve(Loading):
     def _loader(self) -> Callable[[], list[TrainedModel]]:
         """Returns the function that loads the models."""
 
+        # The worker's thread calls it, while the server already answers with 503.
         def load() -> list[TrainedModel]:
             models = self.load_all()
             note("compiling; /health answers 503 until then")

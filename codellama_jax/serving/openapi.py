@@ -79,6 +79,7 @@ def description(model: str, operations: Sequence[Operation]) -> dict[str, Any]:
             name = path.partition("{")[2].partition("}")[0]
             parameter = {"name": name, "in": "path", "required": True}
             operation["parameters"] = [parameter | {"schema": {"type": "string"}}]
+        # A GET request has no body.
         if fields is not None:
             body = {"schema": schema(fields)} | ({"example": example} if example else {})
             content = {"application/json": body}
@@ -99,6 +100,7 @@ def description(model: str, operations: Sequence[Operation]) -> dict[str, Any]:
 def _responses(answer: dict[str, Any], fields: Sequence[Field] | None) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": answer}}
     names = [field.name for field in fields or ()]
+    # An endpoint with the field `stream` answers in one of two forms.
     if "stream" in names:
         content["text/event-stream"] = STREAM
     responses: dict[str, Any] = {"200": {"description": "the answer", "content": content}}

@@ -39,6 +39,7 @@ def start_distributed() -> None:
     On TPU and under Slurm JAX finds them by itself. Elsewhere JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID name them.
     """
+    # A command on one host must start without a network, and without importing JAX here.
     if not may_be_several():
         return
     import jax
@@ -62,6 +63,7 @@ def is_first() -> bool:
 def say(text: str) -> None:
     """Prints a line, on the first host only."""
     if is_first():
+        # Soft-wrapped: a long line stays one line in a file, where programs search for it.
         Console(soft_wrap=True).print(text, highlight=False, markup=False)
 
 

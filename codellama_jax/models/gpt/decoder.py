@@ -277,6 +277,8 @@ def _read(
         # clipping keeps it finite.
         return table_PD.at[columns.positions_N].get(mode="clip").T
 
+    # Learned positions are added once, before the first layer: unlike with RoPE, keys and queries
+    # of the layers need no position.
     x_DN = weights.embedding_VD[tokens_N].T + vectors(weights.positions_PD)
     keys, values = [], []
     for number, layer in enumerate(weights.layers):
@@ -291,6 +293,7 @@ def _read(
         k_KHN, v_KHN = kv_2XN.reshape(2, K, H, N)
         keys.append(columns.append(config, cache.k_MSH[number], k_KHN))
         values.append(columns.append(config, cache.v_MSH[number], v_KHN))
+        # With multi-query attention K is 1, and all query heads attend to the same keys.
         q_KGHN = q_XN.reshape(K, G, H, N)
         out_XN = columns.attend(config, q_KGHN, keys[-1], values[-1])
         x_DN += multiply(layer.out_DX, out_XN) + layer.out_bias_D[:, None]
