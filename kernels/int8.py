@@ -57,6 +57,7 @@ def split_columns(x_DN: jax.Array) -> tuple[jax.Array, jax.Array]:
         digit_DN = jnp.round(rest_DN)
         digits.append(digit_DN.astype(jnp.int8))
         scales.append(scales_N / BASE**number)
+        # The rest of rounding is at most half a unit; times 254 it fills -127 to 127 again.
         rest_DN = (rest_DN - digit_DN) * BASE
     return jnp.concatenate(digits, axis=1), jnp.concatenate(scales)
 
@@ -79,6 +80,7 @@ def int_matmul(q_XD: jax.Array, x_DN: jax.Array, batch: int = 0) -> jax.Array:
     if is_column and platform() == "cpu":
         # YNNPACK does not take a single column.
         x_DN = jnp.concatenate([x_DN, jnp.zeros_like(x_DN)], axis=-1)
+    # int32 sums: 127 x 127 fits 130,000 times before they could overflow.
     contracted, batched = ((q_XD.ndim - 1,), (batch,)), (tuple(range(batch)),) * 2
     out_XN = lax.dot_general(q_XD, x_DN, (contracted, batched), preferred_element_type=jnp.int32)
     return out_XN[..., :1] if is_column else out_XN
@@ -102,11 +104,13 @@ def multiply(q_XD: jax.Array, x_DN: jax.Array) -> jax.Array:
         digits_DM, scales_M = split_columns(x_DN)
         out_XM = int_matmul(q_XD, digits_DM).astype(jnp.float32)
         return join_columns(scale_columns(out_XM, scales_M))
+    # Integers up to 127 are exact in bf16 as well, so that the conversion rounds nothing.
     return jnp.tensordot(q_XD.astype(x_DN.dtype), x_DN, 1, preferred_element_type=jnp.float32)
 
 
 def rows_multiply(x_ND: jax.Array, q_DX: jax.Array) -> jax.Array:
     """Returns the fp32 matmul out_NX of float rows and an int8 matrix, like `multiply`."""
+    # The same split, transposed: here the digits are rows and the weights columns.
     if has_digit_columns(x_ND.T):
         digits_DM, scales_M = split_columns(x_ND.T)
         out_MX = int_matmul(digits_DM.T, q_DX).astype(jnp.float32)

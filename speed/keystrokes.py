@@ -71,6 +71,7 @@ def load(vocab: int) -> TrainedModel:
     texts = [path.read_text() for path in sorted((ROOT / "codellama_jax").rglob("*.py"))]
     with TemporaryDirectory() as folder:
         tokenizer = sentencepiece.train(texts, vocab, Path(folder))
+    # Random weights: the time of a step and the cache's hits do not depend on their values.
     config = dataclasses.replace(choose(TOY, "toy"), vocab_size=tokenizer.vocab_size)
     params = nn.unbox(jax.jit(lambda: boxed_params(config, jax.random.key(0)))())
     return TrainedModel(config, params, tokenizer, "random")
@@ -87,6 +88,8 @@ class Keystroke(NamedTuple):
 def keystrokes(count: int, spm: bool, first: str = "") -> list[Keystroke]:
     """Returns the keystrokes. `first` begins both texts, so that they share nothing with others."""
     before, mark, after = FILE.read_text().partition(BEFORE)
+    # Prompts share a prefix only from their very first token on. Both orders begin with one of the
+    # two texts, so that both texts change.
     before, after = first + before, first + mark + after
     return [Keystroke(before + TYPED[:n], after, spm) for n in range(1, count + 1)]
 
@@ -97,6 +100,8 @@ class EngineSide:
     def __init__(self, model: TrainedModel, options: argparse.Namespace, is_cached: bool) -> None:
         """Starts with nothing read."""
         self._tokenizer, self._new = model.tokenizer, options.new
+        # `least` fixes the length of the cache, so that no keystroke makes it grow and compile
+        # again.
         sizes = {"least": options.context, "piece": PIECE}
         self._engine = Engine(model, SLOTS, prefix_cache=is_cached, **sizes)
 
@@ -120,15 +125,18 @@ class ServerSide:
     def __init__(self, model: TrainedModel, options: argparse.Namespace, is_cached: bool) -> None:
         """Starts it."""
         sizes = Sizes(SLOTS, options.context, 64, PIECE, PIECE, is_cached)
+        # The model exists already, and both servers share its weights.
         worker = Worker(lambda: [model], sizes)
         features = Features("random", model.tokenizer, Order(False, "as given"), True, None)
         app = make_app(Service(features, worker), Rules())
         address = urlsplit(serve_in_background(app, worker)).netloc
         self._new, self._tokens = options.new, Counter[str]()
+        # One connection for all keystrokes, as an editor keeps it open.
         self._connection = http.client.HTTPConnection(address, timeout=600)
 
     def ask(self, keystroke: Keystroke) -> tuple[object, float]:
         """Returns the text after a keystroke, and milliseconds."""
+        # As llama.vim sends it: the cursor's line apart from the lines before it.
         prefix, newline, line = keystroke.before.rpartition("\n")
         body = {
             "input_prefix": prefix + newline,
@@ -160,6 +168,7 @@ def typed(
     answers: dict[bool, list[object]] = {key: [] for key in sides}
     times: dict[bool, list[float]] = {key: [] for key in sides}
     for keystroke in pressed:
+        # Alternating keystroke by keystroke: a change in the machine's load meets both sides.
         for key, side in sides.items():
             answer, milliseconds = side.ask(keystroke)
             answers[key].append(answer)
@@ -183,14 +192,17 @@ def main() -> None:
         parser.error(f"--keystrokes is {options.keystrokes}: it must be from 1 to {len(TYPED)}")
     model = load(options.vocab)
     print(f"processor: {processor()}, {jax.default_backend()}")
+    # New sides for each order: their caches must not hold prompts of the other one.
     for order in ("PSM", "SPM"):
         pressed = keystrokes(options.keystrokes, order == "SPM")
         make_side = ServerSide if options.http else EngineSide
         sides = {key: make_side(model, options, key) for key in (False, True)}
         # The first keystrokes compile; they are of another file.
         typed(sides, keystrokes(WARM_UP, order == "SPM", "# another file\n"))
+        # The warm-up's tokens are subtracted below.
         before = {key: side.tokens().copy() for key, side in sides.items()}
         answers, times = typed(sides, pressed)
+        # The shortest and the longest prompt show what a hit rate refers to.
         lengths = [
             len(prompt_ids(model.tokenizer, *stroke)) for stroke in (pressed[0], pressed[-1])
         ]
@@ -201,6 +213,7 @@ def main() -> None:
             share = f"{reused / (reused + read):.1%} of their tokens reused"
             name = "with the cache" if key else "without"
             print(f"  {name:14} {share}, p50 {p50:.0f} ms, p95 {p95:.0f} ms")
+        # A cache that changed the answers would be fast and wrong.
         equal = sum(a == b for a, b in zip(answers[False], answers[True]))
         print(f"  {equal} of {len(pressed)} answers are equal")
 

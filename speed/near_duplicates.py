@@ -77,6 +77,7 @@ def read_texts(folder: str) -> list[str]:
     for path in sorted(Path(folder).rglob("*")):
         if path.suffix in (".py", ".c", ".h", ".cpp", ".js", ".ts", ".java") and path.is_file():
             try:
+                # Files that are not UTF-8 are left out for all sides alike.
                 texts.append(path.read_bytes().decode())
             except UnicodeDecodeError:
                 continue
@@ -92,6 +93,7 @@ def run_prepare(texts: list[str], folder: str) -> tuple[float, int]:
     for number, first in enumerate(range(0, len(texts), ROWS_PER_PART)):
         rows = []
         for text in texts[first : first + ROWS_PER_PART]:
+            # `prepare` finds exact duplicates by this digest.
             digest = hashlib.sha256(text.encode()).digest()[:16]
             bands = minhash.band_hashes(text, PARAMS)
             rows.append({"text": text, "language": "", "stars": -1, "digest": digest})
@@ -120,13 +122,17 @@ def run_datasketch(texts: list[str]) -> tuple[float, int]:
 
     for number, text in enumerate(texts):
         tokens = re.split("[^A-Za-z_0-9]", text)
+        # Five shifted copies side by side give every run of five tokens.
         grams = zip(*(tokens[offset:] for offset in range(5)))
         shingles = {" ".join(gram).encode() for gram in grams}
         sketch = MinHash(256, seed=42, hashfunc=sha1_hash32, scheme="legacy")
         sketch.update_batch(shingles)
         for match in index.query(sketch):
+            # Union-find: a group of near-duplicates is a connected component, of which the first
+            # file stays.
             low, high = sorted((root(number), root(match)))
             parent[high] = low
+        # After the query, so that a text does not match itself.
         index.insert(number, sketch)
     removed = sum(root(number) != number for number in range(len(texts)))
     return time.process_time() - start, removed
@@ -150,9 +156,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         source = Path(work) / "source"
         source.mkdir()
+        # datatrove reads JSON lines; the other sides take the texts from memory.
         lines = [json.dumps({"text": text, "id": str(n)}) for n, text in enumerate(texts)]
         (source / "texts.jsonl").write_text("\n".join(lines))
         run_prepare(texts[:10], f"{work}/warm")  # imports Beam
+        # The sides take turns, so that a change in the machine's load does not favour one of them.
         for turn in range(TURNS):
             results = {"prepare": run_prepare(texts, f"{work}/prepare{turn}")}
             results["datasketch"] = run_datasketch(texts)

@@ -45,9 +45,12 @@ def requests_of(options: argparse.Namespace, vocab: int) -> list[Request]:
     requests: list[Request] = []
     for _ in range(options.tasks):
         prompt = rng.integers(3, vocab, int(rng.integers(*PROMPTS))).tolist()
+        # The spread is what static batches suffer from: each waits for its longest sample.
         lengths = MEDIAN * np.exp(SPREAD * rng.standard_normal(options.samples))
         for length in lengths:
+            # Lengths are fixed in advance, because a random model would never end by itself.
             stop = functools.partial(_suffices, int(length))
+            # The number makes the samples of a task differ, and equal between the two schedules.
             requests.append(Request(prompt, sampling, stop=stop, number=len(requests)))
     return requests
 
@@ -65,6 +68,7 @@ def static(engine: Engine, requests: list[Request], slots: int) -> list[list[int
     """Draws the samples batch by batch; each batch runs until its longest sample ends."""
     ids = []
     for start in range(0, len(requests), slots):
+        # The engine is idle between two batches, so that no sample takes over a free slot.
         ids += engine.run(requests[start : start + slots])
     return ids
 
@@ -99,10 +103,12 @@ def main() -> None:
             if turn:
                 seconds[name].append(taken)
             counts[name] = Counter(engine.counts)
+        # Draws depend on the request alone: the same samples whatever the schedule.
         assert ids["continuous"] == ids["static"]
     tokens = sum(map(len, ids["static"]))
     print(f"{len(requests)} samples, {tokens} tokens, {options.slots} slots")
     for name in loops:
+        # The least disturbed turn: other load on the machine can only add time.
         fastest = min(seconds[name])
         turns = ", ".join(f"{value:.1f}" for value in seconds[name])
         print(f"{name:12} {turns} s, {tokens / fastest:,.0f} tokens/s, {dict(counts[name])}")

@@ -65,6 +65,7 @@ class Sweep:
 
 def compiled(stage: str, target: str, *options: str) -> Measures:
     """Returns the time and memory that `launch.py compile` prints of a train step of 7B."""
+    # Through the command line, so that a figure is exactly the one that a user gets.
     chosen = ["compile", "code_llama", "--scale", "7b", "--stage", stage, "--target", target]
     done = _launch([*chosen, *options])
     text = done.stdout
@@ -72,6 +73,7 @@ def compiled(stage: str, target: str, *options: str) -> Measures:
     overlapped = re.search(r"model: ([\d.e-]+) s per step, collectives overlapped", text)
     exposed = re.search(r"model: ([\d.e-]+) s per step, collectives fully exposed", text)
     if overlapped is None or exposed is None:
+        # A program that does not fit has no times: the sweep must not continue without that point.
         problem = (done.stderr or text).strip().splitlines()[-1]
         raise UserError(f"{target} {' '.join(options)}: {problem}")
     return {SECONDS: float(overlapped[1]), EXPOSED: float(exposed[1]), GIB: sum(buffers)}
@@ -93,8 +95,10 @@ def layers(count: int) -> Measures:
 
 def chips(count: int) -> Measures:
     """Measures the code step by the number of chips, each of which has eight sequences."""
+    # Topologies as cubic as the pods allow; their axes double one after the other.
     x = 2 if count < 64 else 4 if count < 512 else 8
     y = 2 if count < 32 else 4 if count < 256 else 8
+    # Weak scaling: the work per chip stays the same, so that ideal times are equal.
     options = {"data.batch-size": 8 * count, "model.n-layers": 4}
     target = f"v5p:{x}x{y}x{count // (x * y)}"
     return compiled("code", target, "--mesh.tensor", "1", *_of_stage("code", options))
@@ -110,6 +114,7 @@ def _of_stage(stage: str, options: dict[str, int]) -> list[str]:
 def corpus(megabytes: int) -> Measures:
     """Measures `prepare` on so many megabytes of this machine's Python files, in one process."""
     with tempfile.TemporaryDirectory() as folder:
+        # A folder apart, since `prepare` reads every file below the one that it is given.
         source, left = Path(folder) / "source", megabytes * 1_000_000
         source.mkdir()
         for number, path in enumerate(sorted(Path(sysconfig.get_paths()["purelib"]).rglob("*.py"))):
@@ -144,8 +149,10 @@ def samples(count: int) -> Measures:
     no_tokenizer = cast(Tokenizer, None)  # the requests are token ids
     engine = Engine(TrainedModel(config, params, no_tokenizer, "random"), SLOTS)
     sampling = Sampling(0.8, 0, 0.95, SAMPLE_TOKENS)
+    # Every request has the same prompt, which the engine reads once for all of them.
     prompt = list(range(3, 203))
     requests = [Request(prompt, sampling, number=number) for number in range(count)]
+    # The same requests twice: the second run finds every shape compiled.
     engine.run(requests)  # compiles
     start = time.perf_counter()
     engine.run(requests)
@@ -162,6 +169,7 @@ def workers(count: int) -> Measures:
         programs.append(Program(str(number), "python", CANDIDATE + TEST, 10.0, **parts))
     with Executor(count) as executor:
         start = time.perf_counter()
+        # The time includes the start of each program.
         verdicts = [verdict.status for _, verdict in executor.run(programs)]
     seconds = time.perf_counter() - start
     if set(verdicts) != {"passed"}:
@@ -233,6 +241,7 @@ def _cost(arguments: list[str]) -> tuple[float, float]:
 
 def exponent(points: list[tuple[int, float]]) -> float:
     """Returns e of the power law y = c * x ** e that is nearest to the points (x, y)."""
+    # A power law is a line in logarithms, and its exponent the slope.
     xs, ys = np.log(np.array(points, np.float64)).T
     return float(np.polyfit(xs, ys, 1)[0])
 
@@ -248,6 +257,7 @@ def section(title: str, kept: dict[str, Measures]) -> list[str]:
     for point, measures in kept.items():
         cells = [f"{measures[label]:.4g}" for label in labels]
         rows.append(f"| {int(point):,} | {' | '.join(cells)} |")
+    # One panel per quantity, on two logarithmic axes, where a power law is a straight line.
     panels, fits = [], []
     for label in labels:
         line = [(int(point), measures[label]) for point, measures in kept.items()]
@@ -279,6 +289,7 @@ def main() -> None:
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     for title, sweep in SWEEPS.items():
         for point in sweep.points:
+            # Points are independent and expensive: each is kept as soon as it is measured.
             if only in title and str(point) not in kept.setdefault(title, {}):
                 kept[title][str(point)] = sweep.measure(point)
                 print(title, point, kept[title][str(point)], flush=True)

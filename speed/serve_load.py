@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+# Few prompts, so that each answer can be compared with the one it had alone.
 PROMPTS = tuple(f"def {name}(xs):\n    " for name in ("mean", "first", "add", "parse", "join"))
 PERCENTILES = (50, 95, 99)
 TIMEOUT = 600.0  # seconds without a byte
@@ -96,6 +97,7 @@ def percentile(seconds: Sequence[float], share: float) -> float:
 def stream(url: str, key: str, body: dict, figures: Figures) -> str:
     """Returns the text of a streamed completion, and adds its times. Raises Refused."""
     parts = urlsplit(url)
+    # A connection per request: refusals and broken streams then leave no state behind.
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT)
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     try:
@@ -104,17 +106,21 @@ def stream(url: str, key: str, body: dict, figures: Figures) -> str:
         connection.request("POST", "/v1/completions", json.dumps(body), headers)
         response = connection.getresponse()
         if response.status in REFUSED:
+            # A client that tries again at once would measure the refusals and not the server.
             time.sleep(float(response.headers.get("retry-after", 1)))
             raise Refused
         if response.status != 200:
             raise http.client.HTTPException(f"{response.status}: {response.read(300)!r}")
         for line in response:
             data = line.strip().removeprefix(b"data: ")
+            # The only proper end of a stream; one that stops without it counts as broken.
             if data == b"[DONE]":
                 return "".join(pieces)
             if line.startswith(b"data: "):
                 piece = "".join(choice["text"] for choice in json.loads(data)["choices"])
                 now = time.monotonic()
+                # The first event's time includes queueing and reading the prompt, so that it has
+                # its own figure.
                 (figures.between if pieces else figures.first).append(now - last)
                 last = now
                 pieces.append(piece)
@@ -134,10 +140,13 @@ def load(url: str, options: argparse.Namespace, expected: dict[str, str], pid: i
     """
     total, start = Figures(), time.monotonic()
     end = start + options.seconds
+    # One per thread, added up at the end: no lock disturbs the measured times.
     results = [Figures() for _ in range(options.clients)]
 
     def run(number: int) -> None:
         figures, turn = results[number], number
+        # A closed loop: a client sends its next request when the last one has ended, so that the
+        # load adapts to the server's speed.
         while time.monotonic() < end:
             prompt = PROMPTS[turn % len(PROMPTS)]
             try:
@@ -148,6 +157,7 @@ def load(url: str, options: argparse.Namespace, expected: dict[str, str], pid: i
             except (OSError, ValueError, http.client.HTTPException) as error:
                 figures.errors[f"{type(error).__name__}: {error}"] += 1
                 kind = "broken"
+                # Against a server that is gone a loop without a pause would spin.
                 time.sleep(0.1)
             figures.counts[kind] += 1
             turn += 1
@@ -161,6 +171,7 @@ def load(url: str, options: argparse.Namespace, expected: dict[str, str], pid: i
         time.sleep(min(0.5, options.seconds / 20))
     for thread in threads:
         thread.join()
+    # After the join: requests that were in flight at the end still count, as does their time.
     for figures in results:
         total.add(figures)
     total.seconds = time.monotonic() - start
@@ -203,6 +214,7 @@ def main() -> int:
     for url in urls:
         for prompt in PROMPTS:
             body = body_of(prompt, options)
+            # Alone and greedy: under load the same prompt must give the same text.
             expected[url][prompt] = stream(url, options.key, body, Figures())
     totals = {url: Figures() for url in urls}
     for _ in range(options.rounds):
@@ -214,6 +226,7 @@ def main() -> int:
         print("\n".join(totals[url].lines()), flush=True)
     if options.peer:
         _compare(totals, expected, options)
+    # Refusals are no failure: a full queue is right to refuse.
     counts = totals[options.url].counts
     return int(bool(counts["wrong"] or counts["broken"]))
 
@@ -233,6 +246,7 @@ def _compare(
             ratios.append(f"p{p} {percentile(of_server, p) / percentile(of_peer, p):.2f}")
         print(f"  {name}: {', '.join(ratios)}")
     texts = expected[options.url], expected[options.peer]
+    # Only a note: other kernels round differently, and greedy texts may part at a near-tie.
     equal = sum(texts[0][prompt] == texts[1][prompt] for prompt in PROMPTS)
     print(f"  equal greedy texts: {equal} of {len(PROMPTS)}")
 

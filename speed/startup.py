@@ -112,6 +112,7 @@ def measure(work: str, cache: str) -> Cost:
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     start = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    # wait4 gives the usage of this process alone; `getrusage` would add up all children so far.
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     wall = time.perf_counter() - start
@@ -124,12 +125,16 @@ def main() -> None:
     """Prints a table with a row per work, cold and cached."""
     options = cli(Options, description=__doc__)
     if options.worker:
+        # The script starts itself for each row: imports and compiled programs of one work must not
+        # help another.
         WORKS[options.worker][0](options.cache)
         return
     costs: dict[tuple[str, str], list[Cost]] = {}
     for _ in range(options.rounds):
         for work, (_, compiles) in WORKS.items():
+            # A new folder per round, so that every round has a cold start.
             with tempfile.TemporaryDirectory() as cache:
+                # In this order and in one folder: the cold process fills it for the cached one.
                 for state in ("cold", "cached") if compiles else ("",):
                     costs.setdefault((work, state), []).append(measure(work, cache))
     title = f"{processor()[0]}, {os.cpu_count()} cores; median of {options.rounds} rounds"

@@ -58,11 +58,13 @@ def measure(side: str, shape: str, dtype: str) -> float:
     """
     worker = json.dumps([side, shape, dtype])
     command = [sys.executable, __file__, "--worker", worker]
+    # No side may move to a GPU that the machine happens to have.
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise UserError(f"{side} {shape} {dtype}: {done.stderr.strip().splitlines()[-1]}")
     work = SHAPES[shape][1]
+    # A worker prints its result as the last line; libraries may print before it.
     return work.rows * work.length / json.loads(done.stdout.splitlines()[-1])["seconds"]
 
 
@@ -116,6 +118,7 @@ def main() -> None:
                     # The table comes minutes later.
                     report = f"{shape} {dtype} {side}: {speeds[side][-1]:,.0f} tokens/s"
                     print(report, file=sys.stderr, flush=True)
+            # The median of alternating rounds leaves out one that other load disturbed.
             medians = [statistics.median(speeds[side]) for side in SIDES]
             ratios = [medians[0] / median for median in medians[1:]]
             cells = [f"{value:,.0f}" for value in medians] + [f"{ratio:.2f}" for ratio in ratios]

@@ -45,8 +45,10 @@ def seconds_per_step(step: Callable[[], Any], steps: int) -> tuple[float, float]
     `step` returns the loss on the device. It is read only after the last step, so that the host can
     dispatch ahead as it does in training.
     """
+    # The first steps compile and allocate.
     for _ in range(WARMUP):
         loss = step()
+    # Waits for the device: without it the warm-up would run into the measurement.
     float(loss)
     start = time.perf_counter()
     for _ in range(steps):
@@ -70,11 +72,13 @@ def ours(model: ModelConfig, work: Work) -> dict:
     model = dataclasses.replace(model, remat=work.recompute)
     data = DataConfig(length, rows, MixtureConfig(code=1.0))
     stage = Stage(model, data, OptimizerConfig(1e-4), steps=1000, init="scratch")
+    # Random tokens: the time of a step does not depend on them.
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, model.vocab_size, (rows, length + 1)).astype(np.int32)
     batch = {
         "tokens": tokens[:, :-1],
         "targets": tokens[:, 1:],
+        # One document fills each sequence, as on the peer's side, which knows no packing.
         "segment_ids": np.ones(shape, np.int32),
         "weights": np.ones(shape, np.float32),
         "positions": np.broadcast_to(np.arange(length, dtype=np.int32), shape),
@@ -87,6 +91,7 @@ def ours(model: ModelConfig, work: Work) -> dict:
 
         def step() -> jax.Array:
             nonlocal state
+            # The old state is donated, so that it must be replaced in every step.
             state, metrics = train_step(state, placed)
             return metrics["loss"]
 
@@ -100,6 +105,7 @@ def peer(model: ModelConfig, work: Work) -> dict:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Lets PyTorch use TF32 on GPUs, as JAX's default precision does for fp32 there.
     torch.set_float32_matmul_precision("high")
     config = LlamaConfig(
         vocab_size=model.vocab_size,
@@ -115,6 +121,7 @@ def peer(model: ModelConfig, work: Work) -> dict:
     llama = LlamaForCausalLM(config).to(device).train()
     if work.recompute == "full":
         llama.gradient_checkpointing_enable()
+    # The same moments and decay as ours; `fused` runs the update in one kernel.
     optimizer = torch.optim.AdamW(
         llama.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
@@ -123,11 +130,13 @@ def peer(model: ModelConfig, work: Work) -> dict:
     is_half = model.compute_dtype == "bfloat16"
 
     def step() -> torch.Tensor:
+        # fp32 weights and bf16 compute, as on our side.
         with torch.autocast(device, torch.bfloat16, enabled=is_half):
             loss = forward(input_ids=tokens, labels=tokens, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(llama.parameters(), 1.0)
         optimizer.step()
+        # Frees the gradients instead of filling them with zeros.
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 

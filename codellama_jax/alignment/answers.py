@@ -75,6 +75,7 @@ def answered(
     for line in continue_file(path, FIELDS):
         reason = line.get("failure")
         known[key(line)] = Failure(reason) if reason else line["text"]
+    # A kept failure is known as well: the request was at fault and would fail again.
     missing = [name for name in conversations if name not in known]
     requests = []
     for name in missing:
@@ -87,6 +88,7 @@ def answered(
             known[name] = reply
             lines.append({"task_id": name[0], "sample": name[1], **line_of(reply)})
         append(path, lines)
+    # In the order of the conversations, whatever the order in which the answers came.
     return {name: known[name] for name in conversations}
 
 
@@ -132,11 +134,15 @@ def replies(
             if reply.is_of_request:
                 kept.append((position, reply))
                 continue
+            # Neither an answer nor the request's fault: whether it is kept depends on what comes
+            # after it.
             failures.append((position, reply))
             last = reply if last is None or reply.is_final else last
         # Where the server ended, the requests of its last moments are not to blame.
         is_final = last is not None and last.is_final
         held += [] if is_final else failures
+        # An answer after them shows that the server works, so that the held failures were the
+        # requests'.
         if kept:
             has_answers = True
             yield sorted(kept + held, key=operator.itemgetter(0))

@@ -44,6 +44,7 @@ class TraceFunctions:
 
     def __call__(self) -> None:
         """Writes the dataset and prints the counts of each step."""
+        # Sampling needs a model, and a model without samples would be loaded for nothing.
         if bool(self.model) != bool(self.amounts.samples):
             fix = "name the model that draws them, or pass --samples 0 without --model"
             shown = self.model or "''"
@@ -52,6 +53,7 @@ class TraceFunctions:
             fix = "pass --projects FOLDER or --contests FILE"
             raise UserError(f"there is nothing to make problems of: {fix}")
         projects = [read_project(folder) for folder in self.projects]
+        # Names identify functions in all files of the folder.
         names = [project.name for project in projects]
         if len(set(names)) < len(names):
             raise UserError("--projects names two folders of the same name: rename one")

@@ -125,16 +125,22 @@ def make_dataset(
     """
     make_folder(folder)
     reasons: Counter[str] = Counter()
+    # Each step drops functions and counts why. The order is by cost: parsing, then tracing once per
+    # file of tests, then runs of the functions, then up to `samples` calls of the model.
     functions, candidates = _candidates(projects, reasons)
     calls = _trace(executor, projects, candidates, params, folder, reasons)
     tested = _tested(candidates, calls, params, reasons)
     for item in contests:
         examples = item.examples[: params.tests]
+        # A contest brings its tests, so that it skips tracing. Its solution is verified all the
+        # same.
         tested.append(Tested(item.name, item.problem, (), 0, examples))
     stable = _stable(executor, tested, params, folder, reasons)
     solved = stable
     if model and params.samples:
         passed = _sampled(model, executor, stable, params, folder, reasons)
+        # A problem that no sample solves is taken to be ambiguous or too difficult (Codex, section
+        # 4.3).
         solved = [item for item in stable if item.name in passed]
         reasons["model: no sample passes"] += len(stable) - len(solved)
     _write_dataset(folder, solved, params, provenance)
@@ -160,11 +166,14 @@ def _candidates(
     texts: set[str] = set()
     for project in projects:
         sources = project.sources()
+        # Every folder and module name of the project: an import of one of them needs files that a
+        # problem alone does not have.
         packages = {part.removesuffix(".py") for path in sources for part in path.split("/")}
         for path in sources:
             text = project.files[path].decode(errors="replace")
             for problem, reason in problems(path, text, packages):
                 total += 1
+                # A function that was copied into several projects is one problem.
                 same = problem.prompt + problem.solution
                 if not reason and same in texts:
                     reason = "it is a duplicate"
@@ -193,10 +202,13 @@ def _trace(
     for project in projects:
         functions: dict[str, list[int]] = defaultdict(list)
         for name, problem in candidates.items():
+            # The colon ends the path, which may be the beginning of another one.
             if name.startswith(f"{project.name}/{problem.path}:"):
                 functions[problem.path].append(problem.line)
         for test in project.tests():
             if f"{project.name}/{test}" not in done:
+                # One program per file of tests, so that a file that crashes or hangs loses only its
+                # own calls.
                 programs.append(program(project, functions, test, packages, params.seconds))
     for _, verdict in executor.run(programs):
         status, traced = result_of(verdict.stdout)
@@ -204,9 +216,11 @@ def _trace(
             status = f"{verdict.status}, without a result"
         fields = {name: item._asdict() for name, item in traced.items()}
         result = {"task_id": verdict.task_id, "sample": 0, "status": status, "functions": fields}
+        # Written as soon as it ends: a kill loses at most the files of tests that are running.
         append(path, [result])
         lines.append(result)
     calls: dict[str, list[Traced]] = defaultdict(list)
+    # The file is in the order in which programs ended. Sorted, the dataset is the same every time.
     for line in sorted(lines, key=key):
         if line["status"] != "ended":
             reasons[f"file of tests: {line['status']}"] += 1
@@ -233,8 +247,12 @@ def _tested(
         for traced in calls[name]:
             for reason, count in traced.reasons.items():
                 reasons[f"call: {reason}"] += count
+            # Two sources of the same finding: within one run of tests the tracer saw it, and
+            # between files of tests the loop below does.
             is_stateful |= "equal arguments gave different results" in traced.reasons
             for example in traced.examples:
+                # The arguments' text is the key, so that the first result for them becomes the
+                # test.
                 result = results.setdefault(example.arguments, example.result)
                 is_stateful |= result != example.result
         tests = _tests(problem.name, [Example(*item) for item in results.items()], params.tests)
@@ -249,6 +267,8 @@ def _tested(
 
 def _tests(name: str, examples: Sequence[Example], most: int) -> tuple[str, ...]:
     """Returns assert statements; none for a function whose every result is None."""
+    # Such a function works by its side effects, which an assert on the result cannot see: an empty
+    # body would pass.
     if all(example.result == "None" for example in examples):
         return ()
     tests = []
@@ -268,6 +288,8 @@ def _stable(
     path = folder / REFERENCE
     statuses = {key(line): line["status"] for line in continue_file(path, VERDICT)}
     missing = []
+    # Several runs, in different processes: hash seeds, clocks and random numbers differ between
+    # them.
     for number in range(params.repeats):
         for item in tested:
             if (item.name, number) not in statuses:
@@ -283,6 +305,7 @@ def _stable(
         failures = sorted(end for end in ends if end != "passed")
         if not failures:
             stable.append(item)
+        # Some passed and some did not, so that the function or its tests are random.
         elif len(failures) < len(ends):
             reasons["function: it passes its own tests only sometimes"] += 1
         else:
@@ -320,6 +343,7 @@ def _sampled(
             for item in stable:
                 if item.name not in solved and (item.name, number) not in done:
                     missing.append((item, number))
+        # After one answer the server is known to work: later failures are those of single requests.
         has_answers = any("failure" not in line for line in lines)
         lines += _round(model, executor, missing, params.batch, has_answers, path)
         first, end = end, 2 * end + 1
@@ -349,6 +373,7 @@ def _round(
     """
     requests = []
     for item, number in missing:
+        # The name alone decides the PRNG key, so a sample does not depend on its round or batch.
         name, is_program = f"samples {item.name} {number}", bool(item.examples)
         requests.append(Request(name, [], item.problem.prompt, is_program))
 
@@ -378,6 +403,7 @@ def _judge(
             continue
         candidate = _candidate(item, reply)
         line["status"] = "the code does not parse"
+        # Code that does not parse needs no sandbox.
         if parse(candidate.code):
             owners.append(line)
             candidates.append(candidate)
@@ -396,6 +422,8 @@ def _write_dataset(
             "task_id": item.name,
             "prompt": item.problem.prompt,
             "completion": item.problem.solution,
+            # One field for both kinds: asserts of functions, or pairs of input and output of
+            # contests.
             "tests": list(item.tests or item.examples),
             "calls": item.calls,
             "seed": params.seed,

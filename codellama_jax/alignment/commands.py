@@ -77,6 +77,7 @@ class SamplingOptions:
 
     def _when_needed(self, model: str, start: Callable[[TrainedModel], Answerer]) -> Answerer:
         """Returns an answerer that loads a model for its first requests."""
+        # A list as a cell that the inner function fills with its first call.
         loaded: list[Answerer] = []
 
         def answer(requests: Sequence[Request], at_once: int) -> Iterable[tuple[int, Reply]]:
@@ -103,6 +104,7 @@ class ModelOptions(SamplingOptions):
             return _remote(model).answerer(sampling)
         # A model that is missing, or has no chat format, is one line at once.
         start = functools.partial(_answering, self._chat_of(model), sampling)
+        # Nothing is loaded yet: a folder whose answers are complete never loads its models.
         return self._when_needed(model, start)
 
     def _chat_of(self, model: str) -> ChatFormat:
@@ -117,6 +119,8 @@ class ModelOptions(SamplingOptions):
         folder = existing_folder(path)
         from codellama_jax.weights.load import open_published, published_tokenizer
 
+        # Opened for its errors alone: weights that cannot be read are reported before anything is
+        # made.
         open_published(folder, kind)
         tokenizer = published_tokenizer(folder)
         if tokenizer is None:
@@ -175,7 +179,9 @@ class SelfInstructCommand:
     def __call__(self) -> None:
         """Writes the dataset and prints the counts of each step."""
         names = [self.question_model or self.model, self.test_model or self.model, self.model]
+        # Before the folder is written: a missing model must not leave an empty dataset behind.
         roles = [self.models.answerer(name, self.amounts.seed) for name in names]
+        # These change how fast answers come, not which ones: a run may be continued with others.
         free = ("workers", "models.mesh", "amounts.batch")
         out = opened(self.out, dataclasses.asdict(self), free)
         from codellama_jax.sandbox.executor import Executor
@@ -215,6 +221,7 @@ class EvolInstructCommand:
         texts = benchmark_texts(self.benchmarks)
         names = [self.model, self.answer_model or self.model]
         writer, solver = [self.models.answerer(name, self.rounds.seed) for name in names]
+        # The name of the file is an option already; its content may change under the same name.
         content = hashlib.sha256(json.dumps(seeds).encode()).hexdigest()
         free = ("models.mesh", "rounds.batch")
         out = opened(self.out, dataclasses.asdict(self), free, {"content of --seeds": content})
@@ -247,6 +254,7 @@ def _task(value: Value) -> str:
     record = value.value if isinstance(value.value, dict) else {}
     names = columns_of(tuple(record))
     text = canonical_text({name: record[name] for name in names}) if names else None
+    # The task is the user's first message; the rest of a conversation is left out.
     for message in _messages(text):
         if message.role == "user" and message.content.strip():
             return message.content.strip()
@@ -272,6 +280,7 @@ def opened(
     options = json.loads(json.dumps(given))
     options.pop("out")
     for name in free:
+        # `options` is nested as the dataclasses are, and a dotted name leads into it.
         *parents, last = name.split(".")
         part = options
         for parent in parents:
@@ -283,6 +292,7 @@ def opened(
     if before is None or not any(out.glob("*.jsonl")):
         write_json(out / SETTINGS, options)
         return out
+    # Options that an older version did not have are compared with None.
     changed = [name for name in options if not _is_same(before.get(name), options[name])]
     if changed:
         fix = "name another folder, or pass the options that it was started with"

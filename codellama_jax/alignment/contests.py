@@ -79,6 +79,7 @@ def _contest(name: str, number: int, value: Value) -> tuple[Contest | None, str]
     if len(tests["inputs"]) != len(tests["outputs"]):
         counts = f"{len(tests['inputs'])} inputs and {len(tests['outputs'])} outputs"
         raise UserError(f"{place}: input_output has {counts}: each input needs its output")
+    # APPS has a second kind of tests, calls of a named function, which standard input cannot reach.
     if tests.get("fn_name"):
         return None, "its tests call a function"
     if not tests["inputs"]:
@@ -87,6 +88,7 @@ def _contest(name: str, number: int, value: Value) -> tuple[Contest | None, str]
     if len(prompt) > MAX_PROMPT:
         return None, "its statement is too long"
     usable = [text for text in solutions if text.strip() and len(text) <= MAX_SOLUTION]
+    # A solution may be a Python 2 program, which does not parse.
     programs = [text for text in usable if parse(text)]
     if not programs:
         return None, "it has no solution that can be used"
@@ -105,5 +107,6 @@ def _decoded(field: Any, empty: Any, place: str) -> Any:
 def _docstring(question: str) -> str:
     """Returns the beginning of a program: its docstring."""
     text = question.replace("\r\n", "\n").strip()
+    # Backslashes first: those that escape the quotes must not be doubled.
     escaped = text.replace("\\", "\\\\").replace(QUOTES, '\\"\\"\\"')
     return f"{QUOTES}\n{escaped}\n{QUOTES}\n"

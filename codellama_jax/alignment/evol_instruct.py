@@ -98,6 +98,7 @@ def make_dataset(
     conversations = {}
     for name, task in tasks.items():
         conversations[name] = evol_prompts.ask_for_answer(task.text)
+    # Seeds and all rounds are answered: the dataset holds tasks of every difficulty.
     answers = answered(solver, conversations, folder / ANSWERS, params.batch)
     leaks = Leaks(benchmarks)
     kept, dropped = [], []
@@ -108,6 +109,8 @@ def make_dataset(
         if isinstance(answer, Failure):
             reason, code = f"answer: the model {answer.reason}", ""
         else:
+            # Evaluated in the order of the tasks, as `earlier` decides which of two duplicates is
+            # kept.
             reason, code = problem_of(task, answer, earlier, leaks)
         if reason:
             # The reason of a leak ends with the benchmark's task: "leak by RULE: BENCHMARK TASK".
@@ -147,6 +150,7 @@ class Leaks:
             *find(code, self._all),
             *find(text, self._prompts),
         ]
+        # The first match is enough: one leak drops the task.
         for span in spans:
             return f"{LEAK} {span.rule}: {span.benchmark} {span.task}"
         return ""
@@ -169,6 +173,8 @@ def problem_of(task: Evolved, answer: str, earlier: set[str], leaks: Leaks) -> t
     if not LEAST_TASK <= len(text) <= MOST_TASK:
         return "the task is too short or too long", ""
     lowered = text.lower()
+    # A changed task sometimes repeats the instruction to change it. Seeds have no method, and they
+    # may hold these words honestly.
     if task.method and any(words in lowered for words in evol_prompts.TEMPLATE_WORDS):
         return "the task repeats the prompt", ""
     if _normal(text) in earlier:
@@ -194,6 +200,7 @@ def _evolve(
     A round changes the task of the round before; one that came out empty or too long is changed
     again from there, and so is one for which the model gave no answer, which `reasons` counts.
     """
+    # `current` is the text that the next round changes; `tasks` keeps every version.
     current = {f"s{index}": text.strip() for index, text in enumerate(seeds)}
     tasks: dict[Key, Evolved] = {}
     for name, text in current.items():
@@ -210,12 +217,15 @@ def _evolve(
                 continue
             text = answer.strip()
             tasks[name, number] = Evolved(text, methods[name])
+            # A failed change stays in `tasks`, where it is counted as dropped, but the next round
+            # starts again from the last good version.
             if LEAST_TASK <= len(text) <= MOST_TASK:
                 current[name] = text
     return tasks
 
 
 def _method(name: str, number: int, params: EvolInstruct) -> str:
+    # One generator per task and round: a continued run draws the same methods.
     rng = random.Random(f"{params.seed} {name} {number}")
     if rng.random() < params.breadth:
         return evol_prompts.BREADTH

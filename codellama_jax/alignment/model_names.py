@@ -47,6 +47,7 @@ def place_of(model: str) -> str:
     if is_url(model):
         url = urllib.parse.urlsplit(model)
         path = url.path.rstrip("/")
+        # Host names ignore case and paths do not. The fragment, the model's name, is kept.
         return url._replace(netloc=url.netloc.lower(), path=path).geturl()
     kind, path = published(model)
     folder = user_path(path)

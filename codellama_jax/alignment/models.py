@@ -74,6 +74,7 @@ def local(model: TrainedModel, chat: ChatFormat, sampling: Sampling) -> Answerer
                 continue
             prompts.append(ids)
             places.append(place)
+        # The hash of the name and not the place in the list, which differs after a continued run.
         numbers = [number_of(requests[place].name) for place in places]
         for index, text in generate_answers(model, chat, prompts, sampling, numbers, at_once):
             yield places[index], text
@@ -193,12 +194,14 @@ class Remote:
         """
         post = self._post(sampling, request)
         for number in range(TRIES):
+            # Exponential backoff; a server's Retry-After can only make the wait longer.
             seconds = FIRST_WAIT * 2**number
             try:
                 with urllib.request.urlopen(post, timeout=self.timeout) as reply:
                     return self._text(reply.read(), stops_of(request) if request.prompt else ())
             except urllib.error.HTTPError as error:
                 failure = self._refusal(error)
+                # Other statuses come from the request or the configuration, and would come again.
                 if error.code not in BUSY:
                     return failure
                 seconds = max(seconds, _retry_after(error))

@@ -52,6 +52,8 @@ def passing(executor: Executor, candidates: Sequence[Candidate]) -> Iterator[tup
     """
     programs, owners = [], []
     for position, candidate in enumerate(candidates):
+        # One program with all asserts: it stops at the first that fails, which is all that is
+        # needed here, unlike in `grade`.
         if not candidate.examples:
             programs.append(_program(candidate, candidate.tests))
             owners.append((position, 0))
@@ -63,9 +65,11 @@ def passing(executor: Executor, candidates: Sequence[Candidate]) -> Iterator[tup
     for index, verdict in executor.run(programs):
         position, number = owners[index]
         examples, status = candidates[position].examples, verdict.status
+        # The sandbox only reports that the program ended well; its output is compared here.
         if examples and status == "passed" and not same_output(verdict.stdout, examples[number][1]):
             status = "failed"
         statuses[position][number] = status
+        # Programs end in any order: a candidate is complete once every one that it has was run.
         if len(statuses[position]) == max(1, len(examples)):
             ends = [statuses[position][each] for each in sorted(statuses[position])]
             failures = [end for end in ends if end != "passed"]
@@ -84,9 +88,11 @@ def grade(executor: Executor, candidates: Sequence[Candidate]) -> list[Graded]:
     for index, candidate in enumerate(candidates):
         if not candidate.tests:
             raise ValueError(f"{candidate.name} has no tests")
+        # A COMPILE_ERROR needs no run; `_graded` recognises it again by parsing.
         if parse(candidate.code) is None:
             continue
         for test in candidate.tests:
+            # Separately, since PARTIAL needs to know how many tests pass, not only whether all do.
             programs.append(_program(candidate, (test,)))
             owners.append(index)
     statuses: list[list[tuple[int, str, str]]] = [[] for _ in candidates]
@@ -103,6 +109,7 @@ def _graded(candidate: Candidate, ends: Sequence[tuple[int, str, str]]) -> Grade
     if not failures:
         return Graded(Outcome.PASSED, passed, "")
     detail = ": ".join(part for part in failures[0] if part)
+    # A wrong result is "failed"; an exception, a crash or a timeout has another status.
     only_wrong = all(status == "failed" for status, _ in failures)
     outcome = Outcome.PARTIAL if passed or only_wrong else Outcome.RUNTIME_ERROR
     return Graded(outcome, passed, detail)
@@ -112,6 +119,8 @@ def _program(candidate: Candidate, tests: Sequence[str]) -> Program:
     test = "\n".join(tests)
     # Tests of a file that is not this project's may be other text than Python.
     is_python = parse(candidate.code) is not None and parse(test) is not None
+    # The names under test: for these alone a definition of the candidate hides a builtin of the
+    # same name from the tests.
     names = tested_names(candidate.code, list(tests)) if is_python else []
     return Program(
         candidate.name,

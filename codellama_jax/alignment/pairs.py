@@ -85,12 +85,14 @@ def make_pairs(
     answers = []
     failures: Counter[str] = Counter()
     for number, model in enumerate(models):
+        # Every task has a list, even an empty one: `rank` looks all of them up.
         by_task: dict[str, list[Answer]] = {task.name: [] for task in tasks}
         for temperature in sampled.temperatures:
             conversations = {}
             for task in tasks:
                 for sample in range(sampled.samples):
                     conversations[task.name, sample] = conversation(task.prompt)
+            # One file per model and temperature, since the keys of the answers repeat between them.
             path = folder / f"answers-{number}-{name_of_temperature(temperature)}.jsonl"
             texts = answered(answerer(model, temperature), conversations, path, sampled.batch)
             for (name, _), text in texts.items():
@@ -99,6 +101,7 @@ def make_pairs(
                     continue
                 by_task[name].append(Answer(model, temperature, text))
         answers.append(by_task)
+    # Only now, because every teacher's answer is compared with every answer of the student.
     with Executor(workers) as executor:
         ranking = rank(executor, _with_answers(tasks, answers), sampled.most_pairs)
     lines: list[dict[str, Any]] = ranking.pairs
@@ -123,6 +126,7 @@ def read_tasks(path: str) -> list[Task]:
     """
     tasks = []
     for number, value in enumerate(read_values(user_path(path)).values):
+        # The name is the place in the file, on which the PRNG keys of the answers depend.
         prompt, tests = _prompt(value), _tests(value)
         tasks.append(Task(f"t{number}", prompt, tests, (), ()))
     if not tasks:
@@ -134,6 +138,7 @@ def _prompt(value: Value) -> str:
     record = value.value if isinstance(value.value, dict) else {}
     prompt = record.get("prompt")
     messages = record.get("messages")
+    # A dataset of self-instruct holds conversations, whose first message is the question.
     if prompt is None and isinstance(messages, list) and messages:
         first = messages[0]
         prompt = first.get("content") if isinstance(first, dict) else None
@@ -152,6 +157,7 @@ def _tests(value: Value) -> tuple[str, ...]:
 
 def _with_answers(tasks: Sequence[Task], answers: Sequence[dict[str, list[Answer]]]) -> list[Task]:
     """Returns the tasks with the answers of the student, the first, and of the teachers."""
+    # In the order of `models`, whose first is the student.
     student, *teachers = answers
     complete = []
     for task in tasks:

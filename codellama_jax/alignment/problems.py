@@ -56,9 +56,12 @@ class _Module:
         self._future: list[ast.stmt] = []
         for statement in tree.body:
             if isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
+                # Future imports change how all code of the module is compiled, so that every
+                # problem has them.
                 self._future.append(statement)
                 continue
             for name in _defined(statement):
+                # The last definition of a name wins, as when the module runs.
                 self._statements[name] = statement
 
     def problem(self, path: str, node: Definition) -> tuple[Problem, str]:
@@ -70,6 +73,8 @@ class _Module:
         needed, reason = self._needed(node)
         if reason:
             return problem, reason
+        # The prompt ends after the docstring's last line and the solution is the rest: a line
+        # cannot belong to both.
         docstring, first = node.body[:2]
         end = docstring.end_lineno or docstring.lineno
         if first.lineno <= end or docstring.lineno == node.lineno:
@@ -95,7 +100,10 @@ class _Module:
                 if self._is_of_project(statement):
                     return [], "it needs another module of its project"
                 needed[id(statement)] = statement
+                # A definition needs those that it uses itself, and so on until nothing new is
+                # needed.
                 waiting.append(statement)
+        # In the order of the module, in which they worked before.
         return sorted(needed.values(), key=_position), ""
 
     def _is_of_project(self, statement: ast.stmt) -> bool:
@@ -111,6 +119,7 @@ class _Module:
         return False
 
     def _source(self, statement: ast.stmt) -> str:
+        # Decorators are lines above `lineno`.
         first = min(
             [statement.lineno, *(mark.lineno for mark in getattr(statement, "decorator_list", []))]
         )

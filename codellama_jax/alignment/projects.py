@@ -114,6 +114,7 @@ def read_project(folder: str) -> Project:
 def _paths(root: Path) -> Iterator[Path]:
     """Yields the regular files below a folder in sorted order, without hidden and built ones."""
     for parent, folders, names in os.walk(root):
+        # Assigning to the slice changes the list that `os.walk` descends into.
         folders[:] = sorted(
             name for name in folders if not name.startswith(".") and name not in SKIPPED
         )
@@ -169,6 +170,8 @@ def program(
         "pytest": bool(packages),
         "seconds": seconds * WALL_SHARE,
     }
+    # The tracer travels as source text, because the sandbox cannot import this project. The job is
+    # passed as JSON in a string literal, so that no content of a project becomes code.
     source = Path(tracer.__file__).read_text("utf-8")
     code = f"{source}\nmain(__import__('json').loads({json.dumps(job)!r}))\n"
     return Program(f"{project.name}/{test}", "python", code, seconds, rule="output")
@@ -207,6 +210,7 @@ def result_of(stdout: str) -> tuple[str, dict[str, Traced]]:
 
     The output is untrusted: a program may print anything. Calls that are no literals are left out.
     """
+    # The last mark: tests may print the same text before, but the tracer ends the process after it.
     _, mark, text = stdout.rpartition(tracer.MARK)
     try:
         result = json.loads(text) if mark else {}
@@ -218,6 +222,8 @@ def result_of(stdout: str) -> tuple[str, dict[str, Traced]]:
         examples = []
         try:
             for arguments, value in dict(call["examples"]).items():
+                # Checked again outside the sandbox, where the tracer's word counts for nothing:
+                # this text becomes part of a program that judges answers.
                 if are_literals(arguments) and is_literal(value):
                     examples.append(Example(arguments, value))
             reasons = {str(key)[:100]: int(number) for key, number in call["reasons"].items()}
@@ -249,6 +255,7 @@ def are_literals(text: str) -> bool:
     if not is_one_call or not isinstance(call, ast.Call):
         return False
     values = [*call.args, *(argument.value for argument in call.keywords)]
+    # `**mapping` is a keyword without a name.
     has_names = all(argument.arg for argument in call.keywords)
     return has_names and all(_is_value(value) for value in values)
 
@@ -256,6 +263,7 @@ def are_literals(text: str) -> bool:
 def _is_value(node: ast.expr) -> bool:
     for part in ast.walk(node):
         if isinstance(part, ast.Call):
+            # Python has no literal for an empty set or a frozenset.
             is_set = isinstance(part.func, ast.Name) and part.func.id in MADE
             if not is_set or part.keywords:
                 return False

@@ -17,6 +17,7 @@ from codellama_jax.benchmarks.programs import program
 from codellama_jax.sandbox.executor import Executor
 
 STEP = 1 / (len(Outcome) - 1)
+# Half a step decides between equal outcomes and never outweighs a better one.
 TEACHER_BONUS = STEP / 2
 
 
@@ -87,10 +88,12 @@ def rank(executor: Executor, tasks: Sequence[Task], most_pairs: int = 0) -> Rank
                     dropped[reason] += 1
                 else:
                     lines.append(_line(task, teacher, student))
+        # The sort is stable, so pairs of equal difference stay in the order of the answers.
         lines.sort(key=_difference, reverse=True)
         if most_pairs and len(lines) > most_pairs:
             dropped["more pairs of one task than were to be kept"] += len(lines) - most_pairs
             lines = lines[:most_pairs]
+        # The number makes the key of a pair unique among those of its task.
         for number, line in enumerate(lines):
             pairs.append({**line, "sample": number})
     return Ranking(pairs, dict(sorted(outcomes.items())), dict(sorted(dropped.items())))
@@ -106,10 +109,12 @@ def _scored(
 ) -> dict[str, tuple[list[Scored], list[Scored]]]:
     """Returns the scored answers of the teachers and of the student, by the task's name."""
     candidates, codes = [], []
+    # `_answers` is walked twice in the same order: here for the programs, below for their grades.
     for task, _, answer in _answers(tasks):
         parsed = program(answer.text)
         # The raw text stands for an answer without a program: it does not compile either.
         codes.append(parsed.code or answer.text)
+        # "(" does not parse: an answer without a program gets the grade COMPILE_ERROR.
         candidates.append(Candidate(task.name, parsed.code or "(", task.tests))
     scored: dict[str, tuple[list[Scored], list[Scored]]] = {task.name: ([], []) for task in tasks}
     graded: Sequence[Graded] = grade(executor, candidates)
@@ -133,6 +138,7 @@ def _problem(teacher: Scored, student: Scored) -> str:
     """Returns the reason why a pair is dropped, or ""."""
     if teacher.score < student.score:
         return "the student's answer is better"
+    # Equal texts have equal likelihoods: no training could prefer one of them.
     if teacher.code == student.code:
         return "both wrote the same"
     return ""

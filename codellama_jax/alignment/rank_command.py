@@ -61,6 +61,8 @@ class RankCommand:
         # Before anything is written: a teacher that is missing must not wait for the student.
         answerers: dict[tuple[str, float], Answerer] = {}
         for temperature in self.sampled.temperatures:
+            # An answerer has one temperature; the model itself is loaded once for all of them
+            # (`_loaded`).
             writing = dataclasses.replace(self.models, temperature=temperature)
             for model in sources:
                 answerers[model, temperature] = writing.answerer(model, self.seed)

@@ -136,12 +136,15 @@ def make_dataset(
         reasons["an answer without questions"] += not questions
     listed += others
     different = parsing.different(listed)
+    # The excluded questions are removed before tests and solutions are paid for.
     asked = different
     if is_excluded:
         asked = [question for question in different if not is_excluded(question)]
         reasons["a question of the evaluation"] += len(different) - len(asked)
     problems = _problems(models.tests, prompts, asked, params, folder, reasons)
     solver = Solver(models.solutions, prompts, executor)
+    # The first solution that passes all tests is kept, of the `solutions` that are always all
+    # drawn.
     solved = _solve(solver, problems, params, folder, reasons)
     _write_dataset(folder, problems, solved, params, provenance)
     return Counts(
@@ -167,6 +170,7 @@ def _questions(
 ) -> list[Reply]:
     """Returns the replies to the prompt for questions, in the order of their numbers."""
     messages = prompts.ask_for_questions(params.questions)
+    # The same prompt every time: the number is part of the PRNG key, and makes the answers differ.
     conversations = {("questions", number): messages for number in range(params.prompts)}
     return list(answered(answerer, conversations, folder / QUESTIONS, params.batch).values())
 
@@ -185,6 +189,7 @@ def _problems(
     """
     conversations = {}
     for index, question in enumerate(questions):
+        # The name is the index among all questions, so a continued folder finds its answers again.
         conversations[f"q{index}", 0] = prompts.ask_for_tests(question)
     answers = answered(answerer, conversations, folder / TESTS, params.batch)
     problems = []
@@ -216,6 +221,7 @@ def _solve(
     """
     path = folder / SOLUTIONS
     lines = continue_file(path, VERDICT)
+    # A solution with its verdict is one line: it is complete, or it is made again.
     done = {(line["task_id"], line["sample"]) for line in lines}
     missing = []
     for problem in problems:
@@ -244,6 +250,7 @@ def _solve(
             reasons[f"solution: {line['status']}"] += 1
             continue
         number, code = line["sample"], program(line["text"]).code
+        # A continued file need not be in the order of the numbers: the lowest one is searched.
         if number < first.get(line["task_id"], (params.solutions, ""))[0]:
             first[line["task_id"]] = number, code
     return first
@@ -260,6 +267,7 @@ def _judge(
         if isinstance(reply, Failure):
             line["status"] = f"the model {reply.reason}"
             continue
+        # Without code the status is the reason; with code the verdict below replaces it.
         code, line["status"] = program(reply)
         if code:
             owners.append(line)
@@ -283,6 +291,8 @@ def _write_dataset(
         if problem.name not in solved:
             continue
         number, code = solved[problem.name]
+        # The code between the marks that the prompt for solutions asks for. `code` ends with a
+        # newline.
         answer = f"[PYTHON]\n{code}[/PYTHON]"
         messages = [Message("user", problem.question), Message("assistant", answer)]
         line = {

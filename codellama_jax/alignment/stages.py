@@ -65,10 +65,13 @@ class SelfInstructStage(DataStage, kind="self_instruct"):
 
     def make(self, answerers: Answerers, folder: Path, seed: int) -> dict[str, Any]:
         """Returns the counts of the steps, as `self_instruct.Counts` has them."""
+        # Imported where it is used: reading an experiment's config must not need the sandbox.
         from codellama_jax.sandbox.executor import Executor
 
         chat, sampling = self.writing.chat, self.writing.sampling(seed)
         models = self_instruct.Models(*(answerers(name, chat, sampling) for name in self.models()))
+        # The seed is the run's and not an option of the stage, so that arms with several seeds
+        # differ.
         params = self_instruct.SelfInstruct(**vars(self.amount), seed=seed)
         names = ("question_model", "test_model", "solution_model")
         is_toy = self.writing.prompts == "toy"
@@ -80,6 +83,7 @@ class SelfInstructStage(DataStage, kind="self_instruct"):
                 folder,
                 dict(zip(names, self.models())),
                 STYLES[self.writing.prompts],
+                # The toy functions that the experiment evaluates on must not be trained on.
                 generated.asks_for_held_out if is_toy else None,
             )
         return dataclasses.asdict(counts)

@@ -41,6 +41,8 @@ class NoLiteral(Exception):
 
 def literal(value: Any, depth: int = 0) -> str:
     """Returns a Python expression for a value of builtin types. Raises NoLiteral for another."""
+    # The exact type: an instance of a subclass of int is not equal to its literal in every respect,
+    # and its `repr` may be code of the project.
     kind = type(value)
     if depth > NESTING:
         raise NoLiteral
@@ -56,6 +58,7 @@ def literal(value: Any, depth: int = 0) -> str:
         inner = ", ".join(items)
         text = f"[{inner}]" if kind is list else f"({inner}{',' if len(items) == 1 else ''})"
     elif kind in (set, frozenset):
+        # Sorted, because the order of a set depends on the hash seed of the process.
         inner = ", ".join(sorted(literal(item, depth + 1) for item in value))
         text = f"{{{inner}}}" if inner else "set()"
         text = f"frozenset({text if inner else ''})" if kind is frozenset else text
@@ -73,6 +76,8 @@ def literal(value: Any, depth: int = 0) -> str:
 
 def arguments(frame: types.FrameType) -> str:
     """Returns the arguments of a call that has just begun. Raises NoLiteral."""
+    # At the event "call" the locals are exactly the arguments. `co_varnames` lists positional ones,
+    # then keyword-only ones, then *args and **kwargs.
     code, values = frame.f_code, frame.f_locals
     names = code.co_varnames
     count, more = code.co_argcount, code.co_kwonlyargcount
@@ -118,6 +123,7 @@ class Recorder:
             is_function = code.co_name == code.co_qualname and code.co_name[0] != "<"
             is_traced = is_function and code.co_firstlineno in lines
             name = f"{path}:{code.co_firstlineno}" if is_traced else ""
+            # Cached for every code object, since the hook runs at each call of the interpreter.
             self._names[code] = name
         if not name:
             return
@@ -140,6 +146,7 @@ class Recorder:
         given = self._open.pop(id(frame), None)
         if given is None:
             return
+        # A profiler sees None both for `return None` and for an exception that leaves the function.
         if value is None and not has_returned(frame):
             count(call, "it raised an exception")
             return
@@ -213,6 +220,8 @@ def main(job: dict[str, Any]) -> None:
             archive.extractall(folder)
     sys.path[:0] = [*(f"{ROOT}/{path}".rstrip("/") for path in job["paths"]), PACKAGES]
     sys.dont_write_bytecode = True
+    # The tests' own output goes to /dev/null: it could fill the sandbox's limit, or forge a result.
+    # A copy of standard output is kept for the tracer.
     output = os.dup(1)
     null = os.open("/dev/null", os.O_WRONLY)
     for stream in (1, 2):
@@ -229,6 +238,7 @@ def main(job: dict[str, Any]) -> None:
 
     signal.signal(signal.SIGPROF, lambda *_: finish("out of time"))
     signal.setitimer(signal.ITIMER_PROF, job["seconds"])
+    # `sys.setprofile` holds for the calling thread only.
     threading.setprofile(recorder.hook)
     sys.setprofile(recorder.hook)
     status = "ended"

@@ -84,6 +84,7 @@ class Schedule:
 
     def seconds(self, name: str) -> float:
         """Returns the time that a computation takes to run once, without its collectives."""
+        # A computation may be called from several places; its time is the same for each.
         if name not in self._times:
             operations = self.program.computations[name]
             self._times[name] = sum(self._duration(operation) for operation in operations)
@@ -109,6 +110,8 @@ class Schedule:
                     self._walk(branch, runs)
             duration = self._duration(operation)
             role, key, parts = self._role(operation, transfers)
+            # Before the operation's own duration: waiting happens first, so that it hides nothing
+            # of it.
             if role == "end":
                 _wait(transfers, key, runs)
             for part, kind in parts:
@@ -116,6 +119,7 @@ class Schedule:
                 if role == "start":
                     transfers.append(transfer)
                 else:
+                    # A collective in one fusion with other work overlaps with that work alone.
                     _hide([transfer], duration)
                     transfer.sums.exposed += transfer.left * runs
             _hide(transfers, duration)
@@ -155,6 +159,7 @@ class Schedule:
             return "start", key, parts
         if DONE in marks:
             return "end", key, []
+        # A fusion between start and end continues a transfer that was counted at its start.
         is_step = any(transfer.key == key for transfer in transfers)
         return ("", "", []) if is_step else ("both", "", parts)
 
@@ -179,6 +184,7 @@ class Schedule:
         size = transferred(operation, kind, len(groups[0]))
         seconds = self.interconnect.seconds(kind, size, groups)
         axes = self.interconnect.mesh_axes(groups)
+        # One line of the report per kind and axes; a step has hundreds of single collectives.
         sums = self._sums.setdefault((kind, axes), Collective(kind, axes))
         sums.count += runs
         sums.bytes += runs * size
@@ -206,6 +212,7 @@ def transferred(operation: Operation, kind: str, group: int) -> int:
         # The type of such a start holds the input beside the output.
         smaller = 1 / group if kind in ("all-gather", "reduce-scatter") else 1
         return round(total / (1 + smaller))
+    # The result of a reduce-scatter is one device's part; its input is `group` times as large.
     is_part = kind == "reduce-scatter" and operation.kind == kind
     return total * group if is_part else total
 

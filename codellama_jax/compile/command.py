@@ -102,6 +102,7 @@ def compile_job(job: Job, chip: str, mesh: Mesh, cache: str) -> tuple[Report, in
     if job.kind == "train":
         lowered = program.lower_train_step(job.stage, mesh)
         tokens = data.batch_size * data.seq_len
+        # Both counts are reported, because published MFUs use one or the other.
         full = tokens * training_flops(job.stage, causal=False)
         causal = tokens * training_flops(job.stage, causal=True)
     else:
@@ -132,6 +133,7 @@ def candidates(job: Job, devices: int) -> list[Job]:
         if devices % (tensor * context):
             continue
         rows = devices // (tensor * context)  # devices along data and fsdp
+        # fsdp shards the width of the model, and tensor the heads; an uneven shard is not compiled.
         divides_model = model.d_model % rows == 0 and heads % tensor == 0
         if batch % (rows * micro_batches) or not divides_model:
             continue
@@ -148,6 +150,7 @@ def candidates(job: Job, devices: int) -> list[Job]:
     def cost_order(candidate: Job) -> tuple[int, int]:
         return candidate.mesh.context, candidate.stage.micro_batches
 
+    # The sort is stable, so that among equal costs small tensor axes come first, as they were made.
     return sorted(jobs, key=cost_order)[:SEARCHED]
 
 
@@ -234,6 +237,8 @@ def _compile_stage(experiment: Experiment, choice: Any, stage: Stage) -> None:
             report, tokens = compile_job(job, chip, make_mesh(job.mesh, devices), choice.cache)
     except TooLarge as refusal:
         print(f"DOES NOT FIT {CHIPS[chip].hbm_gib} GiB of HBM: {refusal}\n{cost()}")
+        # An exit code and not an error: the table of pods counts a program that does not fit as a
+        # result.
         sys.exit(TOO_LARGE)
     is_decoding = job.kind == "decode"
     shown = lines(report, chip, make_mesh(job.mesh, devices), tokens, is_decoding)

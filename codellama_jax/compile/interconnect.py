@@ -120,6 +120,7 @@ class Interconnect:
         """
         if kind == "collective-permute":
             return self._permute(nbytes, groups)
+        # A group of one device moves nothing.
         groups = [group for group in groups if len(group) > 1]
         if kind in ("all-to-all", "ragged-all-to-all"):
             return max((self._all_to_all(nbytes, group) for group in groups), default=0.0)
@@ -134,6 +135,7 @@ class Interconnect:
         slices = len({self.slices[device] for device in group})
         inside = [device for device in group if self.slices[device] == self.slices[group[0]]]
         chips = {self.positions[device] for device in inside}
+        # On a TPU7x two devices share a chip and its links.
         per_chip = len(inside) // len(chips)
         seconds = 0.0
         if axes := self._axes(chips):
@@ -141,6 +143,8 @@ class Interconnect:
             rate = sum(axis.rate * (2 if axis.is_ring else 1) for axis in axes)
             # Devices of a chip that are in other groups take their share of its links.
             share = self.chip.devices_per_chip // per_chip
+            # Every chip receives all but its own part, over all its links at once (scaling book,
+            # part 3).
             seconds = nbytes * (1 - 1 / len(chips)) * share / rate
         if per_chip > 1:
             # The devices of a chip receive a part each and give it to one another meanwhile.
@@ -148,6 +152,7 @@ class Interconnect:
             seconds = max(seconds, exchanged / self.chip.between_devices)
         if slices > 1:
             received = nbytes / len(inside) * (1 - 1 / slices)
+            # Added, as if the two networks worked one after the other.
             seconds += received / (self.chip.network / self.chip.devices_per_chip)
         return seconds
 
@@ -173,6 +178,7 @@ class Interconnect:
                 continue
             # A group on every second chip shares its links with the group on the others.
             stride = min(after - place for place, after in itertools.pairwise(distinct))
+            # Only a group that spans the full axis can use the wraparound link.
             closes = len(distinct) * stride == self.sides[index]
             is_ring = closes and self.is_ring(index)
             axes.append(Axis(len(distinct), self.chip.link / stride, is_ring))
@@ -200,6 +206,7 @@ class Interconnect:
         links, place = [], list(start)
         for axis, side in enumerate(self.sides):
             distance = end[axis] - start[axis]
+            # The other way round the ring is shorter.
             if self.is_ring(axis) and abs(distance) > side / 2:
                 distance -= int(math.copysign(side, distance))
             direction = 1 if distance > 0 else -1

@@ -67,6 +67,7 @@ def cycles(chip: str, kernel: Kernel, cache: str) -> float | None:
         args, passes = _decode_attention(kernel, CHIPS[chip].cores)
     else:
         return None
+    # JSON, because `functools.cache` and the other process both need a plain text.
     counts = count(package, chip, json.dumps(args), cache)
     if not counts:
         return None

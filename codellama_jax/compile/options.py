@@ -78,11 +78,14 @@ class Kernels(Checked):
             if chip not in TOPOLOGIES:
                 known = ", ".join(TOPOLOGIES)
                 raise UserError(f"--chip is {chip!r}: it must be one or several of {known}")
+        # The largest block of any kernel then divides the length, and no pass ends with a part of
+        # one.
         if self.seq % SEQ_BLOCK:
             raise UserError(f"--seq is {self.seq}: it must be a multiple of {SEQ_BLOCK:,}")
         if importlib.util.find_spec("libtpu") is None:
             fix = "pip install -e '.[tpu]' in the project's folder"
             raise UserError(f"the TPU compiler is not installed: {fix}")
+        # Imported last: its module imports JAX after it has set libtpu's environment.
         from kernels.static.command import print_schedules
 
         print_schedules(self.kernel, chips, self, self.compare)

@@ -29,6 +29,7 @@ def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
     B, T = stage.data.batch_size, stage.data.seq_len
     check_mesh(mesh, stage.model, B, stage.micro_batches, T)
     batch = {key: jax.ShapeDtypeStruct((B, T), dtype) for key, dtype in BATCH_DTYPES.items()}
+    # The same arrays as in `training/loop.py`: another batch would be another program.
     batch["stop"] = jax.ShapeDtypeStruct((B,), jnp.int32)
     with on_mesh(mesh):
         try:
@@ -40,6 +41,7 @@ def lower_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
 def abstract_weights(model: ModelConfig, mesh: Mesh) -> Any:
     """Returns the weights that prefill and decoding read, as sharded shapes."""
     family, params = family_of(model), abstract_params(model, mesh)
+    # Shapes stand for the weights everywhere here: 70B would not fit the memory of a host.
     weights = jax.eval_shape(lambda p: family.prepare(model, p), params)
 
     def place(a: jax.ShapeDtypeStruct, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
@@ -61,6 +63,7 @@ def lower_prefill(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> j
     lengths_B = jax.ShapeDtypeStruct((batch,), jnp.int32)
 
     def prefill(weights: Any, tokens_BT: jax.Array, lengths_B: jax.Array) -> tuple:
+        # No room for new tokens: only the cost of reading is of interest.
         return decoding.prefill(model, weights, tokens_BT, lengths_B, 0)
 
     with on_mesh(mesh):
@@ -76,11 +79,14 @@ def lower_decode(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> ja
     def step(weights: Any, cache: decoding.Cache, tokens_B: jax.Array, positions_B: jax.Array):
         return family.step(model, weights, cache, tokens_B, positions_B)
 
+    # Decoding shards differently from training and prefill here: no weight is ever gathered.
     with on_mesh(mesh, decoding.LOGICAL_AXES):
+        # A full cache: every step reads all of it, which is what limits decoding at long contexts.
         shape = (model.n_kv_heads * batch, context, model.head_dim)
         slots = placed(mesh, shape, model.compute_dtype, decoding.cache_spec(model))
         layers = (slots,) * family.attention_layers(model)
         cache = decoding.Cache(layers, layers)
         ids_B = placed(mesh, (batch,), jnp.int32, decoding.REPLICATED)
         weights = abstract_weights(model, mesh)
+        # Donated as in the engine; otherwise the estimate would hold two caches.
         return jax.jit(step, donate_argnums=1).lower(weights, cache, ids_B, ids_B)

@@ -64,10 +64,12 @@ def _mesh_groups(
     for name, outer, part in _AXIS.findall(axes):
         before, size = int(outer or 1), int(part or shape[name])
         parts[name] = (before, size, shape[name] // (before * size))
+    # Now every mesh axis is three dims: before, within and after the part that the groups span.
     split = devices.reshape([size for part in parts.values() for size in part])
     spanned = list(range(1, split.ndim, 3))
     kept = [index for index in range(split.ndim) if index not in spanned]
     group_size = math.prod(split.shape[index] for index in spanned)
+    # The spanned dims last: each row of the result is one group.
     return split.transpose(kept + spanned).reshape(-1, group_size).tolist()
 
 

@@ -68,12 +68,16 @@ class Report:
           chip: a key of `chips.CHIPS`.
           seconds: time of a step: `seconds`, `overlapped` or `unhidden`.
         """
+        # The flops are those of the model's formula per device, so the ratio needs no number of
+        # chips.
         available = seconds * CHIPS[chip].peak_flops
         full, causal = self.flops
         return full / available, causal / available
 
     def reading(self, chip: str) -> float:
         """Returns the fraction of a step in which the memory can read the arguments once."""
+        # A decoding step reads every weight and the cache once: 1 would mean that nothing else
+        # takes time.
         return self.arguments / CHIPS[chip].hbm_bandwidth / self.seconds
 
 
@@ -96,6 +100,8 @@ def compile_within_memory(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         except JaxRuntimeError as error:
             # The first line is the reason; pages of allocations and stack frames follow.
             problem = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+            # Only a lack of HBM is a result; other refusals, such as of VMEM, are defects of the
+            # program.
             if "on HBM" not in problem and "memory space hbm" not in problem:
                 raise UserError(f"the TPU compiler refuses this program: {problem}") from error
             buffers = "\n".join(refused_buffers(Path(dump)))
@@ -139,6 +145,7 @@ def examine(
         # A schedule does not contain memory stalls, so a kernel takes at least the time in which
         # the memory can read its operands.
         reading = kernel.bytes / device.hbm_bandwidth
+        # `cycles` adds up the cores of a device, which share the work evenly.
         kernels[name] = max(core_cycles / device.cores / device.clock, reading)
         kernel_seconds += kernels[name] * kernel.times
     schedule = Schedule(program, Interconnect.of(mesh, chip), device.clock, kernels)
@@ -153,6 +160,7 @@ def examine(
         output=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
         collectives=schedule.collectives(),
+        # The HLO's estimates have no entry for Pallas kernels, so that their time is added here.
         seconds=program.cycles() / device.clock + kernel_seconds,
         kernel_seconds=kernel_seconds,
         uncounted=tuple(sorted(uncounted)),

@@ -66,6 +66,7 @@ def _exists(chip: Chip, topology: str) -> bool:
     if len(sides) != chip.axes or math.prod(sides) > chip.largest_pod:
         return False
     if chip.axes == 2:
+        # The topologies of v5e and v6e are rectangles whose sides are powers of two.
         return all(side in SIDES for side in sides)
     # A host has 2 x 2 x 1 chips, and larger pods are built from cubes of 4 x 4 x 4 chips.
     *first_two, last = sides
@@ -98,5 +99,6 @@ def devices(target: str, slices: int) -> list:
         pod = topologies.get_topology_desc(platform="tpu", topology_name=target, **options)
         return list(pod.devices)
     except JaxRuntimeError as error:
+        # Without the status code in front of the message.
         problem = str(error).splitlines()[0].split(": ", 1)[-1]
         raise UserError(f"no topology {target}: {problem}") from None

@@ -79,6 +79,7 @@ def rates(lines: list[str]) -> list[float]:
     """Returns the tokens per second of the three totals in the lines that `compile` printed."""
     totals = []
     for total in TOTALS:
+        # The first line with a rate counts for each total.
         for line in lines:
             rate = re.search(r"([\d,]+) tokens/s", line)
             if total in line and rate:
@@ -98,6 +99,7 @@ def section(kept: dict[str, list[str]]) -> str:
         columns = []
         for rate in rates(kept.get(name, [])):
             columns.append(f"{rate:,.0f} tokens/s ({rate / result.rate:.2f})")
+        # Not compiled, too large, or failed: the one line that reports it fills the row.
         if len(columns) < len(TOTALS):
             lines = kept.get(name, ["not compiled yet"])
             columns = [lines[-1] if len(lines) == 1 else lines[0], "", ""]

@@ -34,6 +34,8 @@ def generate_answers(
     def decode(_: int, ids: list[int]) -> str:
         return model.tokenizer.decode(ids, leading_space=False)
 
+    # Only the stop ids end an answer, so no text is ever truncated; `rows` is used for its numbers
+    # and ranks.
     def truncate(_: int, text: str) -> str:
         return text
 

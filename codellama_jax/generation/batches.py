@@ -29,6 +29,7 @@ def decoding_weights(model: TrainedModel) -> Any:
     Raises UserError if they are still to be prepared and do not fit in memory.
     """
     if not model.is_prepared:
+        # eval_shape computes the sizes without allocating anything.
         prepare = functools.partial(decoding.prepare, decoding.for_decoding(model.config))
         shapes = jax.eval_shape(prepare, model.params)
         check_weights_memory(bytes_per_device(shapes))
@@ -38,11 +39,13 @@ def decoding_weights(model: TrainedModel) -> Any:
 def bytes_per_device(tree: object) -> int:
     """Returns the bytes of arrays that are sharded evenly over the mesh in use."""
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    # An estimate: arrays that the mesh replicates take more on each device than this.
     return total // max(1, jax.sharding.get_abstract_mesh().size)
 
 
 def bucket(n: int) -> int:
     """Rounds up to 64, 96, 128, 192, ..., so that few shapes are compiled."""
+    # Two buckets per power of two keep the padding below a half and the number of programs small.
     power = max(64, 1 << (n - 1).bit_length())
     return power * 3 // 4 if power > 64 and n <= power * 3 // 4 else power
 
@@ -71,6 +74,7 @@ def padded(
     """
     size = size or 1 << (len(prompts) - 1).bit_length()
     shape = size + -size % shards, length or bucket(max(map(len, prompts)))
+    # A length of 1 and not 0 for padding sequences: attention over no key would be 0 / 0.
     tokens_BT, lengths_B = np.zeros(shape, np.int32), np.ones(shape[0], np.int32)
     for index, prompt in enumerate(prompts):
         tokens_BT[index, : len(prompt)] = prompt
@@ -87,6 +91,7 @@ def first_mask(
     mask_BV = np.ones((size, vocab), bool)
     for index, ids in enumerate(first):
         if ids is not None:
+            # A mask over the vocabulary, since sequences allow different numbers of ids.
             mask_BV[index] = np.isin(np.arange(vocab), ids)
     return mask_BV
 
@@ -110,6 +115,8 @@ def check_prompt(
     config.check_length(
         f"{name} with up to {max_new_tokens:,} new tokens", len(prompt) + max_new_tokens
     )
+    # Refused on the host: a gather with an id out of range raises nothing on the device, and the
+    # model would read another token without an error.
     if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
         ids = f"ids from {min(prompt)} to {max(prompt)} where the model has {config.vocab_size}"
         raise UserError(f"{name} has {ids}: use the tokenizer of the same run")

@@ -119,11 +119,14 @@ def beam_search(
         searches.append(_Search(sampling, frozenset(stop_ids), ends))
     # Every stop id may end each beam once, so that as many candidates remain to be extended.
     count = max(2, 1 + len(stop_ids)) * beams
+    # Beam search has no slots to refill: its prompts are one batch from the first token to the
+    # last.
     with on_mesh_of(model.params, decoding.LOGICAL_AXES):
         tokens_BT, lengths_B = padded(
             prompts, jax.sharding.get_abstract_mesh().shape.get("data", 1)
         )
         weights = decoding_weights(model)
+        # The batch may be longer than the prompts; its padding rows may begin with any token.
         mask_BV = first_mask(first, len(tokens_BT), config.vocab_size)
         limit = np.array(vocab or config.vocab_size, np.int32)
         static = config, beams, count, bucket(sampling.max_new_tokens), model.kv_cache
@@ -131,12 +134,15 @@ def beam_search(
         size = len(prompts), max(map(len, prompts)), beams
         check_prompt_memory(_start.lower(*start).compile(), *size)
         cache, candidates = _start(*start)
+        # The device proposes and the host decides: which candidate ends depends on `stop`, which is
+        # Python. The host's answer, the parents, reorders the caches in the next step.
         for step in range(sampling.max_new_tokens):
             chosen = _take(searches, candidates, len(tokens_BT), beams)
             if all(search.is_done for search in searches):
                 break
             positions_S = np.repeat(lengths_B + step, beams)
             extend = (config, count, weights, cache, Beams(*chosen, positions_S), limit)
+            # `_extend` has the same shapes in every step, so its memory is checked once.
             if step == 0:
                 check_prompt_memory(_extend.lower(*extend).compile(), *size)
             cache, candidates = _extend(*extend)
@@ -171,9 +177,12 @@ class _Search:
         Returns the log-probabilities, parents and last tokens of the beams to extend, at most
         `beams` and none once the search is done.
         """
+        # All running beams have the same length: one that ends leaves the list.
         beams, length = self.sampling.beams, 1 + len(self.running[0])
         kept: list[tuple[float, int, int]] = []
         for rank, log_p in enumerate(log_p_K.tolist()):
+            # The candidates are sorted. Past the first `beams` ranks one can only become a running
+            # beam, so the loop is over once those are complete.
             if log_p == -np.inf or (rank >= beams and len(kept) == beams):
                 break
             parent, token = int(parents_K[rank]), int(tokens_K[rank])
@@ -183,6 +192,8 @@ class _Search:
             if not (is_stop_id or suffices or length == self.sampling.max_new_tokens):
                 if len(kept) < beams:
                     kept.append((log_p, parent, token))
+            # As in transformers, an end below rank `beams` is dropped even if its score would be
+            # kept.
             elif rank < beams:
                 score = log_p / length**self.sampling.length_penalty
                 self.finished.append(Beam(ids[:-1] if is_stop_id else ids, score, log_p))
@@ -191,6 +202,7 @@ class _Search:
         self.is_done = not kept or self._is_decided(kept[0][0], length)
         if self.is_done:
             return [], [], []
+        # The order of `running` is the order of the beams on the device, to which parents refer.
         self.running = [[*self.running[parent], token] for _, parent, token in kept]
         log_ps, parents, tokens = zip(*kept)
         return list(log_ps), list(parents), list(tokens)
@@ -218,6 +230,8 @@ def _take(
         fetched(values)
         for values in (candidates.log_p_BK, candidates.parents_BK, candidates.tokens_BK)
     )
+    # A beam of -inf stays -inf whatever follows, so that a search which is done yields no
+    # candidates while the others of the batch continue.
     log_p_BN = np.full((size, beams), -np.inf, np.float32)
     parents_BN, tokens_BN = np.zeros((2, size, beams), np.int32)
     for row, search in enumerate(searches):
@@ -259,6 +273,7 @@ def _start(
     if first_BV is not None:
         logits_BV = jnp.where(first_BV, logits_BV, -jnp.inf)
     B = len(lengths_B)
+    # The prompt is read once and its keys and values are repeated per beam.
     cache = _per_prompt(lambda slots_BTH: jnp.repeat(slots_BTH, beams, axis=0), config, cache, B)
     return cache, _candidates(logits_BV[:, None], jnp.zeros((B, 1)), count, vocab)
 
@@ -317,6 +332,8 @@ def _per_prompt(
     """
 
     def changed(slots_MTH: jax.Array) -> jax.Array:
+        # The cache is stored head by head (M = K S), so the sequences of one head are consecutive
+        # rows.
         by_head = slots_MTH.reshape(-1, sequences, *slots_MTH.shape[1:])
         return jax.vmap(change)(by_head).reshape(-1, *slots_MTH.shape[1:])
 
@@ -341,6 +358,8 @@ def _candidates(
     logits_BNV = jnp.where(jnp.arange(V)[None, None] < vocab, logits_BNV, -jnp.inf)
     total_BN1 = jax.nn.logsumexp(logits_BNV, axis=-1, keepdims=True)
     # Each beam's own best first, by their logits: with one beam the order is that of argmax.
+    # Two small selections instead of one over N x V entries. No continuation is lost: each of the
+    # best `count` over all beams is among the best `count` of the beam it extends.
     logits_BNK, tokens_BNK = jax.lax.top_k(logits_BNV, min(count, V))
     log_p_BNK = log_p_BN[:, :, None] + logits_BNK - total_BN1
     log_p_BK, places_BK = jax.lax.top_k(log_p_BNK.reshape(B, -1), min(count, N * min(count, V)))

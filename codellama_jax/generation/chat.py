@@ -62,6 +62,7 @@ class Chat(Generating):
         for line in _lines():
             try:
                 if line.startswith("/"):
+                    # `/quit` ends the loop; every other command is followed by the next line.
                     if not _command(line, conversation):
                         return
                     continue
@@ -70,6 +71,8 @@ class Chat(Generating):
             except KeyboardInterrupt:
                 note("\nstopped; the message is forgotten")
                 conversation.forget()
+            # A question without an answer must not stay: the next one would follow it, and the
+            # formats refuse two messages of the user in a row.
             except UserError as error:
                 note(f"error: {error}")
                 conversation.forget()
@@ -123,6 +126,7 @@ class Conversation:
         """Adds a message of the user. Raises ConversationError if the format refuses it."""
         self.messages.append(Message("user", text))
         try:
+            # Encoding is the only check that knows the format's rules on roles and their order.
             chat.prompt_ids(tokenizer, self.all())
         except ConversationError:
             self.messages.pop()
@@ -206,6 +210,8 @@ def _answerer(
 
     def answer(conversation: Conversation) -> None:
         messages = conversation.all()
+        # Every turn encodes the full conversation again; the sampler starts a new engine, so that
+        # no cache is kept between turns.
         ids = chat.prompt_ids(tokenizer, messages)
         options.check_length(trained, ids, "the conversation")
         # Another turn, another seed: the same question twice need not have the same answer.
@@ -213,6 +219,8 @@ def _answerer(
             options.sampling, seed=options.sampling.seed + len(conversation.messages)
         )
         with _shown() as write:
+            # No stop strings: the format's stop ids end an answer, and they are not among the new
+            # ids.
             stream = Stream(write, ())
             (generated,) = generate_text(model, [ids], decode, sampling, stop_ids, (), stream)
             stream.finish(generated.text)

@@ -62,14 +62,19 @@ class Complete(Asking):
         if self.text == "-":
             source = read_source("-")
         else:
+            # Back to the bytes of the command line: Python smuggles bytes that are not UTF-8
+            # through a str as lone surrogates, and they deserve the same message as those in a
+            # file.
             source = decoded(os.fsencode(self.text), "the prompt")
 
+        # The order of the checks is their cost: text, run folder, length, then JAX and the weights.
         prompt, trained = source.for_model(source.text), self.find()
         ids = trained.tokenizer.prompt(prompt)
         self.check_length(trained, ids, source.name)
         model = self.load_for(ids)
         from codellama_jax.generation.text import complete
 
+        # The prompt is printed as it was in the file, not as the model reads it.
         output = Output(source, source.text)
         with ends_at_once():
             complete(model, [prompt], self.sampling, self.stop, output.write, healing=self.healing)
@@ -134,6 +139,7 @@ class Infill(Asking):
         """Returns the order to fill in, and why."""
         if self.spm or self.psm:
             return Order(self.spm, "as given")
+        # PSM ends with a sentinel, where no text token could be unfinished.
         if self.healing:
             return Order(True, "--healing works in no other")
         return better_order(trained.folder.read_probes())
@@ -159,6 +165,8 @@ class Output:
         self._put(after)
 
     def _begin(self) -> None:
+        # The text before the mark waits for the model's first piece, so that a command which fails
+        # prints nothing. The byte order mark, which the model does not read, is restored.
         if not self.has_begun:
             self.has_begun = True
             self._put(("\ufeff" if self.source.has_mark else "") + self.before)

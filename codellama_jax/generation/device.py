@@ -66,14 +66,20 @@ class Device:
             is_single = jax.sharding.get_abstract_mesh().size <= 1
             self._weights = decoding_weights(model)
         leaves = jax.tree.leaves(model.params)
+        # Parameters that other processes hold a part of: every host must run the same programs.
         self._is_shared = not all(leaf.is_fully_addressable for leaf in leaves)
+        # The data axis shards the slots, and each device needs the same number of them.
         self.slots = slots + -slots % self.shards
         few = []
         if copies_few and is_single:
+            # At most a quarter: a copy of few slots beside the cache must stay cheap in memory and
+            # time.
             few = [size for size in READ_SIZES if 4 * size <= self.slots]
         self.widths = (*few, self.slots)
         self.capacity = 0
         self.counts: Counter[str] = Counter()
+        # A program is checked once per shape: compiling ahead of time only serves to learn its
+        # memory.
         self._checked: set[tuple[object, ...]] = set()  # shapes that fit in memory
         self._state: programs.State | None = None
 
@@ -85,6 +91,8 @@ class Device:
           needed: tokens of the longest sequence.
         """
         shape = self.config, self.model.kv_cache, self.slots, capacity
+        # The old cache is still allocated while the new one is written, so the check is for the
+        # complete new size and not for the difference.
         size = bytes_per_device(jax.eval_shape(functools.partial(programs.empty, *shape)))
         if len(self.widths) > 1:
             size += size // 4  # for the copies of few sequences, or of short ones
@@ -109,6 +117,8 @@ class Device:
         is_first = group[0][0].read == 0
         program: tuple[Any, ...]
         function: Any
+        # Two programs: the first piece attends only to itself (prefill), a later one also to the
+        # keys and values that its slot holds.
         if is_first:
             inputs = (self._weights, self._state, tokens_RT, lengths_R, slots_R)
             program, function = (self.config, self.model.kv_cache, *inputs), programs.read
@@ -127,6 +137,8 @@ class Device:
             except UserError:
                 if len(group) == 1:
                     raise
+                # Half the prompts need half the activations. The recursion pads again, to a smaller
+                # batch.
                 half = len(group) // 2
                 self.read(group[:half], longest)
                 self.read(group[half:], longest)
@@ -142,10 +154,14 @@ class Device:
         """Returns tokens_RT, lengths_R, starts_R and slots_R of pieces; see `read`."""
         length = 0
         if group[0][0].read:
+            # Only later pieces: their program is compiled apart, so they use fewer and coarser
+            # lengths.
             length = piece_bucket(max(map(len, pieces)))
             length = min(length, longest) if longest else length
         size = size_of(len(group), self.shards)
         tokens_RT, lengths_R = padded(pieces, self.shards, size, length)
+        # Rows that only pad the batch point to slot B, which does not exist: the scatter in
+        # `slots.py` drops updates whose index is out of bounds.
         starts_R, slots_R = np.zeros_like(lengths_R), np.full_like(lengths_R, self.slots)
         for row, (sequence, slot) in enumerate(group):
             starts_R[row], slots_R[row] = sequence.read, slot
@@ -153,6 +169,7 @@ class Device:
 
     def copy(self, copies: Mapping[int, tuple[int, int]]) -> None:
         """Copies slots, all at once. `copies`: by target, the source and the tokens in use."""
+        # The padding of the list copies slot 0 to slot B, which the scatter drops.
         size = size_of(len(copies))
         sources_N, lengths_N = np.zeros((2, size), np.int32)
         targets_N = np.full(size, self.slots, np.int32)
@@ -166,6 +183,8 @@ class Device:
         """Returns tokens_B, in which sequences by slot, with prompts in the cache, have their
         first."""
         lengths_B = np.zeros(self.slots, np.int32)
+        # The mask of first tokens has one row per slot. None instead of a mask of ones saves the
+        # transfer of B x V booleans in the common case, and is a separate program.
         first: list[np.ndarray | None] = [None] * self.slots
         for slot, sequence in starting.items():
             lengths_B[slot], first[slot] = len(sequence.prompt), sequence.request.first
@@ -183,6 +202,8 @@ class Device:
         """How many positions a step may attend to, ascending; the last one is the capacity."""
         if len(self.widths) == 1:
             return (self.capacity,)
+        # Every length is another program for each width, and a server compiles them all before
+        # it is ready.
         return self.capacity // 4, self.capacity
 
     def decode(
@@ -194,9 +215,12 @@ class Device:
           draws, done_B, steps, most_done: as of `slots.decode`.
           needed: positions that the steps reach.
         """
+        # The smallest compiled batch that holds all running sequences, and the shortest cache that
+        # holds every position they reach in this chunk.
         width = next(width for width in self.widths if width >= self.slots - done_B.sum())
         length = next(length for length in self.lengths if length >= needed)
         slots_N = None
+        # No copy is needed: decode on the state itself.
         if (width, length) == (self.slots, self.capacity):
             length = 0
         else:
@@ -204,6 +228,7 @@ class Device:
             slots_N = np.argsort(done_B, kind="stable")[:width].astype(np.int32)
         inputs = (self._state, draws, done_B, steps, most_done, slots_N, length)
         self._state, new_BT, count = programs.decode(self.config, self._weights, *inputs)
+        # The array always has CHUNK columns; the loop on the device filled `count` of them.
         new_BT = fetched(new_BT)[:, : int(count)]
         self.counts["steps"] += new_BT.shape[1]
         self.counts["chunks"] += 1

@@ -50,6 +50,8 @@ class DraftModel(Drafter):
                 requests[index] = request
         if not requests:
             return drafts
+        # Created at the first draft, because only then is the number of slots known; kept, because
+        # its cache holds what has been read of every text.
         if self._engine is None or self._engine.slots < slots:
             self._engine = Engine(self._model, slots, self._vocab)
         for index, ids in zip(requests, self._engine.run(list(requests.values()))):
@@ -58,12 +60,15 @@ class DraftModel(Drafter):
 
     def _request(self, sequence: Running) -> Request | None:
         """Returns the request for a draft; None for a text that is too long for the draft model."""
+        # The draft continues the prompt and all new ids. Most of them are in the draft engine's
+        # cache.
         text, request = sequence.text().tolist(), sequence.request
         try:
             check_prompt(self._model.config, text, self.length, "the text")
         except UserError:
             return None
         # A stop id is drafted like any other token: the model that checks it ends the sequence.
+        # Same seed, number and temperature: both models then draw with the same uniform numbers.
         sampling = dataclasses.replace(request.sampling, max_new_tokens=self.length)
         return Request(text, sampling, number=request.number)
 
@@ -85,6 +90,8 @@ def with_drafts(
     if not options.draft_model:
         return dataclasses.replace(model, drafter=PromptLookup(options.speculate))
     draft = load(options.draft_model)
+    # A draft is a list of ids. With another tokenizer the same ids would be other text, and every
+    # draft would be refused without an error.
     if draft.tokenizer.fingerprint != model.tokenizer.fingerprint:
         raise UserError(
             f"--draft-model {options.draft_model} has another tokenizer than {model.name}: pass a"

@@ -31,6 +31,7 @@ def looked_up(ids: np.ndarray, count: int) -> np.ndarray:
       count: tokens.
     """
     for length in range(LONGEST_MATCH, SHORTEST_MATCH - 1, -1):
+        # A text of `length` tokens is the match itself: nothing occurs before.
         if len(ids) <= length:
             continue
         end = ids[-length:]
@@ -73,6 +74,7 @@ class Drafter(abc.ABC):
     def note(self, drafted: int, drawn: int) -> None:
         """Counts the draft of one sequence, and the tokens that were drawn with it."""
         self.drafted += drafted
+        # One drawn token is always the model's own; only those before it agreed with the draft.
         self.accepted += min(drafted, drawn - 1)
         self.steps += 1
         self.drawn += drawn

@@ -108,10 +108,17 @@ class Engine:
         self.slots, self.counts = self._device.slots, self._device.counts
         self.widths = self._device.widths
         depends_on_length = family_of(model.config).depends_on_length(model.config)
+        # Two prompts with a common beginning have equal keys and values there only if a position's
+        # result does not depend on later tokens (RoPE scaled by the prompt's length breaks this),
+        # and if the cache holds exactly the values that prefill attended to (an int8 cache is
+        # rounded afterwards).
         is_shared = prefix_cache and not depends_on_length and model.kv_cache == "none"
         self._prefixes = Prefixes(self.slots, is_shared)
+        # 0 turns splitting off: the first piece cannot know the length of the full prompt.
         self._piece = 0 if depends_on_length or self._device.is_length_split else piece
         self._least = least
+        # From here on every choice is host code over plain Python state. Hosts that share a model
+        # run it in lockstep, so it must depend on nothing but the requests and the ids drawn.
         self._draws = SlotDraws(self.slots, vocab or model.config.vocab_size)
         self._submitted = 0
         self._waiting: deque[Running] = deque()
@@ -152,6 +159,7 @@ class Engine:
             if sequence.id == request:
                 self._leave_queue(sequence)
                 return True
+        # `_ready` needs no search: `_join` empties it before `advance` returns, or an error does.
         for sequences in (self._reading, self._running):
             for slot, sequence in sequences.items():
                 if sequence.id == request:
@@ -175,6 +183,7 @@ class Engine:
 
     def each(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[int]]]:
         """Yields the index and all new ids of each request as it ends. The engine must be idle."""
+        # Ids count up without gaps, so an idle engine lets an id minus `first` be an index.
         assert self.is_idle
         first = self._submitted
         new: list[list[int]] = [[] for _ in requests]
@@ -192,6 +201,8 @@ class Engine:
         Raises UserError where memory does not suffice; of the requests that were to join the
         longest is dropped, and the others continue with the next call.
         """
+        # Reading comes before decoding, so that a request that just got a slot takes part in this
+        # chunk.
         with on_mesh_of(self.model.params, decoding.LOGICAL_AXES):
             self._join()
             if self._running:
@@ -204,6 +215,9 @@ class Engine:
         self._place()
         sequences = (*self._running.values(), *self._reading.values())
         is_streamed = any(sequence.request.on_tokens for sequence in sequences)
+        # Someone watches a sequence grow: reading all prompts at once would stop its tokens for
+        # seconds. Without such a reader only throughput counts, and larger batches of prompts are
+        # faster.
         is_bounded = is_streamed and self._piece > 0
         left: float = self._piece if is_bounded else math.inf
         while True:
@@ -211,8 +225,11 @@ class Engine:
                 left -= self._read(self._piece if is_bounded else READ_TOKENS)
                 # Those that waited for these prompts.
                 self._place()
+            # Nothing left to read within this call's budget, or no slot was free.
             if not self._ready:
                 return
+            # Starting a sequence may end it at once (one token, or a stop id first), which frees a
+            # slot that the next waiting request takes in the same call.
             self._start()
             self._place()
 
@@ -221,8 +238,11 @@ class Engine:
 
         It ends before a request that will share more with a prompt which is still being read.
         """
+        # A slot belongs to exactly one of the three dicts, or to none when it is free.
         taken = self._running.keys() | self._reading.keys() | self._ready.keys()
         free = [slot for slot in range(self.slots) if slot not in taken]
+        # First come, first served: the cache grows for all that could join, before any of them
+        # does.
         joining = list(itertools.islice(self._waiting, len(free)))
         if not joining:
             return
@@ -231,13 +251,20 @@ class Engine:
         except UserError:
             self._drop_longest(joining)
             raise
+        # Prompts being read in full, by content: an equal one waits for it and is copied
+        # afterwards.
         keys = {sequence.key for sequence in self._reading.values()}
         copies: dict[int, tuple[int, int]] = {}
         for sequence in joining:
             match = self._match(sequence)
+            # A prompt that is being read will share at least a block more than any slot holds
+            # today. Waiting for it costs one round of reading; reading the same tokens twice costs
+            # more.
             is_promised = match.promised >= match.length + BLOCK or sequence.key in keys
             if is_promised and match.length < len(sequence.prompt):
                 break
+            # Requests behind one that waits stay in the queue as well, which keeps the order of
+            # arrival.
             self._leave_queue(sequence)
             self._assign(sequence, match, free, copies)
             if sequence.read < len(sequence.prompt):
@@ -269,6 +296,7 @@ class Engine:
           copies: by target, the source and the length of the copies that are due; one is added
             where the slot does not hold what it shares.
         """
+        # The slot may be the one that already holds the prompt's beginning: then nothing is copied.
         slot = self._prefixes.choose(free, sequence.key, match, self._prompts)
         free.remove(slot)
         if match.slot >= 0:
@@ -280,6 +308,7 @@ class Engine:
                 copies[slot] = source, match.length
         sequence.begin(match.length, self._piece)
         self.counts["prompt tokens reused"] += match.length
+        # An update without ids: the caller learns that the request has left the queue.
         self._updates.append(Update(sequence.id, [], False, match.length))
         self._note_read(slot, sequence)
 
@@ -289,16 +318,20 @@ class Engine:
         Those of which the fewest pieces have been read come first: no long prompt makes others
         wait until all of it is read.
         """
+        # Round robin over pieces, like a fair scheduler: a prompt of 100,000 tokens gets one turn,
+        # then the short prompts that came after it get theirs.
         fewest = min(sequence.pieces for sequence in self._reading.values())
         # First pieces are another program than later ones.
         by_kind: dict[bool, list[tuple[Running, int]]] = {False: [], True: []}
         for slot, sequence in self._reading.items():
             if sequence.pieces == fewest:
                 by_kind[sequence.read > 0].append((sequence, slot))
+        # First pieces go first because they are prompts that have not begun at all.
         group = next(groups(by_kind[False] or by_kind[True], self._device.shards, most))
         try:
             self._device.read(group, self._piece)
         except UserError:
+            # The group alone does not fit in memory even after it was halved down to one prompt.
             self._drop_longest([*self._reading.values(), *self._ready.values()])
             raise
         tokens = 0
@@ -311,6 +344,8 @@ class Engine:
 
     def _note_read(self, slot: int, sequence: Running) -> None:
         """Notes how much of a prompt is in its slot."""
+        # Logits exist only after the last token of a prompt, so that only a complete prompt gets a
+        # key.
         is_complete = sequence.read == len(sequence.prompt)
         key = sequence.key if is_complete else b""
         self._prefixes.hold(slot, sequence.ids, sequence.read, key)
@@ -320,6 +355,7 @@ class Engine:
         """Draws the first tokens of sequences whose prompts have been read or copied."""
         for slot, sequence in self._ready.items():
             self._draws.set(slot, sequence.request)
+        # One program draws for all slots. Slots that do not start keep their tokens and positions.
         starting, self._ready = self._ready, {}
         self._running |= starting
         tokens_B = self._device.start(starting, self._current_draws())
@@ -327,14 +363,19 @@ class Engine:
 
     def _drop_longest(self, candidates: Sequence[Running]) -> None:
         """Lets sequences that have not started wait again, and drops the longest candidate."""
+        # The longest sequence decides the length of the cache, so dropping it frees the most
+        # memory.
         dropped = max(candidates, key=operator.attrgetter("end"))
         started = {**self._reading, **self._ready}
         self._reading, self._ready = {}, {}
         for slot, sequence in started.items():
             self._keep(slot, sequence)
+        # Each goes to the front, so the highest id must be first for the queue to be in order
+        # again.
         for sequence in sorted(started.values(), key=operator.attrgetter("id"), reverse=True):
             self._wait(sequence, is_last=False)
         self._leave_queue(dropped)
+        # The caller learns of the drop from the exception, not from an update of a dead request.
         self._updates = [update for update in self._updates if update.request != dropped.id]
 
     def _decode(self) -> None:
@@ -343,13 +384,18 @@ class Engine:
         if drafter and self._check_drafts(drafter):
             return
         requests = [sequence.request for sequence in self._running.values()]
+        # Longer chunks save round trips to the device. They cost tokens drawn after a stop string,
+        # which only the host finds, and the delay until streamed tokens appear.
         steps = programs.CHUNK
         if any(request.stop for request in requests):
             steps = CHUNK_WITH_STOP
+        # With a drafter the chunk is short too: the text may soon repeat itself and have a draft.
         if drafter or any(request.on_tokens for request in requests):
             steps = CHUNK_STREAMED
         done_B = np.ones(self.slots, bool)
         done_B[list(self._running)] = False
+        # Without a queue nobody could use a slot that ends early, so the chunk runs to its last
+        # step.
         most_done = self.slots
         if self._waiting:
             most_done = int(done_B.sum()) + max(1, self.slots // DONE_SHARE)

@@ -77,6 +77,8 @@ def heal(model: TrainedModel, prompts: Sequence[Sequence[int]]) -> list[Healed]:
     The last tokens of the prompts must be text.
     """
     pieces = Pieces(model.tokenizer)
+    # One forward pass gives the distributions at all borders: removing m tokens needs the logits
+    # before them, which attend to nothing that is removed.
     logits_BMV = last_logits(model, prompts, MAX_REMOVED + 1)
     healed = []
     for ids, logits_MV in zip(prompts, logits_BMV):

@@ -58,6 +58,8 @@ def infill_one(
       suffix: text after it.
       stream: gets the pieces of the middle as they come, never what is truncated later.
     """
+    # What is streamed and what is returned are truncated alike. The stream assumes the worst, a
+    # middle without an end, so that it never shows a line that is taken back.
     shown = functools.partial(without_ramble, prefix=prefix, suffix=suffix)
     out = Stream(stream, stop_strings, shown) if stream else None
     pairs = [(prefix, suffix)]
@@ -98,11 +100,15 @@ def infill_each(
       slots: sequences that are decoded at once; 0 for all of them.
     """
     tokenizer = model.tokenizer
+    # Sentinels may be appended to a vocabulary; a model without embeddings for them never trained
+    # on them.
     if model.config.vocab_size < tokenizer.vocab_size:
         raise UserError(without_infilling(model.name))
     prompts = [prompt_ids(tokenizer, prefix, suffix, spm) for prefix, suffix in pairs]
     prefixes, first = [prefix for prefix, _ in pairs], None
     decode: Decode
+    # Only in SPM order does text, the prefix, end the prompt: PSM ends with the MID sentinel, and a
+    # token border is right there.
     if spm and healing:
         prompts, decode, first = healed_prompts(model, prompts, prefixes)
     elif spm:
@@ -110,6 +116,7 @@ def infill_each(
     else:
         # The middle token precedes a PSM middle, so that its first piece has no leading space.
         decode = continuation(model, ["text"] * len(pairs))
+    # EOT ends a middle in training; a model may also write the rest of the document up to EOS.
     ends = [tokenizer.eot_id, tokenizer.eos_id]
     return generate_text_each(
         model, prompts, decode, sampling, ends, stop_strings, stream, rows, first, slots

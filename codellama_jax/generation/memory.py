@@ -42,6 +42,7 @@ def check_prompt_memory(
       tokens: length of the longest one.
       beams: continuations of each prompt.
     """
+    # Some backends give no analysis. Then the program runs, and an allocation may fail.
     memory = compiled.memory_analysis()
     if memory is None:
         return
@@ -69,6 +70,7 @@ def free_bytes() -> int | None:
     mesh = jax.sharding.get_abstract_mesh()
     device = jax.local_devices()[0]
     statistics = device.memory_stats()
+    # Accelerators report their allocator's limit. For a CPU the operating system is read below.
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] - statistics["bytes_in_use"]
     if device.platform != "cpu":
@@ -91,6 +93,7 @@ def _host_free() -> int | None:
 def _cgroup_free() -> int | None:
     """Returns the free bytes of the container's limit; None without a limit."""
     try:
+        # A container may allow much less than the machine has, and exceeding it kills the process.
         limit = (CGROUP / "memory.max").read_text().strip()
         if limit == "max":
             return None

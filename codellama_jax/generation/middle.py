@@ -35,6 +35,7 @@ def better_order(probes: Mapping[str, Any]) -> Order:
     exact = f"{100 * psm:.1f} % of held-out middles exactly in PSM order and {100 * spm:.1f} %"
     reason = f"this run's probes filled {exact} in SPM order"
     psm_loss, spm_loss = (losses[name] for name in FORMATS)
+    # Exact matches decide as long as they differ; the loss has finer steps and breaks a tie.
     if psm != spm or psm_loss is None or spm_loss is None:
         return Order(spm > psm, reason)
     return Order(spm_loss < psm_loss, f"{reason}, with losses {psm_loss:.3f} and {spm_loss:.3f}")
@@ -78,12 +79,17 @@ def without_ramble(middle: str, prefix: str, suffix: str) -> str:
     last_line = prefix.rpartition("\n")[2]
     rest, _, after = suffix.partition("\n")
     first, *lines = middle.split("\n")
+    # Text on both sides of the hole in one line: anything after a line break cannot belong there.
     if not lines or (rest.strip() and last_line.strip()):
         return first
+    # A model that rambles on usually repeats the suffix. Its first line marks the end of the
+    # middle.
     following = (rest if rest.strip() else first_line(after)).strip()
+    # The block that the hole is in has the indentation of the line that the middle continues.
     indentation = indentation_of(last_line + first)
     kept = [first]
     for line in lines[:-1]:  # the last one may be incomplete
+        # Blank lines have no indentation and do not end a block.
         leaves_block = line.strip() and indentation_of(line) < indentation
         if leaves_block or (following and line.strip() == following):
             break
@@ -91,6 +97,7 @@ def without_ramble(middle: str, prefix: str, suffix: str) -> str:
     while len(kept) > 1 and not kept[-1].strip():
         kept.pop()
     text = "\n".join(kept)
+    # Where the suffix continues in this line, it must begin on a line after the kept ones.
     return text + "\n" if rest.strip() else text
 
 

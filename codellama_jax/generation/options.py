@@ -68,11 +68,15 @@ class Loading:
 
     def find(self) -> Trained:
         """Finds the stage and its tokenizer. Raises UserError without starting JAX."""
+        # Checked first: a closed standard output would otherwise be noticed only once text is
+        # printed, after loading the model.
         if sys.stdout is None:
             raise UserError("standard output is closed: redirect it to a file or a terminal")
+        # Imports inside the methods keep the start of a command fast, and free of JAX until `load`.
         from codellama_jax.checkpoints.folder import RunFolder
 
         folder, stage = RunFolder(user_path(self.run)).find_stage(self.arm, self.stage)
+        # The draft model's folder is looked up now for its errors; `load_all` loads it.
         if self.quantization.draft_model:
             RunFolder(user_path(self.quantization.draft_model)).find_stage()
         trained = folder.trained()
@@ -98,9 +102,12 @@ class Loading:
         from codellama_jax.generation.quantize import quantized
         from codellama_jax.sharding.mesh import make_mesh
 
+        # Compiled programs are kept on disk, which saves most of a second start's waiting.
         keep_compiled(CACHE)
         mesh = make_mesh(self.mesh)
         loaded = load_run(self.run, self.arm, self.stage, mesh)
+        # The drafter is attached before quantizing, so that all quantizations share one draft
+        # model.
         loaded = with_drafts(loaded, self.quantization, functools.partial(load_run, mesh=mesh))
         return [quantized(loaded, quantization) for quantization in self.quantization.all()]
 
@@ -124,6 +131,8 @@ class Generating(Loading):
         if len(ids) > most:
             allowed = f"beside --max-new-tokens {new} a prompt holds at most {most:,}"
             raise UserError(f"{name} has {len(ids):,} tokens: {allowed}")
+        # First the model's hard limit (learned positions), then a warning: RoPE reads longer texts
+        # than the training had, but nothing ensures that it does so well.
         trained.stage.model.check_length(f"{name} with {new:,} new tokens", len(ids) + new)
         length = trained.stage.data.seq_len
         if len(ids) + new > length:
@@ -139,6 +148,7 @@ def ends_at_once() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         note("\nstopped")
+        # Skips the clean-up of Python and JAX, which would block on the running computation.
         os._exit(INTERRUPTED)
 
 

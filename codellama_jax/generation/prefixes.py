@@ -52,6 +52,8 @@ class Prefixes:
     def __init__(self, slots: int, is_shared: bool) -> None:
         """Starts with empty slots. Without `is_shared` only equal prompts are found."""
         self._slots, self._is_shared = slots, is_shared
+        # Two indexes of the same slots: by the full prompt, which also has logits, and by its first
+        # tokens. Without the second every prompt would be compared with every slot.
         self._held: dict[int, Held] = {}
         self._by_key: dict[bytes, set[int]] = {}
         self._by_head: dict[bytes, set[int]] = {}
@@ -59,6 +61,8 @@ class Prefixes:
 
     def hold(self, slot: int, ids: Sequence[int] | np.ndarray, filled: int, key: bytes) -> None:
         """Notes what a slot holds from now on; see `Held`."""
+        # The indexes must lose the old content first, or a later prompt would match tokens that are
+        # gone.
         self.forget(slot)
         held = Held(np.asarray(ids, np.int32), filled, key, self._tick())
         self._held[slot] = held
@@ -102,8 +106,10 @@ class Prefixes:
         slot, length, promised = -1, 0, 0
         if not self._is_shared or len(ids) <= BLOCK:
             return Match(slot, length, promised)
+        # Sorted, because every host must choose the same slot and the order of a set is not fixed.
         for candidate in sorted(self._by_head.get(_head(ids), ())):
             held = self._held[candidate]
+            # `held.ids` is the full prompt even while only `filled` tokens of it are in the cache.
             shared = min(_shared(held.ids, ids), len(ids) - 1)
             promised = max(promised, shared)
             if min(shared, held.filled) > length:
@@ -134,8 +140,12 @@ class Prefixes:
                 return 2, -1, slot
             if held.key == key:
                 return 0, 0, slot
+            # Its prompt will be needed again soon: overwriting it would mean to read it a second
+            # time.
             if held.key and waiting[held.key]:
                 return 3, held.used, slot
+            # Taking the slot itself saves a copy, but loses the tokens that the prompt does not
+            # share. With less than half of them shared they may be worth more to another prompt.
             if slot == match.slot and 2 * match.length >= len(held.ids):
                 return 1, 0, slot
             return 2, held.used, slot

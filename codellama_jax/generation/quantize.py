@@ -29,6 +29,7 @@ def quantized(model: TrainedModel, quantization: Quantization) -> TrainedModel:
     """
     if quantization == Quantization():
         return model
+    # The new name keeps samples of the quantized model apart from those of the original.
     name = quantization.named(model.name)
     model = dataclasses.replace(model, kv_cache=quantization.kv_cache, name=name)
     if quantization.weights == "none":
@@ -41,13 +42,17 @@ def quantized(model: TrainedModel, quantization: Quantization) -> TrainedModel:
             " quantized; leave the option out"
         )
 
+    # Matmul weights are recognised by the name of the leaf, one level below their layer. Norms,
+    # biases and the embedding have other names or no parent, and stay in the training dtype.
     def leaf(path: tuple[Any, ...], w: jax.Array) -> Any:
         names = [getattr(key, "key", "") for key in path]
         if len(names) < 2 or names[-1] not in inputs:
             return w
+        # A stacked leaf has a leading layer dim, over which no scale may be shared.
         is_stacked = names[0] == STACKED
         return quantize_parameter(quantization.weights, inputs[names[-1]], is_stacked, w)
 
+    # Under the model's mesh the quantized leaves inherit the sharding of the originals.
     with on_mesh_of(model.params):
         params = jax.tree_util.tree_map_with_path(leaf, model.params)
     return dataclasses.replace(model, params=params)

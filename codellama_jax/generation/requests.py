@@ -109,10 +109,13 @@ class Running:
     def take(self, drawn: list[int]) -> list[int]:
         """Adds drawn ids up to the end of the sequence, and returns those added."""
         request = self.request
+        # A chunk may have drawn past the end of the sequence: keep no more than the request allows.
         most = request.sampling.max_new_tokens - len(self.new)
         ids, self.is_started = drawn[:most], True
         self.is_finished = len(ids) == most
         for index, token in enumerate(ids):
+            # The device found the stop id as well, and stopped counting this slot as unfinished;
+            # the ids that it drew afterwards are dropped here.
             if token in request.stop_ids:
                 ids, self.is_finished = ids[:index], True
                 break
@@ -127,6 +130,8 @@ class Running:
     def _first_end(self, ids: list[int]) -> int:
         """Returns how many of these ids make `stop` true."""
         assert self.request.stop is not None
+        # Linear in the chunk, and each call decodes text, but it runs once per sequence. Sequences
+        # end after the same id whatever the size of the chunks.
         for count in range(1, len(ids)):
             if self.request.stop(self.new + ids[:count]):
                 return count
@@ -146,15 +151,18 @@ def groups(
       shards: of the mesh's data axis.
       most: tokens of a group, padding included, unless one sequence has more.
     """
+    # Sorted by length, so that prompts of similar length share a batch and need little padding.
     remaining = sorted(to_read, key=_negative_length)
     while remaining:
         length = bucket(-_negative_length(remaining[0]))
         alike = 0
         for item in remaining:
+            # So few tokens are read in one call, whatever padding that takes, instead of several.
             is_small = (alike + 1) * length <= SMALL_READ
             if not is_small and bucket(-_negative_length(item)) * 2 < length:
                 break
             alike += 1
+        # The sizes are few, because each pair of a size and a length is a program to compile.
         size = _read_size(alike, most // length, shards)
         yield remaining[:size]
         remaining = remaining[size:]
@@ -174,6 +182,7 @@ def _read_size(count: int, most: int, shards: int) -> int:
       shards: what the mesh's data axis multiplies every size with.
     """
     for size in reversed(READ_SIZES):
+        # At least half of the batch is filled; otherwise the next smaller size wastes less.
         if size * shards <= most and count * 2 > size * shards:
             return min(count, size * shards)
     return min(count, shards)

@@ -77,6 +77,8 @@ def generate_each(
     stop, on_tokens = options.get("stop"), options.get("on_tokens")
     numbers, first = options.get("numbers"), options.get("first")
     requests = []
+    # The number of a request is its index unless given, so that equal prompts draw different
+    # samples.
     for index, prompt in enumerate(prompts):
         request = Request(
             prompt,
@@ -91,4 +93,5 @@ def generate_each(
     # Few shapes: a batch of all prompts has the next power of two. More slots would be idle.
     most = 1 << (len(prompts) - 1).bit_length()
     slots = min(options.get("slots") or most, most)
+    # A new engine per call: nothing is shared between calls, and the cache is freed at the end.
     yield from Engine(model, slots, options.get("vocab")).each(requests)

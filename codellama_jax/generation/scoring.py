@@ -37,6 +37,7 @@ def document_losses(model: TrainedModel, documents: Sequence[Sequence[int]]) -> 
     """
     losses: list[np.ndarray] = []
     with on_mesh_of(model.params):
+        # N ids have N - 1 losses: the last id is a target only, hence `extra=1` below.
         longest = max(map(len, documents)) - 1
         model.config.check_length("the longest document", longest)
         for batch, ids_BT in _batches(documents, longest, len(documents), extra=1):
@@ -52,6 +53,8 @@ def last_logits(model: TrainedModel, prompts: Sequence[Sequence[int]], count: in
     """Returns fp32 logits_BMV after all but the last m = 0, 1, ..., count - 1 ids of a prompt."""
     parts = []
     with on_mesh_of(model.params):
+        # A power of two, so that few batch shapes are compiled, and bounded by the memory of the
+        # logits.
         most = min(1 << (len(prompts) - 1).bit_length(), MOST_LOGITS)
         longest = max(map(len, prompts))
         model.config.check_length("the longest prompt", longest)
@@ -81,6 +84,9 @@ def last_choices(
                 _last_choices(model.config, count, model.params, ids_BT[:, :-1], ends_B)
             )
             for ids, chosen_M in zip(batch, chosen_BM):
+                # `chosen_M` runs backwards from the end of the document, so it is reversed to match
+                # the ids. Documents shorter than `count` repeat position 0 in the columns that are
+                # dropped here.
                 kept = min(count, len(ids) - 1)
                 choices.append(chosen_M[:kept][::-1] == np.array(ids[len(ids) - kept :]))
     return choices
@@ -98,6 +104,7 @@ def _batches(
       extra: columns of ids_BT beyond the positions that the model reads.
     """
     shape = jax.sharding.get_abstract_mesh().shape
+    # Both axes shard the batch dim of activations, and "context" shards their length.
     shards = shape.get("data", 1) * shape.get("fsdp", 1)
     length = _round_up(bucket(longest), length_shards())
     size = min(_round_up(most, shards), _round_up(max(1, TOKENS // length), shards))
@@ -177,6 +184,8 @@ def _logits_before(
     config: ModelConfig, count: int, params: dict, tokens_BT: jax.Array, ends_B: jax.Array
 ) -> jax.Array:
     x_BTD = _hidden(config, params, tokens_BT, ends_B)
+    # The M positions are picked before the head, whose matmul and logits for all T positions
+    # would be T / M times as large.
     positions_BM = jnp.maximum(ends_B[:, None] - jnp.arange(count)[None], 0)
     x_BMD = jnp.take_along_axis(x_BTD, positions_BM[:, :, None], axis=1)
     module = family_of(config).module(config)
@@ -189,6 +198,8 @@ def _hidden(
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     family, segment_ids_BT = family_of(config), None
     if family.depends_on_length(config):
+        # RoPE that is scaled by the length must count the document and not its padding. For other
+        # families padding needs no mask: attention is causal, and the padding comes last.
         segment_ids_BT = (positions_BT <= ends_B[:, None]).astype(jnp.int32)
     inputs = (tokens_BT, positions_BT, segment_ids_BT)
     x_BTD = family.module(config).apply({"params": params}, *inputs, method="hidden")

@@ -45,6 +45,8 @@ class Sampling:
     """Beam search: divide log-probabilities by the number of tokens to this power."""
 
     def __post_init__(self) -> None:
+        # Zero is not a limit of small temperatures but another rule: the argmax, without a
+        # division.
         hot = _is_real(self.temperature) and MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE
         if not hot and not (_is_real(self.temperature) and self.temperature == 0):
             allowed = f"0, or a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
@@ -96,6 +98,7 @@ class QuantizationOptions:
     """A run of a smaller model with the same tokenizer, which drafts the tokens instead."""
 
     def __post_init__(self) -> None:
+        # Building the quantizations checks each of their names.
         self.all()
         _check_integer("speculate", self.speculate, 0, MAX_DRAFT)
         if self.draft_model and not self.speculate:
@@ -127,10 +130,13 @@ def check_drawing(sampling: Sampling) -> None:
     """
     if sampling.temperature != 0:
         return
+    # An option without effect is refused instead of ignored: a user who passes --top-p expects
+    # samples.
     where = f"with --beams {sampling.beams}" if sampling.beams > 1 else "at --temperature 0"
     fix = "leave it out" if sampling.beams > 1 else "leave it out, or pass --temperature too"
     for field in dataclasses.fields(Sampling):
         value = getattr(sampling, field.name)
+        # Equality with the default is the only sign that an option was not passed.
         if field.name in ("top_k", "top_p", "seed") and value != field.default:
             option = f"--{field.name}".replace("_", "-")
             raise UserError(f"{option} {value:g} has no effect {where}, which draws nothing: {fix}")
@@ -138,6 +144,7 @@ def check_drawing(sampling: Sampling) -> None:
 
 def check_drafts(options: QuantizationOptions, beams: int) -> None:
     """Raises UserError for drafts that a beam search would not use."""
+    # Beam search has its own step on the device, which reads one token per beam.
     if options.speculate and beams > 1:
         raise UserError(
             f"--speculate {options.speculate} has no effect with --beams {beams}: leave it out"
@@ -156,6 +163,7 @@ def check_beams(beams: Any, length_penalty: Any, temperature: float) -> None:
     if not (_is_real(length_penalty) and abs(length_penalty) <= MAX_LENGTH_PENALTY):
         allowed = f"a number from {-MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}"
         raise _not_allowed("length_penalty", length_penalty, allowed)
+    # One beam is greedy search, which compares no scores of different lengths.
     if beams == 1 and length_penalty != 1:
         raise UserError(
             f"--length-penalty {length_penalty:g} has no effect on one beam: pass --beams too"
@@ -168,6 +176,7 @@ def check_beams(beams: Any, length_penalty: Any, temperature: float) -> None:
 
 
 def _is_real(value: Any) -> bool:
+    # `True` is an integer to Python, but as a temperature or a count it is a mistake in a config.
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     return is_number and -math.inf < value < math.inf  # isfinite fails for integers of 400 digits
 

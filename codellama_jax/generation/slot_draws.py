@@ -22,6 +22,7 @@ class SlotDraws:
 
     def __init__(self, slots: int, vocab: int) -> None:
         """Starts with greedy slots. `vocab`: ids from here on are never drawn."""
+        # NumPy arrays on the host, written slot by slot; each call of a program transfers them.
         self._vocab = np.array(vocab, np.int32)
         self._settings = {
             "temperature": np.zeros(slots, np.float32),
@@ -49,6 +50,7 @@ class SlotDraws:
         """Takes over the settings of the request that starts in a slot."""
         sampling = request.sampling
         if sampling.temperature:
+            # Settings are only added: each other combination is another program to compile.
             self._used.add("temperature")
             if sampling.top_k:
                 self._used.add("top_k")
@@ -63,11 +65,13 @@ class SlotDraws:
             "seeds_BX": seed_data(sampling.seed if sampling.temperature else 0),
             "numbers_B": request.number,
             "stop_ids_BI": stop_ids,
+            # Positions count from 0, so the last new token is at prompt + max_new_tokens - 1.
             "ends_B": len(request.prompt) + sampling.max_new_tokens - 1,
         }
         for name, value in values.items():
             self._settings[name][slot] = value
 
     def _with(self, used: Set[str]) -> Draws:
+        # None is another pytree structure than an array, so that jit compiles a program without it.
         settings: dict[str, Any] = {**self._settings, **dict.fromkeys(SETTINGS - used)}
         return Draws(**settings, vocab=self._vocab)

@@ -55,6 +55,8 @@ def empty(config: ModelConfig, kv_cache: str, slots: int, capacity: int) -> Stat
       slots: B.
       capacity: S.
     """
+    # Heads and slots share the leading dim (M = K B), so that a cache row is one sequence's keys of
+    # one head and a slot is addressed by a list of rows.
     shape = config.n_kv_heads * slots, capacity, config.head_dim
     # Zeros, because a free slot is computed too and must hold finite values.
     zeros_MSH = jnp.zeros(shape, config.compute_dtype)
@@ -76,6 +78,7 @@ def resized(config: ModelConfig, capacity: int, state: State) -> State:
     """
 
     def changed(a_MS: jax.Array) -> jax.Array:
+        # Dim 1 is the position for int8 scales as well as for keys, whatever dims follow it.
         widths = [(0, 0)] * a_MS.ndim
         widths[1] = (0, max(0, capacity - a_MS.shape[1]))
         return jnp.pad(a_MS[:, :capacity], widths)
@@ -116,9 +119,11 @@ def read(
     rows_M = decoding.rows_of(config, len(state.tokens_B), jnp.asarray(slots_R))
 
     def write(a_MS: jax.Array, new_MS: jax.Array) -> jax.Array:
+        # A row of padding has the slot B. Its index is out of bounds, and mode="drop" ignores it.
         return a_MS.at[rows_M, : new_MS.shape[1]].set(new_MS, mode="drop", unique_indices=True)
 
     cache = jax.tree.map(write, state.cache, new)
+    # The state's logits are replicated, so the new ones are gathered before they are scattered.
     logits_RV = decoding.constrain(logits_RV, decoding.REPLICATED)
     logits_BV = state.logits_BV.at[slots_R].set(logits_RV, mode="drop")
     positions_B = state.positions_B.at[slots_R].set(jnp.asarray(lengths_R), mode="drop")
@@ -148,6 +153,8 @@ def extended(
     """
     starts_R, lengths_R, slots_R = map(jnp.asarray, (starts_R, lengths_R, slots_R))
     tokens_RT = jnp.asarray(tokens_RT)
+    # The new keys and values are written straight into the slots' rows, after the `starts_R` tokens
+    # that they hold, and the queries attend to both.
     logits_RV, cache = family_of(config).extend(
         config, weights, state.cache, tokens_RT, starts_R, lengths_R, slots_R
     )
@@ -181,6 +188,9 @@ def copied(
     targets_M = decoding.rows_of(config, slots, targets_N)
 
     def changed(a_MS: jax.Array) -> jax.Array:
+        # The gather on the right is complete before the scatter, so a slot may be the source of one
+        # copy and the target of another. All S positions are copied, because a static shape is
+        # needed: those after `lengths_N` are overwritten before any query attends to them.
         return a_MS.at[targets_M].set(a_MS[sources_M], mode="drop", unique_indices=True)
 
     cache = jax.tree.map(changed, state.cache)
@@ -214,6 +224,7 @@ def start(
     if first_BV is not None:
         logits_BV = jnp.where(first_BV, logits_BV, -jnp.inf)
     starts_B = lengths_B > 0
+    # The first new token has the position len(prompt), which is also its number for the PRNG key.
     tokens_B = jnp.where(starts_B, draw(logits_BV, draws, lengths_B), tokens_B)
     return tokens_B, jnp.where(starts_B, lengths_B, positions_B)
 
@@ -250,8 +261,11 @@ def decode(
     if slots_N is None:
         return _decode(config, weights, state, draws, jnp.asarray(done_B), steps, most_done)
     slots_N, B = jnp.asarray(slots_N), len(state.tokens_B)
+    # The loop below then runs on a smaller batch and a shorter cache, which saves most of the
+    # memory traffic of a step. It is paid for with one copy out and one back per chunk.
     few = _taken(config, state, slots_N, length)
     done_N = jnp.asarray(done_B)[slots_N]
+    # The slots left out are all done, so that many of `most_done` are reached already.
     most_done = most_done - (B - len(slots_N))
     arrays = few, draws.taken(slots_N), done_N
     few, new_NT, count = _decode(config, weights, *arrays, steps, most_done)
@@ -273,6 +287,7 @@ def _put_back(config: ModelConfig, state: State, few: State, slots_N: jax.Array)
     rows_M = decoding.rows_of(config, len(state.tokens_B), slots_N)
 
     def write(a_MS: jax.Array, few_MS: jax.Array) -> jax.Array:
+        # Only the first positions come back: the steps wrote nowhere else.
         return a_MS.at[rows_M, : few_MS.shape[1]].set(few_MS, unique_indices=True)
 
     return State(
@@ -293,21 +308,25 @@ def _decode(
     most_done: Values | int,
 ) -> tuple[State, jax.Array, jax.Array]:
     """Returns what `decode` does for all slots of a state."""
+    # The carry of the while loop: steps so far, which slots are done, the state, the new tokens.
     Loop = tuple[jax.Array, jax.Array, State, jax.Array]
     stop_ids_BI, ends_B = jnp.asarray(draws.stop_ids_BI), jnp.asarray(draws.ends_B)
 
+    # `steps` and `most_done` are traced, so that every chunk length runs the same program.
     def unfinished(loop: Loop) -> jax.Array:
         i, done_B, _, _ = loop
         return (i < steps) & (jnp.sum(done_B) < most_done)
 
     def step(loop: Loop) -> Loop:
         i, done_B, state, new_BT = loop
+        # Writes the keys and values of tokens_B at positions_B and returns the logits after them.
         logits_BV, cache = family_of(config).step(
             config, weights, state.cache, state.tokens_B, state.positions_B
         )
         # A slot that is done stays where it is, within its own positions.
         positions_B = jnp.where(done_B, state.positions_B, state.positions_B + 1)
         tokens_B = draw(logits_BV, draws, positions_B)
+        # Evaluated on the device, since a round trip to the host per token would dominate the step.
         done_B |= (tokens_B[:, None] == stop_ids_BI).any(-1) | (positions_B >= ends_B)
         new_BT = jax.lax.dynamic_update_slice(new_BT, tokens_B[:, None], (0, i))
         state = dataclasses.replace(state, cache=cache, tokens_B=tokens_B, positions_B=positions_B)
@@ -343,6 +362,9 @@ def verified(
       drafts_BD: the tokens that may come next.
     """
     done_B, drafts_BD = jnp.asarray(done_B), jnp.asarray(drafts_BD)
+    # The last token is not in the cache yet, so that it is read together with its draft. One
+    # forward pass of D + 1 tokens reads the weights once, and reading the weights is the main cost
+    # of a step.
     tokens_BT = jnp.concatenate([state.tokens_B[:, None], drafts_BD], axis=1)
     B, T = tokens_BT.shape
     logits_BTV, cache = family_of(config).extend(
@@ -353,6 +375,8 @@ def verified(
     logits_NV = logits_BTV.reshape(B * T, -1)
     new_BT = draw(logits_NV, draws.repeated(T), positions_BT.ravel()).reshape(B, T)
     agrees_BD = new_BT[:, :-1] == drafts_BD
+    # cumprod is 1 up to the first disagreement and 0 after it, so that its sum is the length of
+    # the accepted prefix.
     accepted_B = jnp.sum(jnp.cumprod(agrees_BD, axis=1), axis=1)
     last_B = jnp.take_along_axis(new_BT, accepted_B[:, None], axis=1)[:, 0]
     # Keys and values of tokens that were not accepted are after the new position.

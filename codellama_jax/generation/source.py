@@ -31,6 +31,7 @@ class Source:
     @property
     def is_crlf(self) -> bool:
         """Whether most lines end as on Windows."""
+        # Such a file is read with "\n", which models know, and written back as it was.
         return 2 * self.text.count("\r\n") > self.text.count("\n")
 
     def for_model(self, text: str) -> str:
@@ -39,6 +40,7 @@ class Source:
 
     def from_model(self, text: str) -> str:
         """Returns the model's text with the line ends of the file."""
+        # A carriage return that the model drew itself would double in a CRLF file.
         text = text.replace("\r", "")
         return text.replace("\n", "\r\n") if self.is_crlf else text
 
@@ -60,6 +62,7 @@ def read_source(path: str) -> Source:
     if path == "-":
         return decoded(_standard_input(), "standard input")
     name = user_path(path)
+    # A local file's size is known before it is read: a mistaken multi-gigabyte path fails at once.
     if not is_bucket(path) and os.path.isfile(name):
         _check_size(path, os.path.getsize(name))
     return decoded(read_file(name), path)
@@ -79,6 +82,8 @@ def _standard_input() -> bytes:
         raise UserError("standard input is closed: name a file")
     if sys.stdin.isatty():
         print("reading standard input; end it with Ctrl-D", file=sys.stderr, flush=True)
+    # One byte more than allowed is enough to see that the input is too long, without reading it
+    # all.
     return sys.stdin.buffer.read(MAX_BYTES + 1)
 
 

@@ -28,6 +28,7 @@ def weight_bytes(model: TrainedModel) -> int:
 def cache_bytes(model: TrainedModel) -> int:
     """Returns the bytes of keys and values of one token in all layers."""
     config = decoding.for_decoding(model.config)
+    # One position of one sequence; eval_shape also counts the scales of an int8 cache.
     shape = config.n_kv_heads, 1, config.head_dim
     keys_MSH = jax.ShapeDtypeStruct(shape, jnp.dtype(config.compute_dtype))
     slots = jax.eval_shape(decoding.KV_CACHES[model.kv_cache], keys_MSH)
@@ -42,6 +43,7 @@ def decoding_speeds(models: Mapping[str, TrainedModel]) -> dict[str, float]:
     load of the machine is not taken for a difference between them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in models}
+    # Without stop ids, so that every model decodes exactly NEW tokens.
     sampling = Sampling(max_new_tokens=NEW)
     for number in range(ROUNDS + 1):
         for name, model in models.items():

@@ -46,6 +46,8 @@ def whole_characters(decode: Callable[[list[int]], str], ids: list[int]) -> str:
 
     A U+FFFD that the model wrote itself stays.
     """
+    # A byte-level token may end in the middle of a UTF-8 character. Its bytes decode to U+FFFD
+    # until the rest arrives, and a stream that printed them could not take them back.
     text, ids = decode(ids), list(ids)
     for _ in range(3):  # an unfinished character of UTF-8 has up to 3 bytes
         if not text.endswith(BROKEN):
@@ -94,6 +96,8 @@ class Stream:
         """Writes the new part of a text, except for an end that may still change."""
         kept = until(text, self.stop_strings)
         if kept == text:
+            # No stop string is complete yet, but the text may end with the beginning of one, which
+            # the next token completes. The longest such ending is held back.
             begun = 0
             for stop in self.stop_strings:
                 for length in range(1, len(stop)):
@@ -104,6 +108,7 @@ class Stream:
 
     def finish(self, text: str) -> None:
         """Writes the new part of the final text."""
+        # `written` counts characters. It never decreases, because `shown` is monotone.
         if text[self.written :]:
             self.write(text[self.written :])
             self.written = len(text)
@@ -172,7 +177,10 @@ def generate_text_each(
         text = text_of(index, ids)
         return truncated(index, text) != text
 
+    # Without a stop condition the engine is free to run long chunks (see `Engine._decode`).
     stop = stopped if rows or stop_strings else None
+    # The embedding may be padded beyond the tokenizer's vocabulary, or, for a model without
+    # infilling, lack the sentinels that the tokenizer has. Only ids that both know can be drawn.
     vocab = min(model.config.vocab_size, model.tokenizer.vocab_size)
     new: Iterable[tuple[int, list[int]]]
     if sampling.beams > 1:
@@ -194,6 +202,7 @@ def generate_text_each(
     for index, ids in new:
         text = text_of(index, ids)
         kept = truncated(index, text)
+        # The engine returns fewer ids than `max_new_tokens` only after a stop id or `stop`.
         is_ended = kept != text or len(ids) < sampling.max_new_tokens
         yield index, Generated(kept, is_ended)
 
@@ -310,6 +319,9 @@ def continuation(model: TrainedModel, prompts: Sequence[str]) -> Decode:
     """
 
     def decode(index: int, ids: list[int]) -> str:
+        # SentencePiece marks a word by a space before it, and adds one at the start of a text.
+        # Between a prompt and its continuation the space is part of the text; at the very start it
+        # is not.
         return model.tokenizer.decode(ids, leading_space=not prompts[index])
 
     return decode

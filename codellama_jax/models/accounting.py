@@ -65,6 +65,7 @@ def training_flops(stage: Stage, causal: bool) -> float:
     if stage.lora.rank is None:
         return flops
     frozen = family_of(stage.model).multiplied_parameters(stage.model)
+    # The gradient of the activations passes through frozen weights and is still computed.
     return flops - 2 * frozen + 6 * trained_parameters(stage)
 
 

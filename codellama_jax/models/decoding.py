@@ -36,6 +36,8 @@ class Int8Slots:
     @classmethod
     def of(cls, a_MSH: jax.Array) -> Int8Slots:
         """Quantizes keys or values by the largest magnitude of each head and token."""
+        # One scale per head and token: a new token never changes the scale of earlier ones, so the
+        # cache is only appended to.
         values_HMS, scales_MS = int8.quantize_columns(jnp.moveaxis(a_MSH, -1, 0))
         return cls(jnp.moveaxis(values_HMS, 0, -1), scales_MS)
 
@@ -91,6 +93,8 @@ def rows_of(config: ModelConfig, sequences: int, slots_R: jax.Array) -> jax.Arra
     """
     heads = config.n_kv_heads
     rows_KR = jnp.arange(heads)[:, None] * sequences + slots_R[None]
+    # Past the end of the cache, so that mode="drop" ignores writes to them; all different, because
+    # `unique_indices` promises so and equal ones would be undefined behaviour.
     missing_KR = heads * sequences + jnp.arange(rows_KR.size).reshape(rows_KR.shape)
     return jnp.where(slots_R[None] < sequences, rows_KR, missing_KR).ravel()
 
@@ -114,7 +118,10 @@ class Columns:
         """Returns the slots of a layer with new keys or values."""
         K, H, _ = new_KHN.shape
         R, T = self.positions_RT.shape
+        # Activations are columns with the head dim in the middle; a cache row is one head of one
+        # sequence, with positions, then the head dim.
         new_NTH = jnp.einsum("KHRT->KRTH", new_KHN.reshape(K, H, R, T)).reshape(K * R, T, H)
+        # Rows run over heads first and sequences second, as in `rows_of`.
         positions_NT = jnp.tile(self.positions_RT, (K, 1))
         rows_N = jnp.arange(K * R) if self.slots_R is None else self._rows(config, slots)
         if T == 1:
@@ -146,6 +153,7 @@ class Columns:
             scales_MS = keys.scales_MS, values.scales_MS
             keys, values = keys.values_MSH, values.values_MSH
         assert isinstance(keys, jax.Array) and isinstance(values, jax.Array)
+        # A plain decoding step: one query per sequence and all sequences of the cache.
         if T == 1 and rows_N is None:
             q_MGH = jnp.einsum("KGHB->KBGH", q_KGHN).reshape(K * R, G, H)
             arrays = q_MGH, keys, values, self.positions_RT[:, 0] + 1
@@ -270,6 +278,7 @@ def prefill(
     def to_slots(a_BTKH: jax.Array) -> Slots:
         _, T, _, H = a_BTKH.shape
         a_MSH = jnp.einsum("BTKH->KBTH", a_BTKH).reshape(-1, T, H)
+        # Padded to the length of the cache now: its shape must not change while it is decoded.
         return KV_CACHES[kv_cache](jnp.pad(a_MSH, ((0, 0), (0, new_slots), (0, 0))))
 
     keys, values = zip(*layers)
@@ -293,6 +302,7 @@ def extend_by_steps(
     slots_R = jnp.arange(sequences) if slots_R is None else slots_R
     rows_N = rows_of(config, sequences, slots_R)
     # Rows that do not exist are clamped here and dropped below.
+    # The family's `step` knows no slots, so that it runs on a cache of the chosen sequences alone.
     gathered: Cache = jax.tree.map(lambda a_MS: a_MS[rows_N], cache)
 
     def step(carry: tuple[Cache, jax.Array], tokens_R: jax.Array) -> tuple[Any, jax.Array]:

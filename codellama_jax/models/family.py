@@ -167,6 +167,7 @@ class Family(abc.ABC, Generic[Config]):
         logits_RTV, cache = extend_by_steps(config, weights, cache, *arrays)
         if lengths_R is None:
             return logits_RTV, cache
+        # The last real token of each sequence; padding follows it.
         ends_R11 = lengths_R[:, None, None] - 1
         return jnp.take_along_axis(logits_RTV, ends_R11, axis=1)[:, 0], cache
 
@@ -262,6 +263,7 @@ class PackageFamily(Family[Config]):
         return self.config_json().config_of(config)
 
 
+# By the exact class of the config, since a subclass may be another architecture.
 _FAMILIES: dict[type, Family[Any]] = {}
 
 
@@ -292,6 +294,7 @@ def boxed_params(config: ModelConfig, key: jax.Array) -> dict:
     """Returns freshly drawn parameters that still carry their logical axes."""
     import jax.numpy as jnp
 
+    # Parameters do not depend on the shape of the input, so a tiny one initialises them.
     tokens_BT = jnp.zeros((1, 2), jnp.int32)
     return family_of(config).module(config).init(key, tokens_BT, tokens_BT)["params"]
 

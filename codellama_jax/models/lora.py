@@ -83,6 +83,7 @@ class Slot:
 def adaptable(model: ModelConfig) -> dict[str, Slot]:
     """Returns the published weights that can have adapters, by name: those of layers' matmuls."""
     family = family_of(model)
+    # Published names are the unit of adapters, since one fused weight of ours may hold several.
     slots = {}
     for name, place in family.places(model).items():
         parents, _, last = place.param.rpartition(".")
@@ -106,6 +107,7 @@ def slots(model: ModelConfig, lora: LoraConfig) -> list[Slot]:
 
 def adapter_count(model: ModelConfig, lora: LoraConfig) -> int:
     """Returns the number of trained parameters."""
+    # Traced for its shapes alone: plans count adapters of models that are nowhere in memory.
     boxed = jax.eval_shape(lambda: nn.unbox(boxed_adapters(model, lora, jax.random.key(0))))
     return sum(leaf.size for leaf in jax.tree.leaves(boxed))
 
@@ -122,6 +124,8 @@ def boxed_adapters(model: ModelConfig, lora: LoraConfig, key: jax.Array) -> dict
         param = slot.place.param
         shape, axes = parameters(model)[param]
         layers = shape[:1] if is_stacked(param) else ()
+        # The adapter has the sharding of its weight along the dims that it shares with it; the rank
+        # is never sharded.
         shape, axes = slot.section(shape[len(layers) :]), axes[len(layers) :]
         leading = (STACKED,) * len(layers)
         a_shape = (*layers, *shape[: slot.inputs], lora.rank)
@@ -134,6 +138,7 @@ def boxed_adapters(model: ModelConfig, lora: LoraConfig, key: jax.Array) -> dict
         a = jax.random.uniform(seed, a_shape, jnp.float32, -bound, bound)
         pair = {
             "a": nn.LogicallyPartitioned(a, a_axes),
+            # B = 0 makes the adapter's matmul 0: the first step starts from the published model.
             "b": nn.LogicallyPartitioned(jnp.zeros(b_shape), b_axes),
         }
         _node(adapters, param)[slot.name] = pair
@@ -166,6 +171,7 @@ def joined(model: ModelConfig, lora: LoraConfig, frozen: dict, adapters: dict) -
     def leaf(path: tuple, base: Weight) -> Any:
         param = dotted(path)
         here = by_param.get(param, [])
+        # A weight without adapters needs the wrapper only if it is quantized.
         if not here and not is_quantized(base):
             return base
         places = tuple((s.name, s.place.axis, s.place.start, s.place.size) for s in here)
@@ -191,8 +197,10 @@ def freezer(model: ModelConfig, lora: LoraConfig) -> Freeze:
         inputs = _matmul_inputs(model, param)
         is_shape = isinstance(w, jax.ShapeDtypeStruct)
         if inputs and lora.quantize_base != "none":
+            # One function for arrays and for shapes: plans and checkpoints need the shapes alone.
             quantize: Any = quantized_shapes if is_shape else quantize_parameter
             return quantize(lora.quantize_base, inputs, is_stacked(param), w)
+        # Norms and biases are small, and are used in fp32.
         if not inputs and param not in TABLES:
             return w
         if is_shape:
@@ -243,6 +251,7 @@ def merged_parameter(
         return w
     merge = functools.partial(_merge, lora, inputs, _slots_of(model, lora, param))
     pairs = pairs_of(adapters, param)
+    # Layer by layer, because scales of a quantized base belong to one layer's outputs.
     return jax.vmap(merge)(w, pairs) if is_stacked(param) else merge(w, pairs)
 
 
@@ -253,11 +262,15 @@ def _slots_of(model: ModelConfig, lora: LoraConfig, param: str) -> list[Slot]:
 def _merge(lora: LoraConfig, inputs: int, here: list[Slot], w: jax.Array, pairs: dict) -> jax.Array:
     """Returns one layer's weight (*I, *X) with its adapters."""
     if lora.quantize_base != "none":
+        # The adapters were trained beside the rounded weight and correct its errors too, so that
+        # they are added to it and not to the original.
         quantized = quantize_unplaced(lora.quantize_base, inputs, False, w)
         w = frozen_matrix(quantized, jnp.float32).reshape(w.shape)
     for slot in here:
         pair = pairs[slot.name]
         with jax.default_matmul_precision("highest"):
+            # Merging happens once and can afford full fp32 precision; by default a TPU would
+            # multiply in bf16.
             delta = lora.scale * jnp.tensordot(pair["a"], pair["b"], 1)
         place = slot.place
         w += in_section(delta, w.shape, place.axis, place.start, place.size)

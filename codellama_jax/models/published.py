@@ -28,6 +28,7 @@ class Place:
 
     def under(self, prefix: str) -> Place:
         """Returns the same place in the parameter `prefix.param`."""
+        # Stacked blocks and the top query layer share one table of places under different prefixes.
         return replace(self, param=f"{prefix}.{self.param}")
 
 

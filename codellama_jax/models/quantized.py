@@ -74,10 +74,14 @@ class Int8(Quantized):
     def multiply(self, x_IN: jax.Array) -> jax.Array:
         """Returns the matmul with columns, (X, N) in their dtype."""
         if self.quantizes_inputs:
+            # Both scales leave the sum: out = scale_X scale_N sum(q x), and the sum is exact in
+            # int32.
             columns_IN, scales_N = int8.quantize_columns(x_IN)
             out_XN = int8.int_matmul(self.values_XI, columns_IN).astype(jnp.float32)
             out_XN = int8.scale_columns(out_XN, scales_N)
         else:
+            # The scale of an output is a factor of its complete sum, so it is applied once per
+            # output and not to each weight.
             out_XN = int8.multiply(self.values_XI, x_IN)
         return int8.scale_rows(out_XN, self.scales_X).astype(x_IN.dtype)
 
@@ -110,12 +114,15 @@ class Int4(Quantized):
 
     def dequantized(self) -> jax.Array:
         """Returns the weight, fp32 (X, I)."""
+        # Low halves first, as `pack` splits a group in two.
         values_CXG = jnp.concatenate(unpack(self.packed_CXB), axis=-1).astype(jnp.float32)
         values_XCG = jnp.moveaxis(values_CXG * self.scales_CX.astype(jnp.float32)[..., None], 0, -2)
         return values_XCG.reshape(*values_XCG.shape[:-2], -1)[..., : self.inputs]
 
     def multiply(self, x_IN: jax.Array) -> jax.Array:
         """Returns the matmul with columns, (X, N) in their dtype."""
+        # Many columns, or no CPU (see `int8.multiply`): the weight is unpacked and multiplied as
+        # floats.
         if not int8.has_digit_columns(x_IN):
             return jnp.tensordot(self.dequantized().astype(x_IN.dtype), x_IN, 1)
         digits_IM, scales_M = int8.split_columns(x_IN)
@@ -136,6 +143,7 @@ class Int4(Quantized):
         Groups are sharded as inputs are, where the mesh divides their number.
         """
         *outputs, inputs = _padded(spec, self.packed_CXB.ndim - 1)
+        # A group has one scale, so that a shard must hold complete groups.
         mesh = jax.sharding.get_abstract_mesh().shape
         axes = (inputs,) if isinstance(inputs, str) else inputs or ()
         if self.scales_CX.shape[0] % math.prod(mesh.get(axis, 1) for axis in axes):
@@ -180,6 +188,7 @@ def quantize_int4(w_XI: jax.Array) -> Int4:
     CodeGeeX's code has the values and the packing, with one scale per output; GPTQ the groups.
     """
     *outputs, inputs = w_XI.shape
+    # Zeros change neither the largest magnitude of the last group nor any sum.
     w_XI = jnp.pad(w_XI, (*((0, 0) for _ in outputs), (0, -inputs % GROUP)))
     w_CXG = jnp.moveaxis(w_XI.reshape(*outputs, -1, GROUP), -2, 0)
     scales_CX = _half_scales(jnp.max(jnp.abs(w_CXG), axis=-1), LARGEST_INT4)
@@ -222,6 +231,7 @@ def quantize_unplaced(scheme: str, inputs: int, is_stacked: bool, w: jax.Array) 
     """Quantizes like `quantize_parameter`, and leaves shardings to the compiler."""
 
     def quantize(w: jax.Array) -> Any:
+        # Parameters are input-major; quantized weights have the inputs last.
         rows = w.reshape(-1, *w.shape[inputs:])
         return SCHEMES[scheme](jnp.moveaxis(rows, 0, -1))
 

@@ -62,6 +62,7 @@ def placed_shapes(boxed: Any, mesh: Mesh) -> Any:
     def is_box(leaf):
         return isinstance(leaf, meta.AxisMetadata)
 
+    # Without the boxes, whose logical axes become the shardings below.
     plain = jax.tree.map(lambda leaf: leaf.value if is_box(leaf) else leaf, boxed, is_leaf=is_box)
     placed = shardings(boxed, mesh)
     return jax.tree.map(

@@ -11,6 +11,8 @@ COUNT: Schema = {"type": "integer", "minimum": 0}
 FLAG: Schema = {"type": "boolean"}
 
 
+# Exact properties: tools/fuzz_server.py compares real answers with these schemas, and an additional
+# property that nobody described is then an error.
 def record(**properties: Schema) -> Schema:
     """Returns the schema of an object that has exactly these properties."""
     return {

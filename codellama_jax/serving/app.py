@@ -29,6 +29,7 @@ def make_app(service: Service, rules: Rules) -> ASGIApp:
     for operation in operations:
         routes.append(Route(operation.path, operation.endpoint, methods=[operation.method]))
     paths = [operation.path for operation in operations]
+    # Made once: the description does not change while the server runs.
     description = openapi.description(service.features.name, operations)
 
     async def described(request: Request) -> Response:
@@ -39,6 +40,7 @@ def make_app(service: Service, rules: Rules) -> ASGIApp:
             metrics.text(service.worker, guard.requests), media_type=metrics.CONTENT_TYPE
         )
 
+    # These are left out of the description: they are not for programs that use the model.
     routes += [
         Route("/openapi.json", described),
         Route("/metrics", measured),
@@ -55,7 +57,9 @@ def make_app(service: Service, rules: Rules) -> ASGIApp:
         Exception: _internal_error,
     }
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
+    # The guard is outside the routes, so that paths that do not exist need a key as well.
     guard = Guard(app, rules, [*paths, "/openapi.json", "/metrics", "/"])
+    # Without allowed origins no answer carries CORS headers, and browsers show it to no other page.
     if not rules.origins:
         return guard
     return CORSMiddleware(
@@ -70,6 +74,7 @@ def _operations(service: Service) -> list[Operation]:
     """Returns the endpoints that the description names."""
     editor, client = llama_cpp.LlamaCpp(service), openai.OpenAI(service)
     chat = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
+    # One table: its rows are the routes, the checks of requests, and the description in OpenAPI.
     return [
         Operation(
             "POST", "/v1/completions", client.completions, answers.COMPLETION, openai.COMPLETION

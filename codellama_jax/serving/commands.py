@@ -104,12 +104,14 @@ class Serve(Loading):
             if importlib.util.find_spec(module) is None:
                 fix = "pip install -e '.[serve]' in the project's folder"
                 raise UserError(f"the verb serve needs {module}, which is not installed: {fix}")
+        # Everything that can be refused is checked before the port is opened and JAX starts.
         key = self._key()
         trained = self.find()
         context = self._context(trained.stage)
         chat = self._chat(trained)
         from codellama_jax.serving.server import Address, listen, serve, url_of
 
+        # The port is taken before the other modules are imported: one in use is reported at once.
         listener = listen(Address(self.host, self.port))
         from codellama_jax.serving.app import make_app
         from codellama_jax.serving.service import Service
@@ -138,6 +140,7 @@ class Serve(Loading):
     def _loader(self) -> Callable[[], list[TrainedModel]]:
         """Returns the function that loads the models."""
 
+        # The worker's thread calls it, while the server already answers with 503.
         def load() -> list[TrainedModel]:
             models = self.load_all()
             note("compiling; /health answers 503 until then")
@@ -165,6 +168,7 @@ class Serve(Loading):
         length = stage.data.seq_len
         if not self.context:
             return max(LEAST_CONTEXT, min(DEFAULT_CONTEXT, length))
+        # A model of learned positions has a hard limit; RoPE has none, hence only a warning.
         stage.model.check_length("--context", self.context)
         if self.context > length:
             trained_on = f"the model was trained on sequences of {length:,} tokens"
@@ -189,6 +193,8 @@ class Serve(Loading):
         elif self.healing:
             order = Order(True, "--healing works in no other")
         tokenizer, quantizations = trained.tokenizer, self.quantization.all()
+        # Appended sentinels are the last ids of the vocabulary: a smaller embedding has none of
+        # them.
         infills = trained.stage.model.vocab_size >= tokenizer.vocab_size
         if infills:
             note(f"order {'SPM' if order.spm else 'PSM'}: {order.reason}")
@@ -210,7 +216,11 @@ class Serve(Loading):
         from codellama_jax.serving.guard import LOCAL_NAMES, Rules
 
         hosts: tuple[str, ...] = ()
+        # DNS rebinding: a web page can let its own name resolve to 127.0.0.1 and then count as the
+        # same origin. The Host header still holds the page's name, which is refused. A key protects
+        # as well.
         if not key and _is_loopback(self.host):
+            # IPv6 addresses are in brackets in a Host header.
             name = f"[{self.host}]" if ":" in self.host else self.host
             hosts = (*LOCAL_NAMES, name)
         return Rules(key, self.max_body_bytes, hosts, self.cors)

@@ -39,10 +39,12 @@ class CursorEnds:
           at_repetition: end before a line that repeats the next line of the suffix.
           indentation: the least of every line after the first, as editors ask for; 0 for any.
         """
+        # The line that the cursor is in, up to the cursor.
         line = prefix.rpartition("\n")[2]
         if at_dedent:
             indentation = max(indentation, indentation_of(line))
         rest, _, after = suffix.partition("\n")
+        # On an empty line before other text, that text follows; inside a line it is the next line.
         following = rest if rest.strip() and not line.strip() else first_line(after)
         following = following.strip() if at_repetition else ""
         if not indentation and not following:
@@ -52,6 +54,7 @@ class CursorEnds:
     def truncate(self, text: str) -> str:
         """Truncates a growing text. Monotone: appending text never moves its end."""
         lines = text.split("\n")
+        # The first line continues the cursor's line and ends nothing, whatever its indentation.
         for index, line in enumerate(lines[1:], 1):
             is_complete = index < len(lines) - 1
             if self._ends(line, is_complete):
@@ -61,6 +64,7 @@ class CursorEnds:
     def final(self, text: str) -> str:
         """Truncates a text to which nothing is appended any more."""
         lines = text.split("\n")
+        # Nothing is appended any more, so that the last line counts as complete too.
         for index, line in enumerate(lines[1:], 1):
             if self._ends(line, is_complete=True):
                 return self._joined(lines[:index])
@@ -73,6 +77,7 @@ class CursorEnds:
             return kept
         lines = text.split("\n")
         last = lines[-1].strip()
+        # The last line may become the line that ends the middle: it is held back until it cannot.
         if len(lines) > 1 and (not last or (self.following and self.following.startswith(last))):
             lines.pop()
         while len(lines) > 1 and not lines[-1].strip():

@@ -31,6 +31,7 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """HTTP headers of the answer."""
+        # Clients of the OpenAI library wait this long and then try again by themselves.
         if self.status in (429, 503):
             return {"retry-after": str(BUSY_SECONDS)}
         return {"www-authenticate": "Bearer"} if self.status == 401 else {}
@@ -48,5 +49,6 @@ def invalid(param: str, problem: str, code: str | None = None) -> ApiError:
 
 def one_line(error: BaseException) -> str:
     """Returns the class of an error and the first line of its message, for the log."""
+    # XLA's errors may run over hundreds of lines, and the first names the problem.
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:MOST_LOGGED]}"

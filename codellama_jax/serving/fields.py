@@ -45,10 +45,12 @@ class Field:
 
     def read(self, value: Any) -> Any:
         """Returns the value of the field, checked. Raises ApiError 400."""
+        # Clients serialise unset options as null, so null and absence are the same.
         if value is None:
             if self.is_required:
                 raise invalid(self.name, "is missing: it is required", "missing")
             return self.default
+        # One method per kind, which names it.
         check = getattr(self, f"_{self.kind}")
         return check(value)
 
@@ -79,6 +81,7 @@ class Field:
         return value
 
     def _integer(self, value: Any) -> int:
+        # JSON has one type of number, and 3.0 is a whole number too.
         if not _is_number(value) or value != value // 1:
             self._refuse(value, "a whole number")
         return int(self._ranged(value))
@@ -101,6 +104,7 @@ class Field:
         return values
 
     def _names(self, value: Any) -> tuple[str, ...]:
+        # One stop string may be sent without a list around it.
         values = [value] if isinstance(value, str) else value
         if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
             self._refuse(value, "text, or a list of texts")
@@ -169,6 +173,7 @@ def schema(fields: Sequence[Field]) -> dict[str, Any]:
     for field in fields:
         properties[field.name] = field.schema()
         if not field.is_required:
+            # The description must allow null where `read` does.
             properties[field.name] = {"anyOf": [properties[field.name], {"type": "null"}]}
     required = [field.name for field in fields if field.is_required]
     described: dict[str, Any] = {"type": "object", "properties": properties}
@@ -178,6 +183,7 @@ def schema(fields: Sequence[Field]) -> dict[str, Any]:
 def parse(data: bytes) -> dict[str, Any]:
     """Returns the JSON object of a request. Raises ApiError 400 for anything else."""
     try:
+        # By default `json` accepts NaN and Infinity, which are not JSON.
         body = json.loads(data or b"null", parse_constant=_refuse_constant)
     # ValueError: no JSON, no UTF-8, or a number of thousands of digits.
     except (ValueError, RecursionError) as error:
@@ -192,6 +198,8 @@ def check_text(name: str, value: Any) -> None:
     """Raises ApiError for a lone surrogate in a text, or in the texts of a list or an object."""
     if isinstance(value, str):
         try:
+            # JSON may escape a lone surrogate, which no tokenizer can encode. Refused here, the
+            # error names its field.
             value.encode()
         except UnicodeEncodeError as error:
             surrogate = f"{value[error.start]!a}"

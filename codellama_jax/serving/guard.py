@@ -76,8 +76,12 @@ class Guard:
         answer = _Answer(send)
         try:
             await self._check(scope, receive)
+            # The body is read here, before an endpoint runs: endpoints may then trust that it is
+            # complete and within its bounds, and nothing is computed for a client that is still
+            # sending.
             body = await self._body(scope, receive)
             await self.app(scope, _replayed(body, receive), answer.send)
+        # No answer is sent, but the request is counted.
         except ClientGone:
             answer.status = GONE
         except ApiError as error:
@@ -86,6 +90,8 @@ class Guard:
             note(f"error: {scope['path'][:100]!a}: {one_line(error)}")
             await answer.refuse(ApiError(500, "internal error"), scope, receive)
         finally:
+            # Only known paths are labels of the metric: a scanner would otherwise create one per
+            # request.
             path = scope["path"] if scope["path"] in self.paths else "other"
             self.requests[path, answer.status] += 1
 
@@ -100,10 +106,13 @@ class Guard:
     def _check_client(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
+        # The port is left out; a bare IPv6 address in brackets holds colons but no port.
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         if self.rules.hosts and name.lower() not in self.rules.hosts:
             raise ApiError(403, f"the header Host is {host[:60]!r}: it must be this machine")
         origin = headers.get("origin")
+        # Browsers send Origin with every cross-site POST, even one that needs no CORS preflight.
+        # Without this check any web page could use the model of whoever opens it.
         is_same = origin in (f"http://{host}", f"https://{host}")
         if origin and not is_same and not {origin, "*"} & set(self.rules.origins):
             raise ApiError(403, f"the origin {origin[:60]!r} is not allowed: see --cors")
@@ -125,6 +134,8 @@ class Guard:
         most = self.rules.most_bytes
         length = Headers(scope=scope).get("content-length", "0")
         too_large = ApiError(413, f"the body is too large: at most {most:,} bytes are read")
+        # The header lets a large body be refused before it is read. It may be missing or wrong, so
+        # that the bytes are counted below as well.
         if length.isdigit() and int(length[:20]) > most:
             await _discard(scope, receive)
             raise too_large
@@ -180,6 +191,7 @@ class _Answer:
 
     async def refuse(self, error: ApiError, scope: Scope, receive: Receive) -> None:
         """Sends an error, unless an answer has begun."""
+        # The status is sent already: a second one would break the protocol.
         if self.has_started:
             return
         headers = dict(error.headers)
@@ -195,6 +207,7 @@ def error_response(error: ApiError, headers: dict[str, str] | None = None) -> JS
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
     """Returns a `receive` that yields a body that has been read, then what comes after it."""
+    # Starlette reads a body from `receive`, which can be consumed once only.
     remaining: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

@@ -154,6 +154,7 @@ class LlamaCpp:
         """Lists the slots, without their prompts."""
         worker = self.service.worker
         slots: list[dict[str, Any]] = []
+        # The engine's slots have no numbers outside it, so that running sequences are counted up.
         for job in worker.running()[: worker.all_slots]:
             state = {"id": len(slots), "n_ctx": worker.context, "is_processing": True}
             counts = {"n_prompt": len(job.prompt.ids), "n_cached": job.reused}
@@ -168,6 +169,8 @@ class LlamaCpp:
         new = values["n_predict"]
         # All that fit: a quarter of the context is left for them.
         new = context // 4 if new < 0 else min(new, context // 2)
+        # An empty middle has the sentinels, BOS and the tokens of the cursor's line, which always
+        # stay.
         room = context - max(1, new) - len(self.service.middle(Cursor("", "", begun)).ids)
         before, after = values["input_prefix"], values["input_suffix"]
         tokens = self._count(before) + self._count(after)
@@ -177,6 +180,7 @@ class LlamaCpp:
         extra: list[int] = []
         # The last chunks are the newest; older ones are left out where all do not fit.
         for chunk in reversed(values["input_extra"]):
+            # Counted before it is kept: a chunk fits entirely or is left out.
             ids = self.service.tokenizer.encode(chunk["text"] + "\n\n")
             if tokens + len(extra) + len(ids) > room:
                 is_truncated = True
@@ -203,6 +207,8 @@ class LlamaCpp:
         # A text that begins elsewhere may have a few ids more.
         room = max(0, room - SPARE)
         prefix, suffix = tokenizer.encode(before), tokenizer.encode(after)
+        # The suffix is guaranteed its quarter, the prefix gets the rest, and the suffix whatever a
+        # short prefix leaves. Tokens nearest to the cursor are kept on both sides.
         least = min(len(suffix), int(room * (1 - PREFIX_SHARE)))
         prefix = prefix[max(0, len(prefix) - room + least) :]
         suffix = suffix[: max(0, room - len(prefix))]
@@ -222,6 +228,7 @@ class LlamaCpp:
           is_truncated: whether the prompt had to be shortened.
         """
         room, model = self.service.room(prompt), self.service.number_of(values["model"])
+        # Longer than the context is no error in this protocol: the number is lowered.
         new = room if values["n_predict"] < 0 else min(values["n_predict"], room)
         if not new:
             # Nothing to generate: editors send it to prepare the next request.
@@ -261,6 +268,7 @@ class LlamaCpp:
                     if text or ids:
                         events.append({"content": text, "tokens": ids, "stop": False})
                     if is_finished:
+                        # The final object may need a forward pass, for `n_probs`.
                         events.append(await self._final(generation, "", values, is_truncated))
                 yield events
 
@@ -269,6 +277,7 @@ class LlamaCpp:
     ) -> dict[str, Any]:
         """Returns the last object of an answer."""
         (text,), (job,) = generation.texts, generation.jobs
+        # The last event of a stream repeats no text: `content` is empty there.
         final = {
             "content": content,
             "tokens": text.ids if content else [],
@@ -327,6 +336,7 @@ def _selected(answer: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     parts = {}
     for name in names:
         outer, _, inner = name.partition("/")
+        # Without a slash the name is a part of the answer itself.
         group = answer.get(outer) if inner else answer
         if isinstance(group, dict) and (inner or outer) in group:
             parts[name] = group[inner or outer]
@@ -349,6 +359,7 @@ def _shown_settings(settings: Settings, values: dict[str, Any]) -> dict[str, Any
 def _nothing(model: str, prompt: Prompt, is_truncated: bool) -> dict[str, Any]:
     """Returns the answer to a request for no tokens."""
     now = time.monotonic()
+    # A job that never runs, to give the answer the same timings object as others, all zero.
     job = Job(prompt, Settings(sampling_of({"temperature": 0, "top_p": 1}, 1)), 0, _ignore)
     job.started = job.first = job.last = now
     return {

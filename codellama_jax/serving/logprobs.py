@@ -41,6 +41,8 @@ def score(
     # A bucket, so that few lengths are compiled.
     count = bucket(len(new) + 1)
     logits_MV = last_logits(model, [[*prompt, *new]], count)[0]
+    # Probabilities are over the ids that can be drawn, as in decoding: padding of the embedding is
+    # left out of the normalisation.
     vocab = min(model.config.vocab_size, model.tokenizer.vocab_size)
     # Row m holds the logits after all but the last m ids: reversed, they precede each new id.
     logits_MV = logits_MV[1 : len(new) + 1, :vocab][::-1]
@@ -81,6 +83,7 @@ def legacy(
       text: the completion.
       start: characters before it in the answer.
     """
+    # A stop string may end the text in the middle of a token; later tokens are not in the answer.
     is_truncated = text.kept != text_of(text.prompt, text.ids)
     laid_out: dict[str, list] = {
         "tokens": [],
@@ -89,6 +92,7 @@ def legacy(
         "text_offset": [],
     }
     for index, token in enumerate(scored):
+        # Decoded from the start each time, because a token's own text may be half a character.
         offset = len(text_of(text.prompt, text.ids[:index]))
         if is_truncated and offset >= len(text.kept):
             break
@@ -97,6 +101,8 @@ def legacy(
         laid_out["token_logprobs"].append(token.logprob)
         top: dict[str, float] = {}
         for i, logprob in token.top:
+            # The layout maps texts to numbers, and two tokens may have equal texts: the more likely
+            # one stays.
             top.setdefault(piece(tokenizer, i), logprob)
         laid_out["top_logprobs"].append(top)
         laid_out["text_offset"].append(start + offset)

@@ -40,6 +40,7 @@ def _lines(worker: Worker, requests: Counter[tuple[str, int]]) -> Iterator[str]:
         tokens = {"drafted_total": drafter.drafted, "draft_accepted_total": drafter.accepted}
         for name, value in tokens.items():
             yield from _metric(name, "counter", "Tokens of the drafts of --speculate.", str(value))
+    # Approximate: the worker changes the numbers while they are read.
     running = min(len(worker.running()), worker.all_slots)
     waiting = max(0, worker.unfinished - running)
     yield from _metric("requests_processing", "gauge", "Sequences in a slot.", str(running))

@@ -125,20 +125,28 @@ class OpenAI:
     async def completions(self, request: Request) -> Response:
         """Continues prompts, or fills in a middle where there is a suffix."""
         values = self._read(COMPLETION, await request.body())
+        # `best_of` sequences are generated and the n with the highest mean log-probability
+        # returned.
         best_of = values["best_of"] or values["n"]
         if best_of < values["n"]:
             raise invalid("best_of", f"is {best_of}: it must be at least n, {values['n']}")
         is_scored = values["logprobs"] is not None or best_of > values["n"]
+        # Scores come from a forward pass over the finished text, so that no event could hold them.
         if is_scored and values["stream"]:
             raise invalid("stream", "is true: logprobs and best_of need stream false")
         if is_scored:
             _check_scored(values["max_tokens"])
+        # With a suffix the text is a middle: an echoed prompt would leave out what follows it.
         if values["echo"] and values["suffix"] is not None:
             raise invalid("echo", "is true: with a suffix it must be false")
+        # Encoding long texts takes a while, and would hold up all other connections in the loop.
         prompts, echoes = await self.service.in_thread(self._prompts, values)
+        # Adding sequences queues nothing yet; `async with generation` submits all of them together.
         generation, settings = Generation(self.service), _settings(values, values["max_tokens"])
         for prompt in prompts:
             self.service.check_length(prompt, values["max_tokens"])
+            # The number is folded into the PRNG key: choices of one prompt differ, and do so
+            # reproducibly.
             for number in range(best_of):
                 generation.add(prompt, settings, number)
         answer = _Answer(self._name(values), "cmpl", "text_completion", prompts)
@@ -155,6 +163,7 @@ class OpenAI:
             scored = await answered(request, self._score(texts, values["logprobs"] or 0))
         choices: list[dict[str, Any]] = []
         for index, echo in enumerate(echoes):
+            # Sequences were added prompt by prompt, `best_of` consecutive ones each.
             group = list(range(index * best_of, (index + 1) * best_of))
             if best_of > values["n"]:
                 group.sort(key=lambda sequence: -logprobs.mean(scored[sequence]))
@@ -171,6 +180,7 @@ class OpenAI:
         """Fills in the middle between a prompt and a suffix; answers as chats do."""
         values = self._read(FIM, await request.body())
         cursor = _cursor(values["prompt"], values)
+        # The tokenizer runs in a thread, as everywhere in the endpoints.
         prompt = await self.service.in_thread(self.service.middle, cursor)
         return await self._messages(request, prompt, values, "fim", "prompt")
 
@@ -206,6 +216,7 @@ class OpenAI:
           kind: the beginning of the answer's id.
           param: the field with the prompt, for errors.
         """
+        # Unlike /v1/completions, a chat without a limit may fill the rest of the context.
         new = values["max_tokens"] or self.service.room(prompt, param)
         self.service.check_length(prompt, new, param)
         is_scored = values.get("logprobs", False)
@@ -230,6 +241,7 @@ class OpenAI:
             message = {"role": "assistant", "content": text.kept}
             laid_out = None
             if is_scored:
+                # Scored one by one in the worker's thread, between the chunks of other sequences.
                 (scored,) = await answered(request, self._score([text], values["top_logprobs"]))
                 arguments = self.service.tokenizer, scored
                 entries = await self.service.in_thread(logprobs.listed, *arguments)
@@ -241,12 +253,14 @@ class OpenAI:
     def _read(self, fields: Sequence[Field], body: bytes) -> dict[str, Any]:
         parsed = parse(body)
         for name in UNSUPPORTED:
+            # Clients send these fields with values that ask for nothing, which are accepted.
             if parsed.get(name) not in (None, [], {}, "none", "auto", PLAIN_FORMAT):
                 raise invalid(name, "is not supported: leave it out", "unsupported")
         values = read(fields, parsed)
         if values["logit_bias"]:
             raise invalid("logit_bias", "is not supported: leave it out", "unsupported")
         values["stream_options"] = read(STREAM_OPTIONS, values["stream_options"] or {})
+        # From here on the model is its number in the server's list.
         values["model"] = self.service.number_of(values["model"])
         return values
 
@@ -280,6 +294,8 @@ class OpenAI:
         for text in texts:
             arguments = text.prompt.ids, text.ids, top
 
+            # The default argument binds this text's arguments; a closure would see those of the
+            # last one.
             def work(model: TrainedModel, arguments: Any = arguments) -> Scored:
                 return logprobs.score(model, *arguments)
 
@@ -351,12 +367,15 @@ async def _streamed(
       echoes: the text before the choices of each prompt.
       delta: returns a choice from a piece of text, and whether it is the first of its choice.
     """
+    # Every prompt has the same number of choices, in the order of the prompts.
     per_prompt = len(generation.jobs) // len(echoes)
     started: set[int] = set()
     async with generation:
         async for pieces in generation.pieces():
             events = []
             for index, text, _, is_finished in pieces:
+                # A token whose text may still change (part of a character or of a stop string) is
+                # no event yet.
                 if not text and not is_finished:
                     continue
                 is_first = index not in started
@@ -367,6 +386,7 @@ async def _streamed(
                 choice = {**delta(text, is_first), "index": index, "finish_reason": reason}
                 events.append(answer.chunk([choice]))
             yield events
+    # The usage is known only at the end, and the protocol gives it an event without choices.
     if values["stream_options"]["include_usage"]:
         yield [answer.chunk([], usage=answer.usage(generation))]
 
@@ -404,6 +424,7 @@ def _split_prompts(prompt: Any) -> list[str | list[int]]:
     """Returns the prompts of the field: texts and lists of ids. Raises ApiError for others."""
     if isinstance(prompt, str):
         return [prompt]
+    # A list of integers is one prompt of ids, and a list of anything else several prompts.
     if isinstance(prompt, list) and prompt and all(map(is_integer, prompt)):
         return [prompt]
     allowed = "a text, ids, or a list of texts or of ids"
@@ -425,6 +446,7 @@ def _messages(items: Sequence[dict[str, Any]]) -> list[Message]:
             content = "".join(_part(number, part) for part in content)
         if not isinstance(role, str) or not isinstance(content, str):
             raise invalid(f"messages.{number}", "must have a role and a content, both text")
+        # "developer" is the newer name of the system role.
         messages.append(Message("system" if role == "developer" else role, content))
     return messages
 

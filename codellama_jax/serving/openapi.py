@@ -69,6 +69,7 @@ def description(model: str, operations: Sequence[Operation]) -> dict[str, Any]:
     """Returns the description of endpoints."""
     paths: dict[str, Any] = {}
     for method, path, _, answer, fields, example in operations:
+        # `:path` is Starlette's mark for a name with slashes; OpenAPI has no such converter.
         path = path.replace(":path}", "}")
         operation: dict[str, Any] = {
             "operationId": f"{method.lower()}{path}".replace("/", "_").strip("_"),
@@ -78,11 +79,13 @@ def description(model: str, operations: Sequence[Operation]) -> dict[str, Any]:
             name = path.partition("{")[2].partition("}")[0]
             parameter = {"name": name, "in": "path", "required": True}
             operation["parameters"] = [parameter | {"schema": {"type": "string"}}]
+        # A GET request has no body.
         if fields is not None:
             body = {"schema": schema(fields)} | ({"example": example} if example else {})
             content = {"application/json": body}
             operation["requestBody"] = {"required": True, "content": content}
         paths.setdefault(path, {})[method.lower()] = operation
+    # The empty object makes the key optional, since a server may run without one.
     security: list[dict] = [{}, {"key": []}]
     schemes = {"key": {"type": "http", "scheme": "bearer"}}
     return {
@@ -97,6 +100,7 @@ def description(model: str, operations: Sequence[Operation]) -> dict[str, Any]:
 def _responses(answer: dict[str, Any], fields: Sequence[Field] | None) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": answer}}
     names = [field.name for field in fields or ()]
+    # An endpoint with the field `stream` answers in one of two forms.
     if "stream" in names:
         content["text/event-stream"] = STREAM
     responses: dict[str, Any] = {"200": {"description": "the answer", "content": content}}

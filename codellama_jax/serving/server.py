@@ -53,6 +53,7 @@ def listen(address: Address) -> socket.socket:
     """Returns a socket that listens. Raises UserError where the address cannot be used."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
+    # A restarted server can bind while connections of the last one are in TIME_WAIT.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((address.host, address.port))
@@ -131,6 +132,8 @@ def _config(app: ASGIApp, grace: float) -> uvicorn.Config:
 
 def _most_connections() -> int:
     """Returns how many connections fit in the files of the process, whose limit it raises."""
+    # Every connection is an open file. At the limit no connection can be accepted, and no other
+    # file opened.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_CONNECTIONS + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -165,6 +168,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Returns whether to end."""
+        # uvicorn calls this ten times a second, which is often enough to report the worker's state.
         if self.worker.state == READY and not self._was_ready:
             self._was_ready = True
             note("ready")
@@ -172,9 +176,12 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuses requests, and ends those that run within the grace."""
+        # New requests get 503 from here on, while uvicorn waits for the open answers to end.
         self.worker.drain()
         if self.worker.unfinished:
             note(f"stopping: {self.worker.unfinished} sequences end within {self.grace:g} seconds")
+        # After the grace the worker ends all sequences, so that uvicorn's own wait, LAST_SECONDS
+        # longer, finds answers that are complete rather than broken off.
         ending = asyncio.ensure_future(self._end_later())
         try:
             await super().shutdown(sockets)
@@ -239,6 +246,7 @@ class _Protocol(H11Protocol):
         self.loop.call_later(HEADER_SECONDS, self._close_without_request, self.cycle)
 
     def _close_without_request(self, last: Any) -> None:
+        # The cycle changes with each request, so an unchanged one means that no head has arrived.
         if self.cycle is last and not self.transport.is_closing():
             self.transport.close()
 

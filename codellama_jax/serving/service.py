@@ -105,6 +105,7 @@ class Service:
         if isinstance(prompt, str):
             ids, is_empty = self.tokenizer.prompt(prompt), not prompt
         else:
+            # Ids instead of a text: the client has decided on BOS and token borders itself.
             self.check_ids("prompt", prompt)
             ids, is_empty = prompt, not self.tokenizer.decode(prompt)
         # After an empty prompt the first token carries the leading space.
@@ -128,10 +129,15 @@ class Service:
         if spm:
             ids = prompt_ids(tokenizer, prefix, cursor.suffix, spm)
         else:
+            # In PSM order the middle follows the MID sentinel, so that its beginning is encoded
+            # after it. In SPM order prefix and beginning are one text, with the tokens that
+            # training had.
             ids = prompt_ids(tokenizer, cursor.prefix, cursor.suffix, spm)
             ids += tokenizer.encode(cursor.begun, leading_space=False)
         if before:
             start = start_ids(tokenizer)
+            # Other files come between BOS and the infilling sentinels: BOS must stay the first
+            # token.
             ids = [*start, *before, *ids[len(start) :]]
         # The middle token precedes a PSM middle, so that its first piece has no leading space.
         decode = functools.partial(tokenizer.decode, leading_space=spm and not prefix)
@@ -170,6 +176,8 @@ class Service:
 
     def check_length(self, prompt: Prompt, new: int, param: str = "prompt") -> None:
         """Raises ApiError, with the numbers, for a prompt that does not fit in the context."""
+        # Evaluated before queueing: a request that cannot fit would wait for a slot only to be
+        # refused.
         tokens, context = len(prompt.ids), self.worker.context
         if tokens + new > context:
             problem = f"has {tokens:,} tokens, with {new:,} new ones {tokens + new:,}"
@@ -194,7 +202,9 @@ class Service:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
 
+        # Runs in the event loop: a future may not be resolved from another thread.
         def resolve(result: Any, error: Exception | None) -> None:
+            # The client left while the model computed.
             if future.cancelled():
                 return
             if error:
@@ -219,13 +229,17 @@ def sampling_of(values: dict[str, Any], new: int) -> Sampling:
     """Returns how to draw, from the fields `temperature`, `top_p`, `top_k` and `seed`."""
     temperature = values["temperature"]
     seed = values.get("seed")
+    # Neither protocol repeats an answer unless a seed is given, but Sampling's default seed would.
     if seed is None or seed < 0:
         seed = random.getrandbits(32)
     return Sampling(
+        # The protocols allow smaller temperatures than `Sampling`. Below its limit fp32 logits
+        # would overflow, and the draw is practically greedy.
         temperature=temperature if temperature >= MIN_TEMPERATURE else 0.0,
         top_k=values.get("top_k") or 0,
         top_p=max(values["top_p"], LEAST_TOP_P),
         max_new_tokens=new,
+        # The protocols allow 64-bit seeds, and a PRNG key of JAX holds 32 bits.
         seed=seed % (MAX_SEED + 1),
     )
 
@@ -257,6 +271,7 @@ class Generation:
 
     def add(self, prompt: Prompt, settings: Settings, number: int = 0) -> None:
         """Adds a sequence."""
+        # The worker's thread calls the listener, which only puts the event into the loop's queue.
         listener = functools.partial(self._listen, len(self.jobs))
         self.texts.append(Text(prompt, settings))
         self.jobs.append(Job(prompt, settings, number, listener))
@@ -275,6 +290,8 @@ class Generation:
         """
         async for index, event in self._all_events():
             text = self._text(index)
+            # Token by token, although several arrive at once: an event then holds one token,
+            # whatever the size of the engine's chunks.
             pieces = [Piece(index, text.add([token]), [token], False) for token in event.ids]
             if event.reason:
                 pieces.append(Piece(index, text.finish(event.reason == DONE), [], True))
@@ -294,6 +311,8 @@ class Generation:
             index, event = await self._events.get()
             if index in ended:
                 continue  # the server stops: ids that came after the end
+            # Of several sequences one that failed fails the request; leaving the context cancels
+            # the others.
             if event.error:
                 raise event.error
             yield index, event

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from codellama_jax.serving.errors import ApiError
 
 Result = TypeVar("Result")
+# The second header stops nginx from collecting events until the answer is complete.
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
@@ -35,11 +36,14 @@ class EventStream(Response):
     def __init__(self, source: AsyncIterator[list[Any]], last: str = "") -> None:
         """Takes the source, and the data of an event after the last one; "" for none."""
         super().__init__(headers=HEADERS)
+        # The length of a stream is not known when its head is sent.
         del self.headers["content-length"]
         self.source, self.last = source, last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the events until the source or the client ends."""
+        # Sending and waiting for the client to leave run side by side: without the second, a
+        # sequence would be decoded to its end for nobody.
         sending = asyncio.ensure_future(self._send(send))
         try:
             await until_gone(sending, receive)
@@ -47,9 +51,11 @@ class EventStream(Response):
             return
         finally:
             with contextlib.suppress(RuntimeError):
+                # Leaves the `async with generation` of the source, which cancels its sequences.
                 await self.source.aclose()  # type: ignore[attr-defined]
 
     async def _send(self, send: Send) -> None:
+        # An ApiError here propagates to Starlette, which still can answer with the error's status.
         first: list[Any] = await anext(self.source, [])
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
@@ -75,12 +81,14 @@ async def until_gone(work: Awaitable[Result], receive: Receive) -> Result:
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnect(receive))
     try:
+        # `wait` and not `gather`: whichever ends first decides, and the other is cancelled below.
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         raise ClientGone
     finally:
         for waiting in (task, gone):
+            # Awaiting a cancelled task lets its `finally` blocks run before the answer is given up.
             if not waiting.done():
                 waiting.cancel()
                 with contextlib.suppress(asyncio.CancelledError):

@@ -72,6 +72,7 @@ class Text:
         self.prompt, self.settings = prompt, settings
         self.ids: list[int] = []
         self.kept, self.is_ended, self.stop_string = "", False, ""
+        # The stream writes into this list, and `add` returns what has been written since.
         self._pieces: list[str] = []
         self._stream = Stream(self._pieces.append, settings.stop_strings, self._shown)
 
@@ -91,14 +92,18 @@ class Text:
         `is_complete` is whether the sequence ran to its end, rather than to a time limit.
         """
         text = text_of(self.prompt, self.ids)
+        # The order matters: a stop string that the client chose wins over the ends of a middle.
         kept = until(text, self.settings.stop_strings)
         if kept != text:
             starts = {stop: text.find(stop) for stop in self.settings.stop_strings if stop in text}
             self.stop_string = min(starts, key=starts.__getitem__)
         elif self.prompt.ends:
             kept = self.prompt.ends.final(text)
+        # Fewer ids than allowed without a time limit: the model drew a stop id, or `stop` ended it.
         has_room = len(self.ids) < self.settings.sampling.max_new_tokens
         self.is_ended = kept != text or (is_complete and has_room)
+        # The model did not end the text, so that its last lines may not belong to it
+        # (`without_ramble`).
         if not self.is_ended and self.prompt.shown:
             kept = self.prompt.shown(kept)
         self.kept = kept
@@ -125,12 +130,14 @@ def text_of(prompt: Prompt, ids: list[int]) -> str:
 def stop_of(prompt: Prompt, settings: Settings) -> Callable[[list[int]], bool] | None:
     """Returns whether the text of new ids suffices, or None where stop ids alone end it."""
     ends = prompt.ends
+    # None saves decoding the text after every chunk.
     if not settings.stop_strings and not ends:
         return None
 
     def stop(ids: list[int]) -> bool:
         text = text_of(prompt, ids)
         kept = until(text, settings.stop_strings)
+        # Both conditions are monotone, as the engine requires: more text never undoes an end.
         return kept != text or (ends is not None and ends.truncate(text) != text)
 
     return stop

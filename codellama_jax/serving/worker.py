@@ -120,10 +120,14 @@ class Worker:
         self.counts: Counter[str] = Counter()
         self.models: list[TrainedModel] = []
         self._load = load
+        # The only way into the thread: the engine is not safe to call from two threads, so that the
+        # event loop queues functions and this thread runs them between chunks.
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._engines: dict[int, Engine] = {}  # by the number of the model
         self._jobs: dict[tuple[int, int], Job] = {}  # by it, and the engine's id of the request
         self._unfinished: set[Job] = set()  # submitted by clients, whether the engine has them
+        # Guards `_unfinished`, which both threads change. `_engines` and `_jobs` belong to the
+        # engine's thread.
         self._lock = threading.Lock()
         # A daemon: a long compilation must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -185,6 +189,8 @@ class Worker:
             message = f"the request has {len(jobs)} sequences: at most {most} fit in the queue"
             raise ApiError(400, message, "n")
         with self._lock:
+            # Counted with the new jobs: a request of several sequences is accepted as one or not at
+            # all.
             if self._waiting(jobs) > self.queue_size:
                 self.counts["refused"] += 1
                 message = f"the queue is full: {self._waiting()} sequences of {self.queue_size}"
@@ -204,6 +210,7 @@ class Worker:
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Ends sequences without further events. Their slots are free for the next chunk."""
         with self._lock:
+            # Those that have ended are not cancelled: their answer is complete.
             remaining = [job for job in jobs if job in self._unfinished]
             self._unfinished.difference_update(remaining)
         self.counts["cancelled"] += len(remaining)
@@ -231,6 +238,7 @@ class Worker:
                 self._take_commands()
                 if self._jobs:
                     self._end_late()
+                    # The engines take turns, one chunk each, so that no model starves another.
                     for number in sorted({number for number, _ in self._jobs}):
                         self._advance(number)
         except Exception as error:
@@ -248,6 +256,8 @@ class Worker:
     def _new_engine(self, number: int) -> Engine:
         model = self.models[number]
         vocab = min(model.config.vocab_size, model.tokenizer.vocab_size)
+        # `least` fixes the length of the cache. A cache that grew would compile all programs again
+        # while clients wait.
         return Engine(
             model,
             self.slots,
@@ -269,6 +279,8 @@ class Worker:
         numbers = itertools.count()
 
         def request(length: int, temperature: float = 0.0, start: Sequence[int] = ()) -> Request:
+            # Two new tokens: the first comes from the logits of the prompt, the second from a
+            # decoding step.
             sampling = Sampling(temperature=temperature, max_new_tokens=2)
             room = self.context - 2 - len(start)
             ids = [engine.model.tokenizer.eos_id] * min(length, room)
@@ -280,13 +292,18 @@ class Worker:
         sizes = [size for size in READ_SIZES if size < 2 * self.slots]
         most = min(self._warm_up_tokens, self._piece)
         lengths = sorted({bucket(n) for n in range(1, most + 1, 16)})
+        # Decoding programs differ in the number of slots, in whether a quarter of the cache is
+        # enough, and in whether any sequence draws at random.
         decoding = itertools.product(engine.widths, (1, bucket(self.context) // 4 + 1), (0.0, 1.0))
         for width, length, temperature in decoding:
             yield [request(length, temperature)] * width
+        # Equal prompts: one is read and the others copy it, which compiles the program that copies
+        # slots.
         for size in READ_SIZES:
             copies = min(size, self.slots - 1)
             if copies and size_of(copies) == size:
                 yield [request(lengths[0])] * (copies + 1)
+        # Programs that read first pieces, for each bucket of lengths and each size of a batch.
         for length, size in itertools.product(lengths, sizes):
             if size == 1 or size * length <= self._piece:
                 yield [request(length) for _ in range(min(size, self.slots))]
@@ -322,6 +339,9 @@ class Worker:
         prompt, first = job.prompt, None
         if prompt.healed is not None:
             model = self.models[job.settings.model]
+            # Healing runs the model, so that it must happen in this thread. The listener's text
+            # needs the new decode, which leaves out the characters removed; `Generation._text`
+            # fetches it.
             (ids,), decode, (first,) = healed_prompts(model, [prompt.ids], [prompt.healed])
             decode = functools.partial(decode, 0)
             prompt = dataclasses.replace(prompt, ids=ids, decode=decode, healed=None)
@@ -346,6 +366,7 @@ class Worker:
             return
         now = time.monotonic()
         for update in updates:
+            # A cancelled request may have updates that were made before.
             job = self._jobs.get((number, update.request))
             if job is None:
                 continue
@@ -357,6 +378,7 @@ class Worker:
     def _take(self, job: Job, update: Update, started: float, now: float) -> None:
         """Passes new ids to the listener of a sequence."""
         ids = update.ids
+        # An update without ids reports that the prompt is being read.
         if not (ids or update.is_finished):
             job.started, job.reused = started, update.reused
             return
@@ -397,8 +419,11 @@ class Worker:
         if isinstance(error, UserError):
             engine = self._engines[number]
             dropped = {key: job for key, job in jobs.items() if not engine.holds(key[1])}
+            # This name would keep the engine's arrays alive while a new engine takes their place.
             del engine
         else:
+            # The error does not name its request. Most likely the sequences that were about to
+            # join, as many as there were free slots, needed more memory than was left.
             waiting = {key: job for key, job in jobs.items() if not job.first}
             free = self.slots - (len(jobs) - len(waiting))
             # Where no sequence was to join, the memory does not suffice for those that run.
@@ -408,6 +433,7 @@ class Worker:
             del self._jobs[key]
             self._fail(job, answer)
         self.counts["failed"] += len(dropped)
+        # The engine refused before it touched its arrays, and it continues as it is.
         if isinstance(error, UserError) and dropped:
             return
         remaining = [self._jobs.pop(key) for key in jobs if key not in dropped]
@@ -423,6 +449,8 @@ class Worker:
 
         def skip(event: Event) -> None:
             before = job.count - len(event.ids)
+            # `job.count` has grown by these ids already; `before` is where they begin. The first
+            # `known` of the sequence were sent before the error.
             ids = event.ids[max(0, known - before) :]
             if ids or event.reason or event.error:
                 listener(event._replace(ids=ids))

@@ -39,6 +39,7 @@ def start_distributed() -> None:
     On TPU and under Slurm JAX finds them by itself. Elsewhere JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID name them.
     """
+    # A command on one host must start without a network, and without importing JAX here.
     if not may_be_several():
         return
     import jax
@@ -62,6 +63,7 @@ def is_first() -> bool:
 def say(text: str) -> None:
     """Prints a line, on the first host only."""
     if is_first():
+        # Soft-wrapped: a long line stays one line in a file, where programs search for it.
         Console(soft_wrap=True).print(text, highlight=False, markup=False)
 
 
@@ -94,6 +96,7 @@ def on_all_hosts(action: Callable[[], Value]) -> Value:
     """
     if _is_only():
         return action()
+    # A list, because None may be a value of `action`.
     values: list[Value] = []
     message = ""
     try:
@@ -101,6 +104,7 @@ def on_all_hosts(action: Callable[[], Value]) -> Value:
     except UserError as error:
         message = str(error)
     index = sys.modules["jax"].process_index()
+    # A collective in itself: every host gets here, with a message or without one.
     for text in gather({str(index): message}).values():
         if text:
             raise UserError(text)

@@ -51,6 +51,7 @@ def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, ...]:
       UserError: if the axes do not multiply to the number of devices.
     """
     shape = [config.data, config.fsdp, config.context, config.tensor]
+    # At most one axis may be -1, and it takes what the other axes leave.
     given = math.prod(size for size in shape if size != -1)
     is_exact = -1 not in shape
     if devices % given or (is_exact and given != devices):
@@ -73,6 +74,8 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     """
     devices = devices or jax.devices()
     shape = mesh_shape(config, len(devices))
+    # The chips of a slice are linked to each other; slices share only the network of the data
+    # center.
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if shape[0] % slices:
         problem = f"mesh data={shape[0]} does not divide over {slices} slices"
@@ -85,6 +88,8 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
             inner, outer, devices, allow_split_physical_axes=True
         )
     else:
+        # Orders the devices so that neighbours on a mesh axis are neighbours in the pod's torus,
+        # where collectives are fastest.
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -126,6 +131,8 @@ def check_divides(mesh: Mesh, model: ModelConfig, length_name: str, length: int)
       length_name: name of the length in the message.
       length: number that the context axis must divide.
     """
+    # Activations need equal shards of these. Heads are not listed: where the mesh does not divide
+    # them, they are replicated.
     dimensions = (
         ("fsdp", "d_model", model.d_model),
         ("tensor", "d_ff", model.d_ff),
@@ -164,6 +171,7 @@ def on_mesh_of(
     params: dict, logical_axes: LogicalAxes = LOGICAL_AXES
 ) -> contextlib.AbstractContextManager:
     """Makes the mesh of the parameters current; changes nothing for parameters without a mesh."""
+    # All parameters are on one mesh, so the first leaf stands for them.
     sharding = jax.tree.leaves(params)[0].sharding
     if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
         return on_mesh(sharding.mesh, logical_axes)
@@ -233,6 +241,7 @@ def check_sharded(params: object, params_shardings: object, mesh: Mesh) -> None:
       params_shardings: their shardings.
       mesh: mesh of all devices.
     """
+    # Without fsdp replication is the user's choice and no mistake.
     if mesh.shape["fsdp"] == 1:
         return
     total, replicated = 0, 0

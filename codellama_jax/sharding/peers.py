@@ -102,6 +102,8 @@ class Watch:
         for key, text in entries:
             host, value = int(key.rpartition("/")[2]), json.loads(text)
             self.names[host] = value["name"]
+            # Only the change of a heartbeat counts, by this host's own clock: clocks of hosts
+            # differ.
             if self.beats.get(host, (None, 0.0))[0] != value["beat"]:
                 self.beats[host] = value["beat"], now
         for host in range(self.count):

@@ -126,6 +126,7 @@ class Metrics:
         self.began = time.perf_counter()
         # Step and time of the first loss that was written, from which the time left is estimated.
         self.first: tuple[int, float] | None = None
+        # Drops the lines of steps that are computed again; from here on lines are appended.
         self._rewrite()
         self.board = SummaryWriter(str(folder.tensorboard), purge_step=start if start else None)
         self.console = Console()

@@ -143,18 +143,24 @@ def rank_weights(
 
     is_answer_BT = (signed_BT != 0).astype(jnp.float32)
     is_teacher_BT = signed_BT > 0
+    # At least 1: most segments of the static size are empty, and 0 / 0 would make every sum NaN.
     length_BS = jnp.maximum(totals(is_answer_BT), 1)
     loss_BS = totals(losses_BT * is_answer_BT) / length_BS
+    # The sign of a weight is the role of its token, and its size the difference of the scores.
     gap_BT = jnp.where(signed_BT != 0, 1.0, 0.0) if unit_gaps else jnp.abs(signed_BT)
     # Segment s + 1 holds the student of the teacher in segment s.
     is_wrong_BS = loss_BS > jnp.roll(loss_BS, -1, axis=1)
+    # L_rank is 0 where the teacher's answer is more likely already. Elsewhere its gradient raises
+    # the teacher's tokens (weight +) and lowers the student's (weight -).
     wrong_teacher_BT = by_token(is_wrong_BS)
     wrong_student_BT = by_token(jnp.roll(is_wrong_BS, 1, axis=1))
     length_BT = by_token(length_BS)
     tuning_BT = 1 / length_BT if mean else jnp.ones_like(length_BT)
+    # p is the mean over an answer's tokens, so that each token has 1 / length of the gap.
     rank_BT = gap_BT / length_BT * has_rank
     student_BT = -rank_BT * wrong_student_BT * is_answer_BT
     signed_rank_BT = jnp.where(is_teacher_BT, rank_BT * wrong_teacher_BT, student_BT)
+    # Segments with tokens of a teacher: padding and the answers of the student have none.
     pairs = jnp.sum(totals(is_teacher_BT.astype(jnp.float32)) > 0).astype(jnp.float32)
     weights = jax.lax.stop_gradient((tuning_BT * is_teacher_BT, signed_rank_BT))
     return *weights, pairs

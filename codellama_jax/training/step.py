@@ -107,6 +107,8 @@ def make_optimizer(stage: Stage) -> optax.GradientTransformation:
         weight_decay=config.weight_decay,
         mask=functools.partial(decayed, stage.model),
     )
+    # Clipping comes first: AdamW divides by the gradient's own scale, after which a norm would mean
+    # nothing.
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
@@ -216,6 +218,7 @@ def init_state(stage: Stage, mesh: Mesh, seed: int) -> TrainState:
         return nn.unbox(boxed_state(stage, seed))
 
     placed = _state_shardings(stage, mesh).replace(frozen={})
+    # Under jit with output shardings no device ever holds a full parameter.
     return jax.jit(draw, out_shardings=placed)()
 
 
@@ -261,7 +264,9 @@ def train_step(
     key = None
     arrays = {name: batch[name] for name in BATCH_DTYPES}
     if stage.model.has_dropout():
+        # A function of the step, so that a resumed run drops what an uninterrupted one would.
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        # Numbers in the global batch, which micro-batches and devices carry along.
         arrays["sequences"] = jnp.arange(stage.data.batch_size)
 
     def accumulate(total, micro_batch):

@@ -90,6 +90,7 @@ class Chip:
     @property
     def clock(self) -> float:
         """Cycles per second at which all multiply-adds of the matrix units make the peak FLOP/s."""
+        # A multiply-add is two FLOPs, and a matrix unit makes side x side of them per cycle.
         multiply_adds = self.matrix_units * self.matrix_side**2
         return self.peak_flops / (2 * multiply_adds)
 
@@ -204,6 +205,7 @@ def compile_inputs(chip: str, *shapes: jax.ShapeDtypeStruct) -> list[jax.ShapeDt
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip])
+    # A kernel runs on one core, so the schedule of one device is enough.
     one_core = Mesh(np.array([topology.devices[0]]), ("x",))
     sharding = NamedSharding(one_core, PartitionSpec())
     return [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in shapes]

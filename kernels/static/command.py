@@ -50,6 +50,8 @@ def report(chip: str, args: Any, passes: ModuleType, compare: str, dump: str) ->
         theirs = passes.BASELINES[compare](chip, args, dump) if compare else [None] * len(ours)
     except ValueError as error:
         raise UnsupportedError(f"{chip}: {error}") from error
+    # A kernel and its baseline have the same passes in the same order, such as forward and
+    # backward.
     for p, baseline in zip(ours, theirs):
         show(chip, p, baseline)
         if baseline:
@@ -69,6 +71,7 @@ def print_schedules(kernel: str, chips: Sequence[str], args: Any, compare: str =
       args: the shapes, as `static_passes` reads them: `seq` and `head_dim`.
       compare: a key of the kernel's `BASELINES`; "" for none.
     """
+    # The compiler writes its schedules as files; they are read and removed.
     dump = tempfile.mkdtemp(prefix="schedule-")
     os.environ.update(ENVIRONMENT, LIBTPU_INIT_ARGS=flags(dump))
     try:

@@ -47,14 +47,17 @@ def total(
         its inner regions, and a region that is missing here counts nothing.
       blocks: the regions whose own cycles are reported, by name.
     """
+    # Exclusive, because an inner region has its own number of runs in the list.
     uses = [(schedule.exclusive_use(region), times) for region, times in runs]
     cycles = sum(len(use) * times for use, times in uses)
     slots = dict(zip(UNITS, sum(use.sum(0) * times for use, times in uses)))
     units = {}
     for unit in SHOWN:
+        # A unit may have several slots per bundle: its load is relative to all of them.
         available = cycles * schedule.slots[UNITS.index(unit)]
         units[unit] = float(slots[unit] / available)
     block_cycles = {name: len(schedule.exclusive_use(region)) for name, region in blocks.items()}
+    # Both are memory traffic that the source did not request: the block needs too many registers.
     fills, spills = int(slots["FILL"]), int(slots["SPILL"])
     vmem_mib = schedule.vmem_bytes / 2**20
     return Pass(kernel, cycles, block_cycles, units, fills, spills, vmem_mib)
@@ -66,6 +69,7 @@ def grid_step(schedule: Schedule) -> tuple[Region, Region]:
     The computing region is the longest child of the loop. The two shorter ones start the transfers
     of the next step's blocks and wait for those of the last one.
     """
+    # The outermost loop comes first in the walk, and the grid is the outermost loop of a kernel.
     loop = next(region for region in schedule.root.walk() if region.kind == "loop_body")
     return loop, max(loop.children, key=lambda region: region.end - region.start)
 
@@ -78,6 +82,7 @@ def inside(region: Region, times: int, trips: int = 1) -> Iterator[tuple[Region,
       times: how often it is entered.
       trips: iterations of every loop inside it, and of itself if it is a loop.
     """
+    # A conditional is taken to run whenever it is reached.
     times *= trips if region.kind == "loop_body" else 1
     yield region, times
     for child in region.children:

@@ -139,6 +139,8 @@ def _tree(regions: list[Region]) -> Region:
 
 def _nearest_outer(region: Region, by_number: dict[int, Region]) -> Region:
     """Returns the innermost conditional, loop or root around a region."""
+    # Regions of other kinds between two nested ones are skipped, since they run as often as their
+    # parent.
     while region.parent is not None:
         region = by_number[region.parent]
         if region.kind in NESTED:
@@ -172,6 +174,7 @@ def read(dump: str, kernel: str) -> Schedule:
     tables = glob.glob(f"{dump}/*{kernel}*-{TABLE}.txt")
     if not tables:
         raise ValueError(f"libtpu wrote no schedule of a kernel named {kernel}")
+    # Several compilations may dump into the folder, and the kernel of interest is the last one.
     table = max(tables, key=os.path.getmtime)
     stem = re.sub(rf"-\d+-{TABLE}.*", "", table)
     with open(table) as file:

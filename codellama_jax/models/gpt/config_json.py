@@ -38,6 +38,7 @@ def model_config(config: Settings) -> GPTConfig:
     heads = config.integer("n_head", MAX_HEADS)
     if width % heads:
         raise config.error("n_head", f"a divisor of n_embd, which is {width}")
+    # A gpt2 has no such field, and its heads each have their own key and value.
     is_multi_query = not is_gpt2 and _flag(config, "multi_query", default=True)
     return GPTConfig(
         vocab_size=config.integer("vocab_size", MAX_ROWS),
@@ -107,6 +108,7 @@ def config_of(c: GPTConfig) -> dict[str, Any]:
         problem = f"has {c.n_heads} heads of width {c.head_dim} at a width of {c.d_model}"
     if problem:
         raise UserError(f"the model {problem}, which transformers' GPT models do not have")
+    # Each type's default name of the same function.
     activation = "gelu_pytorch_tanh" if is_multi_query else "gelu_new"
     if c.activation == "quick_gelu":
         activation = "quick_gelu"

@@ -110,6 +110,8 @@ def weight_specs(config: GPTConfig) -> Weights[PartitionSpec]:
         down_DF=BY_INPUTS,
         down_bias_D=REPLICATED,
     )
+    # A step reads one row of these tables per sequence, so that sharding the rows would only add
+    # communication.
     by_width = PartitionSpec(None, "fsdp")
     return Weights(
         embedding_VD=BY_OUTPUTS,
@@ -207,6 +209,8 @@ def prefill(
     norm, block, layers = weights.final_norm, Block(config), []
     for number, layer in enumerate(weights.layers):
         queries_BTD = None
+        # The top query layer reads the final norm's output, and its queries are learned vectors of
+        # the position instead of activations (CodeGeeX, and PanGu-alpha before it).
         if number == config.n_layers:
             x_BTD = layer_norm(
                 x_BTD, norm.scale_D[None, None], norm.bias_D[None, None], config.norm_eps
@@ -269,8 +273,12 @@ def _read(
 
     def vectors(table_PD: jax.Array | None) -> jax.Array:
         assert table_PD is not None
+        # Slots that are done may be past the last learned position. Nobody reads their output, and
+        # clipping keeps it finite.
         return table_PD.at[columns.positions_N].get(mode="clip").T
 
+    # Learned positions are added once, before the first layer: unlike with RoPE, keys and queries
+    # of the layers need no position.
     x_DN = weights.embedding_VD[tokens_N].T + vectors(weights.positions_PD)
     keys, values = [], []
     for number, layer in enumerate(weights.layers):
@@ -280,10 +288,12 @@ def _read(
         normed_DN = layer.attention_norm.columns(x_DN, epsilon)
         queries_DN = vectors(weights.top_queries_PD) if is_top else normed_DN
         q_XN = multiply(layer.q_XD, queries_DN) + layer.q_bias_X[:, None]
+        # Keys and values come from the normalised activations in every layer, the top one included.
         kv_2XN = multiply(layer.kv_2XD, normed_DN) + layer.kv_bias_2X[:, :, None]
         k_KHN, v_KHN = kv_2XN.reshape(2, K, H, N)
         keys.append(columns.append(config, cache.k_MSH[number], k_KHN))
         values.append(columns.append(config, cache.v_MSH[number], v_KHN))
+        # With multi-query attention K is 1, and all query heads attend to the same keys.
         q_KGHN = q_XN.reshape(K, G, H, N)
         out_XN = columns.attend(config, q_KGHN, keys[-1], values[-1])
         x_DN += multiply(layer.out_DX, out_XN) + layer.out_bias_D[:, None]

@@ -36,6 +36,7 @@ def layer_norm(
       epsilon: added to the variance.
       axis: the axis of the width D.
     """
+    # In fp32: a variance is a small difference of large sums, which bf16 would lose.
     x32 = x.astype(jnp.float32)
     x32 -= jnp.mean(x32, axis, keepdims=True)
     x32 *= jax.lax.rsqrt(jnp.mean(x32**2, axis, keepdims=True) + epsilon)
@@ -66,6 +67,7 @@ def activate(x: jax.Array, activation: str) -> jax.Array:
     """
     if activation == "quick_gelu":
         return x * nn.sigmoid(1.702 * x)
+    # The tanh approximation, as in GPT-2; the exact GELU would change published models.
     return nn.gelu(x, approximate=True)
 
 

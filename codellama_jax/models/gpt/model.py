@@ -47,6 +47,7 @@ class GPT(LanguageModel):
         self.final_norm = LayerNorm(c.norm_eps)
         if c.top_query:
             self.top_queries_PD = parameter(self, "top_queries", (P, D), (None, "embed"), variance)
+            # The top layer is outside the scan, which would rematerialise it as it does the others.
             is_plain = c.remat == "none"
             top = Block if is_plain else nn.remat(Block, policy=REMAT_POLICIES[c.remat])
             self.top_layer = top(c)
@@ -75,9 +76,11 @@ class GPT(LanguageModel):
             segment_ids_BT = striped(segment_ids_BT, shards)
         x_BTD = embed(self.embedding_VD.astype(c.compute_dtype), tokens_BT)
         x_BTD += at_positions(self.positions_PD.astype(c.compute_dtype), positions_BT)
+        # GPT-2 drops embeddings once, after tokens and positions are added.
         x_BTD = dropout(self, x_BTD, c.embedding_dropout, sequences_B)
         inputs = Inputs(positions_BT, segment_ids_BT, sequences_B=sequences_B)
         x_BTD, _ = self.layers(x_BTD, inputs)
+        # With a top query layer no norm follows it: its output goes to the head as it is.
         x_BTD = self.final_norm(x_BTD)
         if c.top_query:
             queries_PD = self.top_queries_PD.astype(c.compute_dtype)

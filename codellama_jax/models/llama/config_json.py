@@ -62,6 +62,7 @@ def _head_dim(config: Settings, width: int, heads: int) -> int:
 
 def _attention_bias(config: Settings) -> Literal["none", "qkv", "all"]:
     """Returns which projections have biases: a qwen2 always has those of q, k and v."""
+    # Qwen2's config.json has no field for it: its code always adds these three biases.
     if config.values["model_type"] == "qwen2":
         return "qkv"
     return "all" if config.flag("attention_bias") else "none"
@@ -69,6 +70,7 @@ def _attention_bias(config: Settings) -> Literal["none", "qkv", "all"]:
 
 def _check_supported(config: Settings) -> None:
     """Raises UserError for a setting that is not implemented and changes the model's results."""
+    # Refused instead of ignored: the weights would load and the model would write nonsense.
     if config.has("hidden_act") and config.values["hidden_act"] not in ("silu", "swish"):
         raise config.error("hidden_act", "'silu'")
     for name in ("mlp_bias", "use_sliding_window"):
@@ -90,6 +92,7 @@ def config_of(c: LlamaConfig) -> dict[str, Any]:
 
     It is a qwen2 if q, k and v have biases and the output has none, otherwise a llama.
     """
+    # transformers' llama has biases on all four projections or on none.
     is_qwen2 = c.attention_bias == "qkv"
     kind = "Qwen2" if is_qwen2 else "Llama"
     biases = {"attention_bias": c.attention_bias == "all", "mlp_bias": False}

@@ -98,14 +98,18 @@ def weight_specs(config: LlamaConfig) -> Weights[PartitionSpec]:
 def prepare(config: LlamaConfig, params: dict) -> Weights[jax.Array]:
     """Casts parameters to the compute dtype and makes them output-major, one array per layer."""
 
+    # Training keeps biases by head; a step adds them to flat columns.
     def flat(attention: dict, name: str) -> jax.Array | None:
         return attention[name].astype(dtype).ravel() if name in attention else None
 
     dtype, layers = config.compute_dtype, []
     for i in range(config.n_layers):
+        # Indexing the stack copies each layer once. In a loop over layers every step would copy
+        # them.
         block = jax.tree.map(lambda a, i=i: a[i], params["layers"])
         attention, ffn = block["attention"], block["ffn"]
         layer = Layer(
+            # Norm scales stay fp32: `rms_norm` computes in fp32, and they are small.
             attention_norm_D=block["attention_norm"]["scale"],
             qkv_XD=output_major(attention["qkv"], config.d_model, dtype),
             out_DX=output_major(attention["out"], config.n_heads * config.head_dim, dtype),
@@ -126,6 +130,8 @@ def block_params(config: LlamaConfig, layer: Layer[jax.Array]) -> dict:
 
     They are views: XLA folds the transposes into the matmuls and copies nothing.
     """
+    # Prefill runs the training block, so that there is one implementation of a layer for many
+    # tokens.
     K, G, H = config.n_kv_heads, config.n_heads // config.n_kv_heads, config.head_dim
     down_FD = input_major(layer.down_DF, (-1,), (config.d_model,))
     qkv_DKXH = input_major(layer.qkv_XD, (-1,), (K, G + 2, H))
@@ -165,10 +171,12 @@ def prefill(
     x_BTD = embed(weights.embedding_VD, striped(tokens_BT, shards))
     block, layers = Block(config), []
     for layer in weights.layers:
+        # Unlike in training, the layers are unrolled: their weights are separate arrays.
         params = {"params": block_params(config, layer)}
         outputs: Any = block.apply(params, x_BTD, inputs)
         x_BTD, (k_BTKH, v_BTKH) = outputs
         layers.append((unstriped(k_BTKH, shards), unstriped(v_BTKH, shards)))
+    # The head multiplies with one column per prompt instead of T.
     last_DB = last_tokens(unstriped(x_BTD, shards), lengths_B)
     return unembed(config, weights, last_DB), layers
 
@@ -224,6 +232,8 @@ def _read(
     def norm(x_DN: jax.Array, scale_D: jax.Array) -> jax.Array:
         return rms_norm(x_DN, scale_D[:, None], config.norm_eps, axis=0)
 
+    # From here on tokens are columns: a matmul is W (X, D) @ x (D, N), as the module's docstring
+    # explains.
     x_DN = weights.embedding_VD[tokens_N].T
     keys, values = [], []
     for layer, k_MSH, v_MSH in zip(weights.layers, cache.k_MSH, cache.v_MSH):
@@ -231,7 +241,10 @@ def _read(
         if layer.qkv_bias_X is not None:
             qkv_XN += layer.qkv_bias_X[:, None]
         qkv_KXHN = qkv_XN.reshape(K, G + 2, H, N)
+        # The queries and the key of a head are neighbours in the fused weight: one rotation for
+        # both.
         qk_KXHN = rotate(qkv_KXHN[:, : G + 1], (cos_11HN, sin_11HN), axis=-2)
+        # Written before attending, because a token attends to itself too.
         keys.append(columns.append(config, k_MSH, qk_KXHN[:, G]))
         values.append(columns.append(config, v_MSH, qkv_KXHN[:, G + 1]))
         out_XN = columns.attend(config, qk_KXHN[:, :G], keys[-1], values[-1])

@@ -29,6 +29,7 @@ class LlamaFamily(PackageFamily[LlamaConfig]):
         return f"RoPE base {config.rope_theta:.0e}{kind}{scaling}"
 
     def depends_on_length(self, config: LlamaConfig) -> bool:
+        # Linear and llama3 scaling turn by fixed angles; only dynamic scaling looks at the length.
         return config.rope_type == "dynamic"
 
     def parameter_count(self, config: LlamaConfig) -> int:
@@ -44,6 +45,7 @@ class LlamaFamily(PackageFamily[LlamaConfig]):
 
     def multiplied_parameters(self, config: LlamaConfig) -> int:
         c = config
+        # Each key head has one key and one value projection beside its query heads.
         qkv = c.d_model * (c.n_heads + 2 * c.n_kv_heads) * c.head_dim
         out = c.n_heads * c.head_dim * c.d_model
         feed_forward = 3 * c.d_model * c.d_ff

@@ -97,6 +97,7 @@ def model_config(settings: Settings, vocab_size: int, tensors: Container[str]) -
 
 def _attention_bias(settings: Settings, tensors: Container[str]) -> Literal["none", "qkv", "all"]:
     """Returns which projections have biases: a qwen2 always has those of q, k and v."""
+    # GGUF has no field for biases: the tensors in the file decide.
     if settings.prefix == f"{QWEN2}." or TENSOR_NAMES["q_bias"].format(0) in tensors:
         return "all" if TENSOR_NAMES["o_bias"].format(0) in tensors else "qkv"
     return "none"
@@ -110,6 +111,8 @@ def context(settings: Settings) -> int:
 def _head_dim(settings: Settings, default: int) -> int:
     width = settings.integer("attention.key_length", MAX_WIDTH, default=max(1, default))
     even_width(settings, f"{settings.prefix}attention.key_length", width)
+    # llama.cpp allows other widths for values and a rotation of a part of the head; both are not
+    # implemented here.
     for key in ("attention.value_length", "rope.dimension_count"):
         if settings.integer(key, MAX_WIDTH, default=width) != width:
             raise settings.error(key, f"{width}, the width of a head")

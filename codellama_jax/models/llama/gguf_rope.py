@@ -39,6 +39,8 @@ def with_factors(model: LlamaConfig, factors_H: np.ndarray, file: str) -> LlamaC
     if is_usable and model.rope_scaling == 1:
         scaled = replace(
             model,
+            # The lowest frequencies are divided by the full factor, which is therefore the largest
+            # one. Via `str` the float32 becomes the decimal number that was meant.
             rope_scaling=float(str(factors_H.max())),
             rope_type="llama3",
             rope_low_factor=LOW,
@@ -68,6 +70,8 @@ def _fitted(model: LlamaConfig, factors_H: np.ndarray) -> LlamaConfig | None:
     slope, intercept = np.polyfit(rates_H[between_H], share_H[between_H], 1)
     if slope <= 0 or intercept >= 0:
         return None
+    # The line is 0 at original / low and 1 at original / high; with low set to 1, its slope and
+    # intercept give the other two settings.
     width = -LOW / intercept
     return replace(
         model,

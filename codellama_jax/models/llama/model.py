@@ -29,9 +29,11 @@ class Llama(LanguageModel):
     def setup(self) -> None:
         """Declares the parameters and submodules."""
         c = self.config
+        # The variance is that of the head, because tied embeddings are the head as well.
         self.embedding_VD = parameter(
             self, "embedding", (c.vocab_size, c.d_model), ("vocab", "embed"), 1 / c.d_model
         )
+        # One module whose parameters have a leading layer dim; its scan is one loop in the program.
         self.layers = stacked(Block, c)
         self.final_norm = RMSNorm(c.norm_eps)
         if not c.tied_embeddings:
@@ -51,12 +53,17 @@ class Llama(LanguageModel):
         each sequence striped over the devices, as ring attention needs it; arguments and result
         are in the sequence's natural order.
         """
+        # Everything that depends on a token's place in the sequence is computed or permuted here,
+        # once; the layers themselves see tokens in any order, with their positions.
         c, shards = self.config, length_shards(tokens_BT.shape[1])
+        # Before striping, because the end of a document is found from the order of its tokens.
         lengths_BT = striped(document_lengths(positions_BT, segment_ids_BT), shards)
         tokens_BT, positions_BT = striped(tokens_BT, shards), striped(positions_BT, shards)
         if segment_ids_BT is not None:
             segment_ids_BT = striped(segment_ids_BT, shards)
         x_BTD = embed(self.embedding_VD.astype(c.compute_dtype), tokens_BT)
+        # The angles of RoPE are the same for all layers, so they are computed once, outside the
+        # scan.
         inputs = Inputs(positions_BT, segment_ids_BT, rope(c, positions_BT, lengths_BT))
         x_BTD, _ = self.layers(x_BTD, inputs)
         x_BTD = unstriped(self.final_norm(x_BTD), shards)

@@ -34,6 +34,7 @@ def model_config(params: Settings, rows: int) -> LlamaConfig:
     value out of its range and for what a Llama 2 cannot be.
     """
     _check_supported(params)
+    # Published files have -1: the size is that of the tokenizer.
     if params.values.get("vocab_size", -1) not in (-1, rows):
         raise params.error("vocab_size", f"-1 or the {rows:,} rows of output.weight")
     width = params.integer("dim", MAX_WIDTH)
@@ -59,6 +60,7 @@ def _check_supported(params: Settings) -> None:
         # The factor is 8 in Llama 3.1 and 32 in the small models of 3.2.
         fix = "Llama 3.1's scaling has no factor here, import the model from transformers' files"
         raise params.error("use_scaled_rope", f"false: {fix}")
+    # A setting that is 0, false or empty changes nothing, and is let through.
     unknown = sorted(name for name in set(params.values) - KNOWN if params.values[name])
     if unknown:
         fix = "remove it if it does not change what the model computes"
@@ -67,7 +69,10 @@ def _check_supported(params: Settings) -> None:
 
 def params_of(c: LlamaConfig) -> dict[str, Any]:
     """Returns a params.json from which Meta's rule gives this width of the feed-forward layer."""
+    # Half a unit above the exact ratio, so that rounding down in Meta's rule gives the width
+    # itself.
     multiple, multiplier = 1, (c.d_ff + 0.5) / int(8 * c.d_model / 3)
+    # Rather the numbers of the published files, where they give the same width.
     for published in ((4096, 1.3), (256, 1.0)):
         if ffn_width(c.d_model, *published) == c.d_ff:
             multiple, multiplier = published

@@ -31,6 +31,7 @@ def rope_fields(config: Settings) -> dict[str, Any]:
 
     Raises UserError for settings out of range, unknown, or in contradiction to others.
     """
+    # A file may have both spellings, written by different versions: then they must agree.
     scalings = {}
     for name in ("rope_parameters", "rope_scaling"):
         settings = config.inner(name)
@@ -62,6 +63,8 @@ def _theta(config: Settings) -> float:
 def _scaling(config: Settings, scaling: Settings) -> dict[str, Any]:
     """Returns the fields of LlamaConfig for one object of settings, {} without scaling."""
     kind = _kind(scaling)
+    # An unknown setting may change the angles, and ignoring it would give a model that is wrong
+    # only for long texts.
     unknown = sorted(set(filter(scaling.has, scaling.values)) - COMMON - KINDS[kind])
     if unknown:
         raise scaling.error(unknown[0], f"absent: {kind} RoPE has no such setting")
@@ -70,6 +73,7 @@ def _scaling(config: Settings, scaling: Settings) -> dict[str, Any]:
             raise scaling.error("factor", "absent, or beside it rope_type must be 'linear'")
         return {}
     fields: dict[str, Any] = {"rope_scaling": scaling.real("factor", MAX_FACTOR)}
+    # A factor of 1 divides nothing, and is the same as no scaling.
     if kind == "linear":
         return fields if fields["rope_scaling"] != 1 else {}
     fields |= {"rope_type": kind, "rope_original_length": _original_length(config, scaling, kind)}
@@ -102,6 +106,7 @@ def _original_length(config: Settings, scaling: Settings, kind: str) -> int:
     for place in (scaling, config):
         if place.has(ORIGINAL):
             original = place.integer(ORIGINAL, MAX_LENGTH)
+            # transformers ignores the setting here, so that obeying it would compute another model.
             if kind == "dynamic" and original != length:
                 needed = f"absent, or {length}, the max_position_embeddings that dynamic RoPE uses"
                 raise place.error(ORIGINAL, needed)
@@ -113,6 +118,7 @@ def rope_settings(c: LlamaConfig) -> dict[str, Any]:
     """Returns the settings of config.json that describe how RoPE is scaled."""
     if c.rope_type == "linear" and c.rope_scaling == 1:
         return {"rope_scaling": None}
+    # Both spellings of the kind, for old and new versions of transformers.
     settings = {"type": c.rope_type, "rope_type": c.rope_type, "factor": c.rope_scaling}
     if c.rope_type == "dynamic":
         return {"rope_scaling": settings, "max_position_embeddings": c.rope_original_length}
