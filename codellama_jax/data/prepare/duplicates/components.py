@@ -126,9 +126,9 @@ def small_star(group: tuple[int, Iterable[Table]]) -> Iterator[tuple[int, Table]
     node, neighbor = edges["larger"], edges["smaller"]
     least = tables.smallest(neighbor, tables.starts(node))
     others = neighbor != least
+    # The node itself, and all its smaller neighbors but the least, now point to the least: the
+    # node's own edges to the others become edges between them and the least.
     result = edge_table(
-        # The node itself, and all its smaller neighbors but the least, now point to the least: the
-        # node's own edges to the others become edges between them and the least.
         np.concatenate([node, neighbor[others]]), np.concatenate([least, least[others]])
     )
     yield from tables.split(result, tables.part_of(result["larger"]))
