@@ -131,8 +131,8 @@ def sampled(parts: list[Part], max_files: int) -> list[Part]:
     """
     positions = []
     for part in parts:
-        # The position of an id is a hash, evenly spread over [0, 1): the smallest hashes are a
-        # random sample that does not change when files are added elsewhere in the input.
+        # The position of an id is a hash, evenly spread over [0, 1): the smallest ones are a random
+        # sample, of which most stays the same when files are added to the input.
         for piece in part.slices:
             for name in files.names_of(piece):
                 positions.append(sources.position(f"{piece.name}/{sources.encodable(name)}"))

@@ -143,7 +143,8 @@ def _rows(
     seen = np.zeros(len(index.tokens.keys), bool)
     for row, text in _texts(documents, dropped):
         spans = find(text, index, common, seen)
-        # One decision for the document: if any rule drops it, all its rows report "drop".
+        # One decision for the document: if any rule drops it, all its rows report "drop" but those
+        # of the rule `tokens`, which only reports.
         action = _action(len(text), spans, index.params)
         for span in spans:
             used = "report" if span.rule == "tokens" else action

@@ -114,11 +114,11 @@ class GroupTexts:
             # Finished edges travel through the next grouping beside the bands. Negative keys cannot
             # collide with the keys of bands, which are at least 0.
             yield from tables.split(edges, -1 - tables.part_of(edges["larger"]))
-            # A text in two languages is compared with the documents of both.
+            # Copies of a text agree in every band and are connected by now: one of them is enough,
+            # and keeps the buckets of much copied files small. A text in two languages is compared
+            # with the documents of both.
             new_language = new_text | tables.starts(table["language"])
             table = tables.taken(table, new_language)
-        # Copies of a text agree in every band and are connected by now, so that dropping them here
-        # loses no component and keeps the buckets of much copied files small.
         table = tables.taken(table, table["has_bands"])
         for band in range(table["bands"].shape[1]):
             # Equal bands of two languages must differ where the scope is a language.
