@@ -125,7 +125,6 @@ def separate_pairs(sequence: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """
     ids = sequence["ids"].copy()
     pairs_T, positions_T = sequence["ids_segment_ids"], sequence["ids_positions"].copy()
-    # Padding has the index 0 and segment 0, so both conditions are needed to find the answers.
     is_rejected_T = (ids[:, 2] < 0) & (pairs_T > 0)
     ids[is_rejected_T, 2] = ~ids[is_rejected_T, 2]
     for pair in range(1, int(pairs_T.max(initial=0)) + 1):

@@ -303,7 +303,7 @@ def _svg(figure: Figure) -> str:
     # Without the date: equal numbers give equal files, in which version control shows no change.
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     text = svg.getvalue()
-    # An SVG inside of HTML begins at its element: an XML declaration would be text of the page.
+    # Inside of HTML an SVG begins at its element, without XML declaration and DOCTYPE.
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     # Two figures have groups of the same id, which must be unique in a page; nothing uses them.
     text = re.sub(r'<g id="[^"]*"', "<g", text)

@@ -160,7 +160,7 @@ def write_finding(page: Page, name: str, results: Results, finding: FindingOf) -
     seeds in which every stage is done. `finding` is the function of the experiment file. Returns
     the finding, None if there is none or if it has expectations only.
     """
-    # Seeds are compared pair by pair, so that an arm without a complete seed leaves nothing.
+    # Arms are compared seed by seed, so that nothing can be compared while an arm has no seed.
     if not all(results.values()):
         page.note("The verdict is printed here once one seed of every arm has been trained.")
         return None

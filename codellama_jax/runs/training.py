@@ -77,7 +77,7 @@ def run_stages(
             # Written just before the stage that reads them, by models that are trained by now.
             data_stages.write(data, corpus.tokenizer, trained)
         corpus = data_stages.with_data(everything, stage)
-        # A chain of hashes: a stage is equal to another one only if all stages before it are equal
+        # A chain of hashes: stages that start from the one before are equal only if those are equal
         # too.
         identity = stage_identity(corpus, stage, identity if stage.before else "")
         if here.is_trained():
