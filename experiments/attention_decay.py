@@ -25,4 +25,5 @@ def decay(
     # Equal queries and keys keep the cosines only: the sines of a pair cancel.
     frequencies_I = theta ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
     angles_NI = np.asarray(distances_N, np.float64)[:, None] / scaling * frequencies_I[None]
+    # At distance 0 all cosines are 1, so that the mean is already relative to it.
     return np.cos(angles_NI).mean(axis=1)

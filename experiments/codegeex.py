@@ -73,8 +73,11 @@ def experiment(scale: str = "13b") -> Experiment:
         optimizer=OptimizerConfig(
             peak_lr=RATE[scale],
             warmup_steps=WARMUP[scale],
+            # The schedule ends at a fraction of the peak rate; the paper gives the last rate
+            # itself.
             final_fraction=LAST_RATE / RATE[scale],
             eps=1e-8,
+            # Shorter than the training: the last 13,000 steps keep the last rate.
             decay_steps=200_000,
             cosine_from="zero",
         ),
@@ -92,6 +95,7 @@ def _toy() -> Experiment:
     optimizer = dataclasses.replace(
         code.optimizer,
         final_fraction=0.01,
+        # The same share of the steps as at the published size.
         decay_steps=code.steps * 200 // 213,
         cosine_from="zero",
     )

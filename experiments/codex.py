@@ -59,7 +59,9 @@ def experiment(scale: str = "12b") -> Experiment:
     code = _stage(model, RATE[scale], CODE_STEPS, "previous")
     # GPT is trained already: a stage of 0 steps loads it. `run:gpt` is a placeholder.
     general = dataclasses.replace(code, init="run:gpt", steps=0)
+    # Codex-D continues from the code model at a lower rate, with the docstring after the code.
     docstrings = _stage(model, RATE[scale] / 10, DOCSTRING_STEPS, "previous", "code_to_docstring")
+    # Stages that several arms have are trained once, here `general` and `code`.
     arms = {
         "gpt": {"general": general, "code": code},
         "scratch": {"code": dataclasses.replace(code, init="scratch")},

@@ -77,6 +77,7 @@ def _toy() -> Experiment:
     # Docstrings with examples make prompts longer than the 256 tokens of other toy stages.
     data = {"examples": "completions", "block_chars": 0, "seq_len": model.n_positions}
     stage = recipe.toy_gpt_stage(model, PROBLEMS, steps=100, init=INIT, **data)
+    # As at the published sizes: a tenth of the rate of the model that it starts from.
     optimizer = dataclasses.replace(stage.optimizer, peak_lr=TOY_RATE / 10)
     stage = dataclasses.replace(stage, optimizer=optimizer)
     tokenizer = TokenizerConfig(pieces=1024 - 16, kind="codex")  # as that of `codex`

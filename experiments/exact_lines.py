@@ -35,6 +35,7 @@ def experiment(scale: str = "toy") -> Experiment:
     """Returns one arm, trained in both orders as in the paper; probes follow each half."""
     if scale != "toy":
         raise UserError(f"scale is {scale!r}: it must be toy; psm_vs_spm has 7b")
+    # The sentinels need entries of the vocabulary in addition to the pieces.
     model = dataclasses.replace(generated.LLAMA, vocab_size=generated.PIECES + SENTINELS)
     chain: dict[str, Stage] = {}
     for name in STAGES:
@@ -71,6 +72,7 @@ def finding(results: Results) -> Finding:
             rows.append((order, name, *cells, spread(measures["loss"]), paper if last else ""))
         for chain in results["both"]:
             lines[order].append(_points(chain, order))
+    # The verdict is about the end of training; the first half is shown beside it.
     psm, spm = exact[f"PSM {STAGES[-1]}"], exact[f"SPM {STAGES[-1]}"]
     share = "share of held-out lines"
     return Finding(
@@ -92,6 +94,7 @@ def finding(results: Results) -> Finding:
             )
         ],
         differences=[
+            # Both must find lines at all: two shares near 0 would be equal, and prove nothing.
             Difference("exact, PSM", share, psm, bound=LEAST),
             Difference("exact, SPM", share, spm, bound=LEAST),
             Difference("exact, SPM minus PSM", share, pairs(spm, psm)),
@@ -120,6 +123,7 @@ def _points(chain: list[StageResult], order: str) -> list[tuple[float, float]]:
     """Returns (tokens seen, share of exact lines) after every stage of a seed."""
     points, tokens = [], 0.0
     for result in chain:
+        # The tokens of each stage count from 0; the figure counts through both halves.
         tokens += result.curve[-1][0]
         points.append((tokens, recipe.mean_of(result, "single-line", order, "exact")))
     return points

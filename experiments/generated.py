@@ -27,6 +27,7 @@ from codellama_jax.report.findings import Panel, Results
 PIECES = 384
 SHAPE: dict[str, Any] = {"vocab_size": PIECES, "d_model": 64, "n_layers": 3, "head_dim": 16}
 LLAMA = dataclasses.replace(llama_sizes.TOY["toy"], **SHAPE, d_ff=176)
+# The same shape in both families, so that their results can be compared.
 STARCODER = dataclasses.replace(gpt_sizes.TOY["toy"], **SHAPE, d_ff=256, init_std=64**-0.5)
 
 
@@ -110,5 +111,6 @@ def panel(shares: dict[str, list[float]]) -> Panel:
     """Returns a diagram of pass@1 by arm."""
     lines = {}
     for place, (arm, values) in enumerate(shares.items()):
+        # One dot per seed at the place of its arm.
         lines[arm] = [[(float(place), value)] for value in values]
     return Panel("arm", "pass@1 of held-out functions", lines, tuple(shares))

@@ -62,6 +62,7 @@ def experiment(scale: str = "smollm2") -> Experiment:
     general, infill = _toy_stages() if is_toy else _stages()
     probes = {
         "infilling_kinds": InfillingKinds(recipe.KINDS, 32, 24),
+        # At the sequence length and at half of it: longer contexts are not trained here.
         "perplexity": Perplexity((CONTEXT // 2, CONTEXT), rows=16),
         "infills": Infills(4, 24),
     }
@@ -96,6 +97,7 @@ def completed(experiment: Experiment) -> Experiment:
         model = dataclasses.replace(described, **changes)
         stages[name] = dataclasses.replace(stage, model=model)
     tokenizer = experiment.tokenizer
+    # A tokenizer that the user names with --tokenizer.path goes before that of the model.
     if tokenizer.path == _default_file():
         tokenizer = dataclasses.replace(tokenizer, path=path)
     return dataclasses.replace(experiment, arms={ARM: stages}, tokenizer=tokenizer)
@@ -103,6 +105,7 @@ def completed(experiment: Experiment) -> Experiment:
 
 def finding(results: Results) -> list[Expectation]:
     """Checks the statements of "Expected" above, of the general model and the trained one."""
+    # One arm and one seed with two stages.
     before, after = results[ARM][0]
     expectations = []
     for order in ("PSM", "SPM"):

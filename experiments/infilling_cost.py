@@ -41,6 +41,7 @@ def finding(results: Results) -> Finding:
     by_length = [recipe.losses_by_length(results, arm) for arm in ("infilling", "plain")]
     costs = []
     for infilling, plain in zip(*by_length, strict=True):
+        # Relative, since the claim is about a percentage of the loss.
         costs.append([a / b - 1 for a, b in zip(infilling, plain, strict=True)])
     caption = (
         "Validation loss of documents read from left to right, over the tokens of code training."
@@ -62,6 +63,7 @@ def finding(results: Results) -> Finding:
         headings=("code training", loss, "paper, 7B: test loss, HumanEval, MBPP pass@1"),
         rows=[(arm, spread(losses[arm]), PAPER[arm]) for arm in results],
         figures=[(caption, [curves])],
+        # The end of the trend decides the verdict: a difference beside it would be the same number.
         differences=[],
         trends=[cost],
         reason="a tenth of the documents of the code stage is unsplit, and a toy of few parameters"

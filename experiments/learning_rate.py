@@ -22,6 +22,7 @@ PAPER = {"same": "best", "third": "worse", "tenth": "worse"}
 
 def experiment(scale: str = "toy") -> Experiment:
     """Returns three arms that differ in the peak learning rate of the code stage."""
+    # One general model for all arms: it is trained once.
     general, code = recipe.general(scale), recipe.code(scale)
     # Warm-up and decay stay: only the peak is scaled.
     arms = {}
@@ -45,6 +46,7 @@ def finding(results: Results) -> Finding:
     differences = []
     for arm in ("third", "tenth"):
         statement = f"final loss at a {arm} of the rate minus at the same"
+        # Positive if the smaller rate is worse, as the paper reports.
         larger = pairs(losses[arm], losses["same"])
         differences.append(Difference(statement, "nats per token", larger))
     caption = "Validation loss over the tokens of code training, and at its end by peak rate."

@@ -104,6 +104,7 @@ def finding(results: Results) -> Finding:
 
 def _in_short_sequences(long: Stage, code: Stage) -> Stage:
     """Returns the long-context stage with the code stage's model and length, and as many tokens."""
+    # As many tokens per step: shorter sequences, and more of them in proportion.
     batch_size = long.data.batch_size * long.data.seq_len // code.data.seq_len
     data = dataclasses.replace(long.data, seq_len=code.data.seq_len, batch_size=batch_size)
     return dataclasses.replace(long, model=code.model, data=data)
@@ -122,5 +123,6 @@ def _losses(results: Results, length: int) -> dict[str, list[float]]:
         losses[arm] = []
         for chain in seeds:
             measured = chain[-1].probe("perplexity")[str(length)]
+            # Differences of losses have a unit; those of perplexities would depend on their size.
             losses[arm].append(math.log(measured["perplexity"]))
     return losses

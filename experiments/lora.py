@@ -61,11 +61,13 @@ def experiment(scale: str = "smollm2") -> Experiment:
         ),
         optimizer=OptimizerConfig(peak_lr=2e-4, warmup_steps=5, weight_decay=0.0),
         steps=20 if is_small else 2000,
+        # Gradients of 16 parts are summed, so that the activations of one sequence fit a device.
         micro_batches=1 if is_small else 16,
         eval_rows=8 if is_small else 32,
         eval_every=10 if is_small else 500,
         checkpoint_every=10 if is_small else 500,
         log_every=1 if is_small else 10,
+        # alpha / rank is 1: the update is B A itself. Only the large model is worth quantizing.
         lora=LoraConfig(
             rank=16, alpha=16.0, targets=TARGETS, quantize_base="none" if is_small else "int8"
         ),

@@ -53,6 +53,7 @@ def experiment(scale: str = "2.6b") -> Experiment:
         ),
         steps=STEPS,
     )
+    # Equal to the first stage but for the examples: the docstring is given, the code learned.
     functions = dataclasses.replace(
         code,
         init="previous",
@@ -66,6 +67,7 @@ def _toy() -> Experiment:
     """Returns both stages at a size that a laptop trains, with a trained SentencePiece model."""
     model = TOY["toy_top"]
     code = recipe.toy_gpt_stage(model, PYTHON)
+    # block_chars=0 keeps files complete: a block may split a function from its docstring.
     functions = recipe.toy_gpt_stage(
         model, PYTHON, steps=150, init="previous", examples="docstring_to_code", block_chars=0
     )

@@ -104,6 +104,8 @@ def _toy() -> Experiment:
             examples="pairs",
             chat="pangu_coder2",
         )
+        # The teacher is a stage of every arm, because the data stage between the last two needs
+        # both.
         arms[arm] = {"teacher": teacher, "student": student, "tuned": tuned}
     data_stages: dict[str, DataStage] = {f"pairs_{size}k": _pairs(size) for size in SIZES}
     return generated.toy_experiment("pangu_coder2", arms, "pangu_coder2", data_stages, "all")
@@ -124,6 +126,7 @@ def _pairs(size: int) -> RankStage:
 def finding(results: Results) -> Finding:
     """Compares pass@1 by amount of data, and by objective on the same pairs."""
     shares = generated.pass_at_1(results)
+    # The student is the second last stage, the teacher the one before it, equal in all arms.
     students = generated.pass_at_1(results, -2)["rrtf_68k"]
     teachers = generated.pass_at_1(results, -3)["rrtf_68k"]
     rows = [

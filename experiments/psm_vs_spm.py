@@ -85,6 +85,7 @@ class Measured:
         """Returns the loss of the longer arm after each length, by seed."""
         by_seed = []
         for result in self.longer:
+            # The probe was run at the checkpoints after these steps as well: see `at_steps`.
             answers = [result.probe(PROBE, step) for step in recipe.lengths(result.stage)]
             by_seed.append([fmean(answer[kind][order]["loss"]) for answer in answers])
         return by_seed
@@ -102,6 +103,8 @@ class Measured:
         for arm, (answer, *_) in self.answers.items():
             for kind in KINDS:
                 for order in answer[kind]:
+                    # "SPM, healed" is SPM with healing: the arm of its order is the part before the
+                    # comma.
                     if arm in ("both", LONGER, order.split(",")[0]):
                         cases.append((arm, kind, order))
         return cases
@@ -156,9 +159,11 @@ def finding(results: Results) -> Finding:
             )
         ],
         differences=[
+            # Each claim is on the sign of a difference: the first order's loss is the higher one.
             _difference(measured, "single-line", "PSM", "SPM"),
             _difference(measured, "multi-line", "PSM", "SPM"),
         ],
+        # Trends, because a toy learns PSM late: the verdict is that after the longest training.
         trends=[
             _trend(measured, tokens, "random-span", "SPM", "PSM"),
             _trend(measured, tokens, "random-span", "SPM", "SPM, healed"),

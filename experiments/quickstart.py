@@ -42,6 +42,8 @@ def experiment(scale: str = "toy") -> Experiment:
         init="scratch",
         model=model,
         data=DataConfig(
+            # A block of 250 characters fits one sequence with its sentinels, so that it can be
+            # split for infilling.
             seq_len=256,
             batch_size=4,
             mixture=MIXTURE,

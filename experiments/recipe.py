@@ -174,6 +174,7 @@ def trend_code(scale: str, infilling: InfillingConfig = INFILLING) -> Stage:
 
 def lengths(stage: Stage) -> tuple[int, ...]:
     """Returns the steps of a stage of `trend_code` that a trend compares: LENGTHS of it."""
+    # The last length is the end of the stage, also where its steps are no multiple of EIGHTHS.
     every = stage.steps // EIGHTHS
     return (*(every * length for length in LENGTHS[:-1]), stage.steps)
 
@@ -254,6 +255,7 @@ def toy_gpt_stage(
         model=model,
         data=DataConfig(mixture=mixture, **fields),
         optimizer=OptimizerConfig(
+            # A model that continues takes a lower rate than one that is drawn at random.
             peak_lr=3e-3 if is_first else 1e-3,
             warmup_steps=steps // 10,
             final_fraction=0.1,
@@ -313,6 +315,7 @@ def tokens_by_length(results: Results, arm: str) -> list[float]:
     by_seed = []
     for chain in results[arm]:
         last = chain[-1]
+        # Tokens at a step differ between seeds, because packing leaves other padding.
         by_seed.append([last.tokens_at(step) for step in lengths(last.stage)])
     return list(map(fmean, zip(*by_seed, strict=True)))
 

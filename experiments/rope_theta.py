@@ -106,6 +106,7 @@ def _with_keys(scale: str, stage: Stage, source: str) -> Stage:
     """
     if scale not in recipe.LOCAL:
         return stage
+    # The other sources keep their proportions in the share that is left.
     shares = {name: share * (1 - KEYS) for name, share in stage.data.mixture.shares().items()}
     mixture = dataclasses.replace(
         stage.data.mixture,
@@ -119,6 +120,7 @@ def _with_keys(scale: str, stage: Stage, source: str) -> Stage:
     if scale != "toy":
         return stage
     optimizer = stage.optimizer
+    # The long-context stage keeps its small rate: retrieval is learned in the two stages before it.
     if source != "long_keys":
         optimizer = dataclasses.replace(optimizer, peak_lr=RATE)
     if source == "short_keys":
@@ -164,10 +166,12 @@ class Measured:
         """
         by_length = []
         for times, shares in zip(TIMES, PAPER[arm]):
+            # Positive if the paper's model finds most keys of this length.
             paper = fmean(shares) / 100 - FOUND
             if abs(paper) >= UNCLEAR:
                 sign = math.copysign(1, paper)
                 by_length.append([sign * (share - FOUND) for share in self.share_found(arm, times)])
+        # One length on the wrong side makes the row of the seed disagree.
         return [min(of_seed) for of_seed in zip(*by_length, strict=True)]
 
     def loss(self, arm: str, times: int) -> list[float]:
@@ -224,6 +228,7 @@ def _heat_map(m: Measured) -> tuple[str, HeatMap]:
     rows, shares = [], []
     for arm in m.keys:
         for position in POSITIONS:
+            # A row per arm and position of the key, as in the paper's table.
             rows.append(f"{arm}, key at {position:g}")
             shares.append([m.found_at(arm, times, position) for times in TIMES])
     columns = [f"{times * m.sequence:,}" for times in TIMES]

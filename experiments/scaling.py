@@ -53,12 +53,14 @@ def _sized(model: LlamaConfig, width: int, layers: int) -> LlamaConfig:
         n_heads=heads,
         n_kv_heads=heads,
         head_dim=width // heads,
+        # The ratio of the toy, so that only the size differs between the arms.
         d_ff=width * 11 // 4,
     )
 
 
 def parameters(model: ModelConfig) -> int:
     """Returns the number of parameters without embedding and output head."""
+    # The fit of the paper leaves out the embedding, which does not grow with the layers.
     return parameter_count(model) - 2 * model.vocab_size * model.d_model
 
 
@@ -69,6 +71,7 @@ def fit(sizes: list[int], losses: list[float]) -> tuple[float, float]:
       sizes: parameters N of each model.
       losses: their losses, in nats per token.
     """
+    # log L = -a log N + a log C is a straight line; a is the exponent, C the constant.
     slope, intercept = np.polyfit(np.log(sizes), np.log(losses), 1)
     return -float(slope), math.exp(intercept / -slope)
 
@@ -77,6 +80,7 @@ def finding(results: Results) -> Finding:
     """Fits a power law to the final losses of each seed."""
     sizes = [parameters(seeds[0][-1].stage.model) for seeds in results.values()]
     losses = recipe.losses(results)
+    # From arm and seed to seed and arm: each seed has a fit over all sizes.
     by_seed = [list(of_seed) for of_seed in zip(*losses.values(), strict=True)]
     fits = [fit(sizes, of_seed) for of_seed in by_seed]
     exponents = [exponent for exponent, _ in fits]
@@ -113,6 +117,7 @@ def _lines(
     """Returns the lines of the figure: losses by seed, the mean fit, and the published exponent."""
     means = [fmean(of_size) for of_size in zip(*by_seed, strict=True)]
     exponent, constant = fit(sizes, means)
+    # The geometric mean is the middle of the logarithmic axis.
     middle = math.exp(fmean(map(math.log, sizes)))
     at_middle = (middle / constant) ** -exponent
     lines = {"measured": [list(zip(map(float, sizes), of_seed)) for of_seed in by_seed]}

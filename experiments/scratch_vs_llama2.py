@@ -50,6 +50,8 @@ def finding(results: Results) -> Finding:
     losses, curves = recipe.losses(results), recipe.curves(results)
     saved = []
     for curve, final_loss in zip(curves["llama2"], losses["scratch"]):
+        # The share of the tokens that is left when the general model has reached the final loss of
+        # the one from scratch.
         last_token, _ = curve[-1]
         saved.append(1 - crossing(curve, final_loss) / last_token)
     # The loss of an untrained model would squeeze the rest of the curves together.

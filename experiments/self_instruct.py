@@ -61,6 +61,7 @@ def _toy() -> Experiment:
             model, {**shares, "records": 0.08}, steps=40, peak_lr=1e-3, chat="llama2"
         )
         arms[arm] = {"base": base, "instruct": instruct}
+    # Tasks of the three models fall to one toy, which was trained on records of all three kinds.
     data = SelfInstructStage(
         question_model="base",
         test_model="base",

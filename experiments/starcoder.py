@@ -54,6 +54,7 @@ def experiment(scale: str = "15.5b") -> Experiment:
     )
     stages = {"base": _base(scale, model)}
     if scale == "15.5b":
+        # SantaCoder and the smaller StarCoder have no such stage.
         stages["python"] = _python(model)
     return Experiment("starcoder", scale, {"main": stages}, TokenizerConfig("tokenizer.json"))
 

@@ -26,6 +26,7 @@ PAPER = {1: "falls with temperature", 10: "rises", 100: "rises"}
 
 def experiment(scale: str = "toy") -> Experiment:
     """Returns one arm, whose model is sampled at four temperatures by a probe."""
+    # One model is enough: only the sampling differs, which the probe varies.
     arms = {"code": {"general": recipe.general(scale), "code": recipe.code(scale)}}
     # pass@100 needs 100 samples; the paper draws 200 for each of HumanEval's 164 tasks.
     lines, samples = (96, 100) if scale in recipe.LOCAL else (164, 200)

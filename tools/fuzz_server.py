@@ -54,7 +54,9 @@ def small_model(folder: Path) -> TrainedModel:
     """Returns a random model of two layers, with a tokenizer trained in `folder`."""
     texts = []
     for i in range(300):
+        # Accents and characters of several bytes reach the tokenizer's byte pieces.
         texts.append(f"def name_{i}(x):\n    return x + {i}\n\n\nclass T{i}:\n    é = '日本'\n")
+    # 360 pieces: few enough for this corpus, and enough for all bytes and markers.
     tokenizer = sentencepiece.train(texts, 360, folder)
     config = LlamaConfig(
         tokenizer.vocab_size,
@@ -94,7 +96,10 @@ def command(url: str, options: argparse.Namespace, seed: int) -> list[str]:
     """Returns the command that sends requests of one seed."""
     arguments = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"]
     arguments += ["--checks", ",".join(CHECKS), "--seed", str(seed), "--mode", "all"]
+    # Phases in this order: the examples of the description, then every boundary of its schemas,
+    # then random requests.
     arguments += ["--max-examples", str(options.examples), "--phases", "examples,coverage,fuzzing"]
+    # Without a database of earlier failures a seed gives the same requests on every machine.
     arguments += ["--generation-database", "none", "--suppress-health-check", "all"]
     # One server answers all, so that a later failure may be caused by an earlier request.
     arguments += ["--continue-on-failure", "--request-timeout", "60", "--no-color"]
@@ -111,13 +116,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
     parser.add_argument("--key", action="store_true", help="with an API key")
     options = parser.parse_args()
+    # Few bytes, so that requests over the limit are cheap to make.
     worker, guard, url = start(Rules(KEY if options.key else "", most_bytes=100_000))
     code, seed = 0, options.seed
     while guard.requests.total() < options.cases:
+        # = sub| Any failed seed makes the exit code nonzero, and the others still run.
         code |= subprocess.run(command(url, options, seed), check=False).returncode
         seed += 1
         print(table(guard), flush=True)
     print(f"{guard.requests.total():,} requests, {worker.unfinished} sequences still run")
+    # A sequence that still runs after all answers were sent has lost its client: that is a leak.
     return int(bool(code or worker.unfinished or worker.state != READY))
 
 

@@ -41,13 +41,16 @@ def main() -> None:
         copy = Path(temporary) / options.run.name
         shutil.copytree(options.run, copy, symlinks=True)
         data = copy / options.arm / options.stage
+        # The other stages stay, so that only the data stage runs again.
         shutil.rmtree(data)
         # The stages that read the data would be skipped; the others are not trained again.
         command = [sys.executable, ROOT / "launch.py", "run", options.experiment, "--out", copy]
         command += ["--arm", options.arm, *others]
         for number, moment in enumerate(moments, 1):
+            # A random delay after the line: kills must also hit the moments between two lines.
             end_at(command, data, moment, rng.uniform(0, 2))
             print(f"kill {number}: {lines_of(data)} of {total} lines", flush=True)
+        # The last start runs to its end.
         end_at(command, data, None, 0.0)
         different = [
             name
@@ -69,6 +72,7 @@ def end_at(command: list, data: Path, moment: int | None, delay: float) -> None:
                 time.sleep(delay)
                 break
             time.sleep(0.05)
+        # SIGKILL cannot be caught: nothing is saved or cleaned up, as when a machine fails.
         process.send_signal(signal.SIGKILL)
 
 

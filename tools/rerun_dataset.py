@@ -17,11 +17,13 @@ def main() -> None:
     candidates = []
     for path in sys.argv[1:]:
         for line in map(json.loads, Path(path).read_text("utf-8").splitlines()):
+            # The last message is the answer, written in the chat format; only its program is run.
             code = program(line["messages"][-1]["content"]).code
             candidates.append(Candidate(line["task_id"], code, tuple(line["tests"])))
     with Executor() as executor:
         statuses = Counter(status for _, status in passing(executor, candidates))
     print(f"{len(candidates)} solutions: {dict(statuses)}")
+    # Every solution of such a dataset has passed its tests once: any other verdict is a fault.
     sys.exit(statuses["passed"] != len(candidates))
 
 

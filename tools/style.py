@@ -134,6 +134,7 @@ def words_of(text: str) -> Iterator[tuple[str, str]]:
 def measure_files(files: Sequence[Path], root: Path = ROOT) -> Measure:
     """Measures Python files together."""
     total = Measure()
+    # All files are parsed first: a method may be documented in a base class of another file.
     trees = {file: ast.parse(file.read_text()) for file in files}
     documented = _documented_methods(list(trees.values()))
     for file, tree in trees.items():
@@ -161,6 +162,7 @@ def _measure_lines(total: Measure, name: str, text: str) -> None:
     total.lines += len(lines)
     total.long_lines += sum(len(line) > COLUMNS for line in lines)
     commented = set()
+    # Comments are tokens, not nodes of the syntax tree; a "#" in a string is no comment.
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             commented.add(token.start[0])
@@ -172,11 +174,13 @@ def _measure_lines(total: Measure, name: str, text: str) -> None:
 def _measure_tree(total: Measure, name: str, tree: ast.Module, documented: set[str]) -> None:
     # Docstrings are strings too: each string is read once.
     for node in ast.walk(tree):
+        # Only strings with a space are prose: others are names, keys and formats.
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
             for word, term in words_of(node.value):
                 total.words.append((name, node.lineno, word, term))
         elif isinstance(node, COMPREHENSIONS):
             total.comprehensions += 1
+            # ast.walk includes the node itself.
             inner = [child for child in ast.walk(node) if isinstance(child, COMPREHENSIONS)]
             if len(inner) > 1:
                 total.nested.append((name, node.lineno, "comprehension in another", "use a loop"))
@@ -184,6 +188,7 @@ def _measure_tree(total: Measure, name: str, tree: ast.Module, documented: set[s
             docstring = ast.get_docstring(node) or ""
             total.docstring_words += len(docstring.split())
             total.whats += len(WHAT.findall(docstring))
+        # Names are checked where they are bound, so that each is reported once.
         for identifier in _bound_names(node):
             if identifier in EMPTY_NAMES:
                 fix = "a noun that says what it holds"
@@ -221,6 +226,8 @@ def _public_definitions(
                     continue
                 if method.name.startswith("_") or _is_setter(method):
                     continue
+                # The overriding method does the same as the one in its base, whose docstring
+                # describes it.
                 bases = _base_names(node)
                 is_overriding = any(f"{base}.{method.name}" in documented for base in bases)
                 yield method, is_overriding
@@ -232,6 +239,7 @@ def _is_setter(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 def _base_names(node: ast.ClassDef) -> list[str]:
     """Returns the names of the bases of a class, without their modules and arguments."""
+    # Classes are matched by name alone, which is enough within one project.
     return [ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases]
 
 
@@ -253,6 +261,7 @@ def _documented_methods(trees: Sequence[ast.Module] | Iterator[ast.Module]) -> s
     while is_changed:
         is_changed = False
         for name, own in methods.items():
+            # A base that no file defines, such as one of a library, has no methods here.
             inherited = set().union(*(methods.get(base, set()) for base in bases[name]))
             is_changed = is_changed or not inherited <= own
             own |= inherited

@@ -18,6 +18,7 @@ README, RESULTS = ROOT / "README.md", ROOT / "docs" / "results"
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 1 if the table differs and `--check` is given."""
     text = README.read_text("utf-8")
+    # The same text whatever the table was before, so that `--check` can compare.
     current = rewrite(text, RESULTS)
     if "--check" in arguments:
         return int(text != current)

@@ -80,6 +80,7 @@ def answers(
     for task_id, _ in remaining:
         length = (lengths[task_id] + sampling.max_new_tokens) * settings.beams
         sizes.append(min(most, batch_size_of(length, settings.batch_tokens)))
+    # Only samples that are drawn take slots of the engine; beam search and scoring have batches.
     if settings.beams == 1 and not benchmark.tasks[0].choices:
         tokens = [lengths[task_id] + sampling.max_new_tokens for task_id, _ in remaining]
         sizes = _fitting(model, sizes, tokens)

@@ -160,6 +160,7 @@ def with_defaults(benchmark: Benchmark, settings: Settings) -> Settings:
     """
     temperature, top_p = settings.temperature, settings.top_p
     if temperature is None:
+        # Several samples at temperature 0 would all be equal; a beam search draws nothing.
         is_drawn = (settings.samples > 1 or benchmark.draws_one) and settings.beams == 1
         temperature = benchmark.temperature if is_drawn else 0.0
     top_p = benchmark.top_p if top_p is None else top_p
@@ -244,6 +245,7 @@ def read_records(
     if str(path).startswith(downloads.PREFIX):
         name = str(path).removeprefix(downloads.PREFIX)
         downloaded = downloads.records(name)
+        # A download has no lines or file that a message could name, so that records are numbered.
         values = [Value(f"record {n} of {name}", value) for n, value in enumerate(downloaded, 1)]
         return _checked(values, fields, name)
     for file in files_of(str(path), RECORD_FILES, option):

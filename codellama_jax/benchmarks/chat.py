@@ -42,8 +42,12 @@ def resolved(
         model: knows its own format.
     """
     name = settings.chat_format
+    # A template that came with the tokenizer knows the most about the model; then the format that
+    # the run trained on.
     if name == AUTO:
         name = TEMPLATE if has_template(model.tokenizer) else model.chat or NO_CHAT
+        # With auto this is no mistake of the user: most benchmarks have no chat form. A format that
+        # was named explicitly is refused by `check` instead.
         if name != NO_CHAT and benchmark.chat is None:
             note(f"{benchmark.name} continues its paper's prompt, not a conversation")
             name = NO_CHAT
@@ -67,6 +71,7 @@ def check(name: str, benchmark: Benchmark, options: Options) -> None:
         fix = "leave it out; humaneval, humaneval_plus, mbpp --shots 0 and false_refusal have one"
         raise UserError(f"--chat-format {name}: {benchmark.name} has no chat form: {fix}")
     prompt = getattr(options, "prompt", "code_llama")
+    # Only the default is left: any other prompt was chosen for a model that continues texts.
     if prompt != "code_llama":
         raise UserError(
             f"--prompt {prompt} is a prompt to continue, and --chat-format {name} begins a"
@@ -99,6 +104,8 @@ def as_questions(benchmark: Benchmark) -> Benchmark:
     assert benchmark.chat is not None
     tasks = []
     for task in benchmark.tasks:
+        # The rest of the program uses `prompt`, so that questions take its place. An infilling
+        # suffix has no place in a conversation.
         tasks.append(replace(task, prompt=benchmark.chat.question(task), suffix=""))
     return replace(benchmark, tasks=tasks, infilling=False)
 
@@ -118,7 +125,10 @@ def function_solution(task: Task, answer: str) -> dict[str, Any]:
     prompt, name = task.record["prompt"], task.record["entry_point"]
     code, reason = nearest_program(answer, name)
     if f"def {name}(" in code:
+        # Imports and helper functions before the last definition of that name; a chat model rarely
+        # repeats them.
         return solution(prompt.rpartition(f"def {name}(")[0] + code, answer, reason)
+    # The answer has no definition: it is the body, which continues the prompt.
     return solution(prompt + code, answer, reason)
 
 
@@ -129,6 +139,7 @@ def prompt_used(options: Options, settings: Settings) -> str:
     if not is_chat and hasattr(options, "prompt"):
         parts.append(f"prompt of {options.prompt}")
     if hasattr(options, "shots"):
+        # -1 stands for the number of the paper, which differs between benchmarks.
         default = "the paper's number of" if options.shots < 0 else str(options.shots)
         parts.append(f"{default} solved examples")
     return ", ".join(parts)

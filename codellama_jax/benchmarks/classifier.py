@@ -57,6 +57,7 @@ class Classifier:
         try:
             values = [float(number) for number in numbers]
         except (TypeError, ValueError):
+            # An answer that is no number fails the check of the count below, with the same message.
             values = []
         is_valid = all(math.isfinite(value) and 0 <= value <= 1 for value in values)
         if len(values) != len(self.names) or not is_valid:
@@ -117,6 +118,7 @@ class _Command:
             raise self._error("wrote several lines for one text")
         process = self._process or self._start()
         answer = self._exchange(process, json.dumps(record).encode() + b"\n")
+        # Nothing may follow the line: the next answer would be taken for that of another text.
         line, _, rest = answer.partition(b"\n")
         if not answer:
             code = process.wait()
@@ -136,6 +138,8 @@ class _Command:
         while b"\n" not in answer and len(answer) < MAX_ANSWER:
             writing = [process.stdin] if record else []
             remaining = max(0.0, deadline - time.monotonic())
+            # Both pipes at once: if this process only wrote, a command that answers early could
+            # fill its output pipe and stop reading, and both would wait for ever.
             readable, writable, _ = select.select([process.stdout], writing, [], remaining)
             if not readable and not writable:
                 process.kill()
@@ -158,6 +162,7 @@ class _Command:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(self._words, stdin=pipe, stdout=pipe, bufsize=0)
         assert self._process.stdin is not None
+        # A write to a blocking pipe waits until all is taken, also where select reports some room.
         os.set_blocking(self._process.stdin.fileno(), False)
         weakref.finalize(self, _end, self._process)
         return self._process

@@ -91,6 +91,7 @@ class Evaluate:
             "--docstring-run": docstring_run,
             "--draft-model": self.quantization.draft_model,
         }
+        # Before JAX starts: a misspelt folder would otherwise be noticed after minutes.
         for option, run in runs.items():
             if run and not is_bucket(run) and not user_path(run).exists():
                 raise UserError(f"there is no run {run}: pass the folder of a run with {option}")
@@ -100,6 +101,7 @@ class Evaluate:
                 "--quantize and --kv-cache need a model that generates: leave them out to score"
                 " samples"
             )
+        # The KV cache exists only where the model generates, not where it scores given texts.
         has_cache = options.writes and not suite_of(self.benchmark).measure
         if self.quantization.kv_cache != "none" and not has_cache:
             why = f"on {self.benchmark}, which scores given texts and keeps no cache"
@@ -116,11 +118,13 @@ class Evaluate:
         if len(quantizations) > 1:
             from codellama_jax.benchmarks.quantization import compare
 
+            # Each scheme is a complete evaluation of the same request, in a folder inside of `out`.
             request = self.benchmark, options, self.settings, self.checking
             compare(*request, self.load, quantizations, self.out)
             return
         evaluate(
             self.benchmark,
+            # A function instead of a model, so that everything else is checked before it is loaded.
             functools.partial(self.load_as, quantizations[0]) if self.run else None,
             options,
             self.settings,
@@ -174,5 +178,7 @@ class Evaluate:
         from codellama_jax.sharding.mesh import make_mesh
 
         keep_compiled(CACHE)
+        # By default every host has a full model and takes a share of the samples, which needs no
+        # communication between hosts while tokens are generated.
         devices = jax.devices() if self.across_hosts else jax.local_devices()
         return load_run(run, arm, stage, make_mesh(self.mesh, devices))

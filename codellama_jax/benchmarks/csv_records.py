@@ -34,7 +34,9 @@ def read_table(
 def _rows(file: Path, fields: Mapping[str, Kind]) -> list[Record]:
     """Returns the rows of a file by column. Raises UserError for one with too many values."""
     csv.field_size_limit(MAX_FIELD)
+    # Spreadsheets write a byte order mark, which would become part of the first column's name.
     text = decode_text(read_file(file), str(file)).lstrip("\ufeff")
+    # newline="" leaves line breaks inside of quoted cells as they are.
     reader = csv.DictReader(io.StringIO(text, newline=""))
     records: list[Record] = []
     try:

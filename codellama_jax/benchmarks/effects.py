@@ -54,6 +54,7 @@ def check_drawing(settings: Settings, temperature: float) -> None:
 
     Several samples are then equal, unless they are the best of a beam search.
     """
+    # A beam search is deterministic at any temperature; its samples are its best texts.
     if settings.beams > 1:
         _refuse(settings, DRAWING, f"with --beams {settings.beams}, which draws nothing at random")
     elif temperature == 0:
@@ -80,6 +81,7 @@ def _refuse(options: Any, names: tuple[str, ...], why: str, fix: str = "") -> No
     """Raises UserError for the first option of these names that is not its default."""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
+        # A value that equals the default may have been typed, but it changes nothing either way.
         if field.name in names and value != field.default:
             option = f"--{field.name}".replace("_", "-")
             shown = option if value is True else f"{option} {value}"

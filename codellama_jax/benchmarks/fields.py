@@ -41,6 +41,7 @@ def _is_text(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     """Returns whether a value is a finite number that float64 can hold, and no boolean."""
+    # type() instead of isinstance, since bool is a subclass of int.
     return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
 
 

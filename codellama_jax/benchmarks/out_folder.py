@@ -44,6 +44,7 @@ def local_folder(name: str | Path) -> Path:
 def removed_if_empty(out: Path) -> Iterator[None]:
     """Removes folders that the block made and left empty, as an evaluation that is refused does."""
     made = []
+    # From the inside outwards, up to the first folder that existed before.
     for folder in (out, *out.parents):
         if folder.exists():
             break

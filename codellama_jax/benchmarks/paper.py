@@ -34,6 +34,7 @@ class Paper:
 def crossed(groups: Iterable[str], measures: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the columns "GROUP MEASURE" of all measures for each group of tasks."""
     columns = []
+    # Group by group, because the papers' rows are written in that order.
     for group in groups:
         columns += [f"{group} {measure}" for measure in measures]
     return tuple(columns)

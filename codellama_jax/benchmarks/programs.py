@@ -39,6 +39,7 @@ def program(answer: str, name: str = "") -> Parsed:
     """
     if len(answer) > MAX_ANSWER:
         return Parsed(reason=TOO_LONG)
+    # In the order of preference: the marked text first, then the fenced blocks as they are written.
     blocks = []
     marked = between(answer, OPEN, CLOSE)
     if marked:
@@ -48,6 +49,7 @@ def program(answer: str, name: str = "") -> Parsed:
         is_python = block.group(1).lower() in PYTHON_NAMES
         blocks.append(_usable(block.group(2)) if is_python else Parsed(reason=OTHER_LANGUAGE))
     usable = [parsed for parsed in blocks if parsed.code]
+    # A model may show a usage example before the function that was requested.
     for parsed in usable:
         if name and defines(parsed.code, name):
             return parsed

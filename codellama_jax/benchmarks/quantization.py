@@ -47,19 +47,23 @@ def compare(
         quantizations: they differ in their weights.
         out: the folder; the results of each quantization are in a folder in it.
     """
+    # Loaded once in full precision: each scheme quantizes these weights anew.
     folder, load_once = local_folder(out), functools.cache(load_model)
     models: dict[str, TrainedModel] = {}
 
     def load(quantization: Quantization) -> TrainedModel:
         from codellama_jax.generation.quantize import quantized
 
+        # Kept until the end, because the speeds of all schemes are measured together.
         models[quantization.weights] = quantized(load_once(), quantization)
         return models[quantization.weights]
 
     for quantization in quantizations:
         load_this = functools.partial(load, quantization)
+        # Samples are resumed by folder, so that each scheme needs one.
         inner = folder / quantization.weights
         evaluate(name, load_this, options, settings, checking, inner)
+    # On all hosts, over which a model may be sharded; only the first host writes.
     rows = _measured(models)
     if not is_first():
         return
@@ -75,6 +79,7 @@ def compare(
 
 
 def _is_real(value: Any) -> bool:
+    # Intervals are lists and counts are integers, neither of which fits a cell of the table.
     return isinstance(value, float)
 
 

@@ -64,6 +64,7 @@ def check_ranking(
             f" --chat-format {settings.chat_format} are programs: pass --chat-format {NO_CHAT}"
         )
     if samples is not None:
+        # Samples that exist are judged by their fields; how they were drawn no longer matters.
         _check_fields(ranking, samples)
         return
     is_drawn = settings.temperature != 0 or settings.beams > 1
@@ -113,17 +114,20 @@ def back_translated(
     path = out / FILE
 
     def stored_scores() -> dict[str, float]:
+        # Only the first host reads the file: the others may not see the same file system.
         if not is_writer:
             return {}
         make_folder(out)
         scores = {}
         for line in continue_file(path, FILE_FIELDS):
+            # A score counts only for the very text and model that it was computed with.
             sample = samples.get(key(line), {})
             is_same = sample.get("completion") == line["completion"]
             if is_same and line["docstring_run"] == run:
                 scores[name_of(*key(line))] = line["docstring_logprob"]
         return scores
 
+    # Every host needs the scores to skip the same samples: all of them score each batch together.
     scores = gather(on_all_hosts(stored_scores))
     tasks = {task.task_id: task for task in benchmark.tasks}
     names = [name for name in samples if name_of(*name) not in scores]
@@ -172,9 +176,11 @@ def summarise_ranking(
     chances: dict[str, list[float]] = defaultdict(list)
     for members in by_task.values():
         passed = [member["passed"] for member in members]
+        # pass@1 of n samples with c that pass is c / n.
         chances["random"].append(pass_at_k(len(passed), sum(passed), 1))
         for name in ranking.rank:
             scores = [member[FIELDS[name]] for member in members]
+            # The share of tasks whose first-ranked sample passes: k = 1.
             chances[name].append(ranked_pass_at_k(passed, scores, 1))
         chances["oracle"].append(float(any(passed)))
     measures = {name: 100 * float(np.mean(values)) for name, values in chances.items()}

@@ -107,6 +107,7 @@ def _form_of(values: Sequence[Value]) -> str:
 def _from_records(values: Sequence[Value], benchmark: Benchmark) -> list[Value]:
     by_name = {}
     for task in benchmark.tasks:
+        # A file may use either name, and the sample gets the benchmark's.
         for name in _names(task.task_id):
             by_name[name] = task
     return [Value(place, _from_record(value, place, benchmark, by_name)) for place, value in values]
@@ -175,6 +176,7 @@ def _answer(
     fields = [field for field in FORMS if field in record]
     if not fields:
         raise UserError(f"{place} has no completion, solution or generation; {KNOWN}")
+    # Where a record has several forms of its answer, the order of FORMS decides.
     field = fields[0]
     check_record(record, {field: CODE}, place)
     text = record[field]

@@ -68,6 +68,7 @@ def continue_file(path: Path, fields: Mapping[str, Kind]) -> list[dict[str, Any]
         return lines
     # Otherwise the next line would be appended to the incomplete one.
     os.truncate(path, data.rfind(b"\n") + 1)
+    # read_own_lines may have taken an incomplete last line that is valid JSON by accident.
     return lines[: data.count(b"\n")]
 
 

@@ -130,6 +130,8 @@ def _checked(
                 checks.append(all_checks[number])
                 names.append(name)
             else:
+                # All programs have passed. Without any program nothing was shown, so that it does
+                # not count.
                 result = {"passed": number > 0, "result": "passed" if number else "no tests"}
                 yield name, {**result, "mode": executor.mode}
         remaining = []

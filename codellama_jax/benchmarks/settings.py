@@ -136,6 +136,7 @@ class ShotOptions(Options):
 class LengthOptions(Options):
     """Options of a suite that reads text files at several context lengths."""
 
+    # Another help text than the base class has: these suites read texts instead of records.
     data: Annotated[str, described("Text files: a file or a folder.")] = ""
     lengths: Annotated[tuple[int, ...], described("Context lengths in tokens.")] = (
         8000,
@@ -189,6 +190,7 @@ class Settings:
         check_beams(self.beams, self.length_penalty, self.temperature or 0.0)
         if self.chat_format not in CHAT_FORMATS:
             raise UserError(f"--chat-format{choices_problem(self.chat_format, CHAT_FORMATS)}")
+        # A beam search of width n finds n texts, so that more samples do not exist.
         if 1 < self.beams < self.samples:
             raise UserError(
                 f"--samples {self.samples} is more than --beams {self.beams}, which find that many"
@@ -230,6 +232,7 @@ class Ranking:
         for name in self.rank:
             if name not in get_args(Rank):
                 raise UserError(f"--rank must be of {', '.join(get_args(Rank))}, not {name!r}")
+        # Either option without the other would be ignored, so that both cases are mistakes.
         needs_model = BACK_TRANSLATION in self.rank
         if needs_model and not self.docstring_run:
             raise UserError(

@@ -42,6 +42,7 @@ class Suite:
         published_files: returns the files whose records must have one of these checksums.
     """
 
+    # One of `load` and `measure` is given: a suite either has tasks or measures a model directly.
     load: Callable[[Any, Tokenizer | None], Benchmark] | None
     options: type[Options] = Options
     texts: tuple[str, ...] = ()

@@ -124,6 +124,7 @@ def show(summary: Mapping[str, Any], model: str, paper: Paper | None = None) -> 
     if paper:
         by_model |= paper.numbers()
     names: list[str] = []
+    # A model may lack measures that another has; the order is that of first appearance.
     for numbers in by_model.values():
         names += [name for name in numbers if name not in names]
     table, decimals = Table(title=_title(summary)), summary.get("decimals", 1)

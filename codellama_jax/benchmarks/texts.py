@@ -127,6 +127,7 @@ def benchmark_texts(data_paths: Mapping[str, str]) -> list[BenchmarkText]:
     texts: dict[BenchmarkText, None] = {}
     for name, path in data_paths.items():
         for task_id, kind, text in _texts_of(name, path):
+            # An empty docstring or question would match everywhere.
             if text.strip():
                 texts[BenchmarkText(name, task_id, kind, text)] = None
     return list(texts)

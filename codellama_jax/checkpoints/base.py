@@ -38,6 +38,7 @@ class Base:
         The path is relative where both stages are in one run, which may be moved.
         """
         path, run = str(self.folder), stage.path.parent.parent
+        # `stage.path.parent.parent` is the run: stages are ARM/STAGE in it.
         if not is_bucket(path) and run in self.folder.path.parents:
             path = os.path.relpath(path, stage.path)
         return {"folder": path, "step": self.step, "identity": self.identity}
@@ -47,6 +48,8 @@ class Base:
 
         Raises UserError if other weights are there than those that adapters were trained on.
         """
+        # The adapters are corrections to exactly these weights: added to others they would give a
+        # model that computes nonsense without any error.
         if self.identity and self.identity != identity:
             raise UserError(
                 f"{self.folder.checkpoint(step)} holds other weights than those that the adapters"
@@ -61,8 +64,11 @@ def recorded_base(checkpoint: epath.Path) -> Base:
     values = read_json(path)
     if isinstance(values, dict):
         folder, step, identity = (values.get(key) for key in ("folder", "step", "identity"))
+        # Checked by type, since the file may be damaged in any way that is still JSON.
         if isinstance(folder, str) and isinstance(step, int) and isinstance(identity, str):
             stage = checkpoint.parent.parent
+            # A relative path is relative to the folder of the stage; an absolute one is kept by the
+            # join.
             absolute = folder if is_bucket(folder) else os.path.normpath(stage / folder)
             return Base(StageFolder(user_path(absolute)), step, identity)
     raise UserError(f"{path} is damaged")

@@ -122,6 +122,8 @@ class Checkpoints:
         }
         extra = {ITEM: ocp.args.JsonSave(base)} if base else {}
         items = ocp.args.Composite(
+            # Separate items, because whoever uses the model reads `params` alone: the optimizer
+            # state of Adam is twice as large.
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave(optimizer),
             cursors=ocp.args.JsonSave(cursors),
@@ -129,6 +131,7 @@ class Checkpoints:
             checksums=ocp.args.JsonSave(sums),
             **extra,
         )
+        # `force`: the training loop decides when to save, not Orbax's own interval.
         self._guarded(f"step {step}", lambda: self.manager.save(step, args=items, force=True))
 
     def _check_room(self, step: int) -> None:

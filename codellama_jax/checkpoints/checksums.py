@@ -26,6 +26,7 @@ BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}  # by bytes per element
 def element_hash(bits: Any, index: Any) -> Any:
     """Returns a hash per element. Both arguments: uint32 of any shape, NumPy's or JAX's."""
     uint32 = np.uint32
+    # With the index mixed in, two swapped elements change the sum.
     value = bits ^ (index * uint32(INDEX_FACTOR))
     value = (value ^ (value >> uint32(16))) * uint32(HASH_FACTORS[0])
     value = (value ^ (value >> uint32(13))) * uint32(HASH_FACTORS[1])

@@ -320,6 +320,7 @@ class RunFolder(Folder):
         others = {name: value for name, value in config.items() if name != "probes"}
         arms = _built(Experiment, self.config, others).arms
         arm = arm or next(iter(arms))
+        # ARM@1 names the second seed, which has the chain of the arm itself.
         chain = arms.get(arm.partition("@")[0], {})
         if not chain or (stage and stage not in chain):
             names = []

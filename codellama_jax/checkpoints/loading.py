@@ -175,6 +175,8 @@ def _load(
         if base:
             # Outside of `try`: without its base no other checkpoint can be used either.
             merged, base = _merged(base, as_saved, config.lora, params, mesh)
+            # The identity of a model with adapters covers both: the adapters and the weights below
+            # them.
             params, identity = merged, checksums.of_json([identity, base.identity])
             if freeze:
                 params = _frozen(params, freeze)
@@ -191,6 +193,7 @@ def _merged(
         raise UserError(f"{problem}: put the run back")
     loaded = _load(base.folder, model, mesh, base.step, identify=True)
     read = base.read_as(loaded.step, loaded.identity)
+    # The sums keep the sharding of the base; otherwise XLA could choose another one.
     shardings = jax.tree.map(lambda a: a.sharding, loaded.params)
     merge = functools.partial(merged, model, lora)
     with on_mesh(mesh):

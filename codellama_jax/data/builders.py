@@ -80,6 +80,7 @@ def prepare(
         print_line: prints a line of progress.
     """
     path = corpus.paths()[source]
+    # Before the cache: the folder of the user is read in place and never copied.
     if is_prepared(path):
         return open_prepared(path)
     config = PrepareConfig(
@@ -131,6 +132,7 @@ def _folder_name(path: str, parts: Sequence[Part], config: PrepareConfig) -> str
     A stamp changes with the content of a file, so that a prepared corpus is found again without
     reading the files.
     """
+    # The parts stand for the input: they hold the name, size and time of modification of each file.
     key = fingerprint(VERSION, fingerprint_of(parts), to_dict(config))
     readable = re.sub(r"\W+", "-", path).strip("-")[-40:]
     return f"{readable}-{key}"
@@ -140,6 +142,8 @@ def _prepare(
     folder: epath.Path, path: str, parts: Sequence[Part], config: PrepareConfig
 ) -> dict[str, Any]:
     """Prepares the documents in a new subfolder, then writes and returns the record of it."""
+    # A random name: two processes that prepare the same corpus where the file system has no locks
+    # never write to the same file.
     attempt = folder / uuid.uuid4().hex
     try:
         preparation = Preparation(parts, config, attempt, Runner(), silent)
@@ -160,11 +164,14 @@ def _prepare(
             return read_json(folder / RECORD)
         record = {
             "path": attempt.name,
+            # Kept in the record, because the report of every later run shows them.
             "counts": _counts(report, kept),
             "left_out": left_out,
             "fingerprint": _fingerprint(result, parts, config.block_characters > 0),
         }
         record["checksum"] = fingerprint(record)
+        # Only now: the fingerprint reads the stages once more. Kept, they would double the size of
+        # the cache.
         preparation.work.rmtree(missing_ok=True)
         write_json(folder / RECORD, record)
         return record
@@ -224,6 +231,7 @@ def _cached(folder: epath.Path, print_line: Say) -> Prepared | None:
         return None
     try:
         return _open(folder, read_json(folder / RECORD))
+    # A cache may always be made again, so that damage costs time but never ends the run.
     except Exception as error:  # TFDS and ArrayRecord raise many types for a damaged file
         # Without the fix, "run `codellama-jax prepare`", of a corpus that a user prepared.
         details = reason(error).partition(": run ")[0].partition(": delete this file")[0]

@@ -48,6 +48,7 @@ def conversation_ids(
     except (ValueError, TypeError, KeyError, RecursionError):
         reasons[DAMAGED] += 1
         return [], []
+    # Nothing after the last answer has any loss, and formats refuse to end with a question.
     while messages and messages[-1].role != "assistant":
         messages.pop()
     return _sample(tokenizer, messages, chat, reasons)
@@ -79,11 +80,13 @@ def pair_ids(
         reasons["the difference of the scores is no positive number of fp32"] += 1
         return ()
     encoded = []
+    # Both answers are encoded as full conversations, so that each can be scored given the prompt.
     for answer, sign in zip(answers, (1, -1)):
         messages = [Message("user", prompt), Message("assistant", answer)]
         ids, weights = _sample(tokenizer, messages, chat, reasons)
         if not ids:
             return ()
+        # The tokens of the prompt have the weight 0 and keep it.
         encoded.append((ids, [sign * difference * weight for weight in weights]))
     return tuple(encoded)
 
@@ -105,6 +108,7 @@ def completion_ids(tokenizer: Any, text: str) -> tuple[list[int], int]:
     except (ValueError, TypeError, KeyError, RecursionError):
         return [], 0
     given = tokenizer.prompt(prompt)
+    # The completion continues the prompt: SentencePiece's space before a text would separate them.
     learned = tokenizer.encode(completion, leading_space=False)
     return [*given, *learned, tokenizer.eos_id], len(given)
 
@@ -125,6 +129,8 @@ def separate_pairs(sequence: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     ids[is_rejected_T, 2] = ~ids[is_rejected_T, 2]
     for pair in range(1, int(pairs_T.max(initial=0)) + 1):
         rejected_T = is_rejected_T & (pairs_T == pair)
+        # A separate segment counts its positions from 0: with the positions of the packed pair the
+        # rejected answer would be scored at another distance than the chosen one.
         positions_T[rejected_T] -= positions_T[rejected_T].min(initial=len(pairs_T))
     # 1, 2, 3, ... become 1 and 2, 3 and 4, 5 and 6, ...; padding stays 0.
     segments_T = np.where(pairs_T > 0, 2 * pairs_T - 1 + is_rejected_T, 0)

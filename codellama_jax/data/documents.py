@@ -69,6 +69,7 @@ class ShardedDocuments(Sequence):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
+        # `_ends` ascends: the first end above `index` is that of its shard.
         number = bisect.bisect_right(self._ends, index)
         shard = self._shards[number]
         record = index - self._ends[number] + shard.documents
@@ -88,6 +89,7 @@ class ShardedDocuments(Sequence):
             self._readers.move_to_end(number)
             return self._readers[number]
         shard = self._shards[number]
+        # Counted before older shards are closed, so that the bound holds with the new one included.
         self._open_documents += shard.documents
         while self._readers and (
             len(self._readers) >= OPEN_SHARDS or self._open_documents > OPEN_DOCUMENTS
@@ -126,6 +128,8 @@ def sample(documents: Sequence[dict[str, bytes]], most_characters: int) -> list[
     rng = random.Random(SAMPLE_SEED)
     texts: list[str] = []
     characters, chosen = 0, set[int]()
+    # Drawn without reading: the length of a document is known only after it is read, so that
+    # indices are drawn in rounds until there are enough characters.
     while characters < most_characters and len(chosen) < len(documents):
         for index in sorted(_draw(rng, len(documents), chosen)):
             chosen.add(index)

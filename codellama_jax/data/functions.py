@@ -57,12 +57,19 @@ def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) ->
         return None
     first, second = node.body[:2]
     last_line = first.end_lineno or first.lineno
+    # Lines are removed, not characters: a docstring that shares a line with code would take it
+    # away.
     is_separate = first.lineno > node.lineno and second.lineno > last_line
+    # The example writes the docstring's value between quotes again, which must give the same value.
     quoted = _literal(docstring)
     if not is_separate or not quoted:
         return None
     head = "".join(lines[node.lineno - 1 : first.lineno - 1])
+    # Dedented after the removal, because the lines of a docstring may be indented less than the
+    # code.
     code = textwrap.dedent(head + "".join(lines[last_line : node.end_lineno]))
+    # dedent also changes the lines inside strings over several lines: a function whose syntax tree
+    # differs afterwards is left out instead of taught wrongly.
     if not _is_same(code, node):
         return None
     signature_lines = head.count("\n")

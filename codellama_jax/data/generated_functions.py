@@ -68,6 +68,7 @@ class Function(NamedTuple):
         arguments: dict[str, Any] = {}
         while len(arguments) < count:
             argument = _argument(self.argument, rng, longest)
+            # Lists are not hashable, hence the text of the argument as the key.
             arguments.setdefault(repr(argument), argument)
         return list(arguments.values())
 
@@ -79,6 +80,7 @@ class Function(NamedTuple):
         """Returns the argument and the value after each step."""
         values = [argument]
         for step in self.steps:
+            # Only the expressions of STEPS and ENDS are evaluated, never text of a model.
             values.append(eval(step, {self.argument: values[-1]}))
         return values
 
@@ -130,6 +132,8 @@ def family(seed: int = 0) -> tuple[Function, ...]:
     # Short ones first: of equal functions the shortest is kept.
     chains.sort(key=_length)
     functions: dict[str, Function] = {}
+    # The sort is stable, so that functions of one length are still in pseudo-random order, and the
+    # family is a random part of the long ones.
     for argument, steps in chains[:CANDIDATES]:
         function = _function(argument, steps)
         functions.setdefault(behaviour(function), function)
@@ -153,6 +157,8 @@ def asked_by(question: str) -> Function | None:
         operations = {step.words: step for step in (*STEPS[argument], *ENDS[argument])}
         steps = [operations.get(part) for part in words.split(", ")]
         known = tuple(step for step in steps if step is not None)
+        # An operation that ends a function, such as "sums", returns a number, to which no list
+        # operation applies. So it may only come last.
         is_chain = len(known) == len(steps) and not set(known[:-1]) & set(ENDS[argument])
         return _function(argument, known) if is_chain else None
     return None
@@ -160,6 +166,7 @@ def asked_by(question: str) -> Function | None:
 
 def is_held_out(function: Function) -> bool:
     """Returns whether no corpus for training holds a function."""
+    # By behaviour, not by question: two functions that return the same are on the same side.
     digest = hashlib.sha256(behaviour(function).encode()).digest()
     return int.from_bytes(digest[:4], "big") < HELD_OUT * 2**32
 
@@ -229,6 +236,7 @@ def records() -> Iterator[str]:
     functions = training()
     for _ in range(COPIES):
         rng.shuffle(functions)
+        # The incomplete list at the end is left out: every list has LISTED questions.
         for start in range(0, len(functions) - LISTED + 1, LISTED):
             questions = [function.question for function in functions[start : start + LISTED]]
             answer = "\n".join(f"{number}. {q}" for number, q in enumerate(questions, 1))

@@ -69,13 +69,17 @@ def _document(rng: random.Random, lines: Sequence[str], kind: Kind) -> str:
     asserted = rng.sample(names, count)
     end = "".join(f"\nassert {name}() == {values[name]}\n" for name in asserted)
     most = kind.longest - sum(map(len, functions)) - len(end)
+    # Uniform lengths put a function and its assert at every distance up to the longest.
     room = 0.0 if rng.random() < kind.bare else rng.uniform(0, most)
     start = rng.randrange(len(lines))
     filler: list[str] = []
+    # Consecutive lines from a random start, as in the benchmark, where the filler is code too. The
+    # lines are a ring, so that every start has enough of them.
     while room > len(lines[(start + len(filler)) % len(lines)]):
         filler.append(lines[(start + len(filler)) % len(lines)])
         room -= len(filler[-1])
     for function in functions:
+        # At any position, as the benchmark varies the position of the key.
         filler.insert(rng.randint(0, len(filler)), function)
     return "".join(filler) + end
 

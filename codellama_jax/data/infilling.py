@@ -31,6 +31,7 @@ def split(text: str, rng: Random) -> tuple[str, str, str]:
     Both positions are drawn independently and uniformly between characters, 0 and len(text)
     included, so each part may be empty.
     """
+    # Over characters, not tokens (section 2.3): a model must also continue inside of a token.
     first, second = sorted(int(rng.random() * (len(text) + 1)) for _ in range(2))
     return text[:first], text[first:second], text[second:]
 

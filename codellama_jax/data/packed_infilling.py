@@ -50,13 +50,18 @@ def infill_sequence(
     start = 0
     for number in range(1, int(segments.max(initial=0)) + 1):
         rows = sequence["ids"][segments == number]
+        # Rows are (token, next token): the tokens and the target of the last row are the document
+        # again.
         ids = [*rows[:, 0].tolist(), int(rows[-1, 1])]
         new_ids = np.array(_transformed(tokenizer, ids, rng, infilling), np.int32)
         # Training shifts ids by one to get targets.
         count = min(len(new_ids) - 1, length - start)
         part = slice(start, start + count)
+        # Tokens and targets are the same ids shifted by one, also across the sentinels: the model
+        # learns to generate MID's middle and the EOS after it.
         packed["ids"][part, 0] = new_ids[:count]
         packed["ids"][part, 1] = new_ids[1 : count + 1]
+        # All tokens come from one document, also those of the sentinels.
         packed["ids"][part, 2] = rows[0, 2]
         packed["ids_segment_ids"][part] = number
         packed["ids_positions"][part] = np.arange(count)
@@ -72,10 +77,12 @@ def _transformed(
     head = start_ids(tokenizer)
     is_start = list(ids[: len(head)]) == head
     first = len(head) if is_start else 0
+    # EOS stays at the end whatever the order of the parts is. A chunk of a long document has none.
     end = len(ids) - (ids[-1] == tokenizer.eos_id)
     if rng.random() >= infilling.rate:
         return list(ids)
     spm = rng.random() < infilling.spm
+    # Only the first part of a document has the space that SentencePiece adds before a text.
     text = tokenizer.decode(ids[first:end], leading_space=is_start)
     # A part of a character cannot be encoded again.
     if BROKEN in text:

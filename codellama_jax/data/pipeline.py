@@ -104,6 +104,8 @@ def lane_documents(
         lanes: the number of lanes of all hosts.
     """
     encoded = grain.MapDataset.source(documents).map_with_index(encode)
+    # Lanes are taken from the endless stream, not from one epoch: no document is lost where the
+    # number of documents is no multiple of the number of lanes.
     return shuffled(encoded, seed).repeat()[lane::lanes]
 
 
@@ -132,6 +134,7 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
     ):
         self._sources, self._lanes = sources, list(lanes)
         self._names = list(data.mixture.shares())
+        # Packing and encoding run in a thread while the devices compute the step before.
         direct = DirectBatches(sources, data, tokenizer, seed, self._lanes)
         self._batches = _Prefetch(direct, bins(data.seq_len))
         # Closes at the latest when the interpreter exits.
@@ -202,12 +205,16 @@ class DirectBatches:
             encode = CheckedEncoder(encode, name, data, len(documents), reasons)
             for lane in lanes:
                 encoded = lane_documents(documents, encode, order_seed, lane, data.batch_size)
+                # Grain emits filled bins in a random order, which differs between lanes by this
+                # seed. The lane is in the upper bits, so that no two sources and lanes share a
+                # seed.
                 packing_seed = order_seed + (lane << 32)
                 self._streams[lane, source] = _packed(encoded, data, packing_seed)
 
     def __next__(self) -> Batch:
         sequences = []
         for lane in self._lanes:
+            # Every host computes the same source for a sequence, without communication.
             source = source_of_sequence(self._step * self._batch_size + lane, self._shares)
             sequence = next(self._streams[lane, source])
             if self._infilling.form == "starcoder" and self._infilling.rate:
@@ -231,6 +238,7 @@ class DirectBatches:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues after the batch at which `get_state` returned `state`."""
+        # All lanes are at the same step, also those that another host saved.
         self._step = state[str(self._lanes[0])]["step"]
         for (lane, source), stream in self._streams.items():
             stream.set_state(state[str(lane)]["sources"][self._names[source]])
@@ -246,6 +254,7 @@ def validation_batches(
     `data.batch_size` sequences. Raises UserError like Batches.
     """
     plain = dataclasses.replace(data, infilling=InfillingConfig(rate=0.0))
+    # One stream per source instead of one per lane: validation is the same for every batch size.
     streams, names = {}, list(data.mixture.shares())
     for name, documents in _with_share(sources, data).items():
         encode = encoder(tokenizer, plain, 0, len(documents))
@@ -300,6 +309,7 @@ def encoder(
     """
 
     def encode(index: int, document: dict) -> Encoded:
+        # The index counts on through the epochs: see `lane_documents`.
         epoch, document_index = divmod(index, count)
         # Each epoch splits a document at other positions. The numbers of random.Random, unlike
         # NumPy's, are the same in every version, so that a run resumes bit for bit.
@@ -322,6 +332,8 @@ def encoder(
     def encode_pair(index: int, document: dict) -> dict[str, list[Encoded]]:
         document_index = index % count
         answers: list[Encoded] = []
+        # Both answers are one packed item: in separate sequences they could not be compared in the
+        # loss.
         for ids, weights in pair_ids(tokenizer, text_of(document), data.chat, reasons):
             # The second answer has the marks by which `separate_pairs` finds it.
             number = ~document_index if answers else document_index
@@ -360,6 +372,7 @@ def _encoded(
     document_indices = np.full(max(0, len(ids_T) - 1), document, np.int32)
     # Targets are shifted by one: the first id is no target.
     weights_T = np.array(weights or np.ones(len(ids_T)), np.float32)[1:]
+    # Target j is id j + 1, so that the first `given` ids are the first `given - 1` targets.
     weights_T[: max(0, given - 1)] = 0
     return {
         "ids": np.stack([ids_T[:-1], ids_T[1:], document_indices], axis=1),
@@ -372,6 +385,7 @@ def _packed(documents: grain.MapDataset, data: DataConfig, seed: int) -> grain.D
     seq_len = data.seq_len
     # Without Grain's own threads: there would be one pool per lane and source.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    # A document may continue in another sequence; an example makes no sense in two parts.
     parts = _Chunks(seq_len) if data.examples == "documents" else _Examples()
     chunks = grain.experimental.FlatMapIterDataset(documents.to_iter_dataset(options), parts)
     sequences = grain.experimental.FirstFitPackIterDataset(
@@ -415,6 +429,7 @@ def _mixed(streams: dict[int, Iterator], data: DataConfig) -> Iterator[tuple[int
         if not streams:
             return
         source = source_of_sequence(index, shares)
+        # The turns of an ended source are skipped, so that the others keep their proportions.
         if source not in streams:
             continue
         try:

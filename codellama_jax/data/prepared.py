@@ -97,6 +97,7 @@ def read_manifest(path: str) -> Manifest:
     values = read_json(folder / MANIFEST)
     try:
         version = values["format"]
+        # Read inside the guard: a damaged manifest may lack even its format.
         if version == FORMAT:
             return _manifest(folder, values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -137,6 +138,7 @@ def manifests_of(corpus: CorpusConfig, stage_name: str, stage: Stage) -> dict[st
         if not share or not is_prepared(paths.get(source, "")):
             continue
         manifest = manifests[source] = read_manifest(paths[source])
+        # The length of documents changes the training, so that a mismatch must not pass unnoticed.
         if stage.data.block_chars != manifest.block_characters:
             option = f"--{stage_name.replace('_', '-')}.data.block-chars"
             raise UserError(
@@ -161,6 +163,7 @@ def open_prepared(path: str) -> Prepared:
 
     corpus = open_corpus(read_manifest(path).folder)
     validation = shuffled(grain.MapDataset.source(corpus.validation), VALIDATION_SEED)
+    # Only validation is shuffled here: training shuffles its documents in every epoch.
     return dataclasses.replace(corpus, validation=validation)
 
 
@@ -175,11 +178,15 @@ def open_corpus(folder: epath.Path, check_contents: bool = False) -> Prepared:
         if not manifest.splits[split].documents:
             fix = "prepare it with a larger --validation-fraction or --split-by file"
             raise UserError(f"the split {split} of {manifest.folder} has no documents: {fix}")
+    # Cheap, hence always: the usual damage is an interrupted copy. Hashes need all bytes to be
+    # read.
     _check_sizes(manifest)
     if check_contents:
         _check_contents(manifest)
     documents = {split: ShardedDocuments(split, _shards(manifest, split)) for split in SPLITS}
     for split in SPLITS:
+        # The files have their sizes by now, so that only metadata with other counts can be the
+        # cause.
         if len(documents[split]) != manifest.splits[split].documents:
             problem = f"does not have the documents of {split} that {MANIFEST} states"
             raise UserError(f"{manifest.data} {problem}: {AGAIN}")

@@ -104,6 +104,7 @@ def blocks(text: str, max_chars: int) -> list[str]:
 def _split(text: str, boundary: re.Pattern, max_chars: int) -> list[str]:
     """Splits `text` after matches of `boundary`, as late as `max_chars` allows."""
     parts, begin = [], 0
+    # A boundary at the end of the text would make an empty part.
     ends = (m.end() for m in boundary.finditer(text) if m.end() < len(text))
     for start, end in itertools.pairwise([0, *ends, len(text)]):
         # The piece from start to end no longer fits into the part that starts at `begin`.
@@ -158,6 +159,7 @@ def list_file(path: str) -> ListedFile | None:
     if is_bucket(path):
         status = epath.Path(path).stat()
         return ListedFile(name, status.length, f"{status.length}:{status.mtime}")
+    # A file may be deleted between the listing of its folder and this call.
     try:
         local_status = os.lstat(path)  # lstat, because a symlink could lead out of the folder
     except OSError:
@@ -211,6 +213,8 @@ def _generated(name: str) -> Iterator[Item]:
 def _keys(name: str) -> Iterator[Item]:
     """Yields the documents of a corpus of data/generated_keys.py."""
     lines: list[str] = []
+    # The filler must be no text of the validation split, of which other probes read: see
+    # FILLER_FILES.
     for item in sorted(_stdlib(), key=lambda item: position(item.id))[-FILLER_FILES:]:
         text = item.read().decode(errors="replace")
         for line in text.splitlines(keepends=True):

@@ -15,6 +15,7 @@ from codellama_jax.probes.key_retrieval import KeyRetrieval
 from codellama_jax.probes.line_ends import LineEnds
 from codellama_jax.probes.perplexity import Perplexity
 
+# Experiment files import probes from here: these names are part of their interface.
 __all__ = [
     "Bigram",
     "Completions",

@@ -98,6 +98,7 @@ def _unigram(continuations_V: np.ndarray) -> np.ndarray:
     That number, not the token's count, is the idea of Kneser and Ney: a token that is frequent only
     after one history is improbable after a new one. Discounts go to the uniform distribution.
     """
+    # A token that follows no history has the discount 0, and gets its share of the rest below.
     kept_V = np.where(continuations_V > 0, continuations_V - _discounts(continuations_V), 0.0)
     total = continuations_V.sum()
     return kept_V / total + (1 - kept_V.sum() / total) / len(continuations_V)

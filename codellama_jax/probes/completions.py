@@ -28,6 +28,7 @@ class Completions(Probe, name="completions"):
         from codellama_jax.generation.settings import Sampling
         from codellama_jax.generation.text import complete
 
+        # Greedy, so that the reports of two runs differ by their models only.
         sampling = Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens)
         texts = complete(subject.model, list(self.prompts), sampling)
         return [{"prompt": prompt, "completion": text} for prompt, text in zip(self.prompts, texts)]

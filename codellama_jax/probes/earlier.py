@@ -35,6 +35,7 @@ FLAT_FIELDS = {
 
 def options_by_probe(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the options of each probe, by the probe's name, from a config of any version."""
+    # Every flat config had this field, and no newer config has it.
     if "perplexity_lengths" not in config:
         return config
     options: dict[str, dict[str, Any]] = {}

@@ -55,9 +55,11 @@ def held_out_examples(
     """
     rng = np.random.default_rng(seed)
     examples: list[Example] = []
+    # A small corpus has fewer documents than examples are needed; then each gives several.
     per_document = math.ceil(count / max(1, len(texts)))
     # A random order, so that the examples are not all of the first folder of the corpus.
     for index in rng.permutation(len(texts)):
+        # One that does not fit is left out, not truncated: a truncated middle has no end to find.
         for example in splits(texts[index], rng, per_document):
             if _fits(tokenizer, example, seq_len, max_new_tokens):
                 examples.append(example)
@@ -72,6 +74,7 @@ def lines_to_fill(subject: Subject, count: int, max_new_tokens: int) -> list[Exa
     Raises UserError for a model without infilling sentinels, and if no document has such a line.
     """
     model = subject.model
+    # A tokenizer always has ids for the sentinels, but a model may have no embedding for them.
     if model.config.vocab_size < model.tokenizer.vocab_size:
         raise UserError("this model's vocabulary has no infilling sentinels")
     limits = (count, subject.seq_len, max_new_tokens, subject.seed)

@@ -33,6 +33,7 @@ class HeldOutFunctions(Probe, name="held_out_functions"):
 
         Raises UserError where the sandbox cannot be set up.
         """
+        # Imported inside of `measure`: see the package's docstring.
         from collections import Counter
 
         from codellama_jax.alignment.answers import Request
@@ -52,8 +53,10 @@ class HeldOutFunctions(Probe, name="held_out_functions"):
         for place, answer in answerer(requests, BATCH):
             # A question that is too long for the model has no answer.
             answers[place] = answer if isinstance(answer, str) else ""
+        # Answers without a program keep this verdict, and count as failed.
         verdicts = ["no program"] * len(functions)
         candidates, places = [], []
+        # Only answers that hold a program are run; `places` leads from a candidate to its function.
         for place, function in enumerate(functions):
             tests = hidden_tests(function, TESTS)
             if code := program(answers[place]).code:

@@ -94,6 +94,7 @@ class Infilling(Probe, name="infilling"):
 
     def measure(self, subject: Subject) -> dict[str, dict[str, Any]]:
         """Returns the measures by format. Raises UserError if there is no line to fill in."""
+        # The same examples in both orders, so that only the prompt differs.
         examples = lines_to_fill(subject, self.examples, self.max_new_tokens)
         answers = {}
         for name in ("PSM", "SPM"):
@@ -232,10 +233,12 @@ def _measures(
     losses = middle_losses(model, examples, prompt_format)
     measures: Measures = {"exact": [], "right": [], "loss": []}
     for text, example, loss in zip(texts, examples, losses):
+        # Trailing spaces are invisible and mostly accidental, so that they never decide.
         middle = example.middle.rstrip()
         measures["exact"].append(float(text.rstrip() == middle))
         measures["right"].append(_share_of_prefix(text, middle))
         measures["loss"].append(loss / len(example.middle))
+    # With healing the model writes the end of the prefix again, in tokens that it chooses itself.
     if not prompt_format.healing:
         choices = token_choices(model, examples, prompt_format.spm)
         measures["first"] = [float(chosen[0]) for chosen in choices]
@@ -296,6 +299,7 @@ def token_losses(model: TrainedModel, examples: Sequence[Example], spm: bool) ->
     from codellama_jax.generation.scoring import document_losses
 
     prompts, middles = _prompts(model, examples, spm), _middles(model, examples)
+    # One forward pass over prompt and middle gives the losses of all tokens of the middle.
     documents = [[*prompt, *middle] for prompt, middle in zip(prompts, middles)]
     losses = document_losses(model, documents)
     # losses_T[i] is the loss of token i + 1: that of the middle's first is at len(prompt) - 1.
@@ -346,6 +350,8 @@ def middle_losses(
     ):
         # log_odds: log p of all sequences that start with the prefix, minus that of the prompt's
         # tokens.
+        # The prompt's tokens are common to both terms and cancel, but for the last ones of the
+        # prefix, which healing may replace.
         losses.append(float(document_T.sum()) - float(prompt_T.sum()) + healed.log_odds)
     return losses
 
@@ -372,6 +378,7 @@ def _line_cells(samples: Sequence[Mapping[str, str]]) -> list[Code]:
     """
     truth = samples[0]["middle"]
     generated = [sample["generated"] for sample in samples]
+    # Dedented together: the lines of a row keep their differences in indentation.
     lines = textwrap.dedent("\n".join([truth, *generated])).split("\n")
     cells = [Code(lines[0])]
     for line, text in zip(lines[1:], generated):

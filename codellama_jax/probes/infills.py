@@ -37,6 +37,8 @@ class Infills(Probe, name="infills"):
         from codellama_jax.generation.infill import infill
         from codellama_jax.generation.settings import Sampling
 
+        # Chosen as in the probe `infilling`, so that the report shows lines of its table where both
+        # take one line per document.
         examples = lines_to_fill(subject, self.examples, self.max_new_tokens)
         sampling = Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens)
         texts = infill(subject.model, [(e.prefix, e.suffix) for e in examples], sampling)

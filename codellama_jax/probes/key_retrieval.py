@@ -93,6 +93,8 @@ def _key_pairs(task: Task) -> list[tuple[str, int]]:
     """
     key = task.record["value"]
     other = other_key(key)
+    # Models prefer some numbers over others. Two prompts and two keys cancel that preference: see
+    # the measure `gain`.
     return [
         (_hiding(task, key), key),
         (_hiding(task, key), other),
@@ -127,6 +129,7 @@ def _measures(
     best_B3 = logits_B3V.argmax(-1)
     retrieved_B = (best_B3[:, :2] == keys_B2).all(1) & ~np.isin(best_B3[:, 2], digits)
     logits_B2 = np.take_along_axis(logits_B3V[:, :2], keys_B2[:, :, None], axis=2)[:, :, 0]
+    # log-softmax at the chosen digits, summed over the two digits of the key.
     logp_B = (logits_B2 - np.logaddexp.reduce(logits_B3V[:, :2], axis=-1)).sum(axis=1)
     # Even entries score the hidden key, odd ones the other key after the same prompt.
     gain_B = logp_B[::2] - logp_B[1::2]

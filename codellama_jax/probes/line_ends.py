@@ -131,12 +131,16 @@ def _passed(
     from codellama_jax.generation.sampler import generate
 
     tokenizer = model.tokenizer
+    # A line ends at its newline, and the last line of a document at EOS.
     stop_ids = [tokenizer.eos_id, *tokenizer.encode("\n", leading_space=False)]
 
     def has_ended(_: int, ids: list[int]) -> bool:
         return "\n" in tokenizer.decode(ids, leading_space=False)
 
+    # With SentencePiece a newline is a separate token, and its id is enough to stop at. In
+    # byte-level BPE it may be inside of any token, so that the text has to be decoded.
     stop = has_ended if _joins_newlines(tokenizer) else None
+    # Every line as often as it is sampled: the engine draws all samples in one stream.
     repeated = [line for line in lines for _ in range(samples)]
     passed: list[bool] = []
     generated = generate(

@@ -51,9 +51,13 @@ def scheduled(
     """
     by_step: dict[int | None, dict[str, Probe]] = {None: {}}
     for name, probe in probes.items():
+        # A probe may be limited to the last stage, as in the ablations, whose earlier stages are
+        # shared.
         if probe.applies(is_last):
             by_step[None][name] = probe
             for step in probe.steps_of(stage):
+                # Grouped by step, because the parameters of a step are loaded once for all its
+                # probes.
                 by_step.setdefault(step, {})[answer_name(name, step)] = probe
     return by_step
 
@@ -79,10 +83,12 @@ def kept_answers(
     `written` is the content of the file, None if there is none; `documents` as in `config_of`.
     """
     config = written.get("config") if written else None
+    # Other documents or another seed: no answer can be compared with new ones.
     if not written or not isinstance(config, dict) or config.get("documents") != documents:
         return {}
     options = options_by_probe(config)
     kept = {}
+    # A probe is measured again only if its own options changed, whatever happened to the others.
     for name, probe in probes.items():
         if name in written and _has_options(probe, options.get(name)):
             kept[name] = written[name]
@@ -98,4 +104,5 @@ def _has_options(probe: Probe, options: Any) -> bool:
         other = from_dict(type(probe), options)
     except FieldError:
         return False
+    # The schedule does not change an answer, and is set equal before the comparison.
     return dataclasses.replace(other, stages=probe.stages, at_steps=probe.at_steps) == probe

@@ -139,6 +139,7 @@ def _by_count(item: tuple) -> tuple:
 
 
 def _lengths(page: Page, card: CardData) -> None:
+    # Bins that either diagram uses, because their bars are drawn side by side.
     bounds = _bins({bound for bins in card.lengths.values() for bound in bins})
     if not bounds:
         return
@@ -160,6 +161,7 @@ def _duplicates(page: Page, card: CardData) -> None:
         f"Clusters of copies: {sum(card.cluster_sizes.values()):,}. The documents of a cluster are"
         " equal, or share most of their short passages. One document of each cluster is kept."
     )
+    # Most clusters are pairs and a few are huge: bins that double in size show both.
     bins: dict[int, int] = {}
     for size, clusters in card.cluster_sizes.items():
         bound = 1 << max(size - 1, 0).bit_length()
@@ -239,6 +241,7 @@ def _overlaps(page: Page, card: CardData) -> None:
 
 def _splits(page: Page, card: CardData) -> None:
     page.heading("Dataset")
+    # An empty split has no counts, so that the tokenizers of all splits are collected first.
     tokenizers: dict[str, None] = {}
     for split in card.splits.values():
         tokenizers |= dict.fromkeys(split.tokens)
@@ -274,6 +277,7 @@ def _bins(used: set[int]) -> list[int]:
     """Returns the bounds of bins from the first to the last used one: powers of two."""
     if not used:
         return []
+    # Empty bins in between are shown too, so that the axis stays logarithmic.
     return [1 << bit for bit in range(min(used).bit_length() - 1, max(used).bit_length())]
 
 
@@ -284,6 +288,7 @@ def _share(part: int, total: int) -> str:
 
 def _shortened(rows: list[list[str]]) -> list[list[str]]:
     """Returns the first ROWS rows, and one that counts the others."""
+    # A table of one row more is as long as the shortened one, whose last row counts the others.
     if len(rows) <= ROWS + 1:
         return rows
     blank = [""] * (len(rows[0]) - 1)

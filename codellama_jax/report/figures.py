@@ -103,6 +103,7 @@ def _training_columns(stages: Sequence[Curves]) -> tuple[Figure, np.ndarray]:
         axis.set_ylabel(label)
     axes[1, 0].ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
     axes[2, 0].yaxis.set_major_formatter(EngFormatter())
+    # The loss keeps its own lower end: differences of it would be invisible on an axis from 0.
     for axis in axes[1:].flat:
         axis.set_ylim(bottom=0)
     return figure, axes
@@ -154,6 +155,7 @@ def perplexity_figure(curves: Mapping[str, Mapping[int, Mapping[str, float]]]) -
             axis.plot(lengths, points, line, color=color, ms=3.5, lw=1.3, label=label)
             values += points
     axis.set_xscale("log", base=2)
+    # Ticks at the measured lengths only, since nothing between them was measured.
     axis.set_xticks(sorted(set().union(*curves.values())))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axis.xaxis.set_minor_locator(NullLocator())
@@ -261,6 +263,7 @@ def bars_figure(bars: Bars) -> Drawing:
         shift = (number - (len(bars.heights) - 1) / 2) * width
         xs = np.arange(len(heights)) + shift
         axis.bar(xs, heights, width, color=STAGES[number % len(STAGES)], label=name)
+    # Every step-th label, so that labels are at equal distances.
     step = math.ceil(len(bars.ticks) / MOST_TICKS)
     axis.set_xticks(range(0, len(bars.ticks), step), bars.ticks[::step])
     axis.set(xlabel=bars.x, ylabel=textwrap.fill(bars.y, LABEL))
@@ -297,8 +300,10 @@ def _png(figure: Figure) -> bytes:
 
 def _svg(figure: Figure) -> str:
     svg = io.StringIO()
+    # Without the date: equal numbers give equal files, in which version control shows no change.
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     text = svg.getvalue()
+    # Inside of HTML an SVG begins at its element, without XML declaration and DOCTYPE.
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     # Two figures have groups of the same id, which must be unique in a page; nothing uses them.
     text = re.sub(r'<g id="[^"]*"', "<g", text)

@@ -160,6 +160,7 @@ def write_finding(page: Page, name: str, results: Results, finding: FindingOf) -
     seeds in which every stage is done. `finding` is the function of the experiment file. Returns
     the finding, None if there is none or if it has expectations only.
     """
+    # Arms are compared seed by seed, so that nothing can be compared while an arm has no seed.
     if not all(results.values()):
         page.note("The verdict is printed here once one seed of every arm has been trained.")
         return None
@@ -208,6 +209,7 @@ def _write_verdict(page: Page, name: str, finding: Finding) -> None:
         page.table(TREND_HEADINGS, [_trend_row(trend) for trend in finding.trends])
         page.note(SCHEDULE)
     for number, (caption, panels) in enumerate(figures):
+        # With one seed the thin line and the thick one are the same line.
         if _has_seeds(panels):
             caption += " Thin: each seed; thick: their mean."
         page.figure(f"{name}-{number}", caption, *drawings[number])
@@ -221,6 +223,7 @@ def trend_figures(trends: Sequence[Trend]) -> list[tuple[str, list[Panel]]]:
     for trend in trends:
         millions = [tokens / 1e6 for tokens in trend.tokens]
         seeds = [list(zip(millions, of_seed, strict=True)) for of_seed in trend.values]
+        # The paper's bound as a line of two points, from the first to the last length.
         bound = [(millions[0], trend.bound), (millions[-1], trend.bound)]
         lines = {"difference": seeds, f"the paper's is {trend.expected} this": [bound]}
         label = f"{trend.name} ({trend.unit})"
@@ -232,6 +235,7 @@ def trend_figures(trends: Sequence[Trend]) -> list[tuple[str, list[Panel]]]:
 def _trend_row(trend: Trend) -> list[str]:
     """Returns the row of a trend in the table."""
     by_length = []
+    # `trend.values` is by seed and length; zip turns it to length and seed.
     for tokens, values in zip(trend.tokens, zip(*trend.values, strict=True), strict=True):
         by_length.append(f"{tokens / 1e6:.2f}M: {statistics.fmean(values):+.3g}")
     slope = trend.slope
@@ -257,6 +261,8 @@ def _disagreement(finding: Finding) -> str:
     }
     parts = []
     for verdict, opening in openings.items():
+        # Only the verdicts other than "agrees" are explained: a finding is as good as its worst
+        # part.
         names = [d.name for d in finding.decisive if d.verdict == verdict]
         if names:
             parts.append(f"{opening}: {'; '.join(names)}.")

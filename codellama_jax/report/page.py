@@ -95,6 +95,8 @@ class Page:
         for label, parts in columns:
             text = "".join(_marked(*part) for part in parts)
             note = f'<div class="note">{_html(label)}</div>' if label else ""
+            # HTML drops a line break right after <pre>: without this one, a text that begins with a
+            # break would lose it.
             cells.append(f"<div>{note}<pre>\n{text}</pre></div>")
             texts.append(f"{_markdown(label)}\n\n<pre>\n{text}</pre>".lstrip())
         self._add(f'<div class="beside">{"".join(cells)}</div>', "\n\n".join(texts))

@@ -115,6 +115,7 @@ def print_plan(experiment: Experiment, claim: str) -> None:
     sources = {arm: source_rows(experiment, stages) for arm, stages in experiment.arms.items()}
     cells_of = {arm: _stage_rows(stages) for arm, stages in experiment.arms.items()}
     console = Console()
+    # A pipe has no width, and rich would assume 80 columns, in which the table is folded.
     if not console.is_terminal:
         console = Console(width=FILE_WIDTH)
     seeds = f", {experiment.seeds} seeds" if experiment.seeds > 1 else ""
@@ -126,6 +127,8 @@ def print_plan(experiment: Experiment, claim: str) -> None:
         identity = ""
         rows: list[tuple[str, ...]] = []
         for index, (name, stage) in enumerate(stages.items()):
+            # A plan reads no documents, so that this identity covers the configs alone. The index
+            # takes the place of the seed, which counts up from stage to stage in every arm alike.
             identity = identity_of(stage, identity, index)
             starts_from, *cells = cells_of[arm][name]
             if identity in first_arm:
@@ -223,8 +226,11 @@ def print_rows(console: Console, arm: str, rows: Sequence[tuple[str, ...]]) -> N
     if _width(console, table) <= console.width:
         console.print(table)
         return
+    # The widest group of stages that fits, then the next: a table takes as many stages as possible.
     start = 0
     while start < len(rows):
+        # All remaining stages first, then one fewer until the table fits; a single one is printed
+        # anyhow.
         count = len(rows) - start
         transposed = _transposed(arm, rows[start : start + count])
         while count > 1 and _width(console, transposed) > console.width:
@@ -236,6 +242,7 @@ def print_rows(console: Console, arm: str, rows: Sequence[tuple[str, ...]]) -> N
 
 def _transposed(arm: str, rows: Sequence[tuple[str, ...]]) -> Table:
     """Returns the table with a column for each stage."""
+    # zip of rows gives columns: each line is one heading with its cells of all stages.
     names, *lines = zip(HEADINGS, *rows)
     mixture = HEADINGS.index("mixture") - 1  # the names of the stages are now the headings
     # One source per line makes the longest cell narrower.
@@ -254,5 +261,6 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 def _width(console: Console, table: Table) -> int:
     """Returns the width in characters that a table takes without wrapping a cell."""
+    # Measured without a limit, since a limited measure would report the limit itself.
     unlimited = console.options.update(max_width=100_000)
     return console.measure(table, options=unlimited).maximum

@@ -13,6 +13,7 @@ from codellama_jax.report.results import StageResult
 def probe_section(page: Page, probe: Probe, stages: Sequence[StageResult]) -> None:
     """Adds the section of a probe, with a note for each stage that could not be measured."""
     answers: list[tuple[StageResult, Any]] = []
+    # A probe may run after some stages only, such as the last one of an arm.
     for result in stages:
         if result.probes.get(probe.name):
             answers.append((result, result.probes[probe.name]))
@@ -21,6 +22,7 @@ def probe_section(page: Page, probe: Probe, stages: Sequence[StageResult]) -> No
     page.heading(probe.title)
     measured: list[tuple[StageResult, Any]] = []
     for result, answer in answers:
+        # A note holds the reason why a stage could not be measured; the others are still shown.
         if "note" in answer:
             page.note(f"{result.name}: {answer['note']}")
         else:

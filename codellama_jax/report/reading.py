@@ -49,6 +49,8 @@ def read_data_counts(run: RunFolder, experiment: Experiment) -> dict[str, list[d
             of_seeds = counts[f"{arm}/{name}"] = []
             for number in range(experiment.seeds):
                 folder = run.stage(seeded(arm, number), name)
+                # Damage is ignored here, because `read_stage` reports it for the stages that read
+                # the data.
                 done, _ = read_object(_trained_at(folder, []).done)
                 if isinstance(done.get("counts"), dict):
                     of_seeds.append(done["counts"])
@@ -128,6 +130,7 @@ def _by_step(lines: list[Line], keys: tuple[str, ...]) -> list[Line]:
     """Returns copies of the lines that have all keys, one per step, sorted by step."""
     by_step = {}
     for line in lines:
+        # A process that was killed while it wrote leaves a line with some of the keys.
         if all(key in line for key in keys):
             # A resumed run writes some steps again, and the later line counts.
             by_step[line["step"]] = dict(line)

@@ -73,8 +73,10 @@ def write_report(
     for seeds in results.values():
         everything += itertools.chain(*seeds)
     page = Page(f"{experiment.name}, {experiment.scale} scale")
+    # The verdict is first on the page, because it is the answer to the question of the experiment.
     if finding:
         verdict = write_finding(page, experiment.name, complete(results), finding)
+        # An experiment with expectations for a single seed has no differences to write.
         if verdict:
             measured = Measured.of(experiment.name, experiment.scale, verdict)
             write_results(folder.finding, measured)
@@ -88,6 +90,7 @@ def write_report(
     _guarded(page, "corpus", lambda: corpus_section(page, folder.corpus))
     written = read_data_counts(folder, experiment)
     _guarded(page, "data that models wrote", lambda: data_section(page, written))
+    # Curves and samples of every seed would make a page of dozens of sections.
     if experiment.seeds > 1:
         _validation(page, experiment.name, results)
     else:
@@ -126,6 +129,7 @@ def _claim(page: Page, claim: str, checked: bool) -> None:
     page.text(first)
     fields: list[tuple[str, str]] = []
     for paragraph in re.split(r"\n\s*\n", rest.strip("\n")):
+        # Labelled lines become a list of terms, any other paragraph is joined to running text.
         labelled = _fields(paragraph)
         if labelled:
             page.definitions(labelled)
@@ -146,6 +150,7 @@ def _fields(paragraph: str) -> list[tuple[str, str]]:
         match = FIELD.fullmatch(line.rstrip())
         if match:
             fields.append((match[1], match[2]))
+        # A line that is neither labelled nor indented makes the paragraph ordinary text.
         elif not fields or not line.startswith(" "):
             return []
         else:
@@ -188,6 +193,7 @@ def processor() -> str:
     fields: dict[str, str] = {}
     for line in info.read_text().split("\n") if info.exists() else []:
         key, _, value = line.partition(":")
+        # The first core's values: all cores repeat the same keys.
         fields.setdefault(key.strip(), value.strip())
     name = fields.get("model name") or platform.processor() or platform.machine()
     flags = fields.get("flags", "").split()

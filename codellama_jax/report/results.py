@@ -33,6 +33,7 @@ class StageResult:
     @property
     def done(self) -> bool:
         """Returns whether the last step has been validated."""
+        # A stage of 0 steps has one validation, at step 0, and is done with it.
         return bool(self.validation) and self.validation[-1]["step"] == self.stage.steps
 
     @property
@@ -58,6 +59,8 @@ class StageResult:
     def tokens_at(self, step: int) -> float:
         """Returns the tokens seen after a step, interpolated between validations."""
         steps = [line["step"] for line in self.validation]
+        # The x axis of a report is tokens, which differ between runs of equal steps by their
+        # padding.
         return float(np.interp(step, steps, [line["tokens"] for line in self.validation]))
 
     def loss_at(self, step: int) -> float:
@@ -71,6 +74,7 @@ class StageResult:
 
         Raises UserError with the reason if there is none.
         """
+        # The answer after the last step has the plain name of the probe, without a step.
         if step is not None and step != self.stage.steps:
             name = answer_name(name, step)
         answer = self.probes.get(name, {"note": f"{name} was not measured"})
@@ -86,6 +90,7 @@ class StageResult:
     @property
     def seconds(self) -> float:
         """Returns the time of training and validation over all starts, 0 if nothing was logged."""
+        # The field counts on after a resume, so that the largest one is the sum over all starts.
         return max((line["seconds"] for line in (*self.training, *self.validation)), default=0.0)
 
 
@@ -102,6 +107,7 @@ def complete(results: Results) -> Results:
     """Returns the results of the seeds in which every stage of every arm is done."""
     # Arms are compared seed by seed, so a seed that one arm lacks is left out of all arms.
     finished: Results = {arm: [] for arm in results}
+    # The k-th entry of every arm is the same seed, so that zip yields the chains of one seed.
     for chains in zip(*results.values()):
         stages = itertools.chain(*chains)
         if all(stage.done for stage in stages):

@@ -84,6 +84,7 @@ def table(folder: Path) -> str:
     lines = [_row(HEADINGS), f"|{'---|' * len(HEADINGS)}"]
     for path in sorted(folder.glob("*.json")):
         measured = read_results(path)
+        # Both files have the name of the experiment: the numbers as JSON, the report as Markdown.
         report = path.with_suffix(".md").relative_to(folder.parents[1]).as_posix()
         verdict = f"[{measured.verdict}]({report})"
         cells = (measured.question, measured.source, verdict, summary(measured))
@@ -98,6 +99,7 @@ def rewrite(text: str, folder: Path) -> str:
     """
     before, found_begin, rest = text.partition(BEGIN)
     _, found_end, after = rest.partition(END)
+    # A second marker would be kept as text and end up inside the next table.
     if not (found_begin and found_end) or BEGIN in rest or END in after:
         raise UserError(f"the page needs one line {BEGIN} and, below it, one line {END}")
     return f"{before}{BEGIN}\n\n{table(folder)}\n\n{END}{after}"
@@ -106,6 +108,7 @@ def rewrite(text: str, folder: Path) -> str:
 def summary(measured: Measured) -> str:
     """Returns the differences that do not agree with the paper, or all if all agree; the trends."""
     differences = measured.decisive
+    # In the order in which they are printed: the worst verdicts matter most.
     by_verdict: dict[Verdict, list[Difference]] = {"disagrees": [], "undecided": [], "agrees": []}
     for difference in differences:
         by_verdict[difference.verdict].append(difference)
@@ -114,6 +117,7 @@ def summary(measured: Measured) -> str:
     for verdict, several in by_verdict.items():
         if several:
             parts.append(f"{verdict}: {'; '.join(map(_numbers, several))}")
+    # If all agree there is nothing to explain, and the numbers themselves are shown instead.
     if len(agree) == len(differences):
         parts[0] += f": {'; '.join(map(_numbers, agree))}"
     for trend in measured.trends:
@@ -133,4 +137,5 @@ def _numbers(difference: Difference) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
+    # A bar would end the cell of a Markdown table.
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

@@ -30,6 +30,7 @@ NAMED = 3  # at most so many stages are named in the heading of their model
 def stages_section(page: Page, stages: Sequence[StageResult]) -> None:
     """Adds a table with a row for each stage: plan, speed and losses."""
     page.heading("Stages")
+    # A column appears only if some stage has a value: MFU is logged only on devices of known peak.
     has_mfu = any("mfu" in line for result in stages for line in result.training)
     has_bigram = any("bigram" in result.probes for result in stages)
     plan = ["stage", "parameters", "tokens", "steps", "batch", "learning rate", "time"]
@@ -66,6 +67,7 @@ def _ranked_table(page: Page, stages: Sequence[StageResult]) -> None:
     for result in stages:
         cells = [result.name, LOSSES[result.stage.objective]]
         for name in ("rank_loss", "tuning_loss"):
+            # The parts of the loss are logged for ranked objectives only.
             values = [line[name] for line in result.training if name in line]
             cells.append(f"{values[0]:.3f} → {values[-1]:.3f}" if values else "")
         rows.append(cells)
@@ -90,6 +92,7 @@ def _plan_cells(result: StageResult) -> list[str]:
     # The plan counts positions; training logs the tokens among them that are not padding.
     tokens = f"{short(stage_tokens(stage))} planned"
     if result.training:
+        # Positions of all packed sequences, of which `tokens` counts those without padding.
         positions = last["step"] * stage.data.batch_size * stage.data.seq_len
         tokens = f"{short(last['tokens'])} of {short(positions)}"
     elif not stage.steps:
@@ -108,6 +111,7 @@ def _plan_cells(result: StageResult) -> list[str]:
 def _speed_cells(result: StageResult) -> list[str]:
     """Returns medians of tokens/s, FLOP/s and MFU, "" for a number that was not logged."""
     flops = _median(result, "flops_per_second")
+    # The causal MFU counts only the half of the attention that the mask leaves.
     mfu, causal = _median(result, "mfu"), _median(result, "mfu_causal")
     return [
         number(_median(result, "tokens_per_second"), ",.0f"),
@@ -127,6 +131,7 @@ def _loss_cells(result: StageResult) -> list[str]:
     losses = [line["validation_loss"] for line in result.validation]
     change = ""
     if losses:
+        # A first loss of exactly 0 has no ratio.
         ratio = f" ({losses[-1] / losses[0]:.2f} ×)" if losses[0] else ""
         change = f"{losses[0]:.3f} → {losses[-1]:.3f}{ratio}"
     return [change, number(bigram_loss(result), ".3f")]
@@ -155,12 +160,14 @@ def cost_note(page: Page, out: epath.Path, seeds: int, results: Sequence[StageRe
 
 def model_section(page: Page, stages: Sequence[StageResult], tokenizer: TokenizerConfig) -> None:
     """Adds a table with a column for each different model config, and a note on the tokenizer."""
+    # Stages of an experiment mostly share one model, so that columns are per model, not per stage.
     stages_of: dict[ModelConfig, list[str]] = {}
     for result in stages:
         stages_of.setdefault(result.stage.model, []).append(result.name)
     page.heading("Model")
     columns = [_model_cells(model) for model in stages_of]
     rows = []
+    # All models have the same cells, so that those of the first one name the rows.
     for name in columns[0]:
         rows.append((name, *(cells[name] for cells in columns)))
     page.table(("", *map(_label, stages_of.values())), rows)
@@ -205,9 +212,11 @@ def corpus_section(page: Page, path: epath.Path) -> None:
         page.note(f"Damaged file: {line}")
     sources: dict[str, dict[str, int]] = {}
     for name, counts in counts_of.items():
+        # Sources that are read with several limits have one column: their files are the same.
         source, _, limit = name.partition(", ")
         column = sources.setdefault(source, {})
         for key, count in counts.items():
+            # Only the numbers of documents depend on the limit.
             if key in SPLITS:
                 column[f"{key} documents, {limit or 'complete files'}"] = count
             else:
@@ -236,6 +245,7 @@ def data_section(page: Page, counts_of: Mapping[str, Sequence[Mapping[str, Any]]
     for name, seeds in counts_of.items():
         column = columns.setdefault(name, {})
         for counts in seeds:
+            # Steps first and reasons after them, in one column.
             steps = {step: count for step, count in counts.items() if step != "reasons"}
             for step, count in (steps | counts.get("reasons", {})).items():
                 column.setdefault(step, []).append(count)

@@ -92,6 +92,7 @@ class Command:
         claim = experiment_file.claim_of(self.module)
         finding: FindingOf | None = getattr(self.module, "finding", None)
         show_traceback = self.options.traceback
+        # After the overrides: the fields that `completed` fills in follow from them.
         experiment = experiment_file.completed(self.module, self.experiment, show_traceback)
         self.options.start(experiment, claim, finding)
 
@@ -126,6 +127,7 @@ def parse_experiment(
         args=without_help if has_name else arguments,
         description=description,
         prog=command,
+        # At this point the overrides are unknown arguments, since no experiment has been read yet.
         return_unknown_args=True,
     )
     experiment, module = load_experiment(options)

@@ -193,6 +193,8 @@ def check_same_tokenizer(
     # Each init once: several arms start from the same weights.
     for init in dict.fromkeys(stage.init for stage in stages):
         theirs = load.tokenizer_of(init)  # None without one beside the weights
+        # Ids of the wrong vocabulary raise no error later: the model would read other words than it
+        # was trained on.
         if theirs is None and init.startswith(("hf:", "meta:")):
             if not experiment.tokenizer.path:
                 message = f"has no {files.NAMES}: pass --tokenizer.path with the model's own"

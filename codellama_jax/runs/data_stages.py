@@ -49,6 +49,8 @@ def check(data: ResolvedData) -> None:
         raise UserError(f"the data stage {data} needs a local folder: {fix} {name}, or a local out")
     for model in data.stage.models():
         if model not in data.stages:
+            # Raises now for a model outside of the arm that cannot be found: it is needed only
+            # after the stages before it are trained, perhaps hours later.
             ModelOptions().answerer(model, 0)
     data.stage.content()
 
@@ -72,12 +74,15 @@ def write(data: ResolvedData, tokenizer: Tokenizer, trained: dict[str, StageFold
         model_folder = stage.folder.trained() if stage else None
         known = model_folder.identity() or str(model_folder) if model_folder else model
         sources.append(known)
+    # The identity covers the identities of the models: another seed or config of theirs, and the
+    # data are written again.
     shared = [sources, data.stage.content(), tokenizer.fingerprint]
     identity = data_identity(data.stage, data.seed, shared)
     if identity in trained:
         say(f"{data}: equal to {trained[identity]}, read from there")
         here.point_to(trained[identity], data.stage)
         return
+    # Answers of other models must not be mixed with new ones in one file.
     if here.identity() not in ("", identity):
         say(f"{data}: begun with other models or options, starts again")
         here.path.rmtree()
@@ -98,6 +103,7 @@ def write(data: ResolvedData, tokenizer: Tokenizer, trained: dict[str, StageFold
 def with_data(corpus: Corpus, stage: ResolvedStage) -> Corpus:
     """Returns the corpus as a stage reads it: with the data written for it and those before it."""
     paths = {}
+    # Also the data of earlier stages: probes read the batches of all stages up to this one.
     for part in stage.chain:
         for data in part.data:
             paths[data.name] = str(data.folder.trained().path / data.stage.output)
@@ -105,6 +111,7 @@ def with_data(corpus: Corpus, stage: ResolvedStage) -> Corpus:
         return corpus
     config = corpus.experiment.corpus
     others = dataclasses.replace(config, others=config.others | paths)
+    # A shallow copy, which shares the prepared documents: only the paths of sources differ.
     of_stage = copy.copy(corpus)
     of_stage.experiment = dataclasses.replace(corpus.experiment, corpus=others)
     return of_stage
@@ -121,6 +128,7 @@ def _answerers(data: ResolvedData, tokenizer: Tokenizer) -> Callable[..., Answer
         return TrainedModel(stage.stage.model, params, tokenizer, str(stage))
 
     def answerer(name: str, chat: str, sampling: Sampling) -> Answerer:
+        # Not a stage of this arm: a model that the user names by a path or an address.
         if name not in data.stages:
             options = ModelOptions(sampling.temperature, sampling.top_p, sampling.max_new_tokens)
             return options.answerer(name, sampling.seed)

@@ -62,6 +62,7 @@ def load_file(name: str, show_traceback: bool = False) -> ModuleType:
     _guarded(path, show_traceback, spec.loader.exec_module, module)
     if not callable(getattr(module, "experiment", None)):
         raise UserError(f"{path} is not an experiment file: it has no function experiment(scale)")
+    # `print` stands for an absent finding, which is allowed.
     if not callable(getattr(module, "finding", print)):
         raise UserError(f"{path}: finding must be a function of the results")
     return module

@@ -62,9 +62,12 @@ class Prepare(Checked):
         `--policy NAME` takes a published policy, and `--policy.FIELD` changes one rule of it.
         """
         ours, beam = list(arguments), []
+        # Before tyro sees the arguments: it would refuse Beam's options as unknown.
         if BEAM in ours:
             split = ours.index(BEAM)
             ours, beam = ours[:split], ours[split + 1 :]
+        # tyro sees `--policy` as a group of fields, not as an option with a value. So its name is
+        # taken out first, and the fields of that policy become the defaults of `--policy.FIELD`.
         name, ours = _policy_name(ours)
         names = ", ".join(POLICIES)
         description += (
@@ -83,12 +86,15 @@ class Prepare(Checked):
             raise UserError(
                 "no INPUT is given: name a folder, a .jsonl or .parquet file, or stdlib"
             )
+        # Imported where it is used: --help and mistakes in the options need no Beam and no TFDS.
         from codellama_jax.system.files import user_path
         from codellama_jax.system.locks import one_after_another
 
         out = user_path(self.out)
         _check_target(out)
         _check_outside(out, self.inputs)
+        # Two processes in one folder would write the same parts; the second one finds them
+        # complete.
         with one_after_another(out, _print_line):
             self._prepare(out, _print_line)
 
@@ -99,6 +105,7 @@ class Prepare(Checked):
         from codellama_jax.report.data_card import write_card
 
         runner = Runner(self.runner, self.beam, self.processes)
+        # Mistakes in the options are found before the inputs are listed, which may take minutes.
         runner.check()
         benchmarks = self._benchmark_texts()
         tokenizers = self._tokenizers()
@@ -116,6 +123,7 @@ class Prepare(Checked):
         print_line(f"{len(parts):,} parts, {size:,} bytes")
         preparation = Preparation(parts, config, out, runner, print_line, benchmarks, tokenizers)
         result = preparation.run()
+        # The card belongs to the manifest, so it is written after it, and again on every start.
         write_card(out, result, sys.argv)
         splits = result.manifest["splits"]
         print_line(
@@ -123,6 +131,7 @@ class Prepare(Checked):
             f" {splits['validation']['documents']:,} for validation"
         )
         print(f"report: {out / 'report.html'}")
+        # A corpus without validation documents is complete, and only `run` cannot use it.
         if splits["validation"]["documents"]:
             print(f"train on it with --corpus.code prepared:{out}")
         else:
@@ -155,6 +164,7 @@ class Prepare(Checked):
             _print_line(
                 "note: the policy removes benchmarks, but none is given: pass --benchmark NAME=FILE"
             )
+        # An error, not a note: the user expects the benchmarks to be removed.
         if texts and not decontamination.enabled:
             raise UserError(
                 "--benchmark is given, but the policy looks for no benchmarks: pass"
@@ -169,6 +179,8 @@ class Prepare(Checked):
         counters: dict[str, Callable[[str], int]] = {}
         for path in self.tokenizer:
             tokenizer = files.load(user_path(path))
+            # By fingerprint, because a plan looks the count up for its own tokenizer, wherever its
+            # file is.
             counters[tokenizer.fingerprint] = TokenCounter(tokenizer)
         return counters
 
@@ -188,6 +200,7 @@ def _policy_name(arguments: list[str]) -> tuple[str, list[str]]:
     """Returns the published policy that `--policy NAME` names, and the other arguments."""
     name, rest = DEFAULT_POLICY, []
     remaining = iter(arguments)
+    # Both `--policy NAME` and `--policy=NAME`; the iterator takes the value with its option.
     for argument in remaining:
         option, equals, value = argument.partition("=")
         if option != "--policy":
@@ -208,6 +221,7 @@ def _check_target(out: epath.Path) -> None:
     from codellama_jax.data.prepare.preparation import is_corpus
 
     names = [path.name for path in out.iterdir()]
+    # The command deletes stages that it no longer needs, so it must never run in another folder.
     if names and not is_corpus(out):
         raise UserError(
             f"--out is {str(out)!r}, which holds other files ({min(names)}): name a new folder"

@@ -57,12 +57,15 @@ def probe_stage(
         return
     # Answers to other documents are not kept: they would be compared with these.
     documents: list[Any] = [first.data.block_chars, first.data.seq_len, experiment.seed]
+    # Only then: answers of runs from before this option keep their form and are still read.
     if experiment.corpus.held_out:
         documents.append(experiment.corpus.held_out)
     answers: dict[str, Any] = {}
+    # The later file wins: an answer measured for this stage goes before that of its equal stage.
     for path in (trained.probes, stage.folder.probes):
         answers |= kept_answers(read_state(path), probes, documents)
     for step, at_step in by_step.items():
+        # Weights are loaded only for steps with an answer that is missing.
         missing = {name: probe for name, probe in at_step.items() if name not in answers}
         if missing:
             answers |= measure(missing, corpus, stage, trained, first, experiment.seed, step)

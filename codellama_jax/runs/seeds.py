@@ -67,6 +67,7 @@ def train_side_by_side(experiment: Experiment, folder: RunFolder, choice: RunOpt
       SystemExit: with its exit code, if a process failed; it has printed why.
     """
     count = min(choice.processes, experiment.seeds)
+    # Every count-th seed: with 5 seeds in 2 processes the shares are 0, 2, 4 and 1, 3.
     shares = [range(first, experiment.seeds, count) for first in range(count)]
     # A forked child would have only one of the threads that JAX has started here.
     context = multiprocessing.get_context("spawn")
@@ -78,6 +79,7 @@ def train_side_by_side(experiment: Experiment, folder: RunFolder, choice: RunOpt
                 workers.append(context.Process(target=_train_seeds, args=arguments))
                 workers[-1].start()
             while running := [worker for worker in workers if worker.is_alive()]:
+                # Wakes when a worker ends, and otherwise in time to look for a signal of the user.
                 wait([worker.sentinel for worker in running], WAIT_SECONDS)
                 if signalled() or any(worker.exitcode for worker in workers):
                     break
@@ -95,6 +97,8 @@ def train_side_by_side(experiment: Experiment, folder: RunFolder, choice: RunOpt
 
 def _check_ended(workers: Sequence[BaseProcess]) -> None:
     """Raises UserError or SystemExit if a worker failed by itself."""
+    # A negative code is the number of the signal that killed a worker. Codes from 128 are those of
+    # workers that saved after a signal, as they do when another one fails, and are no failure.
     codes = [worker.exitcode or 0 for worker in workers]
     killed = [code for code in codes if code < 0]
     failed = [code for code in codes if 0 < code < 128]
@@ -150,6 +154,8 @@ def _run_seeds(
     keep_compiled(choice.cache)
     mesh = make_mesh(experiment.mesh)
     stages = resolve(experiment, choice.arms_of(experiment), folder, mesh)
+    # Resolved as in the first process, with the same seeds and folders, and then limited to the
+    # share of this worker.
     stages = [stage for stage in stages if stage.number in numbers]
     corpus = Corpus(experiment, choice.cache)
     try:

@@ -111,7 +111,11 @@ def resolve(
             data: dict[str, ResolvedData] = {}  # each once, whichever stages read it
             before: ResolvedStage | None = None
             for index, (name, stage) in enumerate(chain.items()):
+                # A separate seed for each stage: with equal seeds a second stage on the same
+                # documents would read them in the order of the first.
                 seed = experiment.seed + number * SEEDS_APART + index
+                # Data that are written between stages: their models are those of the stages before
+                # this one.
                 for source in experiment.data_read_by(stage):
                     if source not in data:
                         place = folder.stage(seeded(arm, number), source)

@@ -27,6 +27,7 @@ def stage_identity(corpus: Corpus, stage: ResolvedStage, before: str) -> str:
     recorded = stage.folder.trained().identity() if stage.folder.is_trained() else ""
     if recorded:
         return recorded
+    # Prepares the documents, whose fingerprints count: the same paths may hold other files today.
     sources = corpus.sources(stage.stage)
     documents = {name: prepared.fingerprint for name, prepared in sources.items()}
     shared: list[Any] = [documents, corpus.tokenizer.fingerprint]
@@ -73,11 +74,15 @@ def run_stages(
     for stage in stages:
         here = stage.folder
         for data in stage.data:
+            # Written just before the stage that reads them, by models that are trained by now.
             data_stages.write(data, corpus.tokenizer, trained)
         corpus = data_stages.with_data(everything, stage)
+        # A chain of hashes: stages that start from the one before are equal only if those are equal
+        # too.
         identity = stage_identity(corpus, stage, identity if stage.before else "")
         if here.is_trained():
             trained_in = here.trained()
+            # All hosts share the folder, and one writes to it.
             if is_first:
                 here.repair_config(stage.stage)
             say(f"{stage}: done before, skipped")

@@ -46,6 +46,7 @@ class ByteBpeTokenizer(Tokenizer):
         """Returns the ids whose bytes are complete characters."""
         ids = []
         for i, data in enumerate(self._bytes):
+            # Half a character is no text by itself: a token of incomplete UTF-8 is left out.
             try:
                 if data.decode():
                     ids.append(i)
@@ -118,6 +119,7 @@ def read(data: bytes, name: str) -> ByteBpeTokenizer:
     vocabulary = byte_bpe_spec.vocabulary(spec, name)
     encoding = byte_bpe_spec.text_only(spec, vocabulary)
     table = vocabulary.text_bytes()
+    # Only the parts that decide ids: files that differ in templates or names are one tokenizer.
     decisive = json.dumps([encoding, vocabulary.ids], sort_keys=True)
     return ByteBpeTokenizer(
         model=data,

@@ -42,6 +42,7 @@ def of_vocabulary(vocab_file: epath.Path, merges_file: epath.Path, kind: str) ->
     merges = _read_merges(merges_file)
     produced = set()
     for number, (left, right) in enumerate(merges, 1):
+        # Each merge needs both parts and their sum in the vocabulary.
         for token in (left, right, left + right):
             if token not in vocab:
                 raise UserError(
@@ -52,6 +53,8 @@ def of_vocabulary(vocab_file: epath.Path, merges_file: epath.Path, kind: str) ->
         produced.add(left + right)
     added, lost = [], []
     for token, row in vocab.items():
+        # Bytes are one character each, and BPE makes all longer tokens by merges. A longer token
+        # without one is special, or the file of merges is truncated.
         if len(token) > 1 and token not in produced:
             is_special = bool(MARKUP.fullmatch(token))
             added.append(byte_level.added_token(token, row))
@@ -62,6 +65,7 @@ def of_vocabulary(vocab_file: epath.Path, merges_file: epath.Path, kind: str) ->
             f"{merges_file} has no merge for {len(lost):,} entries of {vocab_file.name}, such as"
             f" {_shown(lost[0])}: it is truncated or of another model; download it again"
         )
+    # `build` adds them again, as special tokens that no text is encoded to.
     for entry in added:
         del vocab[entry["content"]]
     rules = kind if kind in byte_level.KINDS else "gpt2"
@@ -89,6 +93,7 @@ def build(
     vocab |= names
     spec = {
         "version": "1.0",
+        # None everywhere: this project truncates and pads by itself.
         "truncation": None,
         "padding": None,
         "added_tokens": added,
@@ -123,9 +128,11 @@ def dumped(spec: dict[str, Any]) -> bytes:
 def with_markers(data: bytes, file: epath.Path) -> bytes:
     """Returns a tokenizer.json with the BOS, EOS and chat template that files beside it hold."""
     spec = parse_json(data, str(file))
+    # The file of a run, which must not change with the files beside it.
     if MARKERS in spec:
         return data
     names: dict[str, str] = {}
+    # Where both files name a token, the later one wins.
     for other in ("special_tokens_map.json", "tokenizer_config.json"):
         if not (file.parent / other).exists():
             continue
@@ -140,6 +147,7 @@ def with_markers(data: bytes, file: epath.Path) -> bytes:
         template = settings.values.get("chat_template")
         if isinstance(template, str):
             names["chat_template"] = template
+    # The separate file wins over the field, because it is the newer way.
     if (file.parent / CHAT_TEMPLATE).exists():
         names["chat_template"] = decode_text(read_file(file.parent / CHAT_TEMPLATE), CHAT_TEMPLATE)
     return dumped({**spec, MARKERS: {"kind": "", **names}})
@@ -174,6 +182,7 @@ def check_vocab(vocab: Any, name: str, most: int = 1_000_000) -> dict[str, int]:
         raise UserError(f"{name} holds no vocabulary: it must be an object of tokens and ids")
     tokens: dict[int, str] = {}
     for token, row in vocab.items():
+        # bool is a subclass of int: true must not pass for 1.
         if isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < most:
             limit = f"a whole number from 0 to {most - 1:,}"
             raise UserError(f"{name}: the id of {_shown(token)} must be {limit}, got {row!r:.40}")

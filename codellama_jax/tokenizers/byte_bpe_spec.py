@@ -136,9 +136,11 @@ def vocabulary(spec: dict[str, Any], name: str) -> Vocabulary:
     """
     tokens = check_vocab(spec["model"].get("vocab"), f"{name}: model.vocab")
     added, special = _added_tokens(spec, name)
+    # Checked together: the ids of added tokens must also differ from those of the vocabulary.
     everything = check_vocab({**tokens, **added, **special}, name)
     markers = _marker_ids(spec, everything, name)
     sentinels, listed = _appended(everything), True
+    # Appended sentinels have a fixed distance from the number of pieces, which follows from them.
     pieces = sentinels["pre_id"] - SENTINELS["<PRE>"] if sentinels else 1 + max(everything.values())
     if not sentinels:
         marked = _markers(spec, name).get("infilling", ())
@@ -201,6 +203,8 @@ def _appended(everything: dict[str, int]) -> dict[str, int]:
         return {}
     ids = [everything[token] for token in SENTINELS]
     pieces = ids[0] - SENTINELS["<PRE>"]
+    # The names alone prove nothing: a vocabulary may hold them as text. They are this project's
+    # only at the exact distances, with nothing but the other appended entries above the pieces.
     others = [row for token, row in everything.items() if row >= pieces and token not in SENTINELS]
     is_placed = ids == [pieces + offset for offset in SENTINELS.values()]
     if not is_placed or any(row >= pieces + SENTINEL_ROWS for row in others) or pieces <= 0:
@@ -237,6 +241,7 @@ def adds_bos(spec: dict[str, Any], vocabulary: Vocabulary) -> bool:
     names = entries(spec)
     for template in steps if isinstance(steps, list) else []:
         parts = template.get("single") if isinstance(template, dict) else None
+        # The template lists the parts of an encoded text in order: BOS comes first or not at all.
         first = parts[0] if isinstance(parts, list) and parts else None
         marker = first.get("SpecialToken") if isinstance(first, dict) else None
         name = marker.get("id") if isinstance(marker, dict) else None
@@ -262,6 +267,8 @@ def text_only(spec: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
     if not isinstance(unknown, str) or unknown not in model["vocab"]:
         model["unk_token"] = None
     return {
+        # Without added special tokens, post-processor and decoder: BOS is added by this project,
+        # and decoding joins bytes.
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -294,6 +301,7 @@ def limits(spec: dict[str, Any], vocabulary: Vocabulary, table: Sequence[bytes])
         if entry["content"] in vocabulary.added and (entry.get("lstrip") or entry.get("rstrip")):
             losses.append("added_tokens strip spaces beside a token, which are lost")
             break
+    # One missing byte makes every text with it lossy. Bytes that UTF-8 never holds may be missing.
     present = set(table)
     missing = [byte for byte in byte_level.UTF8_BYTES if bytes([byte]) not in present]
     if missing:

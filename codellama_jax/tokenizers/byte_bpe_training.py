@@ -27,6 +27,8 @@ def train_model(texts: list[str], pieces: int, kind: str, print_line: Say = sile
 
     Raises UserError for a corpus without text and for too few pieces.
     """
+    # One merge at least: a vocabulary of bytes only has no merges, which the reader of GGUF
+    # refuses.
     least = BYTES + byte_level.added_entries(kind) + 1
     if pieces < least:
         raise UserError(
@@ -42,6 +44,8 @@ def train_model(texts: list[str], pieces: int, kind: str, print_line: Say = sile
     if unused:
         trained = f"the corpus has text for {pieces - unused:,} pieces"
         print_line(f"{trained}: the other {unused:,} of --tokenizer.pieces {pieces} stay unused")
+    # StarCoder's special tokens have the ids 0 to 18 and the bytes follow; in all other kinds the
+    # bytes come first and the special tokens follow the merges.
     first = 0
     special = [byte_level.END_OF_TEXT]
     if kind == "starcoder":
@@ -49,6 +53,7 @@ def train_model(texts: list[str], pieces: int, kind: str, print_line: Say = sile
         first = len(special)
     ids = {token: first + row for token, row in vocab.items()}
     added = []
+    # The model's shapes follow from the number of pieces, so that it must not depend on the corpus.
     for number in range(unused):
         added.append(byte_level.added_token(f"<|unused_{number}|>", first + len(vocab) + number))
     for row, token in enumerate(special, 0 if first else size):
@@ -83,6 +88,7 @@ def _merged(texts: list[str], size: int, kind: str) -> tuple[dict[str, int], lis
         "decoder": None,
         "model": {"type": "BPE", "vocab": {}, "merges": []},
     }
+    # Built from JSON, so that training splits texts by the very rules that the written file has.
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(shell))
     trainer = trainers.BpeTrainer(
         vocab_size=size,

@@ -50,6 +50,8 @@ def _alphabet() -> dict[int, str]:
         is_printable = 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174
         if is_printable:
             characters[byte] = chr(byte)
+    # The other 68 bytes, in order, take the characters from U+0100 on. So every token is printable
+    # text and JSON can hold it.
     for byte in range(256):
         if byte not in characters:
             characters[byte] = chr(256 + len(characters) - PRINTABLE)
@@ -108,6 +110,7 @@ def add_runs(
     if kind == "codex":
         missing = [n for n in range(2, CODEX_LONGEST + 1) if SPACE * n not in vocab]
         for row, length in enumerate(missing, rows):
+            # Added after all other merges: a run is joined only where no ordinary merge applies.
             vocab[SPACE * length] = row
             # The rank rule joins any two parts whose sum is a token, the shortest sum first.
             for left in range(1, length):
@@ -118,6 +121,8 @@ def add_runs(
         for number in range(1, CODEGEEX_EXTRA_TOKENS + 1):
             name = f"<|extratoken_{number}|>"
             row = existing.get(name, rows + number - 1)
+            # The id of an extra token is reused for a run, so that its name must no longer encode
+            # to it.
             vocab.pop(name, None)
             added[:] = [token for token in added if token["content"] != name]
             length = number - CODEGEEX_FIRST_RUN + 2

@@ -43,6 +43,8 @@ def trained(
     """
     with announced(print_line, "tokenizer: reading the corpus"):
         sampled = sample(texts, MAX_TRAINING_CHARS)
+    # Hashes of the sampled texts, not the paths of the corpus: the same texts give the same
+    # tokenizer wherever they are stored.
     recipe = {"texts": [digest for digest, _ in sampled], **options}
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     path = user_path(cache_dir) / f"tokenizer-{key[:20]}.{ending}"
@@ -53,6 +55,7 @@ def trained(
     characters = f"{sum(map(len, kept)):,} characters"
     with announced(print_line, f"tokenizer: training {pieces:,} pieces on {characters}"):
         model = build(kept)
+    # Written at once after training, so that an interrupted start leaves no half of a file.
     write_file(path, model)
     print_line(f"tokenizer: {pieces:,} pieces from {characters} of {len(kept):,} documents")
     return read(model, str(path))

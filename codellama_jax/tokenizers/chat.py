@@ -82,6 +82,7 @@ class Llama2Chat(ChatFormat):
     def prompt_ids(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
         turns = _turns(messages, answered=False)
         ids = []
+        # Earlier turns are complete, with their EOS. The last one is open and ends after `[/INST]`.
         for question, answer in turns[:-1]:
             turn_ids, _ = _llama2_turn(tokenizer, question, answer)
             ids += turn_ids
@@ -92,6 +93,7 @@ class Llama2Chat(ChatFormat):
         for question, answer in _turns(messages, answered=True):
             ids, prompt = _llama2_turn(tokenizer, question, answer)
             sample.ids.extend(ids)
+            # 1 from the first token of the answer to EOS: the model must learn to end its answer.
             sample.weights.extend([0.0] * prompt + [1.0] * (len(ids) - prompt))
         return sample
 
@@ -114,6 +116,8 @@ class CodeLlama70BChat(ChatFormat):
         ids = [tokenizer.bos_id]
         for message in _with_system(messages):
             ids += [*_header(tokenizer, message.role), *_body(tokenizer, message)]
+        # An open message: the header of the answer and the start of its body, after which the
+        # content follows.
         return [*ids, *_header(tokenizer, "assistant"), *tokenizer.encode("\n\n ")]
 
     def sample(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> Sample:
@@ -180,6 +184,7 @@ def check(messages: Sequence[Message], answered: bool, tags: Sequence[str] = TAG
     if len(messages) == start:
         raise ConversationError("the conversation has no message of the user")
     for number, message in enumerate(messages, 1):
+        # Counted without the system message: even turns are the user's, odd ones the assistant's.
         turn = number - 1 - start
         expected = "system" if turn < 0 else ROLES[1 + turn % 2]
         if message.role != expected:
@@ -221,6 +226,7 @@ def _turns(messages: Sequence[Message], answered: bool) -> list[tuple[str, str]]
         messages = messages[1:]
     questions = [message.content for message in messages[::2]]
     answers = [message.content for message in messages[1::2]]
+    # Llama 2's system message is no turn: it is text inside of the first question.
     questions[0] = system + questions[0]
     if not answered:
         answers.append("")

@@ -56,12 +56,14 @@ class TemplateChat(ChatFormat):
         vocabulary = byte_bpe_spec.vocabulary(spec, "the tokenizer")
         entries = byte_bpe_spec.entries(spec)
         special = {}
+        # Special are all entries that no text is encoded to.
         for name, row in entries.items():
             if name not in vocabulary.tokens and name not in vocabulary.added:
                 special[name] = row
         self._special = special
         # Longer ones first: one may begin as another.
         names = sorted(self._special, key=len, reverse=True)
+        # `(?!)` matches nowhere: an empty alternative would match everywhere.
         self._pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         self._template = _compiled(template)
         by_id = {row: name for name, row in entries.items()}
@@ -81,6 +83,10 @@ class TemplateChat(ChatFormat):
         for index, message in enumerate(messages):
             if message.role != "assistant":
                 continue
+            # A template is a program and does not reveal which tokens are an answer. So the
+            # conversation is written once up to the answer and once with it, and the difference is
+            # the answer. Lengths are those of common ids, because a template may treat the last
+            # message in another way.
             prompt = self._ids(tokenizer, self._text(messages[:index], is_prompt=True))
             until = self._ids(tokenizer, self._text(messages[: index + 1], is_prompt=False))
             start, end = common_length(prompt, ids), common_length(until, ids)
@@ -91,6 +97,8 @@ class TemplateChat(ChatFormat):
         return Sample(ids, weights)
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        # The token that ends an answer is found in the same way: it is the first special token
+        # after a short answer. EOS ends every answer too.
         question = [Message("user", "a")]
         answered = self._text([*question, Message("assistant", "b")], is_prompt=False)
         after = answered[len(self._text(question, is_prompt=True)) :]
@@ -124,6 +132,7 @@ class TemplateChat(ChatFormat):
     def _ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
         ids, start = [], 0
         for match in self._pattern.finditer(text):
+            # Text between special tokens is encoded piece by piece, as the library splits it there.
             ids += tokenizer.encode(text[start : match.start()], leading_space=False)
             ids.append(self._special[match.group()])
             start = match.end()
@@ -142,6 +151,7 @@ def _compiled(template: str) -> Any:
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    # Templates of transformers mark answers with this block, which Jinja does not know.
     class Generation(Extension):
         """The block `generation` around answers, which changes nothing in the text."""
 

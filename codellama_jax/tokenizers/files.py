@@ -37,6 +37,7 @@ def load(path: epath.PathLike, kind: str = TokenizerConfig.kind) -> Tokenizer:
     except UserError as error:
         raise UserError(f"cannot read the tokenizer {path}: {error}") from None
     if pair:
+        # A vocab.json alone does not decide how text is split: only for these files `kind` counts.
         return byte_bpe.read(byte_bpe_files.of_vocabulary(*pair, kind), str(file))
     if not is_json(data):
         _check_kind(file, kind, TokenizerConfig.kind)
@@ -48,6 +49,7 @@ def load(path: epath.PathLike, kind: str = TokenizerConfig.kind) -> Tokenizer:
 
 def is_json(data: bytes) -> bool:
     """Returns whether the content of a file is a JSON object, complete or not."""
+    # The first byte is enough: truncated JSON is recognised too, and reading it names the damage.
     return data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
 
 

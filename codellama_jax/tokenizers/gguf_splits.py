@@ -24,6 +24,7 @@ def _split(*patterns: str, digits: bool = False) -> dict[str, Any]:
         steps.append({**split, "invert": False})
     if digits:
         steps.append({"type": "Digits", "individual_digits": True})
+    # The text is split by then: this step only writes bytes as characters.
     steps.append({**byte_level.pre_tokenizer("gpt2"), "use_regex": False})
     return {"type": "Sequence", "pretokenizers": steps}
 
@@ -73,6 +74,8 @@ def name_of(spec: dict[str, Any], where: str) -> str:
     Raises UserError, which begins with `where`, if llama.cpp has no name for it.
     """
     is_unmerged = bool(spec["model"].get("ignore_merges"))
+    # The regular expressions are compared as they are: that two different ones split all texts
+    # alike cannot be decided.
     for name, split in SPLITS.items():
         is_same = _decisive(split) == _decisive(spec["pre_tokenizer"])
         if is_same and is_unmerged == (name in UNMERGED):

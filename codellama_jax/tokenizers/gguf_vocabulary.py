@@ -122,11 +122,13 @@ def _tokenizer_json(settings: Settings, metadata: dict[str, Any]) -> bytes:
     for row, (token, kind) in enumerate(zip(tokens, types)):
         if kind in (CONTROL, UNKNOWN, USER_DEFINED):
             added.append(byte_level.added_token(token, row, special=kind != USER_DEFINED))
+        # Rows of padding have no token: the embedding has more rows than the vocabulary.
         if not _is_padding(token, kind):
             vocab[token] = row
     eos = _token_id(settings, "eos_token_id", tokens)
     bos = _token_id(settings, "bos_token_id", tokens)
     markers: dict[str, Any] = {"kind": "", "pre": settings.values.get("pre")}
+    # Without EOS the usual names are tried: see `byte_bpe_spec`.
     if eos is not None:
         markers["eos"] = tokens[eos]
         markers["bos"] = tokens[eos if bos is None else bos]
@@ -174,9 +176,11 @@ def _tokenizer_model(settings: Settings) -> bytes:
         proto.pieces.add(piece=token, score=score, type=kind)
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     trainer.model_type = trainer.BPE
+    # Byte pieces exist only in a vocabulary that falls back to them.
     trainer.byte_fallback = BYTE in types
     trainer.vocab_size = count
     trainer.unk_id, trainer.pad_id = unknown, -1
+    # Llama's ids, which llama.cpp assumes as well where the file names none.
     for marker, default in (("bos", 1), ("eos", 2)):
         row = _token_id(settings, f"{marker}_token_id", tokens)
         row = default if row is None else row
@@ -185,6 +189,7 @@ def _tokenizer_model(settings: Settings) -> bytes:
     trainer.unk_piece = tokens[unknown]
     normalizer.name = "identity"
     has_prefix = settings.has("add_space_prefix")
+    # True is llama.cpp's default for SentencePiece.
     normalizer.add_dummy_prefix = settings.flag("add_space_prefix") if has_prefix else True
     normalizer.remove_extra_whitespaces = settings.flag("remove_extra_whitespaces")
     normalizer.escape_whitespaces = True

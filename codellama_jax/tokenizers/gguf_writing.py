@@ -51,9 +51,11 @@ def _byte_bpe(tokenizer: ByteBpeTokenizer, vocab_size: int) -> dict[str, Any]:
     spec = json.loads(tokenizer.model)
     vocabulary = byte_bpe_spec.vocabulary(spec, "the tokenizer")
     markers = spec.get(MARKERS, {})
+    # Every row of the embedding needs a token: those that nothing below names stay padding.
     tokens = [f"[PAD{row}]" for row in range(vocab_size)]
     types = [UNUSED] * vocab_size
     entries = dict(byte_bpe_spec.entries(spec))
+    # The model has rows for sentinels that the tokenizer's file does not list.
     if vocab_size > tokenizer.pieces and not tokenizer.lists_sentinels:
         entries |= byte_bpe_spec.sentinel_rows(tokenizer.pieces)
     for token, row in entries.items():
@@ -85,6 +87,7 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer, vocab_size: int) -> dict[s
     fix = "export it --to hf"
     if trainer.model_type != trainer.BPE:
         raise UserError(f"the tokenizer is not BPE, as SentencePiece in GGUF must be: {fix}")
+    # GGUF has no field for these options, so that llama.cpp would encode other ids.
     limits = sentencepiece_file.limits(proto)
     if limits:
         raise UserError(f"the tokenizer cannot be written as GGUF ({limits[0]}): {fix}")

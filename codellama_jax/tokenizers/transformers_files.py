@@ -30,6 +30,7 @@ def with_sentinels(tokenizer: SentencePieceTokenizer, vocab_size: int) -> Any:
     """Returns the SentencePiece ModelProto with a piece for each of `vocab_size` entries."""
     proto = ModelProto.FromString(tokenizer.model)
     if len(proto.pieces) < vocab_size:
+        # The sentinels have fixed offsets; the entries between them are written as unused.
         names = {offset: piece for piece, offset in SENTINELS.items()}
         for offset in range(SENTINEL_ROWS):
             proto.pieces.add(piece=names.get(offset, f"<unused{offset}>"), type=CONTROL)
@@ -61,6 +62,7 @@ def _write_byte_bpe(
     # Other software refuses a file with a field that it does not know.
     markers = spec.pop(MARKERS, {})
     names = {row: token for token, row in byte_bpe_spec.entries(spec).items()}
+    # Added to `vocab` too, because the library renumbers added tokens that it lacks.
     if vocab_size > tokenizer.pieces and not tokenizer.lists_sentinels:
         for token, row in byte_bpe_spec.sentinel_rows(tokenizer.pieces).items():
             spec["added_tokens"].append(byte_level.added_token(token, row))
@@ -95,6 +97,7 @@ def _write_sentencepiece(
     special = (proto.trainer_spec.unk_id, tokenizer.bos_id, tokenizer.eos_id)
     unk, bos, eos = (proto.pieces[i].piece for i in special)
     return {
+        # The slow class converts tokenizer.model itself, where there is no tokenizer.json.
         "tokenizer_class": "PreTrainedTokenizerFast" if llama else "LlamaTokenizer",
         "unk_token": unk,
         "bos_token": bos,
@@ -146,6 +149,8 @@ def fast_tokenizer(
         "version": "1.0",
         "added_tokens": [{"id": i, "content": proto.pieces[i].piece, **flags} for i in special],
         "normalizer": {
+            # As SentencePiece with add_dummy_prefix: one space before the text, and a mark for each
+            # space.
             "type": "Sequence",
             "normalizers": [
                 {"type": "Prepend", "prepend": SPACE},
@@ -160,6 +165,8 @@ def fast_tokenizer(
             "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
         },
         "decoder": {
+            # The reverse: marks become spaces, byte pieces become characters, and the first space
+            # goes.
             "type": "Sequence",
             "decoders": [
                 {"type": "Replace", "pattern": space, "content": " "},
@@ -194,6 +201,7 @@ def _merges(proto: Any, pieces: int) -> list[str]:
             scores[piece.piece] = piece.score
     joins = []
     for joined, score in scores.items():
+        # Every split of a piece into two others: SentencePiece may reach a piece by any of them.
         for middle in range(1, len(joined)):
             left, right = joined[:middle], joined[middle:]
             if left in scores and right in scores:

@@ -153,6 +153,7 @@ def compare(
         print(f"note: {other} is {problem}; this project reads it: {install}", file=sys.stderr)
     reader = project_reader(folder, named_tokenizer)
     reference = project_reader(other) if problem else transformers_reader(other)
+    # Of both tokenizers, so that a difference between them is reported too.
     ids, reference_ids = reader.ids(text)[:tokens], reference.ids(text)[:tokens]
     # Both models read the same ids, so that a difference of tokenizers does not also appear as one
     # of logits.
@@ -179,6 +180,7 @@ def measures(logits_TV: np.ndarray, reference_TV: np.ndarray) -> tuple[float, fl
     # float64: the sums of many small probabilities would lose digits in float32.
     log_p_TV = np.asarray(jax.nn.log_softmax(logits_TV, axis=-1), np.float64)
     log_q_TV = np.asarray(jax.nn.log_softmax(reference_TV, axis=-1), np.float64)
+    # KL(q || p) = sum of q (log q - log p) over the vocabulary, where q is the reference.
     divergence = float((np.exp(log_q_TV) * (log_q_TV - log_p_TV)).sum(1).mean())
     agreed = int((logits_TV.argmax(1) == reference_TV.argmax(1)).sum())
     return float(np.abs(logits_TV - reference_TV).max()), divergence, agreed

@@ -59,10 +59,12 @@ def open_source(folder: epath.Path) -> Source:
     path = folder / files[0]
     stored = {}
     for name, tensor in read_pickled(path).items():
+        # Names count from ROOT, however many dicts of the file it is in.
         stored[name.partition(ROOT)[2] or name] = tensor
     model = _model(path, stored)
     known = {file_name(*key) for key in names(model)}
     extra = sorted(set(stored) - known)
+    # Dropping a tensor silently would give another model with plausible outputs.
     if extra:
         tensors = name_list(extra)
         raise UserError(f"{path} holds tensors that CodeGeeX has no place for: {tensors}")
@@ -96,6 +98,7 @@ def _published_size(name: str, layers: int, width: int) -> GPTConfig:
 
     Raises UserError naming what has them, `name`, if there is none.
     """
+    # The published sizes differ in layers or width.
     for model in CODEGEEX.values():
         if (model.n_layers, model.d_model) == (layers, width):
             return model
@@ -159,6 +162,7 @@ def _padded(source: Source) -> Source:
         kind = f"is of the family {model.family}, without a top query layer"
         raise UserError(f"{source.name} {kind}: it is no CodeGeeX; export it --to hf")
     published = _published_size(source.name, model.n_layers, model.d_model)
+    # The published size with this vocabulary: every other field must be equal.
     described = replace(published, vocab_size=model.vocab_size)
     for field in ("n_heads", "n_kv_heads", "d_ff", "n_positions", "activation", "norm_eps"):
         mine, theirs = getattr(model, field), getattr(described, field)
@@ -175,7 +179,9 @@ def _padded(source: Source) -> Source:
     def read(name: str, layer: int, index: Index) -> np.ndarray:
         if name != "embedding":
             return source.read(name, layer, index)
+        # The mean is over all rows, so that the table is read in full whatever part is needed.
         table_VD = source.tensor(name)
+        # In float32, because the sum of 50,000 rows would lose most of its digits in 16 bits.
         mean_D = table_VD.astype(np.float32).mean(0).astype(table_VD.dtype)
         padding_VD = np.broadcast_to(mean_D, (rows - len(table_VD), len(mean_D)))
         return np.concatenate([table_VD, padding_VD])[index]

@@ -43,6 +43,7 @@ def _check_prefix(source: str) -> None:
     from codellama_jax.system.files import is_bucket, user_path
 
     prefix, colon, path = source.partition(":")
+    # A folder or bucket may have a colon in its name, so that only a bare prefix is refused.
     if not colon or "/" in prefix or is_bucket(source) or user_path(source).exists():
         return
     allowed = ", ".join(f"{kind}:" for kind in KINDS)
@@ -77,6 +78,7 @@ class Import:
         if self.base and self.tokenizer:
             fix = "leave it out: with --base, that of the base is used"
             raise UserError(f"--tokenizer is {self.tokenizer}: {fix}")
+        # Both folders are checked before JAX is imported, which takes seconds.
         base = existing_folder(self.base) if self.base else None
         folder = existing_folder(path)
         from codellama_jax.system.files import user_path
@@ -123,6 +125,7 @@ class Export:
     integrity: Annotated[bool, tyro.conf.arg(help=f"Write DIR/{INTEGRITY}.")] = False
 
     def __call__(self) -> None:
+        # Options that the layout would ignore are refused: the user expects them to have an effect.
         if self.to != "meta" and self.ranks != 1:
             raise UserError(
                 f"--ranks is {self.ranks}: only Meta's layout has model-parallel files; pass --to"
@@ -142,11 +145,13 @@ class Export:
         from codellama_jax.weights import codegeex, gguf_writing, huggingface, meta, peft, store
         from codellama_jax.weights.layout import cast
 
+        # Before `open_run`, which merges adapters into the weights of their base.
         if self.adapter:
             target = user_path(self.target)
             peft.write_adapter(folder, self.arm, self.stage, target, self.integrity)
             return
         source = store.open_run(folder, self.arm, self.stage)
+        # The stage that was opened may refer to another folder, which `source` names.
         tokenizer = StageFolder(user_path(source.name)).load_tokenizer()
         target = user_path(self.target)
         source = cast(source, self.dtype) if self.dtype else source
@@ -192,6 +197,7 @@ class Check:
 
             print(f"{integrity.verify(folder)} files of {folder} match their checksums")
             return
+        # Any text will do for a comparison; this one comes with the program.
         path = user_path(self.text or config.__file__)
         text = decode_text(read_file(path), str(path))
         against = existing_folder(self.against) if self.against else None

@@ -69,9 +69,12 @@ def open_source(path: epath.Path) -> Source:
     """
     stored = open_header(path)
     settings = gguf_metadata.architecture_settings(stored.metadata, str(stored.path))
+    # Before the model is described: a part of a divided model has few of its tensors.
     _check_undivided(stored)
     model = gguf_metadata.model_config(settings, _rows(stored), stored.tensors)
     if gguf_metadata.ROPE_FACTORS in stored.tensors:
+        # Llama 3's RoPE scaling is stored as a factor for each frequency, not as fields of the
+        # config.
         factors_H = stored.read(gguf_metadata.ROPE_FACTORS, 0, 1)
         model = gguf_rope.with_factors(model, factors_H, str(stored.path))
     _check_known(stored, model)
@@ -82,6 +85,7 @@ def open_source(path: epath.Path) -> Source:
             headers[key] = (tensor.shape, tensor.dtype)
     # Messages name the folder and the file of the config, which are both this file.
     dtypes = check_tensors(stored.path / "its metadata", model, headers, file_name)
+    # Only files of the architecture `llama` have Meta's order; qwen2 and others keep transformers'.
     is_permuted = settings.prefix == f"{gguf_metadata.LLAMA}."
     read = functools.partial(_read, stored, model.head_dim if is_permuted else 0)
     context = gguf_metadata.context(settings)
@@ -122,9 +126,11 @@ def _read(stored: GgufFile, head_dim: int, name: str, layer: int, index: Index) 
     """
     stored_name = file_name(name, layer)
     shape = stored.tensors[stored_name].shape
+    # Rows are consecutive in the file, so that only those of the index are read and dequantized.
     start, stop, _ = index[0].indices(shape[0])
     rows = stored.read(stored_name, start, stop)
     if head_dim and name in PERMUTED:
+        # The permutation is inside of heads, so that complete heads can be permuted by themselves.
         rows = half_split(rows, head_dim)
     # A vector is read in full, a matrix only in these rows.
     return rows[index] if len(shape) == 1 else rows[(slice(None), *index[1:])]

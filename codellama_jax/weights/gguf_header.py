@@ -62,6 +62,8 @@ class StoredTensor:
     @property
     def row_bytes(self) -> int:
         """Returns the bytes of one row, which is all of a vector."""
+        # A quantized row consists of blocks of `block` values, which take `size` bytes with their
+        # scales.
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType[self.kind]]
         return self.shape[-1] // block * size
 
@@ -98,6 +100,8 @@ class GgufFile:
             raise UserError(f"{self.path} became shorter while it was read: copy it again")
         if tensor.kind in PLAIN:
             return np.frombuffer(data, jnp.dtype(tensor.dtype)).reshape(shape)
+        # Blocks never cross rows, so that rows can be dequantized alone: uint8 [rows, bytes per
+        # row].
         blocks = np.frombuffer(data, np.uint8).reshape(rows, tensor.row_bytes)
         return dequantize(blocks, GGMLQuantizationType[tensor.kind]).reshape(shape)
 
@@ -141,6 +145,7 @@ class _Reader:
         alignment = metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1:
             raise self.damage(f"general.alignment is {alignment!r}")
+        # Offsets of tensors count from the end of the header, rounded up to the alignment.
         start = alignment * -(-self.file.tell() // alignment)
         tensors = {}
         for name, shape, kind, offset in headers:
@@ -205,6 +210,7 @@ class _Reader:
         # The file has the axis of consecutive elements first.
         shape = tuple(reversed(self.numbers(f"{axes}Q")))
         kind, offset = self.numbers("IQ")
+        # Types that the package does not know yet have a number only.
         names = {member.value: member.name for member in GGMLQuantizationType}
         kind_name = names.get(kind, f"type {kind}")
         if kind_name not in PLAIN and kind_name not in QUANTIZED:

@@ -98,6 +98,7 @@ def _write_file(
     # The header comes first, so the sizes of all tensors are needed before their values.
     for name, shape, qtype in _described(model, kind):
         stored = shape
+        # The writer takes the shapes of quantized and of bfloat16 tensors in bytes.
         if qtype.name not in ("F32", "F16"):
             stored = quant_shape_to_byte_shape(shape, qtype)
         block, size = GGML_QUANT_SIZES[qtype]
@@ -111,6 +112,7 @@ def _write_file(
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for tensor, (_, _, qtype) in zip(_tensors(source, model), _described(model, kind)):
+                # By way of float32, in which the values of every other dtype are exact.
                 writer.write_tensor_data(quantize(tensor.astype(np.float32), qtype))
                 advance(tensor.nbytes)
         except OSError as error:
@@ -130,6 +132,7 @@ def _described(
     for name, layer in names(model):
         yield file_name(name, layer), described[name], _type_of(described[name], kind)
     if model.rope_type == "llama3":
+        # llama.cpp has no field for Llama 3's RoPE scaling: it reads the factors as a tensor.
         yield gguf_metadata.ROPE_FACTORS, (model.head_dim // 2,), GGMLQuantizationType.F32
 
 
@@ -139,6 +142,7 @@ def _type_of(shape: tuple[int, ...], kind: str) -> GGMLQuantizationType:
         return GGMLQuantizationType.F32
     qtype = GGMLQuantizationType[kind.upper()]
     block, _ = GGML_QUANT_SIZES[qtype]
+    # A block of Q8_0 has 32 values of one row: other widths cannot be divided into blocks.
     return GGMLQuantizationType.F16 if shape[-1] % block else qtype
 
 
@@ -147,6 +151,7 @@ def _tensors(source: Source, model: LlamaConfig) -> Iterator[np.ndarray]:
     is_permuted = gguf_metadata.architecture_of(model) == gguf_metadata.LLAMA
     for name, layer in names(model):
         tensor = source.tensor(name, layer)
+        # llama.cpp rotates neighbouring rows of a head in this architecture: see `rope_order`.
         if is_permuted and name in PERMUTED:
             tensor = interleaved(tensor, model.head_dim)
         yield tensor

@@ -80,11 +80,13 @@ def open_source(folder: epath.Path) -> Source:
     context = context or config.integer("max_position_embeddings", MAX_CONTEXT, default=2048)
     tensors = Tensors(folder)
     prefix = family_of(model).base_prefix
+    # transformers also saves the base model without the head, whose names lack the first part.
     is_complete = any(name.startswith(prefix) for name in tensors.files)
     file_name = file_names_of(model, "" if is_complete else prefix)
     packings = family_of(model).packing(model, config.values["model_type"])
     described = shapes(model)
     file_shapes = dict(described)
+    # Shapes are compared as they are in the file, where one tensor may hold several of the model.
     for name, packing in packings.items():
         file_shapes[name] = packed_shape(packing, described)
     headers = {}

@@ -72,5 +72,6 @@ def unused_weights(names: list[str], used: list[str], *others: str) -> list[str]
 
     `others` are names that count as weight files as well, such as another layout's config.
     """
+    # Only names that could hold weights are worth a warning: a README beside them is expected.
     weights = [name for name in names if name.endswith(WEIGHT_ENDINGS) or name in others]
     return [name for name in weights if name not in used]

@@ -138,6 +138,8 @@ def join(source: Source, param: str, layer: int, index: Index) -> np.ndarray:
 def _flat(ranges: list[range], lengths: list[int], axes: tuple[int, ...]) -> slice:
     """Returns the positions that the ranges of `axes` take when these axes are flattened."""
     start, count = 0, 1
+    # Row-major: the axes after the first one are taken in full, so that the positions of the part
+    # are consecutive, and a start and a count describe them.
     for axis in axes:
         start = start * lengths[axis] + ranges[axis].start
         count *= len(ranges[axis])
@@ -150,6 +152,8 @@ def split(model: ModelConfig, name: str, read: Callable[[Index], np.ndarray]) ->
     `read` returns a part, without L, of the parameter that holds it.
     """
     place = places(model)[name]
+    # From the parameter's axes (inputs first) to (outputs, inputs), then each group becomes one
+    # axis.
     section = read(_section(place, one_layer(model, place.param)))
     return section.transpose(place.order).reshape(shapes(model)[name])
 

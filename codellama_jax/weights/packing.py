@@ -24,6 +24,8 @@ def packed_shape(packing: Packing, shapes: dict[str, Shape]) -> Shape:
 
 def pack(packing: Packing, parts: list[np.ndarray]) -> np.ndarray:
     """Returns the file's tensor, given its published tensors in the order of `packing.parts`."""
+    # From [rows, ...] to [groups, rows per group, ...]: joining along the second axis puts the
+    # first group of every part first, then the second ones.
     grouped = []
     for part in parts:
         grouped.append(part.reshape(packing.groups, -1, *part.shape[1:]))
@@ -52,6 +54,7 @@ def read_part(
     offset = sum(rows[part] for part in packing.parts[: packing.parts.index(name)])
 
     def read_rows(start: int, stop: int) -> np.ndarray:
+        # A transposed file has (inputs, outputs): the index is reversed, and the part turned back.
         place = (slice(start, stop), *index[1:])
         return read(place[::-1]).T if packing.transposed else read(place)
 
@@ -59,6 +62,7 @@ def read_part(
     if packing.groups == 1:
         return read_rows(offset + start, offset + stop)
     # The groups that hold these rows, complete, and of each group the rows of this tensor.
+    # In a group the rows of all parts follow each other: `total` rows, of which `size` are ours.
     size, total = rows[name], sum(rows.values())
     first, last = start // size, -(-stop // size)
     groups = read_rows(first * total, last * total)

@@ -78,6 +78,7 @@ def write_adapter(
     with complete_folder(folder) as part:
         tensors = tensors_of(config.model, modules, adapters)
         save_tensors(tensors, part / "adapter_model.safetensors", folder)
+        # PEFT finds the base by its path for transformers, which only an imported base has.
         path = origin.init.removeprefix("hf:") if origin.init.startswith("hf:") else None
         write_json(part / "adapter_config.json", adapter_config(config, modules, path))
         if integrity:
@@ -91,6 +92,7 @@ def modules_of(model: ModelConfig, lora: LoraConfig) -> list[Module]:
     packings = family.packing(model, model_type(model))
     by_name = {slot.name: slot for slot in slots(model, lora)}
     modules: dict[str, Module] = {}
+    # Weights of one module overwrite each other with an equal entry, which lists all of them.
     for name in by_name:
         module = names[name].removesuffix(".weight")
         packing = packings.get(name, Packing((name,)))
@@ -121,6 +123,9 @@ def _matrices(
     `described` are the shapes of the published weights.
     """
     pairs = {slot.name: _published(slot, adapters, layer) for slot in module.slots}
+    # The A of all weights below each other, (sum of the ranks, inputs). B is block diagonal: the
+    # rows of a weight have nonzero columns only for its own A, so that the matmul of B and A holds
+    # each weight's update in its rows.
     a = np.concatenate([pair[0] for pair in pairs.values()])
     parts, column = [], 0
     for name in module.packing.parts:
@@ -141,6 +146,8 @@ def _published(slot: Slot, adapters: dict, layer: int) -> tuple[np.ndarray, np.n
     if is_stacked(place.param):
         a, b = a[layer], b[layer]
     outputs, inputs = place.order[: place.rows], place.order[place.rows :]
+    # In the parameter, A is (input axes, rank) and B (rank, output axes). PEFT has both as
+    # (outputs, inputs) matrices, whose axes have the order of the published weight.
     a = a.transpose(slot.inputs, *inputs).reshape(a.shape[-1], -1)
     b = b.transpose(*(axis - slot.inputs + 1 for axis in outputs), 0)
     return a, b.reshape(-1, b.shape[-1])
@@ -185,6 +192,8 @@ def _short_names(model: ModelConfig, modules: list[Module]) -> list[str]:
     short = []
     for module in modules:
         parts = module.name.split(".")
+        # PEFT adapts every module whose name ends like one of these, so that a name must be
+        # unambiguous.
         same = [path for path in paths if path[-1] == parts[-1]]
         short.append(parts[-1] if len(same) == 1 else ".".join(parts[-2:]))
     return short

@@ -165,6 +165,8 @@ def _adapters(folder: epath.Path, model: ModelConfig, rank: int) -> tuple[dict, 
         modules = [module.format(layer) for layer in range(model.n_layers if stacked else 1)]
         needed = {f"{each}.lora_A.weight" for each in modules}
         needed |= {f"{each}.lora_B.weight" for each in modules}
+        # A weight without any adapter is no target. One with some of its tensors is incomplete,
+        # which `_tensor` reports.
         if needed.isdisjoint(tensors):
             continue
         used |= needed
@@ -172,6 +174,7 @@ def _adapters(folder: epath.Path, model: ModelConfig, rank: int) -> tuple[dict, 
         for each in modules:
             a, b = _pair(path, tensors, each, packing, shapes(model), name, rank)
             pairs.append(_ours(slot, model, a, b))
+        # The dotted name of the parameter becomes nested dicts, as Flax has the parameters.
         node = adapters
         for part in slot.place.param.split("."):
             node = node.setdefault(part, {})
@@ -214,6 +217,7 @@ def _pair(
     rows = sum(described[part][0] for part in packing.parts)
     a = _tensor(path, tensors, f"{module}.lora_A.weight", (rank, described[name][1]))
     b = _tensor(path, tensors, f"{module}.lora_B.weight", (rows, rank))
+    # B is read like the weight itself, with the rank in the place of the inputs.
     outputs = described | {part: (described[part][0], rank) for part in packing.parts}
     everything = (slice(None), slice(None))
     return a, read_part(packing, name, outputs, everything, b.__getitem__)

@@ -15,6 +15,8 @@ def half_split(rows: np.ndarray, head_dim: int) -> np.ndarray:
 
     Rows 2i and 2i + 1 of a head, a pair in Meta's order, move to i and i + head_dim / 2.
     """
+    # [heads, H / 2, 2, ...]: the last axis is (first, second) of a pair. Swapped to [heads, 2, H /
+    # 2, ...], all first elements of a head come before all second ones.
     pairs = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 

@@ -75,6 +75,7 @@ class Stack:
         for name, place in places(source.model).items():
             if place.param == param:
                 dtypes.add(source.dtypes[name])
+        # One array has one type, which must not round any of them.
         self.dtype = np.result_type(*dtypes)
         self.size, self.ndim = math.prod(self.shape), len(self.shape)
         self.nbytes = self.size * self.dtype.itemsize

@@ -70,9 +70,11 @@ def main() -> int:
     sums = Figures()
     print(TITLES, flush=True)
     for name in names:
+        # Areas share the count by the time that their inputs take: see SHARES.
         count = round(arguments.count * SHARES[name] / total)
         numbers = range(arguments.start, arguments.start + count)
         figures = run_area(name, seeds, numbers, attempt_of(arguments))
+        # Printed area by area, so that a long run shows where it is.
         print(figures.row(name, seeds), flush=True)
         sums.add(figures)
     print(sums.row("total", seeds), flush=True)
@@ -120,6 +122,8 @@ def run_area(name: str, seeds: list[int], numbers: range, attempt: Attempt) -> F
             outcome = attempt(name, AREAS[name], seed, number)
             if outcome.fault:
                 print(f"FAULT {name}:{seed}:{number}\n{outcome.fault.rstrip()}", flush=True)
+            # An outcome is exactly one of the three: a fault counts as neither accepted nor
+            # refused.
             counts = Figures(1, 0, 0, 0, outcome.seconds, f"{name}:{seed}:{number}")
             counts.faults = int(bool(outcome.fault))
             counts.accepted = int(not outcome.fault and not outcome.code)

@@ -3,6 +3,7 @@
 from tools.fuzz import checkpoints, documents, evaluation, launching, processes, weights
 from tools.fuzz.harness import MakeInput
 
+# In the order in which a user meets them: training, weights, evaluation, the command line.
 AREAS: dict[str, MakeInput] = {
     "overrides": launching.overrides,
     "experiments": launching.experiments,

@@ -35,6 +35,7 @@ def write_trained(run: Path) -> None:
         for step in STEPS:
             saving.save(step, state, {"0": {"at": step}}, tokens=100 * step)
     saving.wait()
+    # Both steps must be on disk before they are damaged.
     saving.close()
     write_json(folder / "config.json", to_dict(STAGE))
     write_json(folder / "done.json", {"step": STEPS[-1], "tokens": 100})
@@ -50,6 +51,7 @@ def damaged_checkpoints(rng: Random, folder: Path) -> Callable[[], object]:
     shutil.copytree(made_once("trained", write_trained), run)
     place = run / ARM / NAME
     damage(rng, place / "checkpoints")
+    # Every way by which a command reads a checkpoint: each must succeed or end with one error line.
     actions = [
         lambda: loading.load_run(str(run)),
         lambda: resume(place),

@@ -46,10 +46,12 @@ def corpora(rng: Random, folder: Path) -> Callable[[], object]:
     root.mkdir()
     for number in range(rng.choice([0, 1, 2, 5, 9])):
         name = f"{number}{rng.choice(ENDINGS)}"
+        # Also names that a file system allows and that programs do not expect.
         if rng.random() < 0.3:
             name = rng.choice(mutations.NAMES)
         path = root / rng.choice(["", "", "sub", ".hidden"]) / name
         path.parent.mkdir(exist_ok=True)
+        # One of five tables has text instead of a table's bytes.
         is_table = path.suffix in TABLES and rng.random() < 0.8
         data = table(rng, path.suffix) if is_table else text(rng).encode(errors="surrogatepass")
         # A link or pipe may be there already, and writing to it could wait.
@@ -57,6 +59,7 @@ def corpora(rng: Random, folder: Path) -> Callable[[], object]:
             path.write_bytes(mutations.damaged(rng, data) if rng.random() < 0.3 else data)
         if rng.random() < 0.1:
             mutations.replace_file(rng, path)
+    # Sometimes no folder at all: a path that does not exist, or a single file.
     place = str(root) if rng.random() < 0.9 else rng.choice([*mutations.TEXTS, str(root / "0.py")])
     source = rng.choice(SOURCES)
     block_chars, max_files = rng.choice([0, 1, 50, 250]), rng.choice([0, 0, 1, 3])
@@ -85,6 +88,7 @@ def table(rng: Random, ending: str) -> bytes:
     """Returns a table with a few documents, or with none."""
     column = rng.choice(["content", "text", "text", "title", "messages"])
     values: list[object] = [text(rng), "", None, 7, [{"role": "user", "content": "x"}]]
+    # The text itself is listed three times more, so that most tables hold a document.
     rows = [{column: rng.choice(values[:1] * 3 + values)} for _ in range(rng.randrange(5))]
     if ending == ".jsonl":
         return "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -114,6 +118,7 @@ def proto_bytes() -> bytes:
 def tokenizer_files(rng: Random, folder: Path) -> Callable[[], object]:
     """A tokenizer.model with other contents or damage, with which text is encoded and decoded."""
     file = folder / "tokenizer.model"
+    # Most inputs stay valid protobuf: random bytes would only test the parser, never the options.
     data = changed_model(rng) if rng.random() < 0.6 else mutations.damaged(rng, proto_bytes())
     file.write_bytes(data)
     if rng.random() < 0.08:
@@ -127,6 +132,7 @@ def tokenizer_files(rng: Random, folder: Path) -> Callable[[], object]:
         ids = tokenizer.encode(sample)
         tokenizer.decode(ids)
         tokenizer.decode(tokenizer.encode(sample, leading_space=False), leading_space=False)
+        # Ids outside of the vocabulary, as a faulty model or caller gives them.
         tokenizer.decode([-1, 0, 1, tokenizer.vocab_size, 10**12, *tokenizer.text_ids[-5:]])
 
     return call
@@ -137,6 +143,7 @@ def changed_model(rng: Random) -> bytes:
     proto = ModelProto.FromString(proto_bytes())
     for _ in range(rng.randint(1, 3)):
         kind = rng.randrange(8)
+        # An earlier change may have deleted all pieces.
         if not proto.pieces:
             proto.pieces.add()
         piece = proto.pieces[rng.randrange(len(proto.pieces))]
@@ -184,6 +191,7 @@ def prompts(rng: Random, folder: Path) -> Callable[[], object]:
         source = read_source(name)
         for part in source.split():
             tokenizer.encode(source.for_model(part))
+            # The text must be encodable again, since `infill` writes the file.
             source.from_model(part).encode()
 
     return call

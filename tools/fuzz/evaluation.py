@@ -75,6 +75,8 @@ def data_files(rng: Random, folder: Path) -> Callable[[], object]:
     suite = rng.choice(list(SUITES))
     record = rng.choice([SUITES[suite], MORE.get(suite, SUITES[suite])])
     path = folder / rng.choice(["data.jsonl", "data.json", "data.jsonl.gz", "é.txt"])
+    # Half of the files have up to two wrong fields, which reach the later checks; the others are
+    # changed anywhere.
     if rng.random() < 0.5:
         write(rng, path, [changed(rng, record, list(record))])
     else:
@@ -101,6 +103,8 @@ def apps_folders(rng: Random, folder: Path) -> Callable[[], object]:
     def call() -> None:
         loaded = load("apps", data=str(root), shots=shots)
         for task in loaded.tasks:
+            # Programs are made, not run: faults of the data appear here, and running takes seconds
+            # each.
             evaluate.checks_of(loaded, task, {"completion": "x"})
 
     return call
@@ -117,6 +121,7 @@ def samples_files(rng: Random, folder: Path) -> Callable[[], object]:
         if rng.random() < 0.7:
             sample = changed(rng, sample, [*sample, "sample", "mean_logprob"])
         lines.append(sample if rng.random() < 0.9 else mutations.value(rng))
+    # The form of BigCode's harness: a list per task.
     if rng.random() < 0.1:
         lines = [[mutations.value(rng)] for _ in range(2)]
     write(rng, path, lines)
@@ -163,6 +168,7 @@ def requests(rng: Random, folder: Path) -> Callable[[], object]:
     suite = rng.choice([*originals(), *SUITES_BY_NAME, rng.choice(mutations.TEXTS)])
     options: dict[str, Any] = {"data": originals().get(suite, str(folder))}
     settings: dict[str, Any] = {}
+    # At most two options are changed, because the first mistake ends the command.
     for _ in range(rng.choice([0, 1, 1, 2])):
         name = rng.choice(OPTIONS)
         options[name] = odd_or_good(rng)
@@ -180,6 +186,8 @@ def requests(rng: Random, folder: Path) -> Callable[[], object]:
     checking = {} if rng.random() < 0.7 else {rng.choice(["mode", "workers"]): odd_or_good(rng)}
 
     def call() -> None:
+        # Made inside of `call`: the options check themselves, and their errors belong to the
+        # outcome.
         given = options_of(suite, all_options()(**options))
         chosen = given, Settings(**settings), Checking(**checking)
         evaluate.prepare(suite, flags[0], *chosen, out, samples, flags[1])

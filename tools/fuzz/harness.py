@@ -92,6 +92,7 @@ def attempt(name: str, make: MakeInput, seed: int, number: int) -> Outcome:
     The input depends only on the arguments. It runs in a temporary folder with another home folder,
     so that a relative path, `~` and `../..` never name a file of this machine.
     """
+    # A text as the seed: Python hashes it, so that areas and numbers give unrelated inputs.
     rng = Random(f"{name} {seed} {number}")
     # Two levels below the temporary folder, because an input may name "../..".
     top = Path(tempfile.mkdtemp(prefix="fuzz-"))
@@ -129,13 +130,16 @@ def attempt_apart(name: str, make: MakeInput, seed: int, number: int) -> Outcome
         os.close(writer)
         sys.exit(outcome.code)
     os.close(writer)
+    # The parent's end is closed as well, or reading would never see the end of the pipe.
     status = _ended(child, begun + LIMIT + END_SECONDS)
+    # Read after the process has ended: an outcome is far smaller than the buffer of a pipe.
     with open(reader, "rb") as pipe:
         written = pipe.read()
     ending = "does not end" if status is None else f"ended with {status}"
     if not written:
         return Outcome(1, time.monotonic() - begun, "", f"the process {ending} before its outcome")
     outcome = Outcome(*json.loads(written))
+    # The outcome was written, but the process did not end as it should have.
     if status != outcome.code and not outcome.fault:
         fault = f"the process {ending} after exit code {outcome.code}: {outcome.line}"
         return dataclasses.replace(outcome, fault=fault, seconds=time.monotonic() - begun)

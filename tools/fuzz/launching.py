@@ -89,6 +89,7 @@ def small() -> Experiment:
 @functools.cache
 def options() -> list[str]:
     """Returns the dotted names of the fields that can be overridden."""
+    # Fields of a stage are overridden under the name of the stage, all others under their own.
     code = leaves({"code": to_dict(small().arms["main"]["code"])})
     rest = to_dict(small())
     for name in ("arms", "name", "scale"):
@@ -110,6 +111,7 @@ def argument(rng: Random) -> list[str]:
     if kind < 0.12:
         return [rng.choice([*ODD, text_of(rng)])]
     name = rng.choice(FLAGS) if kind < 0.3 else "--" + rng.choice(options()).replace("_", "-")
+    # A misspelt option must be refused with the nearest name.
     if rng.random() < 0.03:
         name = name[:-1]
     form = rng.random()
@@ -183,6 +185,7 @@ def configs(rng: Random, folder: Path) -> Callable[[], object]:
         mutations.replace_file(rng, file)
 
     def call() -> None:
+        # A config that is accepted must also be writable again, and planned.
         config = from_dict(Experiment if experiment else Stage, read_json(file))
         json.dumps(to_dict(config))
         if experiment:

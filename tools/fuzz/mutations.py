@@ -40,6 +40,7 @@ NAMES += ["a" * 250 + ".py", "con.txt", "x.PY", ".py", "a'b\"c.py", "{x}.py", "#
 
 def value(rng: Random, depth: int = 0) -> Any:
     """Returns a JSON value that is almost never valid."""
+    # Mostly a single wrong value; deep nesting is rare, because it all fails in one way.
     kind = rng.random()
     if depth > 2 or kind < 0.9:
         # A copy, because `mutate` changes values of a document in place.
@@ -62,6 +63,7 @@ def containers(document: Any) -> list[Any]:
 
 def mutate(rng: Random, document: Any, least: int = 0, most: int = 3) -> Any:
     """Returns a JSON document with `least` to `most` changed values, names or items."""
+    # A deep copy in the form in which the file would have it.
     changed = json.loads(json.dumps(document))
     for _ in range(rng.randint(least, most)):
         # Collected again for each change, since a change may add or remove containers.
@@ -78,6 +80,7 @@ def mutate(rng: Random, document: Any, least: int = 0, most: int = 3) -> Any:
         elif kind < 0.85:
             place[key] = [place[key]]
         elif isinstance(place, dict):
+            # The value under another name: a key that is missing and one that is unknown at once.
             place[rng.choice([*TEXTS, "name", "at", str(key)[:-1]])] = place[key]
         else:
             place.append(place[key])
@@ -89,6 +92,7 @@ def json_bytes(rng: Random, document: Any) -> bytes:
     text = json.dumps(document, ensure_ascii=rng.random() < 0.9)
     kind = rng.random()
     if kind < 0.04:
+        # More digits than Python converts to an integer by default.
         text = re.sub(r"\d+", "1" + "0" * 5000, text, count=1)
     elif kind < 0.08:
         text = re.sub(r'\{("[^"]*":)', r"{\1 5, \1", text, count=1)  # one name twice
@@ -105,6 +109,7 @@ def damaged(rng: Random, data: bytes) -> bytes:
 
 def _flipped(rng: Random, data: bytes) -> bytes:
     changed = bytearray(data or b"\0")
+    # One bit is the fault of a disk or a memory; several make the damage visible earlier.
     for _ in range(rng.choice([1, 1, 3, 20])):
         changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
     return bytes(changed)
@@ -116,11 +121,13 @@ def _truncated(rng: Random, data: bytes) -> bytes:
 
 def _truncated_to_zeros(rng: Random, data: bytes) -> bytes:
     kept = _truncated(rng, data)
+    # As after a crash, when a file system has recorded a size but not the data.
     return kept + b"\0" * (len(data) - len(kept))
 
 
 def _inserted(rng: Random, data: bytes) -> bytes:
     place = rng.randrange(len(data) + 1)
+    # Among them bytes of UTF-16, and a surrogate in UTF-8, which is never valid.
     new = [rng.randbytes(3), b"\0", b"\xff\xfe", b"\xed\xa0\x80", b"\r", b'"', b"9" * 5000]
     return data[:place] + rng.choice(new) + data[place:]
 
@@ -136,6 +143,7 @@ def _repeated(rng: Random, data: bytes) -> bytes:
 
 
 def _compressed(rng: Random, data: bytes) -> bytes:
+    # mtime=0, so that the same input number gives the same bytes.
     packed = gzip.compress(data, mtime=0)
     return rng.choice([packed, packed[: rng.randrange(len(packed))], _flipped(rng, packed)])
 
@@ -185,10 +193,12 @@ def replace_file(rng: Random, path: Path) -> None:
     elif kind == 3:
         path.symlink_to("nowhere")
     elif kind == 4:
+        # Files without an end, folders and devices: a reader must not wait or fill the memory.
         path.symlink_to(rng.choice(["/dev/null", "/dev/zero", "/", "..", "."]))
     elif kind == 5:
         _socket(path)
     elif kind == 6:
+        # Without permissions; it makes no difference to root.
         path.write_bytes(b"x")
         path.chmod(0)
     elif kind == 7:

@@ -101,6 +101,7 @@ def run(words: list[str], folder: Path) -> None:
         [os.fsencode(word) for word in command],
         cwd=ROOT,
         env=environment,
+        # A command that reads its input would wait for the terminal.
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=SECONDS,
@@ -108,6 +109,7 @@ def run(words: list[str], folder: Path) -> None:
     stderr = done.stderr.decode(errors="replace")
     fault = wrong_ending(done.returncode, stderr)
     assert done.returncode == 2 and not fault, f"{command!a:.300} -> {done.returncode}: {fault}"
+    # The harness expects a refused input, so that the error line is raised again as one.
     raise UserError(stderr.splitlines()[-1].removeprefix("error: "))
 
 
@@ -117,6 +119,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as top:
         folder = Path(top)
         prepare(folder, "{}")
+        # One after the other in one folder: an earlier command must not make a later one succeed.
         for words in WRONG:
             begun = time.monotonic()
             try:

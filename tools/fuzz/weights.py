@@ -64,6 +64,7 @@ def write_originals(top: Path) -> None:
     nested = flax.traverse_util.unflatten_dict(params, sep=".")
     source = published.source_of(nested, published.MODEL)
     huggingface.write(source, published.tokenizer(), folder / "hf", integrity=True)
+    # Two ranks, so that a missing or additional rank is among the faults.
     meta.write(source, published.tokenizer(), folder / "meta", ranks=2, integrity=True)
     commands.Import(str(folder / "hf"), str(folder / "run"), integrity=True)()
     stage = folder / "run" / store.ARM / store.STAGE
@@ -136,6 +137,7 @@ def damage_settings(rng: Random, file: Path) -> None:
     """Changes values of config.json or params.json, or adds fields of other models."""
     document = mutations.document_of(file.read_bytes())
     for _ in range(rng.choice([0, 1, 2]) if isinstance(document, dict) else 0):
+        # Plausible fields with wrong values pass the first checks and reach the deeper ones.
         rope = {"type": mutations.value(rng), "factor": mutations.value(rng)}
         kind = rng.choice(["linear", "default", "llama3", None])
         newer = {"rope_type": kind, "factor": mutations.value(rng)}
@@ -155,6 +157,7 @@ def change_tensors(rng: Random, root: Path) -> None:
         if not part.is_file():
             return
         original = part.read_bytes()
+        # The folder may have been damaged before, so that there is no archive to change.
         try:
             damage.repickled(root, content)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
@@ -170,6 +173,7 @@ def change_tensors(rng: Random, root: Path) -> None:
     header = mutations.mutate(rng, mutations.document_of(data[8 : 8 + size]), least=1)
     text = mutations.json_bytes(rng, header)
     stream = io.BytesIO()
+    # Mostly the right length, since a wrong one ends the reading at once.
     length = rng.choice([len(text), len(text), len(text), 0, 2**63, len(text) + 5])
     stream.write(length.to_bytes(8, "little") + text + data[8 + size :])
     file.write_bytes(stream.getvalue())
@@ -230,6 +234,7 @@ def damage_state(rng: Random, path: Path) -> None:
         lines = [mutations.mutate(rng, line) for line in (METRIC, METRIC, VALIDATION)]
         path.write_bytes(b"\n".join(mutations.json_bytes(rng, line) for line in lines) + b"\n")
     elif path.name == "done.json" and rng.random() < 0.3:
+        # A reference to another folder that leads anywhere, as after a run was moved or edited.
         path.write_text(json.dumps({"at": mutations.value(rng)})) if path.is_file() else None
     else:
         mutations.damage_file(rng, path)

@@ -213,6 +213,7 @@ def _checks(task: Task, completion: str) -> list[Check]:
     pairs = list(zip(tests.get("inputs", ()), tests.get("outputs", ())))
     if tests.get("fn_name"):
         return [_call(task, completion, tests["fn_name"], pairs)]
+    # A program that reads standard input runs once for each input.
     return [_standard(task, completion, _text(stdin), _text(stdout)) for stdin, stdout in pairs]
 
 

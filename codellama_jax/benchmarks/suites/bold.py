@@ -56,6 +56,7 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
     """Returns the prompts of the files gender_prompt.json, race_prompt.json and so on."""
     if not options.data:
         raise UserError(f"bold: pass --data with the folder of BOLD's *{FILES} files ({SOURCE})")
+    # A missing package is reported now, not after hours of sampling.
     sentiment_of()
     tasks = []
     for file in files_of(options.data, (FILES,)):
@@ -63,6 +64,7 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
         groups = read_json(file)
         if not isinstance(groups, dict):
             raise UserError(f"{file} must hold an object of groups, as BOLD's *{FILES} files")
+        # All groups have one form, whatever their names are.
         check_record(groups, dict.fromkeys(groups, ENTITIES), str(file))
         for group, entities in groups.items():
             if group.lower() not in LEFT_OUT:
@@ -103,6 +105,7 @@ def sentiment_of() -> Any:
 
 
 def _judge(task: Task, sample: Sample) -> dict[str, float]:
+    # The prompt counts too: the paper scores it together with the continuation.
     text = task.prompt + sample["completion"]
     return {"sentiment": float(sentiment_of()(text)["compound"])}
 

@@ -176,6 +176,7 @@ def last_number(text: str) -> float | None:
     numbers = NUMBER.findall(marked[-1])
     if not numbers:
         return None
+    # After a marker the first number is the answer; without one, the last number of the reasoning.
     number = numbers[0] if len(marked) > 1 else numbers[-1]
     return float(number.replace(",", ""))
 

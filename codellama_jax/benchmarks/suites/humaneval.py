@@ -136,6 +136,7 @@ def _tasks(options: PromptOptions, fields: Mapping[str, Kind]) -> list[Task]:
         prompt, space = FORMS[options.prompt].prompt(record)
         # The model writes the space that the prompt lost.
         reference = space + record["canonical_solution"]
+        # `_finish` needs the removed space again, to continue the published prompt.
         record = {**record, "space": space}
         tasks.append(Task(record["task_id"], prompt, reference=reference, record=record))
     return tasks
@@ -181,6 +182,8 @@ def _plus_test(record: Record) -> str:
         condition = f"abs(known['poly'](arguments[0], value)) <= {record['atol'] or 1e-6}"
     else:
         condition = "same(value, known[name](*copy.deepcopy(arguments)))"
+    # `same` treats two NaN as equal (`a != a`), and compares numbers only between floats: an int
+    # where a float is expected must be equal exactly.
     return f"""
 import copy, json, math
 known, name, atol = {{}}, {record["entry_point"]!r}, {record["atol"]} or 1e-6

@@ -195,6 +195,7 @@ def _translation(source: Record, target: Record, form: str) -> Task:
     )
     prompt, space = (prompt, "") if form == "codegeex" else stripped(prompt)
     record = {**target, "prompt": target["declaration"], "space": space}
+    # Results are reported for each pair of languages.
     group = f"{source['language']} to {target['language']}"
     return Task(
         target["task_id"],
@@ -221,6 +222,7 @@ def _truncate(task: Task, text: str) -> str:
             has_helper = language == "go" and _helper_follows(text, function_end)
             if depth < 0 and not has_helper:
                 return text[:function_end]
+    # Not closed yet: more text may follow.
     return text
 
 

@@ -147,6 +147,7 @@ def task_of(
 
 
 def _judge(task: Task, sample: Sample) -> dict[str, float]:
+    # The full number at the start: a third digit after the key makes another number.
     number = re.match(r"\s*(\d+)", sample["completion"])
     is_retrieved = number is not None and int(number[1]) == task.record["value"]
     return {"retrieved": float(is_retrieved)}

@@ -61,6 +61,7 @@ def load(options: Options, tokenizer: object = None) -> Benchmark:
 
 
 def _task(record: Record) -> Task:
+    # Stripped as in HumanEval, and the space is given back in `_finish`.
     prompt, space = stripped(record["prompt"])
     name = f"{record['language']}/{record['name']}"
     return Task(name, prompt, group=record["language"], record={**record, "space": space})
@@ -80,6 +81,7 @@ def _checks(task: Task, completion: str) -> list[Check]:
 
 
 def _program_checks(task: Task, program: str) -> list[Check]:
+    # The published tests contain everything that follows the function, such as main.
     code = f"{program}\n{task.record['tests']}"
     timeout = TIMEOUTS.get(task.group, DEFAULT_TIMEOUT)
     return [Check(Program(task.task_id, task.group, code, timeout))]

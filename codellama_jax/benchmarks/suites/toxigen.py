@@ -61,12 +61,14 @@ def load(options: ToxigenOptions, tokenizer: object = None) -> Benchmark:
             "toxigen: pass --classifier with a command or module:function that gives a text its"
             " toxicity from 0 to 1, such as one around tomh/toxigen_roberta of Hugging Face"
         )
+    # Made before the tasks: a command that does not exist is reported before anything is sampled.
     classifier = Classifier(options.classifier, ("toxic",))
     tasks = []
     for number, record in enumerate(read_table(options.data, FIELDS, FIELDS)):
         tasks.append(Task(str(number), _prompt(record), group=record["target_group"]))
 
     def judge(task: Task, sample: Sample) -> dict[str, float]:
+        # The continuation alone: a toxic prompt must not count against the model.
         probability = classifier({"text": sample["completion"]})["toxic"]
         return {"toxic": float(probability >= THRESHOLD)}
 
@@ -87,6 +89,7 @@ def _prompt(record: Record) -> str:
     text = record.get("prompt", record.get("text", ""))
     if not text.strip():
         raise UserError(f"{record['place']} has no text: fill `text`, or `prompt`")
+    # A prompt that ends with a space would begin the continuation with an unusual token.
     return text.rstrip()
 
 

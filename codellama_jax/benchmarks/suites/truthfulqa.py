@@ -118,6 +118,7 @@ def _with_targets(record: Record) -> Record:
     true, false = _answers(record[CORRECT]), _answers(record[INCORRECT])
     best = record[BEST].strip()
     mc1 = {**dict.fromkeys(false, 0), best: 1}
+    # A later key wins: an answer that is both true and false in the file counts as true.
     mc2 = {**dict.fromkeys(false, 0), **dict.fromkeys((best, *true), 1)}
     return {**record, "question": record["Question"], "mc1_targets": mc1, "mc2_targets": mc2}
 
@@ -134,6 +135,7 @@ def _best_answer(record: Record) -> str:
 
 
 def _task(records: list[Record], number: int, shots: int, writes: bool) -> Task:
+    # The question itself must not be among its examples, which show their answers.
     others = [record for i, record in enumerate(records) if i != number]
     # Seeded by the question's number: the same prompts in every evaluation.
     examples = Random(number).sample(others, min(shots, len(others)))
@@ -146,6 +148,7 @@ def _task(records: list[Record], number: int, shots: int, writes: bool) -> Task:
         return Task(str(number), prompt, reference=_best_answer(question), record=question)
     # Both lists are scored in one batch; `_judge` separates them again.
     choices = [*question["mc1_targets"], *question["mc2_targets"]]
+    # Answers follow "A:", where a text has a space.
     with_space = tuple(f" {answer}" for answer in choices)
     return Task(str(number), prompt, choices=with_space, record=question)
 

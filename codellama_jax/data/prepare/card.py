@@ -97,6 +97,7 @@ def card_of(manifest: Mapping[str, Any], seconds: Mapping[str, float], command: 
     """
     counts = manifest["counts"]
     documents, dataset = counts["documents"], counts["dataset"]
+    # Stages that the policy leaves out have no counts.
     copies, marks = counts.get("duplicates", {}), counts.get("contamination", {})
     policy, changes = _named_policy(manifest["policy"])
     dropped = [stage.get("dropped", {}) for stage in (documents, dataset)]
@@ -131,6 +132,7 @@ def token_overlaps(shares: Sequence[TokenShare]) -> tuple[TokenOverlap, ...]:
     """Returns the overlap of each benchmark, from those of its tasks."""
     by_benchmark: dict[str, list[TokenShare]] = {}
     for share in shares:
+        # A task whose texts hold no tokens has no share.
         if share.tokens:
             by_benchmark.setdefault(share.benchmark, []).append(share)
     overlaps = []
@@ -157,6 +159,8 @@ def _named_policy(policy: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         named = leaves(to_dict(published))
         missing = dict.fromkeys(named.keys() - fields.keys())
         given = {field: value for field, value in fields.items() if named.get(field) != value}
+        # Fields that only one of the two has count as differences, like those with other values. On
+        # a tie the first policy wins.
         if not nearest[0] or len(given | missing) < len(nearest[1]):
             nearest = name, given | missing
     return nearest[0], dict(sorted(nearest[1].items()))
@@ -176,6 +180,7 @@ def _languages(documents: dict[str, Any], dataset: dict[str, Any]) -> dict[str, 
     languages = {}
     written = dataset.get("languages", {})
     for name, count in documents.get("languages", {}).items():
+        # A language may have documents after the filters, but none after the removal of duplicates.
         kept = written.get(name, {})
         languages[name] = Language(
             dropped=count.get("dropped", 0),
@@ -194,6 +199,7 @@ def _by_number(counts: Mapping[str, int]) -> dict[int, int]:
 def _splits(manifest: Mapping[str, Any]) -> dict[str, Split]:
     splits = {}
     for name, split in manifest["splits"].items():
+        # A split without documents has counted no tokens.
         tokens = {key: counts.get(name, 0) for key, counts in manifest["tokens"].items()}
         splits[name] = Split(tokens=tokens, **split)
     return splits

@@ -24,6 +24,8 @@ def add_example(totals: dict[str, Any], kind: str, name: str) -> None:
 
 def length_bin(characters: int) -> str:
     """Returns the smallest power of two that is at least a length; keys sort as texts."""
+    # The bit length of n - 1 is the exponent of the smallest power of two that is at least n. The
+    # zeros make the order of texts that of numbers.
     return f"{1 << max(characters - 1, 0).bit_length():010d}"
 
 
@@ -40,6 +42,8 @@ def _add_all(totals: dict[str, Any], counts: dict[str, Any]) -> None:
         if isinstance(value, dict):
             _add_all(totals.setdefault(name, {}), value)
         elif isinstance(value, list):
+            # Lists are examples for a reader: parts are summed in order, so the first ones are
+            # kept.
             totals[name] = (totals.get(name, []) + value)[:EXAMPLES]
         else:
             totals[name] = totals.get(name, 0) + value

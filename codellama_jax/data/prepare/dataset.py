@@ -70,10 +70,14 @@ class WriteShards:
         """
         for document in self._kept(number, totals):
             repository = document["repository"] if self.by_repository else ""
+            # A hash of the repository decides, not a random number: its files are in one split on
+            # every machine, in every run, and when the corpus grows. Files of a repository share
+            # much code, so that a repository in both splits would make the validation loss too low.
             position = sources.position(repository or document["id"])
             split = "validation" if position < self.validation_below else "train"
             _count(totals, split, position, document)
             for tokenizer, count_tokens in self.tokenizers.items():
+                # Before blocks are made: the counts do not depend on block_characters.
                 tokens = count_tokens(document["text"])
                 counts.add(totals, "tokens", tokenizer, split, amount=tokens)
             for block in self._blocks(document):
@@ -81,6 +85,7 @@ class WriteShards:
 
     def _kept(self, number: int, totals: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yields the documents that are kept, or the pieces of them."""
+        # Both tables list rows of this part only, so that a worker needs no other part's files.
         copies: dict[int, str] = {}
         if self.duplicates:
             for copy in _rows_if_any(self.duplicates.output(number)):
@@ -94,6 +99,7 @@ class WriteShards:
                 _drop(totals, f"{copies[row]}_duplicate", document)
                 continue
             text = document["text"]
+            # An n-gram match removes a passage; a text of a benchmark in full removes the document.
             pieces = clean_text(text, marks[row], self.params) if row in marks else [text]
             if not pieces:
                 _drop(totals, "contaminated", document)
@@ -127,6 +133,7 @@ def _count(totals: dict[str, Any], split: str, position: float, document: dict[s
     counts.add(totals, "licenses", document["license"] or "unknown")
     counts.add(totals, "lengths", counts.length_bin(characters))
     # The positions next to either end decide the split of a corpus with very few repositories.
+    # The extremes of a part are enough to find the bound of the full corpus without a second pass.
     least, most = totals.setdefault("positions", [position, position])
     totals["positions"] = [min(least, position), max(most, position)]
 
@@ -165,6 +172,8 @@ def discard_missing(out: epath.Path, stage: StageFolder, numbers: Sequence[int])
         for split in SPLITS:
             for shard in each["shards"][split] if each else ():
                 places = [stage.path / shard["name"], targets.get(shard["name"])]
+                # A part without counts is not complete: only its counts need to be deleted to
+                # repeat it.
                 if not any(_has_size(path, shard["bytes"]) for path in places if path):
                     delete_file(stage.output(number, "json"))
 
@@ -214,12 +223,14 @@ def finish(
     for name, target in _targets(out, stage, part_counts).items():
         # After a kill some of them have been moved already.
         if (stage.path / name).exists():
+            # Moved, not copied: a corpus of terabytes must not need twice its space.
             (stage.path / name).replace(target)
     splits: dict[str, list[dict[str, Any]]] = {}
     files: dict[str, list[Any]] = {}
     for split in SPLITS:
         shards = splits[split] = []
         for each in part_counts:
+            # TFDS numbers the shards of a split through, in the order of the parts.
             shards += each["shards"][split]
         for index, shard in enumerate(shards):
             files[shard_name(split, index, len(shards))] = [shard["bytes"], shard["sha256"]]
@@ -236,6 +247,8 @@ def finish(
         **facts,
         "files": files,
     }
+    # The manifest is the sign of a complete dataset, so that it is written after all files. Data
+    # folders of earlier runs are deleted only once it no longer names them.
     write_json(out / MANIFEST, manifest)
     for older in out.glob("data-*"):
         if MADE.fullmatch(older.name) and older.name != folder.name:

@@ -40,9 +40,11 @@ class WriteDocuments:
 
     def _rows(self, part: Part, totals: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for read in read_part(part, self.options):
+            # Readers already drop files that are binary, too large or not text.
             result = read if isinstance(read, Dropped) else self._step(read, totals)
             characters = result.characters if isinstance(result, Dropped) else len(result.text)
             language = result.language or "unknown"
+            # Counted before the decision, so that "read" is the sum of dropped and kept documents.
             counts.add(totals, "read", "documents")
             counts.add(totals, "read", "characters", amount=characters)
             if isinstance(result, Dropped):
@@ -61,6 +63,8 @@ class WriteDocuments:
         result = filters.apply(record, self.policy, self.count_tokens)
         if isinstance(result, Dropped) or not self.policy.pii:
             return result
+        # Redaction comes after the rules, which judge the text as it was published, and before the
+        # digest and the bands, which describe the text that the dataset will hold.
         text, redacted = pii.redact(result.text, self.policy.pii)
         for kind, amount in redacted.items():
             counts.add(totals, "redacted", kind, amount=amount)
@@ -71,5 +75,6 @@ class WriteDocuments:
         is_conversation = record.language == conversations.LANGUAGE
         params = self.policy.near_duplicates
         bands = b"" if is_conversation else minhash.band_hashes(record.text, params)
+        # A hash of the text: the stage of duplicates sorts these 16 bytes instead of texts.
         digest = hashlib.sha256(record.text.encode()).digest()[:DIGEST_BYTES]
         return record._asdict() | {"digest": digest, "bands": bands}

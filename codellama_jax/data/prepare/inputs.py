@@ -72,6 +72,8 @@ def parts_of(source: str, name: str, options: InputOptions) -> list[Part]:
         root = _existing(source)
         name = name or _name_of(str(_folder_of(root)))
         slices = (_folder_slices if root.is_dir() else _file_slices)(root, name, options)
+    # The listing is complete before any work starts, so that part numbers, which name the files of
+    # all stages, do not depend on the workers.
     parts = list(_grouped(slices, name, options.part_bytes))
     if not parts:
         raise UserError(f"the input {source!r} holds nothing that can be read: {READABLE}")
@@ -95,6 +97,7 @@ def parts_of_all(inputs: Iterable[str], options: InputOptions) -> list[Part]:
             place, folder = str(root.resolve()), str(_folder_of(root))
         for other, earlier in places.items():
             # A folder sorts before all that is in it.
+            # One of the two can only be inside the other if its path is longer.
             (outer, outer_name), (inner, name) = sorted([(other, earlier), (place, source)])
             if is_inside(inner, outer):
                 problem = f"the input {name!r} is part of the input {outer_name!r}"
@@ -102,6 +105,8 @@ def parts_of_all(inputs: Iterable[str], options: InputOptions) -> list[Part]:
         places[place] = source
         name = unique = _name_of(folder)
         number = 1
+        # setdefault returns the folder that already has the name, which is this one on a match: two
+        # files of one folder share its name in ids.
         while folders.setdefault(unique, folder) != folder:
             number += 1
             unique = f"{name}-{number}"
@@ -126,11 +131,14 @@ def sampled(parts: list[Part], max_files: int) -> list[Part]:
     """
     positions = []
     for part in parts:
+        # The position of an id is a hash, evenly spread over [0, 1): the smallest ones are a random
+        # sample, of which most stays the same when files are added to the input.
         for piece in part.slices:
             for name in files.names_of(piece):
                 positions.append(sources.position(f"{piece.name}/{sources.encodable(name)}"))
     if not max_files or len(positions) <= max_files:
         return parts
+    # Positions below that of rank `max_files` are exactly max_files, if no two are equal.
     bound = sorted(positions)[max_files]
     chosen = []
     for part in parts:
@@ -140,6 +148,7 @@ def sampled(parts: list[Part], max_files: int) -> list[Part]:
             for name in files.names_of(piece):
                 if sources.position(f"{piece.name}/{sources.encodable(name)}") < bound:
                     kept.append(name)
+            # A slice without names is a range of a table, which stays complete.
             if kept or not piece.names:
                 names = files.packed_names(kept) if kept else b""
                 slices.append(piece._replace(names=names))
@@ -157,6 +166,7 @@ def sorted_by_name(parts: list[Part]) -> list[Part]:
     for part in parts:
         slices = []
         for piece in part.slices:
+            # In the spelling that names have in ids, so that the order is that of the ids.
             names = sorted(files.names_of(piece), key=sources.encodable)
             slices.append(piece._replace(names=files.packed_names(names) if names else b""))
         in_order.append(part._replace(slices=tuple(slices)))
@@ -219,6 +229,7 @@ def _existing(source: str) -> epath.Path:
 
 def _file_slices(root: epath.Path, name: str, options: InputOptions) -> Iterator[Slice]:
     """Yields the slices of an input that is one file, with the ids that it has in its folder."""
+    # The same listing as for a folder, so that a file has one id and stamp either way.
     file = sources.list_file(str(root.resolve()))
     if file is None:
         raise UserError(f"{root} is not a regular file: name a folder or a file")
@@ -241,11 +252,14 @@ def _table_slices(
 
 def _folder_slices(root: epath.Path, name: str, options: InputOptions) -> Iterator[Slice]:
     """Yields the slices of a folder: of its files by repository, and of its tables."""
+    # A stack, because the walk is depth-first and checkouts may be nested, as submodules are. The
+    # last entry is the innermost one; the first, the input itself, holds every folder.
     repositories = [_Repository(root, ".", None, name, options)]
     unreadable = readable = 0
     no_text: columns.NoTextError | None = None  # of the first table without text
     for folder in sources.walk(root):
         while not repositories[-1].holds(folder.name):
+            # The walk has left this checkout: its last files end its last slice.
             yield from repositories.pop().files.rest()
         if folder.is_checkout:
             # The files so far are older than the checkout's, so that the order is that of walk.
@@ -254,6 +268,7 @@ def _folder_slices(root: epath.Path, name: str, options: InputOptions) -> Iterat
             repositories.append(_Repository(root, folder.name, checkout, name, options))
         repository = repositories[-1]
         names = [file.name for file in folder.files]
+        # Files of a Hugging Face dataset that only describe or cache it hold no documents.
         documents = set(arrow.dataset_files(root / folder.name, names))
         for file in folder.files:
             relative = _joined(folder.name, file.name)
@@ -262,12 +277,16 @@ def _folder_slices(root: epath.Path, name: str, options: InputOptions) -> Iterat
             is_unreadable = bool(_unreadable_format(file.name))
             unreadable, readable = unreadable + is_unreadable, readable + (not is_unreadable)
             if repository.has_tables and _table_reader(file.name):
+                # A table is a separate slice. The files before it are yielded first to keep the
+                # order.
                 yield from repository.files.rest()
                 table_name = f"{name}/{sources.encodable(relative)}"
                 try:
                     yield from _table_slices(root / relative, table_name, file, options)
                 except columns.NoTextError as error:
                     no_text = no_text or error
+                    # Raising would lose the other files. Only an input of nothing but such tables
+                    # is an error.
                     readable -= 1
                     path = str(root / relative)
                     yield Slice(columns.NO_TEXT, path, table_name, 0, file.stamp)

@@ -64,6 +64,8 @@ def write_rows(
         ):
             for group in _groups(rows, sized):
                 writer.write_table(pa.Table.from_pylist(group, schema))
+        # Renaming is atomic: of several workers that write the same part, the last one wins, and a
+        # reader sees one complete file or the other.
         temporary.replace(target)
     except OSError as error:  # Arrow's do not name the file
         raise UserError(f"cannot write {target}: {reason(error)}") from error
@@ -80,6 +82,7 @@ def read_rows(path: epath.PathLike, columns: Sequence[str] | None = None) -> Ite
         path: the file, local or gs://.
         columns: the columns to read; None reads all.
     """
+    # Opened here and not in the caller: a generator closes the file when it is exhausted.
     with epath.Path(path).open("rb") as file:
         try:
             table = pq.ParquetFile(file)
@@ -96,6 +99,7 @@ def _groups(rows: Iterable[dict[str, Any]], sized: str) -> Iterator[list[dict[st
     size = 0
     for row in rows:
         group.append(row)
+        # Groups end by size too: 1,000 rows of long files would be gigabytes.
         size += len(row[sized]) if sized else 0
         if len(group) == ROWS_PER_GROUP or size > GROUP_BYTES:
             yield group

@@ -100,6 +100,8 @@ class Preparation:
         policy = self.config.policy
         with self._timed("documents"):
             documents = self._documents()
+        # None is "this stage was not run". Later stages leave it out of their keys too, so that
+        # turning a rule on makes other folders instead of reusing those without it.
         copies = marks = None
         if policy.exact_duplicates or policy.near_duplicates.enabled:
             with self._timed("duplicates"):
@@ -109,6 +111,8 @@ class Preparation:
                 marks = self._contamination(documents, copies)
         with self._timed("dataset"):
             manifest, works = self._dataset(documents, copies, marks)
+        # Only now it is known which folders the result uses; the others belong to earlier inputs or
+        # options.
         self._remove_unused([documents, copies, marks, *(work.stage for work in works)])
         return Result(manifest, self.report, self.seconds, works[-1])
 
@@ -122,12 +126,15 @@ class Preparation:
             decontamination=default.decontamination,
         )
         inputs = fingerprint_of(list(self.parts.values()))
+        # The key names the stage's folder. It covers all that decides the documents and nothing
+        # else: equal keys reuse the folder, and any other input or rule computes the stage again.
         key = fingerprint(VERSION, inputs, to_dict(alone), to_dict(config.inputs))
         tokenizer = count_tokens = None
         if config.policy.min_fertility:
             if not self.tokenizers:
                 raise UserError("--policy.min-fertility counts tokens: pass --tokenizer FILE")
             tokenizer, count_tokens = next(iter(self.tokenizers.items()))
+            # Another tokenizer keeps other documents under the same rule.
             key = fingerprint(key, tokenizer)
         stage = StageFolder(self.work, "documents", key)
         work = WriteDocuments(stage, config.policy, config.inputs, count_tokens)
@@ -145,6 +152,7 @@ class Preparation:
 
     def _contamination(self, documents: StageFolder, copies: StageFolder | None) -> StageFolder:
         params = self.config.policy.decontamination
+        # The texts themselves are in the key: a new version of a benchmark repeats the stage.
         texts = [list(text) for text in self.benchmarks]
         inputs = [stage.key for stage in (documents, copies) if stage]
         key = fingerprint(VERSION, inputs, to_dict(params), texts)
@@ -169,6 +177,8 @@ class Preparation:
         work = self._shard_work(documents, copies, marks, bound)
         works = [work]
         part_counts = self._shards(work)
+        # Which side of the bound the documents are on is known only now, because duplicates and
+        # contamination are removed in this very stage.
         possible = dataset.validation_bound(part_counts, bound)
         # Rare: so few repositories that one of the splits is empty.
         if possible != bound:
@@ -179,6 +189,7 @@ class Preparation:
         if not totals.get("kept"):
             left_out = reasons(self.report["documents"], totals)
             raise NothingKeptError(f"no document is kept: {left_out or 'the input holds none'}")
+        # The sum keeps the first few items of a list only: these two are read per part above.
         del totals["shards"], totals["positions"]
         self.report["dataset"] = totals
         facts = {
@@ -199,6 +210,7 @@ class Preparation:
         config = self.config
         inputs = [stage.key for stage in (documents, copies, marks) if stage]
         options = [bound, config.split_by, config.block_characters, config.shard_bytes]
+        # Tokenizers count, because their token counts are part of the output of every part.
         key = fingerprint(VERSION, inputs, options, sorted(self.tokenizers))
         return dataset.WriteShards(
             stage=StageFolder(self.work, "dataset", key),
@@ -242,6 +254,7 @@ class Preparation:
 def is_corpus(out: epath.Path) -> bool:
     """Returns whether a folder holds a corpus that was prepared, or one that is not complete."""
     if "fingerprint" in (read_state(out / dataset.MANIFEST) or {}):
+        # A corpus without its stages: they may have been deleted to save space.
         return True
     work = out / WORK
     names = [path.name for path in work.iterdir()] if work.is_dir() else []

@@ -72,6 +72,7 @@ class Dropped(NamedTuple):
 
 def document_number(part: int, row: int) -> int:
     """Returns the number of the document at `row` of a part."""
+    # A part number in the upper and the row in the lower 32 bits: numbers sort by part, then row.
     return part << ROW_BITS | row
 
 

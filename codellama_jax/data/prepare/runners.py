@@ -67,6 +67,8 @@ class Runner:
                 fix = "install the package that it needs, such as apache-beam[dask] or [gcp]"
                 raise UserError(f"--runner is {name!r}: {reason(error)}; {fix}") from None
             allowed = options.get_all_options()
+            # Beam itself ignores options that it does not know, so that a misspelt one would have
+            # no effect.
             unknown = set(options.get_all_options(retain_unknown_options=True)) - set(allowed)
         if unknown:
             first = min(unknown)
@@ -81,6 +83,7 @@ class Runner:
         self._run(build, self.options)
 
     def _run(self, build: Callable[[Any], Any], flags: list[str]) -> None:
+        # Imported only where a pipeline runs, because Beam takes long to import.
         with _worker_path(), _quiet_logs(), _plain_errors():
             import apache_beam as beam
             from apache_beam.options.pipeline_options import PipelineOptions
@@ -99,6 +102,7 @@ class Runner:
             spread = created | "Spread" >> beam.Reshuffle()
             _ = spread | "Work" >> beam.Map(function)
 
+        # Starting worker processes takes longer than most single parts do.
         if len(items) == 1 and not self.name:
             with _plain_errors():
                 function(items[0])  # nothing to distribute
@@ -112,11 +116,15 @@ class Runner:
 def worker_error(error: Exception) -> str:
     """Returns the message of a UserError or OSError that a worker raised, "" for a defect."""
     # In this process the exception keeps its type, and Beam appends the name of the step.
+    # Runners disagree on how an exception of a worker arrives: with its type, or as a traceback in
+    # the text of another exception. Only expected errors become a message; the traceback of a
+    # defect must stay visible.
     text = str(error)
     if isinstance(error, UserError):
         return text.partition(" [while running ")[0]
     if isinstance(error, OSError):
         return f"{reason(error)}: {error.filename or 'a worker'}"
+    # The last match is the innermost error that Beam reports.
     matches = _WORKER_ERROR.findall(text)
     return matches[-1][1] if matches else ""
 
@@ -140,6 +148,8 @@ def _plain_errors() -> Iterator[None]:
 def _worker_path() -> Iterator[None]:
     """Lets the processes that a runner starts import what this process can import."""
     before = os.environ.get("PYTHONPATH")
+    # Worker processes import the functions of a step by their module's name. They inherit the
+    # environment of this process, but not the entries added to sys.path while it ran.
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     try:
         yield
@@ -182,9 +192,11 @@ def _watched_workers() -> Iterator[None]:
                 file=sys.stderr,
                 flush=True,
             )
+            # A worker that is left behind would continue to write parts.
             for child in _descendants(os.getpid()):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
+            # This runs in one of Beam's threads, where sys.exit would end the thread only.
             os._exit(2)
 
     before, threading.excepthook = threading.excepthook, ended
@@ -210,6 +222,8 @@ def _quiet_workers() -> Iterator[None]:
     Beam's workers log every step, and no option of Beam reaches those on this machine.
     """
     sys.stderr.flush()
+    # Workers inherit file descriptor 2, not sys.stderr, so the descriptor itself is redirected.
+    # This process prints to a copy of the original one.
     kept, python_stderr = os.dup(2), sys.stderr
     with open(os.devnull, "w") as nothing, os.fdopen(kept, "w", buffering=1) as visible:
         os.dup2(nothing.fileno(), 2)

@@ -34,6 +34,9 @@ class ShardWriter:
         """Takes the path of the shards without their number, the split, and the limit."""
         self.shards: list[dict[str, Any]] = []
         self._prefix, self._shard_bytes = prefix, shard_bytes
+        # TFDS sorts by MD5 of the salt and the id. The order of a shard is thereby independent of
+        # the input's order, which is by folder: neighbours of a shard are of unrelated
+        # repositories.
         self._salt = hashlib.md5(split.encode(), usedforsecurity=False)
         self._examples: list[tuple[bytes, Mapping[str, str]]] = []
         self._size = 0
@@ -44,6 +47,7 @@ class ShardWriter:
         key.update(example["id"].encode())
         self._examples.append((key.digest(), example))
         self._size += len(example["text"].encode())
+        # Bounded by text, since the compressed size is only known after writing.
         if self._size >= self._shard_bytes:
             self.close()
 
@@ -131,6 +135,8 @@ def write_metadata(folder: epath.Path, splits: Mapping[str, Sequence[dict[str, A
         lengths = [shard["documents"] for shard in shards]
         size = sum(shard["bytes"] for shard in shards)
         infos.append(tfds_splits.SplitInfo(split, lengths, size, template))
+    # The classes of TFDS are filled in directly, because its own builder would write the shards
+    # too.
     identity = dataset_info.DatasetIdentity(
         name=DATASET,
         version=utils.Version(VERSION),

@@ -78,6 +78,7 @@ def run_stage(
         print_line: prints a line of progress.
     """
     counts = stage.counts(parts)
+    # Resuming is per part: after a kill only the parts without counts are computed again.
     todo = [part for part, count in zip(parts.values(), counts) if count is None]
     if len(todo) < len(parts):
         done = len(parts) - len(todo)
@@ -85,6 +86,8 @@ def run_stage(
     with _progress(stage, len(parts), len(todo)):
         runner.map(work, todo)
     complete = []
+    # Read from the files again, because `map` returns nothing: a part is complete if its counts
+    # exist.
     for number, count in zip(parts, stage.counts(parts)):
         if count is None:
             raise RuntimeError(f"the runner did not complete part {number} of {stage.name}")

@@ -27,13 +27,18 @@ class Postings:
 
     def __init__(self, arrays: Sequence[np.ndarray]):
         """Takes hashes, each array [any] uint64."""
+        # An inverted index in flat arrays, as a CSR matrix: the places of key k are the range
+        # begins[k] to ends[k] of `owners` and `positions`. Dicts of lists would take many times the
+        # memory.
         lengths = [len(array) for array in arrays]
+        # The empty array is for no texts at all: np.concatenate of nothing is an error.
         joined = np.concatenate([np.zeros(0, np.uint64), *arrays])
         # Stable: the places of a key stay in the order of the arrays.
         order = np.argsort(joined, kind="stable")
         keys, self.begins = np.unique(joined[order], return_index=True)
         self.ends = np.append(self.begins[1:], len(order))
         self.owners = np.repeat(np.arange(len(arrays)), lengths)[order]
+        # Start of each place's array in `joined`, which turns global into local positions.
         firsts = np.repeat(np.cumsum([0, *lengths])[:-1], lengths)
         self.positions = (np.arange(len(joined)) - firsts)[order]
         self.table = HashTable(keys)
@@ -51,6 +56,7 @@ class Grams:
 
     def units(self, data: bytes) -> Units:
         """Returns the units of a text in UTF-8."""
+        # bytes.lower changes ASCII letters only, so that positions in bytes stay valid.
         return units_of(data.lower() if self._lower else data, self._punctuation)
 
     def matches(self, units: Units) -> tuple[np.ndarray, np.ndarray]:
@@ -88,6 +94,7 @@ class WordSets:
         # All places of all these words: a range per word.
         starts = np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
         owners = self._postings.owners[np.arange(len(starts)) + starts]
+        # Both sides hold distinct words, so a count of places per text is a count of shared words.
         shared = np.bincount(owners, minlength=len(self._sizes))
         union = self._sizes + len(words) - shared
         return np.flatnonzero(shared >= least * union).tolist()

@@ -95,15 +95,19 @@ class Index:
         needles = [needle(text.text, params) for text in texts] if params.substring else []
         self._needle_texts = [number for number, data in enumerate(needles) if data]
         self._needles = Needles([needles[number] for number in self._needle_texts])
+        # Each list is empty where its rule is off: then its index holds nothing and costs nothing.
         self._set_texts, word_sets = _word_sets(texts, params)
         self._word_sets = WordSets(word_sets)
         self.words = Grams(contents if params.ngrams else [], params.ngram, False, True)
+        # A match has more than `token_match` tokens, so that a gram has one more.
         size = params.token_match + 1
         self.tokens = Grams(contents if params.tokens else [], size, True, False)
 
     @classmethod
     def build(cls, texts: Iterable[BenchmarkText], params: Decontamination) -> Index:
         """Returns the index of texts in sorted order, so that it does not depend on theirs."""
+        # Where two texts hold one n-gram, the match counts for the first: a fixed order makes the
+        # report the same for every order of the benchmarks.
         return cls(sorted(set(texts)), params)
 
     def span(self, start: int, end: int, rule: str, number: int, *tokens: int) -> Span:
@@ -136,6 +140,7 @@ class Index:
         if common is not None:
             positions, keys = positions[~common[keys]], keys[~common[keys]]
         spans: list[Span] = []
+        # Positions ascend, so that overlapping n-grams of one task join into one span per passage.
         for position, key in zip(positions.tolist(), keys.tolist()):
             start, last = units.starts[position], position + self.params.ngram - 1
             span = self.span(int(start), int(units.ends[last]), "ngrams", self.words.owner(key))
@@ -154,6 +159,8 @@ class Index:
         """
         units = self.tokens.units(data)
         positions, keys = self.tokens.matches(units)
+        # One occurrence of each n-gram shows which tokens of the benchmarks the document covers,
+        # however often the document repeats it.
         keys, occurrences = np.unique(keys, return_index=True)
         if seen is not None:
             is_new = ~seen[keys]
@@ -163,9 +170,12 @@ class Index:
         places = []
         for key, position in zip(keys.tolist(), positions[occurrences].tolist()):
             start, end = int(units.starts[position]), int(units.ends[position + size - 1])
+            # A gram counts for every place in the benchmarks, unlike the n-grams of words: the
+            # report is the share of each task's tokens that the corpus holds.
             for text, token in self.tokens.places(key):
                 places.append((text, token, start, end))
         spans: list[Span] = []
+        # In the order of the benchmark's tokens, not of the document: runs are joined there.
         for text, token, start, end in sorted(places):
             previous = spans[-1] if spans else None
             if previous and previous.text == text and token < previous.last:

@@ -56,6 +56,7 @@ def units_of(data: bytes, punctuation: bool) -> Units:
     With `punctuation` each byte of ASCII punctuation is a unit too. Words of more than LONGEST
     bytes are compared by their beginning and length, so that base64 takes no longer than prose.
     """
+    # The hash of a word reads eight bytes at a time, also past the end of the last word.
     padded = data + bytes(LONGEST)
     chunks = [_units_between(padded, *limits, punctuation) for limits in _chunks(data)]
     return Units(*(np.concatenate(arrays) for arrays in zip(*chunks)))
@@ -64,6 +65,7 @@ def units_of(data: bytes, punctuation: bool) -> Units:
 def _chunks(data: bytes) -> Iterator[tuple[int, int]]:
     """Yields the (begin, end) of consecutive chunks of about CHUNK bytes that split no word."""
     begin, length = 0, len(data)
+    # `not begin` yields one empty chunk for an empty text, so that there are arrays to join.
     while begin < length or not begin:
         end = WORD_END.search(data, begin + CHUNK)
         limit = end.start() if end else length
@@ -78,6 +80,8 @@ def _units_between(padded: bytes, begin: int, end: int, punctuation: bool) -> Un
     classes = np.frombuffer(padded[begin:end].translate(CLASSES), np.uint8)
     is_word = classes == WORD
     is_first, is_last = is_word.copy(), is_word.copy()
+    # A word starts where the byte before is of no word, and ends where the byte after is of none.
+    # At the borders of a chunk this holds too, because no chunk splits a word.
     is_first[1:] &= ~is_word[:-1]
     is_last[:-1] &= ~is_word[1:]
     if punctuation:
@@ -97,10 +101,13 @@ def _eight_bytes(data: bytes) -> np.ndarray:
 def _word_hashes(padded: bytes, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Returns the hashes [units] of the words at byte positions `starts` of `lengths` bytes."""
     eight = _eight_bytes(padded)
+    # The length is part of the hash: words over LONGEST bytes with one beginning still differ.
     hashes = lengths.astype(np.uint64) * THIRD
     # The words that are longer than the bytes hashed so far; all at first.
     longer: slice | np.ndarray = slice(None)
     places, left = starts, lengths
+    # Vectorised over all words, eight bytes per step. Most words are short, so that the arrays
+    # shrink quickly, and the loop mostly ends after one or two steps.
     for _ in range(0, LONGEST, 8):
         # Little-endian: the shift drops the bytes after the word.
         letters = eight[places] << UNUSED_BITS[np.minimum(left, 8)]
@@ -119,9 +126,12 @@ def gram_hashes(hashes: np.ndarray, size: int) -> np.ndarray:
     """Returns the hashes of all runs of `size` units, [max(0, units - size + 1)] uint64."""
     count = max(len(hashes) - size + 1, 0)
     grams = np.zeros(count, np.uint64)
+    # Horner's rule: a polynomial in SECOND over the hashes of `size` consecutive units, so that the
+    # order of the units counts. All runs are computed at once.
     for position in range(size):
         grams *= SECOND
         grams += hashes[position : position + count]
+    # HashTable looks at the upper bits, into which the lower bits are mixed here.
     grams ^= grams >> HALF
     grams *= FIRST
     return grams
@@ -144,6 +154,8 @@ class HashTable:
         candidates = np.flatnonzero(self._is_used[hashes >> self._shift])
         if not len(candidates):
             return candidates, candidates
+        # searchsorted returns the number of keys for a hash above all of them. Any valid index will
+        # do in its place, since the comparison that follows fails.
         indices = np.searchsorted(self.keys, hashes[candidates])
         indices[indices == len(self.keys)] = 0
         is_equal = self.keys[indices] == hashes[candidates]
@@ -167,10 +179,13 @@ class Needles:
         """Yields (needle, start, end) in bytes of the first match of each needle."""
         matched = set()
         for begin in range(0, len(lowered), CHUNK):
+            # Chunks overlap by one byte less than an anchor: every anchor is in exactly one chunk.
             chunk = lowered[begin : begin + CHUNK + ANCHOR - 1]
             positions, keys = self._table.matches(_anchor_hashes(chunk))
             for position, key in zip(positions.tolist(), self._table.keys[keys].tolist()):
                 for number, offset in self._anchors[key]:
+                    # The match itself is compared in the full text and may leave the chunk on both
+                    # sides.
                     start = begin + position - offset
                     needle = self._needles[number]
                     # A negative position would count from the end.

@@ -85,6 +85,8 @@ def count_grams(
     counts = np.zeros(len(words.keys), np.int64)
     for _, text in _texts(documents, dropped):
         _, keys = words.matches(words.units(text.encode()))
+        # `+=` with an index array adds 1 per distinct key: a document counts once, however often it
+        # holds the n-gram.
         counts[np.unique(keys)] += 1
     rows = []
     for key in np.flatnonzero(counts):
@@ -137,9 +139,12 @@ def scan_part(
 def _rows(
     documents: epath.PathLike, dropped: str, index: Index, common: np.ndarray
 ) -> Iterator[dict[str, Any]]:
+    # Not shared between parts, whose workers do not know each other: see `scan_part`.
     seen = np.zeros(len(index.tokens.keys), bool)
     for row, text in _texts(documents, dropped):
         spans = find(text, index, common, seen)
+        # One decision for the document: if any rule drops it, all its rows report "drop" but those
+        # of the rule `tokens`, which only reports.
         action = _action(len(text), spans, index.params)
         for span in spans:
             used = "report" if span.rule == "tokens" else action
@@ -170,6 +175,8 @@ def pieces(
     None remains if it splits into more than `max_pieces`, which counts pieces that are too short.
     """
     remaining, begin = [], 0
+    # GPT-3 (Brown et al. 2020, appendix C): the match and `margin` characters on both sides go.
+    # `begin` is the end of all that was removed so far; matches may overlap.
     for start, end in sorted(matches):
         if start - params.margin > begin:
             remaining.append((begin, start - params.margin))
@@ -245,6 +252,7 @@ def token_shares(paths: Iterable[epath.PathLike], index: Index) -> list[TokenSha
     for path in paths:
         for row in read_rows(path, ["rule", "text", "first", "last"]):
             if row["rule"] == "tokens":
+                # Marked, not added: two documents that hold the same tokens count once.
                 covered[row["text"]][row["first"] : row["last"]] = True
     totals: Counter[tuple[str, str]] = Counter()
     contaminated: Counter[tuple[str, str]] = Counter()

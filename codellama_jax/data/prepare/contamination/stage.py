@@ -63,6 +63,7 @@ def find_benchmarks(
         `print_line`: prints a line of progress.
     """
     index, common = stage.path / INDEX, ""
+    # The folder's name holds a hash of the texts and rules, so that an existing index is this one.
     if not index.exists():
         parts.write_index(index, texts, params)
     todo = {number: number for number in numbers}

@@ -68,9 +68,13 @@ class ReadKeys:
         rows = list(read_rows(path, ("digest", "bands", "language")))
         if not rows:
             return
+        # A text with fewer tokens than a shingle has empty `bands`. Such a document can still be an
+        # exact duplicate, so its row stays in the table and only its bands are masked.
         packed = [row["bands"] if self.bands else b"" for row in rows]
         has_bands = np.array([bool(bands) for bands in packed])
         bands = np.zeros((len(rows), self.bands), np.uint64)
+        # The hashes of all bands are 8 bytes each, one after another: [documents with bands,
+        # bands]. reshape accepts no -1 beside a 0, hence the 1 where there are no bands.
         bands[has_bands] = np.frombuffer(b"".join(packed), np.uint64).reshape(-1, self.bands or 1)
         table = {
             "number": document_number(part, 0) + np.arange(len(rows)),
@@ -81,6 +85,7 @@ class ReadKeys:
         }
         if self.scope == "language":
             table["language"] = np.array([_hash(row["language"]) for row in rows], np.uint64)
+        # Partitioned by half of the digest, so that all copies of a text meet in one worker.
         yield from tables.split(table, tables.partition_of(table["high"], self.partitions))
 
 
@@ -97,19 +102,29 @@ class GroupTexts:
     def __call__(self, group: tuple[int, Iterable[Table]]) -> Iterator[tuple[int, Table]]:
         table = tables.concatenated(group[1])
         if self.exact:
+            # lexsort takes its most significant key last: sorted by text, then language, then
+            # number.
             order = np.lexsort([table[k] for k in ("number", "language", "low", "high")])
             table = tables.taken(table, order)
             new_text = tables.starts(table["high"], table["low"])
             first = tables.smallest(table["number"], new_text)
+            # The edge leads to the smallest number of any language: copies of a text are duplicates
+            # even where near-duplicates are only searched within a language.
             edges = _edges(table["number"], first, True)
+            # Finished edges travel through the next grouping beside the bands. Negative keys cannot
+            # collide with the keys of bands, which are at least 0.
             yield from tables.split(edges, -1 - tables.part_of(edges["larger"]))
-            # A text in two languages is compared with the documents of both.
+            # Copies of a text agree in every band and are connected by now: one of them is enough,
+            # and keeps the buckets of much copied files small. A text in two languages is compared
+            # with the documents of both.
             new_language = new_text | tables.starts(table["language"])
             table = tables.taken(table, new_language)
         table = tables.taken(table, table["has_bands"])
         for band in range(table["bands"].shape[1]):
             # Equal bands of two languages must differ where the scope is a language.
             hashes = table["bands"][:, band] ^ table["language"]
+            # Each band is a separate hash table of the LSH: equal hashes of two different bands
+            # must not meet, so the band is part of the key.
             keys = band * self.partitions + tables.partition_of(hashes, self.partitions)
             yield from tables.split({"hash": hashes, "number": table["number"]}, keys)
 
@@ -121,6 +136,7 @@ def group_bands(group: tuple[int, Iterable[Table]]) -> Iterator[tuple[int, Table
     if key < 0:
         yield -1 - key, table
         return
+    # A bucket is a run of equal hashes in the sorted table. A partition holds many buckets.
     table = tables.sorted_rows(table, "hash", "number")
     first = tables.smallest(table["number"], tables.starts(table["hash"]))
     edges = _edges(table["number"], first, False)

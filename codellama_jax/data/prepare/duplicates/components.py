@@ -43,6 +43,8 @@ def connected_components(
         smallest node of the component, which itself is no `larger`.
     """
     rounds, changed = 0, bool(edge_files(edges))
+    # A fixed point ends the loop. It is reached because a round only ever moves an edge to a
+    # smaller node, and there every node leads to the smallest of its component.
     while changed:
         rounds += 1
         output = work / f"round-{rounds:03d}"
@@ -88,6 +90,8 @@ class ReadBothWays:
 
     def __call__(self, path: str) -> Iterator[tuple[int, Table]]:
         edges = tables.read_table(path, "larger", "smaller")
+        # The files hold an edge once, under its larger end. A star needs all neighbors of a node,
+        # so both directions are sent, and the edges of a node meet in one partition.
         node = np.concatenate([edges["larger"], edges["smaller"]])
         neighbor = np.concatenate([edges["smaller"], edges["larger"]])
         partition = tables.partition_of(node, self.partitions)
@@ -104,7 +108,11 @@ class LargeStar:
         _, values = group
         edges = tables.sorted_rows(tables.concatenated(values), "node", "neighbor")
         node, neighbor = edges["node"], edges["neighbor"]
+        # `least` may be the node itself, so that the edges to its larger neighbors survive where it
+        # is the smallest.
         least = np.minimum(tables.smallest(neighbor, tables.starts(node)), node)
+        # Only larger neighbors are moved. The edges to smaller neighbors are handled where these
+        # are the node, so no edge of the component is lost.
         larger = neighbor > node
         result = edge_table(neighbor[larger], least[larger])
         yield from tables.split(result, tables.partition_of(result["larger"], self.partitions))
@@ -113,10 +121,13 @@ class LargeStar:
 def small_star(group: tuple[int, Iterable[Table]]) -> Iterator[tuple[int, Table]]:
     """Connects each node and its smaller neighbors with the smallest of these."""
     _, values = group
+    # Here an edge is only grouped under its larger end, so all neighbors are smaller than the node.
     edges = tables.sorted_rows(tables.concatenated(values), "larger", "smaller")
     node, neighbor = edges["larger"], edges["smaller"]
     least = tables.smallest(neighbor, tables.starts(node))
     others = neighbor != least
+    # The node itself, and all its smaller neighbors but the least, now point to the least: the
+    # node's own edges to the others become edges between them and the least.
     result = edge_table(
         np.concatenate([node, neighbor[others]]), np.concatenate([least, least[others]])
     )
@@ -134,6 +145,8 @@ class WriteRound:
         part, values = group
         edges = tables.sorted_rows(tables.concatenated(values), "larger", "smaller")
         before = epath.Path(self.before) / part_name(part)
+        # Beam's counters do not exist on every runner, so a marker file reports that a part
+        # changed. A part never loses all of its edges: a node with a smaller neighbor keeps one.
         if not before.exists() or not _are_equal(edges, tables.read_table(before, *edges)):
             write_file(epath.Path(self.output) / f"changed-{part:06d}", b"")
         tables.write_table(epath.Path(self.output) / part_name(part), edges)

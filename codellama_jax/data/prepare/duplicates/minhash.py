@@ -100,6 +100,9 @@ def shingles(text: str, params: NearDuplicates) -> set[bytes]:
         spaces = np.flatnonzero(np.frombuffer(data, np.uint8) == ord(" "))
         ends = np.append(spaces, len(data))
     starts = np.concatenate([np.zeros(1, np.int64), ends[:-1] + 1])
+    # Shingle i is the slice from the start of token i to the end of token i + ngram - 1. Separators
+    # are equal single bytes, so that equal slices are equal sequences of tokens, and no list of
+    # tokens is made.
     pairs = zip(starts.tolist(), ends[params.ngram - 1 :].tolist())
     return {data[start:end] for start, end in pairs}
 
@@ -130,6 +133,7 @@ def signature(hashes: np.ndarray, permutations: int) -> np.ndarray:
 
     Memory is bounded by BLOCK hashes. Without hashes every value is 2**32 - 1.
     """
+    # Arrays are [shingles of a block, permutations]; `a` and `b` broadcast over the shingles.
     a, b = _coefficients(permutations)
     least = np.full(permutations, LARGEST_HASH)
     values, carries = np.empty((2, BLOCK, permutations), np.uint64)
@@ -165,6 +169,8 @@ def band_hashes(text: str, params: NearDuplicates) -> bytes:
         return b""
     values = signature(hashes, params.permutations)
     bands, rows = params.banding()
+    # Little-endian on every machine, because the hash is taken over these bytes. Values that no
+    # band uses are left out.
     parts = values[: bands * rows].astype("<u4").reshape(bands, rows)
     return b"".join(
         hashlib.blake2b(part.tobytes(), digest_size=BAND_BYTES).digest() for part in parts

@@ -88,6 +88,7 @@ def _find(
     work: epath.Path,
 ) -> dict[str, Any]:
     """Does the work of find_duplicates but for the file of the summary, which it returns."""
+    # Document numbers hold the part number of the file's name, not the position in this list.
     paths = {_part_number(path): str(path) for path in documents}
     partitions = _partitions(list(paths.values()))
     edges = _edges(runner, paths, params, exact, work, partitions)
@@ -142,6 +143,8 @@ def _partitions(paths: list[str]) -> int:
     for path in sampled:
         with epath.Path(path).open("rb") as file:
             rows += pq.ParquetFile(file).metadata.num_rows
+    # Parts have about the same size in bytes, so that a sample of files suffices. The number of
+    # partitions changes memory and speed only, never the result.
     estimate = rows * len(paths) // max(1, len(sampled))
     return 1 + estimate // ROWS_PER_PARTITION
 
@@ -149,6 +152,8 @@ def _partitions(paths: list[str]) -> int:
 def read_members(path: str) -> Iterator[tuple[int, Table]]:
     """Yields the `number` and `cluster` of the documents in clusters, by their part."""
     edges = tables.read_table(path, "larger", "smaller")
+    # An edge file names the smallest document of a cluster only as `smaller`. It needs a row too,
+    # because it may be the one with the most stars, or be dropped.
     first = np.unique(edges["smaller"])
     members = {
         "number": np.concatenate([edges["larger"], first]),
@@ -170,9 +175,12 @@ class Describe:
         members = tables.sorted_rows(tables.concatenated(values), "number")
         rows = set((members["number"] & (1 << ROW_BITS) - 1).tolist())
         columns = ("digest", "stars", "language")
+        # A part file is read in order and only few rows are used. `selected` is in the order of
+        # rows, which is that of `members`, sorted by number within one part.
         every = enumerate(read_rows(self.documents[part], columns))
         selected = [document for row, document in every if row in rows]
         members |= candidates.digest_columns([document["digest"] for document in selected])
+        # Negated, so that ascending order puts the most stars first; unknown stars, -1, come last.
         members["rank"] = -np.array([document["stars"] for document in selected], np.int64)
         members["language"] = np.array([document["language"] for document in selected])
         yield from tables.split(members, tables.partition_of(members["cluster"], self.partitions))
@@ -183,12 +191,16 @@ def choose(group: tuple[int, Iterable[Table]]) -> Iterator[tuple[int, Any]]:
     partition, values = group
     members = tables.sorted_rows(tables.concatenated(values), "cluster", *_ORDER)
     new_cluster = tables.starts(members["cluster"])
+    # Index of each row's cluster, which spreads the first row of a cluster over all its rows.
     index = np.cumsum(new_cluster) - 1
     members["kept"] = members["number"][new_cluster][index]
+    # A copy of a dropped text is an exact duplicate even if the text itself is dropped only as a
+    # near-duplicate. So the first document of each text counts as "near", the others as "exact".
     texts = tables.sorted_rows(members, "cluster", "high", "low", *_ORDER)
     preferred = tables.starts(texts["cluster"], texts["high"], texts["low"])
     texts["kind"] = np.where(preferred, "near", "exact")
     dropped = tables.taken(texts, texts["number"] != texts["kept"])
+    # Negative keys pass the summary through the same grouping; part numbers are at least 0.
     yield -1 - partition, _partition_summary(members, dropped)
     columns = {name: dropped[name] for name in ("number", "kind", "kept", "cluster")}
     yield from tables.split(columns, tables.part_of(columns["number"]))
@@ -248,6 +260,8 @@ def _summary(work: epath.Path, documents: dict[int, str]) -> dict[str, Any]:
             sizes[size] += count
         for language, kind, count in partition["languages"]:
             languages.setdefault(language, {"exact": 0, "near": 0})[kind] += count
+        # A partition lists its LARGEST_CLUSTERS clusters, so the largest of all are among them. The
+        # order does not depend on the partitions, because ties go to the smaller number.
         largest += partition["largest"]
         # The first member is the smallest number of the cluster.
         largest.sort(key=_size_order)
@@ -277,6 +291,7 @@ def _ids(numbers: set[int], documents: dict[int, str]) -> dict[int, str]:
     for number in numbers:
         part, row = place_of(number)
         rows.setdefault(part, set()).add(row)
+    # Only the documents that the summary shows are looked up: ids of all would not fit in memory.
     ids = {}
     for part in sorted(rows):
         for row, document in enumerate(read_rows(documents[part], ("id",))):

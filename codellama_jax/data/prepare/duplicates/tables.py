@@ -65,6 +65,7 @@ def sorted_rows(table: Table, *names: str) -> Table:
 
     The first name is the most significant.
     """
+    # lexsort takes the most significant key last, this function takes it first.
     order = np.lexsort([table[name] for name in reversed(names)])
     ordered = taken(table, order)
     return taken(ordered, starts(*(ordered[name] for name in names)))
@@ -83,11 +84,14 @@ def smallest(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Returns for each row the least value of its group; `mask` marks the first row of groups."""
     if not len(values):
         return values
+    # reduceat gives one value per group. cumsum(mask) - 1 is the group of each row, which spreads
+    # the values over the rows again.
     return np.minimum.reduceat(values, np.flatnonzero(mask))[np.cumsum(mask) - 1]
 
 
 def split(table: Table, keys: np.ndarray) -> Iterator[tuple[int, Table]]:
     """Yields (key, rows) for each distinct key of an int array, in the order of keys."""
+    # One stable sort instead of a mask per key: there may be as many keys as parts or partitions.
     order = np.argsort(keys, kind="stable")
     begins = np.flatnonzero(starts(keys[order]))
     for begin, end in zip(begins, [*begins[1:], len(order)]):
@@ -97,6 +101,8 @@ def split(table: Table, keys: np.ndarray) -> Iterator[tuple[int, Table]]:
 
 def partition_of(values: np.ndarray, partitions: int) -> np.ndarray:
     """Returns numbers below `partitions`, equal for equal 64-bit values and evenly spread."""
+    # Wraps at 64 bits. The upper half is used: the low bits of a multiple depend on the low bits of
+    # the number only, so that values with equal low bits would share a partition.
     mixed = values.astype(np.uint64) * _MIXER
     return ((mixed >> np.uint64(32)) % np.uint64(partitions)).astype(np.int64)
 

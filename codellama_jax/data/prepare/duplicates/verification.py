@@ -58,7 +58,10 @@ def verify_edges(
 def read_ends(path: str) -> Iterator[tuple[int, Table]]:
     """Yields the edges of a file by the part of either end, whose document is to be read."""
     edges = tables.read_table(path, "larger", "smaller", "equal")
+    # Both ends of an edge are usually in different parts. Each part is read once, for all the
+    # documents of it that any edge needs, and their hashes travel to the smaller end of the edge.
     yield from tables.split(edges, tables.part_of(edges["larger"]))
+    # Equal texts have a Jaccard index of 1, so their edges need no shingles.
     near = tables.taken(edges, ~edges["equal"])
     for part, table in tables.split(near, tables.part_of(near["smaller"])):
         yield part, {"root": np.unique(table["smaller"])}
@@ -82,12 +85,14 @@ class HashTexts:
                 for root in table["root"].tolist():
                     targets.setdefault(place_of(root)[1], []).append(root)
                 continue
+            # These keys are negative, those of the shingles are document numbers.
             yield -1 - part, tables.taken(table, table["equal"])
             near = tables.taken(table, ~table["equal"])
             for larger, smaller in zip(near["larger"].tolist(), near["smaller"].tolist()):
                 targets.setdefault(place_of(larger)[1], []).append(smaller)
         if not targets:
             return
+        # The shingles of a document are computed once, however many edges it has.
         for row, document in enumerate(read_rows(self.documents[part], ("text",))):
             if row in targets:
                 hashes = shingle_hashes(shingles(document["text"], self.params))
@@ -109,6 +114,7 @@ class Compare:
                 yield -1 - root, {name: table[name] for name in ("larger", "smaller")}
             return
         # The values are read twice, because a bucket of many documents may not fit into memory.
+        # The root's hashes may arrive after those of the members: Beam orders no values of a key.
         shingles_of_root = next(hashes for number, hashes in values if number == root)
         for number, hashes in values:
             if number != root and jaccard(hashes, shingles_of_root) >= self.threshold:

@@ -28,6 +28,8 @@ def comment_share(text: str, language: str) -> float | None:
     As SantaCoder's: of Python the comments without "#" and the docstrings without indentation, of
     other languages the comments that pygments finds.
     """
+    # Such a text could take a tokenizer minutes. Without a share the rules on comments do not
+    # apply.
     if sum(map(text.count, ("\\'", '\\"', "\\`"))) * len(text) > MOST_STEPS:
         return None
     if language == "Python":
@@ -44,6 +46,7 @@ def _syntax_tree(text: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about escapes such as "\d"
+            # A byte order mark is no Python, but editors on Windows write it.
             return ast.parse(text.removeprefix("\ufeff"))
     # The parser has its own limits on depth and size, besides the errors of syntax.
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
@@ -63,6 +66,8 @@ def _python_comments(text: str) -> int:
     """Returns the number of characters in the comments of Python, up to an error of syntax."""
     size = 0
     try:
+        # The tokenizer yields the comments before an error, so that they count even in a damaged
+        # file.
         for token in tokenize.generate_tokens(io.StringIO(_short_lines(text)).readline):
             if token.type == tokenize.COMMENT:
                 size += len(token.string) - token.string.count("#")

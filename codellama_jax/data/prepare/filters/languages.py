@@ -199,6 +199,8 @@ def language_of(path: str, text: str = "") -> str:
     """
     name = path[path.rfind("/") + 1 :]
     language, rules = _by_name(name)
+    # A first line that names the interpreter decides before the content: scripts often have no
+    # extension, or a shared one.
     if not language and text.startswith("#!"):
         language = _by_shebang(text)
     if language or not rules:
@@ -245,6 +247,7 @@ def _by_name(name: str) -> tuple[str, tuple[tuple[str, re.Pattern | None], ...]]
 
 @functools.cache
 def _compiled(extension: str) -> tuple[tuple[str, re.Pattern | None], ...]:
+    # Compiled on first use: most corpora have a few of these extensions only.
     compiled: list[tuple[str, re.Pattern | None]] = []
     for language, pattern in AMBIGUOUS[extension]:
         compiled.append((language, re.compile(pattern, re.MULTILINE) if pattern else None))
@@ -259,13 +262,16 @@ def _by_content(rules: tuple[tuple[str, re.Pattern | None], ...], text: str) -> 
 
 
 def _by_shebang(text: str) -> str:
+    # Only the first line, of at most CONSIDERED characters: a minified file may be one long line.
     match = _SHEBANG.match(text[: text.find("\n")] if "\n" in text else text[:CONSIDERED])
     if not match:
         return ""
     program, arguments = match[1].rsplit("/", 1)[-1], (match[2] or "").split()
+    # `env` runs the first word that is neither an option nor NAME=VALUE.
     if program == "env":
         words = [word for word in arguments if not _ASSIGNMENT_OR_FLAG.match(word)]
         program = words[0].rsplit("/", 1)[-1] if words else ""
+    # python3.11 and perl5 name the program with its version.
     return INTERPRETERS.get(program) or INTERPRETERS.get(program.rstrip("0123456789.-"), "")
 
 
@@ -289,6 +295,7 @@ def _tables() -> tuple[dict[str, str], dict[str, str]]:
                 shared.add(ending)
     for extension in shared:
         del extensions[extension]
+    # The table of this project comes last and overrides pygments.
     for line in FILES.strip().splitlines():
         language, _, files = line.partition(":")
         endings, _, names = files.partition("|")

@@ -79,6 +79,7 @@ def _metadata_reason(record: Record, policy: Policy) -> str:
         return "language"
     if policy.excluded_names and has_name(record.path, policy.excluded_names):
         return "file_name"
+    # Unknown stars are -1 and pass: most inputs have none.
     if 0 <= record.stars < policy.min_stars:
         return "stars"
     if not record.license:
@@ -94,6 +95,7 @@ def _size_reason(record: Record, policy: Policy) -> str:
     if policy.marker_lines and is_marked_generated(lines[: policy.marker_lines]):
         return "generated"
     if policy.min_bytes or policy.max_bytes:
+        # These bounds are published in bytes, those of lines and of data files in characters.
         size = byte_count(record.text)
         if size < policy.min_bytes:
             return "too_small"
@@ -102,6 +104,7 @@ def _size_reason(record: Record, policy: Policy) -> str:
     if len(lines) < policy.min_lines:
         return "few_lines"
     rules = _extension_rules(record, policy)
+    # Bounds for an extension replace those of the policy.
     max_line = _bound(rules.max_line, policy.max_line)
     if max_line and max(map(len, lines)) > max_line:
         return "long_line"
@@ -153,11 +156,13 @@ def _content_reason(
         return "not_python3"
     if policy.min_comments or policy.max_comments < 1:
         share = comments.comment_share(text, language)
+        # None is a language without a tokenizer of comments, in which nothing can be measured.
         if share is not None and share < policy.min_comments:
             return "few_comments"
         if share is not None and share > policy.max_comments:
             return "many_comments"
     least = policy.min_fertility.get(language, 0)
+    # Characters per token: data and other languages fall into many short tokens.
     if count_tokens is not None and least and len(text) < least * count_tokens(text):
         return "fertility"
     return ""
@@ -184,6 +189,7 @@ def is_licensed(expression: str, licenses: Iterable[str]) -> bool:
     A choice such as "mit or gpl-2.0" needs one allowed license, since that is the one chosen.
     """
     allowed = frozenset(licenses)
+    # "or" binds weaker than "and": one choice is enough, and all of its parts must be allowed.
     for choice in re.split(r"\s+or\s+", expression.lower()):
         names = re.split(r"\s+and\s+|[,;\s]+", choice.replace("(", " ").replace(")", " ").strip())
         if all(name in allowed for name in names):
@@ -214,6 +220,7 @@ def alphabetic_share(text: str) -> float:
 def is_data(text: str, min_letters: float) -> bool:
     """Returns whether letters are below a share of the visible bytes, as in tables of numbers."""
     visible = _encoded("".join(text.split()))
+    # translate deletes the letters at the speed of C; those that are left are the others.
     return len(visible.translate(None, _LETTERS)) > (1 - min_letters) * len(visible)
 
 
@@ -230,6 +237,7 @@ def visible_html(text: str) -> str:
     """
     pieces = []
     position = 0
+    # One pass from "<" to "<". Every step moves forward, so that the time is linear in the text.
     while (start := text.find("<", position)) >= 0:
         pieces.append(text[position:start])
         position = _end_of_markup(text, start)
@@ -249,6 +257,7 @@ def _end_of_markup(text: str, start: int) -> int:
         return start
     end = _after(text, ">", tag.end())
     name = (tag[1] or "").lower()
+    # The content of a script may hold "<", so that only its closing tag ends it.
     if name in _HIDDEN_ELEMENTS and text[start + 1] != "/":
         closing = re.compile(f"</{name}", re.IGNORECASE).search(text, end)
         return _after(text, ">", closing.end()) if closing else len(text)

@@ -44,10 +44,13 @@ def parquet_slices(file: Slice, options: InputOptions) -> Iterator[Slice]:
     Raises UserError if the file is damaged or has no column of text.
     """
     with _readable(file.path), _parquet(file.path) as table:
+        # Now, when the input is listed: a table without text must not end the work of a worker
+        # later.
         _columns(table.schema_arrow, options, file.path)
         start = size = 0
         for group in range(table.num_row_groups):
             group_size = table.metadata.row_group(group).total_byte_size
+            # A row group is never divided, since Parquet compresses it as a unit.
             if group > start and size + group_size > options.part_bytes:
                 yield file._replace(start=start, end=group, size=size)
                 start, size = group, 0
@@ -61,6 +64,8 @@ def read_parquet(part: Slice, source: str, options: InputOptions) -> Iterator[Re
     with _readable(part.path), _parquet(part.path) as table:
         columns = _columns(table.schema_arrow, options, part.path)
         row = 0
+        # The id holds the row in the file, not in the slice, so that it does not depend on
+        # part_bytes.
         for group in range(part.start):
             row += table.metadata.row_group(group).num_rows
         groups = list(range(part.start, part.end))

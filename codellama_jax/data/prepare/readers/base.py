@@ -61,6 +61,7 @@ def text_of(value: bytes | str, document_id: str, options: InputOptions) -> str 
         document_id: the id for `Dropped`.
         options: the limit on the size.
     """
+    # No text file holds a NUL: such files are binaries with the ending of a source file.
     if "\0" in value if isinstance(value, str) else b"\0" in value:
         return Dropped(document_id, "binary", len(value))
     try:

@@ -46,6 +46,7 @@ def _license(folder: epath.Path) -> str:
         if licenses.FILE_NAME.match(path.name):
             try:
                 with open_file(path) as file:
+                    # UTF-8 takes up to four bytes per character.
                     data = file.read(4 * licenses.CONSIDERED)
             except (OSError, UserError):
                 continue  # a folder of licenses, or unreadable
@@ -67,6 +68,8 @@ def _git_folder(folder: epath.Path) -> epath.Path:
 
 def _origin(git: epath.Path) -> str:
     """Returns the URL that the repository was cloned from, "" if it is unknown."""
+    # git accepts a key several times and keys without a value, configparser only with these
+    # options.
     parser = configparser.RawConfigParser(strict=False, allow_no_value=True)
     common = git / "commondir"  # of a further working tree, whose config is that of the first
     try:
@@ -99,6 +102,8 @@ def _index_names(data: bytes) -> list[str]:
         raise ValueError("not an index")
     names = []
     position, name = 12, b""
+    # An entry: 40 bytes of times, device, mode and size, 20 bytes of SHA-1, 2 bytes of flags, then
+    # the name. All numbers are big-endian.
     for _ in range(count):
         mode = struct.unpack_from(">I", data, position + 24)[0] & 0o170000
         flags = struct.unpack_from(">H", data, position + _ENTRY - 2)[0]
@@ -112,12 +117,15 @@ def _index_names(data: bytes) -> list[str]:
             end = data.index(b"\0", start)
             name = data[start:end]
             position += (end - position) // 8 * 8 + 8  # padded with 1 to 8 NULs
+        # The lower 12 bits of the flags hold the length of the name, or 0xFFF for a longer one.
+        # With SHA-256 the fields are elsewhere, which this check notices.
         if len(name) != flags & 0xFFF and flags & 0xFFF != 0xFFF:
             raise ValueError("the length of a name is wrong: another hash or a damaged index")
         if mode == 0o040000:
             raise ValueError("a sparse index")
         if mode == _REGULAR:
             names.append(os.fsdecode(name))
+    # Extensions follow the entries: "link" means that most entries are in another file.
     if data[position : position + 4] == b"link":
         raise ValueError("a split index")
     return names
@@ -128,5 +136,6 @@ def _offset(data: bytes, position: int) -> tuple[int, int]:
     value = data[position] & 0x7F
     while data[position] & 0x80:
         position += 1
+        # Seven bits per byte; the addition makes every number have one form only.
         value = (value + 1) << 7 | data[position] & 0x7F
     return value, position + 1

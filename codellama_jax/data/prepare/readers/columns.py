@@ -94,6 +94,7 @@ def columns_of(available: tuple[str, ...], options: InputOptions, table: str) ->
             )
         known = [name for name in names if name in available]
         chosen[field] = column or (known[0] if known else "")
+    # A text that the user names goes before the messages that the table also has.
     if options.text_column and messages != (options.text_column,):
         messages = ()
     return Columns(**chosen, messages=messages)
@@ -152,6 +153,7 @@ def check_types(schema: pa.Schema, columns: Columns, options: InputOptions, tabl
     if not columns.text or columns.messages:
         return
     kind = schema.field(columns.text).type
+    # A column with few different texts may be stored as a dictionary of them.
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not _is_text(plain):
         kind_of_error = UserError if options.text_column else NoTextError
@@ -165,6 +167,7 @@ def batch_rows(batch: pa.RecordBatch, columns: Columns) -> Iterator[dict[str, An
     """Yields the rows of a batch as dicts; the text as bytes, because it may not be UTF-8."""
     values: dict[str, list] = {}
     for name in columns.used():
+        # Column by column: pyarrow converts an array at once, and a single cell slowly.
         values[name] = _values(batch.column(name), as_bytes=name == columns.text)
     for row in range(batch.num_rows):
         yield {name: column[row] for name, column in values.items()}
@@ -194,12 +197,14 @@ def _listed(names: tuple[str, ...]) -> str:
 
 def _words(value: Any) -> str:
     """Returns a name that is safe to write as UTF-8; "" for what is not text."""
+    # A lone surrogate from JSON cannot be written as UTF-8.
     return value.encode(errors="replace").decode().strip() if isinstance(value, str) else ""
 
 
 def _license(value: Any) -> str:
     """Returns the license in lower case; several, all of which apply, are joined by " and "."""
     values = value if isinstance(value, list) else [value]
+    # Sorted, so that equal licenses in another order are one entry of the data card.
     return " and ".join(sorted({_words(item).lower() for item in values if _words(item)}))
 
 

@@ -32,6 +32,7 @@ ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "as
 
 def columns_of(available: Sequence[str]) -> tuple[str, ...]:
     """Returns the columns of a table that make a conversation or a pair, () if it has none."""
+    # Messages first: a table of them may also have a column named prompt or instruction.
     for name in MESSAGES:
         if name in available:
             return (name,)
@@ -39,6 +40,7 @@ def columns_of(available: Sequence[str]) -> tuple[str, ...]:
         return (*PAIR, *(name for name in SCORES if name in available))
     if set(ALPACA) <= set(available):
         return (*ALPACA, *(name for name in ("input",) if name in available))
+    # A table of documents may have a column `prompt` beside its text.
     if set(COMPLETION) <= set(available) and not set(TEXTS) & set(available):
         return COMPLETION
     return ()
@@ -72,6 +74,7 @@ def _conversation(messages: Any) -> dict[str, Any] | None:
         if not isinstance(message, dict):
             return None
         role = message.get("role") or message.get("from")
+        # `content` may be "", so that its presence decides and not its value.
         content = message["content"] if "content" in message else message.get("value")
         if not isinstance(role, str) or not isinstance(content, str):
             return None
@@ -92,6 +95,7 @@ def _alpaca(row: dict[str, Any]) -> dict[str, Any] | None:
 
 def _pair(row: dict[str, Any]) -> dict[str, Any] | None:
     texts = {name: row[name] for name in PAIR}
+    # Without scores, as in DPO's data sets, the chosen answer is better by 1.
     scores = [row.get(name, default) for name, default in zip(SCORES, (1, 0))]
     is_number = all(isinstance(score, int | float) for score in scores)
     if not is_number or not all(isinstance(text, str) for text in texts.values()):

@@ -39,6 +39,8 @@ class Collector:
             yield from self.rest()
         self._names.append(name)
         self._size += size
+        # The stamp of a slice covers the names and stamps of its files: any changed file changes
+        # it.
         self._hash.update(f"{name}\0{stamp}\0".encode(errors="backslashreplace"))
 
     def rest(self) -> Iterator[Slice]:
@@ -57,6 +59,7 @@ class Collector:
 
 def packed_names(names: list[str]) -> bytes:
     """Returns names in few bytes: a corpus may have 50 million."""
+    # NUL separates the names, since no path can hold it.
     return zlib.compress(os.fsencode("\0".join(names)), 1)
 
 
@@ -128,6 +131,7 @@ def _content(path: str, max_bytes: int) -> bytes | None:
         with open_file(path) as file:
             # Python allocates as many bytes as it is to read.
             size = max_bytes if is_bucket(path) else os.fstat(file.fileno()).st_size
+            # One byte over the limit shows that a file is too large, without reading the rest.
             return file.read(min(size, max_bytes) + 1) or b""
     except (UserError, *LIBRARY_ERRORS) as error:
         if isinstance(error, UNREADABLE) and not is_bucket(path):

@@ -50,6 +50,7 @@ def slices(file: Slice, options: InputOptions) -> Iterator[Slice]:
 def check(file: Slice, options: InputOptions) -> None:
     """Raises UserError if the first record of a file is a JSON object without text."""
     for _, line in _lines(file._replace(start=0, end=0), options):
+        # A first line that is damaged or too long proves nothing about the others.
         row = _parsed(line) if line is not None else None
         if row is not None:
             columns_of(tuple(row), options, file.path)
@@ -98,9 +99,13 @@ def _lines(part: Slice, options: InputOptions) -> Iterator[tuple[int, bytes | No
         try:
             if position:
                 # A line that starts before the range belongs to the range before it.
+                # One byte before the range: if it is a line break, the range starts with a line,
+                # which is kept.
                 file.seek(position - 1)
                 position += _skip_line(file) - 1
+            # A line that starts in the range is read to its end, also beyond the range.
             while not part.end or position < part.end:
+                # Bounded, because a file without line breaks would fill the memory.
                 line = file.readline(limit)
                 if not line:
                     return

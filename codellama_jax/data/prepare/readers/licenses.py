@@ -42,6 +42,7 @@ _PATTERNS = {name: re.compile(pattern) for name, pattern in _TITLES.items()}
 
 def license_of(text: str) -> str:
     """Returns the license that a text grants, "" if it is unknown."""
+    # Line breaks and indentation differ between copies of one license.
     words = " ".join(text[:CONSIDERED].lower().split())
     if match := _IDENTIFIER.search(words):
         return match[1]
@@ -51,9 +52,11 @@ def license_of(text: str) -> str:
             matches.append((match.start(), name))
     if not matches:
         return ""
+    # The earliest match: see _TITLES.
     name = min(matches)[1]
     if name == "bsd":
         return _bsd(words)
+    # 0BSD is the ISC license without the condition to keep the notice.
     if name == "isc" and "provided that the above copyright notice" not in words:
         return "0bsd"
     return name
@@ -71,6 +74,7 @@ def combined(names: Iterable[str]) -> str:
 
 
 def _bsd(words: str) -> str:
+    # The variants differ by clauses: the fourth is about advertising, the third about endorsement.
     if "all advertising materials" in words:
         return "bsd-4-clause"
     if "endorse or promote" in words:

@@ -129,6 +129,8 @@ def _commented(source: str, mark: str) -> str:
 
 
 def _structured(cells: list[Cell]) -> str:
+    # StarCoder's form alternates text and code, begins with text and ends with code, so that every
+    # code has the text before it.
     groups = [list(group) for _, group in itertools.groupby(cells, key=_kind_of)]
     if groups and _kind_of(groups[0][0]) == "code":
         del groups[0]
@@ -140,6 +142,7 @@ def _structured(cells: list[Cell]) -> str:
         if _kind_of(group[0]) == "text":
             parts.append(TEXT + source)
         else:
+            # Of a group of cells BigCode keeps only the output of the last one.
             parts.append(CODE + source + OUTPUT + (group[-1].output or EMPTY_OUTPUT))
     return START + "".join(parts) if parts else ""
 

@@ -94,6 +94,7 @@ def _symbols(text: str) -> str:
 
 def _train(words: str) -> dict[tuple[str, str], float]:
     """Returns the log probability of each pair of symbols given the first of them."""
+    # Spaces count as symbols, so that beginnings and ends of words have probabilities too.
     text = " " + " ".join(words.split()) + " "
     pairs = Counter(itertools.pairwise(text))
     firsts = Counter(text[:-1])
@@ -101,6 +102,7 @@ def _train(words: str) -> dict[tuple[str, str], float]:
     table = {}
     for first in alphabet:
         for second in alphabet:
+            # A mixture with the uniform distribution: a pair that the words lack stays possible.
             share = pairs[first, second] / firsts[first]
             table[first, second] = math.log(
                 (1 - _SHARE_UNIFORM) * share + _SHARE_UNIFORM / len(alphabet)
@@ -116,6 +118,7 @@ def score(text: str) -> float:
     symbols = _symbols(f" {text} ")
     if len(symbols) < 2:  # no letters and digits
         return 0.0
+    # A mean and not a sum: long keys and short ones are compared with one bound.
     return sum(map(_LOG_PROBABILITY.__getitem__, itertools.pairwise(symbols))) / (len(symbols) - 1)
 
 

@@ -112,7 +112,10 @@ _STEPS = {"key": _redact_keys, "email": _redact_emails, "ip_address": _redact_ip
 def find_emails(text: str) -> Iterator[secrets.Span]:
     """Yields the (start, end) of e-mail addresses."""
     end = 0
+    # The search starts at the "@": nearly every other character could begin a local part, and would
+    # have to be tried.
     for domain in _DOMAIN.finditer(text):
+        # At most 64 characters, and none of the address before: two addresses never share a part.
         window = text[max(end, domain.start() - _LOCAL) : domain.start()]
         local = _LOCAL_PART.search(window)
         if local and not _RESERVED_DOMAIN.fullmatch(domain[1]):
@@ -133,15 +136,19 @@ def find_ipv4(text: str) -> Iterator[secrets.Span]:
 def find_ipv6(text: str) -> Iterator[secrets.Span]:
     """Yields the (start, end) of public IPv6 addresses."""
     end = 0
+    # Only where two colons are close together: most texts have no such place.
     for part in _IPV6_PART.finditer(text):
         if part.start() < end:
             continue
         start = part.start()
+        # The expression matches from the first colon: the digits before it belong to the address
+        # too.
         while start > max(0, part.start() - 4) and text[start - 1] in "0123456789abcdefABCDEF":
             start -= 1
         match = _IPV6.match(text, start)
         if match is None:
             continue
+        # A full stop or colon after an address ends a sentence, but "::" at the end is part of it.
         address = match[0].rstrip(".:") if not match[0].endswith("::") else match[0]
         end = start + len(address)
         neighbours = text[max(0, start - 1) : start], text[end : end + 1]
@@ -160,6 +167,7 @@ def _is_public(address: str) -> bool:
         parsed = ipaddress.ip_address(address)
     except ValueError:  # such as 33.01.33.33
         return False
+    # The first three bits of 2000::/3 are 001.
     if parsed.version == 6 and parsed.packed[0] >> 5 != 1:  # outside of 2000::/3
         return False
     # In markup a number may end with "::", such as "RFC 2396::".
@@ -191,6 +199,7 @@ def _replaced(
     for start, end in spans:
         secret = text[start:end]
         new = replacement(secret)
+        # Redacting twice must change nothing: a secret that is a replacement already stays.
         if new != secret:
             pieces += [text[position:start], new]
             position = end
@@ -200,6 +209,7 @@ def _replaced(
 
 
 def _choice(secret: str, choices: int) -> int:
+    # The hash chooses one of a few replacements. Its own digits would allow to test guesses.
     digest = hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") % choices
 
@@ -227,6 +237,8 @@ def _key_body(body: str) -> str:
     secret = "".join(body[start:end] for start, end in words)
     if any(key in secret for key in _KEYS):  # redacted before
         return body
+    # The longest word takes the replacement and the others go: a body has no meaning left, and the
+    # line breaks around it stay valid for the language of the file.
     first = max(words, key=lambda span: span[1] - span[0])
     pieces = []
     position = 0

@@ -94,6 +94,7 @@ def find_keys(text: str) -> list[Span]:
     values = list(_values(text))
     spans = [*_of_known_format(text, values), *_by_name_or_entropy(text, values)]
     spans += [*_web_tokens(text), *_passwords(text)]
+    # Several detectors find parts of one key: joined, it is replaced once.
     return _merged(spans)
 
 
@@ -106,6 +107,7 @@ def _values(text: str) -> Iterator[Span]:
     while (start := marks.find(_RUN, end)) >= 0:
         end = marks.find(b" ", start)
         end = len(text) if end < 0 else end
+        # The rest of a very long word does not change the decision.
         value = text[start : min(end, start + LONGEST_VALUE)]
         if _may_be_random(value) and is_gibberish(value, LEAST_MARKED_SCORE):
             yield start, end
@@ -138,6 +140,7 @@ def private_keys(text: str) -> Iterator[Span]:
         return
     position = 0
     while (begin := _BEGIN.search(text, position)) is not None:
+        # A second BEGIN line ends the search: the first key was truncated.
         following = _BEGIN.search(text, begin.end(), begin.end() + LONGEST_PRIVATE_KEY)
         limit = following.start() if following else begin.end() + LONGEST_PRIVATE_KEY
         end = re.compile(f"-{{4,5}} ?END {begin[1]} ?-{{4,5}}").search(text, begin.end(), limit)
@@ -169,13 +172,16 @@ def _is_key_body(body: str) -> bool:
     words = [end - start for start, end in key_body_words(body)]
     visible = len(re.sub(r"\\[nrt]|[\s\"'+,;:\\-]", "", body))
     long_words = sum(length for length in words if length >= 16)
+    # One long word at least, and mostly long words: prose and code have neither.
     return max(words, default=0) >= 32 and long_words >= 0.5 * visible
 
 
 def _of_known_format(text: str, values: Iterable[Span]) -> Iterator[Span]:
     """Yields the secrets of known formats around the values."""
+    # Only around values, and merged, so that no character is searched twice for one format.
     windows = _merged((max(0, start - _BEFORE), end + _AFTER) for start, end in values)
     for (begin, stop), known in itertools.product(windows, _formats()):
+        # The cheap test: text.find is many times as fast as an expression.
         if all(text.find(literal, begin, stop) < 0 for literal in known.literals):
             continue
         covered = begin
@@ -229,11 +235,13 @@ def _by_name_or_entropy(text: str, values: Iterable[Span]) -> Iterator[Span]:
         if _is_harmless(value):
             continue
         line = _line_before(text, start)
+        # A call, an index or an attribute after the value makes it an expression, not a secret.
         if _NAMED.search(line) and text[end : end + 1] not in ("(", "[", "."):
             if not _is_digest(value, line) and _entropy(value) >= _LEAST_NAMED_ENTROPY:
                 yield start, end
         elif _is_quoted(text, start, end) and _is_random_base64(value, line):
             unnamed.append((start, end))
+    # Many such strings are a table of data; a file holds few keys.
     if len(unnamed) <= MANY_VALUES:
         yield from _alone(text, unnamed)
 
@@ -243,6 +251,7 @@ def _passwords(text: str) -> Iterator[Span]:
     lower = text.lower()
     if len(lower) != len(text):  # a few capitals have two small letters
         lower = text
+    # The name is searched first: the expression of the value alone would be tried at every quote.
     for name in _PASSWORD_NAME.finditer(lower):
         match = _PASSWORD.match(text, name.end())
         if match and _has_all_kinds(match[2]) and is_gibberish(match[2], LEAST_MARKED_SCORE):
@@ -268,6 +277,7 @@ def _is_harmless(value: str) -> bool:
     """Returns whether a value is an id, a placeholder or a sequence such as an alphabet."""
     if _UUID.search(value) or _PLACEHOLDER.search(value):
         return True
+    # Neighbours in the alphabet or among digits, as in "abcdefgh" or "012345".
     following = sum(abs(ord(b) - ord(a)) == 1 for a, b in itertools.pairwise(value))
     return following > 0.3 * len(value)
 
