@@ -56,7 +56,11 @@ def placed(mesh: Mesh, shape: tuple[int, ...], dtype: Any, spec: PartitionSpec) 
 
 
 def lower_prefill(model: ModelConfig, batch: int, context: int, mesh: Mesh) -> jax.stages.Lowered:
-    """Lowers the reading of `batch` prompts of `context` tokens into a cache."""
+    """Lowers the reading of `batch` prompts of `context` tokens into a cache.
+
+    Prompts are sharded as sequences in training are: over fsdp too, and each over the context axis.
+    The engine shards them over data only.
+    """
     model.check_length("--context", context)
     model = dataclasses.replace(model, remat="none")
     tokens_BT = jax.ShapeDtypeStruct((batch, context), jnp.int32)

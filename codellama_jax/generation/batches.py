@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from codellama_jax.config import ModelConfig
 from codellama_jax.errors import UserError
@@ -30,17 +31,31 @@ def decoding_weights(model: TrainedModel) -> Any:
     """
     if not model.is_prepared:
         # eval_shape computes the sizes without allocating anything.
-        prepare = functools.partial(decoding.prepare, decoding.for_decoding(model.config))
-        shapes = jax.eval_shape(prepare, model.params)
-        check_weights_memory(bytes_per_device(shapes))
+        config = decoding.for_decoding(model.config)
+        shapes = jax.eval_shape(functools.partial(decoding.prepare, config), model.params)
+        check_weights_memory(bytes_per_device(shapes, decoding.weight_specs(config, shapes)))
     return model.decoding_weights
 
 
-def bytes_per_device(tree: object) -> int:
-    """Returns the bytes of arrays that are sharded evenly over the mesh in use."""
-    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-    # An estimate: arrays that the mesh replicates take more on each device than this.
-    return total // max(1, jax.sharding.get_abstract_mesh().size)
+def bytes_per_device(shapes: Any, specs: Any) -> int:
+    """Returns the bytes that arrays take on each device of the mesh in use.
+
+    `specs` holds their PartitionSpecs: a tree like `shapes`, in which one may stand for a subtree.
+    """
+    mesh = jax.sharding.get_abstract_mesh().shape
+
+    def size(spec: PartitionSpec, arrays: Any) -> int:
+        shards = 1
+        for axes in spec:
+            for axis in (axes,) if isinstance(axes, str) else axes or ():
+                shards *= mesh.get(axis, 1)
+        # An axis of the mesh that is in no dim of the spec replicates the arrays.
+        return sum(a.size * a.dtype.itemsize // shards for a in jax.tree.leaves(arrays))
+
+    def is_spec(tree: Any) -> bool:
+        return isinstance(tree, PartitionSpec)
+
+    return sum(jax.tree.leaves(jax.tree.map(size, specs, shapes, is_leaf=is_spec)))
 
 
 def bucket(n: int) -> int:

@@ -93,7 +93,8 @@ class Device:
         shape = self.config, self.model.kv_cache, self.slots, capacity
         # The old cache is still allocated while the new one is written, so the check is for the
         # complete new size and not for the difference.
-        size = bytes_per_device(jax.eval_shape(functools.partial(programs.empty, *shape)))
+        state = jax.eval_shape(functools.partial(programs.empty, *shape))
+        size = bytes_per_device(state, programs.state_specs(self.config))
         if len(self.widths) > 1:
             size += size // 4  # for the copies of few sequences, or of short ones
         self._check(functools.partial(check_cache_memory, size, self.slots, needed))

@@ -491,7 +491,7 @@ def fitting_slots(model: TrainedModel, slots: int, tokens: int) -> int:
         while free is not None and slots > 1:
             shape = config, model.kv_cache, slots, bucket(tokens)
             state = jax.eval_shape(functools.partial(programs.empty, *shape))
-            if bytes_per_device(state) <= free // 2:
+            if bytes_per_device(state, programs.state_specs(config)) <= free // 2:
                 break
             slots //= 2
     return slots

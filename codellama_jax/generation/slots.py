@@ -387,8 +387,12 @@ def verified(
     return state, *decoding.constrain((new_BT, accepted_B + 1), decoding.REPLICATED)
 
 
+def state_specs(config: ModelConfig) -> State:
+    """Returns how a state is sharded: its cache as `cache_spec` states, its other arrays not."""
+    replicated: Any = decoding.REPLICATED
+    cache: Any = decoding.cache_spec(config)  # of every array in the cache
+    return State(cache, replicated, replicated, replicated)
+
+
 def _sharded(config: ModelConfig, state: State) -> State:
-    """Shards the cache over the mesh in use, and replicates the other arrays."""
-    cache = decoding.constrain(state.cache, decoding.cache_spec(config))
-    arrays = (state.logits_BV, state.tokens_B, state.positions_B)
-    return State(cache, *decoding.constrain(arrays, decoding.REPLICATED))
+    return decoding.constrain(state, state_specs(config))

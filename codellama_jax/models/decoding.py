@@ -247,12 +247,18 @@ def logits_of(head_VD: jax.Array, x_DB: jax.Array) -> jax.Array:
 def prepare(config: ModelConfig, params: dict) -> Any:
     """Returns the weights of the family's `prefill` and `step`, sharded over the mesh in use."""
     family = family_of(config)
-    weights, specs = family.prepare(config, params), family.weight_specs(config)
+    weights = family.prepare(config, params)
+    return constrain(weights, weight_specs(config, weights))
+
+
+def weight_specs(config: ModelConfig, weights: Any) -> Any:
+    """Returns how the weights of `prepare`, or their shapes, are sharded: a tree like theirs."""
 
     def specs_of(weight: Any, spec: PartitionSpec) -> Any:
         return weight.specs(spec) if isinstance(weight, Quantized) else spec
 
-    return constrain(weights, jax.tree.map(specs_of, weights, specs, is_leaf=is_quantized))
+    specs = family_of(config).weight_specs(config)
+    return jax.tree.map(specs_of, weights, specs, is_leaf=is_quantized)
 
 
 def prefill(
