@@ -99,7 +99,7 @@ class SentencePieceTokenizer(Tokenizer):
     def token_bytes(self, token: int) -> bytes:
         """Returns the bytes of one id, which may be a part of a character; b"" if it is not text.
 
-        Those of the ids of a text, joined, are the text in UTF-8, with the space that `encode` adds.
+        Those of the ids of a text, joined, are the text in UTF-8 with the space that `encode` adds.
         """
         if 0 <= token < self.pieces and self._processor.is_byte(token):
             # Named by its byte, as <0xE6>: decoded alone it would become U+FFFD.
