@@ -209,7 +209,7 @@ class Preparation:
     ) -> dataset.WriteShards:
         config = self.config
         inputs = [stage.key for stage in (documents, copies, marks) if stage]
-        options = [bound, config.split_by, config.block_characters, config.shard_bytes]
+        options: list[Any] = [bound, config.split_by, config.block_characters, config.shard_bytes]
         # Earlier versions held out pieces of a document. Their parts must not be continued, and
         # those of a corpus without contamination are the same.
         if marks:
