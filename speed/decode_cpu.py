@@ -5,7 +5,7 @@
     PYTHONPATH=. python speed/decode_cpu.py --rounds 5
 
 A random Llama is written once, as a Hugging Face folder, and read by every side. All sides read
-prompts of 64 tokens and draw 128 more. They alternate, each in a process of its own, and a figure
+prompts of 64 tokens and draw 128 more. They alternate, each in a separate process, and a figure
 is the median over the rounds. The fp32 sides must draw the same ids.
 
 All sides take the processors that the process may use: `taskset -c 0` measures one core. There the
@@ -134,7 +134,9 @@ def ctranslate2(folder: Path, prompts_BT: np.ndarray, dtype: str) -> Callable[[]
     # int8 weights with fp32 activations between the layers, as in our w8a8.
     compute = {"float32": "float32", "int8": "int8_float32"}[dtype]
     generator = Generator(str(folder / dtype), compute_type=compute, intra_threads=threads)
-    texts = [[f"t{i}" for i in prompt] for prompt in prompts_BT.tolist()]
+    texts = []
+    for prompt in prompts_BT.tolist():
+        texts.append([f"t{i}" for i in prompt])
 
     def draw() -> list[list[int]]:
         results = generator.generate_batch(
@@ -182,7 +184,7 @@ def run_side(side: str, folder: str, batch: int) -> dict:
 
 
 def measure(side: str, folder: Path, batch: int) -> dict:
-    """Returns what `run_side` does, in a process of its own; UserError where that fails."""
+    """Returns what `run_side` does, in a separate process; UserError where that fails."""
     command = [sys.executable, __file__, "--worker", json.dumps([side, str(folder), batch])]
     # No side may move to a GPU that the machine happens to have.
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}

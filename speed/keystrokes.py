@@ -14,8 +14,8 @@ Prefix-suffix-middle (PSM) prompts share the text before the cursor: the suffix 
 each keystroke. Suffix-prefix-middle (SPM) prompts share the suffix and the text before the cursor.
 With --http PSM prompts share nearly all too: /infill receives the cursor's line apart, as `prompt`,
 and it follows the suffix.
-The whole file is sent. A client that sends a window of lines around the cursor shares nothing after
-the keystroke at which the window moves, since the beginning of the prompt then differs.
+The complete file is sent. A client that sends a window of lines around the cursor shares nothing
+after the keystroke at which the window moves, since the beginning of the prompt then differs.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def main() -> None:
     defaults = {"keystrokes": 100, "new": 8, "context": 2048, "vocab": 2000}
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--http", action="store_true", help="ask servers on loopback")
+    parser.add_argument("--http", action="store_true", help="measure servers on loopback")
     options = parser.parse_args()
     if not 1 <= options.keystrokes <= len(TYPED):
         parser.error(f"--keystrokes is {options.keystrokes}: it must be from 1 to {len(TYPED)}")

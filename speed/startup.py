@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python speed/startup.py [--rounds 3]
 
-Each row is a process of its own, of a random model of quickstart's size. "cold" starts with an
-empty folder of compiled programs, as the first command on a machine does, and "cached" finds there
+Each row is a separate process, of a random model of quickstart's size. "cold" starts with an empty
+folder of compiled programs, as the first command on a machine does, and "cached" finds there
 what the cold process compiled: commands keep it in the cache folder (`keep_compiled`). Processor
 time is comparable on a busy machine, wall time is not.
 """

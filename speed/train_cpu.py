@@ -4,8 +4,8 @@
     PYTHONPATH=. python speed/train_cpu.py     # 1M, 7M and 135M parameters
     PYTHONPATH=. python speed/train_cpu.py --shapes 7m --rounds 5
 
-The three sides alternate, each in a process of its own, and a figure is the median over the rounds.
-A ratio above 1 says that ours is faster. bf16 is measured where the processor multiplies it.
+The three sides alternate, each in a separate process, and a figure is the median over the rounds. A
+ratio above 1 means that ours is faster. bf16 is measured where the processor multiplies it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Options:
 
 
 def measure(side: str, shape: str, dtype: str) -> float:
-    """Returns the tokens per second of a side, which runs in a process of its own.
+    """Returns the tokens per second of a side, which runs in a separate process.
 
     Raises UserError with the last line of its error where the process fails.
     """

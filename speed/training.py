@@ -1,8 +1,8 @@
 """Train steps that the speed scripts compare: the one of `launch.py run`, and transformers'.
 
 Both sides take a shape of the Llama family and train on random tokens: fp32 weights and AdamW,
-clipped gradients, the same tokens per step, one document per sequence. A side runs in a process of
-its own, so that the thread pool and the memory of the other do not disturb it.
+clipped gradients, the same tokens per step, one document per sequence. A side runs in a
+separate process, so that the thread pool and the memory of the other do not disturb it.
 """
 
 from __future__ import annotations

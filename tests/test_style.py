@@ -5,7 +5,7 @@ from paths import ROOT
 
 from tools import style
 
-LIBRARY = ("codellama_jax", "kernels", "experiments", "launch.py")
+LIBRARY = style.CODE
 WHATS = 2.0  # "what ..." per 1,000 words of docstrings: "the tokens" is clearer than "what is read"
 COMPREHENSIONS = 30  # per 1,000 lines
 
@@ -53,7 +53,37 @@ def test_a_listed_word_is_found_in_every_kind_of_text(tmp_path, text, word):
     assert [line for _, line, found, _ in places if found == word] == [2, 1, 3]
 
 
-@pytest.mark.parametrize("text", ["a whole number", "a dot product", "stands for", "`cut` it"])
+def test_a_listed_phrase_is_found_over_a_line_break(tmp_path):
+    file = tmp_path / "module.py"
+    file.write_text(
+        '"""A folder of\n    its own."""\nx = 1\n# It is `a\n# b`, which hangs\n# on the seed.\n'
+    )
+    places = style.measure_files([file], tmp_path).words
+    # A comment is listed by the line on which the phrase begins, a string by its first one.
+    assert [place[1:3] for place in places] == [(5, "hangs on"), (1, "of its own")]
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n```\nof\nits own\n```\n\nA folder of\nits own.\nof\n\nits own\n")
+    assert [place[1:3] for place in style.measure_page(page, tmp_path)] == [(8, "of its own")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = 1  # one of\ny = 2  # its own",
+        "x = 1  # one of\n# its own",
+        "# one of\n\n# its own",
+        "# one of\nx = 1\n# its own",
+    ],
+)
+def test_separate_comments_are_separate_texts(tmp_path, text):
+    file = tmp_path / "module.py"
+    file.write_text(f"{text}\n")
+    assert not style.measure_files([file], tmp_path).words
+
+
+@pytest.mark.parametrize(
+    "text", ["a whole number", "a dot\n    product", "a dot product", "stands for", "`cut` it"]
+)
 def test_the_right_sense_of_a_word_is_no_place(text):
     assert not list(style.words_of(text))
 

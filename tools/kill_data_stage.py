@@ -24,6 +24,7 @@ LONGEST_WAIT = 1800.0  # seconds for one start
 
 
 def main() -> None:
+    """Kills and resumes the stage, and compares its files with those of the undisturbed run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("experiment")
     parser.add_argument("run", type=Path)

@@ -14,6 +14,7 @@ from codellama_jax.sandbox.executor import Executor
 
 
 def main() -> None:
+    """Prints the outcomes; exit code 1 if a solution does not pass its tests."""
     candidates = []
     for path in sys.argv[1:]:
         for line in map(json.loads, Path(path).read_text("utf-8").splitlines()):

@@ -7,6 +7,7 @@ under those paths, as FILE:LINE: TEXT: FIX. tests/test_style.py keeps the lists 
 from __future__ import annotations
 
 import ast
+import bisect
 import io
 import re
 import sys
@@ -23,32 +24,33 @@ COLUMNS = 100
 UNITS = "nats|bits|bytes|tokens|seconds|sequences|rows|characters|lines|samples|FLOPs|GB|MB|ms"
 
 # Words that newcomers did not understand, as a regular expression, and the field's term.
-# A word that is right in another sense is left to the reader unless its context decides.
+# A word that is right in another sense is left to the reader unless its context decides. Spaces are
+# written \s, so that these strings are no prose themselves.
 WORDS = (
     (r"cuts?|cutting", "shard, split; of a text: truncate, stop at"),
-    (r"whole(?! numbers?\b)", "full, complete; of an array: replicated, unsharded"),
+    (r"whole(?!\snumbers?\b)", "full, complete; of an array: replicated, unsharded"),
     (r"deal(s|t)|dealing", "striped"),
     (r"exchang(e|es|ed|ing)", "collective, communication"),
-    (r"(?<!dot )(?<!outer )(?<!inner )products?", "matmul"),
-    (r"words of (a|the) vocabulary", "vocabulary entries"),
+    (r"(?<!dot\s)(?<!outer\s)(?<!inner\s)products?", "matmul"),
+    (r"words\sof\s(a|the)\svocabulary", "vocabulary entries"),
     (r"lies|lie", "is stored, is sharded over, is at"),
-    (r"stands?(?! for)(?! alone)|stood", "is, is at, is stored"),
-    (r"hangs? on|hung on", "depends on"),
-    (r"(goes|go|going|gone|went) on", "continues, resumes"),
-    (r"at hand", "available, exists"),
+    (r"stands?(?!\sfor)(?!\salone)|stood", "is, is at, is stored"),
+    (r"hangs?\son|hung\son", "depends on"),
+    (r"(goes|go|going|gone|went)\son", "continues, resumes"),
+    (r"at\shand", "available, exists"),
     (r"says?|said|saying|tells?|told", "reports, prints, raises, states"),
-    (r"ask(s|ed)?(?! for)", "evaluated, prompted"),
+    (r"ask(s|ed)?(?!\sfor)", "evaluated, prompted"),
     (r"mend(s|ed|ing)?", "fix"),
     (r"likeliest", "most likely, argmax"),
     (r"chances?", "PRNG key, random seed, probability"),
-    (r"hand(s|ed|ing)? out", "return, yield"),
-    (r"in turn", "alternately, one after the other"),
-    (r"of (its|their|his|one's|your) own", "separate, own"),
-    (rf"({UNITS}) an? (token|second|step|sequence|line|file|document|device|core|task)", "per"),
+    (r"hand(s|ed|ing)?\sout", "return, yield"),
+    (r"in\sturn", "alternately, one after the other"),
+    (r"of\s(its|their|his|one's|your)\sown", "separate, own"),
+    (rf"({UNITS})\san?\s(token|second|step|sequence|line|file|document|device|core|task)", "per"),
 )
 PATTERNS = [(re.compile(rf"\b({word})\b", re.IGNORECASE), term) for word, term in WORDS]
 WHAT = re.compile(r"\bwhat\b", re.IGNORECASE)
-# Names that do not say what they hold.
+# Names that do not describe what they hold.
 EMPTY_NAMES = {"found", "some", "said", "there", "one", "at", "own", "wanted"}
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -122,13 +124,23 @@ def pages(root: Path = ROOT) -> list[Path]:
     return [file for file in files if not str(file).startswith(generated)]
 
 
-def words_of(text: str) -> Iterator[tuple[str, str]]:
-    """Yields the words of a text that are on the list, and the term to use instead."""
-    # Code in backticks keeps its names.
-    prose = re.sub(r"`[^`]*`", "``", text)
+def words_of(text: str) -> Iterator[tuple[int, str, str]]:
+    """Yields (line, word, term to use instead) of the words of a text that are on the list.
+
+    Lines are counted from 0. A phrase may continue on the next line.
+    """
+    # Code in backticks keeps its names. Its line breaks stay, by which lines are counted.
+    parts = re.split(r"(`[^`]*`)", text)
+    parts[1::2] = ["`" + "\n" * code.count("\n") + "`" for code in parts[1::2]]
+    starts, prose = [], ""
+    for line in "".join(parts).splitlines():
+        # One space in the place of a line break and an indentation, two in that of a blank line,
+        # over which no phrase continues.
+        starts.append(len(prose))
+        prose += " ".join(line.split()) + " "
     for pattern, term in PATTERNS:
         for match in pattern.finditer(prose):
-            yield match[0], term
+            yield bisect.bisect(starts, match.start()) - 1, match[0], term
 
 
 def measure_files(files: Sequence[Path], root: Path = ROOT) -> Measure:
@@ -146,29 +158,53 @@ def measure_files(files: Sequence[Path], root: Path = ROOT) -> Measure:
 
 def measure_page(file: Path, root: Path = ROOT) -> list[tuple[str, int, str, str]]:
     """Returns the places of a Markdown page, outside its code blocks."""
-    places = []
+    prose = []
     is_code = False
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        if line.lstrip().startswith("```"):
-            is_code = not is_code
-        elif not is_code:
-            for word, term in words_of(line):
-                places.append((str(file.relative_to(root)), number, word, term))
-    return places
+    for line in file.read_text().splitlines():
+        is_fence = line.lstrip().startswith("```")
+        # Blank lines in the place of code keep the numbers of the others.
+        prose.append("" if is_code or is_fence else line)
+        is_code = is_code != is_fence
+    places = []
+    for line_index, word, term in words_of("\n".join(prose)):
+        places.append((str(file.relative_to(root)), line_index + 1, word, term))
+    return sorted(places)
 
 
 def _measure_lines(total: Measure, name: str, text: str) -> None:
     lines = text.splitlines()
     total.lines += len(lines)
     total.long_lines += sum(len(line) > COLUMNS for line in lines)
-    commented = set()
+    for first_line, comment in _comments(text):
+        total.comment_lines += 1 + comment.count("\n")
+        for line_index, word, term in words_of(comment):
+            total.words.append((name, first_line + line_index, word, term))
+
+
+def _comments(text: str) -> Iterator[tuple[int, str]]:
+    """Yields the number of the first line and the text of each comment of a module.
+
+    Comments on consecutive lines without code are one text.
+    """
+    first_line, is_open = 0, False
+    lines: list[str] = []
     # Comments are tokens, not nodes of the syntax tree; a "#" in a string is no comment.
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            commented.add(token.start[0])
-            for word, term in words_of(token.string):
-                total.words.append((name, token.start[0], word, term))
-    total.comment_lines += len(commented)
+        if token.type != tokenize.COMMENT:
+            continue
+        number = token.start[0]
+        is_alone = token.line.lstrip().startswith("#")
+        is_next = is_open and is_alone and first_line + len(lines) == number
+        if lines and not is_next:
+            yield first_line, "\n".join(lines)
+            lines = []
+        if not lines:
+            first_line = number
+        lines.append(token.string.lstrip("#"))
+        # A comment after code describes its line alone.
+        is_open = is_alone
+    if lines:
+        yield first_line, "\n".join(lines)
 
 
 def _measure_tree(total: Measure, name: str, tree: ast.Module, documented: set[str]) -> None:
@@ -176,7 +212,7 @@ def _measure_tree(total: Measure, name: str, tree: ast.Module, documented: set[s
     for node in ast.walk(tree):
         # Only strings with a space are prose: others are names, keys and formats.
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
-            for word, term in words_of(node.value):
+            for _, word, term in words_of(node.value):
                 total.words.append((name, node.lineno, word, term))
         elif isinstance(node, COMPREHENSIONS):
             total.comprehensions += 1
@@ -191,7 +227,7 @@ def _measure_tree(total: Measure, name: str, tree: ast.Module, documented: set[s
         # Names are checked where they are bound, so that each is reported once.
         for identifier in _bound_names(node):
             if identifier in EMPTY_NAMES:
-                fix = "a noun that says what it holds"
+                fix = "a noun for its value"
                 total.names.append((name, getattr(node, "lineno", 1), identifier, fix))
     for definition, is_overriding in _public_definitions(tree, documented):
         total.definitions += 1
@@ -260,12 +296,12 @@ def _documented_methods(trees: Sequence[ast.Module] | Iterator[ast.Module]) -> s
     is_changed = True
     while is_changed:
         is_changed = False
-        for name, own in methods.items():
+        for name, names in methods.items():
             # A base that no file defines, such as one of a library, has no methods here.
             inherited = set().union(*(methods.get(base, set()) for base in bases[name]))
-            is_changed = is_changed or not inherited <= own
-            own |= inherited
-    return {f"{name}.{method}" for name, own in methods.items() for method in own}
+            is_changed = is_changed or not inherited <= names
+            names |= inherited
+    return {f"{name}.{method}" for name, names in methods.items() for method in names}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -117,7 +117,8 @@ class Benchmark:
         chat: how chat models are prompted; None for a benchmark that they continue as others do.
         paper: the papers' numbers for these measures.
         unit: of the judge's measures; those that are not in percent are reported as they are.
-        own_tasks: the reason why the tasks are not the published ones, if an option changed them.
+        task_difference: the difference of the tasks from the papers', because of which the papers'
+            numbers are not compared with these; "" without one.
 
     Raises UserError if a task id occurs twice, or if there is no task.
     """
@@ -138,7 +139,7 @@ class Benchmark:
     chat: ChatForm | None = None
     paper: Paper | None = None
     unit: str = "percent"
-    own_tasks: str = ""
+    task_difference: str = ""
 
     def __post_init__(self) -> None:
         # Samples are matched to tasks by these ids.

@@ -45,8 +45,8 @@ def why_not(
     # A mean over some tasks is not comparable with one over all.
     if partial:
         return "only some of the tasks have samples"
-    if benchmark.own_tasks:
-        return benchmark.own_tasks
+    if benchmark.task_difference:
+        return benchmark.task_difference
     if options.data.startswith(downloads.PREFIX):
         # The download has checked the file's checksum.
         return ""

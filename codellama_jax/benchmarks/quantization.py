@@ -1,7 +1,7 @@
 """Evaluates a model in several quantizations: memory, speed and score of each in one table.
 
-It is PanGu-Coder2's table 4 (Shen et al. 2023) as one command. Every quantization has a folder of
-its own in --out, so that the samples of one are never taken for another's.
+It is PanGu-Coder2's table 4 (Shen et al. 2023) as one command. Every quantization has a
+separate folder in --out, so that the samples of one are never taken for another's.
 """
 
 from __future__ import annotations

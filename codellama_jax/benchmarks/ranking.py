@@ -173,17 +173,18 @@ def summarise_ranking(
     for result in results:
         by_task[result["task_id"]].append({**result, **samples[key(result)]})
     counts = [len(members) for members in by_task.values()]
-    chances: dict[str, list[float]] = defaultdict(list)
+    # pass@1 of each task, by the ranking that chooses its sample.
+    pass_rates: dict[str, list[float]] = defaultdict(list)
     for members in by_task.values():
         passed = [member["passed"] for member in members]
         # pass@1 of n samples with c that pass is c / n.
-        chances["random"].append(pass_at_k(len(passed), sum(passed), 1))
+        pass_rates["random"].append(pass_at_k(len(passed), sum(passed), 1))
         for name in ranking.rank:
             scores = [member[FIELDS[name]] for member in members]
             # The share of tasks whose first-ranked sample passes: k = 1.
-            chances[name].append(ranked_pass_at_k(passed, scores, 1))
-        chances["oracle"].append(float(any(passed)))
-    measures = {name: 100 * float(np.mean(values)) for name, values in chances.items()}
+            pass_rates[name].append(ranked_pass_at_k(passed, scores, 1))
+        pass_rates["oracle"].append(float(any(passed)))
+    measures = {name: 100 * float(np.mean(values)) for name, values in pass_rates.items()}
     return {"fewest samples": min(counts), "most samples": max(counts), "pass@1": measures}
 
 

@@ -34,6 +34,7 @@ from codellama_jax.data.prepare.preparation import (
     reasons,
 )
 from codellama_jax.data.prepare.readers.base import InputOptions
+from codellama_jax.data.prepare.readers.files import names_of
 from codellama_jax.data.prepare.runners import Runner
 from codellama_jax.data.prepare.stages import fingerprint
 from codellama_jax.data.prepared import SPLITS, Prepared, is_prepared, open_corpus, open_prepared
@@ -98,11 +99,11 @@ def prepare(
         parts = sorted_by_name(sampled(parts_of(path, "", config.inputs), most))
     folder = user_path(cache_dir) / _folder_name(path, parts, config)
     try:
-        if prepared := _cached(folder, print_line):
+        if prepared := _cached(folder, parts, print_line):
             return prepared
         with locks.one_after_another(folder, print_line):
             # Another process may have prepared it while this one waited for the lock.
-            if prepared := _cached(folder, silent):
+            if prepared := _cached(folder, parts, silent):
                 return prepared
             with announced(print_line, f"{source}: reading {path}"):
                 record = _prepare(folder, path, parts, config)
@@ -159,7 +160,7 @@ def _prepare(
             files = sum(report["dataset"]["kept"].values())
             raise UserError(_too_few(path, report, files, left_out))
         # Without locks another process may have written the same documents meanwhile.
-        if _cached(folder, silent):
+        if _cached(folder, parts, silent):
             attempt.rmtree()
             return read_json(folder / RECORD)
         record = {
@@ -225,12 +226,20 @@ def _summary(source: str, counts: dict[str, int], left_out: str) -> str:
     return f"{kept}; left out: {left_out}" if left_out else kept
 
 
-def _cached(folder: epath.Path, print_line: Say) -> Prepared | None:
-    """Returns the prepared documents in a cache folder, None if they are missing or damaged."""
+def _cached(folder: epath.Path, parts: Sequence[Part], print_line: Say) -> Prepared | None:
+    """Returns the prepared documents of some parts in a cache folder.
+
+    Returns None if they are missing, damaged or only a sample of the parts.
+    """
     if not (folder / RECORD).exists():
         return None
     try:
-        return _open(folder, read_json(folder / RECORD))
+        record = read_json(folder / RECORD)
+        prepared = _open(folder, record)
+        if _has_all_files(record["counts"], parts):
+            return prepared
+        print_line(f"the prepared corpus in {folder} is a sample: preparing all files")
+        return None
     # A cache may always be made again, so that damage costs time but never ends the run.
     except Exception as error:  # TFDS and ArrayRecord raise many types for a damaged file
         # Without the fix, "run `codellama-jax prepare`", of a corpus that a user prepared.
@@ -238,6 +247,19 @@ def _cached(folder: epath.Path, print_line: Say) -> Prepared | None:
         problem = f"the prepared corpus in {folder} is damaged ({details})"
         print_line(f"{problem}: preparing it again")
         return None
+
+
+def _has_all_files(counts: dict[str, int], parts: Sequence[Part]) -> bool:
+    """Returns whether a cached corpus accounts for every file of the parts, as kept or dropped.
+
+    Earlier versions wrote the samples of `CorpusConfig.max_files` to the folder of all files.
+    """
+    listed = 0
+    for part in parts:
+        listed += sum(len(names_of(piece)) for piece in part.slices)
+    # The other counts are of files that were dropped, by reason, and rows of tables beside them.
+    read = sum(count for name, count in counts.items() if name not in (*SPLITS, "characters"))
+    return read >= listed
 
 
 def _open(folder: epath.Path, record: dict[str, Any]) -> Prepared:

@@ -33,12 +33,13 @@ class Held:
 
 
 class Match(NamedTuple):
-    """The tokens that a prompt shares with a slot.
+    """The numbers of tokens at its beginning that a prompt shares with the prompts of slots.
 
     Attributes:
-      slot: the slot; -1 for none.
-      length: how many it shares with those in the cache; 0 or at least `BLOCK`.
-      promised: how many it will share with a slot whose prompt is still being read.
+      slot: the slot with the most of them in its cache; -1 for none.
+      length: how many these are; 0 or at least `BLOCK`.
+      promised: the most that any slot will have once all of its prompt is read. It may be another
+        slot than `slot`.
     """
 
     slot: int

@@ -19,9 +19,11 @@ LINES_BEFORE, LINES_AFTER = 8, 5  # context lines of a sample
 
 @dataclass(frozen=True)
 class Infills(Probe, name="infills"):
-    """Fills in the first lines that the probe `infilling` measures, in PSM format.
+    """Fills in lines of held-out documents, in PSM format.
 
-    Generation stops at EOT, not at the first newline. The report shows the last stage.
+    These are the first lines that the probe `infilling` measures if both probes have the same
+    `max_new_tokens` and neither has more examples than there are documents. Generation stops at
+    EOT, not at the first newline. The report shows the last stage.
     """
 
     title = "Infills of held-out code"
@@ -37,8 +39,7 @@ class Infills(Probe, name="infills"):
         from codellama_jax.generation.infill import infill
         from codellama_jax.generation.settings import Sampling
 
-        # Chosen as in the probe `infilling`, so that the report shows lines of its table where both
-        # take one line per document.
+        # Chosen as in the probe `infilling`, so that the report may show lines of its table.
         examples = lines_to_fill(subject, self.examples, self.max_new_tokens)
         sampling = Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens)
         texts = infill(subject.model, [(e.prefix, e.suffix) for e in examples], sampling)

@@ -51,24 +51,24 @@ def run_stages(
     corpus: Corpus,
     folder: RunFolder,
     stages: Sequence[ResolvedStage],
-    under: str,
+    other_runs: str,
 ) -> None:
     """Trains and probes the stages that have not finished.
 
-    A stage that equals an earlier one, or one of a run in the folder `under`, is read from there.
+    A stage that equals an earlier one, or one of the runs in `other_runs`, is read from there.
 
     Args:
       experiment: the experiment.
       corpus: its documents and tokenizer.
       folder: the run's folder.
       stages: in the order in which they run.
-      under: a folder of other runs; "" for none.
+      other_runs: their folder, of the option `--reuse`; "" for none.
     """
     is_first = jax.process_index() == 0
     if is_first:
         folder.save_tokenizer(corpus.tokenizer)
     # Grows as stages finish: arms of this experiment share equal stages too.
-    trained = trained_under(user_path(under)) if under else {}
+    trained = trained_under(user_path(other_runs)) if other_runs else {}
     identity = ""
     everything = corpus
     for stage in stages:

@@ -124,7 +124,9 @@ _GENERATED = record(
 GENERATED = optional(_GENERATED, *_GENERATED["properties"]) | {
     "patternProperties": {"^(timings|generation_settings)/[a-z_]+$": {}}
 }
-TOKENIZED = record(tokens={"anyOf": [_IDS, listed(record(id=COUNT, piece=TEXT))]})
+# A part of a character is no text: its piece is a list of bytes.
+_PIECE: Schema = {"anyOf": [TEXT, listed(COUNT)]}
+TOKENIZED = record(tokens={"anyOf": [_IDS, listed(record(id=COUNT, piece=_PIECE))]})
 DETOKENIZED = record(content=TEXT)
 HEALTH = record(status=constant("ok"))
 PROPERTIES = record(

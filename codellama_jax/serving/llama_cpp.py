@@ -65,7 +65,7 @@ INFILL = (
 TOKENIZE = (
     Field("content", "string", "the text", ""),
     Field("add_special", "boolean", "begin as a prompt does, with BOS", False),
-    Field("with_pieces", "boolean", "the text of each id too", False),
+    Field("with_pieces", "boolean", "the text or bytes of each id too", False),
 )
 DETOKENIZE = (Field("tokens", "any", "ids", is_required=True, form=IDS | {"minItems": 0}),)
 

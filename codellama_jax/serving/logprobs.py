@@ -66,10 +66,17 @@ def piece(tokenizer: Tokenizer, token: int) -> str:
 
 
 def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[dict]:
-    """Returns ids with their texts, as llama.cpp's /tokenize lists them."""
+    """Returns ids with their texts, or the bytes of a part of a character, as llama.cpp does."""
     # Each id is decoded once: a text may repeat it a million times.
-    texts = {token: piece(tokenizer, token) for token in set(tokens)}
+    texts = {token: _text_or_bytes(tokenizer.token_bytes(token)) for token in set(tokens)}
     return [{"id": token, "piece": texts[token]} for token in tokens]
+
+
+def _text_or_bytes(data: bytes) -> str | list[int]:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return list(data)
 
 
 def legacy(
@@ -119,5 +126,7 @@ def listed(tokenizer: Tokenizer, scored: Sequence[TokenLogprob]) -> list[dict]:
 
 
 def _entry(tokenizer: Tokenizer, token: int, logprob: float) -> dict:
-    name = piece(tokenizer, token)
-    return {"id": token, "token": name, "bytes": list(name.encode()), "logprob": logprob}
+    # Bytes of the token, not of its text: a client that joins those of all tokens gets the answer,
+    # also where a character is several tokens.
+    data = list(tokenizer.token_bytes(token))
+    return {"id": token, "token": piece(tokenizer, token), "bytes": data, "logprob": logprob}

@@ -79,6 +79,13 @@ class Tokenizer(abc.ABC):
         as after a truncation within a character, become U+FFFD.
         """
 
+    @abc.abstractmethod
+    def token_bytes(self, token: int) -> bytes:
+        """Returns the bytes of one id, which may be a part of a character; b"" if it is not text.
+
+        Those of the ids of a text, joined, are the text in UTF-8.
+        """
+
     def save(self, path: epath.PathLike) -> None:
         """Writes the file that `files.load` reads; an interrupted write keeps the old file."""
         write_file(path, self.model)

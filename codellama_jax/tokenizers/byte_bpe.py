@@ -74,6 +74,13 @@ class ByteBpeTokenizer(Tokenizer):
         text_ids = ids[(ids >= 0) & (ids < self.pieces)].tolist()
         return b"".join(map(self._bytes.__getitem__, text_ids)).decode("utf-8", "replace")
 
+    def token_bytes(self, token: int) -> bytes:
+        """Returns the bytes of one id, which may be a part of a character; b"" if it is not text.
+
+        Those of the ids of a text, joined, are the text in UTF-8.
+        """
+        return self._bytes[token] if 0 <= token < self.pieces else b""
+
     def __reduce__(self) -> tuple:
         # The processor is a Rust object: an unpickled tokenizer builds it from the file.
         return read, (self.model, "the pickled tokenizer")

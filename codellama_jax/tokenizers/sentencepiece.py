@@ -96,6 +96,16 @@ class SentencePieceTokenizer(Tokenizer):
         # which would also remove a space that the text itself starts with.
         return text.removeprefix(self._prefix) if leading_space else text
 
+    def token_bytes(self, token: int) -> bytes:
+        """Returns the bytes of one id, which may be a part of a character; b"" if it is not text.
+
+        Those of the ids of a text, joined, are the text in UTF-8 with the space that `encode` adds.
+        """
+        if 0 <= token < self.pieces and self._processor.is_byte(token):
+            # Named by its byte, as <0xE6>: decoded alone it would become U+FFFD.
+            return bytes.fromhex(self._processor.id_to_piece(token)[3:5])
+        return self.decode([token], leading_space=False).encode()
+
     def __reduce__(self) -> tuple:
         # The processors are C++ objects: an unpickled tokenizer builds them from the file.
         return read, (self.model, "the pickled tokenizer")

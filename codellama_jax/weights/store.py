@@ -138,7 +138,7 @@ def write_run(
     Args:
       source: the model.
       tokenizer: its tokenizer.
-      kind: the layout in which it was published, hf or meta.
+      kind: the layout in which it was published, a key of `load.OPEN`: hf, meta, codegeex or gguf.
       folder: a folder that does not exist yet.
       integrity: whether to write checksums of the files as well.
 

@@ -3,6 +3,7 @@
 It works without TensorFlow.
 """
 
+import dataclasses
 import errno
 import functools
 import hashlib
@@ -102,15 +103,62 @@ def test_prepared_once(corpus, tmp_path, monkeypatch):
     again = builders.prepare(corpus, "code", 0, str(tmp_path / "cache"))
     assert documents(again.train) == documents(first.train) and again.counts == first.counts
     assert again.fingerprint == first.fingerprint
-    for other in (
-        CorpusConfig(code=corpus.code, validation_fraction=0.3),
-        CorpusConfig(code=corpus.code, max_files=20),
-    ):
+    # Each differs in one field alone: two at once would hide one that the cache ignores.
+    for change in ({"validation_fraction": 0.3}, {"max_files": 20}):
         with pytest.raises(pytest.fail.Exception):
-            builders.prepare(other, "code", 0, tmp_path / "cache")
+            changed = dataclasses.replace(corpus, **change)
+            builders.prepare(changed, "code", 0, tmp_path / "cache")
     (tmp_path / "corpus" / "f0.py").write_text("changed = True\n")
     with pytest.raises(pytest.fail.Exception):
         builders.prepare(corpus, "code", 0, tmp_path / "cache")
+
+
+def test_every_number_of_files_has_its_own_cache(corpus, tmp_path):
+    def prepared(max_files, cache):
+        some = dataclasses.replace(corpus, max_files=max_files)
+        return builders.prepare(some, "code", 0, tmp_path / cache)
+
+    texts = {}
+    for number in (10, 20, 30):
+        corpus_of_number = prepared(number, "cache")
+        texts[number] = documents(corpus_of_number.train) | documents(corpus_of_number.validation)
+        # Not one of the others' caches was read: an empty one gives the same documents.
+        elsewhere = prepared(number, f"cache of {number}")
+        assert corpus_of_number.fingerprint == elsewhere.fingerprint
+    assert set(texts[10]) < set(texts[20]) < set(texts[30])
+    # All files, and more than there are, are one corpus.
+    folders = len(list((tmp_path / "cache").iterdir()))
+    for number in (0, 41, 100):
+        assert prepared(number, "cache").counts["files"] == 40
+    assert len(list((tmp_path / "cache").iterdir())) == folders + 1
+
+
+def test_a_sample_in_the_cache_of_all_files_is_prepared_again(corpus, tmp_path, monkeypatch):
+    """Versions that left `max_files` out of the folder's name wrote such caches."""
+    monkeypatch.setattr(builders, "fingerprint_of", lambda _: "of all files")
+    sample = dataclasses.replace(corpus, max_files=20)
+    assert builders.prepare(sample, "code", 0, tmp_path / "cache").counts["files"] <= 20
+    lines = []
+    prepared = builders.prepare(corpus, "code", 0, tmp_path / "cache", lines.append)
+    assert len(list((tmp_path / "cache").iterdir())) == 1 and prepared.counts["files"] == 40
+    assert any("is a sample: preparing all files" in line for line in lines)
+    lines.clear()
+    builders.prepare(corpus, "code", 0, tmp_path / "cache", lines.append)
+    assert lines == []
+
+
+# Of a version whose cache did not depend on max_files, of 20 of 30 files.
+EARLIER_SAMPLE = "a4fc1e01d0159f76"
+
+
+def test_the_fingerprint_of_a_sample_is_that_of_earlier_versions(tmp_path):
+    """Runs with `max_files` resume by it, and other runs read their stages."""
+    (tmp_path / "corpus").mkdir()
+    for i in range(30):
+        (tmp_path / "corpus" / f"f{i}.py").write_text(f"def f{i}():\n    return {i}\n")
+    corpus = CorpusConfig(str(tmp_path / "corpus"), validation_fraction=0.2, max_files=20)
+    prepared = builders.prepare(corpus, "code", 0, tmp_path / "cache")
+    assert prepared.counts["files"] == 20 and prepared.fingerprint == EARLIER_SAMPLE
 
 
 def test_the_fingerprint_is_of_the_text_wherever_it_was_prepared(corpus, tmp_path):

@@ -17,6 +17,10 @@ def test_a_prompt_shares_the_longest_beginning_but_never_its_last_token():
     prefixes.hold(1, TEXT[:60], 50, b"")
     prefixes.hold(2, [*TEXT[:30], 7, 7], 32, b"")
     assert prefixes.match(TEXT[:80]) == Match(1, 50, 60)
+    # Another slot, whose prompt has only begun to be read, will share more.
+    prefixes.hold(3, TEXT[:70], 20, b"")
+    assert prefixes.match(TEXT[:80]) == Match(1, 50, 70)
+    prefixes.forget(3)
     assert prefixes.match(TEXT[:40]) == Match(0, 39, 39)
     assert prefixes.match(np.array([*TEXT[:30], 7, 8], np.int32)) == Match(2, 31, 31)
     assert prefixes.match(TEXT[:BLOCK]) == prefixes.match(TEXT[1:50]) == NONE

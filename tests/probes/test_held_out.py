@@ -17,6 +17,12 @@ def lines(
     return held_out_examples(single_lines, model.tokenizer, texts, count, SEQ_LEN, NEW_TOKENS, seed)
 
 
+def test_fewer_examples_are_the_first_ones_if_there_are_as_many_documents(model):
+    """The docstring of the probe `infills` relies on it."""
+    assert lines(model, 5) == lines(model, len(DOCUMENTS))[:5]
+    assert lines(model, 5) != lines(model, 2 * len(DOCUMENTS))[:5]
+
+
 def test_examples_are_inner_lines_of_documents_that_fit(model):
     examples = lines(model)
     assert len(examples) == 20 == len(set(examples))

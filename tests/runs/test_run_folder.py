@@ -8,7 +8,7 @@ import toy
 from etils import epath
 
 from codellama_jax.checkpoints.folder import RunFolder
-from codellama_jax.config import Experiment, to_dict
+from codellama_jax.config import CorpusConfig, Experiment, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.runs.folder import check_folder, opened_folder
 from codellama_jax.system import locks
@@ -51,6 +51,12 @@ def test_a_fresh_run_sets_the_old_one_aside(folder):
             assert kept.set_aside.exists()
             assert not (kept.path / locks.NAME).exists()
             assert (folder.path / locks.NAME).exists()
+
+
+def test_another_number_of_files_is_refused_with_the_difference(folder):
+    fewer = dataclasses.replace(experiment(), corpus=CorpusConfig(max_files=700))
+    with pytest.raises(UserError, match=r"\(corpus\.max_files: 0 -> 700\): choose another --out"):
+        check_folder(fewer, folder)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

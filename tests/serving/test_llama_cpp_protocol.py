@@ -125,13 +125,15 @@ def test_a_time_limit_ends_a_sequence(client):
     assert 0 < answer["tokens_predicted"] < 100 and answer["stop_type"] == "limit"
 
 
-@pytest.mark.parametrize("text", ["x = 1", "é 日本", ""])
+@pytest.mark.parametrize("text", ["x = 1", "é 日本", "🙂", ""])
 def test_ids_of_a_text(client, model, text):
     tokens = client.post("/tokenize", content=text)["tokens"]
     assert tokens == model.tokenizer.encode(text)
     assert client.post("/detokenize", tokens=tokens)["content"] == text
     special = client.post("/tokenize", content=text, add_special=True, with_pieces=True)["tokens"]
     assert [token["id"] for token in special] == model.tokenizer.prompt(text)
+    # A token that is a part of a character has a list of bytes in the place of a text.
+    assert any(isinstance(token["piece"], list) for token in special) == (text == "🙂")
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,22 @@ def test_decode_drops_ids_that_are_not_text(kind):
     assert not set(part) & set(tokenizer.text_ids)
 
 
+@examples
+@hypothesis.given(text=any_text, kind=st.sampled_from(KINDS))
+def test_the_bytes_of_the_ids_are_the_text(text, kind):
+    tokenizer = trained(kind)
+    assert b"".join(map(tokenizer.token_bytes, tokenizer.encode(text))) == text.encode()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_id_of_one_byte_has_that_byte_and_a_marker_none(kind):
+    tokenizer = trained(kind)
+    parts = [tokenizer.token_bytes(i) for i in tokenizer.encode("☃")]
+    assert len(parts) > 1 and b"".join(parts) == "☃".encode()
+    noise = [tokenizer.bos_id, -1, tokenizer.pieces, 10**9, tokenizer.pre_id, tokenizer.eot_id]
+    assert not any(map(tokenizer.token_bytes, noise))
+
+
 @pytest.mark.parametrize("unit", ["a", " ", "\n", "def f(x):\n    return x\n", "给"])
 def test_a_long_text(unit):
     text = unit * (100_000 // len(unit))

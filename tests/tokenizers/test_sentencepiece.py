@@ -296,6 +296,20 @@ def test_decode_drops_ids_that_are_not_text(tokenizer):
     assert tokenizer.decode([]) == tokenizer.decode(noise) == ""
 
 
+@examples
+@hypothesis.given(text=any_text)
+def test_the_bytes_of_the_ids_are_the_text(tokenizer, text):
+    ids = tokenizer.encode(text, leading_space=False)
+    assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
+
+
+def test_an_id_of_one_byte_has_that_byte_and_a_marker_none(tokenizer):
+    ids = tokenizer.encode("▁", leading_space=False)
+    assert [tokenizer.token_bytes(i) for i in ids] == [b"\xe2", b"\x96", b"\x81"]
+    noise = [tokenizer.bos_id, tokenizer.eos_id, -1, 10**6, *_sentinels(tokenizer)]
+    assert not any(map(tokenizer.token_bytes, noise))
+
+
 @pytest.mark.parametrize("unit", ["a", " ", "\n", "▁", "def f(x):\n    return x\n", "给"])
 def test_a_million_characters(tokenizer, unit):
     text = unit * (1_000_000 // len(unit))

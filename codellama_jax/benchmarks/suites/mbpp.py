@@ -40,7 +40,7 @@ from codellama_jax.sandbox import Program
 
 EXAMPLES = (2, 3, 4)
 TEST = range(11, 511)
-OWN_TASKS = "the papers' numbers are those of the test split, and --all-tasks was given"
+ALL_TASKS = "the papers' numbers are those of the test split, and --all-tasks was given"
 # Marks around code in the few-shot prompt of the MBPP paper.
 BEGIN, DONE = "[BEGIN]\n", "\n[DONE]"
 # BigCode's harness: the program has ended.
@@ -136,7 +136,7 @@ def load(options: MbppOptions, tokenizer: object = None) -> Benchmark:
         program_checks=_checks,
         chat=None if shots or is_docstring else CHAT,
         paper=paper,
-        own_tasks=OWN_TASKS if options.all_tasks else "",
+        task_difference=ALL_TASKS if options.all_tasks else "",
     )
 
 

@@ -81,7 +81,7 @@ def load(options: ToxigenOptions, tokenizer: object = None) -> Benchmark:
         draws_one=True,
         judge=judge,
         paper=PAPER,
-        own_tasks=OTHER_PROMPTS,
+        task_difference=OTHER_PROMPTS,
     )
 
 

@@ -68,12 +68,13 @@ class WriteShards:
 
         Adds to the counts in `totals`.
         """
-        for document in self._kept(number, totals):
+        for document_id, document in self._kept(number, totals):
             repository = document["repository"] if self.by_repository else ""
             # A hash of the repository decides, not a random number: its files are in one split on
             # every machine, in every run, and when the corpus grows. Files of a repository share
             # much code, so that a repository in both splits would make the validation loss too low.
-            position = sources.position(repository or document["id"])
+            # So would a document whose pieces are in both: without a repository its id decides.
+            position = sources.position(repository or document_id)
             split = "validation" if position < self.validation_below else "train"
             _count(totals, split, position, document)
             for tokenizer, count_tokens in self.tokenizers.items():
@@ -83,8 +84,8 @@ class WriteShards:
             for block in self._blocks(document):
                 yield split, block
 
-    def _kept(self, number: int, totals: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yields the documents that are kept, or the pieces of them."""
+    def _kept(self, number: int, totals: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields (id of the document, document or a piece of it) of all that is kept."""
         # Both tables list rows of this part only, so that a worker needs no other part's files.
         copies: dict[int, str] = {}
         if self.duplicates:
@@ -108,7 +109,8 @@ class WriteShards:
             for i, piece in enumerate(pieces):
                 # A document that is still complete keeps its id.
                 suffix = f"~{i}" if len(pieces) > 1 else ""
-                yield document | {"id": f"{document['id']}{suffix}", "text": piece}
+                piece_id = f"{document['id']}{suffix}"
+                yield document["id"], document | {"id": piece_id, "text": piece}
 
     def _blocks(self, document: dict[str, Any]) -> Iterator[dict[str, str]]:
         example = {name: document[name] for name in FEATURES}

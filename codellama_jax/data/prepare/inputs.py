@@ -150,8 +150,7 @@ def sampled(parts: list[Part], max_files: int) -> list[Part]:
                     kept.append(name)
             # A slice without names is a range of a table, which stays complete.
             if kept or not piece.names:
-                names = files.packed_names(kept) if kept else b""
-                slices.append(piece._replace(names=names))
+                slices.append(files.with_names(piece, kept))
         if slices:
             chosen.append(part._replace(slices=tuple(slices)))
     return renumbered(chosen)

@@ -209,7 +209,11 @@ class Preparation:
     ) -> dataset.WriteShards:
         config = self.config
         inputs = [stage.key for stage in (documents, copies, marks) if stage]
-        options = [bound, config.split_by, config.block_characters, config.shard_bytes]
+        options: list[Any] = [bound, config.split_by, config.block_characters, config.shard_bytes]
+        # Earlier versions held out pieces of a document. Their parts must not be continued, and
+        # those of a corpus without contamination are the same.
+        if marks:
+            options.append("documents with all their pieces")
         # Tokenizers count, because their token counts are part of the output of every part.
         key = fingerprint(VERSION, inputs, options, sorted(self.tokenizers))
         return dataset.WriteShards(

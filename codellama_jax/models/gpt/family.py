@@ -40,9 +40,10 @@ class GPTFamily(PackageFamily[GPTConfig]):
             tables += c.vocab_size * c.d_model
         # Biases of q, k and v, of the up layer, and of the two layers that end in the residual
         # stream; scale and bias of two norms.
-        vectors = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim + c.d_ff + 6 * c.d_model
-        norms = self.attention_layers(c) * vectors + 2 * c.d_model
-        return tables + self.multiplied_parameters(c) + norms
+        layer_vectors = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim + c.d_ff + 6 * c.d_model
+        # The last norm has a scale and a bias too.
+        vectors = self.attention_layers(c) * layer_vectors + 2 * c.d_model
+        return tables + self.multiplied_parameters(c) + vectors
 
     def multiplied_parameters(self, config: GPTConfig) -> int:
         c = config

@@ -347,6 +347,19 @@ def test_the_sample_of_files_is_stable(tmp_path, write_files):
     assert sampled(parts, 0) == sampled(parts, 100) == parts
 
 
+def test_the_fingerprint_of_a_sample_depends_on_its_files(mixed):
+    """It names the cache of prepared documents."""
+    for part_bytes in (500, 2**26):
+        parts = parts_of(str(mixed), "in", InputOptions(part_bytes=part_bytes))
+        count = len(names_in(parts))
+        samples = [sampled(parts, number) for number in range(1, count + 2)]
+        fingerprints = [fingerprint_of(sample) for sample in samples]
+        assert len(set(fingerprints)) == count > 5
+        # A sample of all files is the input itself.
+        assert fingerprints[-1] == fingerprints[-2] == fingerprint_of(parts)
+        assert [fingerprint_of(sampled(parts, number)) for number in (1, 2)] == fingerprints[:2]
+
+
 def test_files_can_come_in_the_order_of_their_ids(tmp_path, write_files, write_table, stack_row):
     write_files(tmp_path, {"b/c.py": "x", "b/a/d.py": "x", "b-c.py": "x", "z.py": "x"})
     (tmp_path / os.fsdecode(b"odd\xff.py")).write_text("y")

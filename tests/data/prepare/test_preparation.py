@@ -140,6 +140,30 @@ def test_repositories_are_held_out_as_a_whole(tmp_path):
     assert not repositories[0] & repositories[1] and repositories[1]
 
 
+@pytest.mark.parametrize("split_by", ["file", "repository"])
+def test_the_pieces_of_a_document_are_in_one_split(tmp_path, split_by):
+    """Decontamination removes a passage; these files are of no repository."""
+    (tmp_path / "corpus").mkdir()
+    # A gram in more than ten documents is not removed.
+    for number in range(8):
+        text = f"# of the benchmark: {SECRET}\n".join([source(number) * 2] * 5)
+        (tmp_path / "corpus" / f"{number}.py").write_text(text)
+    rules = Decontamination(ngrams=True, margin=10)
+    policy = dataclasses.replace(POLICIES["none"], decontamination=rules)
+    config = dataclasses.replace(
+        CONFIG, policy=policy, split_by=split_by, validation_fraction=0.4, block_characters=300
+    )
+    prepare(tmp_path / "corpus", tmp_path / "out", config=config)
+    opened = prepared.open_corpus(tmp_path / "out")
+    names = []
+    for split in (opened.train, opened.validation):
+        ids = [document["id"].decode() for document in split]
+        assert any("~1#" in name for name in ids)
+        names.append({name.partition("~")[0] for name in ids})
+    assert names[0] | names[1] == {f"corpus/{number}.py" for number in range(8)}
+    assert not names[0] & names[1]
+
+
 def test_the_same_command_again_changes_nothing_and_repairs_a_lost_shard(corpus, tmp_path):
     out = tmp_path / "out"
     prepare(corpus, out)

@@ -43,7 +43,7 @@ class Slice(NamedTuple):
     path: str  # of the file, or of the folder of the files
     name: str  # what `path` is called in ids, SOURCE/PATH: the same on every machine
     size: int  # bytes on disk; for row groups of Parquet, bytes in memory
-    stamp: str  # changes when the content changes
+    stamp: str  # changes when the content or the set of names changes
     start: int = 0  # the first byte of a range of JSON lines, or the first row group
     end: int = 0  # the end of that range; 0 for a file that is not divided
     names: bytes = b""  # of the files in the folder, by `packed_names`

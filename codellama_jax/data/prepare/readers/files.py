@@ -73,6 +73,17 @@ def names_of(part: Slice) -> list[str]:
     return unpacked_names(part.names) if part.names else []
 
 
+def with_names(part: Slice, names: list[str]) -> Slice:
+    """Returns a slice with only these of its files, in their order in it."""
+    if names == names_of(part):
+        return part
+    # The stamp covers the names (`fingerprint_of` reads the stamp alone): with that of all files,
+    # samples of different sizes would have one fingerprint, and one cache of documents.
+    digest = hashlib.sha256(part.stamp.encode())
+    digest.update("\0".join(names).encode(errors="backslashreplace"))
+    return part._replace(names=packed_names(names), stamp=digest.hexdigest())
+
+
 def builtin_slices(source: str, name: str, options: InputOptions) -> Iterator[Slice]:
     """Yields the slices of a source that Python installs: see `sources.find`."""
     collector = Collector(Slice(BUILTIN, source, name, 0, ""), options)
