@@ -208,15 +208,21 @@ def finding(results: Results) -> Finding:
     m = Measured(results)
     headings = ["arm"]
     for times in TIMES:
-        headings.append(f"keys found at {times * m.sequence:,} tokens: %; paper")
+        headings.append(
+            f"keys found at {times * m.sequence:,} tokens by position: %; seeds with more than"
+            f" {100 * FOUND:g} %; paper: %"
+        )
     headings += [f"{m.loss_of(times)} (nats per token)" for times in (4, 8)]
     rows = []
     for arm in results:
         row = [arm]
         for number, times in enumerate(TIMES):
-            shares = "/".join(f"{100 * m.found_at(arm, times, p):.0f}" for p in POSITIONS)
-            is_printed = number < len(PAPER[arm])
-            row.append(f"{shares}; {_paper(PAPER[arm][number])}" if is_printed else shares)
+            cell = "/".join(f"{100 * m.found_at(arm, times, p):.0f}" for p in POSITIONS)
+            of_seeds = m.share_found(arm, times)
+            cell += f"; {sum(share > FOUND for share in of_seeds)} of {len(of_seeds)}"
+            if number < len(PAPER[arm]):
+                cell += f"; {_paper(PAPER[arm][number])}"
+            row.append(cell)
         rows.append((*row, *(spread(m.loss(arm, times)) for times in (4, 8))))
     return Finding(
         question="Which RoPE base lets a model use longer contexts?",
