@@ -137,7 +137,11 @@ def _tokenizer_json(settings: Settings, metadata: dict[str, Any]) -> bytes:
     infilling = _infilling_ids(settings, tokens)
     if infilling:
         markers["infilling"] = [tokens[row] for row in infilling]
-    adds_bos = settings.flag("add_bos_token") and bos is not None
+    # Files of Llama 3 have no such key: llama.cpp knows by the split that they begin with BOS.
+    adds_bos = settings.values["pre"] in gguf_splits.WITH_BOS
+    if settings.has("add_bos_token"):
+        adds_bos = settings.flag("add_bos_token")
+    adds_bos = adds_bos and bos is not None
     return dumped(
         {
             "version": "1.0",
