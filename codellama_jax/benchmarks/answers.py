@@ -8,6 +8,7 @@ has its own PRNG key.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import zlib
@@ -30,7 +31,7 @@ from codellama_jax.generation.scoring import document_losses
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.generation.text import Rows, complete_each
 from codellama_jax.models.trained import TrainedModel
-from codellama_jax.sharding.hosts import gather, is_first
+from codellama_jax.sharding.hosts import gather, is_first, on_all_hosts
 from codellama_jax.system.progress import note
 from codellama_jax.tokenizers.chat import ChatFormat
 
@@ -97,7 +98,9 @@ def answers(
     # Every host takes part in every round, whether it still has samples or not.
     while yielded < len(remaining):
         local_samples = {}
-        for index, answer in next(answered, []):
+        # A host whose memory does not suffice stops all of them: the others would wait for its
+        # samples for ever.
+        for index, answer in on_all_hosts(functools.partial(next, answered, [])):
             task_id, number = local[index]
             sample = {"task_id": task_id, "sample": number, **answer}
             local_samples[name_of(*key(sample))] = sample

@@ -22,6 +22,8 @@ MARKERS = "codellama_jax"  # the field of tokenizer.json with kind, BOS and EOS
 # Vocabulary and merges, as transformers and as OpenAI's GPT-2 name them.
 PAIRS = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 MARKUP = re.compile(r"[<\[].*[>\]]", re.DOTALL)  # how special tokens are written
+# Classes of transformers that decide about BOS by add_bos_token and not by tokenizer.json.
+DECIDING = ("LlamaTokenizer", "LlamaTokenizerFast")
 MOST_SHOWN = 40  # characters of a token in a message
 
 
@@ -126,7 +128,10 @@ def dumped(spec: dict[str, Any]) -> bytes:
 
 
 def with_markers(data: bytes, file: epath.Path) -> bytes:
-    """Returns a tokenizer.json with the BOS, EOS and chat template that files beside it hold."""
+    """Returns a tokenizer.json with what files beside it hold.
+
+    That is BOS, EOS, whether a text begins with BOS, and the chat template.
+    """
     spec = parse_json(data, str(file))
     # The file of a run, which must not change with the files beside it.
     if MARKERS in spec:
@@ -147,10 +152,28 @@ def with_markers(data: bytes, file: epath.Path) -> bytes:
         template = settings.values.get("chat_template")
         if isinstance(template, str):
             names["chat_template"] = template
+        is_deciding = settings.values.get("tokenizer_class") in DECIDING
+        if is_deciding and settings.has("add_bos_token"):
+            spec = _with_bos(spec, names.get("bos", ""), settings.flag("add_bos_token"))
     # The separate file wins over the field, because it is the newer way.
     if (file.parent / CHAT_TEMPLATE).exists():
         names["chat_template"] = decode_text(read_file(file.parent / CHAT_TEMPLATE), CHAT_TEMPLATE)
     return dumped({**spec, MARKERS: {"kind": "", **names}})
+
+
+def _with_bos(spec: dict[str, Any], bos: str, adds_bos: bool) -> dict[str, Any]:
+    """Returns a tokenizer.json whose post_processor begins texts with `bos`, or does nothing.
+
+    Published files of DeepSeek have no such step: their class of transformers 4 makes it.
+    """
+    if not adds_bos:
+        return {**spec, "post_processor": None}
+    added = spec.get("added_tokens")
+    for entry in added if isinstance(added, list) else []:
+        # An id that is damaged is reported where the file is checked.
+        if isinstance(entry, dict) and entry.get("content") == bos:
+            return {**spec, "post_processor": bos_template(bos, entry.get("id", 0))}
+    return spec
 
 
 def _read_merges(file: epath.Path) -> list[list[str]]:

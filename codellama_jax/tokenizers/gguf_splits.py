@@ -54,6 +54,8 @@ SPLITS: dict[str, dict[str, Any]] = {
 }
 # Of these, a part of the text that is one token stays one, with or without merges to it.
 UNMERGED = ("llama-bpe", "llama3", "llama-v3", "falcon3")
+# Of these, texts begin with BOS where the file has no key for it.
+WITH_BOS = UNMERGED
 
 
 def pre_tokenizer(settings: Settings) -> dict[str, Any]:

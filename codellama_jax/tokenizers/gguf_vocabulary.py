@@ -44,6 +44,9 @@ def read(metadata: dict[str, Any], file: str) -> Tokenizer | None:
         tokenizer: Tokenizer = byte_bpe.read(_tokenizer_json(settings, metadata), file)
     elif model == "llama":
         tokenizer = sentencepiece.read(_tokenizer_model(settings), file)
+        if settings.has("add_bos_token") and not settings.flag("add_bos_token"):
+            # The file of a run, tokenizer.model, has no field for it.
+            warn(f"{file}: {PREFIX}add_bos_token is false, but texts begin with BOS here")
     else:
         kinds = "'gpt2' (byte-level BPE) or 'llama' (SentencePiece)"
         raise settings.error("model", f"{kinds}, or pass the tokenizer with --tokenizer")
@@ -137,7 +140,11 @@ def _tokenizer_json(settings: Settings, metadata: dict[str, Any]) -> bytes:
     infilling = _infilling_ids(settings, tokens)
     if infilling:
         markers["infilling"] = [tokens[row] for row in infilling]
-    adds_bos = settings.flag("add_bos_token") and bos is not None
+    # Files of Llama 3 have no such key: llama.cpp knows by the split that they begin with BOS.
+    adds_bos = settings.values["pre"] in gguf_splits.WITH_BOS
+    if settings.has("add_bos_token"):
+        adds_bos = settings.flag("add_bos_token")
+    adds_bos = adds_bos and bos is not None
     return dumped(
         {
             "version": "1.0",

@@ -5,12 +5,14 @@ This covers prompts, tokens, stop strings, post-processing and checks.
 
 import dataclasses
 import functools
+import json
 
 import pytest
 from paths import DATA
 
 from codellama_jax.benchmarks import answers
 from codellama_jax.benchmarks.benchmark import Benchmark
+from codellama_jax.benchmarks.evaluate import reference_samples
 from codellama_jax.benchmarks.scoring import score
 from codellama_jax.benchmarks.settings import Settings
 from codellama_jax.benchmarks.suites import load
@@ -194,6 +196,22 @@ def test_a_wrong_answer_is_wrong(name, file, options, completion, files, executo
     }
     measures = summarise(benchmark, score(benchmark, samples, executor, tmp_path))["measures"]
     assert {value for name, value in measures.items() if name in HUNDRED - {"bleu"}} == {0.0}
+
+
+def test_a_dict_of_apps_has_integer_keys_again(executor, tmp_path):
+    """JSON turns integer keys into texts; the published code turns those back."""
+    folder = tmp_path / "test" / "0000"
+    folder.mkdir(parents=True)
+    (folder / "question.txt").write_text("Add the keys, or join those that are texts.")
+    inputs, outputs = [[{"1": 5, "2": 6}], [{"a": 1, "2": 3}]], [3, "a2"]
+    tests = {"fn_name": "joined", "inputs": inputs, "outputs": outputs}
+    (folder / "input_output.json").write_text(json.dumps(tests))
+    code = "def joined(d):\n    return sum(d) if 1 in d else ''.join(d)\n"
+    (folder / "solutions.json").write_text(json.dumps([code]))
+    benchmark = load("apps", data=str(tmp_path), shots=0)
+    samples = reference_samples(benchmark).by_key
+    [result] = score(benchmark, samples, executor, tmp_path)
+    assert result["passed"], result["result"]
 
 
 def test_prompts_are_the_papers(files):

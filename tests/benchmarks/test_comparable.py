@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 from paths import DATA
@@ -14,7 +15,6 @@ PUBLISHED = [
     ("humaneval", "humaneval/HumanEval.jsonl.gz"),
     ("humaneval_infilling", "humaneval_infilling/HumanEval-SingleLineInfilling.jsonl.gz"),
     ("humaneval_x", "humaneval_x/humaneval_go.jsonl.gz"),
-    ("gsm8k", "gsm8k/test.jsonl"),
     ("mbpp", "mbpp/mbpp.jsonl"),
     ("multipl_e", "multipl_e"),
 ]
@@ -45,6 +45,16 @@ def test_published_data_is_compared(suite, file):
 
 
 @needs_data
+def test_all_published_problems_of_gsm8k_are_compared(tmp_path):
+    """The published folder has train.jsonl, which the data of these tests lack."""
+    problems = DATA / "gsm8k" / "test.jsonl"
+    (tmp_path / "test.jsonl").symlink_to(problems)
+    assert "solved examples" in why_not("gsm8k", data=str(tmp_path / "test.jsonl"))
+    (tmp_path / "train.jsonl").symlink_to(problems)
+    assert why_not("gsm8k", data=str(tmp_path / "test.jsonl")) == ""
+
+
+@needs_data
 def test_the_layout_of_a_published_file_does_not_matter_and_its_records_do(tmp_path):
     path = DATA / "humaneval" / "HumanEval.jsonl.gz"
     records = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
@@ -56,6 +66,16 @@ def test_the_layout_of_a_published_file_does_not_matter_and_its_records_do(tmp_p
     assert why_not("humaneval", data=str(path))
     mbpp = str(DATA / "mbpp" / "mbpp.jsonl")
     assert "test split" in why_not("mbpp", data=mbpp, all_tasks=True)
+
+
+def test_a_test_split_without_the_problems_that_became_examples(files, tmp_path):
+    problems = Path(files["gsm8k/test"]).read_text()
+    (tmp_path / "test.jsonl").write_text(problems)
+    reason = why_not("gsm8k", data=str(tmp_path / "test.jsonl"), shots=1)
+    assert "its first problems are the solved examples" in reason
+    (tmp_path / "train.jsonl").write_text(problems)
+    reason = why_not("gsm8k", data=str(tmp_path / "test.jsonl"), shots=1)
+    assert "are not those that the papers' numbers are for" in reason
 
 
 def test_a_measure_without_papers_numbers(files):

@@ -10,6 +10,7 @@ import http.server
 import json
 import re
 import threading
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ from codellama_jax.generation.beam import beam_search
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.generation.text import whole_characters
 from codellama_jax.models.llama.model import Llama
+from codellama_jax.sharding import hosts
 
 HOT = Settings(samples=5, temperature=50.0, max_new_tokens=8, batch_tokens=500)
 ONE = Checking(workers=1)
@@ -79,6 +81,27 @@ def test_a_killed_evaluation_continues_with_the_same_samples(model, files, tmp_p
         UserError, match=r"drawn in another way \(settings.temperature: 50.0 -> 0.5\)"
     ):
         drawn(dataclasses.replace(HOT, temperature=0.5), "killed")
+
+
+def test_a_host_without_memory_stops_the_others(model, files, monkeypatch):
+    """The other host reports its error in the first collective after a batch was to be drawn."""
+    benchmark = load("humaneval", data=files["humaneval"])
+    batches = []
+
+    def drawn(*arguments) -> Iterator[list]:
+        batches.append(arguments)
+        yield []
+
+    def gathered(values: dict) -> dict:
+        return {**values, "1": "the cache of 4 sequences does not fit"}
+
+    monkeypatch.setattr(answers._Drawing, "completed", drawn)
+    monkeypatch.setattr(answers, "gather", lambda values: values)
+    monkeypatch.setattr(hosts, "_is_only", lambda: False)
+    monkeypatch.setattr(hosts, "gather", gathered)
+    with pytest.raises(UserError, match="does not fit"):
+        next(answers.answers(model, benchmark, Settings(max_new_tokens=4), set()))
+    assert batches
 
 
 def test_samples_of_a_beam_search_are_its_best_texts(model, files):

@@ -226,6 +226,15 @@ def test_output_is_judged_by_the_caller(compatible):
     assert (second.status, len(second.stdout)) == ("passed", 1 << 20)
 
 
+def test_a_program_ends_itself_with_exit_or_quit(compatible):
+    codes = ("print(3)\nexit()\nprint(4)\n", "print(3)\nquit(0)\n", "print(3)\nexit('wrong')\n")
+    programs = [Program("o", "python", code, rule="output") for code in codes]
+    verdicts = [verdict for _, verdict in sorted(compatible.run(programs))]
+    assert [verdict.status for verdict in verdicts[:2]] == ["passed", "passed"]
+    assert [verdict.stdout for verdict in verdicts] == ["3\n", "3\n", "3\n"]
+    assert verdicts[2].status != "passed"
+
+
 def test_printing_fails_under_humaneval_x_rule_for_javascript(compatible):
     needs("js")
     codes = ("let x = 1;", "console.log(1);", "console.error(1);")

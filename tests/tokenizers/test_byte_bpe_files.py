@@ -132,6 +132,29 @@ def test_a_run_keeps_the_markers_of_files_beside_it(tmp_path):
     assert files.load(tmp_path / "run") == tokenizer
 
 
+def test_the_class_of_llama_decides_about_bos(tmp_path):
+    """DeepSeek's tokenizer.json has no step for BOS, and its class of transformers 4 adds one."""
+    values = with_tokens(spec("gpt2"), "<|begin|>", "<|end|>")
+    config = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "add_bos_token": True}
+
+    def read(tokenizer_class: str, **changes) -> files.Tokenizer:
+        fields = {**config, "tokenizer_class": tokenizer_class, **changes}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(fields))
+        return files.load(write_spec(tmp_path, values))
+
+    # Other classes ignore the field.
+    assert not read("PreTrainedTokenizerFast").adds_bos
+    tokenizer = read("LlamaTokenizerFast")
+    assert tokenizer.prompt(TEXT) == [tokenizer.bos_id, *tokenizer.encode(TEXT)]
+    write_tokenizer(tokenizer, tokenizer.pieces, 64, tmp_path)
+    exported = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert exported.encode(TEXT).ids == tokenizer.prompt(TEXT)
+    values["post_processor"] = json.loads(tokenizer.model)["post_processor"]
+    assert not read("LlamaTokenizer", add_bos_token=False).adds_bos
+    with pytest.raises(UserError, match="add_bos_token must be true or false"):
+        read("LlamaTokenizer", add_bos_token="yes")
+
+
 def test_added_text_is_text(tmp_path):
     """Runs of spaces and letters that a file adds to its vocabulary, as CodeGen and DeepSeek do."""
     values = with_tokens(spec("gpt2"), "<|endoftext|>", "   ", "õ", special=False)

@@ -89,6 +89,26 @@ def test_the_chat_template_and_the_name_of_the_split_are_kept():
     assert_same(byte_bpe_cases.trained("starcoder"), other)
 
 
+@pytest.mark.parametrize(("pre", "expected"), [("llama-bpe", True), ("qwen2", False)])
+def test_without_its_key_the_split_decides_about_bos(pre, expected):
+    """Files of Llama 3 have no add_bos_token; llama.cpp begins their texts with BOS."""
+
+    def change(metadata):
+        metadata["tokenizer.ggml.pre"] = pre
+        metadata["tokenizer.ggml.bos_token_id"] = 0
+        del metadata["tokenizer.ggml.add_bos_token"]
+
+    assert rewritten(byte_bpe_cases.trained("gpt2"), change).adds_bos is expected
+
+
+def test_sentencepiece_that_begins_without_bos_is_noted(capsys):
+    def change(metadata):
+        metadata["tokenizer.ggml.add_bos_token"] = False
+
+    assert rewritten(published.tokenizer(), change).adds_bos
+    assert "add_bos_token is false, but texts begin with BOS here" in capsys.readouterr().err
+
+
 def test_infilling_ids_are_those_that_the_file_names():
     """Names of tokens that no published model has, by the keys of today and of older files."""
     tokenizer = byte_bpe_cases.trained("gpt2")

@@ -36,6 +36,7 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 # A minus sign that belongs to a number. After a number or parenthesis it is a subtraction.
 MINUS = re.compile(r"(?<![\d)])\N{MINUS SIGN}")
 MINUS_CURRENCY = re.compile(r"(?<![\d)])-[$£€](?=\d)")
+FEWER_TASKS = "its first problems are the solved examples, as there is no train.jsonl beside it"
 PRECISION = 1e-3  # largest difference of a correct answer
 TIMEOUT = 3.0  # seconds
 # Code Llama, table 12.
@@ -60,7 +61,8 @@ def load(options: ShotOptions, tokenizer: object = None) -> Benchmark:
     shots = options.shots if options.shots >= 0 else SHOTS
     examples = _train(_folder(options.data), shots)
     problems = _problems(options.data)
-    if len(examples) < shots:
+    has_fewer_tasks = len(examples) < shots
+    if has_fewer_tasks:
         # Examples must not be tasks: the prompt would hold their answers.
         examples, problems = problems[:shots], problems[shots:]
     solved = []
@@ -72,7 +74,14 @@ def load(options: ShotOptions, tokenizer: object = None) -> Benchmark:
         prompt = f"{''.join(solved)}Question: {record['question']}\nAnswer:"
         tasks.append(_task(record, prompt, f" {_without_notes(record['answer'])}\n\n"))
     # A base model continues with another question after its answer.
-    return Benchmark("gsm8k", tasks, truncate=until(("\nQuestion:",)), judge=_judge, paper=PAPER)
+    return Benchmark(
+        "gsm8k",
+        tasks,
+        truncate=until(("\nQuestion:",)),
+        judge=_judge,
+        paper=PAPER,
+        task_difference=FEWER_TASKS if has_fewer_tasks else "",
+    )
 
 
 def load_programs(options: ShotOptions, tokenizer: object = None) -> Benchmark:

@@ -23,6 +23,7 @@ import json
 import os
 import select
 import signal
+import site
 import socket
 import struct
 import sys
@@ -172,6 +173,8 @@ def _supervise(sock: socket.socket, confinement: Confinement) -> None:
     sys.path[:] = [path for path in sys.path if path.startswith(sys.base_prefix)]
     # A program may print an integer of any length. wire.py sets a limit while it parses.
     sys.set_int_max_str_digits(0)
+    # `exit` and `quit`, with which many programs end: -S leaves them out.
+    site.setquit()  # type: ignore[attr-defined]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A program may print a lone surrogate, which UTF-8 cannot encode.
