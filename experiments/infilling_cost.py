@@ -67,5 +67,5 @@ def finding(results: Results) -> Finding:
         differences=[],
         trends=[cost],
         reason="a tenth of the documents of the code stage is unsplit, and a toy of few parameters"
-        " spends some of them on the sentinels; the trend shows if the cost falls with length.",
+        " spends some of them on the sentinels.",
     )
