@@ -142,12 +142,23 @@ class StageFolder(Folder):
     def trained(self) -> StageFolder:
         """Returns the folder where the stage was trained: this one, or the one done.json names.
 
-        A damaged done.json counts as absent: the stage is then resumed from its last checkpoint.
-        Raises UserError if done.json names an object store that cannot be read here.
+        That one may have been begun, and later read from an equal stage too: its done.json then
+        names the next folder. A damaged done.json counts as absent: the stage is then resumed from
+        its last checkpoint. Raises UserError if done.json names an object store that cannot be read
+        here.
         """
+        folder, seen = self, {self}
+        # Folders that name each other, as after a copy, end where the circle closes.
+        while (target := folder._target()) and target not in seen:
+            folder = target
+            seen.add(folder)
+        return folder
+
+    def _target(self) -> StageFolder | None:
+        """Returns the folder that done.json names, None if it names none."""
         target = (read_state(self.done) or {}).get("at")
         if not isinstance(target, str):
-            return self
+            return None
         if not is_bucket(target):
             # Relative to this folder: the two may have been moved together.
             return StageFolder(epath.Path(os.path.normpath(self.path / target)))
@@ -360,9 +371,11 @@ def trained_under(runs: epath.Path) -> dict[str, StageFolder]:
         if run.set_aside.exists():
             continue
         for stage in run.stages():
-            identity = stage.identity()
-            if identity and stage.is_trained():
-                trained[identity] = stage
+            identity, where = stage.identity(), stage.trained()
+            # A stage that was begun here may have been read from an equal one since: the identity
+            # stays, and there are checkpoints of the steps until then at most.
+            if identity and where.is_trained() and where.identity() == identity:
+                trained[identity] = where
     return trained
 
 
