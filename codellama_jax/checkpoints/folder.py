@@ -155,21 +155,28 @@ class StageFolder(Folder):
         return folder
 
     def _target(self) -> StageFolder | None:
-        """Returns the folder that done.json names, None if it names none."""
-        target = (read_state(self.done) or {}).get("at")
+        """Returns the folder that done.json names, None if it names none that holds the stage."""
+        state = read_state(self.done) or {}
+        target, identity = state.get("at"), state.get("identity")
         if not isinstance(target, str):
             return None
         if not is_bucket(target):
             # Relative to this folder: the two may have been moved together.
-            return StageFolder(epath.Path(os.path.normpath(self.path / target)))
-        try:
-            return StageFolder(user_path(target))
-        except UserError as error:
-            raise UserError(f"{self.done}: {error}") from None
+            folder = StageFolder(epath.Path(os.path.normpath(self.path / target)))
+        else:
+            try:
+                folder = StageFolder(user_path(target))
+            except UserError as error:
+                raise UserError(f"{self.done}: {error}") from None
+        # That run may have been set aside, and another one started in its folder. Older versions
+        # wrote no identity.
+        return None if identity and folder.identity() != identity else folder
 
     def is_trained(self) -> bool:
         """Returns whether the stage has finished, here or where the folder points."""
-        return read_state(self.trained().done) is not None
+        state = read_state(self.trained().done)
+        # Where the path itself is left, it leads to no folder of this stage.
+        return state is not None and "at" not in state
 
     def identity(self) -> str:
         """Returns the identity that the stage had when it was begun.
@@ -206,7 +213,7 @@ class StageFolder(Folder):
         target = str(trained) if remote else os.path.relpath(trained.path, self.path)
         write_json(self.config, to_dict(stage))
         # Last: after a kill before this line the stage is only unfinished.
-        write_json(self.done, {"at": target})
+        write_json(self.done, {"at": target, "identity": trained.identity()})
 
     def mark_done(self, step: int, tokens: int) -> None:
         """Marks the stage as trained to its last step."""

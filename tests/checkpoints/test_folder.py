@@ -55,7 +55,22 @@ def test_a_stage_that_was_begun_and_then_read_elsewhere_is_not_taken_for_trained
     trained.done.unlink()
     assert not third.is_trained()
     trained.point_to(third, toy.stage())
-    assert third.trained() in (trained, begun)  # a circle ends
+    assert not third.is_trained()  # a circle ends
+
+
+def test_another_run_in_the_place_of_the_one_that_was_read_is_not_taken_for_it(tmp_path):
+    """As after --fresh with other options, which renames the run that was read."""
+    runs = epath.Path(tmp_path)
+    trained = finished(runs / "one" / "arm" / "code", X)
+    here = RunFolder(runs / "two").stage("arm", "code")
+    here.point_to(trained, toy.stage())
+    assert here.is_trained()
+    (runs / "one").rename(runs / "one.1")
+    finished(trained.path, Y)
+    assert not here.is_trained()
+    assert here.trained() == here
+    here.begin(toy.stage(), X)
+    assert here.identity() == X
 
 
 def test_a_run_that_was_set_aside_is_not_read(tmp_path):
