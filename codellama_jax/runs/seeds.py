@@ -85,10 +85,10 @@ def train_side_by_side(experiment: Experiment, folder: RunFolder, choice: RunOpt
         try:
             for share, cores in zip(shares, _cores(count), strict=True):
                 arguments = (choice, pickled, folder, share, cores)
-                worker = context.Process(target=_train_seeds, args=arguments)
+                process = context.Process(target=_train_seeds, args=arguments)
                 with _blocked_interrupts():
-                    worker.start()
-                workers.append(worker)
+                    process.start()
+                workers.append(process)  # only now: one that did not start cannot be ended
             while running := [worker for worker in workers if worker.is_alive()]:
                 # Wakes when a worker ends, and otherwise in time to look for a signal of the user.
                 wait([worker.sentinel for worker in running], WAIT_SECONDS)

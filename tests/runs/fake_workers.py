@@ -37,12 +37,11 @@ def interruptible(choice, pickled, folder, numbers, cores):
     sys.exit(0 if signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []) else 3)
 
 
-def orphan(file):
+def orphan():
     """Prepares itself after its parent has died, as one that has imported JAX meanwhile."""
     from codellama_jax.runs import seeds
 
-    with open(file, "w") as started:
-        started.write(str(os.getpid()))
     multiprocessing.parent_process().join()
     seeds._prepare_process([])
-    time.sleep(SECONDS)
+    time.sleep(5)
+    print("survived", flush=True)
