@@ -23,7 +23,7 @@ number, and asserts about them (data/generated_keys.py). Retrieval is learned fi
 the general model reads documents of little filler, code training ones of up to one of its sequences
 (256 tokens), the long-context stage these and others of up to 1,024 tokens. With long ones from the
 start a toy found no key after as many steps; with only long ones in the long-context stage it did
-not learn again, after interpolation, to tell the digits of a number apart. No stage splits
+not learn again, after interpolation, to distinguish the digits of a number. No stage splits
 documents for infilling, which would separate a function from its assert.
 """
 

@@ -66,7 +66,7 @@ def write(data: ResolvedData, tokenizer: Tokenizer, trained: dict[str, StageFold
     here = data.folder
     if here.is_trained():
         say(f"{data}: done before, skipped")
-        # Other arms read these data too: models asked again may write others.
+        # Other arms read these data too: models that write once more may write others.
         written = here.trained()
         if identity := written.identity():
             trained[identity] = written
