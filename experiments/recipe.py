@@ -169,7 +169,9 @@ def trend_code(scale: str, infilling: InfillingConfig = INFILLING) -> Stage:
         steps = LOCAL[scale].trend_steps
         stage = dataclasses.replace(stage, steps=steps, eval_every=steps // EIGHTHS)
     every = stage.steps // EIGHTHS
-    return dataclasses.replace(stage, checkpoint_every=every, keep_checkpoints=EIGHTHS)
+    # One more than EIGHTHS where the steps are no multiple of it: the last step is saved too.
+    saved = -(-stage.steps // every)
+    return dataclasses.replace(stage, checkpoint_every=every, keep_checkpoints=saved)
 
 
 def lengths(stage: Stage) -> tuple[int, ...]:

@@ -142,23 +142,41 @@ class StageFolder(Folder):
     def trained(self) -> StageFolder:
         """Returns the folder where the stage was trained: this one, or the one done.json names.
 
-        A damaged done.json counts as absent: the stage is then resumed from its last checkpoint.
-        Raises UserError if done.json names an object store that cannot be read here.
+        That one may have been begun, and later read from an equal stage too: its done.json then
+        names the next folder. A damaged done.json counts as absent: the stage is then resumed from
+        its last checkpoint. Raises UserError if done.json names an object store that cannot be read
+        here.
         """
-        target = (read_state(self.done) or {}).get("at")
+        folder, seen = self, {self}
+        # Folders that name each other, as after a copy, end where the circle closes.
+        while (target := folder._target()) and target not in seen:
+            folder = target
+            seen.add(folder)
+        return folder
+
+    def _target(self) -> StageFolder | None:
+        """Returns the folder that done.json names, None if it names none that holds the stage."""
+        state = read_state(self.done) or {}
+        target, identity = state.get("at"), state.get("identity")
         if not isinstance(target, str):
-            return self
+            return None
         if not is_bucket(target):
             # Relative to this folder: the two may have been moved together.
-            return StageFolder(epath.Path(os.path.normpath(self.path / target)))
-        try:
-            return StageFolder(user_path(target))
-        except UserError as error:
-            raise UserError(f"{self.done}: {error}") from None
+            folder = StageFolder(epath.Path(os.path.normpath(self.path / target)))
+        else:
+            try:
+                folder = StageFolder(user_path(target))
+            except UserError as error:
+                raise UserError(f"{self.done}: {error}") from None
+        # That run may have been set aside, and another one started in its folder. Older versions
+        # wrote no identity.
+        return None if identity and folder.identity() != identity else folder
 
     def is_trained(self) -> bool:
         """Returns whether the stage has finished, here or where the folder points."""
-        return read_state(self.trained().done) is not None
+        state = read_state(self.trained().done)
+        # Where the path itself is left, it leads to no folder of this stage.
+        return state is not None and "at" not in state
 
     def identity(self) -> str:
         """Returns the identity that the stage had when it was begun.
@@ -195,7 +213,7 @@ class StageFolder(Folder):
         target = str(trained) if remote else os.path.relpath(trained.path, self.path)
         write_json(self.config, to_dict(stage))
         # Last: after a kill before this line the stage is only unfinished.
-        write_json(self.done, {"at": target})
+        write_json(self.done, {"at": target, "identity": trained.identity()})
 
     def mark_done(self, step: int, tokens: int) -> None:
         """Marks the stage as trained to its last step."""
@@ -360,9 +378,11 @@ def trained_under(runs: epath.Path) -> dict[str, StageFolder]:
         if run.set_aside.exists():
             continue
         for stage in run.stages():
-            identity = stage.identity()
-            if identity and stage.is_trained():
-                trained[identity] = stage
+            identity, where = stage.identity(), stage.trained()
+            # A stage that was begun here may have been read from an equal one since: the identity
+            # stays, and there are checkpoints of the steps until then at most.
+            if identity and where.is_trained() and where.identity() == identity:
+                trained[identity] = where
     return trained
 
 

@@ -80,6 +80,8 @@ def kept_answers(
 ) -> dict[str, Any]:
     """Returns the answers in probes.json of the probes whose options have not changed.
 
+    A note is no answer: its reason, such as a sandbox that could not be set up, may be gone.
+
     `written` is the content of the file, None if there is none; `documents` as in `config_of`.
     """
     config = written.get("config") if written else None
@@ -90,8 +92,10 @@ def kept_answers(
     kept = {}
     # A probe is measured again only if its own options changed, whatever happened to the others.
     for name, probe in probes.items():
-        if name in written and _has_options(probe, options.get(name)):
-            kept[name] = written[name]
+        answer = written.get(name)
+        is_note = isinstance(answer, dict) and "note" in answer
+        if answer is not None and not is_note and _has_options(probe, options.get(name)):
+            kept[name] = answer
     return kept
 
 

@@ -215,10 +215,10 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
         color = STAGES[number % len(STAGES)]
         shift = (number - (len(panel.lines) - 1) / 2) * spacing if panel.ticks else 0
         offset = np.array([shift, 0])
-        # Seeds of an unfinished run may have more points than others, for which no mean exists.
+        # Seeds of an unfinished run may have more points than others: the mean is of all seeds, and
+        # ends with the shortest.
         shortest = min(map(len, seeds))
-        equally_long = [points for points in seeds if len(points) == shortest]
-        mean = np.mean(equally_long, axis=0) + offset
+        mean = np.mean([points[:shortest] for points in seeds], axis=0) + offset
         # A line between categories, or through a single point, would be meaningless.
         is_dots = bool(panel.ticks) or len(mean) == 1
         width, size = (0, 4) if is_dots else (0.8, 2)

@@ -66,6 +66,10 @@ def write(data: ResolvedData, tokenizer: Tokenizer, trained: dict[str, StageFold
     here = data.folder
     if here.is_trained():
         say(f"{data}: done before, skipped")
+        # Other arms read these data too: models that write once more may write others.
+        written = here.trained()
+        if identity := written.identity():
+            trained[identity] = written
         return
     sources = []
     for model in data.stage.models():

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
@@ -18,15 +23,18 @@ import jax
 
 from codellama_jax.checkpoints.folder import RunFolder
 from codellama_jax.checkpoints.loading import keep_compiled
-from codellama_jax.command_line import run_command
+from codellama_jax.command_line import BROKEN_PIPE, run_command
 from codellama_jax.config import Experiment
 from codellama_jax.errors import UserError
+from codellama_jax.runs import experiment_file
 from codellama_jax.runs.corpus import Corpus
 from codellama_jax.runs.stages import resolve
 from codellama_jax.runs.training import run_stages
+from codellama_jax.sharding.hosts import say
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
-from codellama_jax.system import linux
+from codellama_jax.system import locks
 from codellama_jax.system.allocator import keep_freed_memory
+from codellama_jax.system.files import reason
 from codellama_jax.training.loop import Stopped, noticing_signals
 
 if TYPE_CHECKING:
@@ -62,53 +70,90 @@ def train_side_by_side(experiment: Experiment, folder: RunFolder, choice: RunOpt
       choice: the options of the verb `run`.
 
     Raises:
-      Stopped: after a signal.
-      UserError: if a process was killed.
+      Stopped: after a signal, also if one process alone received it.
+      UserError: if a process was killed, or the experiment cannot be sent to one.
       SystemExit: with its exit code, if a process failed; it has printed why.
     """
     count = min(choice.processes, experiment.seeds)
     # Every count-th seed: with 5 seeds in 2 processes the shares are 0, 2, 4 and 1, 3.
     shares = [range(first, experiment.seeds, count) for first in range(count)]
+    pickled = _pickled(experiment, choice.processes)
     # A forked child would have only one of the threads that JAX has started here.
     context = multiprocessing.get_context("spawn")
     workers: list[BaseProcess] = []
     with noticing_signals() as signalled:
         try:
             for share, cores in zip(shares, _cores(count), strict=True):
-                arguments = (experiment, folder, choice, share, cores)
-                workers.append(context.Process(target=_train_seeds, args=arguments))
-                workers[-1].start()
+                arguments = (choice, pickled, folder, share, cores)
+                process = context.Process(target=_train_seeds, args=arguments)
+                with _blocked_interrupts():
+                    process.start()
+                workers.append(process)  # only now: one that did not start cannot be ended
             while running := [worker for worker in workers if worker.is_alive()]:
                 # Wakes when a worker ends, and otherwise in time to look for a signal of the user.
                 wait([worker.sentinel for worker in running], WAIT_SECONDS)
                 if signalled() or any(worker.exitcode for worker in workers):
                     break
+            # Before the others are stopped: their codes are those of this process's signal.
+            codes = [worker.exitcode or 0 for worker in workers]
         finally:
-            # SIGTERM, because a terminal has sent them its SIGINT, and a second one would end them
-            # before they have saved.
             for worker in workers:
                 worker.terminate()
             for worker in workers:
                 worker.join()
         if signalled():
             raise Stopped(signalled())
-    _check_ended(workers)
+    _check_ended(codes)
 
 
-def _check_ended(workers: Sequence[BaseProcess]) -> None:
-    """Raises UserError or SystemExit if a worker failed by itself."""
-    # A negative code is the number of the signal that killed a worker. Codes from 128 are those of
-    # workers that saved after a signal, as they do when another one fails, and are no failure.
-    codes = [worker.exitcode or 0 for worker in workers]
-    killed = [code for code in codes if code < 0]
-    failed = [code for code in codes if 0 < code < 128]
-    if failed:
-        sys.exit(failed[0])
-    if killed:
+def _pickled(experiment: Experiment, processes: int) -> bytes:
+    """Returns the experiment as a worker unpickles it. Raises UserError where that is impossible.
+
+    Args:
+      experiment: the experiment; its file may define classes of its parts.
+      processes: that the user asked for.
+    """
+    try:
+        return pickle.dumps(experiment)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise UserError(
-            f"a process that trained some of the seeds was killed by signal {-killed[0]}; 9 often"
-            " means that memory was full: run the same command again, with fewer --processes"
-        )
+            f"--processes is {processes}: the experiment cannot be sent to a process"
+            f" ({reason(error)}): define its classes and functions at the top of the experiment"
+            " file, or leave --processes out"
+        ) from None
+
+
+@contextmanager
+def _blocked_interrupts() -> Iterator[None]:
+    """Keeps Ctrl-C from a process that is started in the block, and from this one until its end."""
+    # A terminal sends its SIGINT to the workers too, which may be importing modules: Python would
+    # print a traceback. The signal mask is inherited, and `_prepare_process` unblocks it.
+    resource_tracker.ensure_running()  # it is started with the first worker, and unblocks SIGINT
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+def _check_ended(codes: Sequence[int]) -> None:
+    """Raises Stopped, UserError or SystemExit if a worker did not end by itself with success.
+
+    `codes` are the exit codes of the workers, as `multiprocessing` gives them.
+    """
+    for code in codes:
+        # The reader of the pipe has ended, which is no signal to the workers.
+        if 0 < code < 128 or code == BROKEN_PIPE:
+            sys.exit(code)
+    for code in codes:
+        # A negative code is the number of the signal that killed a worker.
+        if code < 0:
+            raise UserError(
+                f"a process that trained some of the seeds was killed by signal {-code}; 9 often"
+                " means that memory was full: run the same command again, with fewer --processes"
+            )
+        if code:  # 128 + signal: it has saved
+            raise Stopped(code - 128)
 
 
 def _cores(count: int) -> list[list[int]]:
@@ -123,33 +168,55 @@ def _cores(count: int) -> list[list[int]]:
 
 
 def _train_seeds(
-    experiment: Experiment,
-    folder: RunFolder,
     choice: RunOptions,
+    pickled: bytes,
+    folder: RunFolder,
     numbers: Sequence[int],
     cores: Sequence[int],
 ) -> None:
     """Trains and probes some seeds in a separate process.
 
     Args:
-      experiment: the experiment.
-      folder: the run's folder.
       choice: the options of the verb `run`.
+      pickled: the experiment.
+      folder: the run's folder.
       numbers: of the seeds.
       cores: of the processor; empty where the system cannot bind a process to cores.
     """
-    if sys.platform == "linux":
-        linux.die_with_parent()  # which holds the folder's lock
+    _prepare_process(cores)
+    run_command(lambda: _run_seeds(choice, pickled, folder, numbers))
+
+
+def _prepare_process(cores: Sequence[int]) -> None:
+    """Prepares this process as one of several: its end, its signals, its output and its cores."""
+    parent = multiprocessing.parent_process()
+    assert parent, "the first process has no parent that it ends with"
+
+    def end_with_parent() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    # The parent holds the folder's lock. It may have died before this line, so that a request to
+    # the kernel for a signal at its death would come too late.
+    threading.Thread(target=end_with_parent, name="end_with_parent", daemon=True).start()
+    # Ctrl-C reaches the parent too, which then stops all processes with SIGTERM. In training it is
+    # noticed (`noticing_signals`): a second one interrupts the saving.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    # Lines instead of progress bars, which several processes would draw over each other.
+    os.environ["TTY_COMPATIBLE"] = "0"
     # Before JAX starts a thread for each core that it may use.
     if cores:
         os.sched_setaffinity(0, cores)
-    run_command(lambda: _run_seeds(experiment, folder, choice, numbers))
 
 
 def _run_seeds(
-    experiment: Experiment, folder: RunFolder, choice: RunOptions, numbers: Sequence[int]
+    choice: RunOptions, pickled: bytes, folder: RunFolder, numbers: Sequence[int]
 ) -> None:
     """Trains and probes some seeds in this process."""
+    # The file may define classes of the experiment's parts, and register a model family.
+    experiment_file.load_file(choice.experiment, choice.traceback)
+    experiment: Experiment = pickle.loads(pickled)
     keep_freed_memory()
     keep_compiled(choice.cache)
     mesh = make_mesh(experiment.mesh)
@@ -163,6 +230,6 @@ def _run_seeds(
             run_stages(experiment, corpus, folder, stages, choice.reuse)
     except Stopped as stop:
         sys.exit(128 + stop.args[0])  # the first process prints the line about it
-    # All seeds read the same documents, and one process writes the file.
-    if 0 in numbers:
+    # Each worker adds its counts: one whose seeds were done before has read no documents.
+    with locks.one_after_another(folder.corpus, say):
         corpus.save_counts(folder.corpus)

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
-from rich.console import Console
 
 from codellama_jax.errors import UserError
 
@@ -63,8 +62,10 @@ def is_first() -> bool:
 def say(text: str) -> None:
     """Prints a line, on the first host only."""
     if is_first():
-        # Soft-wrapped: a long line stays one line in a file, where programs search for it.
-        Console(soft_wrap=True).print(text, highlight=False, markup=False)
+        # Not by rich: it replaces names of emojis, as in the path runs/:car:/x, and imports a part
+        # of itself with the first line. In a timer's thread that fails while the main thread
+        # imports TFDS, whose lazy imports replace Python's function for all threads.
+        print(text, flush=True)
 
 
 def gather(values: dict[str, Any]) -> dict[str, Any]:

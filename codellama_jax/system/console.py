@@ -5,4 +5,5 @@ from rich.console import Console
 
 def warn(text: str) -> None:
     """Prints a line on stderr, in yellow on a terminal."""
-    Console(stderr=True, style="yellow", soft_wrap=True, highlight=False).print(text, markup=False)
+    console = Console(stderr=True, style="yellow", soft_wrap=True, highlight=False, emoji=False)
+    console.print(text, markup=False)

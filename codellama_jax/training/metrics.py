@@ -8,6 +8,7 @@ import time
 import jax
 from etils import epath
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from codellama_jax.checkpoints.folder import StageFolder
@@ -131,7 +132,7 @@ class Metrics:
         self.board = SummaryWriter(str(folder.tensorboard), purge_step=start if start else None)
         self.console = Console()
         self.progress = Progress(console=self.console, disable=not self.console.is_terminal)
-        self.bar = self.progress.add_task(name, total=stage.steps, completed=start)
+        self.bar = self.progress.add_task(escape(name), total=stage.steps, completed=start)
         self.progress.start()
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
@@ -164,10 +165,11 @@ class Metrics:
         shown = [form.format(numbers[key]) for key, form in SHOWN.items() if key in numbers]
         text = "  ".join([f"{self.name} step {step}/{self.stage.steps}", *shown])
         # The bar shows the last metrics. A file or a pipe has no bar and gets a line each time.
-        self.progress.update(self.bar, completed=step, description=text)
+        self.progress.update(self.bar, completed=step, description=escape(text))
         if not self.console.is_terminal or "validation_loss" in numbers:
             text = "  ".join([text, *self._time_left(step, numbers)])
-            self.console.print(text, highlight=False, soft_wrap=True)
+            # Names of arms and stages are printed as they are, brackets and colons included.
+            self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _time_left(self, step: int, numbers: dict[str, float]) -> list[str]:
         """Returns the time that the stage will still take as one text, [] if it is not known.

@@ -39,6 +39,40 @@ def test_a_folder_that_points_moves_with_what_it_points_to(tmp_path):
     assert not here.is_trained()
 
 
+def test_a_stage_that_was_begun_and_then_read_elsewhere_is_not_taken_for_trained(tmp_path):
+    """It keeps its identity and the checkpoints of its first steps."""
+    runs = epath.Path(tmp_path)
+    trained = finished(runs / "a" / "arm" / "code", X)
+    begun = RunFolder(runs / "b").stage("arm", "code")
+    begun.begin(toy.stage(), X)
+    begun.checkpoint(3).mkdir(parents=True)
+    begun.point_to(trained, toy.stage())
+    assert trained_under(runs) == {X: trained}
+    # An older version wrote such a path.
+    third = RunFolder(runs / "c").stage("arm", "code")
+    third.point_to(begun, toy.stage())
+    assert third.trained() == trained
+    trained.done.unlink()
+    assert not third.is_trained()
+    trained.point_to(third, toy.stage())
+    assert not third.is_trained()  # a circle ends
+
+
+def test_another_run_in_the_place_of_the_one_that_was_read_is_not_taken_for_it(tmp_path):
+    """As after --fresh with other options, which renames the run that was read."""
+    runs = epath.Path(tmp_path)
+    trained = finished(runs / "one" / "arm" / "code", X)
+    here = RunFolder(runs / "two").stage("arm", "code")
+    here.point_to(trained, toy.stage())
+    assert here.is_trained()
+    (runs / "one").rename(runs / "one.1")
+    finished(trained.path, Y)
+    assert not here.is_trained()
+    assert here.trained() == here
+    here.begin(toy.stage(), X)
+    assert here.identity() == X
+
+
 def test_a_run_that_was_set_aside_is_not_read(tmp_path):
     runs = epath.Path(tmp_path)
     trained = finished(runs / "run" / "arm" / "code", X)

@@ -211,6 +211,14 @@ def test_ranked_answers_are_compared_with_the_student_by_size_and_with_fine_tuni
     assert [row[1].split()[0] for row in right.rows[:2]] == ["20.0%", "60.0%"]
 
 
+@pytest.mark.parametrize("scale", ["toy", "small", "7b"])
+def test_every_length_of_a_trend_is_a_checkpoint_that_is_kept(scale):
+    stage = recipe.trend_code(scale)
+    saved = {*range(stage.checkpoint_every, stage.steps, stage.checkpoint_every), stage.steps}
+    kept = sorted(saved)[-stage.keep_checkpoints :]
+    assert set(recipe.lengths(stage)) <= set(kept)
+
+
 def test_a_trend_follows_the_lengths_of_one_run():
     """The gap halves with every doubling, and ends below the bound of one percent."""
     experiment, _ = load_experiment(PlanOptions("infilling_cost", "toy"))

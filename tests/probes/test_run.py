@@ -105,6 +105,14 @@ def test_answers_of_unchanged_probes_are_kept():
     assert "perplexity" in kept_answers(written, probes, DOCUMENTS)
 
 
+def test_a_probe_that_could_not_measure_is_tried_again():
+    """As where the sandbox could not be set up, and can be now."""
+    probes = {"perplexity": Perplexity((16,)), "line_ends": LineEnds((0.8,))}
+    written = {"config": config_of(probes, DOCUMENTS), "perplexity": {"16": 1}}
+    written["line_ends"] = {"note": "the sandbox cannot be set up"}
+    assert kept_answers(written, probes, DOCUMENTS) == {"perplexity": {"16": 1}}
+
+
 @pytest.mark.parametrize("written", [None, {}, {"config": 3}, {"config": {"documents": []}}])
 def test_nothing_is_kept_of_a_file_without_options(written):
     assert kept_answers(written, {"bigram": Bigram()}, DOCUMENTS) == {}

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codellama_jax.errors import UserError
+from codellama_jax.report import figures
 from codellama_jax.report.findings import (
     Difference,
     Expectation,
@@ -191,3 +192,11 @@ def test_table_cells():
     assert pairs([3.0, 2.0], [1.0, 1.0]) == [2.0, 1.0]
     assert spread([1.0, 2.0]) == "1.500 (1.000 to 2.000)"
     assert spread([0.5], ".0%") == "50%"
+
+
+def test_the_mean_of_seeds_of_different_length_is_of_all_seeds():
+    """As in the report of a run whose last seed has just begun."""
+    seeds = [[(0.0, 4.0), (1.0, 2.0)], [(0.0, 4.0), (1.0, 2.0)], [(0.0, 1.0)]]
+    figure = figures._panels([Panel("x", "y", {"arm": seeds})])
+    *_, mean = figure.axes[0].lines
+    assert mean.get_xydata().tolist() == [[0.0, 3.0]]

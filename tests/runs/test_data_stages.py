@@ -94,6 +94,16 @@ def test_an_equal_stage_is_read_and_another_one_is_written(base):
     assert text_of(other) == "2 0\n"
 
 
+def test_a_resumed_run_does_not_write_equal_data_for_the_next_arm_again(base):
+    """The models may write others, and the arms would differ in their data."""
+    first, equal = (resolved(base, arm, Lines(count=1)) for arm in ("a", "b"))
+    data_stages.write(first, TOKENIZER, {})
+    trained = {}
+    for data in (first, equal):
+        data_stages.write(data, TOKENIZER, trained)
+    assert equal.folder.trained() == first.folder
+
+
 def test_answers_of_another_model_are_not_continued(base):
     data = resolved(base)
     with pytest.raises(InterruptedError):

@@ -1,23 +1,50 @@
 """Seeds trained side by side in processes, against the same seeds one after another."""
 
+import errno
 import json
+import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import threading
 import time
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from types import SimpleNamespace
 
+import fake_workers
 import numpy as np
 import pytest
+from paths import ROOT
+from rich.console import Console
 from tiny_run import command, launch
 
 from codellama_jax.errors import UserError
 from codellama_jax.runs import seeds
+from codellama_jax.sharding.hosts import Stopped
 from codellama_jax.training.metrics import read_metrics
 
 TWO = ("--seeds", "2")
+# A class of the experiment's own file, which a process has to read before it knows the class.
+OWN_PROBE = """
+plain = experiment
+
+@dataclasses.dataclass(frozen=True)
+class Files(Probe, name="files"):
+    def measure(self, subject):
+        return len(subject.files)
+
+def experiment(scale="toy"):
+    return dataclasses.replace(plain(scale), probes={"files": Files(stages="last")})
+"""
 
 
 @pytest.fixture(scope="module")
 def one_process(place):
+    with (place / "tiny.py").open("a") as file:
+        file.write(OWN_PROBE)
     code, _, errors = launch(place, "one", *TWO)
     assert code == 0, errors
     return place / "one"
@@ -37,6 +64,19 @@ def test_two_processes_train_what_one_trains(place, one_process):
         assert by_step[0] == pytest.approx(by_step[1], abs=1e-5)
     counts = [json.loads((place / out / "corpus.json").read_text()) for out in ("one", "two")]
     assert counts[0] == counts[1]
+    probes = place / "two" / "main@1" / "long" / "probes.json"
+    assert json.loads(probes.read_text())["files"]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_counts_the_documents_of_every_process(place, one_process):
+    half = place / "half"
+    shutil.copytree(one_process, half)
+    shutil.rmtree(half / "main@1")
+    (half / "corpus.json").unlink()
+    code, _, errors = launch(place, "half", *TWO, "--processes", "2")
+    assert code == 0, errors
+    assert (half / "corpus.json").read_text() == (one_process / "corpus.json").read_text()
 
 
 @pytest.mark.slow
@@ -89,3 +129,81 @@ def test_cores_are_shared_out(monkeypatch):
     assert seeds._cores(2) == [[0, 3], [5, 7]]
     assert seeds._cores(6) == [[0, 3, 5, 7, 9]] * 6
     assert np.unique(np.concatenate(seeds._cores(5))).size == 5
+
+
+def side_by_side(monkeypatch, worker, seeds_of=2):
+    """Runs two processes that call `worker` in the place of training."""
+    monkeypatch.setattr(seeds, "_train_seeds", worker)
+    seeds.train_side_by_side(SimpleNamespace(seeds=seeds_of), None, SimpleNamespace(processes=2))
+
+
+def test_the_signal_that_killed_a_process_is_named_not_the_one_that_ended_the_others(monkeypatch):
+    with pytest.raises(UserError, match="killed by signal 9;"):
+        side_by_side(monkeypatch, fake_workers.killed)
+
+
+def test_a_signal_to_one_process_stops_the_run(monkeypatch):
+    with pytest.raises(Stopped) as stop:
+        side_by_side(monkeypatch, fake_workers.stopped)
+    assert stop.value.args == (signal.SIGTERM,)
+
+
+def test_a_closed_pipe_ends_the_run(monkeypatch):
+    with pytest.raises(SystemExit) as end:
+        side_by_side(monkeypatch, fake_workers.without_reader)
+    assert end.value.code == 141
+
+
+def test_ctrl_c_of_the_terminal_does_not_end_a_process_that_starts(monkeypatch):
+    side_by_side(monkeypatch, fake_workers.interruptible)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_process_that_cannot_start_is_reported_and_the_others_end(monkeypatch):
+    start = SpawnProcess.start
+
+    def only_once(process):
+        if multiprocessing.active_children():
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        start(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", only_once)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        side_by_side(monkeypatch, fake_workers.killed)
+    assert not multiprocessing.active_children()
+
+
+def test_an_experiment_that_cannot_be_sent_is_refused():
+    with pytest.raises(UserError, match=r"--processes is 2: .*at the top of the experiment file"):
+        seeds._pickled(SimpleNamespace(seeds=2, size=lambda: 1), 2)
+
+
+def test_a_process_ends_with_a_parent_that_died_before():
+    program = """
+import multiprocessing, os, signal
+import fake_workers
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=fake_workers.orphan).start()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    path = [str(ROOT), str(Path(fake_workers.__file__).parent)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    # Returns when the last process that has the pipe open has ended, not the first one.
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == -signal.SIGKILL
+    assert (run.stdout, run.stderr) == ("", "")
+
+
+def test_a_process_draws_no_bar_and_leaves_ctrl_c_to_the_first(monkeypatch):
+    parent = SimpleNamespace(join=threading.Event().wait)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        seeds._prepare_process([])
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert not Console().is_terminal
+    finally:
+        signal.signal(signal.SIGINT, before)
