@@ -8,6 +8,7 @@ Ablations share them exactly: a stage that two of them have is trained once.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
@@ -170,7 +171,7 @@ def trend_code(scale: str, infilling: InfillingConfig = INFILLING) -> Stage:
         stage = dataclasses.replace(stage, steps=steps, eval_every=steps // EIGHTHS)
     every = stage.steps // EIGHTHS
     # One more than EIGHTHS where the steps are no multiple of it: the last step is saved too.
-    saved = -(-stage.steps // every)
+    saved = math.ceil(stage.steps / every)
     return dataclasses.replace(stage, checkpoint_every=every, keep_checkpoints=saved)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from codellama_jax.config import DataConfig, MixtureConfig, ModelConfig, OptimizerConfig, Stage
@@ -50,3 +51,12 @@ def batch(rows: int = 8, length: int = 16, vocab: int = 64, seed: int = 0) -> di
         "positions": positions,
         "weights": (segment_ids > 0).astype(np.float32),
     }
+
+
+def bytes_by_device(tree: object) -> list[int]:
+    """Returns the bytes of arrays on each device."""
+    sizes = dict.fromkeys(jax.devices(), 0)
+    for array in jax.tree.leaves(tree):
+        for shard in array.addressable_shards:
+            sizes[shard.device] += shard.data.nbytes
+    return list(sizes.values())

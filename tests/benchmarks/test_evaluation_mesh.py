@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 from paths import ROOT
-from toy import stage
+from toy import bytes_by_device, stage
 
 from codellama_jax.benchmarks import answers, evaluate
 from codellama_jax.benchmarks.settings import Checking, PromptOptions, Settings
@@ -78,15 +78,6 @@ def test_a_mesh_answers_as_one_device_does(model, benchmark, expected, mesh):
     assert means == pytest.approx(expected[1], rel=1e-5)
 
 
-def most_bytes(tree: object) -> int:
-    """Returns the bytes of `tree` on the device that holds most of it."""
-    held = dict.fromkeys(jax.devices(), 0)
-    for array in jax.tree.leaves(tree):
-        for shard in array.addressable_shards:
-            held[shard.device] += shard.data.nbytes
-    return max(held.values())
-
-
 @pytest.mark.parametrize("mesh", MESHES)
 def test_a_device_holds_its_part_of_weights_and_cache(model, mesh):
     parts, sizes = mesh["fsdp"] * mesh.get("tensor", 1), {True: 0, False: 0}
@@ -100,11 +91,11 @@ def test_a_device_holds_its_part_of_weights_and_cache(model, mesh):
     for tree in (params, weights):
         for array in jax.tree.leaves(tree):
             sizes[array.sharding.is_fully_replicated] += array.nbytes
-        assert most_bytes(tree) == sizes[False] / parts + sizes[True]
+        assert max(bytes_by_device(tree)) == sizes[False] / parts + sizes[True]
         assert sizes[True] < 0.02 * sizes[False]
         sizes = {True: 0, False: 0}
     total = sum(array.nbytes for array in jax.tree.leaves(cache))
-    assert most_bytes(cache) == total / (8 / mesh["fsdp"])
+    assert max(bytes_by_device(cache)) == total / (8 / mesh["fsdp"])
 
 
 @pytest.fixture(scope="module")

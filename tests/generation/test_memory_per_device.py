@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from characters import Characters
-from toy import MODEL
+from toy import MODEL, bytes_by_device
 
 from codellama_jax.config import MeshConfig, ModelConfig
 from codellama_jax.generation import slots as programs
@@ -28,15 +28,6 @@ MESHES = {
 }
 
 
-def allocated(tree) -> list[int]:
-    """Returns the bytes of arrays on each device."""
-    sizes = dict.fromkeys(jax.devices(), 0)
-    for leaf in jax.tree.leaves(tree):
-        for shard in leaf.addressable_shards:
-            sizes[shard.device] += shard.data.nbytes
-    return list(sizes.values())
-
-
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("kv_cache", decoding.KV_CACHES)
 @pytest.mark.parametrize("config", [MODEL, MULTI_QUERY], ids=["llama", "multi-query"])
@@ -44,7 +35,7 @@ def test_of_a_cache(config: ModelConfig, kv_cache: str, mesh: str):
     with on_mesh(make_mesh(MESHES[mesh]), decoding.LOGICAL_AXES):
         state = programs.empty(config, kv_cache, 4, 64)
         size = bytes_per_device(state, programs.state_specs(config))
-        assert allocated(state) == [size] * 8
+        assert bytes_by_device(state) == [size] * 8
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -60,4 +51,4 @@ def test_of_weights(scheme: str, mesh: str):
     with on_mesh(on, decoding.LOGICAL_AXES):
         weights = decoding.prepare(config, model.params)
         size = bytes_per_device(weights, decoding.weight_specs(config, weights))
-        assert allocated(weights) == [size] * 8
+        assert bytes_by_device(weights) == [size] * 8
