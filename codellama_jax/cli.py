@@ -19,6 +19,7 @@ import tyro
 from codellama_jax.checked import FieldError, choices_problem
 from codellama_jax.command_line import cli, program_name, run_command
 from codellama_jax.errors import UserError
+from codellama_jax.system.allocator import keep_freed_memory
 
 DESCRIPTION = """Trains, plans and compiles experiments; prompts, evaluates and converts models.
 
@@ -193,6 +194,9 @@ def spelled_out(arguments: list[str]) -> list[str]:
 
 
 def _run() -> None:
+    # Before `parse` imports the verb, whose libraries start threads.
+    if sys.argv[1:2] == ["run"]:
+        keep_freed_memory()
     work = parse(sys.argv[1:], program_name())
     try:
         work()

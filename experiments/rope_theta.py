@@ -71,12 +71,13 @@ KEYS = {
     "code": {"keys": 0.5},
     "long_context": {"keys": 0.25, "long_keys": 0.25},
 }
-# At toy scale. A model half as wide, with two heads, learned retrieval in about half of the seeds,
-# with more layers, steps or other rates too: in the others it copied the digits of a number in any
-# order.
-SHAPE: dict[str, Any] = {"d_model": 128, "n_heads": 4, "n_kv_heads": 4, "d_ff": 352}
-STEPS = {"general": 2000, "code": 2000, "long_context": 250}
+# At toy scale. Smaller models, and this one with four heads or without the long warm-up of the
+# general model, learned retrieval in some of the seeds only, with more layers, steps or other rates
+# too: in the others they copied the digits of a number in any order.
+SHAPE: dict[str, Any] = {"d_model": 128, "n_heads": 8, "n_kv_heads": 8, "d_ff": 352}
+STEPS = {"general": 2000, "code": 1500, "long_context": 250}
 RATE = 2e-3  # peak learning rate
+WARMUP = 300  # steps of the general model
 # Where the documents come from.
 SOURCES = {source: f"functions:{source}" for source in ("short_keys", "keys", "long_keys")}
 
@@ -132,7 +133,7 @@ def _with_keys(scale: str, stage: Stage, name: str) -> Stage:
     optimizer = dataclasses.replace(stage.optimizer, peak_lr=RATE)
     if name == "general":
         # Retrieval emerges late and suddenly: a rate that has decayed by then delays it.
-        optimizer = dataclasses.replace(optimizer, final_fraction=1.0)
+        optimizer = dataclasses.replace(optimizer, warmup_steps=WARMUP, final_fraction=1.0)
     return dataclasses.replace(
         stage,
         model=dataclasses.replace(cast(LlamaConfig, stage.model), **SHAPE),
@@ -232,10 +233,24 @@ def finding(results: Results) -> Finding:
         figures=_figures(m),
         heat_maps=[_heat_map(m)],
         differences=_differences(m),
-        reason="a seed in which the toy has not learned to copy the digits of a number in order"
-        " finds a third of the keys at best, and makes every interval wide; perplexity gains from"
-        " the larger base at inference alone, which turns distant positions by angles that training"
-        " has seen.",
+        reason=_reason(m),
+    )
+
+
+def _reason(m: Measured) -> str:
+    """Returns why the toy may differ from the paper, with the seeds that learned no retrieval."""
+    within = m.share_found("code", 1)
+    failed = sum(share <= FOUND for share in within)
+    reason = (
+        "perplexity gains from the larger base at inference alone, which turns distant positions"
+        " by angles that training has seen."
+    )
+    if not failed:
+        return reason
+    return (
+        f"{failed} of {len(within)} seeds find {100 * FOUND:g} % of the keys or fewer within"
+        " one sequence of code training, because they have not learned to copy the digits of a"
+        f" number in order, and make every interval wide; {reason}"
     )
 
 

@@ -304,6 +304,21 @@ class RunFolder(Folder):
         """Returns the folders of the stages that were begun here."""
         return [StageFolder(path.parent) for path in sorted(self.path.glob(f"*/*/{IDENTITY}"))]
 
+    def trained_stages(self) -> dict[str, StageFolder]:
+        """Returns the finished stages, by identity; leaves out those of a damaged identity file."""
+        trained = {}
+        for stage in self.stages():
+            identity, where = stage.identity(), stage.trained()
+            # A stage that was begun here may have been read from an equal one since: the identity
+            # stays, and there are checkpoints of the steps until then at most.
+            if identity and where.is_trained() and where.identity() == identity:
+                trained[identity] = where
+        return trained
+
+    def claim(self, identity: str) -> epath.Path:
+        """Returns the lock file of the stages of this identity, which one process trains."""
+        return self.path / f".{identity}.lock"
+
     def find_stage(self, arm: str = "", stage: str = "") -> tuple[StageFolder, Stage]:
         """Returns the folder and config of a stage.
 
@@ -375,14 +390,8 @@ def trained_under(runs: epath.Path) -> dict[str, StageFolder]:
     # Sorted, so that the same run is chosen on every start where several have an equal stage.
     for path in sorted(runs.glob("*")):
         run = RunFolder(path)
-        if run.set_aside.exists():
-            continue
-        for stage in run.stages():
-            identity, where = stage.identity(), stage.trained()
-            # A stage that was begun here may have been read from an equal one since: the identity
-            # stays, and there are checkpoints of the steps until then at most.
-            if identity and where.is_trained() and where.identity() == identity:
-                trained[identity] = where
+        if not run.set_aside.exists():
+            trained.update(run.trained_stages())
     return trained
 
 

@@ -32,7 +32,6 @@ from codellama_jax.sharding import peers
 from codellama_jax.sharding.hosts import on_first_host, say, start_distributed
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
 from codellama_jax.system import locks
-from codellama_jax.system.allocator import keep_freed_memory
 from codellama_jax.system.files import user_path, write_json
 from codellama_jax.training.loop import Stopped
 
@@ -55,7 +54,6 @@ def run_experiment(
       choice: the options of the verb `run`.
     """
     started = time.monotonic()
-    keep_freed_memory()
     start_distributed()
     keep_compiled(choice.cache)
     folder = RunFolder(user_path(choice.out or f"runs/{experiment.name}-{experiment.scale}"))

@@ -1,7 +1,8 @@
 """The seeds of an experiment side by side on one machine, in processes with a share of its cores.
 
 A small model keeps one core busy, and several cores not much faster: two processes with a core each
-train two seeds in less time than one process with both cores trains them one after another.
+train two seeds in less time than one process with both cores trains them one after another. Each
+has its own seeds, and helps with those of the others when they are done.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from codellama_jax.config import Experiment
 from codellama_jax.errors import UserError
 from codellama_jax.runs import experiment_file
 from codellama_jax.runs.corpus import Corpus
-from codellama_jax.runs.stages import resolve
-from codellama_jax.runs.training import run_stages
+from codellama_jax.runs.stages import ResolvedStage, resolve
+from codellama_jax.runs.training import Training
 from codellama_jax.sharding.hosts import say
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
 from codellama_jax.system import locks
-from codellama_jax.system.allocator import keep_freed_memory
+from codellama_jax.system.allocator import kept_by_children
 from codellama_jax.system.files import reason
 from codellama_jax.training.loop import Stopped, noticing_signals
 
@@ -86,7 +87,7 @@ def train_side_by_side(experiment: Experiment, folder: RunFolder, choice: RunOpt
             for share, cores in zip(shares, _cores(count), strict=True):
                 arguments = (choice, pickled, folder, share, cores)
                 process = context.Process(target=_train_seeds, args=arguments)
-                with _blocked_interrupts():
+                with _blocked_interrupts(), kept_by_children():
                     process.start()
                 workers.append(process)  # only now: one that did not start cannot be ended
             while running := [worker for worker in workers if worker.is_alive()]:
@@ -217,19 +218,32 @@ def _run_seeds(
     # The file may define classes of the experiment's parts, and register a model family.
     experiment_file.load_file(choice.experiment, choice.traceback)
     experiment: Experiment = pickle.loads(pickled)
-    keep_freed_memory()
     keep_compiled(choice.cache)
     mesh = make_mesh(experiment.mesh)
+    # Resolved as in the first process, with the same seeds and folders.
     stages = resolve(experiment, choice.arms_of(experiment), folder, mesh)
-    # Resolved as in the first process, with the same seeds and folders, and then limited to the
-    # share of this worker.
-    stages = [stage for stage in stages if stage.number in numbers]
+    own = [stage for stage in stages if stage.number in numbers]
     corpus = Corpus(experiment, choice.cache)
     try:
         with on_mesh(mesh):
-            run_stages(experiment, corpus, folder, stages, choice.reuse)
+            training = Training(experiment, corpus, folder, choice.reuse)
+            # Data that a model writes have no claim: the arms of a seed share them in one process.
+            if experiment.data_stages or not locks.can_claim(folder.path):
+                for stage in own:
+                    training.run(stage)
+            else:
+                training.run_unclaimed(own + _of_others(stages, numbers))
     except Stopped as stop:
         sys.exit(128 + stop.args[0])  # the first process prints the line about it
     # Each worker adds its counts: one whose seeds were done before has read no documents.
     with locks.one_after_another(folder.corpus, say):
         corpus.save_counts(folder.corpus)
+
+
+def _of_others(stages: Sequence[ResolvedStage], numbers: Sequence[int]) -> list[ResolvedStage]:
+    """Returns the stages of all seeds but `numbers`, in the order in which to help with them.
+
+    The last seed comes first: its process is the last to begin it.
+    """
+    others = [stage for stage in stages if stage.number not in numbers]
+    return sorted(others, key=lambda stage: -stage.number)  # stable: arms stay in their order

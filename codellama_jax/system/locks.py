@@ -102,6 +102,34 @@ def one_after_another(folder: epath.Path, say: Callable[[str], None]) -> Iterato
             _release(path, descriptor)
 
 
+@contextlib.contextmanager
+def claimed(path: epath.Path) -> Iterator[bool]:
+    """Holds a lock file in the block, if no other process holds it; yields whether it does.
+
+    Raises OSError if the file cannot be made, or where the file system has no locks.
+    """
+    try:
+        descriptor = _open_locked(path)
+    except _HeldError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        _release(path, descriptor)
+
+
+def can_claim(folder: epath.Path) -> bool:
+    """Returns whether `claimed` can hold locks in a folder, which exists."""
+    if is_bucket(folder):
+        return False
+    try:
+        with claimed(folder / f"{NAME}.{os.getpid()}"):
+            return True
+    except OSError:
+        return False
+
+
 class _HeldError(Exception):
     """Another process, which the text names, holds the lock."""
 

@@ -1,5 +1,6 @@
 """Seeds trained side by side in processes, against the same seeds one after another."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
@@ -17,13 +18,17 @@ from types import SimpleNamespace
 import fake_workers
 import numpy as np
 import pytest
+from etils import epath
 from paths import ROOT
 from rich.console import Console
 from tiny_run import command, launch
 
+from codellama_jax.checkpoints.folder import RunFolder
 from codellama_jax.errors import UserError
 from codellama_jax.runs import seeds
+from codellama_jax.runs.training import Training
 from codellama_jax.sharding.hosts import Stopped
+from codellama_jax.system import locks
 from codellama_jax.training.metrics import read_metrics
 
 TWO = ("--seeds", "2")
@@ -207,3 +212,49 @@ def test_a_process_draws_no_bar_and_leaves_ctrl_c_to_the_first(monkeypatch):
         assert not Console().is_terminal
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class _Recorded(Training):
+    """A run whose stages only record that they ran; each is its own identity."""
+
+    def __init__(self, folder: RunFolder, after) -> None:
+        self.folder, self.after, self.ran = folder, after, []
+        self._trained = {}
+
+    def _prepared(self, stage):
+        return None, stage.name
+
+    def run(self, stage):
+        self.ran.append(stage.name)
+        self.after(stage)
+
+
+def test_a_process_runs_what_no_other_has_claimed_and_each_stage_after_the_one_before(tmp_path):
+    folder = RunFolder(epath.Path(tmp_path))
+    first = SimpleNamespace(name="first", before=None)
+    second = SimpleNamespace(name="second", before=first)
+    other = SimpleNamespace(name="other", before=None)
+    with contextlib.ExitStack() as by_another_process:
+        by_another_process.enter_context(locks.claimed(folder.claim("first")))
+        # The other process ends while `other` runs here.
+        training = _Recorded(folder, lambda stage: by_another_process.close())
+        training.run_unclaimed([first, second, other])
+    assert training.ran == ["other", "first", "second"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_last_seed_of_the_others_is_helped_with_first():
+    stages = [SimpleNamespace(number=n, name=name) for n in range(4) for name in "ab"]
+    helped = [(stage.number, stage.name) for stage in seeds._of_others(stages, (0, 2))]
+    assert helped == [(3, "a"), (3, "b"), (1, "a"), (1, "b")]
+
+
+def test_a_file_system_without_locks_can_claim_nothing(tmp_path, monkeypatch):
+    folder = epath.Path(tmp_path)
+    assert locks.can_claim(folder)
+
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    assert not locks.can_claim(folder)
