@@ -165,7 +165,7 @@ def read(model: bytes, name: str) -> SentencePieceTokenizer:
         fingerprint=fingerprint,
         limits=limits,
         lists_sentinels=entries > pieces,
-        adds_bos=True,
+        adds_bos=sentencepiece_file.adds_bos(proto),
         _processor=processor,
         _unprefixed=unprefixed,
         _continuing=continuing,
