@@ -130,6 +130,17 @@ class ShotOptions(Options):
     def __post_init__(self) -> None:
         check_integer("--shots", self.shots, -1)
 
+    def difference(self, *published: int) -> str:
+        """Returns how the prompts differ from those with the papers' numbers of solved examples.
+
+        The text is for `Benchmark.task_difference`: "" without a difference.
+        """
+        if self.shots in (-1, *published):
+            return ""
+        numbers = " or ".join(map(str, published))
+        prompts = f"the prompts have --shots {self.shots} solved examples"
+        return f"{prompts}, and the papers' numbers are for {numbers}"
+
 
 @dataclass(frozen=True)
 class LengthOptions(Options):
