@@ -17,6 +17,7 @@ from codellama_jax.runs.stages import ResolvedStage
 from codellama_jax.sharding.hosts import say
 from codellama_jax.system.files import user_path
 from codellama_jax.training.loop import StageRun, owned_rows, place_validation, train_stage
+from codellama_jax.weights import load
 
 
 def stage_identity(corpus: Corpus, stage: ResolvedStage, before: str) -> str:
@@ -33,6 +34,9 @@ def stage_identity(corpus: Corpus, stage: ResolvedStage, before: str) -> str:
     shared: list[Any] = [documents, corpus.tokenizer.fingerprint]
     if origin := stage.stage.init.partition(":")[2]:
         shared.append(str(user_path(origin)))  # a relative path depends on the current folder
+    # Only where there is one: the identities of stages that start otherwise stay as they are.
+    if first := load.run_identity(stage.stage.init):
+        shared.append(first)
     return identity_of(stage.stage, before, stage.seed, shared)
 
 
