@@ -193,13 +193,14 @@ class Settings:
         check_integer("--batch-tokens", self.batch_tokens, 1, 1 << 40)
         # What the model will be given once it is loaded checks its own values; the benchmark fills
         # in those that are not given.
-        given = {"temperature": self.temperature, "top_p": self.top_p}
-        given = {name: value for name, value in given.items() if value is not None}
+        given: dict[str, Any] = {}
+        if self.temperature is not None:
+            given["temperature"] = self.temperature
+        if self.top_p is not None:
+            given["top_p"] = self.top_p
         if type(self.max_new_tokens) is not int or self.max_new_tokens:
             given["max_new_tokens"] = self.max_new_tokens
-        Sampling(
-            **given, seed=self.seed, beams=self.beams, length_penalty=self.length_penalty
-        )
+        Sampling(**given, seed=self.seed, beams=self.beams, length_penalty=self.length_penalty)
         if self.chat_format not in CHAT_FORMATS:
             raise UserError(f"--chat-format{choices_problem(self.chat_format, CHAT_FORMATS)}")
         # A beam search of width n finds n texts, so that more samples do not exist.

@@ -15,7 +15,7 @@ from codellama_jax.errors import UserError
 
 BAD = [
     (Settings, "temperature", math.nan, "--temperature is nan: it must be 0, or a number from"),
-    (Settings, "temperature", 1e-5, "--temperature is 1e-05: it must be 0, or a number from 0.0001"),
+    (Settings, "temperature", 1e-5, "--temperature is 1e-05: it must be 0, or a number from 0"),
     (Settings, "temperature", -1.0, "--temperature"),
     (Settings, "temperature", math.inf, "--temperature"),
     (Settings, "top_p", math.nan, "--top-p is nan: it must be a number above 0 and at most 1"),
