@@ -106,8 +106,13 @@ def cli(*args: Any, **kwargs: Any) -> Any:
     return parsed
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Calls `main`, then exits.
+def print_error(text: str) -> None:
+    """Prints the line of an error on stderr."""
+    print(text, file=sys.stderr)
+
+
+def run_command(main: Callable[[], None], report: Callable[[str], None] = print_error) -> None:
+    """Calls `main`, then exits. `report` gets the line of an error.
 
     The code is 2 after one line for a UserError, a full disk or full device memory, or text that
     the output's encoding lacks; 130 after Ctrl-C; 141, without a line, when the reader of a pipe
@@ -120,15 +125,16 @@ def run_command(main: Callable[[], None]) -> None:
         # Here rather than at the interpreter's exit, where a full disk would print a traceback.
         sys.stdout.flush()
     except (UserError, UnsupportedError) as error:
-        _fail(str(error))
+        _fail(report, str(error))
     except UnicodeEncodeError as error:
         character = ascii(error.object[error.start])
         fix = "remove it, or set PYTHONIOENCODING=utf-8 if it is a character of your language"
-        _fail(f"the output or a name holds {character}, which {error.encoding} cannot write: {fix}")
+        problem = f"the output or a name holds {character}, which {error.encoding} cannot write"
+        _fail(report, f"{problem}: {fix}")
     except RuntimeError as error:  # as JAX's own, which is not imported here
         if FULL_MEMORY not in str(error):
             raise  # a defect, whose traceback is needed
-        _fail(f"{_first_line(error)}: {ROOM}")
+        _fail(report, f"{_first_line(error)}: {ROOM}")
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -139,7 +145,7 @@ def run_command(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in FIXABLE:
             raise  # a defect too
-        _fail(f"{error.strerror}: {error.filename or 'output'}")
+        _fail(report, f"{error.strerror}: {error.filename or 'output'}")
 
 
 @contextlib.contextmanager
@@ -167,8 +173,8 @@ def _interrupts_arrive() -> Iterator[None]:
         sys.unraisablehook = before
 
 
-def _fail(message: str) -> NoReturn:
-    """Prints one line on stderr and exits with code 2.
+def _fail(report: Callable[[str], None], message: str) -> NoReturn:
+    """Reports one line and exits with code 2.
 
     Control characters, as in a name of a file, are escaped; a line that a long value makes long is
     shortened in its middle.
@@ -178,7 +184,7 @@ def _fail(message: str) -> NoReturn:
         left_out = f" [... {len(text) - LONGEST:,} characters ...] "
         text = f"{text[: LONGEST // 2]}{left_out}{text[-LONGEST // 2 :]}"
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    print("error:", line, file=sys.stderr)
+    report(f"error: {line}")
     sys.exit(2)
 
 

@@ -23,7 +23,7 @@ CELLS = ("1,024 x 4,096", "119,209", "0.0003 -> 1e-05", "6.74B", "2.14e+22", "80
 def test_numbers_are_complete_at_every_width(width, monkeypatch):
     output = io.StringIO()
     console = Console(file=output, width=width, force_terminal=True, color_system=None)
-    monkeypatch.setattr(plan, "Console", lambda **kwargs: console)
+    monkeypatch.setattr(plan, "plain_console", lambda **kwargs: console)
     experiment, _ = load_experiment(PlanOptions("long_context_cost", "7b"))
     plan.print_plan(experiment, "Claim")
     text = output.getvalue()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("codellama_jax", "kernels", "experiments", "speed", "tools", "launch.py")
-PAGES = ("README.md", "CONTRIBUTING.md", "docs")
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs")
 GENERATED = ("docs/results", "docs/quickstart")  # reports of runs, written by an earlier version
 COLUMNS = 100
 UNITS = "nats|bits|bytes|tokens|seconds|sequences|rows|characters|lines|samples|FLOPs|GB|MB|ms"

@@ -38,6 +38,15 @@ def repeated_model(models: Sequence[str]) -> str:
     return ""
 
 
+def identity_of_model(model: str) -> str:
+    """Returns the identity of the trained stage that a model is, "" for a model of another kind."""
+    if is_url(model) or published(model)[0]:
+        return ""
+    from codellama_jax.checkpoints.folder import trained_identity
+
+    return trained_identity(user_path(model))
+
+
 def place_of(model: str) -> str:
     """Returns a text that is the same for all names of one model.
 

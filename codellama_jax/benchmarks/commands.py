@@ -17,6 +17,7 @@ from codellama_jax.errors import UserError
 from codellama_jax.generation.settings import (
     Quantization,
     QuantizationOptions,
+    check_draft_tokenizer,
     check_drafts,
 )
 from codellama_jax.system.files import is_bucket, user_path
@@ -161,10 +162,26 @@ class Evaluate:
 
     def load(self) -> TrainedModel:
         """Loads the model onto its devices: those of this host, or of all."""
+        self._check_further_runs()
         from codellama_jax.generation.draft_model import with_drafts
 
         model = self._load(self.run, self.arm, self.stage)
         return with_drafts(model, self.quantization, self._load)
+
+    def _check_further_runs(self) -> None:
+        """Raises UserError for runs that would be refused once the model is loaded, or has drawn
+        its samples."""
+        from codellama_jax.checkpoints.folder import find_trained
+
+        draft_model = self.quantization.draft_model
+        if draft_model:
+            model, _ = find_trained(user_path(self.run), self.arm, self.stage)
+            draft, _ = find_trained(user_path(draft_model))
+            check_draft_tokenizer(
+                draft_model, draft.load_tokenizer(), self.run, model.load_tokenizer()
+            )
+        if self.ranking.docstring_run:
+            find_trained(user_path(self.ranking.docstring_run))
 
     def load_docstring_model(self) -> TrainedModel:
         """Loads the model of docstrings as `load` does, beside the other one."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
-from rich.console import Console
 
 from codellama_jax.benchmarks import chat, comparable, effects
 from codellama_jax.benchmarks.benchmark import Benchmark, Sample, files_of, with_defaults
@@ -35,6 +34,7 @@ from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Executor, languages
 from codellama_jax.sharding.hosts import is_first, on_all_hosts, wait_for_all
 from codellama_jax.system import locks
+from codellama_jax.system.console import plain_console
 from codellama_jax.system.files import user_path, write_json
 from codellama_jax.system.progress import note
 
@@ -371,7 +371,7 @@ def _report(
     result = {"model": model, **summary, "compared with the papers": not reason}
     make_folder(out)
     write_json(file, result)
-    console = Console()
+    console = plain_console()
     for table in tables(summary, model, paper):
         console.print(table)
     if "ranking" in summary:
@@ -380,8 +380,8 @@ def _report(
     if reason:
         lines.append(f"not compared with the papers: {reason}")
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False)
-    console.print(f"results: {file}", soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True)
+    console.print(f"results: {file}", soft_wrap=True)
 
 
 def _remarks(summary: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from codellama_jax.benchmarks.evaluate import evaluate
@@ -21,6 +20,7 @@ from codellama_jax.benchmarks.settings import Checking, Options, Settings
 from codellama_jax.benchmarks.summary import PERCENT
 from codellama_jax.generation.settings import Quantization
 from codellama_jax.sharding.hosts import is_first
+from codellama_jax.system.console import plain_console
 from codellama_jax.system.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ def compare(
         row["measures"] = {key: value for key, value in measures.items() if _is_real(value)}
     record = {"quantizations": [dataclasses.asdict(each) for each in quantizations], "rows": rows}
     write_json(folder / "quantization.json", record)
-    console = Console()
+    console = plain_console()
     console.print(table_of(name, quantizations[0].kv_cache, rows, unit))
-    console.print(f"results: {folder / 'quantization.json'}", soft_wrap=True, highlight=False)
+    console.print(f"results: {folder / 'quantization.json'}", soft_wrap=True)
 
 
 def _is_real(value: Any) -> bool:

@@ -13,7 +13,7 @@ import tyro
 
 from codellama_jax.checked import choices_problem
 from codellama_jax.errors import UserError
-from codellama_jax.generation.settings import check_beams
+from codellama_jax.generation.settings import Sampling
 from codellama_jax.tokenizers.chat import FORMATS
 from codellama_jax.tokenizers.chat_template import NAME as TEMPLATE
 
@@ -27,7 +27,6 @@ PROMPT = "The prompt and stop rules of a paper, of those that this benchmark has
 SHOTS = "Solved examples in the prompt; -1: the paper's number, 0: a prompt for Instruct models."
 MANY = 1_000_000  # upper limit of counts: a larger number is most likely a typing error
 MAX_WORKERS = 256
-MAX_SEED = 2**32 - 1  # without 64-bit types, JAX makes PRNG keys from 32 bits
 DATA = (
     "A published file or folder (.jsonl, .jsonl.gz, .json); for key_retrieval and perplexity text"
     " files. `tfds:NAME` downloads one."
@@ -131,6 +130,17 @@ class ShotOptions(Options):
     def __post_init__(self) -> None:
         check_integer("--shots", self.shots, -1)
 
+    def difference(self, *published: int) -> str:
+        """Returns how the prompts differ from those with the papers' numbers of solved examples.
+
+        The text is for `Benchmark.task_difference`: "" without a difference.
+        """
+        if self.shots in (-1, *published):
+            return ""
+        numbers = " or ".join(map(str, published))
+        prompts = f"the prompts have --shots {self.shots} solved examples"
+        return f"{prompts}, and the papers' numbers are for {numbers}"
+
 
 @dataclass(frozen=True)
 class LengthOptions(Options):
@@ -179,15 +189,18 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_integer("--samples", self.samples, 1, 100_000)
-        if self.temperature is not None:
-            check_real("--temperature", self.temperature, 0, 1000)
-        if self.top_p is not None:
-            check_real("--top-p", self.top_p, 0, 1, above=True)
-        check_integer("--seed", self.seed, 0, MAX_SEED)
-        check_integer("--max-new-tokens", self.max_new_tokens, 0)
         check_integer("--context-tokens", self.context_tokens, 0, 1 << 24)
         check_integer("--batch-tokens", self.batch_tokens, 1, 1 << 40)
-        check_beams(self.beams, self.length_penalty, self.temperature or 0.0)
+        # What the model will be given once it is loaded checks its own values; the benchmark fills
+        # in those that are not given.
+        given: dict[str, Any] = {}
+        if self.temperature is not None:
+            given["temperature"] = self.temperature
+        if self.top_p is not None:
+            given["top_p"] = self.top_p
+        if type(self.max_new_tokens) is not int or self.max_new_tokens:
+            given["max_new_tokens"] = self.max_new_tokens
+        Sampling(**given, seed=self.seed, beams=self.beams, length_penalty=self.length_penalty)
         if self.chat_format not in CHAT_FORMATS:
             raise UserError(f"--chat-format{choices_problem(self.chat_format, CHAT_FORMATS)}")
         # A beam search of width n finds n texts, so that more samples do not exist.

@@ -190,12 +190,13 @@ class StageFolder(Folder):
         return text if IDENTITY_FORM.fullmatch(text) else ""
 
     def begin(self, stage: Stage | DataStage, identity: str) -> None:
-        """Makes the folder of a stage to run. One that was begun before keeps its identity."""
+        """Makes the folder of a stage to run. One with a checkpoint keeps its identity."""
         delete_file(self.done)  # it named a stage that is gone, or it is damaged
         # The config comes before the identity: `stages` lists folders that have an identity.
         write_json(self.config, to_dict(stage))
         # A resumed stage keeps its identity, also where this version would compute another one.
-        if not self.identity():
+        # Without a checkpoint nothing is resumed: its documents and first weights are today's.
+        if not self.identity() or not self._all_steps():
             write_file(self.identity_file, identity)
 
     def repair_config(self, stage: Stage) -> None:
@@ -379,6 +380,17 @@ def find_trained(run: epath.Path, arm: str = "", stage: str = "") -> tuple[Stage
     """
     folder, config = RunFolder(run).find_stage(arm, stage)
     return folder.trained(), config
+
+
+def trained_identity(run: epath.Path) -> str:
+    """Returns the identity of the trained stage of a run, "" where there is no run or it has none.
+
+    A run that was trained again in the same folder has another one.
+    """
+    try:
+        return find_trained(run)[0].identity()
+    except UserError:
+        return ""
 
 
 def trained_under(runs: epath.Path) -> dict[str, StageFolder]:

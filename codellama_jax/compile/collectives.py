@@ -96,7 +96,7 @@ class Schedule:
         if operation.kind == "while":
             body, iterations = self.program.loop(operation)
             seconds += iterations * self.seconds(body)
-        return seconds + sum(self.seconds(name) for name in operation.called)
+        return seconds + sum(self.seconds(name) for name in self.program.called(operation))
 
     def _walk(self, name: str, runs: int) -> None:
         """Adds the collectives of a computation that runs `runs` times to the sums."""
@@ -106,8 +106,8 @@ class Schedule:
                 body, iterations = self.program.loop(operation)
                 self._walk(body, runs * iterations)
             elif operation.kind in ("call", "conditional"):
-                for branch in operation.called:
-                    self._walk(branch, runs)
+                for called in self.program.called(operation):
+                    self._walk(called, runs)
             duration = self._duration(operation)
             role, key, parts = self._role(operation, transfers)
             # Before the operation's own duration: waiting happens first, so that it hides nothing
@@ -165,7 +165,7 @@ class Schedule:
 
     def _inside(self, operation: Operation) -> Iterator[tuple[Operation, str]]:
         """Yields the operations of the computations that an operation runs, and their kinds."""
-        for name in operation.called:
+        for name in self.program.called(operation):
             for part in self.program.computations[name]:
                 # A fusion of an all-reduce with the slice that keeps this device's part.
                 is_scatter = part.kind == "all-reduce" and name.startswith("all-reduce-scatter")

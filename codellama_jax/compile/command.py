@@ -81,10 +81,13 @@ def choose_stage(experiment: Experiment, arm: str, name: str) -> Stage:
 def inference_flops(model: ModelConfig, job: Job, causal: bool) -> float:
     """Returns the FLOPs of one prefill, or of one decoding step.
 
-    That is a third of training's FLOPs per token, because the backward pass takes two thirds.
+    That is a third of training's FLOPs per token, because the backward pass takes two thirds. A
+    prefill computes the logits of one token per prompt.
     """
     if job.kind == "prefill":
-        return job.batch * job.context * flops_per_token(model, job.context, causal) / 3
+        read = job.context * flops_per_token(model, job.context, causal) / 3
+        head = 2 * model.vocab_size * model.d_model  # FLOPs of the logits of one token
+        return job.batch * (read - (job.context - 1) * head)
     # The one new token reads every token in the cache: no score is masked.
     return job.batch * flops_per_token(model, job.context, causal=False) / 3
 

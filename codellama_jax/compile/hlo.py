@@ -2,7 +2,8 @@
 
 The compiler writes its estimate of cycles into every operation. A step runs an operation as often
 as the loops around it repeat. All loops are JAX scans, which count from zero to a constant in their
-condition, so that the number of iterations can be read off the text.
+condition, so that the number of iterations can be read off the text. Which branch of a conditional
+runs cannot: the one with the most cycles counts, and of equal ones that with the most operations.
 """
 
 from __future__ import annotations
@@ -49,8 +50,11 @@ NO_BUFFER = (
     "conditional",
 )
 # Operations that run other computations once each time they run, and how these are named.
-CALLERS = ("fusion", "call", "async-start", "conditional")
-_CALLED = re.compile(r"(?:calls|to_apply|(?:true|false)_computation)=%([^\s,}]+)")
+CALLERS = ("fusion", "call", "async-start")
+_CALLED = re.compile(r"(?:calls|to_apply)=%([^\s,}]+)")
+# The branches of a conditional: two of a predicate, or a list of any number.
+_BRANCH = re.compile(r"(?:true|false)_computation=%([^\s,}]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 # Computations inside a fusion, by a part of their name. Their values stay in registers or VMEM.
 FUSED = ("fused_computation", "bitcast_fusion", "all-reduce-scatter")
 
@@ -93,6 +97,14 @@ class Operation:
     def called(self) -> list[str]:
         """Names of the computations that it runs once each time it runs."""
         return _CALLED.findall(self.rest) if self.kind in CALLERS else []
+
+    @property
+    def branches(self) -> list[str]:
+        """Names of the computations of which it runs one each time it runs."""
+        if self.kind != "conditional":
+            return []
+        listed = _BRANCHES.search(self.rest)
+        return _OPERAND.findall(listed[1]) if listed else _BRANCH.findall(self.rest)
 
 
 @dataclass(frozen=True)
@@ -188,11 +200,33 @@ class Program:
         condition = _attribute(operation, "condition")
         return _attribute(operation, "body"), self.trip_count(condition)
 
+    def called(self, operation: Operation) -> list[str]:
+        """Returns the computations that an operation runs once, with the longest of its branches.
+
+        A loop's body is not among them.
+        """
+        return operation.called or sorted(operation.branches, key=self._length)[-1:]
+
+    def _length(self, name: str) -> tuple[int, int]:
+        """Returns the cycles and the number of operations of a computation that runs once."""
+        cycles = operations = 0
+        for operation in self.computations[name]:
+            cycles, operations = cycles + operation.cycles, operations + 1
+            runs = dict.fromkeys(self.called(operation), 1)
+            if operation.kind == "while":
+                runs = dict([self.loop(operation)])
+            for part, times in runs.items():
+                part_cycles, part_operations = self._length(part)
+                cycles += times * part_cycles
+                operations += times * part_operations
+        return cycles, operations
+
     @functools.cached_property
     def times(self) -> dict[str, int]:
         """How often each computation runs in one step, by its name.
 
-        A computation inside a fusion runs as often as the fusion.
+        A computation inside a fusion runs as often as the fusion; a branch that is not the longest
+        one of its conditional runs 0 times.
         """
         times: dict[str, int] = {}
 
@@ -204,8 +238,12 @@ class Program:
                 if operation.kind == "while":
                     body, iterations = self.loop(operation)
                     enter(body, runs * iterations)
-                for called in operation.called:
-                    enter(called, runs)
+                called = self.called(operation)
+                for part in called:
+                    enter(part, runs)
+                for branch in operation.branches:
+                    if branch not in called:
+                        enter(branch, 0)
 
         enter(self.entry, 1)
         return times
@@ -216,6 +254,9 @@ class Program:
         Operations inside fusions are included.
         """
         for name, runs in self.times.items():
+            # Its buffers exist, but it takes no time.
+            if not runs:
+                continue
             for operation in self.computations[name]:
                 yield operation, runs
 

@@ -19,7 +19,7 @@ from codellama_jax.generation.batches import check_prompt
 from codellama_jax.generation.drafts import Drafter, PromptLookup
 from codellama_jax.generation.engine import Engine
 from codellama_jax.generation.requests import Request, Running
-from codellama_jax.generation.settings import QuantizationOptions
+from codellama_jax.generation.settings import QuantizationOptions, check_draft_tokenizer
 from codellama_jax.models.trained import TrainedModel
 
 
@@ -90,12 +90,6 @@ def with_drafts(
     if not options.draft_model:
         return dataclasses.replace(model, drafter=PromptLookup(options.speculate))
     draft = load(options.draft_model)
-    # A draft is a list of ids. With another tokenizer the same ids would be other text, and every
-    # draft would be refused without an error.
-    if draft.tokenizer.fingerprint != model.tokenizer.fingerprint:
-        raise UserError(
-            f"--draft-model {options.draft_model} has another tokenizer than {model.name}: pass a"
-            " run that was trained with the same one"
-        )
+    check_draft_tokenizer(options.draft_model, draft.tokenizer, model.name, model.tokenizer)
     drafter = DraftModel(draft, options.speculate, draft.tokenizer.vocab_size)
     return dataclasses.replace(model, drafter=drafter)

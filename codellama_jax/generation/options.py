@@ -22,6 +22,7 @@ from codellama_jax.generation.settings import (
     CAPACITY,
     QuantizationOptions,
     Sampling,
+    check_draft_tokenizer,
     check_drafts,
     check_drawing,
 )
@@ -73,18 +74,20 @@ class Loading:
         if sys.stdout is None:
             raise UserError("standard output is closed: redirect it to a file or a terminal")
         # Imports inside the methods keep the start of a command fast, and free of JAX until `load`.
-        from codellama_jax.checkpoints.folder import RunFolder
+        from codellama_jax.checkpoints.folder import RunFolder, find_trained
 
         folder, stage = RunFolder(user_path(self.run)).find_stage(self.arm, self.stage)
-        # The draft model's folder is looked up now for its errors; `load_all` loads it.
-        if self.quantization.draft_model:
-            RunFolder(user_path(self.quantization.draft_model)).find_stage()
         trained = folder.trained()
         if not trained.checkpoints.exists():
             raise UserError(
                 f"no checkpoint in {trained}: give the folder of a run that has trained"
             )
         tokenizer = trained.load_tokenizer()
+        # The draft model is looked up now for its errors; `load_all` loads it.
+        draft_model = self.quantization.draft_model
+        if draft_model:
+            draft, _ = find_trained(user_path(draft_model))
+            check_draft_tokenizer(draft_model, draft.load_tokenizer(), self.run, tokenizer)
         for limit in tokenizer.limits:
             note(f"note on the tokenizer: {limit}")
         return Trained(folder, stage, tokenizer)

@@ -10,9 +10,12 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codellama_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from codellama_jax.tokenizers.base import Tokenizer
 
 CAPACITY = 131_072  # tokens of a prompt and its continuation; Code Llama is used up to 100,000
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e4  # beyond them fp32 logits overflow or all are equal
@@ -148,6 +151,19 @@ def check_drafts(options: QuantizationOptions, beams: int) -> None:
     if options.speculate and beams > 1:
         raise UserError(
             f"--speculate {options.speculate} has no effect with --beams {beams}: leave it out"
+        )
+
+
+def check_draft_tokenizer(
+    draft_model: str, draft: Tokenizer, name: str, tokenizer: Tokenizer
+) -> None:
+    """Raises UserError for a draft model of another tokenizer than that of the model `name`."""
+    # A draft is a list of ids. With another tokenizer the same ids would be other text, and every
+    # draft would be refused without an error.
+    if draft.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"--draft-model {draft_model} has another tokenizer than {name}: pass a run that was"
+            " trained with the same one"
         )
 
 

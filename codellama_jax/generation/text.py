@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 # Both get the index of a prompt first.
 Decode = Callable[[int, list[int]], str]  # returns the text of new ids
 Truncate = Callable[[int, str], str]  # returns a text up to where it ends
-BROKEN = "\ufffd"  # what each byte of an unfinished character decodes to
+BROKEN = "\ufffd"  # what the bytes of an unfinished character decode to
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,17 @@ class Rows:
     ranks: Sequence[int] | None = None
 
 
-def whole_characters(decode: Callable[[list[int]], str], ids: list[int]) -> str:
+def whole_characters(
+    decode: Callable[[list[int]], str], ids: list[int], unfinished: Callable[[list[int]], int]
+) -> str:
     """Decodes ids, except for a last character some of whose bytes are still missing.
 
-    A U+FFFD that the model wrote itself stays.
+    A U+FFFD that the model wrote itself stays. `unfinished` is that of the tokenizer.
     """
     # A byte-level token may end in the middle of a UTF-8 character. Its bytes decode to U+FFFD
     # until the rest arrives, and a stream that printed them could not take them back.
-    text, ids = decode(ids), list(ids)
-    for _ in range(3):  # an unfinished character of UTF-8 has up to 3 bytes
-        if not text.endswith(BROKEN):
-            break
-        # Sentinels decode to nothing: remove ids until the text changes.
-        while len(shorter := decode(ids)) == len(text):
-            ids.pop()
-        # Without its last byte the character would decode to more: it was complete.
-        if len(shorter) > len(text):
-            break
-        text = shorter
-    return text
+    text = decode(ids)
+    return text[: len(text) - unfinished(ids)] if text.endswith(BROKEN) else text
 
 
 class Generated(NamedTuple):
@@ -163,7 +155,7 @@ def generate_text_each(
     check_stop_strings(stop_strings)
 
     def text_of(index: int, ids: list[int]) -> str:
-        return whole_characters(functools.partial(decode, index), ids)
+        return whole_characters(functools.partial(decode, index), ids, model.tokenizer.unfinished)
 
     def show(index: int, ids: list[int]) -> None:
         if index == 0 and stream:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from codellama_jax.checked import FieldError
@@ -23,6 +22,7 @@ from codellama_jax.models.accounting import (
     trained_parameters,
 )
 from codellama_jax.models.family import family_of
+from codellama_jax.system.console import plain_console
 from codellama_jax.system.files import user_path
 
 FILE_WIDTH = 190  # characters per line if the output is a file or pipe
@@ -114,13 +114,13 @@ def print_plan(experiment: Experiment, claim: str) -> None:
     # A mistake is found before anything is printed.
     sources = {arm: source_rows(experiment, stages) for arm, stages in experiment.arms.items()}
     cells_of = {arm: _stage_rows(stages) for arm, stages in experiment.arms.items()}
-    console = Console()
+    console = plain_console()
     # A pipe has no width, and rich would assume 80 columns, in which the table is folded.
     if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
+        console = plain_console(width=FILE_WIDTH)
     seeds = f", {experiment.seeds} seeds" if experiment.seeds > 1 else ""
     title = f"{experiment.name} at scale {experiment.scale}{seeds}: {claim.splitlines()[0]}"
-    console.print(escape(title), highlight=False, soft_wrap=True)
+    console.print(title, soft_wrap=True)
     # Stages of equal identity are trained once: the first arm that has one, by identity.
     first_arm: dict[str, str] = {}
     for arm, stages in experiment.arms.items():
@@ -213,7 +213,7 @@ def _print_sources(console: Console, arm: str, rows: Sequence[tuple[str, ...]]) 
         notes.append(
             f"{ESTIMATED.strip()}: {estimate}, as they were not counted with the tokenizer"
         )
-    console.print("; ".join(notes), highlight=False, soft_wrap=True)
+    console.print("; ".join(notes), soft_wrap=True)
 
 
 def print_rows(console: Console, arm: str, rows: Sequence[tuple[str, ...]]) -> None:
@@ -251,11 +251,11 @@ def _transposed(arm: str, rows: Sequence[tuple[str, ...]]) -> Table:
 
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=escape(title), box=box.SIMPLE, title_justify="left")
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
     for heading in headings:
-        table.add_column(escape(heading), overflow="fold")
+        table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table
 
 

@@ -55,8 +55,8 @@ def stages_section(page: Page, stages: Sequence[StageResult]) -> None:
     if has_bigram:
         page.note(
             "The bigram model (interpolated modified Kneser-Ney) is fitted to all tokens that the"
-            " stage and those before it trained on, and evaluated on the stage's validation"
-            " sequences."
+            " stage and those whose weights it continues trained on, and evaluated on the stage's"
+            " validation sequences."
         )
     _ranked_table(page, [result for result in stages if result.is_ranked])
 

@@ -19,6 +19,7 @@ import jax
 
 from codellama_jax.alignment.answers import Answerer, Reply, Request
 from codellama_jax.alignment.commands import ModelOptions
+from codellama_jax.alignment.model_names import identity_of_model
 from codellama_jax.alignment.models import local
 from codellama_jax.checkpoints.folder import StageFolder
 from codellama_jax.checkpoints.identity import data_identity
@@ -74,9 +75,12 @@ def write(data: ResolvedData, tokenizer: Tokenizer, trained: dict[str, StageFold
     sources = []
     for model in data.stage.models():
         stage = data.stages.get(model)
-        # Models that are not of the arm, or of an old version, are known by their path alone.
         model_folder = stage.folder.trained() if stage else None
-        known = model_folder.identity() or str(model_folder) if model_folder else model
+        if model_folder:
+            known = model_folder.identity() or str(model_folder)
+        else:
+            # Published weights, a server, and a run of an old version are known by name alone.
+            known = identity_of_model(model) or model
         sources.append(known)
     # The identity covers the identities of the models: another seed or config of theirs, and the
     # data are written again.

@@ -23,8 +23,18 @@ from codellama_jax.system.files import read_state, write_json
 
 
 def batches_trained_on(corpus: Corpus, last: ResolvedStage) -> Iterator[pipeline.Batch]:
-    """Yields the training batches of an arm's stages up to `last`, in their order."""
+    """Yields the batches that the model of stage `last` was trained on, in their order.
+
+    They are those of an arm's stages up to it, from the last one on that does not continue the one
+    before.
+    """
+    chain: list[ResolvedStage] = []
     for part in last.chain:
+        # First parameters from the PRNG or from files have learned nothing of the stages before.
+        if part.stage.init != "previous":
+            chain = []
+        chain.append(part)
+    for part in chain:
         # All sequences of the batch, whichever host trained on them.
         lanes = range(part.stage.data.batch_size)
         with batches_of(corpus, part.stage, part.seed, lanes) as batches:

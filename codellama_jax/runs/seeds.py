@@ -18,13 +18,14 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import SimpleQueue
 from typing import TYPE_CHECKING
 
 import jax
 
 from codellama_jax.checkpoints.folder import RunFolder
 from codellama_jax.checkpoints.loading import keep_compiled
-from codellama_jax.command_line import BROKEN_PIPE, run_command
+from codellama_jax.command_line import BROKEN_PIPE, print_error, run_command
 from codellama_jax.config import Experiment
 from codellama_jax.errors import UserError
 from codellama_jax.runs import experiment_file
@@ -73,7 +74,8 @@ def train_side_by_side(experiment: Experiment, folder: RunFolder, choice: RunOpt
     Raises:
       Stopped: after a signal, also if one process alone received it.
       UserError: if a process was killed, or the experiment cannot be sent to one.
-      SystemExit: with its exit code, if a process failed; it has printed why.
+      SystemExit: with its exit code, if a process failed. The lines of errors are printed, an
+        equal one of several processes once.
     """
     count = min(choice.processes, experiment.seeds)
     # Every count-th seed: with 5 seeds in 2 processes the shares are 0, 2, 4 and 1, 3.
@@ -82,10 +84,11 @@ def train_side_by_side(experiment: Experiment, folder: RunFolder, choice: RunOpt
     # A forked child would have only one of the threads that JAX has started here.
     context = multiprocessing.get_context("spawn")
     workers: list[BaseProcess] = []
+    lines = context.SimpleQueue()  # of errors
     with noticing_signals() as signalled:
         try:
             for share, cores in zip(shares, _cores(count), strict=True):
-                arguments = (choice, pickled, folder, share, cores)
+                arguments = (choice, pickled, folder, share, cores, lines)
                 process = context.Process(target=_train_seeds, args=arguments)
                 with _blocked_interrupts(), kept_by_children():
                     process.start()
@@ -102,9 +105,20 @@ def train_side_by_side(experiment: Experiment, folder: RunFolder, choice: RunOpt
                 worker.terminate()
             for worker in workers:
                 worker.join()
+        _print_errors(lines)
         if signalled():
             raise Stopped(signalled())
     _check_ended(codes)
+
+
+def _print_errors(lines: SimpleQueue[str]) -> None:
+    """Prints the lines of the errors of workers, each once: a full disk ends all of them."""
+    printed: set[str] = set()
+    while not lines.empty():
+        line = lines.get()
+        if line not in printed:
+            print_error(line)
+        printed.add(line)
 
 
 def _pickled(experiment: Experiment, processes: int) -> bytes:
@@ -174,6 +188,7 @@ def _train_seeds(
     folder: RunFolder,
     numbers: Sequence[int],
     cores: Sequence[int],
+    lines: SimpleQueue[str],
 ) -> None:
     """Trains and probes some seeds in a separate process.
 
@@ -183,9 +198,10 @@ def _train_seeds(
       folder: the run's folder.
       numbers: of the seeds.
       cores: of the processor; empty where the system cannot bind a process to cores.
+      lines: gets the line of an error, which the first process prints.
     """
     _prepare_process(cores)
-    run_command(lambda: _run_seeds(choice, pickled, folder, numbers))
+    run_command(lambda: _run_seeds(choice, pickled, folder, numbers), lines.put)
 
 
 def _prepare_process(cores: Sequence[int]) -> None:

@@ -19,6 +19,7 @@ from codellama_jax.sharding.hosts import say
 from codellama_jax.system import locks
 from codellama_jax.system.files import user_path
 from codellama_jax.training.loop import StageRun, owned_rows, place_validation, train_stage
+from codellama_jax.weights import load
 
 WAIT_SECONDS = 0.5  # between two looks for a stage that no other process has claimed
 
@@ -37,6 +38,9 @@ def stage_identity(corpus: Corpus, stage: ResolvedStage, before: str) -> str:
     shared: list[Any] = [documents, corpus.tokenizer.fingerprint]
     if origin := stage.stage.init.partition(":")[2]:
         shared.append(str(user_path(origin)))  # a relative path depends on the current folder
+    # Only where there is one: the identities of stages that start otherwise stay as they are.
+    if first := load.run_identity(stage.stage.init):
+        shared.append(first)
     return identity_of(stage.stage, before, stage.seed, shared)
 
 

@@ -111,7 +111,8 @@ class Service:
         # After an empty prompt the first token carries the leading space.
         decode = functools.partial(self.tokenizer.decode, leading_space=is_empty)
         healed = prompt if self.features.healing and isinstance(prompt, str) else None
-        return Prompt(ids, decode, stop_ids, healed=healed or None)
+        unfinished = self.tokenizer.unfinished
+        return Prompt(ids, decode, unfinished, stop_ids, healed=healed or None)
 
     def middle(self, cursor: Cursor, before: Sequence[int] = ()) -> Prompt:
         """Returns the prompt of a middle.
@@ -144,6 +145,7 @@ class Service:
         return Prompt(
             ids,
             decode,
+            tokenizer.unfinished,
             (tokenizer.eot_id, tokenizer.eos_id),
             functools.partial(without_ramble, prefix=prefix, suffix=cursor.suffix),
             cursor.ends,
@@ -158,7 +160,8 @@ class Service:
             raise ApiError(400, f"{problem}: use /v1/completions", code="unsupported")
         ids = chat.prompt_ids(self.tokenizer, messages)
         decode = functools.partial(self.tokenizer.decode, leading_space=False)
-        return Prompt(ids, decode, chat.stop_ids(self.tokenizer), is_stripped=True)
+        stop_ids, unfinished = chat.stop_ids(self.tokenizer), self.tokenizer.unfinished
+        return Prompt(ids, decode, unfinished, stop_ids, is_stripped=True)
 
     def check_infills(self) -> None:
         """Raises ApiError for a model that was trained without infilling."""

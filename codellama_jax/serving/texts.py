@@ -22,6 +22,7 @@ class Prompt:
     Attributes:
       ids: the prompt.
       decode: returns the text of new ids.
+      unfinished: `Tokenizer.unfinished` of its tokenizer.
       stop_ids: each ends the sequence and is not returned.
       shown: truncates a text that the model did not end; None keeps all of it. Monotone.
       ends: where a middle ends before EOT; None for EOT alone.
@@ -31,6 +32,7 @@ class Prompt:
 
     ids: list[int]
     decode: Callable[[list[int]], str]
+    unfinished: Callable[[list[int]], int]
     stop_ids: tuple[int, ...]
     shown: Callable[[str], str] | None = None
     ends: CursorEnds | None = None
@@ -123,7 +125,7 @@ class Text:
 
 def text_of(prompt: Prompt, ids: list[int]) -> str:
     """Returns the text of new ids without a last character that is unfinished."""
-    text = whole_characters(prompt.decode, ids)
+    text = whole_characters(prompt.decode, ids, prompt.unfinished)
     return text.lstrip() if prompt.is_stripped else text
 
 

@@ -6,6 +6,7 @@ Sentinels are ids and never text: a document that contains "<PRE>" is encoded li
 from __future__ import annotations
 
 import abc
+import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -17,12 +18,16 @@ from codellama_jax.errors import UserError
 from codellama_jax.system.files import write_file
 from codellama_jax.tokenizers.sentinels import SENTINEL_ROWS
 
+UTF8_BYTES = 4  # of the longest character
+
 
 @dataclass(frozen=True)
 class Tokenizer(abc.ABC):
     """Encodes text as token ids and decodes them. Subclasses are picklable."""
 
     file_name: ClassVar[str]  # of the file in the folder of a run
+    # Whether `decode` returns one U+FFFD for each byte of an unfinished character, or one for all.
+    marks_each_byte: ClassVar[bool] = False
 
     model: bytes = field(repr=False)  # the content of that file
     pieces: int  # vocabulary entries without the appended sentinels; ids of text are below it
@@ -85,6 +90,22 @@ class Tokenizer(abc.ABC):
 
         Those of the ids of a text, joined, are the text in UTF-8.
         """
+
+    def unfinished(self, ids: Sequence[int]) -> int:
+        """Returns how many U+FFFD at the end of `decode(ids)` are a character with bytes to come.
+
+        Others are text that the model wrote, or bytes that no further ones complete.
+        """
+        data = b""
+        for token in reversed(ids):
+            data = self.token_bytes(token) + data
+            if len(data) >= UTF8_BYTES:
+                break
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(data)
+        # What the decoder keeps until more bytes come.
+        pending, _ = decoder.getstate()
+        return len(pending) if self.marks_each_byte else min(len(pending), 1)
 
     def save(self, path: epath.PathLike) -> None:
         """Writes the file that `files.load` reads; an interrupted write keeps the old file."""

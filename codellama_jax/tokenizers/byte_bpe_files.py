@@ -16,14 +16,13 @@ from codellama_jax.errors import UserError
 from codellama_jax.system.files import decode_text, parse_json, read_file
 from codellama_jax.system.settings import read_settings
 from codellama_jax.tokenizers import byte_level
+from codellama_jax.tokenizers.bos_setting import bos_setting
 
 CHAT_TEMPLATE = "chat_template.jinja"  # newer transformers write it to a separate file
 MARKERS = "codellama_jax"  # the field of tokenizer.json with kind, BOS and EOS
 # Vocabulary and merges, as transformers and as OpenAI's GPT-2 name them.
 PAIRS = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 MARKUP = re.compile(r"[<\[].*[>\]]", re.DOTALL)  # how special tokens are written
-# Classes of transformers that decide about BOS by add_bos_token and not by tokenizer.json.
-DECIDING = ("LlamaTokenizer", "LlamaTokenizerFast")
 MOST_SHOWN = 40  # characters of a token in a message
 
 
@@ -152,9 +151,9 @@ def with_markers(data: bytes, file: epath.Path) -> bytes:
         template = settings.values.get("chat_template")
         if isinstance(template, str):
             names["chat_template"] = template
-        is_deciding = settings.values.get("tokenizer_class") in DECIDING
-        if is_deciding and settings.has("add_bos_token"):
-            spec = _with_bos(spec, names.get("bos", ""), settings.flag("add_bos_token"))
+        adds_bos = bos_setting(settings)
+        if adds_bos is not None:
+            spec = _with_bos(spec, names.get("bos", ""), adds_bos)
     # The separate file wins over the field, because it is the newer way.
     if (file.parent / CHAT_TEMPLATE).exists():
         names["chat_template"] = decode_text(read_file(file.parent / CHAT_TEMPLATE), CHAT_TEMPLATE)

@@ -10,8 +10,9 @@ from etils import epath
 from codellama_jax.config import TokenizerConfig
 from codellama_jax.errors import UserError
 from codellama_jax.system.files import read_file, user_path
-from codellama_jax.tokenizers import byte_bpe, byte_bpe_files, sentencepiece
+from codellama_jax.tokenizers import byte_bpe, byte_bpe_files, sentencepiece, sentencepiece_file
 from codellama_jax.tokenizers.base import Tokenizer
+from codellama_jax.tokenizers.bos_setting import begins_without_bos
 
 RUN_FILES = (sentencepiece.FILE, byte_bpe.FILE)  # one of them is in the folder of a run
 FILES = (*RUN_FILES, *byte_bpe_files.PAIRS)  # a folder of several is read in this order
@@ -41,6 +42,8 @@ def load(path: epath.PathLike, kind: str = TokenizerConfig.kind) -> Tokenizer:
         return byte_bpe.read(byte_bpe_files.of_vocabulary(*pair, kind), str(file))
     if not is_json(data):
         _check_kind(file, kind, TokenizerConfig.kind)
+        if begins_without_bos(file):
+            data = sentencepiece_file.without_bos(data, str(file))
         return sentencepiece.read(data, str(file))
     tokenizer = byte_bpe.read(byte_bpe_files.with_markers(data, file), str(file))
     _check_kind(file, kind, tokenizer.kind)

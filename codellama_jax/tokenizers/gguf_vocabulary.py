@@ -15,7 +15,7 @@ from codellama_jax.system.settings import Settings
 from codellama_jax.tokenizers import byte_bpe, byte_level, gguf_splits, sentencepiece
 from codellama_jax.tokenizers.base import Tokenizer
 from codellama_jax.tokenizers.byte_bpe_files import MARKERS, bos_template, dumped
-from codellama_jax.tokenizers.sentencepiece_file import ModelProto
+from codellama_jax.tokenizers.sentencepiece_file import ModelProto, without_bos
 
 PREFIX = "tokenizer.ggml."
 CHAT_TEMPLATE = "tokenizer.chat_template"
@@ -44,9 +44,6 @@ def read(metadata: dict[str, Any], file: str) -> Tokenizer | None:
         tokenizer: Tokenizer = byte_bpe.read(_tokenizer_json(settings, metadata), file)
     elif model == "llama":
         tokenizer = sentencepiece.read(_tokenizer_model(settings), file)
-        if settings.has("add_bos_token") and not settings.flag("add_bos_token"):
-            # The file of a run, tokenizer.model, has no field for it.
-            warn(f"{file}: {PREFIX}add_bos_token is false, but texts begin with BOS here")
     else:
         kinds = "'gpt2' (byte-level BPE) or 'llama' (SentencePiece)"
         raise settings.error("model", f"{kinds}, or pass the tokenizer with --tokenizer")
@@ -200,7 +197,11 @@ def _tokenizer_model(settings: Settings) -> bytes:
     normalizer.add_dummy_prefix = settings.flag("add_space_prefix") if has_prefix else True
     normalizer.remove_extra_whitespaces = settings.flag("remove_extra_whitespaces")
     normalizer.escape_whitespaces = True
-    return proto.SerializeToString(deterministic=True)
+    model = proto.SerializeToString(deterministic=True)
+    # Without the key texts begin with BOS, as in llama.cpp.
+    if settings.has("add_bos_token") and not settings.flag("add_bos_token"):
+        return without_bos(model, settings.file)
+    return model
 
 
 def _infilling_ids(settings: Settings, tokens: list[str]) -> list[int]:

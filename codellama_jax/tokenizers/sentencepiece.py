@@ -37,6 +37,7 @@ class SentencePieceTokenizer(Tokenizer):
     """Made by `read` or `train`; its `model` is the content of a tokenizer.model."""
 
     file_name: ClassVar[str] = FILE
+    marks_each_byte: ClassVar[bool] = True
 
     # SentencePiece with the file's options; without the space before a text; and one that also
     # keeps a space at the start of a decoded text.
@@ -165,7 +166,7 @@ def read(model: bytes, name: str) -> SentencePieceTokenizer:
         fingerprint=fingerprint,
         limits=limits,
         lists_sentinels=entries > pieces,
-        adds_bos=True,
+        adds_bos=sentencepiece_file.adds_bos(proto),
         _processor=processor,
         _unprefixed=unprefixed,
         _continuing=continuing,

@@ -6,6 +6,7 @@ from typing import Any
 
 import sentencepiece
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 from sentencepiece import sentencepiece_model_pb2
 
 from codellama_jax.errors import UserError
@@ -14,6 +15,9 @@ from codellama_jax.tokenizers.sentinels import SENTINEL_ROWS
 
 # mypy does not see the classes that protobuf creates when this module is imported.
 ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
+# Marks a file whose texts do not begin with BOS. SentencePiece itself never adds BOS, so its format
+# has no field for it; from 200 on, field numbers are free for others, and every reader skips them.
+NO_BOS_FIELD = 200
 # Distance of each sentinel's id from the number of text pieces. Code Llama's files list sentinels
 # as pieces, Llama 2's file ends before them; the ids are the same.
 SENTINELS = {"▁<PRE>": 7, "▁<SUF>": 8, "▁<MID>": 9, "▁<EOT>": 10}
@@ -126,6 +130,25 @@ def limits(proto: Any) -> tuple[str, ...]:
             " so that no completion continues its last word"
         )
     return tuple(losses)
+
+
+def without_bos(model: bytes, name: str) -> bytes:
+    """Returns the content of a tokenizer.model, marked as one whose texts do not begin with BOS.
+
+    Raises UserError like `parse`.
+    """
+    # A second mark would make another fingerprint.
+    if not adds_bos(parse(model, name)):
+        return model
+    # A field that follows the message is a part of it. As `varint`: the field's number and type 0,
+    # in 7 bits per byte from the lowest, and the value 1.
+    tag = NO_BOS_FIELD << 3
+    return model + bytes((tag & 0x7F | 0x80, tag >> 7, 1))
+
+
+def adds_bos(proto: Any) -> bool:
+    """Returns whether texts begin with BOS: in every file that is not marked otherwise."""
+    return all(field.field_number != NO_BOS_FIELD for field in UnknownFieldSet(proto))
 
 
 def is_llama(model: bytes) -> bool:

@@ -99,6 +99,7 @@ def _write_sentencepiece(
     return {
         # The slow class converts tokenizer.model itself, where there is no tokenizer.json.
         "tokenizer_class": "PreTrainedTokenizerFast" if llama else "LlamaTokenizer",
+        "add_bos_token": tokenizer.adds_bos,
         "unk_token": unk,
         "bos_token": bos,
         "eos_token": eos,
@@ -123,8 +124,8 @@ def fast_tokenizer(
 ) -> dict[str, Any]:
     """Returns the content of tokenizer.json, in the format of Hugging Face's tokenizers library.
 
-    It reproduces SentencePiece's steps: a space before any text, BPE with byte fallback, BOS before
-    a sequence. `proto` is the result of `with_sentinels`.
+    It reproduces SentencePiece's steps: a space before any text, BPE with byte fallback; and BOS
+    before a sequence, unless the tokenizer adds none. `proto` is the result of `with_sentinels`.
     """
     vocab = {piece.piece: i for i, piece in enumerate(proto.pieces[:vocab_size])}
     bos = proto.pieces[tokenizer.bos_id].piece
@@ -144,6 +145,12 @@ def fast_tokenizer(
         marker = {"SpecialToken": {"id": bos, "type_id": part}}
         return [marker, {"Sequence": {"id": "AB"[part], "type_id": part}}]
 
+    template = {
+        "type": "TemplateProcessing",
+        "single": with_bos(0),
+        "pair": with_bos(0) + with_bos(1),
+        "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
+    }
     space = {"String": SPACE}
     return {
         "version": "1.0",
@@ -158,12 +165,7 @@ def fast_tokenizer(
             ],
         },
         "pre_tokenizer": None,
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": with_bos(0),
-            "pair": with_bos(0) + with_bos(1),
-            "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
-        },
+        "post_processor": template if tokenizer.adds_bos else None,
         "decoder": {
             # The reverse: marks become spaces, byte pieces become characters, and the first space
             # goes.

@@ -7,15 +7,13 @@ import time
 
 import jax
 from etils import epath
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import Progress, TextColumn
 
 from codellama_jax.checkpoints.folder import StageFolder
 from codellama_jax.config import Stage
 from codellama_jax.errors import UserError
 from codellama_jax.models.accounting import training_flops
-from codellama_jax.system.console import warn
+from codellama_jax.system.console import plain_console, warn
 from codellama_jax.system.files import is_bucket, read_file, write_file
 from kernels.static.chips import PEAK_FLOPS
 
@@ -130,9 +128,13 @@ class Metrics:
         # Drops the lines of steps that are computed again; from here on lines are appended.
         self._rewrite()
         self.board = SummaryWriter(str(folder.tensorboard), purge_step=start if start else None)
-        self.console = Console()
-        self.progress = Progress(console=self.console, disable=not self.console.is_terminal)
-        self.bar = self.progress.add_task(escape(name), total=stage.steps, completed=start)
+        self.console = plain_console()
+        # The default columns without markup in the name of the stage.
+        name_column = TextColumn("{task.description}", "progress.description", markup=False)
+        columns = (name_column, *Progress.get_default_columns()[1:])
+        is_silent = not self.console.is_terminal
+        self.progress = Progress(*columns, console=self.console, disable=is_silent)
+        self.bar = self.progress.add_task(name, total=stage.steps, completed=start)
         self.progress.start()
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
@@ -165,11 +167,10 @@ class Metrics:
         shown = [form.format(numbers[key]) for key, form in SHOWN.items() if key in numbers]
         text = "  ".join([f"{self.name} step {step}/{self.stage.steps}", *shown])
         # The bar shows the last metrics. A file or a pipe has no bar and gets a line each time.
-        self.progress.update(self.bar, completed=step, description=escape(text))
+        self.progress.update(self.bar, completed=step, description=text)
         if not self.console.is_terminal or "validation_loss" in numbers:
             text = "  ".join([text, *self._time_left(step, numbers)])
-            # Names of arms and stages are printed as they are, brackets and colons included.
-            self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+            self.console.print(text, soft_wrap=True)
 
     def _time_left(self, step: int, numbers: dict[str, float]) -> list[str]:
         """Returns the time that the stage will still take as one text, [] if it is not known.

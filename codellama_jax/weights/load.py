@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from codellama_jax.checked import FieldError
 from codellama_jax.checkpoints import loading
 from codellama_jax.checkpoints.base import Base
-from codellama_jax.checkpoints.folder import find_trained
+from codellama_jax.checkpoints.folder import find_trained, trained_identity
 from codellama_jax.config import ModelConfig, Stage
 from codellama_jax.errors import UserError
 from codellama_jax.models.trained import TrainedModel, abstract_params
@@ -134,6 +134,12 @@ def _path_and_step(path: str) -> tuple[str, int | None]:
     """Returns DIR and STEP of DIR@STEP; STEP is None for DIR."""
     folder, separator, step = path.rpartition("@")
     return (folder, int(step)) if separator and step.isdecimal() else (path, None)
+
+
+def run_identity(init: str) -> str:
+    """Returns the identity of the run that `Stage.init` names, "" for any other or an old run."""
+    kind, _, path = init.partition(":")
+    return trained_identity(user_path(_path_and_step(path)[0])) if kind == "run" else ""
 
 
 def tokenizer_of(init: str) -> Tokenizer | None:

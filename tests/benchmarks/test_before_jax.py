@@ -27,7 +27,9 @@ def evaluate(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("humaneval --run RUN --temperature nan", "--temperature must be a number from 0 to 1000"),
+        ("humaneval --run RUN --temperature nan", "--temperature is nan: it must be 0, or a"),
+        ("humaneval --run RUN --data {humaneval} --temperature 1e-5", "--temperature is 1e-05"),
+        ("humaneval --run RUN --data {humaneval} --max-new-tokens 200000", "is 200000: it must be"),
         ("humaneval --run RUN", "pass --data"),
         ("humaneval --run RUN --data {folder}/missing", "no file or folder"),
         ("humaneval --run RUN --data {mbpp}", "has no prompt, entry_point"),

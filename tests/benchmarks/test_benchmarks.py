@@ -275,6 +275,10 @@ def test_the_number_of_an_answer(text, number):
         (" a \n\nb", "a\nb", True),
         ("1000000007", "1000000008", False),
         ("2" + 400 * "0", "3" + 400 * "0", False),
+        ("007", "7", True),
+        ("-0 +7", "0 7", True),
+        ("--7", "-7", False),
+        ("²", "2", False),
     ],
 )
 def test_outputs_are_compared(written, expected, same):

@@ -75,7 +75,15 @@ def test_a_test_split_without_the_problems_that_became_examples(files, tmp_path)
     assert "its first problems are the solved examples" in reason
     (tmp_path / "train.jsonl").write_text(problems)
     reason = why_not("gsm8k", data=str(tmp_path / "test.jsonl"), shots=1)
-    assert "are not those that the papers' numbers are for" in reason
+    assert "--shots 1 solved examples, and the papers' numbers are for 8" in reason
+
+
+def test_other_numbers_of_solved_examples_are_not_compared(files):
+    for name, shots, published in (("mbpp", 1, "3 or 0"), ("apps", 1, "2 or 0")):
+        reason = why_not(name, data=files[name], shots=shots)
+        assert f"--shots 1 solved examples, and the papers' numbers are for {published}" in reason
+        for own in (-1, 0):
+            assert "--shots" not in why_not(name, data=files[name], shots=own)
 
 
 def test_a_measure_without_papers_numbers(files):

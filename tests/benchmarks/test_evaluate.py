@@ -356,7 +356,9 @@ def test_key_prompts_have_their_length_and_are_answered_as_without_a_cache(model
         new = ids[prompt:]
         new = new[: new.index(model.tokenizer.eos_id)] if model.tokenizer.eos_id in new else new
         expected = whole_characters(
-            lambda ids: model.tokenizer.decode(ids, leading_space=False), new
+            lambda ids: model.tokenizer.decode(ids, leading_space=False),
+            new,
+            model.tokenizer.unfinished,
         )
         assert written[task.task_id] == benchmark.truncate(task, expected)
 

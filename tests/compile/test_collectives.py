@@ -139,6 +139,28 @@ def test_a_loop_repeats_its_collectives_and_a_loop_in_between_hides_one():
     assert around.collectives() == gathers(1, 15)
 
 
+@pytest.mark.parametrize(
+    "branches",
+    [
+        "branch_computations={%matmul, %body, %body}",
+        "true_computation=%body, false_computation=%begin",
+        "true_computation=%begin, false_computation=%body",
+    ],
+)
+def test_a_conditional_runs_its_longest_branch(branches):
+    chosen = f"%c = W conditional(%p, %x, %x), {branches}"
+    made = schedule(chosen, body=[BEGIN, work(20_000), FINISH])
+    assert made.collectives() == gathers(1, 40)
+    assert made.seconds("main") == pytest.approx(20e-6)
+    assert made.program.cycles() == 20_000
+
+
+def test_of_branches_without_cycles_the_one_with_more_operations_runs():
+    chosen = "%c = W conditional(%p, %x, %x), true_computation=%body, false_computation=%matmul"
+    gather = ["%g = W all-gather(%x), channel_id=4, ALL", "%d = W copy(%g)", "%e = W copy(%d)"]
+    assert schedule(chosen, body=gather).collectives() == gathers(1, 60)
+
+
 def test_a_kernel_hides_a_gather():
     kernel = '%flash.2 = f32[8] custom-call(%x), custom_call_target="tpu_custom_call"'
     made = schedule(BEGIN, kernel, FINISH, kernels={"flash.2": 25e-6})

@@ -1,5 +1,6 @@
 """The verb `compile`. Tests that need the TPU compiler run where libtpu is installed."""
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from codellama_jax.compile.command import Job, candidates, choose_stage
 from codellama_jax.compile.report import Report
 from codellama_jax.config import MeshConfig
 from codellama_jax.errors import UserError
+from codellama_jax.models.accounting import flops_per_token
 from codellama_jax.runs.commands import PlanOptions, load_experiment
 
 needs_libtpu = pytest.mark.skipif(
@@ -188,3 +190,19 @@ def test_the_search_prefers_the_shortest_step_with_its_collectives(monkeypatch, 
     best, report, _ = command.search(job, "v5e", [None] * 256, "")
     assert best.mesh.tensor > 1 and report.overlapped == 4.0
     assert "fits, MFU 0.127 (with the bandwidth model's collectives)" in capsys.readouterr().out
+
+
+def test_prefill_computes_the_logits_of_one_token_per_prompt():
+    """The same model with more vocabulary entries needs only their columns of the last token."""
+    experiment, _ = load_experiment(PlanOptions("code_llama", "7b"))
+    stage = choose_stage(experiment, "", "code")
+    larger = dataclasses.replace(stage.model, vocab_size=stage.model.vocab_size + 1000)
+    job = Job(stage, "prefill", MeshConfig(), batch=2, context=300)
+    added = command.inference_flops(larger, job, True) - command.inference_flops(
+        stage.model, job, True
+    )
+    assert added == 2 * 2 * 1000 * stage.model.d_model
+    # A decoding step computes the logits of the one token that it reads.
+    decode = dataclasses.replace(job, kind="decode")
+    step = command.inference_flops(stage.model, decode, causal=False)
+    assert step == 2 * flops_per_token(stage.model, 300, causal=False) / 3

@@ -2,11 +2,14 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from codellama_jax.benchmarks.commands import Evaluate, SuiteOptions
+from codellama_jax.benchmarks.settings import Checking, Ranking, Settings
 from codellama_jax.checkpoints import loading
 from codellama_jax.errors import UserError
 from codellama_jax.generation import infill as infilling
@@ -15,6 +18,7 @@ from codellama_jax.generation.commands import Complete, Infill
 from codellama_jax.generation.settings import QuantizationOptions, Sampling
 from codellama_jax.generation.text import Generated
 from codellama_jax.tokenizers import sentencepiece as tokenizers
+from codellama_jax.tokenizers.sentencepiece_file import ModelProto
 
 PROBES = {"infilling": {"PSM": {"exact": 0.0}, "SPM": {"exact": 0.5}}}
 
@@ -176,6 +180,39 @@ def test_a_missing_draft_model_is_named_before_any_model_is_loaded(folder, asked
     with pytest.raises(UserError, match="missing"):
         Complete(str(folder), "x", sampling=Sampling(), quantization=drafts)()
     assert "prompts" not in asked
+
+
+@pytest.fixture
+def other_run(folder, tokenizer, tmp_path):
+    """A run of another tokenizer."""
+    proto = ModelProto.FromString(tokenizer.model)
+    proto.pieces[-1].piece += "x"
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "tokenizer.model").write_bytes(proto.SerializeToString())
+    return tmp_path / "other"
+
+
+def test_a_draft_model_of_another_tokenizer_is_refused_before_any_is_loaded(
+    folder, other_run, monkeypatch
+):
+    monkeypatch.setattr(loading, "load_run", None)
+    drafts = QuantizationOptions(speculate=4, draft_model=str(other_run))
+    complete = Complete(str(folder), "x", sampling=Sampling(), quantization=drafts)
+    parts = (SuiteOptions(), Settings(), Checking(), Ranking(), str(folder))
+    evaluate = Evaluate("humaneval", "out", *parts, quantization=drafts)
+    for command in (complete, evaluate.load):
+        with pytest.raises(UserError, match="other has another tokenizer than"):
+            command()
+
+
+def test_a_model_of_docstrings_that_did_not_train_is_named_before_samples_are_drawn(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loading, "load_run", None)
+    ranking = Ranking(("back-translation",), str(tmp_path))
+    parts = (SuiteOptions(), Settings(samples=2), Checking(), ranking, str(folder))
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        Evaluate("humaneval", "out", *parts).load()
 
 
 def test_a_sequence_longer_than_in_training_is_warned_of(folder, asked, capsys):

@@ -11,10 +11,11 @@ from flax import linen as nn
 from toy import MODEL
 
 from codellama_jax.errors import UserError
+from codellama_jax.generation.device import Device
 from codellama_jax.generation.draft_model import DraftModel, with_drafts
 from codellama_jax.generation.drafts import PromptLookup
 from codellama_jax.generation.engine import Engine
-from codellama_jax.generation.requests import Request
+from codellama_jax.generation.requests import Request, Running
 from codellama_jax.generation.settings import QuantizationOptions, Sampling
 from codellama_jax.models.family import boxed_params
 from codellama_jax.models.gpt.config import GPTConfig
@@ -90,6 +91,23 @@ def test_a_text_too_long_for_the_draft_model_has_no_draft(model):
     ids, _ = drawn_with(model, drafter, [request])
     assert ids == Engine(model, SLOTS).run([request])
     assert drafter.report() == "drafts: none, since every text was too long for the draft model"
+
+
+@pytest.mark.parametrize("error", [UserError, KeyboardInterrupt])
+def test_the_call_after_an_error_has_drafts(model, monkeypatch, error):
+    drafter, sampling = DraftModel(model, LENGTH), Sampling(max_new_tokens=6)
+    texts = [Running(n, Request([5] * length, sampling)) for n, length in enumerate((30, 500))]
+    [expected] = drafter.drafts(texts[:1], 2)
+
+    def fail(*args):
+        raise error("no memory")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Device, "resize", fail)
+        with pytest.raises(error):
+            drafter.drafts(texts, 2)
+    [again] = drafter.drafts(texts[:1], 2)
+    assert again.tolist() == expected.tolist()
 
 
 def with_fingerprint(model: TrainedModel, fingerprint: str) -> TrainedModel:

@@ -1,5 +1,7 @@
 import dataclasses
+import functools
 import itertools
+import tempfile
 
 import flax.linen as nn
 import jax
@@ -24,6 +26,7 @@ from codellama_jax.models import decoding
 from codellama_jax.models.llama.model import Llama
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
+from codellama_jax.tokenizers import byte_bpe
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 from codellama_jax.training.step import abstract_state
 
@@ -246,31 +249,50 @@ def test_pieces_of_a_stream_join_to_the_text_before_a_stop_string(text, stop_str
     assert "".join(pieces) == texts.until(whole, stop_strings)
 
 
-@settings(deadline=None)
-@given(st.text(st.sampled_from("ab é€😀\ufffd▁\n")))
-def test_no_part_of_a_character_is_shown(model, text):
-    """Of a text whose tokens come one by one; the tokens of these characters are bytes."""
-    ids = model.tokenizer.encode(text, leading_space=False)
+@functools.cache
+def byte_level():
+    """Returns byte-level BPE with an entry for U+FFFD and one for a space before a part of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        lines = ["x\ufffd y\ufffd\n" * 50, " é è ê ë\n" * 50]
+        return byte_bpe.train(lines, 270, "gpt2", folder)
+
+
+def shown_texts(tokenizer, ids):
+    """Returns the text that is shown after each number of ids."""
 
     def decode(ids):
-        return model.tokenizer.decode(ids, leading_space=False)
+        return tokenizer.decode(ids, leading_space=False)
 
-    shown = [texts.whole_characters(decode, ids[:n]) for n in range(len(ids) + 1)]
-    assert shown[-1] == text
-    assert all(text.startswith(part) for part in shown)
+    lengths = range(len(ids) + 1)
+    return [texts.whole_characters(decode, ids[:n], tokenizer.unfinished) for n in lengths]
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from("ab é€😀\ufffd\uffef▁\n")))
+def test_no_part_of_a_character_is_shown(model, text):
+    """Of a text whose tokens come one by one; most tokens of these characters are bytes."""
+    for tokenizer in (model.tokenizer, byte_level()):
+        shown = shown_texts(tokenizer, tokenizer.encode(text, leading_space=False))
+        assert shown[-1] == text
+        assert all(text.startswith(part) for part in shown)
 
 
 @settings(deadline=None)
 @given(st.data())
 def test_what_was_shown_stays(model, data):
     """Whatever ids a model draws, sentinels and stray bytes too."""
-    ids = data.draw(st.lists(st.integers(0, model.tokenizer.vocab_size - 1) | st.integers(3, 258)))
+    for tokenizer in (model.tokenizer, byte_level()):
+        any_id = st.integers(0, tokenizer.vocab_size - 1)
+        shown = shown_texts(tokenizer, data.draw(st.lists(any_id | st.integers(3, 258))))
+        assert all(after.startswith(before) for before, after in itertools.pairwise(shown))
 
-    def decode(ids):
-        return model.tokenizer.decode(ids, leading_space=False)
 
-    shown = [texts.whole_characters(decode, ids[:n]) for n in range(len(ids) + 1)]
-    assert all(after.startswith(before) for before, after in itertools.pairwise(shown))
+def test_an_entry_with_the_start_of_a_character_shows_what_precedes_it():
+    tokenizer = byte_level()
+    replacement = tokenizer.encode("\ufffd")
+    begun = tokenizer.encode(" ï")[:1]
+    assert len(replacement) == 1 and tokenizer.token_bytes(begun[0]) == b" \xc3"
+    assert shown_texts(tokenizer, [*replacement, *begun]) == ["", "\ufffd", "\ufffd "]
 
 
 def test_an_unfinished_character_at_the_end_is_left_out(model, monkeypatch):

@@ -114,6 +114,15 @@ def test_answers_of_another_model_are_not_continued(base):
     assert text_of(data) == "1 0\n"
 
 
+def test_answers_of_a_run_that_was_trained_again_are_not_continued(base):
+    data = resolved(base, config=Lines(model=str(base.folder.path)))
+    for identity in ("1", "2"):
+        base.folder.identity_file.write_text(identity * 32)
+        with pytest.raises(InterruptedError):
+            data_stages.write(data, TOKENIZER, {})
+        assert text_of(data) == "1 0\n"
+
+
 def test_a_model_that_is_no_stage_is_looked_for_before_training(base):
     data = resolved(base, config=Lines(model="./absent"))
     with pytest.raises(UserError, match=r"there is no folder .*absent"):

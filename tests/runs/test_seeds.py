@@ -159,6 +159,13 @@ def test_a_closed_pipe_ends_the_run(monkeypatch):
     assert end.value.code == 141
 
 
+def test_an_error_of_all_processes_is_printed_once(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        side_by_side(monkeypatch, fake_workers.without_space)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: No space left on device\n"
+
+
 def test_ctrl_c_of_the_terminal_does_not_end_a_process_that_starts(monkeypatch):
     side_by_side(monkeypatch, fake_workers.interruptible)
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -1,19 +1,25 @@
 """Stages resolved once: a finished one needs neither its first weights nor its documents."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
+from types import SimpleNamespace
 
 import jax
 import pytest
 import toy
 from etils import epath
 
-from codellama_jax.checkpoints.folder import RunFolder
+from codellama_jax.checkpoints.folder import RunFolder, StageFolder
+from codellama_jax.checkpoints.identity import identity as identity_of
 from codellama_jax.config import CorpusConfig, Experiment, MeshConfig, TokenizerConfig, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.runs import experiment as runs
+from codellama_jax.runs import probing
 from codellama_jax.runs.commands import RunOptions
 from codellama_jax.runs.stages import resolve
+from codellama_jax.runs.training import stage_identity
 from codellama_jax.sharding.mesh import make_mesh
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 from codellama_jax.training.step import abstract_state
@@ -102,3 +108,39 @@ def test_equal_stages_are_traced_once():
     mesh = make_mesh(MeshConfig(), jax.devices()[:2])
     assert abstract_state(toy.stage(), mesh) is abstract_state(toy.stage(), mesh)
     assert abstract_state(toy.stage(), mesh) is not abstract_state(toy.stage(steps=11), mesh)
+
+
+def test_a_run_that_was_trained_again_is_another_start(tmp_path):
+    """Only a stage that starts from a run has another identity than before."""
+    run = StageFolder(epath.Path(tmp_path) / "run")
+    run.begin(toy.stage(), IDENTITY)
+    run.mark_done(step=10, tokens=100)
+    corpus = SimpleNamespace(sources=lambda stage: {}, tokenizer=SimpleNamespace(fingerprint="t"))
+
+    def identity(init: str) -> str:
+        folder, stage = StageFolder(epath.Path(tmp_path) / "new"), toy.stage(init=init)
+        return stage_identity(corpus, SimpleNamespace(folder=folder, stage=stage, seed=1), "")
+
+    first = identity(f"run:{run}")
+    assert identity(f"run:{run}") == first
+    run.identity_file.write_text("1" * 32)
+    assert len({identity(f"run:{run}"), identity(f"run:{run}@3"), first}) == 3
+    shared = [{}, "t", str(run)]
+    for init, expected in (("scratch", shared[:2]), (f"hf:{run}", shared)):
+        assert identity(init) == identity_of(toy.stage(init=init), "", 1, expected)
+
+
+def test_a_model_was_trained_on_the_stages_whose_weights_it_continues(monkeypatch):
+    @contextlib.contextmanager
+    def batches_of(corpus, stage, seed, lanes):
+        yield itertools.repeat(seed)
+
+    monkeypatch.setattr(probing, "batches_of", batches_of)
+    inits = ("scratch", "previous", "scratch", "previous")
+    parts = []
+    for seed, init in enumerate(inits):
+        parts.append(SimpleNamespace(seed=seed, stage=toy.stage(init=init, steps=1)))
+    expected = [[0], [0, 1], [2], [2, 3]]
+    for count, seeds in enumerate(expected, 1):
+        last = SimpleNamespace(chain=parts[:count])
+        assert list(probing.batches_trained_on(None, last)) == seeds

@@ -114,7 +114,7 @@ def test_a_character_of_several_tokens_is_one_piece(client, model):
     def decode(ids):
         return tokenizer.decode(ids, leading_space=False)
 
-    text = Text(Prompt([1], decode, ()), Settings(Sampling()))
+    text = Text(Prompt([1], decode, tokenizer.unfinished, ()), Settings(Sampling()))
     pieces = [text.add([i]) for i in ids[:-1]] + [text.finish(True)]
     assert [piece for piece in pieces if piece] == ["🙂"] and text.kept == "🙂"
 

@@ -36,7 +36,7 @@ def expected(models):
     ids = [Engine(model, 2).run([request])[0] for model in models]
     assert ids[0] != ids[1]
     decode = functools.partial(tokenizer.decode, leading_space=False)
-    texts = [whole_characters(decode, new) for new in ids]
+    texts = [whole_characters(decode, new, tokenizer.unfinished) for new in ids]
     return {name: (ids[n], texts[n]) for n, name in enumerate(NAMES)}
 
 

@@ -101,12 +101,18 @@ def test_without_its_key_the_split_decides_about_bos(pre, expected):
     assert rewritten(byte_bpe_cases.trained("gpt2"), change).adds_bos is expected
 
 
-def test_sentencepiece_that_begins_without_bos_is_noted(capsys):
-    def change(metadata):
-        metadata["tokenizer.ggml.add_bos_token"] = False
+@pytest.mark.parametrize(("values", "expected"), [([], True), ([True], True), ([False], False)])
+def test_the_key_decides_about_bos_of_sentencepiece(values, expected):
+    """Without it texts begin with BOS, as in llama.cpp; the file is written with it again."""
 
-    assert rewritten(published.tokenizer(), change).adds_bos
-    assert "add_bos_token is false, but texts begin with BOS here" in capsys.readouterr().err
+    def change(metadata):
+        del metadata["tokenizer.ggml.add_bos_token"]
+        for value in values:
+            metadata["tokenizer.ggml.add_bos_token"] = value
+
+    tokenizer = rewritten(published.tokenizer(), change)
+    assert tokenizer.adds_bos is expected
+    assert rewritten(tokenizer, lambda metadata: None).adds_bos is expected
 
 
 def test_infilling_ids_are_those_that_the_file_names():

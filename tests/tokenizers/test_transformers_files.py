@@ -4,9 +4,12 @@ import json
 
 import published
 import pytest
+import sentencepiece
+import tokenizers
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
+from codellama_jax.errors import UserError
 from codellama_jax.tokenizers import files
 from codellama_jax.tokenizers.transformers_files import write_tokenizer
 
@@ -24,3 +27,47 @@ def test_a_tokenizer_unlike_llamas_has_no_tokenizer_json(tmp_path, lossy):
     assert ("tokenizer.json" in names) != lossy and "tokenizer.model" in names
     config = json.loads((target / "tokenizer_config.json").read_text())
     assert (config["tokenizer_class"] == "LlamaTokenizer") == lossy
+
+
+def with_config(folder, **fields) -> files.Tokenizer:
+    """Loads a tokenizer.model beside a tokenizer_config.json of these fields."""
+    (folder / "tokenizer.model").write_bytes(published.tokenizer().model)
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+    return files.load(folder)
+
+
+def test_add_bos_token_decides_about_bos_of_sentencepiece(tmp_path):
+    """As the classes of transformers 4 do; Yi's tokenizer is a LlamaTokenizer without BOS."""
+    begins = published.tokenizer()
+    for name in ("LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer"):
+        assert with_config(tmp_path, tokenizer_class=name) == begins
+        assert with_config(tmp_path, tokenizer_class=name, add_bos_token=True) == begins
+        assert not with_config(tmp_path, tokenizer_class=name, add_bos_token=False).adds_bos
+    # This class has its tokenizer.json decide.
+    other = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False}
+    assert with_config(tmp_path, **other).adds_bos
+    with pytest.raises(UserError, match="add_bos_token must be true or false"):
+        with_config(tmp_path, tokenizer_class="LlamaTokenizer", add_bos_token="no")
+
+
+def test_a_tokenizer_without_bos_stays_so(tmp_path):
+    """In a run's folder, which holds tokenizer.model alone, and in exported files."""
+    config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}
+    tokenizer = with_config(tmp_path, **config)
+    assert tokenizer.prompt("a b") == tokenizer.encode("a b")
+    assert tokenizer.fingerprint != published.tokenizer().fingerprint
+    run, exported = tmp_path / "run", tmp_path / "exported"
+    run.mkdir()
+    tokenizer.save(run / "tokenizer.model")
+    assert files.load(run) == tokenizer
+    exported.mkdir()
+    write_tokenizer(tokenizer, tokenizer.vocab_size, 64, epath.Path(exported))
+    again = files.load(exported)
+    assert (again.adds_bos, again.fingerprint) == (False, tokenizer.fingerprint)
+    fast = tokenizers.Tokenizer.from_file(str(exported / "tokenizer.json"))
+    assert fast.encode("a b").ids == tokenizer.prompt("a b")
+    # Other software reads the marked file, and so does a loader that finds the settings again.
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(exported / "tokenizer.model"))
+    assert processor.encode("a b") == tokenizer.encode("a b")
+    (exported / "tokenizer_config.json").write_text(json.dumps(config))
+    assert files.load(exported).fingerprint == tokenizer.fingerprint

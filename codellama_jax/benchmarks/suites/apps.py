@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,12 @@ from codellama_jax.errors import UserError
 from codellama_jax.sandbox import Program, Verdict
 from codellama_jax.system.files import decode_text, parse_json, read_file, user_path
 
+SHOTS = 2  # solved examples in the prompts of Code Llama
 TIMEOUT = 4.0  # seconds per test
 LONGEST_EXAMPLE = 3000  # characters of an example's question and solution
 GRADES = ("introductory", "interview", "competition")
 QUOTES = "'''"
+INTEGER = re.compile(r"[+-]?[0-9]+")
 STANDARD = "read from and write to standard IO"
 CALL = "use the provided function signature"
 # Problems with `fn_name` call a function; the others read standard input and print.
@@ -90,7 +93,7 @@ def load(options: ShotOptions, tokenizer: object = None) -> Benchmark:
     if not os.path.isdir(root / "test"):
         layout = "test/ and, for examples, train/"
         raise UserError(f"--data {options.data} must be the folder of APPS, which holds {layout}")
-    examples = _examples(root / "train", options.shots if options.shots >= 0 else 2)
+    examples = _examples(root / "train", options.shots if options.shots >= 0 else SHOTS)
     tasks = [_task(_read(folder), examples) for folder in _folders(root / "test")]
     return Benchmark(
         "apps" if examples else "apps_zero_shot",
@@ -101,6 +104,7 @@ def load(options: ShotOptions, tokenizer: object = None) -> Benchmark:
         checks=_checks,
         program_checks=_checks,
         paper=PAPER if examples else ZERO_SHOT,
+        task_difference=options.difference(SHOTS, 0),
     )
 
 
@@ -294,16 +298,13 @@ def _same_word(written: str, expected: str) -> bool:
     if written == expected:
         return True
     # Long integers would be equal as floating-point numbers although digits differ.
-    if _is_integer(written) and _is_integer(expected):
-        return False
+    if INTEGER.fullmatch(written) and INTEGER.fullmatch(expected):
+        # As numbers, since the published checker accepts 007 for 7.
+        return int(written) == int(expected)
     try:
         return math.isclose(float(written), float(expected), rel_tol=1e-6)
     except ValueError:
         return False
-
-
-def _is_integer(word: str) -> bool:
-    return word.lstrip("+-").isdigit()
 
 
 SUITE = Suite(load, ShotOptions)

@@ -80,7 +80,7 @@ def load(options: ShotOptions, tokenizer: object = None) -> Benchmark:
         truncate=until(("\nQuestion:",)),
         judge=_judge,
         paper=PAPER,
-        task_difference=FEWER_TASKS if has_fewer_tasks else "",
+        task_difference=FEWER_TASKS if has_fewer_tasks else options.difference(SHOTS),
     )
 
 

@@ -136,7 +136,7 @@ def load(options: MbppOptions, tokenizer: object = None) -> Benchmark:
         program_checks=_checks,
         chat=None if shots or is_docstring else CHAT,
         paper=paper,
-        task_difference=ALL_TASKS if options.all_tasks else "",
+        task_difference=ALL_TASKS if options.all_tasks else options.difference(len(EXAMPLES), 0),
     )
 
 

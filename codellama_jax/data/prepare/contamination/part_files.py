@@ -26,6 +26,7 @@ from codellama_jax.data.prepare.contamination.index import (
     find,
 )
 from codellama_jax.data.prepare.parts import read_rows, write_rows
+from codellama_jax.data.prepare.readers import conversations
 from codellama_jax.system.files import read_json, write_json
 
 # A row per match. A document that has any row with the action "drop" is not kept.
@@ -83,8 +84,8 @@ def count_grams(
     """
     words = load_index(index).words
     counts = np.zeros(len(words.keys), np.int64)
-    for _, text in _texts(documents, dropped):
-        _, keys = words.matches(words.units(text.encode()))
+    for _, document in _documents(documents, dropped):
+        _, keys = words.matches(words.units(document["text"].encode()))
         # `+=` with an index array adds 1 per distinct key: a document counts once, however often it
         # holds the n-gram.
         counts[np.unique(keys)] += 1
@@ -141,30 +142,33 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     # Not shared between parts, whose workers do not know each other: see `scan_part`.
     seen = np.zeros(len(index.tokens.keys), bool)
-    for row, text in _texts(documents, dropped):
-        spans = find(text, index, common, seen)
+    for row, document in _documents(documents, dropped):
+        spans = find(document["text"], index, common, seen)
         # One decision for the document: if any rule drops it, all its rows report "drop" but those
         # of the rule `tokens`, which only reports.
-        action = _action(len(text), spans, index.params)
+        action = _action(document, spans, index.params)
         for span in spans:
             used = "report" if span.rule == "tokens" else action
             yield {"row": row, "action": used, **span._asdict()}
 
 
-def _texts(documents: epath.PathLike, dropped: str) -> Iterator[tuple[int, str]]:
-    """Yields the row and text of each document that is not dropped."""
+def _documents(documents: epath.PathLike, dropped: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the row, and text and language, of each document that is not dropped."""
     skipped = {row["row"] for row in read_rows(dropped, ["row"])} if dropped else set()
-    for row, document in enumerate(read_rows(documents, ["text"])):
+    for row, document in enumerate(read_rows(documents, ["text", "language"])):
         if row not in skipped:
-            yield row, document["text"]
+            yield row, document
 
 
-def _action(length: int, spans: Sequence[Span], params: Decontamination) -> str:
+def _action(document: dict[str, Any], spans: Sequence[Span], params: Decontamination) -> str:
     """Returns "drop" for a document that is not kept, else "remove"."""
     if any(span.rule in ("substring", "similarity") for span in spans):
         return "drop"
     matches = [(span.start, span.end) for span in spans if span.rule == "ngrams"]
-    return "remove" if pieces(length, matches, params) else "drop"
+    # Pieces of the JSON of a conversation are no conversations: they would be trained on as text.
+    if matches and document["language"] == conversations.LANGUAGE:
+        return "drop"
+    return "remove" if pieces(len(document["text"]), matches, params) else "drop"
 
 
 def pieces(
