@@ -238,17 +238,17 @@ def _run_seeds(
     mesh = make_mesh(experiment.mesh)
     # Resolved as in the first process, with the same seeds and folders.
     stages = resolve(experiment, choice.arms_of(experiment), folder, mesh)
-    own = [stage for stage in stages if stage.number in numbers]
+    first = [stage for stage in stages if stage.number in numbers]
     corpus = Corpus(experiment, choice.cache)
     try:
         with on_mesh(mesh):
             training = Training(experiment, corpus, folder, choice.reuse)
             # Data that a model writes have no claim: the arms of a seed share them in one process.
             if experiment.data_stages or not locks.can_claim(folder.path):
-                for stage in own:
+                for stage in first:
                     training.run(stage)
             else:
-                training.run_unclaimed(own + _of_others(stages, numbers))
+                training.run_unclaimed(first + _of_others(stages, numbers))
     except Stopped as stop:
         sys.exit(128 + stop.args[0])  # the first process prints the line about it
     # Each worker adds its counts: one whose seeds were done before has read no documents.
