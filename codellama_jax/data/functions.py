@@ -84,13 +84,33 @@ def _is_same(code: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             (parsed,) = ast.parse(code).body
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     if type(parsed) is not type(node):
         return False
     fields = {name: getattr(node, name) for name in node._fields}
     fields |= {"body": node.body[1:], "decorator_list": []}
-    return ast.dump(parsed) == ast.dump(type(node)(**fields))
+    return _are_equal(parsed, type(node)(**fields))
+
+
+def _are_equal(first: ast.AST, second: ast.AST) -> bool:
+    """Returns whether two syntax trees are equal, wherever their code is."""
+    # Without recursion: `ast.dump` fails where the parser does not, as on a chain of 300 elifs.
+    pairs: list[tuple[Any, Any]] = [(first, second)]
+    while pairs:
+        a, b = pairs.pop()
+        if type(a) is not type(b):
+            return False
+        if isinstance(a, ast.AST):
+            pairs += [(getattr(a, name, None), getattr(b, name, None)) for name in a._fields]
+        elif isinstance(a, list):
+            if len(a) != len(b):
+                return False
+            pairs += zip(a, b)
+        # By their text, in which also -0.0 and 0.0 differ.
+        elif repr(a) != repr(b):
+            return False
+    return True
 
 
 def _literal(docstring: str) -> str:

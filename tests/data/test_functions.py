@@ -63,6 +63,15 @@ def test_documented_functions_are_separated():
     assert list(functions(CODE)) == [AREA, OPEN]
 
 
+def test_functions_nested_deeper_than_the_stack_are_separated():
+    """The parser accepts these; a recursive comparison of their syntax trees does not."""
+    branches = "".join(f"    elif x == {i}:\n        return {i}\n" for i in range(400))
+    total = " + ".join(f'"{i}"' for i in range(1500))
+    for body in (f"    if x < 0:\n        pass\n{branches}", f"    return {total}\n"):
+        code = f'def f(x):\n    """Doc."""\n{body}'
+        assert list(functions(code)) == [Function("def f(x):\n", "Doc.", body)]
+
+
 @pytest.mark.parametrize("text", ["def f(:\n", "print 1\n", "\0", "(" * 10_000, ""])
 def test_text_that_is_not_python_has_no_functions(text):
     assert not list(functions(text))
