@@ -164,6 +164,13 @@ def test_damaged_lines_of_json(tmp_path, write_files):
     assert [results[0].text, results[-1].text] == ["first", "last"]
 
 
+@pytest.mark.parametrize("name", ["T.JSONL", "t.jsonl.GZ", "t.JSONL.Zst"])
+def test_endings_in_capitals(tmp_path, write_table, stack_row, name):
+    write_table(tmp_path / name.lower(), [stack_row(0)])
+    (tmp_path / name.lower()).rename(tmp_path / name)
+    assert [record.text for record in read_all(tmp_path)] == ["x = 0\n"]
+
+
 @hypothesis.given(
     texts=st.lists(st.text(max_size=30), max_size=20),
     part_bytes=st.integers(1, 200),

@@ -159,6 +159,6 @@ def _damage(path: str, problem: str) -> str:
 def _compression(name: str) -> tuple[str, str]:
     """Returns the ending of a compressed file's name and its format, ("", "") for others."""
     for ending, compression in COMPRESSIONS.items():
-        if name.endswith(ending):
+        if name.lower().endswith(ending):
             return ending, compression
     return "", ""
