@@ -12,6 +12,7 @@ from etils import epath
 from reading import TABLES, read_all, reasons
 
 from codellama_jax.data.prepare.inputs import InputOptions, parts_of, read_part
+from codellama_jax.data.prepare.parts import DOCUMENTS, write_rows
 from codellama_jax.data.prepare.readers import (
     arrow,
     checkouts,
@@ -162,6 +163,16 @@ def test_damaged_lines_of_json(tmp_path, write_files):
     damaged = ["damaged"] * 4
     assert reasons(results) == ["", *damaged, "damaged", "not_utf8", "damaged", "too_large", ""]
     assert [results[0].text, results[-1].text] == ["first", "last"]
+
+
+def test_stars_that_no_repository_has_are_unknown(tmp_path, write_files):
+    values = ("12", "0", "-3", "1e30", str(10**20), "NaN", "true", '"many"')
+    lines = [f'{{"text": "x", "stars": {value}}}' for value in values]
+    write_files(tmp_path, {"t.jsonl": "\n".join(lines)})
+    records = read_all(tmp_path)
+    assert [record.stars for record in records] == [12, 0, -1, -1, -1, -1, 1, -1]
+    rows = [record._asdict() | {"digest": bytes(16), "bands": b""} for record in records]
+    write_rows(tmp_path / "t.parquet", DOCUMENTS, rows, sized="text")
 
 
 @pytest.mark.parametrize("name", ["T.JSONL", "t.jsonl.GZ", "t.JSONL.Zst"])

@@ -32,6 +32,7 @@ from codellama_jax.data.prepare.records import Dropped, Record
 from codellama_jax.errors import UserError
 
 NO_TEXT = "no_text"  # the reader of a table without text
+MOST_STARS = 10**9  # of a repository; no one has so many
 # The names of a field in known layouts; the first one that a table has is used.
 KNOWN = {
     "text": ("content", "text", "code"),
@@ -210,6 +211,8 @@ def _license(value: Any) -> str:
 
 def _stars(value: Any) -> int:
     try:
-        return max(int(value), -1)
+        stars = int(value)
     except (TypeError, ValueError, OverflowError):  # null, NaN or a word
         return -1
+    # A number that the int64 column cannot hold is damage, too.
+    return stars if 0 <= stars <= MOST_STARS else -1
