@@ -294,6 +294,13 @@ def test_arrow_files_with_an_index(tmp_path, stack_row):
     assert [record.text for record in read_all(tmp_path)] == ["x = 0\n", "x = 1\n"]
 
 
+@pytest.mark.parametrize("files", [5, {"a": 1}, ["t.arrow"], [None], None])
+def test_the_state_of_another_program_lists_no_tables(tmp_path, write_table, stack_row, files):
+    write_table(tmp_path / "t.arrow", [stack_row(0)])
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": files}))
+    assert [record.text for record in read_all(tmp_path)] == ["x = 0\n"]
+
+
 # ---------------------------------------------------------------- checkouts
 
 

@@ -108,7 +108,12 @@ def dataset_files(folder: epath.Path, names: Sequence[str]) -> list[str]:
     if not any(name.endswith(".arrow") for name in names):
         return [name for name in names if name != "dataset_dict.json"]
     state = (read_state(folder / STATE) if STATE in names else None) or {}
-    listed = {str(file.get("filename")) for file in state.get("_data_files") or []}
+    files = state.get("_data_files")
+    # Another program's state.json may hold anything.
+    listed: set[str] = set()
+    for file in files if isinstance(files, list) else ():
+        if isinstance(file, dict):
+            listed.add(str(file.get("filename")))
     kept = []
     for name in names:
         is_unlisted = name.endswith(".arrow") and listed and name not in listed
