@@ -1,6 +1,7 @@
 """The stage over part files: counts of n-grams, rows, and the text that remains."""
 
 import dataclasses
+import json
 
 import hypothesis
 import hypothesis.strategies as st
@@ -31,7 +32,9 @@ FILLER = "filler text. " * 40  # 520 characters
 def write_documents(path, texts):
     rows = []
     for number, text in enumerate(texts):
-        rows.append({"id": str(number), "text": text, "stars": -1, "digest": bytes(16)})
+        language = "conversation" if text.startswith("{") else ""
+        row = {"id": str(number), "text": text, "language": language, "stars": -1}
+        rows.append(row | {"digest": bytes(16)})
     write_rows(path, DOCUMENTS, rows)
 
 
@@ -80,6 +83,14 @@ def test_a_document_that_no_piece_remains_of_is_dropped(scan):
     rows = scan(["", text], GPT3, [BenchmarkText("b", "7", "prompt", TASK)])[1]
     assert [row["action"] for row in rows] == ["drop"]
     assert clean_text(text, rows, GPT3) == []
+
+
+def test_a_conversation_with_a_gram_is_dropped(scan):
+    """Its pieces are no conversations, and would be trained on as text."""
+    messages = [{"role": "user", "content": FILLER + TASK + FILLER}]
+    text = json.dumps({"messages": messages})
+    ((row,), ()) = scan([text, FILLER], GPT3, [BenchmarkText("b", "t", "prompt", TASK)])
+    assert row["action"] == "drop" and clean_text(text, [row], GPT3) == []
 
 
 @pytest.mark.parametrize("copies, pieces_left", [(9, 10), (10, 0)])
