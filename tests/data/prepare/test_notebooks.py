@@ -103,6 +103,16 @@ def test_the_language_of_a_notebook(metadata, language, comment):
     )
 
 
+@pytest.mark.parametrize("form", ["script", "structured"])
+def test_names_that_are_no_text_in_utf8(form):
+    """JSON may hold half of a surrogate pair, which no file of the corpus can."""
+    half, kind = "R\ud800", cell("\udfff", "words")
+    text = notebook(kind, cell("code", "x"), language_info={"name": half})
+    converted = notebooks.converted(text, form)
+    assert converted.text.encode() and converted.language.encode()
+    assert form == "structured" or converted == ("# %% [?]\n# words\n\n# %%\nx\n", "R?")
+
+
 def test_notebooks_of_format_3():
     sheet = {"cells": [{"cell_type": "heading", "level": 2, "source": "A"},
                        {"cell_type": "code", "input": ["x = 1"], "outputs": []}]}  # fmt: skip

@@ -75,7 +75,7 @@ def _cells_of(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cell(cell: dict[str, Any]) -> Cell:
-    kind = cell["cell_type"]
+    kind = _joined(cell["cell_type"])
     if kind == "heading":  # of format 3
         return Cell("markdown", "#" * int(cell["level"]) + " " + _joined(cell["source"]), "")
     # Format 3 calls the source of a code cell "input".
@@ -99,7 +99,7 @@ def _language(content: dict[str, Any]) -> str:
     name = information.get("name") or kernel.get("language") or metadata.get("language") or ""
     if name:
         # "ipython" names Python; so does "python3".
-        return DEFAULT if "python" in name.lower() else canonical(name)
+        return DEFAULT if "python" in name.lower() else canonical(_joined(name))
     return language_of(f"x{information.get('file_extension') or ''}") or DEFAULT
 
 
