@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from codellama_jax.config import CACHE
 from codellama_jax.errors import UserError
-from codellama_jax.system.files import GZIP_MAGIC, user_path
+from codellama_jax.system.files import GZIP_MAGIC, reason, user_path
 
 PREFIX = "tfds:"
 VERSION = "1.0.0"
@@ -109,9 +109,8 @@ def records(name: str, cache: str = CACHE) -> list[dict[str, Any]]:
             builder.download_and_prepare(download_config=config, file_format="array_record")
     except Exception as error:
         # TFDS and its HTTP client raise many types that have no common base class.
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"cannot download {FILES[name].url}: {reason}; give a local file with --data"
+            f"cannot download {FILES[name].url}: {reason(error)}; give a local file with --data"
         ) from error
     # TFDS needs a fixed set of features; records differ, so each is one JSON string.
     return [json.loads(example["record"]) for example in builder.as_data_source("test")]
