@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from codellama_jax.checked import choices_problem
 from codellama_jax.errors import UserError
 from codellama_jax.generation.options import Generating, Trained, note
+from codellama_jax.generation.settings import MAX_SEED
 from codellama_jax.system.files import reason, user_path, write_file
+from codellama_jax.tokenizers.base import utf8
 from codellama_jax.tokenizers.chat import FORMATS, ChatFormat, ConversationError, Message
 from codellama_jax.tokenizers.chat_template import NAME as TEMPLATE
 from codellama_jax.tokenizers.chat_template import TemplateChat, has_template
@@ -142,7 +144,7 @@ class Conversation:
         messages = [message._asdict() for message in self.all()]
         line = json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
         try:
-            write_file(user_path(path), line.encode())
+            write_file(user_path(path), utf8(line))
         except OSError as error:
             raise UserError(f"cannot write {path}: {reason(error)}") from error
 
@@ -215,9 +217,8 @@ def _answerer(
         ids = chat.prompt_ids(tokenizer, messages)
         options.check_length(trained, ids, "the conversation")
         # Another turn, another seed: the same question twice need not have the same answer.
-        sampling = replace(
-            options.sampling, seed=options.sampling.seed + len(conversation.messages)
-        )
+        seed = (options.sampling.seed + len(conversation.messages)) % (MAX_SEED + 1)
+        sampling = replace(options.sampling, seed=seed)
         with _shown() as write:
             # No stop strings: the format's stop ids end an answer, and they are not among the new
             # ids.

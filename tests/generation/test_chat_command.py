@@ -124,3 +124,17 @@ def test_bytes_that_are_not_utf8_are_one_line(monkeypatch, folder, prompts, caps
     printed = capsys.readouterr()
     assert "error: text holds a lone surrogate" in printed.err
     assert prompts == ["[INST] Hi [/INST]"]
+
+
+def test_a_text_that_is_not_utf8_is_not_saved(monkeypatch, folder, prompts, capsys, tmp_path):
+    lines = b"/system caf\xe9\n/save %s\n/system\nHi\n" % str(tmp_path / "talk.jsonl").encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines), "utf-8"))
+    Chat(str(folder), sampling=Sampling())()
+    assert "error: text holds a lone surrogate, '\\udce9'" in capsys.readouterr().err
+    assert prompts == ["[INST] Hi [/INST]"] and not list(tmp_path.glob("*.jsonl"))
+
+
+def test_the_largest_seed_has_further_turns(monkeypatch, folder, prompts, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nAnd you?\n"))
+    Chat(str(folder), sampling=Sampling(temperature=1.0, seed=2**32 - 1))()
+    assert capsys.readouterr().out == "answer 1\nanswer 2\n"
