@@ -311,7 +311,8 @@ def _stop_type(text: Text) -> str:
 
 def _timings(job: Job) -> dict[str, float]:
     """Returns the times of a sequence, and tokens per second."""
-    prompt, predicted = job.first - job.started, job.last - job.first
+    # Of a sequence that ended before its first token, as at its time limit, `first` is 0.
+    prompt, predicted = max(0.0, job.first - job.started), job.last - job.first
     # Only the ids after those that came with the prompt were drawn in the time since.
     count = job.count - job.count_of_first
     tokens = len(job.prompt.ids) - job.reused

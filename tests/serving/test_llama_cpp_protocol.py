@@ -6,6 +6,9 @@ from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.generation import infill as infilling
 from codellama_jax.generation import text as texts
 from codellama_jax.generation.settings import Sampling
+from codellama_jax.serving import llama_cpp
+from codellama_jax.serving.texts import Prompt, Settings, Text
+from codellama_jax.serving.worker import Job
 
 GREEDY = Sampling(max_new_tokens=12)
 # As llama.vim sends it.
@@ -109,8 +112,6 @@ def test_a_character_of_several_tokens_is_one_piece(client, model):
     tokenizer = model.tokenizer
     ids = tokenizer.encode("🙂🙂", leading_space=False)
     assert len(ids) > 4
-    from codellama_jax.serving.texts import Prompt, Settings, Text
-
     def decode(ids):
         return tokenizer.decode(ids, leading_space=False)
 
@@ -123,6 +124,14 @@ def test_a_time_limit_ends_a_sequence(client):
     body = {"prompt": "x = ", "n_predict": 100, "temperature": 0}
     answer = client.post("/completion", **body, t_max_predict_ms=1)
     assert 0 < answer["tokens_predicted"] < 100 and answer["stop_type"] == "limit"
+
+
+@pytest.mark.parametrize("started", [0.0, 12.5])
+def test_a_sequence_that_ends_before_its_first_token_has_no_negative_times(started):
+    """As at its time limit in the queue, or between two pieces of its prompt."""
+    prompt, settings = Prompt([1, 2], str, len, ()), Settings(GREEDY)
+    job = Job(prompt, settings, 0, print, submitted=12.0, started=started)
+    assert min(llama_cpp._timings(job).values()) >= 0
 
 
 @pytest.mark.parametrize("text", ["x = 1", "é 日本", "🙂", ""])
