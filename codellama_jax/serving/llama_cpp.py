@@ -15,7 +15,7 @@ from codellama_jax.serving.ends import CursorEnds
 from codellama_jax.serving.errors import invalid
 from codellama_jax.serving.fields import IDS, MAX_SEED, TEXT, Field, is_integer, parse, read
 from codellama_jax.serving.service import Cursor, Generation, Service, sampling_of
-from codellama_jax.serving.streaming import EventStream, answered
+from codellama_jax.serving.streaming import EventStream, answered, at_once
 from codellama_jax.serving.texts import Prompt, Settings, Text
 from codellama_jax.serving.worker import Job
 
@@ -234,6 +234,8 @@ class LlamaCpp:
             # Nothing to generate: editors send it to prepare the next request.
             self.service.worker.check_ready()
             nothing = _nothing(self.features.models[model], prompt, is_truncated)
+            if values["stream"]:
+                return EventStream(at_once([nothing]))
             return JSONResponse(_selected(nothing, values["response_fields"]))
         if values["n_probs"] and new > logprobs.MOST_TOKENS:
             allowed = f"at most {logprobs.MOST_TOKENS} beside n_probs"

@@ -29,7 +29,7 @@ from codellama_jax.serving.fields import (
     schema,
 )
 from codellama_jax.serving.service import Cursor, Generation, Service, sampling_of
-from codellama_jax.serving.streaming import EventStream, answered
+from codellama_jax.serving.streaming import EventStream, answered, at_once
 from codellama_jax.serving.texts import Prompt, Settings, Text
 from codellama_jax.tokenizers.chat import Message
 
@@ -199,9 +199,7 @@ class OpenAI:
             # Nothing to generate: llama.vscode sends it to prepare the next request.
             self.service.worker.check_ready()
             answer = _Answer(self._name(values), "chatcmpl", "chat.completion", [prompt])
-            message = {"role": "assistant", "content": ""}
-            choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}
-            return JSONResponse(answer.complete([choice], Generation(self.service)))
+            return _without_tokens(answer, values, Generation(self.service))
         return await self._messages(request, prompt, values, "chatcmpl", "messages")
 
     async def _messages(
@@ -389,6 +387,19 @@ async def _streamed(
     # The usage is known only at the end, and the protocol gives it an event without choices.
     if values["stream_options"]["include_usage"]:
         yield [answer.chunk([], usage=answer.usage(generation))]
+
+
+def _without_tokens(answer: _Answer, values: dict[str, Any], generation: Generation) -> Response:
+    """Returns the answer to a chat that asks for no tokens, streamed where it asks for that."""
+    message = {"role": "assistant", "content": ""}
+    choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
+    if not values["stream"]:
+        choice |= {"message": message, "logprobs": None}
+        return JSONResponse(answer.complete([choice], generation))
+    events = [answer.chunk([choice | {"delta": message}])]
+    if values["stream_options"]["include_usage"]:
+        events.append(answer.chunk([], usage=answer.usage(generation)))
+    return EventStream(at_once(events), DONE)
 
 
 def _text_delta(piece: str, is_first: bool) -> dict[str, Any]:

@@ -76,6 +76,11 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
+async def at_once(items: list[Any]) -> AsyncIterator[list[Any]]:
+    """Yields the objects of a stream that are all there."""
+    yield items
+
+
 async def until_gone(work: Awaitable[Result], receive: Receive) -> Result:
     """Returns the result of some work. Raises ClientGone, and cancels it, if the client leaves."""
     task = asyncio.ensure_future(work)

@@ -80,6 +80,8 @@ def test_no_tokens_prepare_the_next_request(client):
     assert client.post("/infill", **prepare, samplers=[], response_fields=[""]) == {}
     answer = client.post("/infill", **prepare)
     assert answer["content"] == "" and answer["stop"] and answer["tokens_predicted"] == 0
+    (event,) = client.stream("/infill", **prepare)
+    assert event["content"] == "" and event["stop"] and event["tokens_predicted"] == 0
 
 
 def test_a_completion_streams_its_tokens(client, model):

@@ -139,6 +139,10 @@ def test_a_conversation_as_llama_vscode_sends_it(client):
     answer = client.post(path, messages=messages, **editor, **prepare)
     assert answer["choices"][0]["message"]["content"] == ""
     assert answer["usage"]["completion_tokens"] == 0 < answer["usage"]["prompt_tokens"]
+    streamed = prepare | {"stream_options": {"include_usage": True}}
+    first, last, done = client.stream(path, messages=messages, **editor, **streamed)
+    assert first["choices"][0]["delta"]["content"] == "" and last["usage"] == answer["usage"]
+    assert first["choices"][0]["finish_reason"] == "length" and done == "[DONE]"
     full = client.post(path, messages=messages, **editor, max_tokens=-1, samplers="edkypmxt")
     free = client.post(path, messages=messages, **editor)
     assert full["choices"] == free["choices"] and full["usage"]["completion_tokens"] > 2
