@@ -60,7 +60,8 @@ class Pieces:
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Decodes and sorts all pieces of text."""
         self.texts = [tokenizer.decode([i], leading_space=False) for i in range(tokenizer.pieces)]
-        self.order = np.array(sorted(tokenizer.text_ids, key=self.texts.__getitem__))
+        self.text_ids = frozenset(tokenizer.text_ids)
+        self.order = np.array(sorted(self.text_ids, key=self.texts.__getitem__))
         self.sorted = [self.texts[i] for i in self.order]
 
     def extending(self, text: str) -> np.ndarray:
@@ -93,8 +94,10 @@ def _most_likely(pieces: Pieces, ids: list[int], logits_MV: np.ndarray) -> Heale
     backups = [Backup(0.0, 0, "", None)]
     text, log_p_removed = "", 0.0
     for m in range(1, min(MAX_REMOVED, len(ids) - 1) + 1):
-        if ids[-m] >= len(pieces.texts):
-            break  # a sentinel, which has no characters to give back
+        # A sentinel has no characters to give back, wherever in the vocabulary it is: StarCoder's
+        # are among the pieces. A part of a character has none either.
+        if ids[-m] not in pieces.text_ids:
+            break
         text = pieces.texts[ids[-m]] + text
         log_p_removed += float(log_p_MV[m, ids[-m]])
         extending = pieces.extending(text)

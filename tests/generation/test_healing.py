@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import byte_bpe_cases
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,17 @@ def test_backs_up_to_the_word_that_the_model_is_sure_of(model, monkeypatch):
     monkeypatch.setattr(healing, "last_logits", sure)
     (healed,) = heal(model, [ids])
     assert healed.ids == before and healed.removed == " enu" and word[0] in healed.first
+
+
+@pytest.mark.parametrize("kind", ["codex", "starcoder"])
+def test_no_sentinel_is_removed(kind):
+    """StarCoder's are among the pieces, and a model finds each of them unlikely."""
+    tokenizer = byte_bpe_cases.trained(kind)
+    pieces = Pieces(tokenizer)
+    ids = prompt_ids(tokenizer, "r", "x", spm=True)
+    assert ids[-2] == tokenizer.mid_id and len(pieces.extending("r"))
+    logits_MV = np.zeros((healing.MAX_REMOVED + 1, tokenizer.vocab_size), np.float32)
+    assert healing._most_likely(pieces, ids, logits_MV).ids in (ids, ids[:-1])
 
 
 def test_at_a_border_that_no_piece_crosses_healing_changes_nothing(model):
