@@ -150,8 +150,10 @@ class Serve(Loading):
 
     def _key(self) -> str:
         """Returns the API key, "" for none. Raises UserError where one is needed."""
-        key = self.api_key or os.environ.get(KEY_VARIABLE, "")
-        if key and (len(key) < LEAST_KEY or not key.isascii() or not key.isprintable()):
+        # No header can send white space at an end, such as the line end of a file with the key.
+        given = self.api_key or os.environ.get(KEY_VARIABLE, "")
+        key = given.strip()
+        if given and (len(key) < LEAST_KEY or not key.isascii() or not key.isprintable()):
             option = "--api-key" if self.api_key else KEY_VARIABLE
             raise UserError(
                 f"{option} has {len(key)} characters: it must have at least {LEAST_KEY}, all ASCII"

@@ -51,7 +51,9 @@ def test_another_address_needs_a_key(monkeypatch):
             Serve("run", host=host)._key()
     assert Serve("run", host="0.0.0.0", without_api_key=True)._key() == ""
     assert Serve("run", host="0.0.0.0", api_key=KEY)._key() == KEY
-    for key in ("short", "é" * 20, "a\nb" * 10):
+    # With white space at an end, no request could have sent the key.
+    assert Serve("run", host="0.0.0.0", api_key=f" {KEY}\n")._key() == KEY
+    for key in ("short", "é" * 20, "a\nb" * 10, " " * 20):
         with pytest.raises(UserError, match=r"--api-key has .* at least 16, all ASCII"):
             Serve("run", api_key=key)._key()
     monkeypatch.setenv(commands.KEY_VARIABLE, KEY)
