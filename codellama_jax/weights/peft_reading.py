@@ -42,7 +42,7 @@ from codellama_jax.weights.folders import complete_folder
 from codellama_jax.weights.huggingface import model_type
 from codellama_jax.weights.inputs import file_names
 from codellama_jax.weights.integrity import write_checksums
-from codellama_jax.weights.layout import shapes
+from codellama_jax.weights.layout import DTYPES, shapes
 from codellama_jax.weights.packing import read_part
 from codellama_jax.weights.peft import PREFIX
 from codellama_jax.weights.safetensors_files import open_file
@@ -150,7 +150,14 @@ def _adapters(folder: epath.Path, model: ModelConfig, rank: int) -> tuple[dict, 
     """
     path = folder / TENSORS
     opened = open_file(path)
-    tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    tensors = {}
+    for name in opened.keys():  # noqa: SIM118, because it is not a dict
+        dtype = opened.get_slice(name).get_dtype()
+        # Of other types some are unknown to NumPy, and the others no weights.
+        if dtype not in DTYPES:
+            readable = ", ".join(DTYPES)
+            raise UserError(f"{path}: {name} is {dtype}: only adapters in {readable} are read")
+        tensors[name] = opened.get_tensor(name)
     family = family_of(model)
     names = family.transformers_names(model)
     packings = family.packing(model, model_type(model))

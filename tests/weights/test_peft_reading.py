@@ -110,9 +110,22 @@ def renamed(old, new):
     return rename
 
 
+def of_dtype(dtype):
+    """Returns a function that stores the tensors of a folder in another type."""
+
+    def change(folder):
+        path = folder / "adapter_model.safetensors"
+        tensors = load_file(path)
+        save_file({name: array.astype(dtype) for name, array in tensors.items()}, path)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("damage", "line"),
     [
+        (of_dtype("float8_e4m3fn"), "lora_A.weight is F8_E4M3: only adapters in F32, F16, BF16"),
+        (of_dtype("int8"), "lora_A.weight is I8: only adapters in F32, F16, BF16 are"),
         (lambda folder: (folder / "adapter_config.json").unlink(), "has no adapter_config.json"),
         (removed, "has no adapter_model.safetensors: copy it too"),
         (as_torch, "only adapter_model.bin: save the adapters again with safe_serialization=True"),
