@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 MODULES = ("starlette", "uvicorn")  # of the extra `serve`
 KEY_VARIABLE = "CODELLAMA_JAX_API_KEY"
 LEAST_KEY = 16  # characters of an API key
+# Of the option --cors. A page from a file has the origin null.
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+|null|\*")
 DEFAULT_CONTEXT = 2048
 LEAST_CONTEXT = 64
 DEFAULT_PIECE, LEAST_PIECE = 512, 16
@@ -93,6 +96,11 @@ class Serve(Loading):
         _check_range("prompt-piece", self.prompt_piece, LEAST_PIECE, CAPACITY)
         if self.context:
             _check_range("context", self.context, LEAST_CONTEXT, CAPACITY)
+        for origin in self.cors:
+            # Browsers send origins in this form: any other would never be equal to one.
+            if not ORIGIN.fullmatch(origin):
+                allowed = "SCHEME://HOST:PORT as http://localhost:3000, without a path, or *"
+                raise UserError(f"--cors is {origin[:60]!r}: an origin must be {allowed}")
         if self.spm and self.psm:
             raise UserError("--spm and --psm exclude each other: pass one of them")
         if self.psm and self.healing:

@@ -42,6 +42,13 @@ def test_several_quantizations_are_several_models():
         Serve("run", quantization=drafts)
 
 
+def test_an_origin_that_no_browser_sends_is_refused():
+    Serve("run", cors=("http://localhost:3000", "https://[::1]", "vscode-webview://a", "null", "*"))
+    for origin in ("localhost:3000", "http://localhost:3000/", "http://a b", "http://", ""):
+        with pytest.raises(UserError, match=f"--cors is '{origin}': an origin must be SCHEME://HO"):
+            Serve("run", cors=("http://localhost", origin))
+
+
 def test_another_address_needs_a_key(monkeypatch):
     monkeypatch.delenv(commands.KEY_VARIABLE, raising=False)
     for host in ("127.0.0.1", "::1", "localhost"):
