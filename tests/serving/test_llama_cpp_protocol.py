@@ -114,6 +114,7 @@ def test_a_character_of_several_tokens_is_one_piece(client, model):
     tokenizer = model.tokenizer
     ids = tokenizer.encode("🙂🙂", leading_space=False)
     assert len(ids) > 4
+
     def decode(ids):
         return tokenizer.decode(ids, leading_space=False)
 
