@@ -65,10 +65,18 @@ class WriteDocuments:
             return result
         # Redaction comes after the rules, which judge the text as it was published, and before the
         # digest and the bands, which describe the text that the dataset will hold.
-        text, redacted = pii.redact(result.text, self.policy.pii)
-        for kind, amount in redacted.items():
-            counts.add(totals, "redacted", kind, amount=amount)
-        return result._replace(text=text)
+
+        def redact(text: str) -> str:
+            text, redacted = pii.redact(text, self.policy.pii)
+            for kind, amount in redacted.items():
+                counts.add(totals, "redacted", kind, amount=amount)
+            return text
+
+        if result.language != conversations.LANGUAGE:
+            return result._replace(text=redact(result.text))
+        # In JSON an address after a line break begins with the letter of the escape, whose
+        # replacement would damage the document.
+        return result._replace(text=conversations.with_texts(result.text, redact))
 
     def _row(self, record: Record) -> dict[str, Any]:
         # Pairs of one prompt are similar by design.

@@ -3,14 +3,19 @@
 import json
 
 import pytest
+from etils import epath
 from reading import TABLES, read_all, reasons
 
-from codellama_jax.data.prepare.inputs import InputOptions
+from codellama_jax.data.prepare.documents import WriteDocuments
+from codellama_jax.data.prepare.inputs import InputOptions, parts_of
+from codellama_jax.data.prepare.parts import read_rows
+from codellama_jax.data.prepare.policies import Policy
 from codellama_jax.data.prepare.readers import (
     conversations,
     notebooks,
 )
 from codellama_jax.data.prepare.records import Record
+from codellama_jax.data.prepare.stages import StageFolder
 
 # ---------------------------------------------------------------- notebooks
 
@@ -197,3 +202,29 @@ def test_damaged_conversations(tmp_path, write_files, messages):
     assert conversations.canonical_text({"messages": messages}) is None
     write_files(tmp_path, {"t.jsonl": json.dumps({"messages": messages})})
     assert reasons(read_all(tmp_path)) == ["damaged"]
+
+
+def test_personal_data_after_a_line_break_of_a_conversation(tmp_path, write_files):
+    """In JSON a line break is an escape, which must not become a part of the address."""
+    content = "Write to:\njane.roe@company.com at\n52.12.33.4"
+    rows = (
+        {"messages": [{"role": "user", "content": content}]},
+        {"prompt": content, "completion": "x"},
+        {"content": content, "language": "conversation"},
+    )
+    for number, row in enumerate(rows):
+        write_files(tmp_path, {f"{number}.jsonl": json.dumps(row)})
+    stage = StageFolder(epath.Path(tmp_path), "documents", "key")
+    options = InputOptions(part_bytes=10**6)
+    (part,) = parts_of(str(tmp_path), "in", options)
+    WriteDocuments(stage, Policy(pii=("email", "ip_address")), options)(part)
+    conversation, completion, text = [row["text"] for row in read_rows(stage.output(0))]
+    assert stage.counts([0])[0]["redacted"] == {"email": 3, "ip_address": 3}
+    contents = (
+        json.loads(conversation)["messages"][0]["content"],
+        json.loads(completion)["prompt"],
+        text,
+    )
+    assert len(set(contents)) == 1
+    lines = contents[0].split("\n")
+    assert lines[0] == "Write to:" and lines[1].endswith("@example.com at") and len(lines) == 3

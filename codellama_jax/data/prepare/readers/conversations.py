@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 LANGUAGE = "conversation"
@@ -62,6 +62,25 @@ def canonical_text(row: dict[str, Any]) -> str | None:
         (messages,) = row.values()
         value = _conversation(messages)
     return None if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def with_texts(text: str, change: Callable[[str], str]) -> str:
+    """Returns the JSON of `canonical_text` after a change of each text in it.
+
+    A text that is no such JSON, of which a table may state the language, is changed as it is.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        return change(text)
+    messages = value.get("messages")
+    for fields in (value, *(messages if isinstance(messages, list) else ())):
+        for name, content in fields.items() if isinstance(fields, dict) else ():
+            if isinstance(content, str):
+                fields[name] = change(content)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _conversation(messages: Any) -> dict[str, Any] | None:
