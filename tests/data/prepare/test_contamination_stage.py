@@ -93,6 +93,17 @@ def test_a_conversation_with_a_gram_is_dropped(scan):
     assert row["action"] == "drop" and clean_text(text, [row], GPT3) == []
 
 
+@pytest.mark.parametrize("rule", ["substring", "ngrams"])
+def test_a_benchmark_of_several_lines_is_found_in_a_conversation(scan, rule):
+    """In its JSON line breaks and quotes are escapes, and a line begins with the letter n."""
+    lines = "\n".join(f'def {name}(x):\n    return "{name}"' for name in TASK.split())
+    text = json.dumps({"messages": [{"role": "user", "content": f"{lines}\n"}]})
+    params = Decontamination(**{rule: True})
+    rows, _ = scan([text, FILLER], params, [BenchmarkText("b", "t", "solution", lines)])
+    assert rows and {row["action"] for row in rows} == {"drop"}
+    assert clean_text(text, rows, params) == []
+
+
 @pytest.mark.parametrize("copies, pieces_left", [(9, 10), (10, 0)])
 def test_a_document_of_too_many_pieces_is_dropped(scan, copies, pieces_left):
     text = FILLER + (TASK + "\n" + FILLER * 2) * copies

@@ -153,11 +153,18 @@ def _rows(
 
 
 def _documents(documents: epath.PathLike, dropped: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the row, and text and language, of each document that is not dropped."""
+    """Yields the row, and text and language, of each document that is not dropped.
+
+    The text of a conversation is that of its messages: no line of a benchmark is in its JSON, where
+    line breaks and quotes are escaped.
+    """
     skipped = {row["row"] for row in read_rows(dropped, ["row"])} if dropped else set()
     for row, document in enumerate(read_rows(documents, ["text", "language"])):
-        if row not in skipped:
-            yield row, document
+        if row in skipped:
+            continue
+        if document["language"] == conversations.LANGUAGE:
+            document["text"] = conversations.plain_text(document["text"])
+        yield row, document
 
 
 def _action(document: dict[str, Any], spans: Sequence[Span], params: Decontamination) -> str:

@@ -64,8 +64,20 @@ def canonical_text(row: dict[str, Any]) -> str | None:
     return None if value is None else json.dumps(value, ensure_ascii=False)
 
 
+def plain_text(text: str) -> str:
+    """Returns the texts in the JSON of `canonical_text`, without its escapes."""
+    texts: list[str] = []
+
+    def note(content: str) -> str:
+        texts.append(content)
+        return content
+
+    with_texts(text, note)
+    return "\n\n".join(texts)
+
+
 def with_texts(text: str, change: Callable[[str], str]) -> str:
-    """Returns the JSON of `canonical_text` after a change of each text in it.
+    """Returns the JSON of `canonical_text` after a change of each text in it but the roles.
 
     A text that is no such JSON, of which a table may state the language, is changed as it is.
     """
@@ -78,7 +90,7 @@ def with_texts(text: str, change: Callable[[str], str]) -> str:
     messages = value.get("messages")
     for fields in (value, *(messages if isinstance(messages, list) else ())):
         for name, content in fields.items() if isinstance(fields, dict) else ():
-            if isinstance(content, str):
+            if isinstance(content, str) and name != "role":
                 fields[name] = change(content)
     return json.dumps(value, ensure_ascii=False)
 
