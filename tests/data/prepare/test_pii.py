@@ -69,6 +69,18 @@ def test_the_same_secret_gets_the_same_replacement():
     assert counts == {"key": 2, "email": 2}
 
 
+@pytest.mark.parametrize("letter", "nrt")
+def test_the_letter_of_an_escape_is_no_part_of_an_address(letter):
+    """In the string of a program, what follows a line break begins with that letter."""
+    address = redact("jane@roe.net")
+    assert redact(f'x = "Write to:\\{letter}jane@roe.net"') == f'x = "Write to:\\{letter}{address}"'
+    assert redact(f"{letter}jane@roe.net") != f"{letter}{address}"
+    assert redact(f'x = "\\{letter}@roe.net"') == f'x = "\\{letter}@roe.net"'
+    server = redact("server 52.12.33.4")
+    assert redact(f'"server\\{letter}52.12.33.4"') == f'"server\\{letter}{server[7:]}"'
+    assert redact(f"server {letter}52.12.33.4") == f"server {letter}52.12.33.4"
+
+
 def test_the_replacement_does_not_depend_on_order_or_process():
     lines = [text for _, text in planted_secrets.planted_secrets()[:30]]
     lines += [f"mail {i}: user{i}@server{i}.net" for i in range(20)]

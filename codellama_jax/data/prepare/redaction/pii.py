@@ -10,6 +10,7 @@ We differ in these points:
   every process. A handful of them reveals little about the secret, unlike a hash of it.
 - Two secrets with nothing between them stay so; the published code writes a space there.
 - E-mail addresses of the reserved domains example.com, .org and .net stay.
+- The letter of an escape in the string of a program, as of "\\n", is no part of an address.
 - IP addresses are found after characters such as "=" and "/" too, but not in a name with a version.
   Networks such as 52.0.0.0/8 stay. Three single digits, not only four, make a version of a number
   without "dns" or "server" near it. IPv6 addresses must be in 2000::/3, the only range that is
@@ -119,15 +120,20 @@ def find_emails(text: str) -> Iterator[secrets.Span]:
         window = text[max(end, domain.start() - _LOCAL) : domain.start()]
         local = _LOCAL_PART.search(window)
         if local and not _RESERVED_DOMAIN.fullmatch(domain[1]):
+            start = domain.start() - len(local[0])
+            # The letter of an escape such as "\n" is no part of the address after it.
+            start += _is_escape(text, start)
             end = domain.end()
-            yield domain.start() - len(local[0]), end
+            if start < domain.start():
+                yield start, end
 
 
 def find_ipv4(text: str) -> Iterator[secrets.Span]:
     """Yields the (start, end) of public IPv4 addresses that are not version numbers."""
     for match in _IPV4.finditer(text):
         before = text[max(0, match.start() - 1) : match.start()]
-        if before == "-" or _is_word(before):  # part of a longer number or a name
+        is_part = before == "-" or _is_word(before)  # of a longer number or a name
+        if is_part and not _is_escape(text, match.start() - 1):
             continue
         if _is_public(match[0]) and not _is_version(text, *match.span()):
             yield match.span()
@@ -155,6 +161,11 @@ def find_ipv6(text: str) -> Iterator[secrets.Span]:
         is_network = re.match(r"/\d", text[end : end + 2]) is not None
         if not is_network and not any(map(_is_word, neighbours)) and _is_public(address):
             yield start, end
+
+
+def _is_escape(text: str, position: int) -> bool:
+    """Returns whether a position is that of the letter of a line break or tab in a string."""
+    return position > 0 and text[position - 1] == "\\" and text[position] in "nrt"
 
 
 def _is_word(character: str) -> bool:
