@@ -54,8 +54,11 @@ class DraftModel(Drafter):
         # its cache holds what has been read of every text.
         if self._engine is None or self._engine.slots < slots:
             self._engine = Engine(self._model, slots, self._vocab)
-        for index, ids in zip(requests, self._engine.run(list(requests.values()))):
+        # An error or an interrupt leaves requests in the engine, so the next call makes a new one.
+        engine, self._engine = self._engine, None
+        for index, ids in zip(requests, engine.run(list(requests.values()))):
             drafts[index] = np.asarray(ids, np.int32)
+        self._engine = engine
         return drafts
 
     def _request(self, sequence: Running) -> Request | None:
