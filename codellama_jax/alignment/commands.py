@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import sys
+import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +139,11 @@ def _continuing(sampling: Sampling, model: TrainedModel) -> Answerer:
 
 
 def _remote(model: str) -> Remote:
-    """Returns the model behind a URL. Raises UserError if it has no name there."""
+    """Returns the model behind a URL. Raises UserError for no URL, or if it has no name there."""
+    try:
+        urllib.parse.urlsplit(model)
+    except ValueError as error:
+        raise UserError(f"{model} is no URL ({error}): write http://HOST:PORT/v1#NAME") from error
     url, _, name = model.partition("#")
     if not name:
         fix = "add its name there, as http://127.0.0.1:8000/v1#NAME"

@@ -54,7 +54,10 @@ def place_of(model: str) -> str:
     and without the prefix of a kind. That of a run is the path of its trained stage.
     """
     if is_url(model):
-        url = urllib.parse.urlsplit(model)
+        try:
+            url = urllib.parse.urlsplit(model)
+        except ValueError:  # opening the model reports it
+            return model
         path = url.path.rstrip("/")
         # Host names ignore case and paths do not. The fragment, the model's name, is kept.
         return url._replace(netloc=url.netloc.lower(), path=path).geturl()

@@ -1,7 +1,7 @@
 """Orbax checkpoints of a stage in training: asynchronous, atomic, with a checksum per array.
 
-A damaged checkpoint gives way to the one before it, with a warning. `loading` reads parameters
-alone, without Orbax.
+A damaged checkpoint gives way to the one before it, with a warning, on all hosts together. Orbax
+writes them, and `loading` reads them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from codellama_jax.checkpoints.base import ITEM
 from codellama_jax.checkpoints.loading import (
     first_line,
     read_checksums,
+    read_item,
     silence_orbax,
     warn_damaged,
 )
 from codellama_jax.config import Stage, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.models.accounting import checkpoint_bytes
-from codellama_jax.sharding.hosts import gather
+from codellama_jax.sharding.hosts import gather, on_all_hosts
 from codellama_jax.system.exits import exit_within
-from codellama_jax.system.files import check_no_pipes, is_bucket
+from codellama_jax.system.files import check_no_pipes, is_bucket, read_json
 
 silence_orbax()
 LOOP_CLOSED = "Event loop is closed"
@@ -183,7 +184,7 @@ class Checkpoints:
         for step in steps:
             try:
                 items = self._read(step, abstract)
-            except Exception as error:  # Orbax raises many kinds for damage
+            except UserError as error:
                 warn_damaged(self.folder / f"step_{step}", error)
                 continue
             # Damaged ones are deleted, or Orbax would refuse to save these steps again.
@@ -203,17 +204,18 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, abstract: State) -> dict[str, Any]:
+        """Reads a checkpoint. Raises UserError on all hosts for damage that one of them sees."""
+        # Without Orbax: a host on which it raises does not reach its barrier, and would read an
+        # older checkpoint while the others still wait there.
+        checkpoint = self.folder / f"step_{step}"
         optimizer = {"step": abstract.step, "state": abstract.opt_state}
-        items = self.manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params),
-                optimizer=ocp.args.StandardRestore(optimizer),
-                cursors=ocp.args.JsonRestore(),
-            ),
-        )
-        # Bits may have flipped in arrays that Orbax still reads without an error.
-        saved = read_checksums(self.folder / f"step_{step}")
+        items = {
+            "params": read_item(checkpoint, "params", abstract.params),
+            "optimizer": read_item(checkpoint, "optimizer", optimizer),
+            "cursors": on_all_hosts(lambda: read_json(checkpoint / "cursors" / "metadata")),
+        }
+        # Bits may have flipped in arrays that TensorStore still reads without an error.
+        saved = on_all_hosts(lambda: read_checksums(checkpoint))
         if saved:
             checksums.check(items["params"], saved["params"])
             checksums.check(items["optimizer"], saved["optimizer"])

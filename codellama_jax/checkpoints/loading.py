@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -79,15 +80,20 @@ def read_checksums(checkpoint: epath.Path) -> dict[str, Any] | None:
     if not folder.exists():
         return None
     saved = read_json(folder / "metadata")
-    if not isinstance(saved, dict) or not {"params", "optimizer", "cursors"} <= set(saved):
+    values = saved if isinstance(saved, dict) else {}
+    by_name = [values.get("params"), values.get("optimizer")]
+    if "cursors" not in values or not all(isinstance(sums, dict) for sums in by_name):
         raise UserError(f"{folder} is damaged")
-    return saved
+    return values
 
 
-def stored_parameter(checkpoint: epath.Path, name: str) -> dict[str, Any]:
-    """Returns TensorStore's spec of a parameter, given its dotted name, as Orbax stores it."""
+def stored_array(checkpoint: epath.Path, name: str, item: str = "params") -> dict[str, Any]:
+    """Returns TensorStore's spec of an array of an item, given its dotted name, as Orbax stores it.
+
+    By default it is a parameter.
+    """
     # Orbax writes all arrays of a tree into one OCDBT store, each as a zarr array.
-    base = (checkpoint / "params").as_posix()
+    base = (checkpoint / item).as_posix()
     url = base if is_bucket(base) else f"file://{base}"
     kvstore = {"driver": "ocdbt", "base": f"{url}/", "path": f"{name}/"}
     return {"driver": "zarr", "kvstore": kvstore}
@@ -225,20 +231,16 @@ def _read(
       abstract: shapes, dtypes and shardings of the parameters.
       freeze, identify: as for `_load`.
     """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
-    names = [dotted(path) for path, _ in leaves]
     params: list[Any] = []
     sums: dict[str, int] = {}
-    # Opened together: on an object store each opening waits for an answer.
-    opening = on_all_hosts(functools.partial(_opened, checkpoint, names))
-    for name, (_, leaf), store in zip(names, leaves, opening):
-        array = on_all_hosts(functools.partial(_placed, name, store, leaf))
+    for name, array in _arrays(checkpoint, "params", abstract):
         if freeze:
             # One by one: at most one parameter is in memory both as float32 and as it is frozen.
             sums |= checksums.of_tree({name: array})
             array = array if name in TABLES else freeze(name, array)
         params.append(array)
-    saved = read_checksums(checkpoint)
+    tree = jax.tree.structure(abstract)
+    saved = on_all_hosts(functools.partial(read_checksums, checkpoint))
     if not freeze and (saved or identify):
         sums = checksums.of_tree(jax.tree.unflatten(tree, params))
     if saved:
@@ -246,10 +248,34 @@ def _read(
     return jax.tree.unflatten(tree, params), checksums.of_json(sums)
 
 
-def _opened(checkpoint: epath.Path, names: list[str]) -> list[tensorstore.TensorStore]:
-    """Opens stored parameters. Raises UserError with the first line of any error."""
+def read_item(checkpoint: epath.Path, item: str, abstract: Any) -> Any:
+    """Reads the parts of an item's arrays that the devices of this host hold, a tree like abstract.
+
+    Raises UserError for an error on any host.
+
+    Args:
+      checkpoint: the folder.
+      item: `params` or `optimizer`.
+      abstract: shapes, dtypes and shardings of the arrays.
+    """
+    arrays = [array for _, array in _arrays(checkpoint, item, abstract)]
+    return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
+
+
+def _arrays(checkpoint: epath.Path, item: str, abstract: Any) -> Iterator[tuple[str, jax.Array]]:
+    """Yields the dotted name of each array of an item, and the array; see `read_item`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(abstract)
+    names = [dotted(path) for path, _ in leaves]
+    # Opened together: on an object store each opening waits for an answer.
+    opening = on_all_hosts(functools.partial(_opened, checkpoint, item, names))
+    for name, (_, leaf), store in zip(names, leaves, opening):
+        yield name, on_all_hosts(functools.partial(_placed, name, store, leaf))
+
+
+def _opened(checkpoint: epath.Path, item: str, names: list[str]) -> list[tensorstore.TensorStore]:
+    """Opens stored arrays. Raises UserError with the first line of any error."""
     try:
-        opening = [tensorstore.open(stored_parameter(checkpoint, name)) for name in names]
+        opening = [tensorstore.open(stored_array(checkpoint, name, item)) for name in names]
         return [future.result() for future in opening]
     except Exception as error:  # TensorStore raises ValueError, OSError and more for damage
         raise UserError(first_line(error)) from error

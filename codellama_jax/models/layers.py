@@ -195,14 +195,6 @@ def _project_dequantized(x_BTD: jax.Array, weight: Quantized) -> jax.Array:
     return project(x_BTD, frozen_matrix(weight, x_BTD.dtype))
 
 
-def embed(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-    """Returns the embeddings x_BTD of tokens, in the dtype of the table."""
-    # Every device gathers the full width D once, and then looks up its tokens without
-    # communication. Left to XLA, each lookup would be a sum over the shards of D.
-    table_VD = nn.with_logical_constraint(table_VD, ("vocab", None))
-    return nn.with_logical_constraint(table_VD[tokens_BT], ("batch", "length", None))
-
-
 def rope_frequencies(head_dim: int, theta: float) -> np.ndarray:
     """Returns theta^(-2i / H) for each pair i of a head, fp32 [H / 2]."""
     # The published code rounds to fp32 before the division. One unit in the last place would be

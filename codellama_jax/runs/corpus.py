@@ -224,8 +224,8 @@ def held_out(corpus: Corpus, stage: Stage) -> list[pipeline.Batch]:
     validation = {name: prepared.validation for name, prepared in corpus.sources(stage).items()}
     batches = pipeline.validation_batches(validation, stage.data, corpus.tokenizer, stage.eval_rows)
     data = stage.data
-    has_examples = any(batch["weights"].any() for batch in batches)
-    if not has_examples and (data.chat or data.examples != "documents"):
+    # An empty document has no target where the vocabulary has no BOS.
+    if not any(batch["weights"].any() for batch in batches):
         fix = "read other documents, complete files (data.block_chars 0) or longer sequences"
         problem = f"none of the held-out documents is {usable(data)}"
         raise UserError(f"data.examples is {data.examples}, but {problem}: {fix}")

@@ -22,7 +22,7 @@ from codellama_jax.config import Stage
 from codellama_jax.data.pipeline import Batches
 from codellama_jax.errors import UserError
 from codellama_jax.sharding import peers
-from codellama_jax.sharding.hosts import Stopped, say
+from codellama_jax.sharding.hosts import Stopped, gather, say
 from codellama_jax.sharding.mesh import ROWS, batch_sharding, check_attention, check_mesh, on_mesh
 from codellama_jax.training.metrics import Metrics, Throughput
 from codellama_jax.training.step import (
@@ -306,8 +306,11 @@ def train_stage(run: StageRun, initial: Callable[[], Any] | None, seed: int) -> 
             run.checkpoints.wait()
             if jax.process_index() == 0:
                 run.folder.mark_done(stage.steps, run.tokens)
-            if signalled():
-                raise Stopped(signalled())
+            # A signal after the last step was dispatched is in no flag. The hosts without it would
+            # wait in the next stage for the one that stops.
+            received = gather({str(jax.process_index()): signalled()})
+            if stop := max(received.values()):
+                raise Stopped(stop)
     finally:
         run.metrics.close()
         run.checkpoints.close()

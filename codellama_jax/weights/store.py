@@ -22,7 +22,7 @@ from codellama_jax.checkpoints.loading import (
     first_line,
     load_params,
     silence_orbax,
-    stored_parameter,
+    stored_array,
 )
 from codellama_jax.config import (
     DataConfig,
@@ -228,7 +228,7 @@ def open_run(run: epath.Path, arm: str, stage: str) -> Source:
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 2**29}})
     stores, dtypes = {}, {}
     for name, place in places(config.model).items():
-        spec = stored_parameter(checkpoint, place.param)
+        spec = stored_array(checkpoint, place.param)
         stores[name] = _result(base, tensorstore.open(spec, context=context))
         dtypes[name] = stores[name].dtype.numpy_dtype
 

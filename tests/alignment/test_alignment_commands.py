@@ -130,6 +130,7 @@ def test_seeds_that_are_no_tasks_are_one_line(tmp_path, text, problem):
     ("model", "problem"),
     [
         ("http://127.0.0.1:8000/v1", "does not name a model of the server"),
+        ("http://[::1/v1#m", r"http://\[::1/v1#m is no URL \(Invalid IPv6 URL\): write"),
         ("/missing/run", "/missing/run"),
     ],
 )

@@ -38,6 +38,10 @@ def test_names_of_different_models():
     assert repeated_model(["a", "b", "a"]) == "a"
 
 
+def test_a_url_that_cannot_be_read_is_left_to_the_command():
+    assert repeated_model(["http://[::1/v1#m", "a", "http://[::1/v1#m"]) == "http://[::1/v1#m"
+
+
 def test_a_run_and_its_trained_stage_are_one_model(tmp_path):
     stage = tmp_path / "run" / "main" / "code"
     stage.mkdir(parents=True)

@@ -121,6 +121,15 @@ def test_documents_without_functions_are_one_line(characters):
     assert "\n" not in str(error.value)
 
 
+def test_held_out_documents_without_a_target_are_one_line(characters, monkeypatch):
+    """An empty file is EOS alone where the vocabulary has no BOS."""
+    monkeypatch.setattr(characters, "adds_bos", False)
+    source = Prepared([], [{"id": b"a.py", "text": b""}], {}, "hash")
+    corpus = types.SimpleNamespace(tokenizer=characters, sources=lambda _: {"code": source})
+    with pytest.raises(UserError, match="none of the held-out documents is other than empty"):
+        held_out(corpus, toy.stage())
+
+
 def test_infilling_of_functions_is_refused():
     with pytest.raises(FieldError, match=r"infilling\.rate is 0\.5: it must be 0 with examples"):
         DataConfig(64, 1, MixtureConfig(), InfillingConfig(rate=0.5), examples="docstring_to_code")

@@ -31,12 +31,12 @@ from codellama_jax.models.gpt.layers import Block, activate, layer_norm
 from codellama_jax.models.gpt.model import at_positions
 from codellama_jax.models.layers import (
     Inputs,
-    embed,
     length_shards,
     mesh_axes,
     striped,
     unstriped,
 )
+from codellama_jax.models.lookup import embed
 from codellama_jax.models.quantized import (
     input_major,
     inputs_first,
@@ -204,8 +204,9 @@ def prefill(
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     positions_BT = striped(positions_BT, shards)
     inputs = Inputs(positions_BT, None, keep_kv=True)
-    x_BTD = embed(weights.embedding_VD, striped(tokens_BT, shards))
-    x_BTD += at_positions(weights.positions_PD, positions_BT)
+    dtype = weights.embedding_VD.dtype
+    x_BTD = embed(weights.embedding_VD, striped(tokens_BT, shards), dtype)
+    x_BTD += at_positions(weights.positions_PD, positions_BT, dtype)
     norm, block, layers = weights.final_norm, Block(config), []
     for number, layer in enumerate(weights.layers):
         queries_BTD = None
@@ -216,7 +217,7 @@ def prefill(
                 x_BTD, norm.scale_D[None, None], norm.bias_D[None, None], config.norm_eps
             )
             assert weights.top_queries_PD is not None
-            queries_BTD = at_positions(weights.top_queries_PD, positions_BT)
+            queries_BTD = at_positions(weights.top_queries_PD, positions_BT, dtype)
         params = {"params": block_params(config, layer)}
         outputs: Any = block.apply(params, x_BTD, inputs, queries_BTD)
         x_BTD, (k_BTKH, v_BTKH) = outputs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
@@ -12,23 +14,21 @@ from codellama_jax.models.layers import (
     Inputs,
     LanguageModel,
     dropout,
-    embed,
     length_shards,
     parameter,
     stacked,
     striped,
     unstriped,
 )
+from codellama_jax.models.lookup import embed, look_up
 
 
-def at_positions(table_PD: jax.Array, positions_BT: jax.Array) -> jax.Array:
-    """Returns the learned vectors x_BTD of positions, in the dtype of the table.
+def at_positions(table_PD: jax.Array, positions_BT: jax.Array, dtype: Any) -> jax.Array:
+    """Returns the learned vectors x_BTD of positions, in `dtype`.
 
     Positions from P on, which only padding has, get the last vector.
     """
-    # As in `embed`: every device gathers the full width D once.
-    table_PD = nn.with_logical_constraint(table_PD, (None, None))
-    x_BTD = table_PD.at[positions_BT].get(mode="clip")
+    x_BTD = look_up(table_PD, positions_BT, dtype)
     return nn.with_logical_constraint(x_BTD, ("batch", "length", None))
 
 
@@ -74,8 +74,8 @@ class GPT(LanguageModel):
         tokens_BT, positions_BT = striped(tokens_BT, shards), striped(positions_BT, shards)
         if segment_ids_BT is not None:
             segment_ids_BT = striped(segment_ids_BT, shards)
-        x_BTD = embed(self.embedding_VD.astype(c.compute_dtype), tokens_BT)
-        x_BTD += at_positions(self.positions_PD.astype(c.compute_dtype), positions_BT)
+        x_BTD = embed(self.embedding_VD, tokens_BT, c.compute_dtype)
+        x_BTD += at_positions(self.positions_PD, positions_BT, c.compute_dtype)
         # GPT-2 drops embeddings once, after tokens and positions are added.
         x_BTD = dropout(self, x_BTD, c.embedding_dropout, sequences_B)
         inputs = Inputs(positions_BT, segment_ids_BT, sequences_B=sequences_B)
@@ -83,6 +83,6 @@ class GPT(LanguageModel):
         # With a top query layer no norm follows it: its output goes to the head as it is.
         x_BTD = self.final_norm(x_BTD)
         if c.top_query:
-            queries_PD = self.top_queries_PD.astype(c.compute_dtype)
-            x_BTD, _ = self.top_layer(x_BTD, inputs, at_positions(queries_PD, positions_BT))
+            queries_BTD = at_positions(self.top_queries_PD, positions_BT, c.compute_dtype)
+            x_BTD, _ = self.top_layer(x_BTD, inputs, queries_BTD)
         return nn.with_logical_constraint(unstriped(x_BTD, shards), ("batch", "length", None))

@@ -31,7 +31,6 @@ from codellama_jax.models.decoding import (
 from codellama_jax.models.family import output_head
 from codellama_jax.models.layers import (
     Inputs,
-    embed,
     length_shards,
     mesh_axes,
     rms_norm,
@@ -42,6 +41,7 @@ from codellama_jax.models.layers import (
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.layers import Block
 from codellama_jax.models.llama.rope import rope
+from codellama_jax.models.lookup import embed
 from codellama_jax.models.quantized import (
     Quantized,
     Weight,
@@ -168,7 +168,8 @@ def prefill(
     positions_BT = striped(positions_BT, shards)
     angles = rope(config, positions_BT, lengths_B[:, None])
     inputs = Inputs(positions_BT, None, angles, keep_kv=True)
-    x_BTD = embed(weights.embedding_VD, striped(tokens_BT, shards))
+    table_VD = weights.embedding_VD
+    x_BTD = embed(table_VD, striped(tokens_BT, shards), table_VD.dtype)
     block, layers = Block(config), []
     for layer in weights.layers:
         # Unlike in training, the layers are unrolled: their weights are separate arrays.

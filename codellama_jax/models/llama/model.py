@@ -9,7 +9,6 @@ from codellama_jax.models.layers import (
     Inputs,
     LanguageModel,
     RMSNorm,
-    embed,
     length_shards,
     parameter,
     stacked,
@@ -19,6 +18,7 @@ from codellama_jax.models.layers import (
 from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.layers import Block
 from codellama_jax.models.llama.rope import document_lengths, rope
+from codellama_jax.models.lookup import embed
 
 
 class Llama(LanguageModel):
@@ -61,7 +61,7 @@ class Llama(LanguageModel):
         tokens_BT, positions_BT = striped(tokens_BT, shards), striped(positions_BT, shards)
         if segment_ids_BT is not None:
             segment_ids_BT = striped(segment_ids_BT, shards)
-        x_BTD = embed(self.embedding_VD.astype(c.compute_dtype), tokens_BT)
+        x_BTD = embed(self.embedding_VD, tokens_BT, c.compute_dtype)
         # The angles of RoPE are the same for all layers, so they are computed once, outside the
         # scan.
         inputs = Inputs(positions_BT, segment_ids_BT, rope(c, positions_BT, lengths_BT))
