@@ -175,38 +175,42 @@ def backward(
     per_query = [_grouped(x, K) for x in (q_BNTH, do_BNTH, *columns)]
     scale = k_BKTH.shape[-1] ** -0.5
 
-    # dq is complete after the keys of its block; dk and dv are carried over all query blocks.
+    # dq is complete after the keys of its block; dk and dv are carried over all query blocks,
+    # transposed: `xla.py` says why.
     def query_block(gradients, i):
         q_BKXH, do_BKXH, lse_BKX1, delta_BKX1 = (_flat(_block(x, i, C, axis=3)) for x in per_query)
         first_BC = _block(first_BT, i, C, axis=1)
 
         def add_keys(j, state):
-            dq_BKXH, dk_BKTH, dv_BKTH = state
+            dq_BKXH, dk_BKHT, dv_BKHT = state
             k_BKCH, v_BKCH = _block(k_BKTH, j, C, axis=2), _block(v_BKTH, j, C, axis=2)
             # P from the log-sum-exp, then dP = dO V^T and dS = P (dP - delta) / sqrt(H).
             p_BKXC = jnp.exp2(_scores(q_BKXH, k_BKCH, first_BC, i, j) - lse_BKX1)
             dp_BKXC = _matmul("BKXH,BKCH->BKXC", do_BKXH, v_BKCH)
             ds_BKXC = (p_BKXC * (dp_BKXC - delta_BKX1) * scale).astype(q_BKXH.dtype)
-            # dQ = dS K, dK = dS^T Q and dV = P^T dO, accumulated in fp32.
+            # dQ = dS K, dK^T = Q^T dS and dV^T = dO^T P, accumulated in fp32.
             dq_BKXH += _matmul("BKXC,BKCH->BKXH", ds_BKXC, k_BKCH)
-            dk_BKCH = _matmul("BKXC,BKXH->BKCH", ds_BKXC, q_BKXH)
-            dv_BKCH = _matmul("BKXC,BKXH->BKCH", p_BKXC.astype(do_BKXH.dtype), do_BKXH)
-            return dq_BKXH, _add_block(dk_BKTH, dk_BKCH, j), _add_block(dv_BKTH, dv_BKCH, j)
+            dk_BKHC = _matmul("BKXH,BKXC->BKHC", q_BKXH, ds_BKXC)
+            dv_BKHC = _matmul("BKXH,BKXC->BKHC", do_BKXH, p_BKXC.astype(do_BKXH.dtype))
+            return dq_BKXH, _add_block(dk_BKHT, dk_BKHC, j), _add_block(dv_BKHT, dv_BKHC, j)
 
         start = (jnp.zeros(q_BKXH.shape, jnp.float32), *gradients)
         dq_BKXH, *gradients = jax.lax.fori_loop(_first_block(first_BC, i), i + 1, add_keys, start)
         return tuple(gradients), dq_BKXH
 
-    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k_BKTH, v_BKTH))
-    (dk_BKTH, dv_BKTH), dq_nBKXH = jax.lax.scan(query_block, zeros, jnp.arange(T // C))
+    zeros_BKHT = jnp.zeros(k_BKTH.swapaxes(2, 3).shape, jnp.float32)
+    gradients_BKHT, dq_nBKXH = jax.lax.scan(
+        query_block, (zeros_BKHT, zeros_BKHT), jnp.arange(T // C)
+    )
+    dk_BKTH, dv_BKTH = (gradient_BKHT.swapaxes(2, 3) for gradient_BKHT in gradients_BKHT)
     return _joined(dq_nBKXH, N), dk_BKTH, dv_BKTH
 
 
-def _add_block(total_BKTH: jax.Array, x_BKCH: jax.Array, j: jax.Array) -> jax.Array:
-    """Returns total_BKTH with x_BKCH added to its block j."""
-    C = x_BKCH.shape[2]
-    added_BKCH = _block(total_BKTH, j, C, axis=2) + x_BKCH
-    return jax.lax.dynamic_update_slice_in_dim(total_BKTH, added_BKCH, j * C, axis=2)
+def _add_block(total_BKHT: jax.Array, x_BKHC: jax.Array, j: jax.Array) -> jax.Array:
+    """Returns total_BKHT with x_BKHC added to its block j."""
+    C = x_BKHC.shape[3]
+    added_BKHC = _block(total_BKHT, j, C, axis=3) + x_BKHC
+    return jax.lax.dynamic_update_slice_in_dim(total_BKHT, added_BKHC, j * C, axis=3)
 
 
 @jax.custom_vjp

@@ -6,6 +6,11 @@ ones loop over square blocks (`blocked.py`), so that memory and compile time sta
 Heads come before tokens (BKGTH), so that every matmul is one plain batched matmul. The weights are
 divided by their sum after the matmul with the values, which divides H instead of S numbers per
 query. On a CPU both together train three times faster than `reference.py`.
+
+In training, keys and values are transposed once, to BKHS. Their gradients are then products of the
+transposed queries, which are small, with the scores. From BKSH they would be products of the
+transposed scores, which XLA's CPU backend multiplies at a fifth of the speed. A call for a few
+queries, as in decoding, reads the keys once and would lose more by transposing them.
 """
 
 from __future__ import annotations
@@ -22,22 +27,29 @@ UNROLLED = 2048  # longest sequence, in tokens, whose blocks are unrolled: at mo
 
 
 def _block(
-    q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_BTS: jax.Array
+    q_BKGTH: jax.Array, k: jax.Array, v: jax.Array, mask_BTS: jax.Array, layout: str
 ) -> jax.Array:
-    """Returns out_BKGTH in q's dtype: the attention of T queries to all S keys under a mask."""
+    """Returns out_BKGTH in q's dtype: the attention of T queries to all S keys under a mask.
+
+    Args:
+      q_BKGTH: queries.
+      k, v: keys and values in `layout`.
+      mask_BTS: which keys a query sees.
+      layout: BKHS or BKSH.
+    """
     B, K, G, T, H = q_BKGTH.shape
     # X flattens the query heads of a key head and the queries into the rows of one matmul.
     q_BKXH = q_BKGTH.reshape(B, K, G * T, H)
-    logits_BKXS = jnp.einsum("BKXH,BKSH->BKXS", q_BKXH, k_BKSH, preferred_element_type=jnp.float32)
+    logits_BKXS = jnp.einsum(f"BKXH,{layout}->BKXS", q_BKXH, k, preferred_element_type=jnp.float32)
     bias_BTS = jnp.where(mask_BTS, 0.0, MASKED)[:, None, None]
     logits_BKXS = (logits_BKXS.reshape(B, K, G, T, -1) + bias_BTS).reshape(B, K, G * T, -1)
     # The maximum cancels in the softmax and only prevents overflow, so it needs no gradient.
     highest_BKX1 = jax.lax.stop_gradient(logits_BKXS.max(axis=-1, keepdims=True))
     weights_BKXS = jnp.exp(logits_BKXS - highest_BKX1)
     out_BKXH = jnp.einsum(
-        "BKXS,BKSH->BKXH",
-        weights_BKXS.astype(v_BKSH.dtype),
-        v_BKSH,
+        f"BKXS,{layout}->BKXH",
+        weights_BKXS.astype(v.dtype),
+        v,
         preferred_element_type=jnp.float32,
     )
     out_BKXH = out_BKXH / weights_BKXS.sum(axis=-1, keepdims=True)
@@ -57,7 +69,8 @@ def attention(
     if T == S and T > UNROLLED:
         return blocked.attention(q_BTNH, k_BSKH, v_BSKH, q_segments_BT)
     q_BKGTH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+    layout = "BKHS" if T == S else "BKSH"
+    k, v = (jnp.einsum(f"BSKH->{layout}", x_BSKH) for x_BSKH in (k_BSKH, v_BSKH))
     parts = []
     for start in range(0, T, BLOCK):
         q = slice(start, min(start + BLOCK, T))
@@ -68,6 +81,7 @@ def attention(
         if q_segments_BT is not None:
             segments = (q_segments_BT[:, q], kv_segments_BS[:, kv])
         mask_BTS = visible(q_positions_BT[:, q], kv_positions_BS[:, kv], *segments)
-        part = _block(q_BKGTH[:, :, :, q], k_BKSH[:, :, kv], v_BKSH[:, :, kv], mask_BTS)
-        parts.append(part)
+        # All S keys where they are other tokens than the queries, as in a cache.
+        seen_k, seen_v = (k[..., kv], v[..., kv]) if T == S else (k, v)
+        parts.append(_block(q_BKGTH[:, :, :, q], seen_k, seen_v, mask_BTS, layout))
     return jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
