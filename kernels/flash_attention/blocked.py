@@ -176,7 +176,7 @@ def backward(
     scale = k_BKTH.shape[-1] ** -0.5
 
     # dq is complete after the keys of its block; dk and dv are carried over all query blocks,
-    # transposed: `xla.py` says why.
+    # transposed, for the reason in `xla.py`.
     def query_block(gradients, i):
         q_BKXH, do_BKXH, lse_BKX1, delta_BKX1 = (_flat(_block(x, i, C, axis=3)) for x in per_query)
         first_BC = _block(first_BT, i, C, axis=1)

@@ -7,10 +7,10 @@ Heads come before tokens (BKGTH), so that every matmul is one plain batched matm
 divided by their sum after the matmul with the values, which divides H instead of S numbers per
 query. On a CPU both together train three times faster than `reference.py`.
 
-In training, keys and values are transposed once, to BKHS. Their gradients are then products of the
-transposed queries, which are small, with the scores. From BKSH they would be products of the
-transposed scores, which XLA's CPU backend multiplies at a fifth of the speed. A call for a few
-queries, as in decoding, reads the keys once and would lose more by transposing them.
+In training, keys and values are transposed once, to BKHS. The matmuls of their gradients then read
+the scores as they are, and the queries transposed, which are small. From BKSH they would read the
+scores transposed, which takes XLA's CPU backend up to five times as long. A call for a few queries,
+as in decoding, reads the keys once and would lose more by transposing them.
 """
 
 from __future__ import annotations
