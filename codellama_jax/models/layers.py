@@ -20,6 +20,7 @@ from flax import struct
 from codellama_jax.config import ModelConfig
 from codellama_jax.models.lora import Adapted, frozen_matrix, in_section
 from codellama_jax.models.quantized import Quantized, Weight
+from codellama_jax.models.rounded_matmul import is_faster, rounded_matmul
 from kernels import flash_attention, ring_attention
 from kernels.tpu import platform
 
@@ -131,6 +132,9 @@ def project(x_BTD: jax.Array, w_DX: Weight | Adapted, inputs: int = 1) -> jax.Ar
         columns = tuple(range(columns_BTD.ndim - 1))
         out_BTX = jnp.moveaxis(out_XBT, [axis - len(columns) for axis in columns], columns)
         return out_BTX.reshape(*x_BTD.shape[:-1], *out_BTX.shape[len(columns) :])
+    if is_faster(x_BTD.dtype) and not mesh_axes("ffn") and length_shards() == 1:
+        out = rounded_matmul(x_BTD, w_DX.reshape(x_BTD.shape[-1], -1))
+        return out.reshape(*x_BTD.shape[:-1], *w_DX.shape[inputs:])
     w_DX = w_DX.astype(x_BTD.dtype)
     if keeps_dims():
         dims = w_DX.shape[:inputs]
