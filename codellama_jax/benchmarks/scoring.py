@@ -5,6 +5,8 @@ Imports neither JAX nor Flax.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ def score(
 ) -> list[Result]:
     """Scores the samples and appends each result to `out`/results.jsonl.
 
-    Samples that already have a result there are not scored again.
+    Samples that already have a result of the same tests there are not scored again.
 
     Args:
         benchmark: has the checks and measures.
@@ -48,16 +50,20 @@ def score(
         # The original answer stays in the result, beside the code that was scored.
         samples = {name: _extracted(sample) for name, sample in samples.items()}
     path = out / "results.jsonl"
+    conditions = {}
+    if benchmark.checks is not None and executor is not None:
+        for task_id in {name[0] for name in samples}:
+            conditions[task_id] = _conditions(benchmark, tasks[task_id], executor)
     results = {}
     for line in continue_file(path, FIELDS if executor else {}):
-        if _is_result_of(line, samples.get(key(line)), executor):
+        if _is_result_of(line, samples.get(key(line)), conditions.get(line["task_id"], {})):
             # Measures are computed again: they are cheap, and their code may have changed.
             results[key(line)] = {**line, **_judged(benchmark, tasks[line["task_id"]], line)}
     unscored = {name: sample for name, sample in samples.items() if name not in results}
     with counted("scored", len(samples), len(results)) as advance:
         for name, checked in _checked(benchmark, tasks, unscored, executor):
             judged = _judged(benchmark, tasks[name[0]], samples[name])
-            results[name] = {**samples[name], **checked, **judged}
+            results[name] = {**samples[name], **checked, **conditions.get(name[0], {}), **judged}
             # One by one: a kill loses only the programs that are running.
             append(path, [results[name]])
             advance(1)
@@ -83,15 +89,29 @@ def _judged(benchmark: Benchmark, task: Task, sample: Sample) -> dict[str, float
     return benchmark.judge(task, sample) if benchmark.judge else {}
 
 
-def _is_result_of(line: Result, sample: Sample | None, executor: Executor | None) -> bool:
-    """Returns whether a line holds the result of this sample, scored with the same settings."""
+def _conditions(benchmark: Benchmark, task: Task, executor: Executor) -> dict[str, str]:
+    """Returns the fields of a result that decide its verdict beside the sample.
+
+    `mode` is the executor's. `tests` is a hash of the benchmark's name, the task's published record
+    and the libraries that its programs lack on this machine.
+    """
+    assert benchmark.checks is not None
+    # Where a record was read from is no part of the tests.
+    record = {name: task.record[name] for name in task.record if name not in ("file", "place")}
+    # All programs of a task are in one language and name the same libraries.
+    missing = [executor.missing(check.program) for check in benchmark.checks(task, "")[:1]]
+    decisive = json.dumps([benchmark.name, record, missing], sort_keys=True)
+    return {"mode": executor.mode, "tests": hashlib.sha256(decisive.encode()).hexdigest()[:16]}
+
+
+def _is_result_of(line: Result, sample: Sample | None, conditions: Mapping[str, str]) -> bool:
+    """Returns whether a line holds the result of this sample under these conditions."""
     if sample is None or line.get("extracted") != sample.get("extracted"):
         return False
-    # Results of earlier versions have no mode: they are kept.
-    if executor is not None and line.get("mode", executor.mode) != executor.mode:
-        return False
-    # A changed answer under the same task and number is scored again.
-    return all(line.get(field) == value for field, value in sample.items())
+    # A changed answer under the same task and number is scored again, and so is one whose tests
+    # changed: benchmarks such as HumanEval and HumanEval+ have tasks of the same names.
+    expected = {**sample, **conditions}
+    return all(line.get(field) == value for field, value in expected.items())
 
 
 def checks_of(benchmark: Benchmark, task: Task, sample: Sample) -> list[Check]:
@@ -132,8 +152,7 @@ def _checked(
             else:
                 # All programs have passed. Without any program nothing was shown, so that it does
                 # not count.
-                result = {"passed": number > 0, "result": "passed" if number else "no tests"}
-                yield name, {**result, "mode": executor.mode}
+                yield name, {"passed": number > 0, "result": "passed" if number else "no tests"}
         remaining = []
         number += 1
         for index, verdict in executor.run([check.program for check in checks]):
@@ -141,7 +160,7 @@ def _checked(
                 remaining.append(names[index])
             else:
                 text = description(verdict, program_text(samples[names[index]]))
-                yield names[index], {"passed": False, "result": text, "mode": executor.mode}
+                yield names[index], {"passed": False, "result": text}
 
 
 def description(verdict: Verdict, text: str = "") -> str:

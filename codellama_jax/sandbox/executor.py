@@ -175,6 +175,10 @@ class Executor:
                     if is_open:
                         worker.restart()
 
+    def missing(self, program: Program) -> str:
+        """Returns commands that install the libraries which a program needs, "" if none lacks."""
+        return languages.missing_libraries(program.code, self._jars)
+
     def machine(self) -> dict[str, Any]:
         """Returns how fast this machine runs a fixed program now, and how many programs it retried.
 

@@ -288,7 +288,7 @@ def job(program: Program, memory_mb: int, jars: tuple[str, ...]) -> dict[str, An
         "remove": [] if language.source_needed else [language.source],
         "marks": list(language.failure_marks),
         "env": _environment(),
-        "hint": _missing_libraries(program.code, jars),
+        "hint": missing_libraries(program.code, jars),
     }
 
 
@@ -302,7 +302,7 @@ def _fill(command: tuple[str, ...], values: dict[str, Any]) -> list[str]:
     return [program, *arguments]
 
 
-def _missing_libraries(code: str, jars: tuple[str, ...]) -> str:
+def missing_libraries(code: str, jars: tuple[str, ...]) -> str:
     """Returns commands that install the libraries which `code` names and this machine lacks.
 
     The judge puts them in front of the message of a failure.

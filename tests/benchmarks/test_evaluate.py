@@ -146,6 +146,32 @@ def test_scores_are_added_once(files, executor, tmp_path, monkeypatch):
     assert len(score(benchmark, samples, executor, tmp_path)) == 2
 
 
+def test_a_result_of_other_tests_is_scored_again(files, executor, tmp_path, monkeypatch):
+    # This completion passes the one test of HumanEval, and none of HumanEval+.
+    completion = "    return 4 if x == 2 else 6\n"
+    sample = {"task_id": "HumanEval/0", "sample": 0, "completion": completion}
+    samples = {("HumanEval/0", 0): sample}
+
+    def passed(name, path) -> bool:
+        [result] = score(load(name, data=str(path)), samples, executor, tmp_path)
+        return result["passed"]
+
+    assert passed("humaneval", files["humaneval"])
+    # Both benchmarks name their tasks alike.
+    assert not passed("humaneval_plus", files["humaneval_plus"])
+    assert passed("humaneval", files["humaneval"])
+    # A file whose tests were corrected.
+    test = "def check(candidate):\n    assert candidate(5) == 10\n"
+    corrected = data.write_lines(tmp_path / "corrected.jsonl", [{**data.DOUBLE, "test": test}])
+    assert not passed("humaneval", corrected)
+    # The same records from another file are the same tests; a library that was installed is not.
+    copied = data.write_lines(tmp_path / "copied.jsonl", [{**data.DOUBLE, "test": test}])
+    count = len(lines(tmp_path / "results.jsonl"))
+    assert not passed("humaneval", copied) and len(lines(tmp_path / "results.jsonl")) == count
+    monkeypatch.setattr(type(executor), "missing", lambda self, program: "apt-get install it: ")
+    assert not passed("humaneval", copied) and len(lines(tmp_path / "results.jsonl")) == count + 1
+
+
 @pytest.mark.parametrize("name", ["humaneval", "RandomSpan", "truthfulqa", "key_retrieval"])
 def test_a_model_runs_from_end_to_end(name, model, files, executor, tmp_path, capsys):
     """Twice: the second call finds all samples and results."""
