@@ -6,6 +6,7 @@ This covers prompts, tokens, stop strings, post-processing and checks.
 import dataclasses
 import functools
 import json
+import time
 
 import pytest
 from paths import DATA
@@ -212,6 +213,11 @@ def test_a_dict_of_apps_has_integer_keys_again(executor, tmp_path):
     samples = reference_samples(benchmark).by_key
     [result] = score(benchmark, samples, executor, tmp_path)
     assert result["passed"], result["result"]
+    # Without tests nothing is shown, whatever the kind of the problem.
+    (folder / "input_output.json").write_text(json.dumps({"fn_name": "joined", "inputs": []}))
+    benchmark = load("apps", data=str(tmp_path), shots=0)
+    [result] = score(benchmark, samples, executor, tmp_path)
+    assert (result["passed"], result["result"]) == (False, "no tests")
 
 
 def test_prompts_are_the_papers(files):
@@ -283,6 +289,12 @@ def test_the_number_of_an_answer(text, number):
 )
 def test_outputs_are_compared(written, expected, same):
     assert same_output(written, expected) == same
+
+
+def test_a_million_digits_are_compared_at_once():
+    start = time.process_time()
+    assert not same_output(1_000_000 * "9", "7") and same_output(1_000_000 * "0" + "7", "+7")
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(
