@@ -84,6 +84,10 @@ def test_other_numbers_of_solved_examples_are_not_compared(files):
         assert f"--shots 1 solved examples, and the papers' numbers are for {published}" in reason
         for own in (-1, 0):
             assert "--shots" not in why_not(name, data=files[name], shots=own)
+    reason = why_not("truthfulqa", data=files["truthfulqa"], classifier="cat", shots=0)
+    assert "--shots 0 solved examples, and the papers' numbers are for 6" in reason
+    reason = why_not("truthfulqa", data=files["truthfulqa"], classifier="cat")
+    assert "holds 8 tasks" in reason
 
 
 def test_a_measure_without_papers_numbers(files):

@@ -107,6 +107,7 @@ def load(options: TruthfulOptions, tokenizer: object = None) -> Benchmark:
         finish=_finish,
         judge=judge,
         paper=PAPER,
+        task_difference=options.difference(SHOTS),
     )
 
 
