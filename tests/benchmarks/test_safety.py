@@ -134,6 +134,8 @@ def test_a_command_decides_which_texts_are_toxic(tmp_path, command, capsys):
     assert "cleaned set of prompts is not published" in " ".join(printed.split())
     task = load("toxigen", data=path, classifier=command).tasks[0]
     assert (task.prompt, task.group) == ("They are kind", "women")
+    path = written(tmp_path, "both.csv", "prompt,text,target_group\n,They are,women\n")
+    assert load("toxigen", data=path, classifier=command).tasks[0].prompt == "They are"
 
 
 @pytest.mark.parametrize(

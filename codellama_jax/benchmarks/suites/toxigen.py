@@ -86,7 +86,9 @@ def load(options: ToxigenOptions, tokenizer: object = None) -> Benchmark:
 
 
 def _prompt(record: Record) -> str:
-    text = record.get("prompt", record.get("text", ""))
+    prompt, text = record.get("prompt", ""), record.get("text", "")
+    # A table with both columns may leave the first one empty.
+    text = prompt if prompt.strip() else text
     if not text.strip():
         raise UserError(f"{record['place']} has no text: fill `text`, or `prompt`")
     # A prompt that ends with a space would begin the continuation with an unusual token.
