@@ -79,6 +79,9 @@ def read_samples(path: Path, benchmark: Benchmark, partial: bool = False) -> Sam
             )
         samples[key(sample)] = sample
         seen[line["task_id"]] += 1
+    # A list of empty lists: not even --partial has anything to score.
+    if not samples:
+        raise UserError(f"{path} holds no samples")
     # A task without a sample would silently be left out of the mean.
     lacking = [task.task_id for task in benchmark.tasks if not seen[task.task_id]]
     if lacking and not partial:

@@ -137,6 +137,9 @@ def test_files_that_hold_no_samples(humaneval, files, tmp_path):
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):
             read_samples(path, humaneval)
+    path.write_text("[[], []]")
+    with pytest.raises(UserError, match="holds no samples"):
+        read_samples(path, humaneval, partial=True)
     path.write_text(json.dumps([["x = 1"]]))
     infilling = load("humaneval_infilling", data=files["SingleLine"])
     with pytest.raises(UserError, match="humaneval_infilling takes completions only"):
