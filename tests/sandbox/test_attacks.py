@@ -217,6 +217,7 @@ def test_crashes_are_reported_with_their_signal(executor):
         11: "import ctypes\ndef add(a, b): ctypes.string_at(0)",
         6: "import os\ndef add(a, b): os.abort()",
         15: "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)",
+        40: "import os\nos.kill(os.getpid(), 40)",  # a real-time signal has no name
     }
     for number, verdict in zip(bodies, judged(executor, *map(add, bodies.values()))):
         assert (verdict.status, verdict.signal) == ("crashed", number)

@@ -12,7 +12,6 @@ import builtins
 import contextlib
 import importlib
 import os
-import signal
 import sys
 import traceback
 import types
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from codellama_jax.sandbox.inside import names
 from codellama_jax.sandbox.inside.candidate import Candidate
-from codellama_jax.sandbox.inside.programs import read_job, write_verdict
+from codellama_jax.sandbox.inside.programs import read_job, signal_name, write_verdict
 from codellama_jax.sandbox.inside.remote import is_remote
 from codellama_jax.sandbox.inside.served import TEST_MODULE
 from codellama_jax.sandbox.inside.trusted import Tests
@@ -120,7 +119,7 @@ def _cause_of_death(pid: int, out_of_memory: bool, seconds: float) -> tuple[str,
         return "crashed", f"exited with status {code} before its tests were done", 0
     if out_of_memory:
         return "out_of_memory", "killed for its memory", -code
-    return "crashed", f"killed by {signal.Signals(-code).name}", -code
+    return "crashed", f"killed by {signal_name(-code)}", -code
 
 
 def _run_test(tests: Tests, namespace: _Names, job: dict) -> tuple[str, str]:

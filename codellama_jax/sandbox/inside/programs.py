@@ -59,6 +59,14 @@ def write_verdict(
         written += os.pwrite(fd, data[written:], written)
 
 
+def signal_name(number: int) -> str:
+    """Returns the name of a signal, its number if it has none as most real-time signals."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 class Step:
     """Runs one process of the candidate to its end.
 
@@ -203,7 +211,7 @@ def _verdict(step: Step, job: dict[str, Any]) -> tuple[str, str, int]:
     # A failed assert() of C ends the process by SIGABRT. That is a failed test and no crash.
     is_assertion = step.code == -signal.SIGABRT and "ssert" in stderr
     if step.code < 0 and not is_assertion:
-        return "crashed", f"killed by {signal.Signals(-step.code).name}", -step.code
+        return "crashed", f"killed by {signal_name(-step.code)}", -step.code
     if step.code or _contains_any(output, job["marks"]):
         # Some tests, such as those in Bash, report a failure by status 1 alone.
         is_failure = _contains_any(output, _FAILED_TEST) or (step.code == 1 and not stderr)
