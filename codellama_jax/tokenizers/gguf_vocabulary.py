@@ -111,6 +111,8 @@ def _is_padding(token: str, kind: int) -> bool:
 def _tokenizer_json(settings: Settings, metadata: dict[str, Any]) -> bytes:
     """Returns the tokenizer.json of byte-level BPE."""
     tokens, types = _tokens(settings)
+    # First, because it checks the name of the split, which also decides about BOS below.
+    pre_tokenizer = gguf_splits.pre_tokenizer(settings)
     merges = []
     for merge in _list(settings, "merges", str):
         left, _, right = merge.partition(" ")
@@ -149,7 +151,7 @@ def _tokenizer_json(settings: Settings, metadata: dict[str, Any]) -> bytes:
             "padding": None,
             "added_tokens": added,
             "normalizer": None,
-            "pre_tokenizer": gguf_splits.pre_tokenizer(settings),
+            "pre_tokenizer": pre_tokenizer,
             "post_processor": bos_template(tokens[bos or 0], bos or 0) if adds_bos else None,
             "decoder": byte_level.pre_tokenizer("gpt2"),
             "model": {

@@ -199,6 +199,14 @@ def test_a_damaged_key_is_named(key):
         )
 
 
+def test_a_file_that_names_no_split_is_refused():
+    """As files of older converters; llama.cpp guesses the split, with a warning."""
+    with pytest.raises(UserError, match=r"x.gguf: tokenizer.ggml.pre is missing: it must be one"):
+        rewritten(
+            byte_bpe_cases.trained("gpt2"), lambda metadata: metadata.pop("tokenizer.ggml.pre")
+        )
+
+
 def test_tokens_that_are_equal_are_refused():
     def change(metadata):
         metadata["tokenizer.ggml.tokens"][9] = metadata["tokenizer.ggml.tokens"][8]
