@@ -64,6 +64,8 @@ def _write_byte_bpe(
     names = {row: token for token, row in byte_bpe_spec.entries(spec).items()}
     # Added to `vocab` too, because the library renumbers added tokens that it lacks.
     if vocab_size > tokenizer.pieces and not tokenizer.lists_sentinels:
+        # A file whose markers are among the merged tokens may have no such list.
+        spec["added_tokens"] = spec.get("added_tokens") or []
         for token, row in byte_bpe_spec.sentinel_rows(tokenizer.pieces).items():
             spec["added_tokens"].append(byte_level.added_token(token, row))
             spec["model"]["vocab"][token] = row

@@ -2,6 +2,7 @@
 
 import json
 
+import byte_bpe_cases
 import published
 import pytest
 import sentencepiece
@@ -27,6 +28,22 @@ def test_a_tokenizer_unlike_llamas_has_no_tokenizer_json(tmp_path, lossy):
     assert ("tokenizer.json" in names) != lossy and "tokenizer.model" in names
     config = json.loads((target / "tokenizer_config.json").read_text())
     assert (config["tokenizer_class"] == "LlamaTokenizer") == lossy
+
+
+@pytest.mark.parametrize("added", [None, "missing"])
+def test_sentinels_are_added_to_a_file_without_added_tokens(tmp_path, added):
+    values = byte_bpe_cases.spec("gpt2")
+    # Special tokens may be in the vocabulary alone.
+    values["added_tokens"] = added
+    if added:
+        del values["added_tokens"]
+    tokenizer = files.load(byte_bpe_cases.write_spec(tmp_path, values))
+    target = tmp_path / "out"
+    target.mkdir()
+    write_tokenizer(tokenizer, tokenizer.vocab_size, 64, epath.Path(target))
+    again = files.load(target)
+    assert (again.pre_id, again.vocab_size) == (tokenizer.pre_id, tokenizer.vocab_size)
+    assert again.lists_sentinels and again.encode("a b") == tokenizer.encode("a b")
 
 
 def with_config(folder, **fields) -> files.Tokenizer:
