@@ -28,6 +28,7 @@ from codellama_jax.tokenizers.chat import (
 )
 
 NAME = "template"
+ANSWER = "An answer."  # that no template writes itself
 # What the program of a template raises beside Jinja's own errors.
 PYTHON_ERRORS = (ArithmeticError, LookupError, TypeError, ValueError, RecursionError)
 
@@ -97,14 +98,14 @@ class TemplateChat(ChatFormat):
         return Sample(ids, weights)
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        # The token that ends an answer is found in the same way: it is the first special token
-        # after a short answer. EOS ends every answer too.
-        question = [Message("user", "a")]
-        answered = self._text([*question, Message("assistant", "b")], is_prompt=False)
-        after = answered[len(self._text(question, is_prompt=True)) :]
+        # The token that ends an answer is the first special token after the text of a short one.
+        # Before that text a template may write others, such as marks around a thought. EOS ends
+        # every answer too.
+        talk = [Message("user", "A question."), Message("assistant", ANSWER)]
+        _, written, after = self._text(talk, is_prompt=False).rpartition(ANSWER)
         match = self._pattern.search(after)
         ids = [tokenizer.eos_id]
-        if match:
+        if written and match:
             ids.append(self._special[match.group()])
         return tuple(dict.fromkeys(ids))
 

@@ -79,6 +79,24 @@ def test_only_answers_and_their_ends_have_loss(tokenizer):
     assert chat.stop_ids(tokenizer) == (tokenizer.eos_id,)
 
 
+def test_a_mark_before_an_answer_does_not_end_it(folder, tmp_path):
+    """As Qwen3's template, which writes an empty thought before an answer."""
+    turn = "'<|im_start|>' + message.role + '\n'"
+    thought = "('<|think|>\n' if message.role == 'assistant' else '')"
+    template = (
+        f"{{% for message in messages %}}{{{{ {turn} + {thought} + message.content"
+        " + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    with_template(folder, tmp_path, template)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    largest = spec["added_tokens"][-1]
+    spec["added_tokens"].append({**largest, "id": largest["id"] + 1, "content": "<|think|>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    tokenizer = files.load(tmp_path / "tokenizer.json")
+    assert TemplateChat(tokenizer).stop_ids(tokenizer) == (tokenizer.eos_id,)
+
+
 @pytest.mark.parametrize("number", range(3))
 def test_a_special_token_in_a_message_is_refused(tokenizer, number):
     talk = list(TALK)
