@@ -92,9 +92,9 @@ class Stream:
             # the next token completes. The longest such ending is held back.
             begun = 0
             for stop in self.stop_strings:
-                for length in range(1, len(stop)):
+                for length in range(begun + 1, min(len(stop), len(text) + 1)):
                     if text.endswith(stop[:length]):
-                        begun = max(begun, length)
+                        begun = length
             kept = text[: len(text) - begun]
         self.finish(self.shown(kept) if self.shown else kept)
 

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import itertools
 import tempfile
+import time
 
 import flax.linen as nn
 import jax
@@ -247,6 +248,13 @@ def test_pieces_of_a_stream_join_to_the_text_before_a_stop_string(text, stop_str
         assert texts.until(whole, stop_strings).startswith("".join(pieces))
     stream.finish(texts.until(whole, stop_strings))
     assert "".join(pieces) == texts.until(whole, stop_strings)
+
+
+def test_a_stop_string_that_is_longer_than_the_text_takes_no_time():
+    start = time.process_time()
+    pieces: list[str] = []
+    texts.Stream(pieces.append, [1_000_000 * "x"]).update("axx")
+    assert pieces == ["a"] and time.process_time() - start < 1
 
 
 @functools.cache
