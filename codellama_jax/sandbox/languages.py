@@ -65,7 +65,9 @@ class Language:
             tools; {half} (half of the memory, in MiB), {jars} and {tsc} are filled in.
         run: the command that runs the program; {memory} (MiB), {half}, {jars} and {main} are
             filled in.
-        after_tests: a statement that prints {token}.
+        after_tests: a statement that prints {token}, or its halves {first} and {second}. These are
+            apart in a language whose source is read at run time: a program that prints the rest of
+            its source, as after `?>` in PHP, must not print the token.
         closing_braces: the statement is inserted in front of this many closing braces, counted
             from the end of the file, so that it follows the tests inside their function.
         failure_marks: output that reports a failure although the exit status is 0.
@@ -112,20 +114,20 @@ _PHP = Language(
     source="main.php",
     tools={"php": "php-cli"},
     run=("php", "-d", "memory_limit={memory}M", "main.php"),
-    after_tests='\necho "{token}";\n',
+    after_tests='\necho "{first}", "{second}";\n',
 )
 _TYPESCRIPT = Language(
     source="main.ts",
     tools={"node": "nodejs", "tsc": "node-typescript"},
     build=("node", "{tsc}", "--target", "esnext", "main.ts"),
     run=("node", "--max-old-space-size={half}", "main.js"),
-    after_tests='\n;console.log("{token}");\n',
+    after_tests='\n;console.log("{first}" + "{second}");\n',
 )
 _JAVASCRIPT = Language(
     source="main.js",
     tools={"node": "nodejs"},
     run=("node", "--max-old-space-size={half}", "main.js"),
-    after_tests='\n;console.log("{token}");\n',
+    after_tests='\n;console.log("{first}" + "{second}");\n',
 )
 _C_SHARP = Language(
     source="main.cs",
@@ -144,7 +146,7 @@ _BASH = Language(
     tools={"bash": "bash"},
     run=("bash", "main.sh"),
     # The exit status is that of the tests, not of `echo`.
-    after_tests="\n_status=$?\necho {token}\nexit $_status\n",
+    after_tests="\n_status=$?\necho {first}''{second}\nexit $_status\n",
 )
 _GO = Language(
     source="main_test.go",
@@ -319,7 +321,9 @@ def missing_libraries(code: str, jars: tuple[str, ...]) -> str:
 
 def _with_token(code: str, language: Language, token: str) -> str:
     """Inserts the statement that prints the token after the last statement of the tests."""
-    statement = language.after_tests.format(token=token)
+    half = len(token) // 2
+    halves = {"first": token[:half], "second": token[half:]}
+    statement = language.after_tests.format(token=token, **halves)
     position = len(code)
     for _ in range(language.closing_braces):
         position = code.rfind("}", 0, position)

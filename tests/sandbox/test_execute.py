@@ -120,6 +120,22 @@ def test_every_language_is_judged(compatible, language):
     assert statuses(compatible, programs) == ["passed", "failed", "failed"]
 
 
+# Programs that end before their tests, which they print instead: in PHP all that follows `?>` is
+# output, and in Bash all that follows an open here-document is its text.
+PRINTING = {
+    "php": "<?php\nfunction f() { return 1; } ?>\nif (f() !== 2) { throw new Exception('x'); }\n",
+    "sh": "f() {\n  echo 1\n}\ncat <<END\n[[ $(f) = 2 ]]\n",
+    "js": "console.log(require('fs').readFileSync('main.js', 'utf8'));\nprocess.exit(0);\n",
+}
+
+
+@pytest.mark.parametrize("language", PRINTING)
+def test_a_program_that_prints_its_tests_does_not_pass(compatible, language):
+    needs(language)
+    [(_, verdict)] = compatible.run([Program("p", language, PRINTING[language], 30.0)])
+    assert (verdict.status, verdict.detail) == ("failed", "ended before its tests were done")
+
+
 def test_a_compiler_error_and_a_crash_of_a_binary(compatible):
     needs("cpp")
     codes = (
