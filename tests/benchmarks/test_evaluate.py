@@ -355,6 +355,8 @@ def test_key_prompts_have_their_length_and_are_answered_as_without_a_cache(model
     options = {"lengths": (200, 400), "positions": (0.0, 0.5), "examples": 2}
     benchmark = load("key_retrieval", model.tokenizer, data=files["filler"], **options)
     assert len(benchmark.tasks) == len({task.prompt for task in benchmark.tasks}) == 8
+    with pytest.raises(UserError, match="--lengths 10 has no room for the key, which takes"):
+        load("key_retrieval", model.tokenizer, data=files["filler"], lengths=(10,))
     log_p = forward(model)
     [batch] = answers.answers(model, benchmark, Settings(max_new_tokens=3), set())
     written = {sample["task_id"]: sample["completion"] for sample in batch}

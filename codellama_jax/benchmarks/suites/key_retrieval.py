@@ -114,13 +114,21 @@ def task_of(
         length: of the prompt, in tokens.
         position: of the key, as a fraction of the filler's tokens.
         number: with `length`, seeds the choice of the key and of the filler's first line.
+
+    Raises UserError for a length without room for the key, and for too little filler.
     """
     # Without the position: all positions of one number hide the same key in the same filler.
     rng = Random(f"{length} {number}")
     value = rng.randint(10, 99)
     key = KEY.format(value=value)
     # Two tokens more: BOS, and the space that SentencePiece puts before a text.
-    room = length - len(tokenizer.encode(key + END)) - 2
+    fixed = len(tokenizer.encode(key + END)) + 2
+    room = length - fixed
+    if room < 0:
+        raise UserError(
+            f"--lengths {length} has no room for the key, which takes {fixed} tokens: pass a larger"
+            " one"
+        )
     start = rng.randrange(len(lines))
     before: list[str] = []
     after: list[str] = []
