@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 MAX_ANSWER = 20_000  # characters; no answer of a useful length has more
-FENCE = re.compile(r"```[ \t]*([A-Za-z0-9+#_-]*)[^\n]*\n(.*?)(?:\n?```|\Z)", re.DOTALL)
+# A fenced block with its language and code. The first alternative skips code within a line.
+FENCE = re.compile(
+    r"```[^`\n]+```|```[ \t]*([A-Za-z0-9+#_-]*)[^`\n]*\n(.*?)(?:\n?```|\Z)", re.DOTALL
+)
 PYTHON_NAMES = ("", "python", "python3", "py")
 # Marks around a program, in the prompts of Code Llama - Instruct.
 OPEN, CLOSE = "[PYTHON]", "[/PYTHON]"
@@ -45,9 +49,9 @@ def program(answer: str, name: str = "") -> Parsed:
     if marked:
         # A model may put the fences of Markdown inside of the marks.
         blocks.append(_usable(first_block(marked) or marked))
-    for block in FENCE.finditer(answer):
-        is_python = block.group(1).lower() in PYTHON_NAMES
-        blocks.append(_usable(block.group(2)) if is_python else Parsed(reason=OTHER_LANGUAGE))
+    for language, code in _fenced(answer):
+        is_python = language.lower() in PYTHON_NAMES
+        blocks.append(_usable(code) if is_python else Parsed(reason=OTHER_LANGUAGE))
     usable = [parsed for parsed in blocks if parsed.code]
     # A model may show a usage example before the function that was requested.
     for parsed in usable:
@@ -96,8 +100,16 @@ def between(answer: str, start: str, end: str) -> str:
 
 def first_block(answer: str) -> str:
     """Returns the first fenced block of code of any language, "" if there is none."""
-    match = FENCE.search(answer)
-    return match.group(2) if match else ""
+    for _, code in _fenced(answer):
+        return code
+    return ""
+
+
+def _fenced(answer: str) -> Iterator[tuple[str, str]]:
+    """Yields the language, "" if there is none, and the code of each fenced block."""
+    for match in FENCE.finditer(answer):
+        if match.group(2) is not None:
+            yield match.group(1), match.group(2)
 
 
 def _usable(code: str) -> Parsed:

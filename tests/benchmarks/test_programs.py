@@ -17,6 +17,7 @@ CODE = "def f(x):\n    return x + 1"
         f"```\n{CODE}\n",
         f"```js\nlet x = 1;\n```\n```py\n{CODE}\n```",
         f"```python\nx = = 1\n```\n```python\n{CODE}\n```\n```python\nf(1)\n```",
+        f"Call ```f(1)``` so:\n```python\n{CODE}\n```\nIt gives ```2```.",
         CODE,
     ],
 )
