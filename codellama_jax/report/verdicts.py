@@ -35,7 +35,8 @@ class Interval:
     @classmethod
     def of(cls, values: Sequence[float]) -> Interval:
         """Returns the interval of the mean of `values` with probability CONFIDENCE."""
-        n, mean = len(values), statistics.fmean(values)
+        # `mean` is exact, unlike `fmean`: that of three values 0.1 is not above the bound 0.1.
+        n, mean = len(values), statistics.mean(map(float, values))
         # The sample deviation of one value is undefined: no verdict is possible with one seed.
         if n == 1:
             return cls(mean, -math.inf, math.inf, n)

@@ -29,6 +29,12 @@ def test_a_verdict_needs_the_interval_on_the_side_of_the_claim(values, expected,
     assert verdict_of(values, expected, 1.0) == verdict
 
 
+def test_seeds_that_all_equal_the_bound_decide_nothing():
+    for bound in (0.1, 0.7, -0.3):
+        assert verdict_of([bound] * 3, "above", bound) == "undecided"
+        assert verdict_of([bound] * 3, "below", bound) == "undecided"
+
+
 def test_the_worst_verdict_counts():
     assert worst(["agrees", "undecided", "disagrees"]) == "disagrees"
     assert worst(["agrees", "undecided"]) == "undecided"
