@@ -24,6 +24,7 @@ from codellama_jax.benchmarks.samples import Key, key, name_of
 from codellama_jax.benchmarks.settings import Settings
 from codellama_jax.data.functions import Function, example_ids
 from codellama_jax.data.infilling import prompt_ids
+from codellama_jax.errors import UserError
 from codellama_jax.generation.answering import generate_answers
 from codellama_jax.generation.engine import fitting_slots
 from codellama_jax.generation.infill import infill_each
@@ -277,7 +278,8 @@ def logprobs(
     """Returns the log-probability of each text after its prompt, its mean per token and its sum.
 
     They are in nats, at temperature 1. Codex (section 3.3) ranks samples by them. An empty text
-    counts as one token that is uniform over the vocabulary.
+    counts as one token that is uniform over the vocabulary. Raises UserError for a model that has
+    diverged, and so do the functions below.
 
     Args:
         model: scores the texts.
@@ -306,8 +308,20 @@ def logprobs(
         text_losses_T = losses_T[len(prompt) - 1 :].astype(np.float64)
         if not len(text_losses_T):
             text_losses_T = np.array([math.log(tokenizer.vocab_size)])
-        measured.append((-float(np.mean(text_losses_T)), -float(np.sum(text_losses_T))))
+        total = _logprob(text_losses_T)
+        measured.append((total / len(text_losses_T), total))
     return measured
+
+
+def _logprob(losses_T: np.ndarray) -> float:
+    """Returns the log-probability of tokens with these losses, in nats.
+
+    Raises UserError if it is no finite number, which could be neither compared nor stored.
+    """
+    total = -float(np.sum(losses_T, dtype=np.float64))
+    if not math.isfinite(total):
+        raise UserError(f"the log-probability of a text is {total}: the model has diverged")
+    return total
 
 
 def docstring_logprobs(model: TrainedModel, functions: Sequence[Function]) -> list[float]:
@@ -322,7 +336,7 @@ def docstring_logprobs(model: TrainedModel, functions: Sequence[Function]) -> li
         starts.append(given - 1)
     sums = []
     for losses_T, start in zip(document_losses(model, sequences), starts):
-        sums.append(-float(np.sum(losses_T[start:], dtype=np.float64)))
+        sums.append(_logprob(losses_T[start:]))
     return sums
 
 
@@ -346,7 +360,7 @@ def log_likelihoods(model: TrainedModel, prompt: str, choices: Sequence[str]) ->
     sequences = [encode(prompt + choice) for choice in choices]
     likelihoods = []
     for losses_T in document_losses(model, sequences):
-        likelihoods.append(-float(np.sum(losses_T[start - 1 :], dtype=np.float64)))
+        likelihoods.append(_logprob(losses_T[start - 1 :]))
     return likelihoods
 
 

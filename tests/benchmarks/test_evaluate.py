@@ -446,6 +446,18 @@ def test_choices_are_weighed(files):
     )
     even = {"log_likelihoods": [-1.0, -2.0, np.log(0.2), np.log(0.2), np.log(0.6)]}
     assert benchmark.judge(task, even) == {"mc1": 1.0, "mc2": pytest.approx(0.4)}
+    equal = {"log_likelihoods": [-2.0, -2.0, -1.0, -1.0, -1.0]}
+    assert benchmark.judge(task, equal) == {"mc1": 0.0, "mc2": pytest.approx(2 / 3)}
+
+
+def test_a_model_that_has_diverged_has_no_log_probabilities(model, files):
+    params = jax.tree.map(lambda leaf: leaf * jnp.nan, model.params)
+    diverged = dataclasses.replace(model, params=params)
+    with pytest.raises(UserError, match="text is nan: the model has diverged"):
+        answers.log_likelihoods(diverged, "def f(x):\n", (" return", " x"))
+    benchmark = load("humaneval", data=files["humaneval"])
+    with pytest.raises(UserError, match="text is nan: the model has diverged"):
+        answers.logprobs(diverged, benchmark, benchmark.tasks[:1], ["\n    return x\n"], False)
 
 
 def test_bleu_is_smoothed_as_published():
