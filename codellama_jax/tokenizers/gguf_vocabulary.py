@@ -169,6 +169,9 @@ def _tokenizer_model(settings: Settings) -> bytes:
     """Returns the tokenizer.model of SentencePiece."""
     tokens, types = _tokens(settings)
     scores = _list(settings, "scores", float, len(tokens))
+    # llama.cpp knows a type 0, undefined, which SentencePiece lacks.
+    if not all(NORMAL <= kind <= BYTE for kind in types):
+        raise settings.error("token_type", f"a list of whole numbers from {NORMAL} to {BYTE}")
     # Later rows of padding have no ids of pieces after them, so that leaving them out moves none.
     count = len(tokens)
     while count and _is_padding(tokens[count - 1], types[count - 1]):

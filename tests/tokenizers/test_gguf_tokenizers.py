@@ -215,6 +215,15 @@ def test_tokens_that_are_equal_are_refused():
         rewritten(byte_bpe_cases.trained("gpt2"), change)
 
 
+@pytest.mark.parametrize("kind", [0, 7])
+def test_a_type_that_sentencepiece_lacks_is_refused(kind):
+    def change(metadata):
+        metadata["tokenizer.ggml.token_type"][-1] = kind
+
+    with pytest.raises(UserError, match="token_type must be a list of whole numbers from 1 to 6"):
+        rewritten(published.tokenizer(), change)
+
+
 def test_an_unknown_token_is_needed():
     def change(metadata):
         metadata["tokenizer.ggml.token_type"][0] = 1
