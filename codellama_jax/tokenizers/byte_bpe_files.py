@@ -148,8 +148,8 @@ def with_markers(data: bytes, file: epath.Path) -> bytes:
                 raise settings.error(f"{marker}_token", "a string, an object with content, or null")
             if token:
                 names[marker] = token
-        template = settings.values.get("chat_template")
-        if isinstance(template, str):
+        template = _template(settings.values.get("chat_template"))
+        if template:
             names["chat_template"] = template
         adds_bos = bos_setting(settings)
         if adds_bos is not None:
@@ -158,6 +158,15 @@ def with_markers(data: bytes, file: epath.Path) -> bytes:
     if (file.parent / CHAT_TEMPLATE).exists():
         names["chat_template"] = decode_text(read_file(file.parent / CHAT_TEMPLATE), CHAT_TEMPLATE)
     return dumped({**spec, MARKERS: {"kind": "", **names}})
+
+
+def _template(value: Any) -> str:
+    """Returns the chat template, "" if there is none. Of a list of named ones it is `default`."""
+    for entry in value if isinstance(value, list) else ():
+        if isinstance(entry, dict) and entry.get("name") == "default":
+            value = entry.get("template")
+            break
+    return value if isinstance(value, str) else ""
 
 
 def _with_bos(spec: dict[str, Any], bos: str, adds_bos: bool) -> dict[str, Any]:

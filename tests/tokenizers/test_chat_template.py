@@ -97,6 +97,20 @@ def test_a_mark_before_an_answer_does_not_end_it(folder, tmp_path):
     assert TemplateChat(tokenizer).stop_ids(tokenizer) == (tokenizer.eos_id,)
 
 
+def test_the_default_of_several_templates_is_taken(folder, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": CHATML}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": named}))
+    tokenizer, one = files.load(tmp_path), files.load(folder)
+    prompt = TemplateChat(tokenizer).prompt_ids(tokenizer, TALK)
+    assert prompt == TemplateChat(one).prompt_ids(one, TALK)
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**config, "chat_template": [5, named[0]]})
+    )
+    assert not has_template(files.load(tmp_path))
+
+
 @pytest.mark.parametrize("number", range(3))
 def test_a_special_token_in_a_message_is_refused(tokenizer, number):
     talk = list(TALK)
