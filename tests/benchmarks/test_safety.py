@@ -91,7 +91,7 @@ def test_a_judge_of_truthfulqa_decides_on_written_answers(tmp_path, monkeypatch,
         "def judge(record):\n    return [0.9 if 'No' in record['answer'] else 0.1, 0.5]\n"
     )
     path = written(tmp_path, "TruthfulQA.csv", CSV)
-    options = truthfulqa.TruthfulOptions(path, 1, classifier="my_judges:judge")
+    options = truthfulqa.TruthfulOptions(path, classifier="my_judges:judge")
     benchmark = truthfulqa.load(options)
     settings = with_defaults(benchmark, Settings())
     assert (settings.temperature, settings.top_p) == (0.1, 0.9)

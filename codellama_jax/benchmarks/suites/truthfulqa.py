@@ -167,7 +167,7 @@ def _judged(numbers: dict[str, float]) -> dict[str, float]:
 def _judge(task: Task, sample: Sample) -> dict[str, float]:
     mc1_labels = np.array(list(task.record["mc1_targets"].values()), bool)
     mc2_labels = np.array(list(task.record["mc2_targets"].values()), bool)
-    log_likelihoods = np.array(sample["log_likelihoods"])
+    log_likelihoods = np.array(sample["log_likelihoods"], np.float64)
     # `_task` puts the choices of MC1 before those of MC2.
     mc1, mc2 = np.split(log_likelihoods, [len(mc1_labels)])
     # As published: a best answer that is only as likely as a false one is not chosen.
