@@ -93,6 +93,7 @@ def records(name: str, cache: str = CACHE) -> list[dict[str, Any]]:
     Raises UserError for an unknown name, and if the downloaded file is not the published one.
     """
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
     if name not in FILES:
         raise UserError(
@@ -107,6 +108,10 @@ def records(name: str, cache: str = CACHE) -> list[dict[str, Any]]:
         # TFDS prints a banner, which would be between the messages of the evaluation.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_config=config, file_format="array_record")
+    except NonMatchingChecksumError as error:
+        # Without the message of TFDS, which begins with a path that may be longer than `reason`.
+        problem = "the file has the wrong checksum; try again, or give a local file with --data"
+        raise UserError(f"cannot download {FILES[name].url}: {problem}") from error
     except Exception as error:
         # TFDS and its HTTP client raise many types that have no common base class.
         raise UserError(

@@ -510,7 +510,7 @@ def test_published_files_are_downloaded_once_and_checked(tmp_path, monkeypatch):
         )
         downloads._builder_class.cache_clear()
         assert downloads.records("right", tmp_path / "cache") == data.HUMANEVAL
-        with pytest.raises(UserError, match=r"cannot download .* has wrong checksum"):
+        with pytest.raises(UserError, match=r"cannot download .* has the wrong checksum"):
             downloads.records("wrong", tmp_path / "cache")
         server.shutdown()
     assert downloads.records("right", tmp_path / "cache") == data.HUMANEVAL
