@@ -143,10 +143,11 @@ def crossing(points: Sequence[tuple[float, float]], level: float) -> float:
     It is the last x if the curve never reaches `level`.
     """
     (previous_x, previous_y), *rest = points
+    # It may rise after its first point, as in the warm-up of a trained model.
+    if previous_y <= level:
+        return previous_x
     for x, y in rest:
         if y <= level:
-            if y == previous_y:
-                return x
             # np.interp needs increasing abscissas: the curve falls, so the later point is first.
             return float(np.interp(level, (y, previous_y), (x, previous_x)))
         previous_x, previous_y = x, y

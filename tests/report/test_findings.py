@@ -186,6 +186,7 @@ def test_crossing_lies_on_the_curve():
     curve = [(0.0, 4.0), (10.0, 3.0), (20.0, 2.0)]
     assert [crossing(curve, level) for level in (3.5, 3.0, 2.25, 1.0)] == [5.0, 10.0, 17.5, 20.0]
     assert crossing([(0.0, 1.0), (10.0, 0.5)], 2.0) == 0.0  # below it from the start
+    assert crossing([(0.0, 1.0), (10.0, 3.0), (20.0, 1.0)], 2.0) == 0.0  # and above it later
 
 
 def test_table_cells():
