@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 from codellama_jax.errors import UserError
+from codellama_jax.system.files import reason
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 CLOSING_SECONDS = 5.0  # for a command to end after its input has ended
@@ -79,6 +80,9 @@ def _function(spec: str) -> Callable[[dict[str, str]], Any]:
     except (ImportError, AttributeError) as error:
         fix = "name module:function of an installed package or of the current folder"
         raise UserError(f"--classifier {spec}: {error}; {fix}") from None
+    except Exception as error:  # the user's module may raise anything
+        problem = f"importing it raises {_shown(error)}"
+        raise UserError(f"--classifier {spec}: {problem}; fix the module") from error
     if not callable(function):
         raise UserError(f"--classifier {spec} is no function: name one")
 
@@ -86,11 +90,15 @@ def _function(spec: str) -> Callable[[dict[str, str]], Any]:
         try:
             return function(record)
         except Exception as error:  # the user's code may raise anything
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             fix = "it must answer every text with numbers"
-            raise UserError(f"--classifier {spec} raised {problem}; {fix}") from error
+            raise UserError(f"--classifier {spec} raised {_shown(error)}; {fix}") from error
 
     return answer
+
+
+def _shown(error: Exception) -> str:
+    """Returns the type and the text of an error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 class _Command:
@@ -160,7 +168,12 @@ class _Command:
 
     def _start(self) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(self._words, stdin=pipe, stdout=pipe, bufsize=0)
+        try:
+            self._process = subprocess.Popen(self._words, stdin=pipe, stdout=pipe, bufsize=0)
+        except OSError as error:
+            problem = f"cannot be started: {reason(error)}"
+            fix = "a script needs a first line such as #!/bin/sh"
+            raise UserError(f"--classifier {self._spec} {problem} ({fix})") from None
         assert self._process.stdin is not None
         # A write to a blocking pipe waits until all is taken, also where select reports some room.
         os.set_blocking(self._process.stdin.fileno(), False)

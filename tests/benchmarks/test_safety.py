@@ -1,10 +1,12 @@
 """TruthfulQA with a judge, BOLD, ToxiGen and false refusals, on tiny files in published layouts."""
 
 import dataclasses
+import importlib
 import json
 import sys
 import time
 import types
+from pathlib import Path
 
 import pytest
 import small_data as data
@@ -190,6 +192,30 @@ def test_what_is_missing_is_one_line(name, options, message, monkeypatch, tmp_pa
     with pytest.raises(UserError, match=message) as refused:
         load(name, **options)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def f(:\n", "my_broken:f: importing it raises SyntaxError: invalid syntax"),
+        ("1 / 0\n", "my_broken:f: importing it raises ZeroDivisionError: division by zero; fix"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_one_line(source, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_broken", raising=False)
+    importlib.invalidate_caches()
+    written(tmp_path, "my_broken.py", source)
+    with pytest.raises(UserError, match=message) as refused:
+        Classifier("my_broken:f", ("toxic",))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_command_that_cannot_be_started_is_one_line(tmp_path):
+    path = Path(written(tmp_path, "classify", "echo 1\n"))
+    path.chmod(0o755)
+    with pytest.raises(UserError, match=r"classify cannot be started: Exec format error \(a scri"):
+        Classifier(str(path), ("toxic",))({"text": "x"})
 
 
 @pytest.mark.parametrize(
