@@ -27,9 +27,14 @@ WAIT_SECONDS = 0.5  # between two looks for a stage that no other process has cl
 def stage_identity(corpus: Corpus, stage: ResolvedStage, before: str) -> str:
     """Returns the identity of a stage that follows the one of identity `before`.
 
-    The identity of a finished stage is in its folder, so that its documents need not be read.
+    That of a finished stage is in its folder, so that its documents need not be read. So is that of
+    a stage to resume, which keeps it: processes that look before and after its end see the same.
     """
-    recorded = stage.folder.trained().identity() if stage.folder.is_trained() else ""
+    folder = stage.folder
+    if folder.is_trained():
+        recorded = folder.trained().identity()
+    else:
+        recorded = folder.resumed_identity()
     if recorded:
         return recorded
     # Prepares the documents, whose fingerprints count: the same paths may hold other files today.

@@ -130,6 +130,28 @@ def test_a_run_that_was_trained_again_is_another_start(tmp_path):
         assert identity(init) == identity_of(toy.stage(init=init), "", 1, expected)
 
 
+def test_a_resumed_stage_and_its_successor_have_one_identity_before_and_after_its_end(tmp_path):
+    """Processes of a run claim stages by it: with two of them, two would train the next stage."""
+    corpus = SimpleNamespace(sources=lambda stage: {}, tokenizer=SimpleNamespace(fingerprint="t"))
+    run = RunFolder(epath.Path(tmp_path))
+    first = SimpleNamespace(folder=run.stage("arm", "general"), stage=toy.stage(), seed=1)
+    after = toy.stage(init="previous")
+    second = SimpleNamespace(folder=run.stage("arm", "code"), stage=after, seed=2)
+    computed = stage_identity(corpus, first, "")
+    # Begun by a version, or on documents, that gave another identity.
+    first.folder.begin(toy.stage(), IDENTITY)
+    assert stage_identity(corpus, first, "") == computed != IDENTITY  # nothing to resume
+    first.folder.checkpoint(5).mkdir(parents=True)
+    identities = []
+    for _ in range(2):
+        identity = stage_identity(corpus, first, "")
+        identities.append((identity, stage_identity(corpus, second, identity)))
+        first.folder.begin(toy.stage(), identity)
+        first.folder.mark_done(step=10, tokens=100)
+    assert identities[0] == identities[1]
+    assert identities[0][0] == IDENTITY
+
+
 def test_a_model_was_trained_on_the_stages_whose_weights_it_continues(monkeypatch):
     @contextlib.contextmanager
     def batches_of(corpus, stage, seed, lanes):
