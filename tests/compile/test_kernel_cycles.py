@@ -13,7 +13,9 @@ def test_the_counting_process_imports_from_the_users_folders_as_this_one_does(
     before = os.environ.get("PYTHONPATH")
     paths = [str(tmp_path), before] if before else [str(tmp_path)]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    monkeypatch.setattr(kernel_cycles, "COUNT", "import kernels, only_here; print(only_here.CYCLES)")
+    monkeypatch.setattr(
+        kernel_cycles, "COUNT", "import kernels, only_here; print(only_here.CYCLES)"
+    )
     monkeypatch.setattr(kernel_cycles, "version", lambda package: "1")
     cycles = kernel_cycles.count.__wrapped__("flash_attention", "v5e", "{}", str(tmp_path))
     assert cycles == [7, 8]
