@@ -92,7 +92,6 @@ def run_experiment(
             print(text, file=sys.stderr)
             sys.exit(128 + stop.args[0])
         if jax.process_index() == 0:
-            corpus.save_counts(folder.corpus)
             say("writing the report")
             write_report(folder.path, experiment, claim, finding, time.monotonic() - started)
             say(f"report: {folder.report_html}")

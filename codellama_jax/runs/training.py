@@ -120,6 +120,15 @@ class Training:
         if trained_in.identity() == identity:
             self._trained[identity] = trained_in
         probe_stage(self.experiment, corpus, stage, trained_in)
+        # Now, since a resume does not read the documents of this stage again.
+        self._save_counts()
+
+    def _save_counts(self) -> None:
+        """Adds the documents that this process has read so far to the run's counts."""
+        if self._is_first:
+            # Other processes of the run add theirs to the same file.
+            with locks.one_after_another(self.folder.corpus, say):
+                self._corpus.save_counts(self.folder.corpus)
 
     def run_unclaimed(self, stages: Sequence[ResolvedStage]) -> None:
         """Runs stages beside other processes of the same run, which have the same stages.
