@@ -5,8 +5,8 @@ import math
 import pytest
 
 from codellama_jax.compile import table
-from codellama_jax.compile.command import INFERENCE, choose_stage
-from codellama_jax.compile.options import CompileOptions
+from codellama_jax.compile.command import choose_stage
+from codellama_jax.compile.options import INFERENCE, CompileOptions
 from codellama_jax.compile.table import cells, page, training
 from codellama_jax.compile.validation import RESULTS, TOTALS, section
 from codellama_jax.runs.commands import parse_experiment
