@@ -8,7 +8,7 @@ Cost      toy: minutes on two cores. `launch.py plan codex_s --scale 12b` prints
 Command   python launch.py trace-functions data/traced --projects ~/src/toolz --model runs/codex
           python launch.py run experiments/codex_s.py --scale toy --codex-s.init run:runs/codex-toy
           --corpus.others.problems data/traced/dataset.jsonl --tokenizer.kind codex
-          --tokenizer.path runs/codex-toy/tokenizer
+          --tokenizer.path runs/codex-toy/tokenizer.json
           python launch.py run experiments/codex_s.py --scale 12b --out gs://BUCKET/codex_s
           --codex-s.init run:gs://BUCKET/codex --tokenizer.path vocab.json
           --corpus.others.problems prepared:gs://BUCKET/problems

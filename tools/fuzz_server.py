@@ -120,7 +120,7 @@ def main() -> int:
     worker, guard, url = start(Rules(KEY if options.key else "", most_bytes=100_000))
     code, seed = 0, options.seed
     while guard.requests.total() < options.cases:
-        # = sub| Any failed seed makes the exit code nonzero, and the others still run.
+        # Any failed seed makes the exit code nonzero, and the others still run.
         code |= subprocess.run(command(url, options, seed), check=False).returncode
         seed += 1
         print(table(guard), flush=True)

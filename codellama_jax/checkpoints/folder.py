@@ -189,6 +189,10 @@ class StageFolder(Folder):
             return ""
         return text if IDENTITY_FORM.fullmatch(text) else ""
 
+    def resumed_identity(self) -> str:
+        """Returns the identity that a resume keeps: of a stage with a checkpoint, "" of others."""
+        return self.identity() if self._all_steps() else ""
+
     def begin(self, stage: Stage | DataStage, identity: str) -> None:
         """Makes the folder of a stage to run. One with a checkpoint keeps its identity."""
         delete_file(self.done)  # it named a stage that is gone, or it is damaged
@@ -196,7 +200,7 @@ class StageFolder(Folder):
         write_json(self.config, to_dict(stage))
         # A resumed stage keeps its identity, also where this version would compute another one.
         # Without a checkpoint nothing is resumed: its documents and first weights are today's.
-        if not self.identity() or not self._all_steps():
+        if not self.resumed_identity():
             write_file(self.identity_file, identity)
 
     def repair_config(self, stage: Stage) -> None:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from codellama_jax.checked import FieldError
 from codellama_jax.compile import program, target
+from codellama_jax.compile.options import INFERENCE
 from codellama_jax.compile.report import Report, TooLarge, examine, gib, lines
 from codellama_jax.config import Experiment, MeshConfig, ModelConfig, Stage
 from codellama_jax.errors import UserError
@@ -24,7 +25,6 @@ from codellama_jax.models.accounting import flops_per_token, training_flops
 from codellama_jax.sharding.mesh import make_mesh
 from kernels.static.chips import CHIPS
 
-INFERENCE = ("prefill", "decode")
 TOO_LARGE = 3  # exit code of a program that does not fit the memory
 SEARCHED = 16  # largest number of programs that --search compiles
 # Settings that --search combines. The policy "none", which keeps every activation, is left out.
@@ -234,7 +234,7 @@ def _compile_stage(experiment: Experiment, choice: Any, stage: Stage) -> None:
     name = f"{experiment.name} {experiment.scale} {choice.stage}"
     print(f"{name} on {choice.target}{slices}", flush=True)
     try:
-        if choice.search and job.kind == "train":
+        if choice.search:
             job, report, tokens = search(job, chip, devices, choice.cache)
         else:
             report, tokens = compile_job(job, chip, make_mesh(job.mesh, devices), choice.cache)

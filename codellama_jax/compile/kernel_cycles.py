@@ -135,7 +135,10 @@ def count(package: str, chip: str, args: str, cache: str) -> list[int]:
     if cached is not None:
         return cached
     with tempfile.TemporaryDirectory() as dump:
-        settings = ENVIRONMENT | {"LIBTPU_INIT_ARGS": flags(dump), "PYTHONPATH": str(FOLDER)}
+        # The user's folders too: libtpu may be in one of them.
+        paths = [str(FOLDER), os.environ.get("PYTHONPATH", "")]
+        search_path = os.pathsep.join(path for path in paths if path)
+        settings = ENVIRONMENT | {"LIBTPU_INIT_ARGS": flags(dump), "PYTHONPATH": search_path}
         command = [sys.executable, "-c", COUNT, package, chip, args, dump]
         done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
     if done.returncode:

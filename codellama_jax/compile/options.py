@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from codellama_jax.checked import Checked, Range
+from codellama_jax.checked import Checked, FieldError, Range
 from codellama_jax.config import CACHE, INT32, Experiment
 from codellama_jax.errors import UserError
 from codellama_jax.runs.commands import PlanOptions
@@ -21,6 +21,7 @@ TARGET = (
     "Chip and topology: v4:4x4x4, v5e:16x16, v5p:4x8x8, v6e:16x16, tpu7x:4x4x4; one chip is v5e:1x1"
     " or v5p:1x1x1."
 )
+INFERENCE = ("prefill", "decode")  # programs beside the train steps of the stages
 SEQ_BLOCK = 1024  # tokens; the largest block of any kernel divides it
 
 
@@ -34,13 +35,19 @@ class CompileOptions(PlanOptions):
     slices: Annotated[int, Range(1, 256)] = 1
     """Pods of that topology, joined by the data axis."""
     search: bool = False
-    """Try meshes, rematerialisation and micro-batches, and print the best that fits."""
+    """Try meshes, rematerialisation and micro-batches of a train step; print the best that fits."""
     batch: Annotated[int, Range(1, 2**20)] = 1
     """Sequences of prefill or decode."""
     context: Annotated[int, Range(1, INT32)] = 100_000
     """Tokens of a prompt to prefill, or in the cache to decode after."""
     cache: str = CACHE
     """Where figures of the project's own kernels are kept."""
+
+    def check_relations(self) -> None:
+        """Raises FieldError for a search of settings that only a train step has."""
+        if self.search and self.stage in INFERENCE:
+            problem = f" is given with --stage {self.stage}, but only train steps are searched"
+            raise FieldError(("search",), f"{problem}: leave it out, or name a stage to train")
 
     def start(self, experiment: Experiment, claim: str, finding: FindingOf | None) -> None:
         """Compiles a stage of an experiment and prints the compiler's estimates."""

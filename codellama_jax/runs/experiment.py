@@ -24,7 +24,7 @@ from codellama_jax.runs.corpus import (
     check_same_tokenizer,
     check_tokenizer,
 )
-from codellama_jax.runs.folder import check_folder, opened_folder
+from codellama_jax.runs.folder import check_folder, check_other_runs, opened_folder
 from codellama_jax.runs.seeds import check_processes, train_side_by_side
 from codellama_jax.runs.stages import resolve
 from codellama_jax.runs.training import run_stages
@@ -61,6 +61,8 @@ def run_experiment(
     # and before anything is written.
     on_first_host(lambda: locks.check_free(folder.path))
     check_processes(choice.processes)
+    if choice.reuse:
+        check_other_runs(choice.reuse)
     mesh = make_mesh(experiment.mesh)
     stages = resolve(experiment, choice.arms_of(experiment), folder, mesh)
     # With --fresh nothing that is here counts.
@@ -92,7 +94,6 @@ def run_experiment(
             print(text, file=sys.stderr)
             sys.exit(128 + stop.args[0])
         if jax.process_index() == 0:
-            corpus.save_counts(folder.corpus)
             say("writing the report")
             write_report(folder.path, experiment, claim, finding, time.monotonic() - started)
             say(f"report: {folder.report_html}")

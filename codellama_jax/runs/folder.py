@@ -12,7 +12,13 @@ from codellama_jax.errors import UserError
 from codellama_jax.sharding.hosts import on_first_host, say
 from codellama_jax.system import locks
 from codellama_jax.system.console import warn
-from codellama_jax.system.files import delete_file, read_state, write_file, write_json
+from codellama_jax.system.files import (
+    delete_file,
+    read_state,
+    user_path,
+    write_file,
+    write_json,
+)
 
 
 def check_folder(experiment: Experiment, run: RunFolder) -> None:
@@ -40,6 +46,18 @@ def stage_changes(experiment: Experiment, run: RunFolder) -> list[str]:
             if old is not None:
                 changed += changes(old, stage, f"arms.{arm}.{name}.")
     return changed
+
+
+def check_other_runs(path: str) -> None:
+    """Raises UserError if the folder of other runs, of the option `--reuse`, is itself a run.
+
+    None of its stages would be found. It may not exist yet: the first of several runs makes it.
+    """
+    config = read_state(RunFolder(user_path(path)).config) or {}
+    if "arms" in config:
+        raise UserError(
+            f"--reuse is {path}, which is a run: name the folder that holds it and other runs"
+        )
 
 
 @contextlib.contextmanager

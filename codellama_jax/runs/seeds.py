@@ -32,7 +32,6 @@ from codellama_jax.runs import experiment_file
 from codellama_jax.runs.corpus import Corpus
 from codellama_jax.runs.stages import ResolvedStage, resolve
 from codellama_jax.runs.training import Training
-from codellama_jax.sharding.hosts import say
 from codellama_jax.sharding.mesh import make_mesh, on_mesh
 from codellama_jax.system import locks
 from codellama_jax.system.allocator import kept_by_children
@@ -251,9 +250,6 @@ def _run_seeds(
                 training.run_unclaimed(first + _of_others(stages, numbers))
     except Stopped as stop:
         sys.exit(128 + stop.args[0])  # the first process prints the line about it
-    # Each worker adds its counts: one whose seeds were done before has read no documents.
-    with locks.one_after_another(folder.corpus, say):
-        corpus.save_counts(folder.corpus)
 
 
 def _of_others(stages: Sequence[ResolvedStage], numbers: Sequence[int]) -> list[ResolvedStage]:

@@ -27,9 +27,14 @@ WAIT_SECONDS = 0.5  # between two looks for a stage that no other process has cl
 def stage_identity(corpus: Corpus, stage: ResolvedStage, before: str) -> str:
     """Returns the identity of a stage that follows the one of identity `before`.
 
-    The identity of a finished stage is in its folder, so that its documents need not be read.
+    That of a finished stage is in its folder, so that its documents need not be read. So is that of
+    a stage to resume, which keeps it: processes that look before and after its end see the same.
     """
-    recorded = stage.folder.trained().identity() if stage.folder.is_trained() else ""
+    folder = stage.folder
+    if folder.is_trained():
+        recorded = folder.trained().identity()
+    else:
+        recorded = folder.resumed_identity()
     if recorded:
         return recorded
     # Prepares the documents, whose fingerprints count: the same paths may hold other files today.
@@ -115,6 +120,15 @@ class Training:
         if trained_in.identity() == identity:
             self._trained[identity] = trained_in
         probe_stage(self.experiment, corpus, stage, trained_in)
+        # Now, since a resume does not read the documents of this stage again.
+        self._save_counts()
+
+    def _save_counts(self) -> None:
+        """Adds the documents that this process has read so far to the run's counts."""
+        if self._is_first:
+            # Other processes of the run add theirs to the same file.
+            with locks.one_after_another(self.folder.corpus, say):
+                self._corpus.save_counts(self.folder.corpus)
 
     def run_unclaimed(self, stages: Sequence[ResolvedStage]) -> None:
         """Runs stages beside other processes of the same run, which have the same stages.

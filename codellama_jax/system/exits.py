@@ -1,4 +1,4 @@
-"""Ends of a process that threads of a library would keep alive."""
+"""Ends of processes: of this one despite threads of a library, and why another one failed."""
 
 from __future__ import annotations
 
@@ -27,3 +27,17 @@ def exit_within(seconds: float = SECONDS, code: int = 2) -> None:
 
     # A daemon: the thread itself must not keep the process alive.
     threading.Thread(target=end, name="exit_within", daemon=True).start()
+
+
+def last_words(output: str, code: int) -> str:
+    """Returns the last line that a failed process printed, or how it ended if it printed nothing.
+
+    Args:
+      output: what it printed, usually on stderr.
+      code: its exit code; minus the number of the signal that killed it.
+    """
+    if lines := output.strip().splitlines():
+        return lines[-1]
+    if code < 0:
+        return f"killed by signal {-code}; 9 often means that memory was full"
+    return f"it ended with exit code {code} and printed no error"

@@ -120,13 +120,18 @@ def claimed(path: epath.Path) -> Iterator[bool]:
 
 
 def can_claim(folder: epath.Path) -> bool:
-    """Returns whether `claimed` can hold locks in a folder, which exists."""
+    """Returns whether `claimed` can hold locks in a folder, which exists.
+
+    All processes get the same answer: any other error, such as a full disk, is raised as OSError.
+    """
     if is_bucket(folder):
         return False
     try:
         with claimed(folder / f"{NAME}.{os.getpid()}"):
             return True
-    except OSError:
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
         return False
 
 

@@ -1,9 +1,10 @@
-"""`launch.py kernels` reports a mistake before JAX starts."""
+"""`launch.py kernels` and `compile` report a mistake before JAX starts."""
 
 import importlib.util
 
 import pytest
 
+from codellama_jax import cli
 from codellama_jax.compile.options import Kernels
 from codellama_jax.errors import UserError
 
@@ -24,3 +25,13 @@ def test_a_missing_compiler_names_the_command_that_installs_it(monkeypatch):
 def test_a_wrong_value_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         Kernels("flash_attention", **options)()
+
+
+def test_a_search_for_a_program_without_its_settings_is_refused():
+    """It was ignored, and the one mesh that was given was compiled."""
+    message = "--search is given with --stage decode, but only train steps are searched: leave it"
+    for others in ([], ["--code.steps", "5"]):
+        words = ["compile", "quickstart", "--stage", "decode", "--search", *others]
+        with pytest.raises(UserError, match=message):
+            cli.parse(words, "launch.py")
+    assert callable(cli.parse(["compile", "quickstart", "--search"], "launch.py"))

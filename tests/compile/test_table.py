@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from codellama_jax.compile.command import INFERENCE, choose_stage
-from codellama_jax.compile.options import CompileOptions
+from codellama_jax.compile import table
+from codellama_jax.compile.command import choose_stage
+from codellama_jax.compile.options import INFERENCE, CompileOptions
 from codellama_jax.compile.table import cells, page, training
 from codellama_jax.compile.validation import RESULTS, TOTALS, section
 from codellama_jax.runs.commands import parse_experiment
@@ -69,3 +70,13 @@ def test_a_published_result_is_a_command_that_compile_accepts(name):
     sides = parsed.options.target.partition(":")[2].split("x")
     chips = math.prod(map(int, sides)) * parsed.options.slices
     assert stage.data.seq_len == 4096 and stage.data.batch_size % chips == 0
+
+
+def test_a_cell_whose_process_is_killed_says_so(tmp_path, monkeypatch):
+    """The kernel kills one that fills the memory, which prints nothing."""
+    killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    (tmp_path / "launch.py").write_text(killed)
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    kept: dict[str, list[str]] = {}
+    table.fill(tmp_path / "kept.json", kept, "a cell", [])
+    assert kept == {"a cell": ["killed by signal 9; 9 often means that memory was full"]}

@@ -4,6 +4,8 @@ import inspect
 import math
 import re
 import shlex
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from codellama_jax.report.findings import Finding
 from codellama_jax.report.results import StageResult
 from codellama_jax.runs.commands import PlanOptions, load_experiment
 from codellama_jax.runs.experiment_file import claim_of, experiment_names, load_file
+from codellama_jax.tokenizers.files import RUN_FILES
 from experiments import recipe
 
 SEEDS = 3
@@ -286,6 +289,9 @@ def test_an_experiment_states_claim_expectation_cost_and_a_command_that_parses(n
         if words[2] == "run":
             assert words[3] == f"experiments/{name}.py"
         assert callable(cli.parse(words[2:], "launch.py"))
+        path = dict(pairwise(words)).get("--tokenizer.path", "")
+        # A run or an import writes it under this name.
+        assert not path.startswith("runs/") or Path(path).name in RUN_FILES
 
 
 def quickstart(ratio: float, bigram: float, exact: float, longer: float) -> list[bool]:

@@ -10,7 +10,9 @@ from etils import epath
 from codellama_jax.checkpoints.folder import RunFolder
 from codellama_jax.config import CorpusConfig, Experiment, to_dict
 from codellama_jax.errors import UserError
-from codellama_jax.runs.folder import check_folder, opened_folder
+from codellama_jax.runs.commands import RunOptions
+from codellama_jax.runs.experiment import run_experiment
+from codellama_jax.runs.folder import check_folder, check_other_runs, opened_folder
 from codellama_jax.system import locks
 from codellama_jax.system.files import write_json
 
@@ -77,3 +79,15 @@ def test_a_folder_in_the_place_of_the_config_is_one_line(folder):
     opened = opened_folder(experiment(), folder, fresh=False)
     with pytest.raises(UserError, match=r"cannot write .*config\.json: Is a directory"), opened:
         pass
+
+
+def test_a_run_in_the_place_of_the_folder_of_runs_is_one_line(folder, tmp_path):
+    """No stage was found in it, and all were trained again without a word."""
+    message = "--reuse is .*run, which is a run: name the folder that holds it and other runs"
+    cache, out = str(tmp_path / "cache"), str(tmp_path / "out")
+    choice = RunOptions("x", out=out, cache=cache, reuse=str(folder))
+    with pytest.raises(UserError, match=message):
+        run_experiment(experiment(), "a claim", None, choice)
+    # The folder of runs, and one that the first run makes.
+    for runs in (folder.path.parent, tmp_path / "none"):
+        check_other_runs(str(runs))

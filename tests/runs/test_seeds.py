@@ -265,3 +265,14 @@ def test_a_file_system_without_locks_can_claim_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(locks.fcntl, "flock", refuse)
     assert not locks.can_claim(folder)
+
+
+def test_an_error_that_may_pass_is_not_a_file_system_without_locks(tmp_path, monkeypatch):
+    """A process that took it for one would train its seeds beside one that helps with them."""
+
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        locks.can_claim(epath.Path(tmp_path))

@@ -16,11 +16,13 @@ from codellama_jax.checkpoints.identity import identity as identity_of
 from codellama_jax.config import CorpusConfig, Experiment, MeshConfig, TokenizerConfig, to_dict
 from codellama_jax.errors import UserError
 from codellama_jax.runs import experiment as runs
-from codellama_jax.runs import probing
+from codellama_jax.runs import probing, training
 from codellama_jax.runs.commands import RunOptions
 from codellama_jax.runs.stages import resolve
 from codellama_jax.runs.training import stage_identity
+from codellama_jax.sharding.hosts import Stopped
 from codellama_jax.sharding.mesh import make_mesh
+from codellama_jax.system.files import read_state, write_json
 from codellama_jax.tokenizers import sentencepiece as tokenizers
 from codellama_jax.training.step import abstract_state
 
@@ -128,6 +130,71 @@ def test_a_run_that_was_trained_again_is_another_start(tmp_path):
     shared = [{}, "t", str(run)]
     for init, expected in (("scratch", shared[:2]), (f"hf:{run}", shared)):
         assert identity(init) == identity_of(toy.stage(init=init), "", 1, expected)
+
+
+def test_a_resumed_stage_and_its_successor_have_one_identity_before_and_after_its_end(tmp_path):
+    """Processes of a run claim stages by it: with two of them, two would train the next stage."""
+    corpus = SimpleNamespace(sources=lambda stage: {}, tokenizer=SimpleNamespace(fingerprint="t"))
+    run = RunFolder(epath.Path(tmp_path))
+    first = SimpleNamespace(folder=run.stage("arm", "general"), stage=toy.stage(), seed=1)
+    after = toy.stage(init="previous")
+    second = SimpleNamespace(folder=run.stage("arm", "code"), stage=after, seed=2)
+    computed = stage_identity(corpus, first, "")
+    # Begun by a version, or on documents, that gave another identity.
+    first.folder.begin(toy.stage(), IDENTITY)
+    assert stage_identity(corpus, first, "") == computed != IDENTITY  # nothing to resume
+    first.folder.checkpoint(5).mkdir(parents=True)
+    identities = []
+    for _ in range(2):
+        identity = stage_identity(corpus, first, "")
+        identities.append((identity, stage_identity(corpus, second, identity)))
+        first.folder.begin(toy.stage(), identity)
+        first.folder.mark_done(step=10, tokens=100)
+    assert identities[0] == identities[1]
+    assert identities[0][0] == IDENTITY
+
+
+class _Counted:
+    """A corpus of one source per stage, whose counts are those that it was asked for."""
+
+    tokenizer = SimpleNamespace(fingerprint="t", save=lambda path: None, file_name="tokenizer")
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def sources(self, stage) -> dict:
+        self.read.append(stage.data.seq_len)
+        return {}
+
+    def save_counts(self, path) -> None:
+        write_json(path, (read_state(path) or {}) | dict.fromkeys(map(str, self.read), 1))
+
+
+def test_documents_of_finished_stages_are_counted_though_a_later_one_is_stopped(
+    tmp_path, monkeypatch
+):
+    """A resume does not read them again, and the report has a row for each source."""
+    chain = {"code": toy.stage(), "long": toy.stage(seq_len=32, init="previous")}
+    experiment = Experiment("x", "toy", {"main": chain})
+    folder, mesh = RunFolder(epath.Path(tmp_path)), make_mesh(MeshConfig(), jax.devices()[:1])
+    stages = resolve(experiment, experiment.arms, folder, mesh)
+
+    def finish(corpus, stage) -> None:
+        stage.folder.mark_done(step=10, tokens=100)
+
+    def stop_at_second(corpus, stage) -> None:
+        if stage.before:
+            raise Stopped(15)
+        finish(corpus, stage)
+
+    monkeypatch.setattr(training, "probe_stage", lambda *arguments: None)
+    monkeypatch.setattr(training, "train", stop_at_second)
+    with pytest.raises(Stopped):
+        training.run_stages(experiment, _Counted(), folder, stages, "")
+    monkeypatch.setattr(training, "train", finish)
+    training.run_stages(experiment, _Counted(), folder, stages, "")
+    lengths = {str(stage.data.seq_len) for stage in chain.values()}
+    assert read_state(folder.corpus).keys() == lengths
 
 
 def test_a_model_was_trained_on_the_stages_whose_weights_it_continues(monkeypatch):

@@ -6,6 +6,8 @@ import time
 
 from paths import ROOT
 
+from codellama_jax.system.exits import last_words
+
 PROGRAM = """
 import sys, threading
 from codellama_jax.system.exits import exit_within
@@ -23,3 +25,10 @@ def test_a_thread_that_never_ends_is_left_behind():
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stdout, done.stderr) == (2, "last words\n", "error: a line\n")
     assert time.monotonic() - begun < 5
+
+
+def test_a_failed_process_is_described_by_its_last_line_or_by_its_end():
+    assert last_words("a warning\nerror: no file\n", 2) == "error: no file"
+    # A process that the kernel kills prints nothing: this was an IndexError.
+    assert last_words("", -9) == "killed by signal 9; 9 often means that memory was full"
+    assert last_words(" \n", 1) == "it ended with exit code 1 and printed no error"
