@@ -181,11 +181,13 @@ def _watched_workers() -> Iterator[None]:
     Beam reports that in a thread only, and then waits for the process for ever. Complete parts are
     kept, as after any kill.
     """
+    # Never released: a full memory ends several workers at once, each with a thread that reports it.
+    reported = threading.Lock()
 
     def ended(arguments: threading.ExceptHookArgs) -> None:
         match = _WORKER_END.search(str(arguments.exc_value))
         # Other errors of Beam's threads only follow from the end of the workers.
-        if match and int(match[1]) not in STOPPED:
+        if match and int(match[1]) not in STOPPED and reported.acquire(blocking=False):
             print(
                 f"error: a worker process ended with exit code {match[1]}, as it does where there"
                 " is too little memory: run the same command again, with fewer --processes",

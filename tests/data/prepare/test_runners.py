@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 from paths import ROOT
 
+from codellama_jax.data.prepare import runners
 from codellama_jax.data.prepare.runners import Runner, worker_error
 from codellama_jax.errors import UserError
 
@@ -54,6 +57,17 @@ def test_a_killed_worker_ends_the_command_with_one_line():
     assert done.returncode == 2
     assert done.stderr.startswith("error: a worker process ended with exit code 137, as")
     assert done.stderr.count("\n") == 1
+
+
+def test_workers_that_end_at_once_are_reported_once(monkeypatch, capsys):
+    # The threads of both workers report before the program has ended.
+    monkeypatch.setattr(runners.os, "_exit", lambda code: None)
+    monkeypatch.setattr(runners, "_descendants", lambda process: [])
+    end = SimpleNamespace(exc_value=RuntimeError("subprocess exited with return code 137"))
+    with runners._watched_workers():
+        threading.excepthook(end)
+        threading.excepthook(end)
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_no_items_start_no_pipeline():
