@@ -181,7 +181,7 @@ def _watched_workers() -> Iterator[None]:
     Beam reports that in a thread only, and then waits for the process for ever. Complete parts are
     kept, as after any kill.
     """
-    # Never released: a full memory ends several workers at once, each with a thread that reports it.
+    # Never released: full memory ends several workers at once, each with a thread that reports it.
     reported = threading.Lock()
 
     def ended(arguments: threading.ExceptHookArgs) -> None:
