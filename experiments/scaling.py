@@ -5,8 +5,7 @@ Claim     Chen et al. 2021 (Codex), section 3.3: after fine-tuning on code the t
 Expected  the loss falls as a power of N here too. The exponent may be smaller: all sizes read the
           same number of tokens, of which the larger ones would need more. Within TOLERANCE of the
           published one it counts as equal.
-Cost      toy, five seeds: about 65 minutes of processor time, estimated by FLOPs from a step of
-          the toy of 0.29 s, which was measured on two busy cores with AVX2.
+Cost      toy, five seeds: 17 minutes on two AMD EPYC cores in two processes (29 of processor time).
           Published sizes are trained by codex.py.
 Command   python launch.py run experiments/scaling.py --scale toy
 

@@ -131,6 +131,7 @@ def _numbers(difference: Difference) -> str:
     """Returns name, mean, interval and, unless it is 0, the bound of a difference."""
     interval = difference.interval
     numbers = f"{difference.name}: {interval.mean:+.3g} ({interval.text()}) {difference.unit}"
+    numbers = numbers.rstrip()  # an exponent has no unit
     if difference.bound:
         return f"{numbers}, expected {difference.expected} {difference.bound:g}"
     return numbers
