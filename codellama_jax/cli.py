@@ -38,6 +38,7 @@ class Verb:
     summary: str
     example: str
     is_experiment: bool = False
+    keeps_memory: bool = False  # computes for a time, then ends: freed memory is used again
 
     def load(self) -> Any:
         """Imports and returns the dataclass of the verb's options."""
@@ -55,6 +56,7 @@ VERBS = {
         "Train an experiment, or resume it: finished stages are skipped.",
         "quickstart --code.steps 50 --code.optimizer.warmup-steps 5 --out runs/short",
         is_experiment=True,
+        keeps_memory=True,
     ),
     "plan": Verb(
         "runs.commands:PlanOptions",
@@ -77,16 +79,19 @@ VERBS = {
         "generation.commands:Complete",
         "Continue a prompt.",
         'runs/quickstart-toy "def mean(xs):" --max-new-tokens 48',
+        keeps_memory=True,
     ),
     "infill": Verb(
         "generation.commands:Infill",
         "Fill in <FILL_ME> in a file and print the complete file.",
         "runs/quickstart-toy area.py --max-new-tokens 32",
+        keeps_memory=True,
     ),
     "chat": Verb(
         "generation.chat:Chat",
         "Talk to a model that was trained on conversations, in the terminal.",
         'runs/smollm2 --message "Write a function that adds two numbers." --max-new-tokens 200',
+        keeps_memory=True,
     ),
     "serve": Verb(
         "serving.commands:Serve",
@@ -117,6 +122,7 @@ VERBS = {
         "benchmarks.commands:Evaluate",
         "Measure a benchmark of the paper: humaneval, mbpp, key_retrieval, ...",
         "humaneval --run runs/quickstart-toy --data HumanEval.jsonl.gz --out runs/humaneval",
+        keeps_memory=True,
     ),
     "import": Verb(
         "weights.commands:Import",
@@ -195,7 +201,8 @@ def spelled_out(arguments: list[str]) -> list[str]:
 
 def _run() -> None:
     # Before `parse` imports the verb, whose libraries start threads.
-    if sys.argv[1:2] == ["run"]:
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in VERBS and VERBS[name].keeps_memory:
         keep_freed_memory()
     work = parse(sys.argv[1:], program_name())
     try:

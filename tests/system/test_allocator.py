@@ -65,7 +65,7 @@ def work():
     jax.devices()
     print(heaps())
 
-sys.argv[1:] = ["run", "quickstart"]
+sys.argv[1:] = ["%s", "quickstart", *"%s".split()]
 parse = cli.parse
 with mock.patch.object(cli, "parse", lambda *a: parse(*a) and work):
     cli.main()
@@ -89,7 +89,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
-@pytest.mark.parametrize("script", [RUN, WORKER])
+@pytest.mark.parametrize("script", [RUN % ("run", ""), RUN % ("complete", "prompt"), WORKER])
 def test_threads_of_a_command_share_one_heap(tmp_path, script):
     (tmp_path / "script.py").write_text(HEAPS + script)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
