@@ -38,7 +38,7 @@ class Verb:
     summary: str
     example: str
     is_experiment: bool = False
-    keeps_memory: bool = False  # computes for a time, then ends: freed memory is used again
+    keeps_memory: bool = False  # runs models and then ends: see `allocator.keep_freed_memory`
 
     def load(self) -> Any:
         """Imports and returns the dataclass of the verb's options."""
@@ -102,21 +102,25 @@ VERBS = {
         "alignment.commands:SelfInstructCommand",
         "Write questions, tests and solutions with models; keep solutions that pass the tests.",
         "data/self --model runs/smollm2 --prompts 2 --questions 10 --solutions 4",
+        keeps_memory=True,
     ),
     "evol-instruct": Verb(
         "alignment.commands:EvolInstructCommand",
         "Make tasks harder in rounds, answer them, drop what is broken or of a benchmark.",
         "data/evol --seeds tasks.jsonl --model runs/smollm2 --rounds 2",
+        keeps_memory=True,
     ),
     "rank": Verb(
         "alignment.rank_command:RankCommand",
         "Sample answers of a student and of teachers, run their tests, write ranked pairs.",
         "data/pairs --tasks data/self/dataset.jsonl --student runs/mine --teacher runs/smollm2",
+        keeps_memory=True,
     ),
     "trace-functions": Verb(
         "alignment.codex_command:TraceFunctions",
         "Trace functions while a project's tests run; keep those that a model solves (Codex-S).",
         "data/traced --projects ~/src/toolz --model runs/codex --samples 100",
+        keeps_memory=True,
     ),
     "evaluate": Verb(
         "benchmarks.commands:Evaluate",

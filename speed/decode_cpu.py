@@ -33,7 +33,7 @@ from rich.table import Table
 
 from codellama_jax.command_line import cli, run_command
 from codellama_jax.errors import UserError
-from codellama_jax.system.exits import last_words
+from codellama_jax.system.exits import failure_line
 from speed.train_cpu import processor
 
 VOCAB, WIDTH, LAYERS, HEADS, FEED_FORWARD = 8192, 512, 8, 8, 1408
@@ -191,7 +191,7 @@ def measure(side: str, folder: Path, batch: int) -> dict:
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        raise UserError(f"{side}: {last_words(done.stderr, done.returncode)}")
+        raise UserError(f"{side}: {failure_line(done.stderr, done.returncode)}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -26,7 +26,7 @@ from codellama_jax.command_line import cli, run_command
 from codellama_jax.errors import UserError
 from codellama_jax.models.accounting import flops_per_token
 from codellama_jax.models.llama.config import LlamaConfig
-from codellama_jax.system.exits import last_words
+from codellama_jax.system.exits import failure_line
 from kernels.static.chips import PEAK_FLOPS
 from speed.training import Work, ours, peer
 
@@ -85,7 +85,7 @@ def measure(side: str, shape: str, rows: int, length: int, tiny: bool) -> dict:
             return json.loads(done.stdout.splitlines()[-1]) | {"recompute": recompute}
         # Only a lack of memory leads to the next policy; any other error would be hidden by it.
         if not any(message in done.stderr for message in NO_MEMORY):
-            problem = last_words(done.stderr, done.returncode)
+            problem = failure_line(done.stderr, done.returncode)
             raise UserError(f"{side} {shape} {length}: {problem}")
     problem = f"{side} {shape} with {rows} sequences of {length} tokens does not fit this GPU"
     raise UserError(f"{problem}, even with full rematerialization: use a GPU with more memory")

@@ -31,7 +31,7 @@ from codellama_jax.command_line import run_command
 from codellama_jax.errors import UserError
 from codellama_jax.report.figures import panels_figure
 from codellama_jax.report.findings import Panel
-from codellama_jax.system.exits import last_words
+from codellama_jax.system.exits import failure_line
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT, PAGE, FIGURES = (ROOT / "docs" / name for name in ("scaling.json", "scaling.md", "scaling"))
@@ -75,7 +75,7 @@ def compiled(stage: str, target: str, *options: str) -> Measures:
     exposed = re.search(r"model: ([\d.e-]+) s per step, collectives fully exposed", text)
     if overlapped is None or exposed is None:
         # A program that does not fit has no times: the sweep must not continue without that point.
-        problem = last_words(done.stderr or text, done.returncode)
+        problem = failure_line(done.stderr or text, done.returncode)
         raise UserError(f"{target} {' '.join(options)}: {problem}")
     return {SECONDS: float(overlapped[1]), EXPOSED: float(exposed[1]), GIB: sum(buffers)}
 
@@ -236,7 +236,7 @@ def _cost(arguments: list[str]) -> tuple[float, float]:
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             log.seek(0)
-            raise UserError(last_words(log.read().decode(), process.returncode))
+            raise UserError(failure_line(log.read().decode(), process.returncode))
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
 
 

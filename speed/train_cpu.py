@@ -27,7 +27,7 @@ from rich.table import Table
 from codellama_jax.command_line import cli, run_command
 from codellama_jax.errors import UserError
 from codellama_jax.models.llama.config import LlamaConfig
-from codellama_jax.system.exits import last_words
+from codellama_jax.system.exits import failure_line
 from speed.training import Work, ours, peer
 
 # Model, sequences per step, tokens per sequence, and steps in a measurement.
@@ -63,7 +63,7 @@ def measure(side: str, shape: str, dtype: str) -> float:
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        problem = last_words(done.stderr, done.returncode)
+        problem = failure_line(done.stderr, done.returncode)
         raise UserError(f"{side} {shape} {dtype}: {problem}")
     work = SHAPES[shape][1]
     # A worker prints its result as the last line; libraries may print before it.

@@ -190,7 +190,7 @@ class StageFolder(Folder):
         return text if IDENTITY_FORM.fullmatch(text) else ""
 
     def resumed_identity(self) -> str:
-        """Returns the identity that a resume keeps: of a stage with a checkpoint, "" of others."""
+        """Returns the identity that a resume keeps, "" for a stage without a checkpoint."""
         return self.identity() if self._all_steps() else ""
 
     def begin(self, stage: Stage | DataStage, identity: str) -> None:

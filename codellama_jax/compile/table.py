@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from codellama_jax.compile import validation
-from codellama_jax.system.exits import last_words
+from codellama_jax.system.exits import failure_line
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT, PAGE = ROOT / "docs" / "tpu.json", ROOT / "docs" / "tpu.md"
@@ -174,7 +174,7 @@ def fill(path: Path, kept: dict[str, list[str]], name: str, args: list[str]) -> 
     if done.returncode in (0, 3):
         kept[name] = done.stdout.splitlines()[1:]
     else:
-        kept[name] = [last_words(done.stderr, done.returncode)]
+        kept[name] = [failure_line(done.stderr, done.returncode)]
     path.write_text(json.dumps(kept, indent=1) + "\n")
 
 

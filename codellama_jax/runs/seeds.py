@@ -83,11 +83,11 @@ def train_side_by_side(experiment: Experiment, folder: RunFolder, choice: RunOpt
     # A forked child would have only one of the threads that JAX has started here.
     context = multiprocessing.get_context("spawn")
     workers: list[BaseProcess] = []
-    lines = context.SimpleQueue()  # of errors
+    error_lines = context.SimpleQueue()
     with noticing_signals() as signalled:
         try:
             for share, cores in zip(shares, _cores(count), strict=True):
-                arguments = (choice, pickled, folder, share, cores, lines)
+                arguments = (choice, pickled, folder, share, cores, error_lines)
                 process = context.Process(target=_train_seeds, args=arguments)
                 with _blocked_interrupts(), kept_by_children():
                     process.start()
@@ -104,17 +104,17 @@ def train_side_by_side(experiment: Experiment, folder: RunFolder, choice: RunOpt
                 worker.terminate()
             for worker in workers:
                 worker.join()
-        _print_errors(lines)
+        _print_errors(error_lines)
         if signalled():
             raise Stopped(signalled())
     _check_ended(codes)
 
 
-def _print_errors(lines: SimpleQueue[str]) -> None:
+def _print_errors(error_lines: SimpleQueue[str]) -> None:
     """Prints the lines of the errors of workers, each once: a full disk ends all of them."""
     printed: set[str] = set()
-    while not lines.empty():
-        line = lines.get()
+    while not error_lines.empty():
+        line = error_lines.get()
         if line not in printed:
             print_error(line)
         printed.add(line)
@@ -187,7 +187,7 @@ def _train_seeds(
     folder: RunFolder,
     numbers: Sequence[int],
     cores: Sequence[int],
-    lines: SimpleQueue[str],
+    error_lines: SimpleQueue[str],
 ) -> None:
     """Trains and probes some seeds in a separate process.
 
@@ -197,10 +197,10 @@ def _train_seeds(
       folder: the run's folder.
       numbers: of the seeds.
       cores: of the processor; empty where the system cannot bind a process to cores.
-      lines: gets the line of an error, which the first process prints.
+      error_lines: gets the line of an error, which the first process prints.
     """
     _prepare_process(cores)
-    run_command(lambda: _run_seeds(choice, pickled, folder, numbers), lines.put)
+    run_command(lambda: _run_seeds(choice, pickled, folder, numbers), error_lines.put)
 
 
 def _prepare_process(cores: Sequence[int]) -> None:
@@ -237,17 +237,17 @@ def _run_seeds(
     mesh = make_mesh(experiment.mesh)
     # Resolved as in the first process, with the same seeds and folders.
     stages = resolve(experiment, choice.arms_of(experiment), folder, mesh)
-    first = [stage for stage in stages if stage.number in numbers]
+    preferred = [stage for stage in stages if stage.number in numbers]
     corpus = Corpus(experiment, choice.cache)
     try:
         with on_mesh(mesh):
             training = Training(experiment, corpus, folder, choice.reuse)
             # Data that a model writes have no claim: the arms of a seed share them in one process.
             if experiment.data_stages or not locks.can_claim(folder.path):
-                for stage in first:
+                for stage in preferred:
                     training.run(stage)
             else:
-                training.run_unclaimed(first + _of_others(stages, numbers))
+                training.run_unclaimed(preferred + _of_others(stages, numbers))
     except Stopped as stop:
         sys.exit(128 + stop.args[0])  # the first process prints the line about it
 

@@ -44,8 +44,8 @@ def stage_identity(corpus: Corpus, stage: ResolvedStage, before: str) -> str:
     if origin := stage.stage.init.partition(":")[2]:
         shared.append(str(user_path(origin)))  # a relative path depends on the current folder
     # Only where there is one: the identities of stages that start otherwise stay as they are.
-    if first := load.run_identity(stage.stage.init):
-        shared.append(first)
+    if run_identity := load.run_identity(stage.stage.init):
+        shared.append(run_identity)
     return identity_of(stage.stage, before, stage.seed, shared)
 
 
@@ -81,20 +81,20 @@ class Training:
             folder.save_tokenizer(corpus.tokenizer)
         # Grows as stages finish: arms of this experiment share equal stages too.
         self._trained = trained_under(user_path(other_runs)) if other_runs else {}
-        self._seen: dict[ResolvedStage, tuple[Corpus, str]] = {}
+        self._prepared_stages: dict[ResolvedStage, tuple[Corpus, str]] = {}
 
     def _prepared(self, stage: ResolvedStage) -> tuple[Corpus, str]:
         """Returns the corpus of a stage and its identity; `run` has trained the one before it."""
-        if stage not in self._seen:
+        if stage not in self._prepared_stages:
             for data in stage.data:
                 # Written just before the stage that reads them, by models that are trained by now.
                 data_stages.write(data, self._corpus.tokenizer, self._trained)
             corpus = data_stages.with_data(self._corpus, stage)
             # A chain of hashes: stages that start from the one before are equal only if those are
             # equal too.
-            before = self._seen[stage.before][1] if stage.before else ""
-            self._seen[stage] = corpus, stage_identity(corpus, stage, before)
-        return self._seen[stage]
+            before = self._prepared_stages[stage.before][1] if stage.before else ""
+            self._prepared_stages[stage] = corpus, stage_identity(corpus, stage, before)
+        return self._prepared_stages[stage]
 
     def run(self, stage: ResolvedStage) -> None:
         """Trains and probes a stage that has not finished, after the one before it."""

@@ -29,7 +29,7 @@ def exit_within(seconds: float = SECONDS, code: int = 2) -> None:
     threading.Thread(target=end, name="exit_within", daemon=True).start()
 
 
-def last_words(output: str, code: int) -> str:
+def failure_line(output: str, code: int) -> str:
     """Returns the last line that a failed process printed, or how it ended if it printed nothing.
 
     Args:

@@ -13,33 +13,33 @@ def _first(numbers):
     return 0 in numbers
 
 
-def killed(choice, pickled, folder, numbers, cores, lines):
+def killed(choice, pickled, folder, numbers, cores, error_lines):
     """The second is killed as the kernel does when memory is full; the first would run on."""
     if _first(numbers):
         time.sleep(SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def stopped(choice, pickled, folder, numbers, cores, lines):
+def stopped(choice, pickled, folder, numbers, cores, error_lines):
     """The second alone gets a signal and saves."""
     if _first(numbers):
         time.sleep(SECONDS)
     sys.exit(128 + signal.SIGTERM)
 
 
-def without_reader(choice, pickled, folder, numbers, cores, lines):
+def without_reader(choice, pickled, folder, numbers, cores, error_lines):
     """All end as `run_command` does when the reader of the output has ended."""
     sys.exit(141)
 
 
-def without_space(choice, pickled, folder, numbers, cores, lines):
+def without_space(choice, pickled, folder, numbers, cores, error_lines):
     """All end with the same error."""
-    lines.put("error: No space left on device")
+    error_lines.put("error: No space left on device")
     time.sleep(1)  # so that none is ended by the end of another
     sys.exit(2)
 
 
-def interruptible(choice, pickled, folder, numbers, cores, lines):
+def interruptible(choice, pickled, folder, numbers, cores, error_lines):
     """Fails if a Ctrl-C of the terminal would end it before it has prepared itself."""
     sys.exit(0 if signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []) else 3)
 

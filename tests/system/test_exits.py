@@ -6,7 +6,7 @@ import time
 
 from paths import ROOT
 
-from codellama_jax.system.exits import last_words
+from codellama_jax.system.exits import failure_line
 
 PROGRAM = """
 import sys, threading
@@ -28,7 +28,7 @@ def test_a_thread_that_never_ends_is_left_behind():
 
 
 def test_a_failed_process_is_described_by_its_last_line_or_by_its_end():
-    assert last_words("a warning\nerror: no file\n", 2) == "error: no file"
+    assert failure_line("a warning\nerror: no file\n", 2) == "error: no file"
     # A process that the kernel kills prints nothing: this was an IndexError.
-    assert last_words("", -9) == "killed by signal 9; 9 often means that memory was full"
-    assert last_words(" \n", 1) == "it ended with exit code 1 and printed no error"
+    assert failure_line("", -9) == "killed by signal 9; 9 often means that memory was full"
+    assert failure_line(" \n", 1) == "it ended with exit code 1 and printed no error"
