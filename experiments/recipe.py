@@ -89,7 +89,7 @@ class Local:
 
 LOCAL = {
     # A stage of a million positions. Several times the files that it reads.
-    "toy": Local(1008, 700, 4, 1000, 1000, 8000, 4e-3, 60, 100, 4, 30, 5e-4, 5),
+    "toy": Local(1008, 700, 4, 1000, 1000, 6400, 4e-3, 60, 100, 4, 30, 5e-4, 5),
     # 8M and 33M positions; a trend is over the code training itself.
     "small": Local(4080, 0, 32, 1000, 4000, 4000, 2e-3, 100, 500, 16, 60, 2.5e-4, 1),
 }
@@ -161,7 +161,7 @@ def code(scale: str, infilling: InfillingConfig = INFILLING) -> Stage:
 
 
 def trend_code(scale: str, infilling: InfillingConfig = INFILLING) -> Stage:
-    """Returns code training for a trend over its length, eight times as long at toy scale.
+    """Returns code training for a trend over its length, 6.4 times as long at toy scale.
 
     The checkpoints after LENGTHS of it are kept. At larger scales it is the stage of `code`.
     """

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from kernels import MASKED
 from kernels.flash_attention import blocked
 from kernels.flash_attention.reference import visible
+from kernels.fusion import materialized
 
 BLOCK = 128  # queries per unrolled block
 UNROLLED = 2048  # longest sequence, in tokens, whose blocks are unrolled: at most 16 blocks
@@ -71,6 +72,9 @@ def attention(
     q_BKGTH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     layout = "BKHS" if T == S else "BKSH"
     k, v = (jnp.einsum(f"BSKH->{layout}", x_BSKH) for x_BSKH in (k_BSKH, v_BSKH))
+    if T == S:
+        # Their gradients are sums over the blocks, added up before they are transposed.
+        q_BKGTH, k, v = materialized(q_BKGTH), materialized(k), materialized(v)
     parts = []
     for start in range(0, T, BLOCK):
         q = slice(start, min(start + BLOCK, T))

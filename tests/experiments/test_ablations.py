@@ -47,7 +47,7 @@ def finding_of(name: str, answer, losses=lambda arm, seed: (9.0, 8.0)) -> Findin
     return module.finding(results)
 
 
-LENGTHS = (1000, 2000, 4000)  # steps of the code stage at which a trend has a checkpoint
+LENGTHS = (800, 1600, 3200)  # steps of the code stage at which a trend has a checkpoint
 
 
 def infilling(ahead: float):
@@ -235,7 +235,7 @@ def test_a_trend_follows_the_lengths_of_one_run():
 
     finding = finding_of("infilling_cost", no_probes, losses)
     (trend,) = finding.trends
-    assert list(trend.tokens) == [1000, 2000, 4000, 8000]
+    assert list(trend.tokens) == [*LENGTHS, 6400]
     assert [round(100 * value, 3) for value in trend.values[0][:3]] == [4, 2, 1]
     assert (finding.verdict, trend.direction) == ("agrees", "towards the paper")
 

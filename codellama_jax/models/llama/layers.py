@@ -20,6 +20,7 @@ from codellama_jax.models.layers import (
     rotate,
 )
 from codellama_jax.models.llama.config import LlamaConfig
+from kernels.fusion import materialized
 
 
 class Attention(nn.Module):
@@ -63,10 +64,11 @@ class Attention(nn.Module):
 
         # The queries of a key head, its key and its value.
         sections = slice(0, G), slice(G, G + 1), slice(G + 1, G + 2)
-        q_BTKGH, k_BTK1H, v_BTK1H = project_sections(x_BTD, w_qkv, 2, sections, finish)
-        q_BTNH = rotate(q_BTKGH.reshape(B, T, K * G, H), rope)
+        projected = project_sections(x_BTD, w_qkv, 2, sections, finish)
+        q_BTKGH, k_BTK1H, v_BTK1H = (materialized(part) for part in projected)
+        q_BTNH = materialized(rotate(q_BTKGH.reshape(B, T, K * G, H), rope))
         # Keys are kept rotated: a cached key never needs its position again.
-        k_BTKH, v_BTKH = rotate(k_BTK1H[:, :, :, 0], rope), v_BTK1H[:, :, :, 0]
+        k_BTKH, v_BTKH = materialized(rotate(k_BTK1H[:, :, :, 0], rope)), v_BTK1H[:, :, :, 0]
         out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, inputs, c.attention)
         out_BTD = project(out_BTNH.reshape(B, T, -1), w_out, inputs=3)
         if c.attention_bias == "all":

@@ -19,6 +19,7 @@ from codellama_jax.models.llama.config import LlamaConfig
 from codellama_jax.models.llama.layers import Block
 from codellama_jax.models.llama.rope import document_lengths, rope
 from codellama_jax.models.lookup import embed
+from kernels.fusion import materialized
 
 
 class Llama(LanguageModel):
@@ -64,7 +65,8 @@ class Llama(LanguageModel):
         x_BTD = embed(self.embedding_VD, tokens_BT, c.compute_dtype)
         # The angles of RoPE are the same for all layers, so they are computed once, outside the
         # scan.
-        inputs = Inputs(positions_BT, segment_ids_BT, rope(c, positions_BT, lengths_BT))
+        cos, sin = rope(c, positions_BT, lengths_BT)
+        inputs = Inputs(positions_BT, segment_ids_BT, (materialized(cos), materialized(sin)))
         x_BTD, _ = self.layers(x_BTD, inputs)
         x_BTD = unstriped(self.final_norm(x_BTD), shards)
         return nn.with_logical_constraint(x_BTD, ("batch", "length", None))
