@@ -17,7 +17,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from codellama_jax.config import ModelConfig
-from codellama_jax.generation.batches import bucket
 from codellama_jax.models.family import family_of, output_head
 from codellama_jax.models.layers import length_shards
 from codellama_jax.models.trained import TrainedModel
@@ -106,7 +105,7 @@ def _batches(
     shape = jax.sharding.get_abstract_mesh().shape
     # Both axes shard the batch dim of activations, and "context" shards their length.
     shards = shape.get("data", 1) * shape.get("fsdp", 1)
-    length = _round_up(bucket(longest), length_shards())
+    length = _round_up(_padded_length(longest), length_shards())
     size = min(_round_up(most, shards), _round_up(max(1, TOKENS // length), shards))
     for start in range(0, len(sequences), size):
         batch = sequences[start : start + size]
@@ -114,6 +113,16 @@ def _batches(
         for index, ids in enumerate(batch):
             ids_BT[index, : len(ids)] = ids
         yield batch, ids_BT
+
+
+def _padded_length(n: int) -> int:
+    """Rounds up to eighths of a power of two, at least 64.
+
+    All sequences of a call have one length, so that finer lengths than those of `batches.bucket`
+    compile no more programs: 1,026 tokens are padded to 1,152 instead of 1,536.
+    """
+    power = 1 << (n.bit_length() - 1)
+    return _round_up(n, max(64, power // 8))
 
 
 def _ends(batch: Sequence[Sequence[int]], size: int) -> np.ndarray:
