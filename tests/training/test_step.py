@@ -218,7 +218,7 @@ def test_a_stage_that_cannot_fit_is_refused(changes):
 def test_float16_imports_a_model_and_trains_none():
     half, mesh = dataclasses.replace(MODEL, compute_dtype="float16"), make_mesh(MeshConfig())
     check_stage(stage(model=half, steps=0), mesh)
-    with pytest.raises(UserError, match="model.compute_dtype is float16, which loses small grad"):
+    with pytest.raises(UserError, match="compute_dtype is float16, which loses small gradients"):
         check_stage(stage(model=half), mesh)
 
 
