@@ -11,7 +11,7 @@ from codellama_jax.tokenizers.base import Tokenizer
 
 
 class FoundModel(NamedTuple):
-    """What the folder of a run tells about its model, under the names of `TrainedModel`."""
+    """The attributes of a `TrainedModel` that are in the folder of its run."""
 
     name: str
     tokenizer: Tokenizer

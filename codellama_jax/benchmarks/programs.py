@@ -50,10 +50,10 @@ def program(answer: str, name: str = "") -> Parsed:
     # In the order of preference: the marked text first, then the fenced blocks as they are written.
     blocks = []
     marked = between(answer, OPEN, CLOSE)
-    # Text that is Python as a whole has fences in its docstrings and comments only.
-    whole = _usable(marked or answer)
-    if whole.code:
-        return whole
+    # Text that parses has fences in its docstrings and comments only: all of it is the program.
+    unfenced = _usable(marked or answer)
+    if unfenced.code:
+        return unfenced
     if marked:
         # A model may put the fences of Markdown inside of the marks.
         blocks.append(_usable(first_block(marked) or marked))
