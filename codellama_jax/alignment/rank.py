@@ -138,8 +138,9 @@ def _problem(teacher: Scored, student: Scored) -> str:
     """Returns the reason why a pair is dropped, or ""."""
     if teacher.score < student.score:
         return "the student's answer is better"
-    # Equal texts have equal likelihoods: no training could prefer one of them.
-    if teacher.code == student.code:
+    # Equal texts have equal likelihoods: no training could prefer one of them. Answers without a
+    # program are raw texts, and the chat formats remove the space around them.
+    if teacher.code.strip() == student.code.strip():
         return "both wrote the same"
     return ""
 

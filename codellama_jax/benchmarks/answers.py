@@ -26,7 +26,7 @@ from codellama_jax.data.functions import Function, example_ids
 from codellama_jax.data.infilling import prompt_ids
 from codellama_jax.errors import UserError
 from codellama_jax.generation.answering import generate_answers
-from codellama_jax.generation.engine import fitting_slots
+from codellama_jax.generation.device import fitting_slots
 from codellama_jax.generation.infill import infill_each
 from codellama_jax.generation.scoring import document_losses
 from codellama_jax.generation.settings import Sampling

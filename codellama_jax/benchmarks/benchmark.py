@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -152,6 +154,13 @@ class Benchmark:
             )
         if not self.tasks:
             raise UserError(f"the data of {self.name} holds no task")
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the tasks that models see, wherever their files are."""
+        seen = []
+        for task in self.tasks:
+            seen.append((task.task_id, task.prompt, task.suffix, task.choices))
+        return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
 def with_defaults(benchmark: Benchmark, settings: Settings) -> Settings:

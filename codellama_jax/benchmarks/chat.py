@@ -22,6 +22,7 @@ from codellama_jax.tokenizers.chat_template import NAME as TEMPLATE
 from codellama_jax.tokenizers.chat_template import has_template
 
 if TYPE_CHECKING:
+    from codellama_jax.benchmarks.found_model import FoundModel
     from codellama_jax.models.trained import TrainedModel
     from codellama_jax.tokenizers.base import Tokenizer
 
@@ -29,11 +30,12 @@ PROBLEM = "problem"  # the field of a sample that holds the reason why its answe
 
 
 def resolved(
-    settings: Settings, benchmark: Benchmark, options: Options, model: TrainedModel
+    settings: Settings, benchmark: Benchmark, options: Options, model: TrainedModel | FoundModel
 ) -> Settings:
     """Returns settings with a chat format instead of `auto`, which the samples depend on.
 
-    Raises UserError for a format with a benchmark, or with options, that no chat form has.
+    Raises UserError for a format with a benchmark, or with options, that no chat form has, and for
+    the template of a model without one.
 
     Args:
         settings: with the option.
@@ -57,7 +59,9 @@ def resolved(
             f"--context-tokens {settings.context_tokens} has no effect on a conversation: leave it"
             f" out, or pass --chat-format {NO_CHAT}"
         )
-    return replace(settings, chat_format=name)
+    settings = replace(settings, chat_format=name)
+    chat_of(settings, model.tokenizer)
+    return settings
 
 
 def check(name: str, benchmark: Benchmark, options: Options) -> None:

@@ -23,6 +23,7 @@ from codellama_jax.generation.settings import (
 from codellama_jax.system.files import is_bucket, user_path
 
 if TYPE_CHECKING:
+    from codellama_jax.benchmarks.found_model import FoundModel
     from codellama_jax.models.trained import TrainedModel
 
 SuiteOptions: Any = all_options()
@@ -121,7 +122,7 @@ class Evaluate:
 
             # Each scheme is a complete evaluation of the same request, in a folder inside of `out`.
             request = self.benchmark, options, self.settings, self.checking
-            compare(*request, self.load, quantizations, self.out)
+            compare(*request, self.load, quantizations, self.out, self.find)
             return
         evaluate(
             self.benchmark,
@@ -135,6 +136,7 @@ class Evaluate:
             self.reference,
             self.ranking,
             self.load_docstring_model if docstring_run else None,
+            functools.partial(self.find, quantizations[0]) if self.run else None,
         )
 
     def _check_run_options(self) -> None:
@@ -153,6 +155,12 @@ class Evaluate:
                 f"--run has no effect with --samples-file: no tokenizer is needed to score"
                 f" {self.benchmark}; leave out one of them"
             )
+
+    def find(self, quantization: Quantization) -> FoundModel:
+        """Returns what is known of the model before it is loaded."""
+        from codellama_jax.benchmarks.found_model import find_model
+
+        return find_model(self.run, self.arm, self.stage, quantization)
 
     def load_as(self, quantization: Quantization) -> TrainedModel:
         """Loads the model, quantized."""

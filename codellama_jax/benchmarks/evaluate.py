@@ -39,6 +39,7 @@ from codellama_jax.system.files import user_path, write_json
 from codellama_jax.system.progress import note
 
 if TYPE_CHECKING:
+    from codellama_jax.benchmarks.found_model import FoundModel
     from codellama_jax.models.trained import TrainedModel
 
 # A function, because loading a model takes minutes and the inputs are checked first.
@@ -80,6 +81,7 @@ def evaluate(
     reference: bool = False,
     ranking: Ranking = NO_RANKING,
     load_docstring_model: LoadModel | None = None,
+    find_model: Callable[[], FoundModel] | None = None,
 ) -> None:
     """Generates or reads samples, scores them and prints the result of one benchmark.
 
@@ -96,6 +98,8 @@ def evaluate(
         reference: scores the canonical solutions instead.
         ranking: how one sample per task is chosen, for a further table.
         load_docstring_model: returns the model that ranks by back-translation.
+        find_model: returns what is known of the model before it is loaded; without it, what the
+            model cannot do is refused afterwards.
     """
     scores_only = bool(samples_file or reference)
     has_model = load_model is not None
@@ -112,6 +116,8 @@ def evaluate(
         if is_first():
             stack.enter_context(removed_if_empty(prepared.out))
         on_all_hosts(lambda: stack.enter_context(only_writer(prepared.out)))
+        if find_model and not scores_only:
+            prepared = on_all_hosts(lambda: with_model(prepared, options, find_model()))
         executor = stack.enter_context(on_all_hosts(lambda: start_executor(prepared, checking)))
         model = None
         # Suites of text files need the tokenizer even to score: their tasks have a number of
@@ -189,6 +195,21 @@ def prepare(
     return replace(prepared, samples=samples)
 
 
+def with_model(prepared: Prepared, options: Options, model: FoundModel) -> Prepared:
+    """Returns the inputs with the model's chat format in the place of `auto`.
+
+    Raises UserError for a chat format that the model lacks, and for a folder with samples of
+    another model. Tasks that are made with the model's tokenizer are checked once it is loaded.
+    """
+    benchmark = prepared.benchmark
+    if benchmark is None:
+        return prepared
+    settings = chat.resolved(prepared.settings, benchmark, options, model)
+    prepared = replace(prepared, settings=settings)
+    check_same(prepared.out, {**request_of(prepared, benchmark, options), "model": model.name})
+    return prepared
+
+
 def checked(benchmark: Benchmark, settings: Settings, checking: Checking, draws: bool) -> Settings:
     """Returns settings with the temperature itself, which settings.json records.
 
@@ -213,6 +234,7 @@ def request_of(prepared: Prepared, benchmark: Benchmark, options: Options) -> di
         "benchmark": benchmark.name,
         "model": None,
         "options": asdict(options),
+        "tasks": benchmark.fingerprint(),
         "settings": asdict(prepared.settings),
     }
 

@@ -21,9 +21,10 @@ EARLIER: dict[str, dict[str, Any]] = {
     "settings": {"beams": 1, "length_penalty": 1.0, "chat_format": NO_CHAT},
     "options": {"prompt": "code_llama"},
 }
-# The line of `differences` about the model starts so.
+# So the lines of `differences` start that are about the model, its chat format, and the data.
 MODEL_LINE = "model: "
 CHAT_LINE = "settings.chat_format: "
+DATA_LINE, TASKS_LINE = "options.data: ", "tasks: "
 
 
 def local_folder(name: str | Path) -> Path:
@@ -77,10 +78,17 @@ def check_same(out: Path, request: Mapping[str, Any], model_known: bool = True) 
     if not model_known and settings.get("chat_format") == AUTO:
         # The model decides it.
         ignored = (*ignored, CHAT_LINE)
+    # Only folders of earlier versions are tied to the path of the data: they lack its content.
+    if "tasks" in stored and "tasks" in requested:
+        ignored = (*ignored, DATA_LINE)
+    else:
+        ignored = (*ignored, TASKS_LINE)
     changes = []
     for line in differences(_completed(stored, requested), requested):
-        if not line.startswith(ignored):
-            changes.append(line)
+        if line.startswith(ignored):
+            continue
+        is_hash = line.startswith(TASKS_LINE)
+        changes.append("the tasks are not the same" if is_hash else line)
     if changes:
         reasons = "; ".join(changes)
         raise UserError(

@@ -7,6 +7,7 @@ raises for an answer; what cannot be used comes back with a reason, which caller
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,6 +17,9 @@ MAX_ANSWER = 20_000  # characters; no answer of a useful length has more
 FENCE = re.compile(
     r"```[^`\n]+```|```[ \t]*([A-Za-z0-9+#_-]*)[^`\n]*\n(.*?)(?:\n?```|\Z)", re.DOTALL
 )
+CLOSING_FENCE = re.compile(r"\n?```|\Z")
+# Fences at which the end of a block is searched: a docstring with two examples holds four.
+MOST_FENCES = 5
 PYTHON_NAMES = ("", "python", "python3", "py")
 # Marks around a program, in the prompts of Code Llama - Instruct.
 OPEN, CLOSE = "[PYTHON]", "[/PYTHON]"
@@ -46,6 +50,10 @@ def program(answer: str, name: str = "") -> Parsed:
     # In the order of preference: the marked text first, then the fenced blocks as they are written.
     blocks = []
     marked = between(answer, OPEN, CLOSE)
+    # Text that parses has fences in its docstrings and comments only: all of it is the program.
+    unfenced = _usable(marked or answer)
+    if unfenced.code:
+        return unfenced
     if marked:
         # A model may put the fences of Markdown inside of the marks.
         blocks.append(_usable(first_block(marked) or marked))
@@ -59,8 +67,7 @@ def program(answer: str, name: str = "") -> Parsed:
             return parsed
     if blocks:
         return usable[0] if usable else blocks[0]
-    parsed = _usable(answer)
-    return parsed if parsed.code else Parsed(reason=NO_CODE)
+    return Parsed(reason=NO_CODE)
 
 
 def nearest_program(answer: str, name: str) -> Parsed:
@@ -107,9 +114,29 @@ def first_block(answer: str) -> str:
 
 def _fenced(answer: str) -> Iterator[tuple[str, str]]:
     """Yields the language, "" if there is none, and the code of each fenced block."""
-    for match in FENCE.finditer(answer):
-        if match.group(2) is not None:
-            yield match.group(1), match.group(2)
+    position = 0
+    while match := FENCE.search(answer, position):
+        position = match.end()
+        if match.group(2) is None:
+            continue
+        language, code = match.group(1), match.group(2)
+        if language.lower() in PYTHON_NAMES:
+            code, position = _python_block(answer, match)
+        yield language, code
+
+
+def _python_block(answer: str, match: re.Match[str]) -> tuple[str, int]:
+    """Returns the code of a block of Python that FENCE found, and where the block ends.
+
+    The block ends at the first fence before which the code parses, if there is one among the first
+    few: the docstring of a function may hold fences around an example.
+    """
+    start, first_end = match.span(2)
+    for closing in itertools.islice(CLOSING_FENCE.finditer(answer, first_end), MOST_FENCES):
+        code = answer[start : closing.start()]
+        if parse(code.strip("\n")) is not None:
+            return code, closing.end()
+    return match.group(2), match.end()
 
 
 def _usable(code: str) -> Parsed:

@@ -24,6 +24,7 @@ from codellama_jax.system.console import plain_console
 from codellama_jax.system.files import read_json, write_json
 
 if TYPE_CHECKING:
+    from codellama_jax.benchmarks.found_model import FoundModel
     from codellama_jax.models.trained import TrainedModel
 
 
@@ -35,6 +36,7 @@ def compare(
     load_model: Callable[[], TrainedModel],
     quantizations: Sequence[Quantization],
     out: str | Path,
+    find_model: Callable[[Quantization], FoundModel],
 ) -> None:
     """Evaluates a model in each quantization, prints a table and writes quantization.json.
 
@@ -46,6 +48,7 @@ def compare(
         load_model: returns the model in full precision; called once.
         quantizations: they differ in their weights.
         out: the folder; the results of each quantization are in a folder in it.
+        find_model: see `evaluate.evaluate`.
     """
     # Loaded once in full precision: each scheme quantizes these weights anew.
     folder, load_once = local_folder(out), functools.cache(load_model)
@@ -62,7 +65,8 @@ def compare(
         load_this = functools.partial(load, quantization)
         # Samples are resumed by folder, so that each scheme needs one.
         inner = folder / quantization.weights
-        evaluate(name, load_this, options, settings, checking, inner)
+        find_this = functools.partial(find_model, quantization)
+        evaluate(name, load_this, options, settings, checking, inner, find_model=find_this)
     # On all hosts, over which a model may be sharded; only the first host writes.
     rows = _measured(models)
     if not is_first():

@@ -5,6 +5,7 @@ Checkpoints of adapters hold its folder, step and identity in place of its weigh
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from etils import epath
 
 from codellama_jax.checkpoints.folder import StageFolder
 from codellama_jax.errors import UserError
+from codellama_jax.sharding.hosts import on_all_hosts
 from codellama_jax.system.files import is_bucket, read_json, user_path
 
 ITEM = "base"  # the part of a checkpoint that describes it
@@ -59,7 +61,15 @@ class Base:
 
 
 def recorded_base(checkpoint: epath.Path) -> Base:
-    """Returns the base that a checkpoint of adapters names. Raises UserError if it is damaged."""
+    """Returns the base that a checkpoint of adapters names. All hosts call it.
+
+    Raises UserError on all hosts if it is damaged for one of them: that one alone would try an
+    earlier checkpoint.
+    """
+    return on_all_hosts(functools.partial(_recorded_base, checkpoint))
+
+
+def _recorded_base(checkpoint: epath.Path) -> Base:
     path = checkpoint / ITEM / "metadata"
     values = read_json(path)
     if isinstance(values, dict):

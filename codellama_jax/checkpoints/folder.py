@@ -74,6 +74,11 @@ class StageFolder(Folder):
     """The folder of one stage of a run."""
 
     @property
+    def model_name(self) -> str:
+        """The name of the stage's model, RUN/ARM/STAGE, by which its samples are known."""
+        return "/".join(self.path.parts[-3:])
+
+    @property
     def identity_file(self) -> epath.Path:
         """The identity of the stage, a hash that equal stages share."""
         return self.path / IDENTITY

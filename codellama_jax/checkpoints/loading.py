@@ -348,6 +348,5 @@ def load_run(path: str, arm: str = "", stage: str = "", mesh: Mesh | None = None
     folder, config = find_trained(user_path(path), arm, stage)
     tokenizer, mesh = folder.load_tokenizer(), mesh or make_mesh(MeshConfig())
     check_divides(mesh, config.model, "the least cache, in slots,", 32)
-    name = "/".join(folder.path.parts[-3:])
     params = load_params(folder, config.model, mesh)
-    return TrainedModel(config.model, params, tokenizer, name, chat=config.data.chat)
+    return TrainedModel(config.model, params, tokenizer, folder.model_name, chat=config.data.chat)

@@ -89,10 +89,10 @@ class ShardedDocuments(Sequence):
             self._readers.move_to_end(number)
             return self._readers[number]
         shard = self._shards[number]
-        # Counted before older shards are closed, so that the bound holds with the new one included.
-        self._open_documents += shard.documents
+        # Before the new one is opened, so that the bounds hold with it included.
         while self._readers and (
-            len(self._readers) >= OPEN_SHARDS or self._open_documents > OPEN_DOCUMENTS
+            len(self._readers) >= OPEN_SHARDS
+            or self._open_documents + shard.documents > OPEN_DOCUMENTS
         ):
             closed, oldest = self._readers.popitem(last=False)
             oldest.close()
@@ -102,9 +102,11 @@ class ShardedDocuments(Sequence):
         )
         # ArrayRecord opens an absent or truncated file as one without records.
         if reader.num_records() != shard.documents:
-            self._open_documents -= shard.documents
+            # Not closed here: the reader of a damaged file raises its fault again.
             expected = f"holds {reader.num_records():,} documents instead of {shard.documents:,}"
             raise UserError(f"{shard.path} {expected}: {REPLACE}")
+        # Counted last: a shard that could not be opened, and is tried again, counts nothing.
+        self._open_documents += shard.documents
         self._readers[number] = reader
         return reader
 

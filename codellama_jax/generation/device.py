@@ -17,6 +17,7 @@ import numpy as np
 from codellama_jax.errors import UserError
 from codellama_jax.generation import slots as programs
 from codellama_jax.generation.batches import (
+    bucket,
     bytes_per_device,
     decoding_weights,
     fetched,
@@ -25,7 +26,7 @@ from codellama_jax.generation.batches import (
     piece_bucket,
 )
 from codellama_jax.generation.drawing import Draws
-from codellama_jax.generation.memory import check_cache_memory, check_prompt_memory
+from codellama_jax.generation.memory import check_cache_memory, check_prompt_memory, free_bytes
 from codellama_jax.generation.requests import READ_SIZES, Running, size_of
 from codellama_jax.models import decoding
 from codellama_jax.models.trained import TrainedModel
@@ -251,3 +252,21 @@ class Device:
             on_all_hosts(check)
         else:
             check()
+
+
+def fitting_slots(model: TrainedModel, slots: int, tokens: int) -> int:
+    """Returns `slots`, halved until their cache takes at most half of the free memory.
+
+    Prompts need the other half while they are read. Sequences have up to `tokens` tokens.
+    """
+    config = decoding.for_decoding(model.config)
+    with on_mesh_of(model.params, decoding.LOGICAL_AXES):
+        decoding_weights(model)
+        free = free_bytes()
+        while free is not None and slots > 1:
+            shape = config, model.kv_cache, slots, bucket(tokens)
+            state = jax.eval_shape(functools.partial(programs.empty, *shape))
+            if bytes_per_device(state, programs.state_specs(config)) <= free // 2:
+                break
+            slots //= 2
+    return slots

@@ -27,28 +27,20 @@ Dims: as in `slots.py`.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import operator
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 
-import jax
 import numpy as np
 
 from codellama_jax.errors import UserError
 from codellama_jax.generation import slots as programs
-from codellama_jax.generation.batches import (
-    bucket,
-    bytes_per_device,
-    check_prompt,
-    decoding_weights,
-)
+from codellama_jax.generation.batches import bucket, check_prompt
 from codellama_jax.generation.device import Device
 from codellama_jax.generation.drafts import Drafter
 from codellama_jax.generation.drawing import Draws
-from codellama_jax.generation.memory import free_bytes
 from codellama_jax.generation.prefixes import BLOCK, Match, Prefixes
 from codellama_jax.generation.requests import READ_TOKENS, Request, Running, Update, groups
 from codellama_jax.generation.slot_draws import MAX_STOP_IDS, SlotDraws
@@ -477,21 +469,3 @@ class Engine:
             return self._draws.used()
         running = self._running.values()
         return self._draws.all_or_none(any(s.request.sampling.temperature for s in running))
-
-
-def fitting_slots(model: TrainedModel, slots: int, tokens: int) -> int:
-    """Returns `slots`, halved until their cache takes at most half of the free memory.
-
-    Prompts need the other half while they are read. Sequences have up to `tokens` tokens.
-    """
-    config = decoding.for_decoding(model.config)
-    with on_mesh_of(model.params, decoding.LOGICAL_AXES):
-        decoding_weights(model)
-        free = free_bytes()
-        while free is not None and slots > 1:
-            shape = config, model.kv_cache, slots, bucket(tokens)
-            state = jax.eval_shape(functools.partial(programs.empty, *shape))
-            if bytes_per_device(state, programs.state_specs(config)) <= free // 2:
-                break
-            slots //= 2
-    return slots

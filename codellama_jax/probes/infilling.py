@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from codellama_jax.models.trained import TrainedModel
     from codellama_jax.report.page import Page
     from codellama_jax.report.results import StageResult
+    from codellama_jax.tokenizers.base import Tokenizer
 
 CACHED_TOKENS = 65_536  # tokens in the KV cache of a batch; bounds the memory
 LOSS_EXAMPLES = 128  # enough for a mean loss; the share of exact lines varies more and needs all
@@ -45,8 +46,8 @@ class Kind(NamedTuple):
 
     splits: Splits  # removes such middles from a text
     stop_strings: tuple[str, ...] = ()  # end the generation of one
-    # Whether the prefix may end inside a token. It cannot at the end of a line, because no piece
-    # spans a newline.
+    # Whether the prefix may end inside a token. At the end of a line it can only with pieces that
+    # join lines, see `_joins_lines`.
     healing: bool = False
 
 
@@ -145,6 +146,7 @@ class InfillingKinds(Probe, name="infilling_kinds"):
     - `loss`: nats per character of the true middle.
 
     With healing the tokens of the middle are not known in advance: it has no `first` and `tokens`.
+    Lines are healed only where a token may join two of them.
     """
 
     title = "Infilling by kind of middle"
@@ -157,9 +159,10 @@ class InfillingKinds(Probe, name="infilling_kinds"):
         """Returns the measures by kind and format. Raises UserError for a kind without example."""
         answers: dict[str, dict[str, Measures]] = {}
         limits = (self.examples, subject.seq_len, self.max_new_tokens, subject.seed)
+        tokenizer, texts = subject.model.tokenizer, subject.documents
+        joins_lines = _joins_lines(tokenizer)
         for name in self.kinds:
             kind = KINDS[name]
-            tokenizer, texts = subject.model.tokenizer, subject.documents
             examples = held_out_examples(kind.splits, tokenizer, texts, *limits)
             if not examples:
                 fits = f"no held-out document that fits {subject.seq_len} tokens"
@@ -167,7 +170,7 @@ class InfillingKinds(Probe, name="infilling_kinds"):
             answers[name] = {}
             for format_name, prompt_format in FORMATS.items():
                 # Healing changes nothing for a kind whose prefix ends at a token boundary.
-                if kind.healing or not prompt_format.healing:
+                if kind.healing or joins_lines or not prompt_format.healing:
                     answers[name][format_name] = _measures(
                         subject.model, examples, self.max_new_tokens, kind, prompt_format
                     )
@@ -191,6 +194,17 @@ class InfillingKinds(Probe, name="infilling_kinds"):
             " true middle that are the most likely ones, given the true tokens before them. Loss:"
             " nats per character of the true middle."
         )
+
+
+def _joins_lines(tokenizer: Tokenizer) -> bool:
+    """Returns whether a piece continues after a newline, as a line's indentation does in GPT-2's.
+
+    The pieces of SentencePiece end with their line: it reads lines.
+    """
+    for piece in tokenizer.text_ids:
+        if "\n" in tokenizer.decode([piece], leading_space=False)[:-1]:
+            return True
+    return False
 
 
 def _percent(share: float | None) -> str:

@@ -459,8 +459,9 @@ class Worker:
         self._submit(job)
 
     def _cancel(self, jobs: Sequence[Job]) -> None:
+        cancelled = set(jobs)  # thousands may wait
         for key, job in list(self._jobs.items()):
-            if job in jobs:
+            if job in cancelled:
                 self._remove(key)
 
     def _finish(self) -> None:

@@ -150,7 +150,7 @@ def check_attention(mesh: Mesh, model: ModelConfig) -> None:
     platform = mesh.devices.flat[0].platform
     reasons = {}
     for name in flash_attention.IMPLEMENTATIONS:
-        reasons[name] = flash_attention.refusal(name, platform, model.compute_dtype)
+        reasons[name] = flash_attention.refusal(name, platform, model.compute_dtype, model.head_dim)
         # Over several devices a sequence needs ring attention, which has fewer implementations.
         if mesh.shape["context"] > 1 and name not in ring_attention.IMPLEMENTATIONS:
             reasons[name] = "it cannot split sequences over context"

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from codellama_jax.checked import FieldError
 from codellama_jax.checkpoints.base import Base, recorded_base
 from codellama_jax.checkpoints.checkpoint import Checkpoints
 from codellama_jax.checkpoints.folder import StageFolder
@@ -241,23 +242,37 @@ class StageRun:
         )
 
     def evaluate(self, step: int) -> None:
-        """Records the loss in nats per token over the validation sequences."""
-        # All batches are dispatched before the first result is read.
+        """Records the loss in nats per token over the validation sequences.
+
+        Raises:
+          UserError: for a loss that is not finite.
+        """
+        self.settle(0)
         params = (self.state.params, self.state.frozen) if self.has_adapters else self.state.params
-        results = [self.eval_step(params, batch) for batch in self.validation]
-        loss = sum(float(batch_loss) for batch_loss, _ in results)
-        tokens = sum(float(batch_tokens) for _, batch_tokens in results)
-        self.metrics.write(step, {"validation_loss": loss / tokens})
-        self.metrics.flush()
         # Evaluating is not training: its time must not lower the tokens per second.
-        self.throughput.pause()
+        with self.throughput.pause():
+            # All batches are dispatched before the first result is read.
+            results = [self.eval_step(params, batch) for batch in self.validation]
+            loss = sum(float(batch_loss) for batch_loss, _ in results)
+            tokens = sum(float(batch_tokens) for _, batch_tokens in results)
+            # The last update of a stage is in no training loss, and neither are the weights of
+            # `init` in a stage of 0 steps: a checkpoint of such weights must not count as done.
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"{self.name}: validation loss {loss} at step {step}: the weights, or what"
+                    f" {self.stage.model.compute_dtype} computes with them, are not finite. Check"
+                    f" the weights of init {self.stage.init}, or try model.compute_dtype float32;"
+                    f" last good checkpoint: {self.checkpoints.last_good()}"
+                )
+            self.metrics.write(step, {"validation_loss": loss / tokens})
+            self.metrics.flush()
 
     def save(self, step: int) -> None:
         """Saves a checkpoint, after all dispatched steps are known to be finite."""
         self.settle(0)
         base = self.base.reference(self.folder) if self.base else None
-        self.checkpoints.save(step, self.state, self.batches.state(), self.tokens, base)
-        self.throughput.pause()
+        with self.throughput.pause():
+            self.checkpoints.save(step, self.state, self.batches.state(), self.tokens, base)
 
 
 def train_stage(run: StageRun, initial: Callable[[], Any] | None, seed: int) -> None:
@@ -293,7 +308,6 @@ def train_stage(run: StageRun, initial: Callable[[], Any] | None, seed: int) -> 
                 run.settle(IN_FLIGHT)
                 done = step + 1
                 if done % stage.eval_every == 0 or done == stage.steps:
-                    run.settle(0)
                     run.evaluate(done)
                 if done % stage.checkpoint_every == 0 or done == stage.steps or run.stop:
                     run.save(done)
@@ -343,10 +357,14 @@ def place_validation(batches: list[dict], stage: Stage, mesh: Mesh) -> list[dict
 
 
 def check_stage(stage: Stage, mesh: Mesh) -> None:
-    """Raises UserError if the mesh cannot train the stage.
+    """Raises UserError if the stage cannot be trained, on this mesh or at all.
 
     It allocates nothing, so that it can run before any file is written.
     """
+    # Not in `config.Stage`: a model may be imported, and generate, in float16.
+    if stage.steps and stage.model.compute_dtype == "float16":
+        problem = " is float16, which loses small gradients: training has no loss scaling"
+        raise FieldError(("model", "compute_dtype"), f"{problem}; use bfloat16 or float32")
     check_attention(mesh, stage.model)
     check_mesh(mesh, stage.model, stage.data.batch_size, stage.micro_batches, stage.data.seq_len)
     # Tracing the model finds parameters that the mesh leaves replicated.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 from etils import epath
@@ -62,19 +64,19 @@ def duration(seconds: float) -> str:
 
 
 class Throughput:
-    """Rates of training over the time since the last call.
+    """Rates of training over the time since the last call, without the pauses in it.
 
     FLOPs count every position of a sequence, including padding.
     """
 
     def __init__(self, stage: Stage):
         self.stage, self.time = stage, time.perf_counter()
-        self.step: int | None = None  # step of the last call; None after a pause
+        self.step: int | None = None  # step of the last call; None before the first one
         # 0 for a device that the table does not list: no MFU is reported then.
         self.peak = PEAK_FLOPS.get(jax.devices()[0].device_kind, 0) * jax.device_count()
 
     def rates(self, step: int) -> dict[str, float]:
-        """Returns the rates since the last call, {} after a pause and in the first call.
+        """Returns the rates since the last call, {} in the first call.
 
         They are `tokens_per_second`, `flops_per_second` with causal attention, and, if the peak of
         the device is known, `mfu_causal` and `mfu` with the full square of attention.
@@ -94,9 +96,14 @@ class Throughput:
             rates |= {"mfu_causal": causal / self.peak, "mfu": full / self.peak}
         return rates
 
-    def pause(self) -> None:
-        """Leaves out the time until the next step, in which an evaluation or a save runs."""
-        self.step = None
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves out the time of the block. All steps before it must have been computed."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.time += time.perf_counter() - began
 
 
 class Metrics:

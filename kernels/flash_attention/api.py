@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from kernels.flash_attention import cudnn, pallas_tpu, reference, xla
@@ -21,50 +19,34 @@ IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
 }
 
 
-class Limits(NamedTuple):
-    """Where an implementation can train.
-
-    Args:
-      platforms: platforms that it runs on.
-      dtypes: dtypes that it computes in; empty for any.
-    """
-
-    platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
-    dtypes: tuple = ()
+# The platforms of implementations that do not run on all of them. The interpreter runs Pallas
+# kernels on a CPU: slowly, but the tests need no TPU.
+PLATFORMS = {"pallas_tpu": ("cpu", "tpu"), "cudnn": ("gpu",)}
 
 
-# The interpreter runs Pallas kernels on a CPU: slowly, but the tests need no TPU.
-LIMITS = {
-    "pallas_tpu": Limits(platforms=("cpu", "tpu")),
-    "cudnn": Limits(platforms=("gpu",), dtypes=cudnn.DTYPES),
-}
-
-
-def refusal(implementation: str, platform: str, dtype) -> str:
+def refusal(implementation: str, platform: str, dtype, head_dim: int) -> str:
     """Returns the reason why an implementation cannot train on packed sequences, "" if it can.
 
     The reason is the end of a sentence, such as "it does not run on gpu".
     """
-    limits = LIMITS.get(implementation, Limits())
-    if platform not in limits.platforms:
+    if platform not in PLATFORMS.get(implementation, (platform,)):
         return f"it does not run on {platform}"
-    if limits.dtypes and jnp.dtype(dtype) not in limits.dtypes:
-        return f"it does not compute in {dtype}"
-    return ""
+    return cudnn.refusal(dtype, head_dim) if implementation == "cudnn" else ""
 
 
-def default_implementation(split: bool, dtype) -> str:
+def default_implementation(split: bool, dtype, head_dim: int) -> str:
     """Returns the name of the fastest implementation that works here.
 
     Args:
       split: whether the caller names mesh axes that shard the batch or the heads. On several
         devices a Pallas kernel needs them, because the compiler cannot partition it by itself.
       dtype: dtype of the queries.
+      head_dim: entries of a query and of a key.
     """
     # Each platform has one implementation that is faster than `xla`, if it can run at all.
     if platform() == "tpu" and (split or jax.device_count() == 1):
         return "pallas_tpu"
-    if platform() == "gpu" and dtype in cudnn.DTYPES:
+    if platform() == "gpu" and not cudnn.refusal(dtype, head_dim):
         return "cudnn"
     return "xla"
 
@@ -105,7 +87,9 @@ def attention(
       ValueError: for a query head count that K does not divide, or an unknown implementation.
     """
     is_split = bool(batch_axes or head_axes)
-    implementation = implementation or default_implementation(is_split, q_BTNH.dtype)
+    implementation = implementation or default_implementation(
+        is_split, q_BTNH.dtype, q_BTNH.shape[-1]
+    )
     if implementation not in IMPLEMENTATIONS:
         names = ", ".join(IMPLEMENTATIONS)
         raise ValueError(f"no attention implementation {implementation!r}; choose one of {names}")

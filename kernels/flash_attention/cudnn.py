@@ -14,6 +14,27 @@ from kernels.flash_attention import xla
 
 # cuDNN has no flash attention for fp32.
 DTYPES = (jnp.bfloat16, jnp.float16)
+# Head dims up to the largest one on any GPU, and on one of compute capability 9.0 (Hopper) or
+# later: the limits that JAX checks before it calls cuDNN.
+MAX_HEAD_DIM, MAX_HEAD_DIM_HOPPER = 128, 256
+HEAD_DIM_MULTIPLE = 8
+
+
+def refusal(dtype, head_dim: int) -> str:
+    """Returns the reason why cuDNN has no attention for a dtype and a head dim, "" if it has one.
+
+    The reason is the end of a sentence, such as "it does not compute in float32".
+    """
+    if jnp.dtype(dtype) not in DTYPES:
+        return f"it does not compute in {jnp.dtype(dtype)}"
+    # Hosts have GPUs of one kind. AMD's report a name in place of two numbers.
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", "")).split(".")[0]
+    is_hopper = capability.isdecimal() and int(capability) >= 9
+    most = MAX_HEAD_DIM_HOPPER if is_hopper else MAX_HEAD_DIM
+    if head_dim > most or head_dim % HEAD_DIM_MULTIPLE:
+        allowed = f"multiples of {HEAD_DIM_MULTIPLE} up to {most}"
+        return f"it has no head dim {head_dim}, only {allowed}"
+    return ""
 
 
 def _pad_length(x_BT: jax.Array, tokens: int, value: int = 0) -> jax.Array:
@@ -45,13 +66,11 @@ def attention(
         on a CPU.
 
     Raises:
-      UnsupportedError: for a dtype that cuDNN has no attention for.
+      UnsupportedError: for a dtype or head dim that cuDNN has no attention for.
     """
-    if implementation == "cudnn" and q_BTNH.dtype not in DTYPES:
-        raise UnsupportedError(
-            f"cudnn attention needs bfloat16 or float16, got {q_BTNH.dtype};"
-            " use implementation='xla'"
-        )
+    reason = refusal(q_BTNH.dtype, q_BTNH.shape[-1])
+    if implementation == "cudnn" and reason:
+        raise UnsupportedError(f"cudnn attention: {reason}; use implementation='xla'")
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
     if T != S:
         segments = (q_segments_BT, kv_segments_BS)

@@ -48,9 +48,10 @@ def test_pairs_have_the_differences_of_the_outcomes(executor):
 
 def test_pairs_whose_student_is_better_or_equal_text_are_dropped(executor):
     tasks = [task("a", [PASSES], [PARTIAL]), task("b", [PASSES], [PASSES])]
+    tasks.append(task("c", [NONE], [f" {NONE}\n"]))  # equal once a chat format has written them
     ranking = rank(executor, tasks)
     assert ranking.pairs == []
-    assert ranking.dropped == {"both wrote the same": 1, "the student's answer is better": 1}
+    assert ranking.dropped == {"both wrote the same": 2, "the student's answer is better": 1}
 
 
 def test_only_the_most_different_pairs_of_a_task_are_kept(executor):

@@ -6,7 +6,8 @@ import json
 import pytest
 import small_data as data
 
-from codellama_jax.benchmarks import answers, chat, evaluate
+from codellama_jax.benchmarks import answers, chat, evaluate, out_folder
+from codellama_jax.benchmarks.found_model import FoundModel
 from codellama_jax.benchmarks.settings import Checking, Options, PromptOptions, Settings
 from codellama_jax.benchmarks.suites import load
 from codellama_jax.benchmarks.suites.mbpp import MbppOptions
@@ -130,3 +131,27 @@ def test_answers_continue_the_conversation_and_results_name_its_format(
     named = dataclasses.replace(settings, chat_format="none")
     with pytest.raises(UserError, match=r"settings.chat_format: llama2 -> none"):
         evaluate.evaluate("humaneval", lambda: trained, arguments[0], named, *arguments[2:])
+
+
+@pytest.mark.parametrize(
+    ("chat_format", "name", "message"),
+    [
+        ("template", "first", "template"),
+        (
+            "none",
+            "second",
+            r"drawn in another way \(model: first -> second\): choose another --out",
+        ),
+    ],
+)
+def test_what_a_model_cannot_do_is_refused_before_it_is_loaded(
+    model, files, tmp_path, chat_format, name, message
+):
+    options, settings = PromptOptions(files["humaneval"]), Settings(chat_format=chat_format)
+    inputs = "humaneval", True, options, settings, Checking(workers=1), tmp_path
+    prepared = evaluate.prepare(*inputs, "", False)
+    request = evaluate.request_of(prepared, prepared.benchmark, options)
+    out_folder.open_folder(tmp_path, {**request, "model": "first"})
+    found = FoundModel(name, model.tokenizer)
+    with pytest.raises(UserError, match=message):
+        evaluate.evaluate("humaneval", pytest.fail, *inputs[2:], find_model=lambda: found)

@@ -25,6 +25,25 @@ def test_the_program_of_an_answer(answer):
     assert programs.program(answer) == programs.Parsed(CODE + "\n")
 
 
+EXAMPLE = "    ```python\n    f(1)  # 2\n    ```\n"
+DOCUMENTED = f'def f(x):\n    """Adds one.\n\n{EXAMPLE}    """\n    return x + 1'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"Here it is:\n```python\n{DOCUMENTED}\n```\nIt adds one.\n```python\ndef g(): ...\n```",
+        f"```\n{DOCUMENTED}\n",
+        f"[PYTHON]\n{DOCUMENTED}\n[/PYTHON]",
+        f"[PYTHON]\n```python\n{DOCUMENTED}\n```\n[/PYTHON]",
+        DOCUMENTED,
+    ],
+)
+def test_a_fence_in_a_docstring_ends_no_block(answer):
+    assert programs.program(answer) == programs.Parsed(DOCUMENTED + "\n")
+    assert programs.nearest_program(answer, "f").code == DOCUMENTED + "\n"
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -38,6 +57,7 @@ def test_the_program_of_an_answer(answer):
         ("[PYTHON]\nx = 1\n[/PYTHON]", programs.NO_FUNCTION),
         ("x" * 1_000_000, programs.TOO_LONG),
         ("```" * 5_000, programs.NO_CODE),
+        ("```\n(\n" * 2_500, programs.DOES_NOT_PARSE),
     ],
 )
 def test_an_answer_without_a_program_has_a_reason(answer, reason):

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from codellama_jax.benchmarks import quantization as comparison
+from codellama_jax.benchmarks.found_model import FoundModel
 from codellama_jax.benchmarks.generate import generate_samples
 from codellama_jax.benchmarks.settings import Checking, Settings
 from codellama_jax.benchmarks.suites import load
@@ -40,9 +41,12 @@ def test_a_table_of_memory_speed_and_score(model, files, tmp_path, decoded, caps
         return model
 
     schemes = [Quantization(scheme, "int8") for scheme in ("none", "int4")]
-    comparison.compare(
-        "perplexity", options, Settings(), Checking(), load_model, schemes, tmp_path / "out"
-    )
+    request = "perplexity", options, Settings(), Checking()
+
+    def find_model(scheme):
+        return FoundModel(scheme.named(model.name), model.tokenizer)
+
+    comparison.compare(*request, load_model, schemes, tmp_path / "out", find_model)
     assert len(loaded) == 1
     assert decoded == ["toy, int8 cache", "toy, int4 weights, int8 cache"]
     printed = capsys.readouterr().out

@@ -150,6 +150,11 @@ def test_a_name_that_no_file_can_have(suite):
             '{"fn_name": 5}',
             "fn_name must be a Python name or null, not the int 5",
         ),
+        (
+            "input_output.json",
+            '{"inputs": ["1", "2"], "outputs": ["1"]}',
+            "input_output.json has 2 inputs and 1 outputs: each input needs its output",
+        ),
         ("solutions.json", "[5]", "solutions must be a list whose items are each a string"),
         ("solutions.json", "{", r"solutions\.json is not valid JSON"),
         ("metadata.json", '{"difficulty": 5}', "difficulty must be a string, not the int 5"),

@@ -87,6 +87,17 @@ def test_a_folder_with_the_options_of_all_suites_continues(tmp_path):
         out_folder.check_same(tmp_path, beams)
 
 
+def test_samples_belong_to_the_tasks_wherever_their_file_is(tmp_path):
+    def request(path, prompt):
+        tasks = Benchmark("echo", [Task("0", prompt)]).fingerprint()
+        return {"model": "m", "options": asdict(Options(path)), "tasks": tasks}
+
+    out_folder.open_folder(tmp_path, request("x", "a"))
+    out_folder.check_same(tmp_path, request("moved/x", "a"))
+    with pytest.raises(UserError, match=r"in another way \(the tasks are not the same\): choose"):
+        out_folder.check_same(tmp_path, request("x", "b"))
+
+
 @pytest.mark.parametrize("package", ["benchmarks", "probes", "generation"])
 def test_evaluation_imports_nothing_of_the_trainer(package):
     for file in sorted(Path(ROOT, "codellama_jax", package).rglob("*.py")):

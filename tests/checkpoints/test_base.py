@@ -10,7 +10,8 @@ from etils import epath
 from lora_cases import adapted_stage, random_adapters, write_stage
 from published import random_params
 
-from codellama_jax.checkpoints.base import Base
+from codellama_jax.checkpoints import base as bases
+from codellama_jax.checkpoints.base import Base, recorded_base
 from codellama_jax.checkpoints.folder import StageFolder
 from codellama_jax.checkpoints.loading import load_frozen, load_params
 from codellama_jax.config import LoraConfig, MeshConfig
@@ -46,6 +47,20 @@ def test_a_checkpoint_is_read_with_its_base(tuned):
         "layers.ffn.down.down.a",
         "layers.ffn.down.down.b",
     }
+
+
+def test_a_base_that_is_damaged_for_another_host_is_damaged_here_too(tuned, monkeypatch):
+    """Otherwise one host would use another checkpoint than the others."""
+
+    def with_another_host(action):
+        action()
+        raise UserError("damaged at host 1")
+
+    checkpoint = tuned.checkpoint(0)
+    assert recorded_base(checkpoint).step == 0
+    monkeypatch.setattr(bases, "on_all_hosts", with_another_host)
+    with pytest.raises(UserError, match="damaged at host 1"):
+        recorded_base(checkpoint)
 
 
 def test_a_run_may_be_moved(tuned, tmp_path):

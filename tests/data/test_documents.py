@@ -132,6 +132,19 @@ def test_a_shard_that_is_truncated_later_is_named(corpus, tmp_path):
     assert len(train) == len(TEXTS) and train[0]["text"]  # other shards are still read
 
 
+def test_a_shard_that_cannot_be_opened_counts_as_no_open_one(corpus, monkeypatch):
+    from array_record.python import array_record_module
+
+    def refuse(*_, **__):
+        raise RuntimeError("too many open files")
+
+    train = opened(corpus).train
+    monkeypatch.setattr(array_record_module, "ArrayRecordReader", refuse)
+    with pytest.raises(UserError, match=r"is damaged \(.*too many open files"):
+        train[0]
+    assert train._open_documents == 0
+
+
 def test_a_sample_reads_only_its_documents():
     read = set()
 

@@ -12,12 +12,12 @@ from toy import MODEL
 
 from codellama_jax.config import MeshConfig
 from codellama_jax.errors import UserError
-from codellama_jax.generation import engine as engines
-from codellama_jax.generation import memory
+from codellama_jax.generation import device, memory
 from codellama_jax.generation import slots as programs
+from codellama_jax.generation.device import fitting_slots
 from codellama_jax.generation.drafts import PromptLookup
 from codellama_jax.generation.drawing import keep
-from codellama_jax.generation.engine import Engine, fitting_slots
+from codellama_jax.generation.engine import Engine
 from codellama_jax.generation.requests import Request, Running, groups
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.models.family import boxed_params
@@ -239,9 +239,9 @@ def test_memory_that_does_not_suffice_drops_the_request_alone(llama, monkeypatch
 def test_slots_are_halved_until_they_fit_in_memory(llama, monkeypatch):
     # A sequence of 64 tokens has 2 layers x 2 x 2 heads x 64 x 8 fp32 numbers, and 64 logits.
     size = 4 * (2 * 2 * 2 * 64 * 8 + 64) + 8
-    monkeypatch.setattr(engines, "free_bytes", lambda: 20 * size)
+    monkeypatch.setattr(device, "free_bytes", lambda: 20 * size)
     assert [fitting_slots(llama, slots, 60) for slots in (1, 8, 16, 256)] == [1, 8, 8, 8]
-    monkeypatch.setattr(engines, "free_bytes", lambda: 1)
+    monkeypatch.setattr(device, "free_bytes", lambda: 1)
     assert fitting_slots(llama, 16, 60) == 1
 
 

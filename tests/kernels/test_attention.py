@@ -4,6 +4,7 @@ A new one joins `attention_cases.EVERY`, or `WHOLE_ROWS` if its queries must be 
 """
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -78,23 +79,35 @@ def test_refuses_what_it_cannot_do():
         attention(*problem(0, 1, 24, 4, 2, 8)[0], **rows, implementation="fast")
     with pytest.raises(
         ValueError,
-        match="cudnn attention needs bfloat16 or float16, got float32; use implementation='xla'",
+        match="cudnn attention: it does not compute in float32; use implementation='xla'",
     ):
         attention(*problem(0, 1, 24, 4, 2, 8)[0], **rows, implementation="cudnn")
 
 
 @pytest.mark.parametrize(
-    ("backend", "split", "dtype", "chosen"),
+    ("backend", "split", "dtype", "head_dim", "chosen"),
     [
-        ("tpu", True, "bfloat16", "pallas_tpu"),
-        ("tpu", False, "bfloat16", "xla"),  # eight devices, and the compiler cannot split a kernel
-        ("cpu", True, "bfloat16", "xla"),
-        ("gpu", False, "bfloat16", "cudnn"),
-        ("gpu", True, "float16", "cudnn"),
-        ("gpu", True, "float32", "xla"),
+        ("tpu", True, "bfloat16", 128, "pallas_tpu"),
+        # Eight devices, and the compiler cannot split a kernel.
+        ("tpu", False, "bfloat16", 128, "xla"),
+        ("cpu", True, "bfloat16", 128, "xla"),
+        ("gpu", False, "bfloat16", 128, "cudnn"),
+        ("gpu", True, "float16", 64, "cudnn"),
+        ("gpu", True, "float32", 64, "xla"),
+        ("gpu", True, "bfloat16", 136, "xla"),
+        ("gpu", True, "bfloat16", 12, "xla"),
     ],
 )
-def test_default_runs_on_these_devices(monkeypatch, backend, split, dtype, chosen):
+def test_default_runs_on_these_devices(monkeypatch, backend, split, dtype, head_dim, chosen):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert api.default_implementation(split, np.dtype(dtype)) == chosen
+    assert api.default_implementation(split, np.dtype(dtype), head_dim) == chosen
     assert chosen in IMPLEMENTATIONS
+
+
+@pytest.mark.parametrize(("capability", "most"), [("8.6", 128), ("9.0", 256), ("10.3", 256)])
+def test_cudnn_takes_larger_heads_on_newer_gpus(monkeypatch, capability, most):
+    device = SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert api.refusal("cudnn", "gpu", "bfloat16", most) == ""
+    larger = api.refusal("cudnn", "gpu", "bfloat16", most + 8)
+    assert larger == f"it has no head dim {most + 8}, only multiples of 8 up to {most}"

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import byte_bpe_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +103,11 @@ def test_measures_of_texts_that_no_model_wrote(model, monkeypatch, written, exac
                 "loss": [2.0] * 5,
                 **({} if "healed" in name else {"first": [1.0] * 5, "tokens": [0.5] * 5}),
             }
+
+
+def test_the_prefix_of_a_line_may_end_inside_a_token_of_byte_level_pieces_only(model):
+    assert not infilling._joins_lines(model.tokenizer)
+    assert infilling._joins_lines(byte_bpe_cases.trained("gpt2"))
 
 
 @pytest.mark.parametrize("spm", [False, True])

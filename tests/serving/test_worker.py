@@ -3,13 +3,14 @@
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from codellama_jax.errors import UserError
 from codellama_jax.generation.device import Device
 from codellama_jax.generation.engine import Engine
-from codellama_jax.serving.worker import FAILED
+from codellama_jax.serving.worker import FAILED, Sizes, Worker
 
 LONG = {"prompt": "def name_1(x):\n", "max_tokens": 100, "temperature": 0}
 SHORT = {"prompt": "x", "max_tokens": 2}
@@ -154,3 +155,16 @@ def test_the_old_engine_is_freed_before_its_replacement(client, monkeypatch):
     monkeypatch.setattr(client.worker, "_new_engine", replacement)
     assert client.send("POST", "/v1/completions", SHORT)[0] == 503
     client.post("/v1/completions", **SHORT)
+
+
+def test_sequences_that_are_cancelled_together_are_not_searched_one_by_one():
+    class Walked(list):
+        def __contains__(self, job):
+            pytest.fail("searches all jobs for each job")
+
+    cancelled = []
+    worker = Worker(list, Sizes(2, 64, 100, 1))
+    worker._engines = {0: SimpleNamespace(cancel=cancelled.append)}
+    worker._jobs = {(0, number): object() for number in range(6)}
+    worker._cancel(Walked(list(worker._jobs.values())[::2]))
+    assert cancelled == [0, 2, 4] and [number for _, number in worker._jobs] == [1, 3, 5]

@@ -1,4 +1,4 @@
-"""The lines of metrics.jsonl that a stage keeps when it continues."""
+"""The lines of metrics.jsonl that a stage keeps when it continues, and its rates."""
 
 import json
 
@@ -7,7 +7,8 @@ import toy
 from etils import epath
 
 from codellama_jax.checkpoints.folder import StageFolder
-from codellama_jax.training.metrics import Metrics, read_metrics
+from codellama_jax.training import metrics
+from codellama_jax.training.metrics import Metrics, Throughput, read_metrics
 
 
 @pytest.mark.parametrize(
@@ -23,3 +24,18 @@ def test_steps_that_are_computed_again_have_one_line(tmp_path, start, kept):
     folder.metrics.write_text("\n".join([*lines, ""]))
     Metrics(folder, "main/code", toy.stage(), start).close()
     assert [line["step"] for line in read_metrics(folder.metrics)] == kept
+
+
+def test_every_interval_has_a_rate_without_the_time_of_its_pauses(monkeypatch):
+    """Also where each step that is logged is followed by an evaluation."""
+    seconds = 0.0
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: seconds)
+    stage = toy.stage()
+    throughput = Throughput(stage)
+    assert throughput.rates(1) == {}  # includes compiling
+    for step in (11, 21):
+        with throughput.pause():
+            seconds += 100
+        seconds += 5
+        tokens = 10 * stage.data.batch_size * stage.data.seq_len
+        assert throughput.rates(step)["tokens_per_second"] == pytest.approx(tokens / 5)

@@ -12,7 +12,7 @@ from toy import MODEL, batch, stage
 from codellama_jax.config import MeshConfig, OptimizerConfig
 from codellama_jax.errors import UserError
 from codellama_jax.sharding.mesh import check_mesh, check_sharded, make_mesh, on_mesh
-from codellama_jax.training.loop import owned_rows, place, stop_flags
+from codellama_jax.training.loop import check_stage, owned_rows, place, stop_flags
 from codellama_jax.training.step import (
     abstract_state,
     check_memory,
@@ -213,6 +213,13 @@ def test_a_stage_that_cannot_fit_is_refused(changes):
     with pytest.raises(UserError, match=r"model is too large: a step needs at least .* GB"):
         check_memory(large, mesh)
     check_memory(dataclasses.replace(large, steps=0), mesh)
+
+
+def test_float16_imports_a_model_and_trains_none():
+    half, mesh = dataclasses.replace(MODEL, compute_dtype="float16"), make_mesh(MeshConfig())
+    check_stage(stage(model=half, steps=0), mesh)
+    with pytest.raises(UserError, match="compute_dtype is float16, which loses small gradients"):
+        check_stage(stage(model=half), mesh)
 
 
 def test_parameters_that_stay_whole_are_refused():

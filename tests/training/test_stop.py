@@ -1,7 +1,11 @@
+import contextlib
+import math
 from types import SimpleNamespace
 
 import pytest
+import toy
 
+from codellama_jax.errors import UserError
 from codellama_jax.sharding.hosts import Stopped
 from codellama_jax.training import loop
 
@@ -42,3 +46,20 @@ def test_a_finished_stage_without_a_signal_ends(monkeypatch):
     run, done = finished_stage(monkeypatch, {"1": 0})
     loop.train_stage(run, None, 0)
     assert done == [(3, 7)]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_validation_loss_that_is_not_finite_ends_the_stage(loss):
+    run = SimpleNamespace(
+        name="main/code",
+        stage=toy.stage(),
+        state=SimpleNamespace(params={}),
+        has_adapters=False,
+        settle=lambda in_flight: None,
+        validation=[{}, {}],
+        eval_step=lambda params, batch: (loss, 4.0),
+        throughput=SimpleNamespace(pause=contextlib.nullcontext),
+        checkpoints=SimpleNamespace(last_good=lambda: "step 2"),
+    )
+    with pytest.raises(UserError, match=f"main/code: validation loss {loss} at step 3: .*step 2"):
+        loop.StageRun.evaluate(run, 3)

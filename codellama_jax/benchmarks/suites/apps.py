@@ -123,6 +123,10 @@ def _read(folder: Path) -> Record:
     # The two kinds of tests have inputs of different types.
     fields = CALL_TESTS if tests.get("fn_name") else STANDARD_TESTS
     check_record(tests, fields, str(file))
+    inputs, outputs = len(tests.get("inputs", ())), len(tests.get("outputs", ()))
+    if inputs != outputs:
+        counts = f"{inputs} inputs and {outputs} outputs"
+        raise UserError(f"{file} has {counts}: each input needs its output")
     solutions = _read_json(folder / "solutions.json", [])
     check_record({"solutions": solutions}, {"solutions": list_of(TEXT)}, str(folder))
     metadata = _read_json(folder / "metadata.json", {})

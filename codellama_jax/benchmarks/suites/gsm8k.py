@@ -31,11 +31,12 @@ from codellama_jax.system.files import user_path
 SHOTS = 8
 FIELDS = {"question": TEXT, "answer": TEXT}
 PAL_FIELDS = {"questions": list_of(TEXT, least=1), "solutions": list_of(TEXT, least=1)}
-# A number with thousands separators and decimals.
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+# A number with thousands separators and decimals. One without a digit before its point does not
+# follow a word or a number: there the point ends a sentence.
+NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|(?<![\w.)])\.\d+)")
 # A minus sign that belongs to a number. After a number or parenthesis it is a subtraction.
 MINUS = re.compile(r"(?<![\d)])\N{MINUS SIGN}")
-MINUS_CURRENCY = re.compile(r"(?<![\d)])-[$£€](?=\d)")
+MINUS_CURRENCY = re.compile(r"(?<![\d)])-[$£€](?=\.?\d)")
 FEWER_TASKS = "its first problems are the solved examples, as there is no train.jsonl beside it"
 PRECISION = 1e-3  # largest difference of a correct answer
 TIMEOUT = 3.0  # seconds
@@ -100,7 +101,11 @@ def load_programs(options: ShotOptions, tokenizer: object = None) -> Benchmark:
     records = read_records(files[0], PAL_FIELDS)
     if not records:
         raise UserError(f"{files[0]} holds no examples: it needs `questions` and `solutions`")
-    pairs = list(zip(records[0]["questions"], records[0]["solutions"]))
+    questions, solutions = records[0]["questions"], records[0]["solutions"]
+    if len(questions) != len(solutions):
+        counts = f"{len(questions)} questions and {len(solutions)} solutions"
+        raise UserError(f"{files[0]} has {counts}: each question needs its solution")
+    pairs = list(zip(questions, solutions))
     if options.shots > len(pairs):
         limit = f"{len(pairs)}, the number of examples in {files[0]}"
         raise UserError(f"--shots must be at most {limit}, not {shots}")

@@ -32,7 +32,8 @@ from codellama_jax.errors import UserError
 from codellama_jax.system.files import read_state
 from codellama_jax.system.progress import Say
 
-VERSION = 1  # of the stages: another one repeats all of them
+# Of the stages: another one repeats all of them, as a rule that keeps or redacts other texts needs.
+VERSION = 1
 WORK = "work"  # the folder of the stages, in that of the corpus
 
 

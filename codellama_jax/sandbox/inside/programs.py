@@ -202,7 +202,10 @@ def _verdict(step: Step, job: dict[str, Any]) -> tuple[str, str, int]:
     """Returns status, detail and signal of a run by the job's rule."""
     stdout = step.tail["stdout"].decode(errors="replace")
     stderr = step.tail["stderr"].decode(errors="replace")
-    output = stdout + stderr
+    # Marks and the token may be far from the end of a long output, which is in `detail`.
+    output = ""
+    for name in ("stdout", "stderr"):
+        output += (step.head[name] + step.tail[name]).decode(errors="replace")
     token = job["token"]
     if step.timed_out:
         return "timeout", "", 0
