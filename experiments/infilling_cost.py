@@ -6,7 +6,8 @@ Claim     Table 5: the test loss is 0.407 with infilling and 0.408 without for 7
 Expected  no cost: the loss of documents read from left to right is the same. The paper's two differ
           by a quarter of a percent; less than one percent counts as none here. The verdict is that
           after all tokens; the trend is over an eighth, a quarter, a half and all of them.
-Cost      toy, five seeds: as scratch_vs_llama2.py, with which it shares one of two code stages.
+Cost      toy, five seeds: 8 minutes in two processes on two cores of an AMD EPYC (AVX-512),
+          after scratch_vs_llama2.py, with which it shares one of two code stages.
           small: about 29 hours of processor time for a seed, estimated from 1.4 s for 1,024
           positions on a busy core with AVX2. No GPU was measured.
           7B: twice 500B tokens; `launch.py plan infilling_cost --scale 7b`.

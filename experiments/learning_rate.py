@@ -3,8 +3,8 @@
 Claim     Section 2.2: for 7B it is best to keep Llama 2's rate, 3e-4, instead of a smaller one as
           in fine-tuning. The paper prints no table of it.
 Expected  the final loss rises as the rate gets smaller.
-Cost      toy, five seeds: 16 minutes on a busy core of an AMD EPYC (AVX-512), probes included,
-          after scratch_vs_llama2.py, with which it shares the general model.
+Cost      toy, five seeds: 3 minutes in two processes on two cores of an AMD EPYC (AVX-512),
+          after long_context_cost.py, with which it shares one of three code stages.
           7B: three times 500B tokens; `launch.py plan learning_rate --scale 7b`.
 Command   python launch.py run experiments/learning_rate.py
           python launch.py run experiments/learning_rate.py --scale 7b

@@ -6,7 +6,8 @@ Claim     Table 10, pass@1 on HumanEval / MBPP before and after the long-context
 Expected  the first tokens of a document, as many as a sequence of code training, are predicted
           worse afterwards, and worse than after as many more tokens in short sequences; at four
           times that length perplexity falls.
-Cost      toy, five seeds: about 21 minutes on two AMD EPYC cores, probes included.
+Cost      toy, five seeds: 4 minutes in two processes on two cores of an AMD EPYC (AVX-512),
+          after scratch_vs_llama2.py, with which it shares the general model.
           7B: twice 500B tokens; `launch.py plan long_context_cost --scale 7b`.
 Command   python launch.py run experiments/long_context_cost.py
           python launch.py run experiments/long_context_cost.py --scale 7b

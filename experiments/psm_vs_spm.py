@@ -8,8 +8,8 @@ Claim     Table 14, pass@1 on HumanEval infilling in PSM / SPM order, 7B: 77.0 /
 Expected  SPM ahead on lines; PSM far ahead on random spans, whose prefix ends inside a token that
           SPM has to continue. The paper advises token healing there and has no figure for it; nor
           for models trained in one of the orders only.
-Cost      toy, five seeds: 24 minutes on a busy core of an AMD EPYC (AVX-512) with probes, after
-          scratch_vs_llama2.py, with which it shares the longest of four code stages.
+Cost      toy, five seeds: 5 minutes in two processes on two cores of an AMD EPYC (AVX-512),
+          after scratch_vs_llama2.py, with which it shares the longest of four code stages.
           7B: three times 500B tokens; `launch.py plan psm_vs_spm --scale 7b`.
 Command   python launch.py run experiments/psm_vs_spm.py
           python launch.py run experiments/psm_vs_spm.py --scale 7b

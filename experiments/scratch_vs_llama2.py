@@ -5,7 +5,7 @@ Claim     Figure 5b (section 3.4.1), 7B: trained from scratch on the same 500B t
           tokens earlier.
 Expected  from the general model the final loss is lower, and the one from scratch is reached with
           tokens to spare.
-Cost      toy, five seeds: 48 minutes of processor time, measured on two busy AMD EPYC cores.
+Cost      toy, five seeds: 17 minutes in two processes on two cores of an AMD EPYC (AVX-512).
           7B: twice 500B tokens; `launch.py plan scratch_vs_llama2 --scale 7b`.
 Command   python launch.py run experiments/scratch_vs_llama2.py
           python launch.py run experiments/scratch_vs_llama2.py --scale 7b

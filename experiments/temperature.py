@@ -5,7 +5,8 @@ Claim     Figure 6, 7B to 34B on HumanEval and MBPP, top-p 0.95, at temperatures
           curves only.
 Expected  the same. Here an answer passes if it completes the last two tokens of a held-out line
           exactly.
-Cost      toy, five seeds: about 20 minutes on two AMD EPYC cores, probes included.
+Cost      toy, five seeds: 2 minutes in two processes on two cores of an AMD EPYC (AVX-512),
+          after long_context_cost.py, which trains its stages.
           7B: 500B tokens; `launch.py plan temperature --scale 7b`.
 Command   python launch.py run experiments/temperature.py
           python launch.py run experiments/temperature.py --scale 7b
