@@ -116,9 +116,9 @@ def evaluate(
         if is_first():
             stack.enter_context(removed_if_empty(prepared.out))
         on_all_hosts(lambda: stack.enter_context(only_writer(prepared.out)))
+        executor = stack.enter_context(on_all_hosts(lambda: start_executor(prepared, checking)))
         if find_model and not scores_only:
             prepared = on_all_hosts(lambda: with_model(prepared, options, find_model()))
-        executor = stack.enter_context(on_all_hosts(lambda: start_executor(prepared, checking)))
         model = None
         # Suites of text files need the tokenizer even to score: their tasks have a number of
         # tokens.
