@@ -66,3 +66,10 @@ def test_a_mesh_changes_no_logits(model, mesh):
         logits_BMV = scoring.last_logits(model, prompts, 3)
     for logits_MV, ids in zip(logits_BMV, prompts, strict=True):
         np.testing.assert_allclose(logits_MV, logits_alone(model, ids)[:-4:-1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "tokens, padded", [(1, 64), (64, 64), (65, 128), (258, 320), (1026, 1152), (2048, 2048)]
+)
+def test_pads_by_less_than_an_eighth_above_512_tokens(tokens, padded):
+    assert scoring._padded_length(tokens) == padded
