@@ -107,6 +107,10 @@ def _batches(
     shards = shape.get("data", 1) * shape.get("fsdp", 1)
     length = _round_up(_padded_length(longest), length_shards())
     size = min(_round_up(most, shards), _round_up(max(1, TOKENS // length), shards))
+    # As many batches, but of about equal size: 16 sequences as 8 and 8, not as 14 and 2, whose
+    # padding to 14 costs as much as sequences do.
+    passes = -(-len(sequences) // size)
+    size = min(size, _round_up(-(-len(sequences) // passes), shards))
     for start in range(0, len(sequences), size):
         batch = sequences[start : start + size]
         ids_BT = np.zeros((size, length + extra), np.int32)

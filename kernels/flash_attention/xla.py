@@ -22,9 +22,12 @@ from kernels import MASKED
 from kernels.flash_attention import blocked
 from kernels.flash_attention.reference import visible
 from kernels.fusion import materialized
+from kernels.tpu import platform
 
 BLOCK = 128  # queries per unrolled block
-UNROLLED = 2048  # longest sequence, in tokens, whose blocks are unrolled: at most 16 blocks
+# Longest sequence, in tokens, whose blocks of queries are unrolled: at most 16 blocks. On a CPU fewer,
+# because the scores of a block then leave its caches, and square blocks are faster.
+UNROLLED = {"cpu": 512, "other": 2048}
 
 
 def _block(
@@ -62,12 +65,12 @@ def attention(
 ) -> jax.Array:
     """Computes `api.attention` with XLA.
 
-    In sequences over `UNROLLED` tokens with T = S, the order of the tokens and not the positions
+    In sequences that are not unrolled (T = S), the order of the tokens and not the positions
     decides which keys are visible. Both agree, because positions rise by one inside a segment.
     """
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
-    if T == S and T > UNROLLED:
+    if T == S and T > UNROLLED["cpu" if platform() == "cpu" else "other"]:
         return blocked.attention(q_BTNH, k_BSKH, v_BSKH, q_segments_BT)
     q_BKGTH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     layout = "BKHS" if T == S else "BKSH"

@@ -32,12 +32,26 @@ def test_agrees_with_float64(length, dtype, documents):
         assert relative_error(actual, expected) <= {"float32": 2e-5, "bfloat16": 1e-2}[dtype]
 
 
-def test_long_rows_are_looped_and_short_ones_unrolled(monkeypatch):
-    """At a length that both can compute they agree."""
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_long_rows_are_looped_and_short_ones_unrolled(monkeypatch, platform):
+    """At a length that both can compute they agree, and each platform has its own limit."""
     qkv, _, rows = problem(0, 1, 257, 2, 1, 16)
+    looped_lengths = []
+
+    def looped_attention(q_BTNH, *others):
+        looped_lengths.append(q_BTNH.shape[1])
+        return attention(q_BTNH, *others)
+
+    attention = blocked.attention
+    monkeypatch.setattr(blocked, "attention", looped_attention)
+    monkeypatch.setattr(xla, "platform", lambda: platform)
+    limit = "cpu" if platform == "cpu" else "other"
+    monkeypatch.setitem(xla.UNROLLED, limit, 257)
     unrolled = xla.attention(*qkv, *rows)
-    monkeypatch.setattr(xla, "UNROLLED", 256)
+    assert not looped_lengths
+    monkeypatch.setitem(xla.UNROLLED, limit, 256)
     looped_out = xla.attention(*qkv, *rows)
+    assert looped_lengths == [257]
     np.testing.assert_allclose(
         np.where(visible(rows), looped_out, 0), np.where(visible(rows), unrolled, 0), atol=2e-6
     )
