@@ -247,9 +247,34 @@ def _run_seeds(
                 for stage in preferred:
                     training.run(stage)
             else:
-                training.run_unclaimed(preferred + _of_others(stages, numbers))
+                ordered = _first_arm_early(preferred, experiment.seeds, choice.processes)
+                training.run_unclaimed(ordered + _of_others(stages, numbers))
     except Stopped as stop:
         sys.exit(128 + stop.args[0])  # the first process prints the line about it
+
+
+def _first_arm_early(
+    preferred: Sequence[ResolvedStage], seeds: int, processes: int
+) -> list[ResolvedStage]:
+    """Returns the stages of a process, with the first arm of a surplus seed before another seed.
+
+    With 5 seeds in 2 processes, the seed with number 4 is the surplus one. Its other arms often
+    begin with stages of its first, and the process that helps with them would wait for those.
+
+    Args:
+      preferred: stages of the seeds of the process, in their order.
+      seeds: of the experiment.
+      processes: at most so many train them.
+    """
+    count = min(processes, seeds)
+    first_surplus = seeds - seeds % count
+
+    def place(stage: ResolvedStage) -> float:
+        if stage.number >= first_surplus and stage.arm == preferred[0].arm:
+            return stage.number - count - 0.5  # just before the last seed that is not surplus
+        return stage.number
+
+    return sorted(preferred, key=place)  # stable: stages stay in their order
 
 
 def _of_others(stages: Sequence[ResolvedStage], numbers: Sequence[int]) -> list[ResolvedStage]:

@@ -25,8 +25,8 @@ from kernels.fusion import materialized
 from kernels.tpu import platform
 
 BLOCK = 128  # queries per unrolled block
-# Longest sequence, in tokens, whose blocks of queries are unrolled: at most 16 blocks. On a CPU fewer,
-# because the scores of a block then leave its caches, and square blocks are faster.
+# Longest sequence, in tokens, whose blocks of queries are unrolled: at most 16 blocks. Fewer on a
+# CPU, because the scores of a block then leave its caches, and square blocks are faster.
 UNROLLED = {"cpu": 512, "other": 2048}
 
 
@@ -70,7 +70,8 @@ def attention(
     """
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
-    if T == S and T > UNROLLED["cpu" if platform() == "cpu" else "other"]:
+    unrolled = UNROLLED["cpu" if platform() == "cpu" else "other"]
+    if unrolled < T == S:
         return blocked.attention(q_BTNH, k_BSKH, v_BSKH, q_segments_BT)
     q_BKGTH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     layout = "BKHS" if T == S else "BKSH"

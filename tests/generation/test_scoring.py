@@ -73,3 +73,12 @@ def test_a_mesh_changes_no_logits(model, mesh):
 )
 def test_pads_by_less_than_an_eighth_above_512_tokens(tokens, padded):
     assert scoring._padded_length(tokens) == padded
+
+
+@pytest.mark.parametrize(("sequences", "sizes"), [(16, [8, 8]), (14, [14]), (30, [10, 10, 10])])
+def test_batches_have_about_equal_sizes(sequences, sizes):
+    """At most 14 sequences of 1,152 tokens fit a pass; none is padded to 14 with 2 sequences."""
+    ids = [[1] * 1100] * sequences
+    batches = list(scoring._batches(ids, 1100, most=64))
+    assert [ids_BT.shape for _, ids_BT in batches] == [(size, 1152) for size in sizes]
+    assert sum(len(batch) for batch, _ in batches) == sequences

@@ -256,6 +256,22 @@ def test_the_last_seed_of_the_others_is_helped_with_first():
     assert helped == [(3, "a"), (3, "b"), (1, "a"), (1, "b")]
 
 
+@pytest.mark.parametrize(
+    ("numbers", "order"),
+    [((0, 2, 4), ["0a", "0b", "4a", "2a", "2b", "4b"]), ((1, 3), ["1a", "1b", "3a", "3b"])],
+)
+def test_the_first_arm_of_a_surplus_seed_is_trained_before_another_seed(numbers, order):
+    stages = [SimpleNamespace(number=n, arm=arm) for n in numbers for arm in "ab"]
+    early = seeds._first_arm_early(stages, seeds=5, processes=2)
+    assert [f"{stage.number}{stage.arm}" for stage in early] == order
+
+
+def test_seeds_without_a_surplus_stay_in_order():
+    stages = [SimpleNamespace(number=n, arm=arm) for n in (0, 2) for arm in "ab"]
+    assert seeds._first_arm_early(stages, seeds=4, processes=2) == stages
+    assert seeds._first_arm_early(stages[:2], seeds=1, processes=2) == stages[:2]
+
+
 def test_a_file_system_without_locks_can_claim_nothing(tmp_path, monkeypatch):
     folder = epath.Path(tmp_path)
     assert locks.can_claim(folder)
