@@ -65,7 +65,7 @@ class Ranking:
 
 
 def rank(executor: Executor, tasks: Sequence[Task], most_pairs: int = 0) -> Ranking:
-    """Returns the pairs of every teacher's answer with every answer of the student.
+    """Returns the pairs of every teacher's answer with every answer of the student, once each.
 
     Args:
         executor: runs the answers' programs with the tests.
@@ -90,6 +90,10 @@ def rank(executor: Executor, tasks: Sequence[Task], most_pairs: int = 0) -> Rank
                     lines.append(_line(task, teacher, student))
         # The sort is stable, so pairs of equal difference stay in the order of the answers.
         lines.sort(key=_difference, reverse=True)
+        different = _without_copies(lines)
+        if len(different) < len(lines):
+            dropped["equal to another pair of the task"] += len(lines) - len(different)
+        lines = different
         if most_pairs and len(lines) > most_pairs:
             dropped["more pairs of one task than were to be kept"] += len(lines) - most_pairs
             lines = lines[:most_pairs]
@@ -158,6 +162,14 @@ def _line(task: Task, teacher: Scored, student: Scored) -> dict[str, Any]:
         "teacher": teacher.answer.source,
         "temperatures": [teacher.answer.temperature, student.answer.temperature],
     }
+
+
+def _without_copies(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the first of pairs with equal texts, which models often write at low temperatures."""
+    by_texts: dict[tuple[str, str], dict[str, Any]] = {}
+    for line in lines:
+        by_texts.setdefault((line["chosen"].strip(), line["rejected"].strip()), line)
+    return list(by_texts.values())
 
 
 def _difference(line: dict[str, Any]) -> float:

@@ -159,12 +159,19 @@ class Interconnect:
     def _all_to_all(self, nbytes: int, group: Sequence[int]) -> float:
         """Returns the time in which each device sends every other one its part of `nbytes`."""
         slices = len({self.slices[device] for device in group})
-        chips = {self.positions[device] for device in group}
+        inside = [device for device in group if self.slices[device] == self.slices[group[0]]]
+        chips = {self.positions[device] for device in inside}
         sent = nbytes * self.chip.devices_per_chip  # every device of a chip sends
         times = [0.0]
         for axis in self._axes(chips):
-            # Both directions of a ring share the load; all of a line's passes its middle link.
-            times.append(sent * axis.distance / axis.rate / (2 if axis.is_ring else 1))
+            # Both directions of a ring share the load; all of a line's passes its middle link. What
+            # is for other slices goes over the network.
+            load = sent / slices * axis.distance
+            times.append(load / axis.rate / (2 if axis.is_ring else 1))
+        # Without links: what the devices of a chip send to one another.
+        neighbours = len(inside) // len(chips) - 1
+        if neighbours:
+            times.append(nbytes * neighbours / len(group) / self.chip.between_devices)
         if slices > 1:
             times.append(sent * (1 - 1 / slices) / self.chip.network)
         return max(times)

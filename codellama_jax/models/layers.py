@@ -20,7 +20,7 @@ from flax import struct
 from codellama_jax.config import ModelConfig
 from codellama_jax.models.lora import Adapted, frozen_matrix, in_section
 from codellama_jax.models.quantized import Quantized, Weight
-from codellama_jax.models.rounded_matmul import is_faster, rounded_matmul
+from codellama_jax.models.rounded_matmul import is_faster, keeps_matmul, rounded_matmul
 from kernels import flash_attention, ring_attention
 from kernels.tpu import platform
 
@@ -402,7 +402,7 @@ def _head_repeats(n_heads: int, n_kv_heads: int) -> int:
 REMAT_POLICIES = {
     "full": None,  # only the input of every layer
     # Also the results of matmuls with weights, which cost the most to compute again.
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "dots": keeps_matmul,
 }
 
 # Largest number of layers that a CPU unrolls, so that compiling stays short.

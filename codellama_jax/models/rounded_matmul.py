@@ -8,10 +8,17 @@ every matmul has an fp32 result, rounded afterwards, which are the same numbers.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from kernels.tpu import platform
+
+RESULT = "rounded_matmul"  # the name by which a rematerialization policy keeps the result
+_keeps_result = jax.checkpoint_policies.save_only_these_names(RESULT)
+_keeps_dot = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
 
 
 def is_faster(dtype: jnp.dtype) -> bool:
@@ -21,6 +28,20 @@ def is_faster(dtype: jnp.dtype) -> bool:
 
 def _fp32_matmul(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.matmul(x, y, preferred_element_type=jnp.float32)
+
+
+def keeps_matmul(primitive: Any, *inputs: Any, **params: Any) -> bool:
+    """Returns whether the result of a primitive is kept: the policy for matmuls with weights.
+
+    That of `rounded_matmul` is kept rounded: its sum in fp32 would take twice the memory.
+    """
+    if _keeps_result(primitive, *inputs, **params):
+        return True
+    # Where `rounded_matmul` is used, no other matmul of a layer has such a result.
+    is_sum = params.get("preferred_element_type") == jnp.float32
+    if is_sum and is_faster(inputs[0].dtype):
+        return False
+    return _keeps_dot(primitive, *inputs, **params)
 
 
 @jax.custom_vjp
@@ -40,7 +61,8 @@ def _forward(x: jax.Array, w_DX: jax.Array):
     rounded_DX = w_DX.astype(x.dtype)
     out = _fp32_matmul(x.reshape(-1, x.shape[-1]), rounded_DX).astype(x.dtype)
     # An empty array keeps the dtype of the weight for the backward pass.
-    return out.reshape(*x.shape[:-1], -1), (x, rounded_DX, jnp.zeros(0, w_DX.dtype))
+    out = checkpoint_name(out.reshape(*x.shape[:-1], -1), RESULT)
+    return out, (x, rounded_DX, jnp.zeros(0, w_DX.dtype))
 
 
 def _backward(residuals, dy: jax.Array):

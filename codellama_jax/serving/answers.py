@@ -150,6 +150,12 @@ PROPERTIES = record(
     ),
 )
 _SLOT = record(
-    id=COUNT, n_ctx=COUNT, is_processing=FLAG, n_prompt=COUNT, n_cached=COUNT, n_decoded=COUNT
+    id=COUNT,
+    model=TEXT,
+    n_ctx=COUNT,
+    is_processing=FLAG,
+    n_prompt=COUNT,
+    n_cached=COUNT,
+    n_decoded=COUNT,
 )
 SLOTS = listed(optional(_SLOT, "n_prompt", "n_cached", "n_decoded"))

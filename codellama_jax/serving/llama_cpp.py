@@ -17,7 +17,7 @@ from codellama_jax.serving.fields import IDS, MAX_SEED, TEXT, Field, is_integer,
 from codellama_jax.serving.service import Cursor, Generation, Service, sampling_of
 from codellama_jax.serving.streaming import EventStream, answered, at_once
 from codellama_jax.serving.texts import Prompt, Settings, Text
-from codellama_jax.serving.worker import Job
+from codellama_jax.serving.jobs import Job
 
 MOST_EXTRA = 256  # chunks of other files
 MAX_COUNT = 2**31 - 1
@@ -151,16 +151,20 @@ class LlamaCpp:
         return JSONResponse(properties)
 
     async def slots(self, request: Request) -> Response:
-        """Lists the slots, without their prompts."""
+        """Lists the slots of each model, without their prompts."""
         worker = self.service.worker
+        running = worker.running()
         slots: list[dict[str, Any]] = []
-        # The engine's slots have no numbers outside it, so that running sequences are counted up.
-        for job in worker.running()[: worker.all_slots]:
-            state = {"id": len(slots), "n_ctx": worker.context, "is_processing": True}
-            counts = {"n_prompt": len(job.prompt.ids), "n_cached": job.reused}
-            slots.append({**state, **counts, "n_decoded": job.count})
-        while len(slots) < worker.all_slots:
-            slots.append({"id": len(slots), "n_ctx": worker.context, "is_processing": False})
+        for number, name in enumerate(self.features.models):
+            jobs = [job for job in running if job.settings.model == number]
+            # The engine's slots have no numbers outside it, so that running sequences come first.
+            for place in range(worker.slots):
+                slot = {"id": len(slots), "model": name, "n_ctx": worker.context}
+                slots.append({**slot, "is_processing": place < len(jobs)})
+                if place < len(jobs):
+                    job = jobs[place]
+                    counts = {"n_prompt": len(job.prompt.ids), "n_cached": job.reused}
+                    slots[-1] |= {**counts, "n_decoded": job.count}
         return JSONResponse(slots)
 
     def _middle(self, values: dict[str, Any]) -> tuple[Prompt, bool]:
@@ -266,12 +270,17 @@ class LlamaCpp:
         async with generation:
             async for pieces in generation.pieces():
                 events: list[dict[str, Any]] = []
-                for _, text, ids, is_finished in pieces:
+                for _, text, ids, _ in pieces:
                     if text or ids:
                         events.append({"content": text, "tokens": ids, "stop": False})
-                    if is_finished:
-                        # The final object may need a forward pass, for `n_probs`.
-                        events.append(await self._final(generation, "", values, is_truncated))
+                is_finished = any(piece.is_finished for piece in pieces)
+                # The final object of a request with `n_probs` needs a forward pass, which may fail
+                # for memory. The text is sent before, so that such a failure does not lose it.
+                if is_finished and events and values["n_probs"]:
+                    yield events
+                    events = []
+                if is_finished:
+                    events.append(await self._final(generation, "", values, is_truncated))
                 yield events
 
     async def _final(

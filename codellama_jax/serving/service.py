@@ -19,8 +19,9 @@ from codellama_jax.generation.settings import MAX_SEED, MIN_TEMPERATURE, Samplin
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.serving.ends import CursorEnds
 from codellama_jax.serving.errors import ApiError, invalid
+from codellama_jax.serving.jobs import DONE, Call, Event, Job
 from codellama_jax.serving.texts import Prompt, Settings, Text
-from codellama_jax.serving.worker import DONE, Event, Job, Worker, engine_error
+from codellama_jax.serving.worker import Worker, engine_error
 from codellama_jax.tokenizers.base import Tokenizer
 from codellama_jax.tokenizers.chat import ChatFormat, Message
 
@@ -199,9 +200,8 @@ class Service:
     async def with_model(self, number: int, work: Callable[[TrainedModel], Result]) -> Result:
         """Returns the result of a function that computes with a model, in the worker's thread.
 
-        Raises ApiError 503 where it fails, as for memory.
+        Raises ApiError 503 where it fails, as for memory, and where that thread has ended.
         """
-        self.worker.check_ready()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
 
@@ -215,16 +215,19 @@ class Service:
             else:
                 future.set_result(result)
 
+        def end(result: Any, error: Exception | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(resolve, result, error)
+
         def run() -> None:
             result, error = None, None
             try:
                 result = work(self.worker.models[number])
             except Exception as raised:
                 error = engine_error(raised)
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(resolve, result, error)
+            end(result, error)
 
-        self.worker.call(run)
+        self.worker.call(Call(run, functools.partial(end, None)))
         return await future
 
 

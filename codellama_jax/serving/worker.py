@@ -14,7 +14,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from codellama_jax.command_line import FULL_MEMORY
@@ -28,53 +27,10 @@ from codellama_jax.generation.settings import Sampling
 from codellama_jax.generation.text import healed_prompts
 from codellama_jax.models.trained import TrainedModel
 from codellama_jax.serving.errors import ApiError, one_line
-from codellama_jax.serving.texts import Prompt, Settings, stop_of
+from codellama_jax.serving.jobs import DONE, STOPPED, TIME, Call, Event, Job
+from codellama_jax.serving.texts import stop_of
 
 STARTING, READY, STOPPING, FAILED = "loading model", "ok", "stopping", "failed"
-DONE, TIME, STOPPED = "done", "time", "stopped"  # why a sequence ended
-
-
-class Event(NamedTuple):
-    """New ids of a sequence, and why it ended; or the error that ended it."""
-
-    ids: list[int]
-    reason: str = ""
-    error: ApiError | None = None
-
-
-@dataclass(eq=False)
-class Job:
-    """One sequence to generate.
-
-    Attributes:
-      prompt, settings: what is generated from, and how.
-      number: the PRNG key is folded from the seed and this number.
-      listener: called in the worker's thread with every event.
-      submitted, started, first, last: times in seconds: of the submission, of the start of reading
-        the prompt, of the first token, and of the last one; 0 before.
-      reused: tokens of the prompt that the engine had read before.
-      count: new ids so far.
-      count_of_first: new ids that came at `first`, with the end of the prompt.
-    """
-
-    prompt: Prompt
-    settings: Settings
-    number: int
-    listener: Callable[[Event], None]
-    submitted: float = field(default_factory=time.monotonic)
-    started: float = 0.0
-    first: float = 0.0
-    last: float = 0.0
-    reused: int = 0
-    count: int = 0
-    count_of_first: int = 0
-
-    def deadline_passed(self, now: float) -> bool:
-        """Returns whether one of its time limits is over."""
-        since, limit = self.submitted, self.settings.prompt_seconds
-        if self.first:
-            since, limit = self.first, self.settings.predict_seconds
-        return limit is not None and now - since > limit
 
 
 class Sizes(NamedTuple):
@@ -126,8 +82,10 @@ class Worker:
         self._engines: dict[int, Engine] = {}  # by the number of the model
         self._jobs: dict[tuple[int, int], Job] = {}  # by it, and the engine's id of the request
         self._unfinished: set[Job] = set()  # submitted by clients, whether the engine has them
-        # Guards `_unfinished`, which both threads change. `_engines` and `_jobs` belong to the
-        # engine's thread.
+        self._calls: set[Call] = set()  # that have not begun
+        self._has_ended = False  # whether the thread carries out no more commands
+        # Guards the last three, which both threads change: nothing may be added once the thread has
+        # answered what is left. `_engines` and `_jobs` belong to the engine's thread.
         self._lock = threading.Lock()
         # A daemon: a long compilation must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -175,8 +133,7 @@ class Worker:
     def check_ready(self) -> None:
         """Raises ApiError 503 before the model is ready, and while the server stops."""
         if self.state != READY:
-            message = f"the server is not ready: {self.state}"
-            raise ApiError(503, message, code="unavailable")
+            raise _unavailable(self.state)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queues sequences: all of them, or none.
@@ -189,6 +146,7 @@ class Worker:
             message = f"the request has {len(jobs)} sequences: at most {most} fit in the queue"
             raise ApiError(400, message, "n")
         with self._lock:
+            self._check_thread()
             # Counted with the new jobs: a request of several sequences is accepted as one or not at
             # all.
             if self._waiting(jobs) > self.queue_size:
@@ -217,9 +175,24 @@ class Worker:
         if remaining:
             self._commands.put(functools.partial(self._cancel, remaining))
 
-    def call(self, work: Callable[[], None]) -> None:
-        """Calls a function in the thread between two chunks. It must not raise."""
-        self._commands.put(work)
+    def call(self, call: Call) -> None:
+        """Calls a function in the thread between two chunks, also while the server stops.
+
+        Raises ApiError 503 if the thread has ended.
+        """
+        with self._lock:
+            self._check_thread()
+            self._calls.add(call)
+        self._commands.put(functools.partial(self._call, call))
+
+    def _check_thread(self) -> None:
+        if self._has_ended:
+            raise _unavailable(FAILED)
+
+    def _call(self, call: Call) -> None:
+        with self._lock:
+            self._calls.discard(call)
+        call.work()
 
     def _run(self) -> None:
         try:
@@ -229,7 +202,7 @@ class Worker:
                 self._warm_up(self._engines[number])
         except Exception as error:
             # The main thread reports it: a user's mistake as one line.
-            self.failure, self.state = error, FAILED
+            self._end_thread(error, _unavailable(FAILED))
             return
         if self.state == STARTING:
             self.state = READY
@@ -242,16 +215,24 @@ class Worker:
                     for number in sorted({number for number, _ in self._jobs}):
                         self._advance(number)
         except Exception as error:
-            self._break(error)
+            # A defect ends the server, rather than let its clients wait for ever.
+            failure = UserError(f"the engine ended: {one_line(error)}")
+            self._end_thread(failure, engine_error(error))
+            return
+        self._end_thread(None, _unavailable(STOPPING))
 
-    def _break(self, error: Exception) -> None:
-        """Ends the server after a defect, rather than let its clients wait for ever."""
-        self.failure, self.state = UserError(f"the engine ended: {one_line(error)}"), FAILED
+    def _end_thread(self, failure: Exception | None, answer: ApiError) -> None:
+        """Accepts no more commands, and answers those that will not be carried out."""
         with self._lock:
-            jobs = list(self._unfinished)
+            self._has_ended = True
+            jobs, calls = list(self._unfinished), list(self._calls)
             self._unfinished.clear()
+            self._calls.clear()
+        self.failure, self.state = failure, FAILED
         for job in jobs:
-            job.listener(Event([], error=engine_error(error)))
+            job.listener(Event([], error=answer))
+        for call in calls:
+            call.refuse(answer)
 
     def _new_engine(self, number: int) -> Engine:
         model = self.models[number]
@@ -480,6 +461,10 @@ class Worker:
 
 def _short_chunks(ids: list[int]) -> None:
     """Makes the engine's chunks short, so that clients get tokens, and cancel, without delay."""
+
+
+def _unavailable(state: str) -> ApiError:
+    return ApiError(503, f"the server is not ready: {state}", code="unavailable")
 
 
 def engine_error(error: Exception) -> ApiError:

@@ -60,3 +60,13 @@ def test_only_the_most_different_pairs_of_a_task_are_kept(executor):
     assert outcomes == ["compile error", "runtime error"]
     assert [pair["sample"] for pair in ranking.pairs] == [0, 1]
     assert sum(ranking.dropped.values()) == 1
+
+
+def test_answers_that_repeat_make_one_pair(executor):
+    """The pairs to keep are different ones, rather than copies of the most different pair."""
+    answers = [NONE, f"{NONE}\n", RAISES], [PASSES, PASSES]
+    ranking = rank(executor, [task("t", *answers)], most_pairs=2)
+    outcomes = [pair["rejected_outcome"] for pair in ranking.pairs]
+    assert outcomes == ["compile error", "runtime error"]
+    assert ranking.dropped == {"equal to another pair of the task": 4}
+    assert ranking.outcomes["teacher: passed"] == 2

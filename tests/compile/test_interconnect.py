@@ -73,6 +73,11 @@ def test_two_devices_of_a_chip_share_its_links():
     assert tpu7x.seconds("all-gather", GB, [[0, 1]]) == pytest.approx(1 / 2 / 600)
     assert tpu7x.seconds("all-gather", GB, [all_devices]) == pytest.approx(3 / 4 / 200)
     assert tpu7x.seconds("all-gather", GB, [first_cores]) == pytest.approx(3 / 4 / 100)
+    # In a chip half of each gigabyte is for the other device. Between chips half of a chip's two
+    # gigabytes crosses the one link of a line of 2.
+    assert tpu7x.seconds("all-to-all", GB, [[0, 1], [2, 3]]) == pytest.approx(1 / 2 / 600)
+    assert tpu7x.seconds("all-to-all", GB, [all_devices]) == pytest.approx(2 / 2 / 100)
+    assert tpu7x.seconds("all-to-all", GB, [first_cores]) == pytest.approx(2 / 2 / 100)
     assert tpu7x.seconds("collective-permute", GB, [(0, 1)]) == pytest.approx(1 / 600)
     assert tpu7x.seconds("collective-permute", GB, [(0, 2), (1, 3)]) == pytest.approx(2 / 100)
 

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import print_saved_residuals
 
-from codellama_jax.models.layers import project
+from codellama_jax.models import rounded_matmul as module
+from codellama_jax.models.layers import REMAT_POLICIES, project
 from codellama_jax.models.rounded_matmul import is_faster, rounded_matmul
 
 
@@ -41,3 +43,29 @@ def test_a_projection_in_bf16_uses_it_on_a_cpu_and_keeps_the_dims_of_the_weight(
     assert jnp.array_equal(project(x_BTD, w_NHX, inputs=2), rounded_matmul(x_BTD, w_DX))
     jaxpr = str(jax.make_jaxpr(project)(x_BTD, w_DNH))
     assert "custom_vjp" in jaxpr
+
+
+def saved_dots(dtype, capsys):
+    """Returns what rematerialization keeps of two projections beside their arguments."""
+    x_BTD, w_DX, _ = inputs()
+
+    def loss(x_BTD, w_DX):
+        hidden_BTX = jax.nn.silu(project(x_BTD, w_DX))
+        return jnp.sum(jax.nn.silu(project(hidden_BTX, w_DX.T)))
+
+    print_saved_residuals(
+        jax.checkpoint(loss, policy=REMAT_POLICIES["dots"]), x_BTD.astype(dtype), w_DX
+    )
+    lines = [
+        line.split()[0] for line in capsys.readouterr().out.splitlines() if "argument" not in line
+    ]
+    return sorted(lines)
+
+
+def test_rematerialization_keeps_the_rounded_results(capsys, monkeypatch):
+    rounded = ["bf16[2,3,32]", "bf16[2,3,64]"]
+    assert saved_dots(jnp.bfloat16, capsys) == rounded
+    assert saved_dots(jnp.float32, capsys) == ["f32[6,32]", "f32[6,64]"]
+    # On a TPU, where the projections round themselves, the policy is JAX's.
+    monkeypatch.setattr(module, "platform", lambda: "tpu")
+    assert saved_dots(jnp.bfloat16, capsys) == ["bf16[6,32]", "bf16[6,64]"]

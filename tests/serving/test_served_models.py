@@ -44,7 +44,6 @@ def test_the_field_model_chooses_the_quantization(both, expected):
     listed = both.send("GET", "/v1/models")[1]["data"]
     assert [entry["id"] for entry in listed] == NAMES
     assert both.send("GET", "/v1/models/toy:int4")[1]["id"] == "toy:int4"
-    assert len(both.send("GET", "/slots")[1]) == 2 * len(NAMES)
     assert both.send("GET", "/props")[1]["models"] == {"toy": "none", "toy:int4": "int4"}
     for name in (*NAMES, None, ""):
         ids, text = expected[name or "toy"]
@@ -62,6 +61,21 @@ def test_the_field_model_chooses_the_quantization(both, expected):
     message = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
     texts = [both.post("/v1/chat/completions", **message, model=name) for name in NAMES]
     assert [text["model"] for text in texts] == NAMES
+
+
+def test_slots_name_their_model(both, paused):
+    connection = both.connect_only("/v1/completions", {**BODY, "model": "toy:int4"})
+    both.wait_until(lambda worker: worker.unfinished == 1)
+    (job,) = both.worker._unfinished
+    job.first = job.submitted  # as if its first token had come
+    slots = both.send("GET", "/slots")[1]
+    paused.set()
+    connection.getresponse().read()
+    connection.close()
+    assert [slot["id"] for slot in slots] == [0, 1, 2, 3]
+    assert [slot["model"] for slot in slots] == ["toy", "toy", "toy:int4", "toy:int4"]
+    assert [slot["is_processing"] for slot in slots] == [False, False, True, False]
+    assert slots[2]["n_prompt"] and "n_prompt" not in slots[3]
 
 
 def test_the_address_of_models_without_a_name_describes_the_first(both):

@@ -10,7 +10,10 @@ import pytest
 from codellama_jax.errors import UserError
 from codellama_jax.generation.device import Device
 from codellama_jax.generation.engine import Engine
-from codellama_jax.serving.worker import FAILED, Sizes, Worker
+from codellama_jax.serving import llama_cpp
+from codellama_jax.serving.errors import ApiError
+from codellama_jax.serving.jobs import Call
+from codellama_jax.serving.worker import FAILED, READY, STOPPING, Sizes, Worker
 
 LONG = {"prompt": "def name_1(x):\n", "max_tokens": 100, "temperature": 0}
 SHORT = {"prompt": "x", "max_tokens": 2}
@@ -136,6 +139,59 @@ def test_a_defect_in_the_thread_answers_its_requests_and_ends_the_server(
     assert isinstance(broken.worker.failure, UserError)
     assert str(broken.worker.failure) == "the engine ended: KeyError: 'defect'"
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_calls_that_the_thread_did_not_begin_are_refused_when_it_ends():
+    """A client that waits for the log-probabilities of its answer would wait for ever."""
+    worker, refused, release = Worker(list, Sizes(2, 64, 100, 1)), [], threading.Event()
+
+    def fail():
+        assert release.wait(10)
+        raise KeyError("defect")
+
+    worker.start()
+    while worker.state != READY:
+        time.sleep(0.002)
+    worker.call(Call(fail, refused.append))
+    worker.call(Call(lambda: pytest.fail("the thread has ended"), refused.append))
+    release.set()
+    worker._thread.join(10)
+    assert [(error.status, error.code) for error in refused] == [(503, "engine_error")]
+    worker.drain()  # as the server does when it finds that the worker has failed
+    worker.check_ready = lambda: None  # the thread ends just after this check
+    for late in (
+        lambda: worker.call(Call(pytest.fail, refused.append)),
+        lambda: worker.submit([SimpleNamespace(settings=SimpleNamespace(model=0))]),
+    ):
+        with pytest.raises(ApiError, match="not ready"):
+            late()
+    assert not worker.unfinished
+
+
+def test_answers_are_scored_while_the_server_stops(client, paused, monkeypatch):
+    body = {"prompt": "x", "n_predict": 2, "n_probs": 1}
+    connection = client.connect_only("/completion", body)
+    client.wait_until(lambda worker: worker.unfinished == 1)
+    monkeypatch.setattr(client.worker, "state", STOPPING)
+    paused.set()
+    answer = json.loads(connection.getresponse().read())
+    connection.close()
+    assert len(answer["completion_probabilities"]) == answer["tokens_predicted"] == 2
+
+
+def test_a_stream_has_all_its_text_before_its_scores_fail(client, monkeypatch):
+    body = {"prompt": "x = ", "n_predict": 12, "temperature": 0}
+    expected = client.post("/completion", **body)["content"]
+
+    def fail(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: x")
+
+    monkeypatch.setattr(llama_cpp.logprobs, "score", fail)
+    # The last character may begin the stop string, so that it is held back until the end.
+    body |= {"stop": [expected[-1] + "\0"], "n_probs": 1}
+    *events, last = client.stream("/completion", **body)
+    assert "".join(event["content"] for event in events) == expected
+    assert last["error"]["code"] == "out_of_memory"
 
 
 def test_the_old_engine_is_freed_before_its_replacement(client, monkeypatch):
