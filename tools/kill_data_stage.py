@@ -1,6 +1,6 @@
 """Kills a run with SIGKILL at random moments of a data stage, and compares the data.
 
-    python tools/kill_data_stage.py EXPERIMENT RUN ARM STAGE [--kills 5]
+    python -m tools.kill_data_stage EXPERIMENT RUN ARM STAGE [--kills 5]
 
 RUN is a finished run of the experiment, and ARM/STAGE a data stage in it. A copy of the run without
 that stage writes the data again, is killed as often, and must end with equal files.
@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from codellama_jax.data_stage import DataStage, define
+
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST_WAIT = 1800.0  # seconds for one start
 
@@ -35,12 +37,12 @@ def main() -> None:
     options, others = parser.parse_known_args()
     rng = random.Random(options.seed)
     undisturbed = options.run / options.arm / options.stage
+    moments = kill_moments(undisturbed, options.kills, rng)
     total = lines_of(undisturbed)
-    # At random lines of the answers, in increasing order: every start gets beyond the last one.
-    moments = sorted(rng.sample(range(1, total), options.kills))
-    with tempfile.TemporaryDirectory() as temporary:
-        copy = Path(temporary) / options.run.name
-        shutil.copytree(options.run, copy, symlinks=True)
+    # Beside the run: the paths by which stages name equal ones of other runs are relative.
+    with tempfile.TemporaryDirectory(dir=options.run.resolve().parent) as temporary:
+        copy = Path(temporary)
+        shutil.copytree(options.run, copy, symlinks=True, dirs_exist_ok=True)
         data = copy / options.arm / options.stage
         # The other stages stay, so that only the data stage runs again.
         shutil.rmtree(data)
@@ -63,23 +65,47 @@ def main() -> None:
     print(f"after {options.kills} kills all files are equal: {', '.join(digests(undisturbed))}")
 
 
+def kill_moments(folder: Path, kills: int, rng: random.Random) -> list[int]:
+    """Returns numbers of lines, in increasing order, at which a data stage is killed.
+
+    Exits for a folder that holds fewer lines, such as that of a stage that names an equal one.
+    """
+    total = lines_of(folder)
+    if total <= kills:
+        sys.exit(f"{folder} has {total} lines of answers: {kills} kills need more; see its done.json")
+    return sorted(rng.sample(range(1, total), kills))
+
+
 def end_at(command: list, data: Path, moment: int | None, delay: float) -> None:
-    """Starts the command and kills it once the data have `moment` lines, or are complete."""
+    """Starts the command and kills it once it has written the data up to a number of lines.
+
+    It has then written at least one. Where `moment` is None, or the data are complete before, it is
+    killed when they are complete. Exits if it ends itself with an error, or is too slow.
+    """
+    # A batch may have brought the last start beyond `moment`: this start would be killed before it
+    # writes.
+    least = max(moment or 0, lines_of(data) + 1)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
         end = time.monotonic() + LONGEST_WAIT
         while process.poll() is None and time.monotonic() < end:
-            is_due = moment is not None and lines_of(data) >= moment
+            is_due = moment is not None and lines_of(data) >= least
             if is_due or (data / "done.json").exists():
                 time.sleep(delay)
                 break
             time.sleep(0.05)
+        is_late = time.monotonic() >= end
         # SIGKILL cannot be caught: nothing is saved or cleaned up, as when a machine fails.
         process.send_signal(signal.SIGKILL)
+    if is_late or process.returncode not in (0, -signal.SIGKILL):
+        problem = f"wrote no data in {LONGEST_WAIT:g} s" if is_late else "failed"
+        sys.exit(f"the command {problem}: {' '.join(map(str, command))}")
 
 
 def lines_of(folder: Path) -> int:
-    """Returns the complete lines of the answers in a folder; the dataset is written at once."""
-    paths = [path for path in folder.glob("*.jsonl") if path.name != "dataset.jsonl"]
+    """Returns the complete lines of the answers in a folder; the outputs are written at once."""
+    define()
+    outputs = {kind.output for kind in DataStage.kinds.values()}
+    paths = [path for path in folder.glob("*.jsonl") if path.name not in outputs]
     return sum(path.read_bytes().count(b"\n") for path in paths)
 
 

@@ -3,21 +3,23 @@
 python -m tools.rerun_dataset RUN/ARM/self_instruct/dataset.jsonl ...
 """
 
-import json
+import argparse
 import sys
 from collections import Counter
-from pathlib import Path
 
 from codellama_jax.alignment.outcomes import Candidate, passing
 from codellama_jax.benchmarks.programs import program
 from codellama_jax.sandbox.executor import Executor
+from codellama_jax.system.json_files import read_values
 
 
 def main() -> None:
     """Prints the outcomes; exit code 1 if a solution does not pass its tests."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("datasets", nargs="+")
     candidates = []
-    for path in sys.argv[1:]:
-        for line in map(json.loads, Path(path).read_text("utf-8").splitlines()):
+    for path in parser.parse_args().datasets:
+        for _, line in read_values(path, only_lines=True).values:
             # The last message is the answer, written in the chat format; only its program is run.
             code = program(line["messages"][-1]["content"]).code
             candidates.append(Candidate(line["task_id"], code, tuple(line["tests"])))
@@ -25,7 +27,7 @@ def main() -> None:
         statuses = Counter(status for _, status in passing(executor, candidates))
     print(f"{len(candidates)} solutions: {dict(statuses)}")
     # Every solution of such a dataset has passed its tests once: any other verdict is a fault.
-    sys.exit(statuses["passed"] != len(candidates))
+    sys.exit(not candidates or statuses["passed"] != len(candidates))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""The tools that kill data stages and run their solutions again: when they kill, and exit codes."""
+
+import random
+import sys
+
+import pytest
+
+from codellama_jax.alignment.pairs import PAIRS
+from tools import rerun_dataset
+from tools.kill_data_stage import end_at, kill_moments, lines_of
+
+# Writes a batch of two answers after a while, and then nothing.
+WRITER = """
+import pathlib, sys, time
+time.sleep(0.3)
+with open(pathlib.Path(sys.argv[1]) / "answers.jsonl", "a") as file:
+    file.write("{}\\n{}\\n")
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "answers.jsonl").write_text("{}\n" * 8)
+    return tmp_path
+
+
+def test_each_start_writes_before_it_is_killed(data):
+    """A batch of the start before brought the data beyond the moment."""
+    end_at([sys.executable, "-c", WRITER, data], data, moment=3, delay=0)
+    assert lines_of(data) == 10
+
+
+def test_a_command_that_fails_ends_the_tool(data):
+    with pytest.raises(SystemExit, match="the command failed"):
+        end_at([sys.executable, "-c", "raise SystemExit(2)"], data, moment=3, delay=0)
+
+
+def test_files_that_are_written_at_once_are_no_answers(data):
+    for name in ("dataset.jsonl", PAIRS):
+        (data / name).write_text("{}\n" * 5)
+    assert lines_of(data) == 8
+
+
+def test_the_moments_are_different_lines_before_the_last(data):
+    assert kill_moments(data, 7, random.Random(0)) == [1, 2, 3, 4, 5, 6, 7]
+    with pytest.raises(SystemExit, match="has 8 lines of answers: 8 kills need more"):
+        kill_moments(data, 8, random.Random(0))
+
+
+def test_no_dataset_is_no_success(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["rerun_dataset"])
+    with pytest.raises(SystemExit) as exit_info:
+        rerun_dataset.main()
+    assert exit_info.value.code == 2 and "datasets" in capsys.readouterr().err
