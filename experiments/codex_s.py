@@ -16,8 +16,9 @@ Command   python launch.py trace-functions data/traced --projects ~/src/toolz --
 The paper's problems are 10,000 of contests and 40,000 traced functions; `trace-functions` makes
 such ones of the second kind. As published: a tenth of Codex's learning rate with its schedule, loss
 on the solution only, and training until the validation loss stays, within 10B tokens. Here the
-stage has at most these steps: stop it when the validation loss no longer falls, and take that
-checkpoint. The paper pads prompts on the left so that solutions align; in packed sequences
+stage has at most these steps. Stop it when the validation loss no longer falls, and take the
+checkpoint with the lowest one, as `run:gs://BUCKET/codex_s@STEP`: it is kept for 1,000 further
+steps. The paper pads prompts on the left so that solutions align; in packed sequences
 attention and positions begin anew with each problem, and nothing has to be aligned.
 """
 
@@ -41,6 +42,8 @@ PROBLEMS = MixtureConfig(others={"problems": 1.0})
 CORPUS = CorpusConfig(others={"problems": "problems.jsonl"})
 TOY_RATE = 1e-3  # of the toy Codex that starts from a general model
 MOST_STEPS = 4_768  # 10B tokens
+EVAL_EVERY = 50  # steps: often enough to see where the validation loss stays
+PATIENCE = 1_000  # steps for which a checkpoint is kept, so that a later loss can show it as best
 INIT = "run:codex"  # a placeholder: --codex-s.init names the trained model
 
 
@@ -63,9 +66,10 @@ def experiment(scale: str = "12b") -> Experiment:
             peak_lr=RATE[scale] / 10, warmup_steps=175, final_fraction=0.1, eps=1e-8
         ),
         steps=MOST_STEPS,
-        # Often enough to see where the validation loss stays.
-        eval_every=50,
-        checkpoint_every=50,
+        eval_every=EVAL_EVERY,
+        checkpoint_every=EVAL_EVERY,
+        # That of the best step too, beside those of the steps after it.
+        keep_checkpoints=PATIENCE // EVAL_EVERY + 1,
     )
     arms = {"codex_s": {"codex_s": stage}}
     return Experiment("codex_s", scale, arms, TokenizerConfig("vocab.json", kind="codex"), CORPUS)
@@ -77,6 +81,9 @@ def _toy() -> Experiment:
     # Docstrings with examples make prompts longer than the 256 tokens of other toy stages.
     data = {"examples": "completions", "block_chars": 0, "seq_len": model.n_positions}
     stage = recipe.toy_gpt_stage(model, PROBLEMS, steps=100, init=INIT, **data)
+    # Every evaluated step is a checkpoint, and all of them are kept.
+    saved = stage.steps // stage.eval_every
+    stage = dataclasses.replace(stage, checkpoint_every=stage.eval_every, keep_checkpoints=saved)
     # As at the published sizes: a tenth of the rate of the model that it starts from.
     optimizer = dataclasses.replace(stage.optimizer, peak_lr=TOY_RATE / 10)
     stage = dataclasses.replace(stage, optimizer=optimizer)

@@ -72,7 +72,9 @@ def kill_moments(folder: Path, kills: int, rng: random.Random) -> list[int]:
     """
     total = lines_of(folder)
     if total <= kills:
-        sys.exit(f"{folder} has {total} lines of answers: {kills} kills need more; see its done.json")
+        sys.exit(
+            f"{folder} has {total} lines of answers: {kills} kills need more; see its done.json"
+        )
     return sorted(rng.sample(range(1, total), kills))
 
 

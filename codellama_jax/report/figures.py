@@ -35,10 +35,15 @@ from codellama_jax.report.findings import HeatMap, Panel
 INK = "#010203"
 TRAINING, VALIDATION, RATE, SPEED = "#86aee6", "#d9701e", "#8c68c8", "#2a9186"
 BIGRAM = "#c44569"
-STAGES = ("#3f7fd1", "#d9701e", "#2a9186", "#8c68c8", "#c44569", "#7a7a2a")
+STAGES = (
+    *("#3f7fd1", "#d9701e", "#2a9186", "#8c68c8", "#c44569"),
+    *("#7a7a2a", "#5bb5d5", "#8a5a3c", "#7f7f7f"),
+)
 PANEL_WIDTH = 4.6  # inches; letters are then 10 px high on a phone of 390 px
 MOST_TICKS = 8  # labels of bars that fit side by side
+MOST_NUMBERS = 5  # intervals between numbers such as "2.25 M", whose labels fit side by side
 LABEL = 30  # characters that fit along the y axis of a panel
+LABELS = 45  # characters of all labels of categories that fit along the x axis of a panel
 PERPLEXITIES = ("perplexity", "last_block")  # measures of the probe that are drawn
 DARK = 0.6  # share above which a cell of a heat map has white text
 WIDE = 4  # ratio of the largest to the smallest perplexity above which the axis is logarithmic
@@ -124,7 +129,7 @@ def _draw_stage(column: Sequence[Axes], stage: Curves) -> None:
     rate.plot(*_points(stage, "learning_rate"), color=RATE, lw=1.6)
     speed.plot(*_points(stage, "tokens_per_second"), color=SPEED, lw=1.2)
     speed.set_xlabel("tokens seen")
-    speed.xaxis.set_major_locator(MaxNLocator(5))
+    speed.xaxis.set_major_locator(MaxNLocator(MOST_NUMBERS))
     speed.xaxis.set_major_formatter(EngFormatter())
 
 
@@ -209,24 +214,22 @@ def _legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
 
 def _draw_panel(axis: Axes, panel: Panel) -> None:
     """Draws the seeds of each line thin, and their mean thick."""
-    # With categories, the dots of different lines at the same tick are shifted side by side.
-    spacing = 0.8 / len(panel.lines)
+    shifts = _shifts(panel) if panel.ticks else {}
     for number, (name, seeds) in enumerate(panel.lines.items()):
         color = STAGES[number % len(STAGES)]
-        shift = (number - (len(panel.lines) - 1) / 2) * spacing if panel.ticks else 0
-        offset = np.array([shift, 0])
         # Seeds of an unfinished run may have more points than others: the mean is of all seeds, and
         # ends with the shortest.
         shortest = min(map(len, seeds))
-        mean = np.mean([points[:shortest] for points in seeds], axis=0) + offset
+        mean = np.mean([points[:shortest] for points in seeds], axis=0)
         # A line between categories, or through a single point, would be meaningless.
         is_dots = bool(panel.ticks) or len(mean) == 1
         width, size = (0, 4) if is_dots else (0.8, 2)
         for points in seeds:
-            xs, ys = (np.asarray(points) + offset).T
+            xs, ys = _shifted(points, shifts.get(name))
             axis.plot(xs, ys, color=color, lw=width, alpha=0.55, marker="o", ms=size)
         marker = {"lw": 0, "marker": "_"} if is_dots else {"lw": 2}
-        axis.plot(*mean.T, color=color, label=name, ms=16, mew=2, **marker)
+        xs, ys = _shifted(mean, shifts.get(name))
+        axis.plot(xs, ys, color=color, label=name, ms=16, mew=2, **marker)
     axis.set(xlabel=panel.x, ylabel=textwrap.fill(panel.y, LABEL))
     if panel.log_x:
         axis.set_xscale("log", base=panel.log_x)
@@ -235,10 +238,41 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
     _mark_x(axis, panel)
 
 
+def _shifts(panel: Panel) -> dict[str, dict[float, float]]:
+    """Returns how far each line's dots are from the tick of a category, by line and category.
+
+    The dots of a category are side by side, with its tick in their middle. Lines without a dot
+    there leave no gap.
+    """
+    names_at: dict[float, list[str]] = {}
+    for name, seeds in panel.lines.items():
+        for x in dict.fromkeys(x for x, _ in itertools.chain(*seeds)):
+            names_at.setdefault(x, []).append(name)
+    spacing = 0.8 / max(map(len, names_at.values()))
+    shifts: dict[str, dict[float, float]] = {name: {} for name in panel.lines}
+    for x, names in names_at.items():
+        for place, name in enumerate(names):
+            shifts[name][x] = (place - (len(names) - 1) / 2) * spacing
+    return shifts
+
+
+def _shifted(
+    points: Sequence[tuple[float, float]] | np.ndarray, shifts: Mapping[float, float] | None
+) -> tuple[list[float], list[float]]:
+    """Returns the xs and the ys of points, shifted along x; None shifts nothing."""
+    xs, ys = [], []
+    for x, y in points:
+        xs.append(x + shifts[x] if shifts else x)
+        ys.append(y)
+    return xs, ys
+
+
 def _mark_x(axis: Axes, panel: Panel) -> None:
     """Sets the ticks of the x axis: categories, the points of a logarithmic axis, or numbers."""
     if panel.ticks:
-        axis.set_xticks(range(len(panel.ticks)), panel.ticks)
+        width = LABELS // len(panel.ticks)
+        labels = [_broken(tick, width) for tick in panel.ticks]
+        axis.set_xticks(range(len(labels)), labels)
         axis.set_xlim(-0.5, len(panel.ticks) - 0.5)
     elif panel.log_x:
         marked: set[float] = set()
@@ -250,7 +284,15 @@ def _mark_x(axis: Axes, panel: Panel) -> None:
         axis.xaxis.set_major_formatter(StrMethodFormatter(form))
         axis.xaxis.set_minor_locator(NullLocator())
     elif axis.get_xlim()[1] >= 1000:
+        axis.xaxis.set_major_locator(MaxNLocator(MOST_NUMBERS))
         axis.xaxis.set_major_formatter(EngFormatter())
+
+
+def _broken(label: str, width: int) -> str:
+    """Returns a label in lines of at most `width` characters, if its words are no longer."""
+    # Also after the underscores of names.
+    lines = textwrap.wrap(label.replace("_", "_ "), max(width, 1), break_long_words=False)
+    return "\n".join(line.replace("_ ", "_") for line in lines)
 
 
 @in_style

@@ -352,3 +352,13 @@ def test_a_power_law_is_fitted_by_seed():
     rows = {row[0]: row for row in finding.rows}
     assert rows["exponent of the fit"][2].startswith("0.13")
     assert rows["constant of the fit (parameters)"][2].startswith("5.92e+07")
+
+
+@pytest.mark.parametrize("scale", ["toy", "12b"])
+def test_the_best_checkpoint_of_codex_s_is_kept_while_later_losses_show_it(scale):
+    experiment, _ = load_experiment(PlanOptions("codex_s", scale))
+    stage = experiment.arms["codex_s"]["codex_s"]
+    assert stage.checkpoint_every == stage.eval_every
+    # Of the best step, and of those that the validation loss is seen not to fall at.
+    kept_steps = (stage.keep_checkpoints - 1) * stage.checkpoint_every
+    assert kept_steps >= min(1_000, stage.steps - stage.eval_every)

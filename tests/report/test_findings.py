@@ -1,5 +1,6 @@
 """The arithmetic of verdicts, and their section in a report."""
 
+import itertools
 import math
 
 import numpy as np
@@ -201,3 +202,42 @@ def test_the_mean_of_seeds_of_different_length_is_of_all_seeds():
     figure = figures._panels([Panel("x", "y", {"arm": seeds})])
     *_, mean = figure.axes[0].lines
     assert mean.get_xydata().tolist() == [[0.0, 3.0]]
+
+
+def xs_of(panel: Panel) -> list[float]:
+    """Returns where the mean of each line is drawn along x."""
+    seeds = len(next(iter(panel.lines.values())))
+    means = figures._panels([panel]).axes[0].lines[seeds :: seeds + 1]
+    return [pytest.approx(x) for mean in means for x in mean.get_xdata()]
+
+
+def test_dots_are_around_the_tick_of_their_category():
+    alone = {"without": [[(0.0, 0.3)]], "with": [[(1.0, 0.4)]]}
+    assert xs_of(Panel("arm", "share", alone, tuple(alone))) == [0.0, 1.0]
+    # The third line has a dot in the second category only.
+    lines = {"a": [[(0.0, 1.0), (1.0, 1.0)]], "b": [[(0.0, 2.0), (1.0, 2.0)]], "c": [[(1.0, 3.0)]]}
+    step = 0.8 / 3
+    expected = [-step / 2, 1 - step, step / 2, 1.0, 1 + step]
+    assert xs_of(Panel("middle", "loss", lines, ("single-line", "multi-line"))) == expected
+
+
+def test_labels_along_x_do_not_touch():
+    """Numbers of several digits, and names of arms."""
+    names = ("rrtf_18k", "rrtf_38k", "rrtf_68k", "rrtf_mean_68k", "sft_68k")
+    arms = {name: [[(float(x), 0.1)]] for x, name in enumerate(names)}
+    numbers = {"PSM": [[(1.93e6, 0.1), (3.86e6, 0.2)]]}
+    for panel in (Panel("arm", "y", arms, names), Panel("tokens", "y", numbers)):
+        figure = figures.in_style(figures._panels)([panel])
+        figure.draw_without_rendering()
+        labels = [label for label in figure.axes[0].get_xticklabels() if label.get_text()]
+        boxes = [label.get_window_extent() for label in labels]
+        assert len(boxes) >= 3
+        # Half an em of space between two of them: the letters have 10 points.
+        for left, right in itertools.pairwise(boxes):
+            assert right.x0 - left.x1 >= 5 / 72 * figure.dpi
+
+
+def test_nine_lines_have_different_colors():
+    lines = {f"line {n}": [[(0.0, float(n)), (1.0, 0.0)]] for n in range(9)}
+    drawn = figures._panels([Panel("x", "y", lines)]).axes[0].get_legend_handles_labels()[0]
+    assert len({line.get_color() for line in drawn}) == 9
