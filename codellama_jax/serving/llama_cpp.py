@@ -14,10 +14,10 @@ from codellama_jax.serving import logprobs
 from codellama_jax.serving.ends import CursorEnds
 from codellama_jax.serving.errors import invalid
 from codellama_jax.serving.fields import IDS, MAX_SEED, TEXT, Field, is_integer, parse, read
+from codellama_jax.serving.jobs import Job
 from codellama_jax.serving.service import Cursor, Generation, Service, sampling_of
 from codellama_jax.serving.streaming import EventStream, answered, at_once
 from codellama_jax.serving.texts import Prompt, Settings, Text
-from codellama_jax.serving.jobs import Job
 
 MOST_EXTRA = 256  # chunks of other files
 MAX_COUNT = 2**31 - 1

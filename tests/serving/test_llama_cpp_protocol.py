@@ -7,8 +7,8 @@ from codellama_jax.generation import infill as infilling
 from codellama_jax.generation import text as texts
 from codellama_jax.generation.settings import Sampling
 from codellama_jax.serving import llama_cpp
-from codellama_jax.serving.texts import Prompt, Settings, Text
 from codellama_jax.serving.jobs import Job
+from codellama_jax.serving.texts import Prompt, Settings, Text
 
 GREEDY = Sampling(max_new_tokens=12)
 # As llama.vim sends it.
