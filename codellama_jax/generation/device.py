@@ -72,8 +72,7 @@ class Device:
         # The data axis shards the slots, and each device needs the same number of them.
         self.slots = slots + -slots % self.shards
         few = []
-        self._copies_few = copies_few and is_single
-        if self._copies_few:
+        if copies_few and is_single:
             # At most a quarter: a copy of few slots beside the cache must stay cheap in memory and
             # time.
             few = [size for size in READ_SIZES if 4 * size <= self.slots]
@@ -97,7 +96,7 @@ class Device:
         # complete new size and not for the difference.
         state = jax.eval_shape(functools.partial(programs.empty, *shape))
         size = bytes_per_device(state, programs.state_specs(self.config))
-        if self._copies_few:
+        if len(self.widths) > 1:
             size += size // 4  # for the copies of few sequences, or of short ones
         self._check(functools.partial(check_cache_memory, size, self.slots, needed))
         if self._state is None:
@@ -203,7 +202,7 @@ class Device:
     @property
     def lengths(self) -> tuple[int, ...]:
         """How many positions a step may attend to, ascending; the last one is the capacity."""
-        if not self._copies_few:
+        if len(self.widths) == 1:
             return (self.capacity,)
         # Every length is another program for each width, and a server compiles them all before
         # it is ready.

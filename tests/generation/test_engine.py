@@ -134,21 +134,6 @@ def test_few_or_short_sequences_are_decoded_apart(model, alone, monkeypatch):
         assert width == min(size for size in engine.widths if size >= running)
 
 
-def test_short_sequences_are_decoded_apart_in_two_slots(model, alone, monkeypatch):
-    """So few slots have no width below all of them, and still a length below the capacity."""
-    decode, lengths = programs.decode, set()
-
-    def noted(*arguments):
-        lengths.add(arguments[-1])
-        return decode(*arguments)
-
-    monkeypatch.setattr(programs, "decode", noted)
-    engine = Engine(model, 2, least=128)
-    assert engine.widths == (2,)
-    assert engine.run(mixture(20)) == alone
-    assert lengths == {0, 32}
-
-
 def test_samples_of_one_prompt_read_it_once(llama, monkeypatch):
     read, lengths = programs.read, []
 
