@@ -205,14 +205,14 @@ def ours(chip: str, args: Any, dump: str) -> list[Pass]:
 
     Args:
       chip: a key of `chips.CHIPS`.
-      args: `seq` and `head_dim`.
+      args: `seq`, which is padded as `pallas_tpu.attention` does, and `head_dim`.
       dump: folder of libtpu's dumps.
     """
-    seq = args.seq
+    sizes = block_sizes.choose(args.seq, args.head_dim, 2, CHIPS[chip].vmem_bytes)
+    seq = args.seq + sizes.padding(args.seq)
     heads = jax.ShapeDtypeStruct((1, HEADS, seq, args.head_dim), jnp.bfloat16)
     first_BT = jax.ShapeDtypeStruct((1, seq), jnp.int32)
     inputs = compile_inputs(chip, heads, heads, heads, first_BT)
-    sizes = block_sizes.choose(seq, args.head_dim, 2, CHIPS[chip].vmem_bytes)
 
     def loss(q, k, v, first_BT):
         return pallas_tpu.attend(q, k, v, first_BT, sizes, False).astype(jnp.float32).sum()
