@@ -411,7 +411,7 @@ def backward(
         compiler_params=pltpu.CompilerParams(
             # Pairs, query heads and key blocks share accumulators, so one core runs them in order.
             # Batch and key heads are independent: a chip with two cores may split them.
-            dimension_semantics=("parallel", "parallel", *["arbitrary"] * (len(grid) - 2)),
+            dimension_semantics=(pltpu.PARALLEL,) * 2 + (pltpu.ARBITRARY,) * (len(grid) - 2),
             vmem_limit_bytes=sizes.vmem_bytes,
         ),
         interpret=interpret,
