@@ -86,8 +86,8 @@ def _flash_attention(kernel: Kernel) -> tuple[dict[str, Any], float]:
     """Returns the arguments of a pass, and the number of such passes in a run of the kernel."""
     B, N, T, H = kernel.result
     length = min(LONGEST, round_up(T, MULTIPLE))
-    # A pass is one head. Compiling a long sequence takes minutes and may not fit the VMEM, but its
-    # cycles grow with the square of the length.
+    # A pass is one head. Compiling a long sequence takes minutes, but its cycles grow with the
+    # square of the length.
     return {"seq": length, "head_dim": H}, B * N * (T / length) ** 2
 
 

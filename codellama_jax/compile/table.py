@@ -47,7 +47,7 @@ TIGHT = {("v5e", "70b"): ("--instruct.micro-batches", "2")}
 _CONTEXT_2 = ("--mesh.context", "2", "--long-context.micro-batches", "4")
 _CONTEXT_4 = ("--mesh.context", "4", "--long-context.micro-batches", "4")
 # Of the long-context stage on chips with little memory. The VMEM of a v4 holds the gradients of
-# 4,096 tokens per head, a quarter of a sequence.
+# 4,096 tokens per head, a quarter of a sequence: longer parts work too, in segments.
 LONG: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "v5e": ((), _CONTEXT_2),
     "v6e": ((), _CONTEXT_2),

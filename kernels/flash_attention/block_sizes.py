@@ -27,6 +27,8 @@ class BlockSizes:
       diagonal: queries of a strip along the diagonal. Smaller strips compute fewer scores above the
         diagonal but load the matrix units more often.
       keys: keys that the forward pass keeps in VMEM at once, a multiple of `queries`.
+      segment: tokens whose gradients the backward pass keeps in VMEM at once, a multiple of
+        `queries`. A longer sequence is processed in segments.
       vmem_bytes: VMEM that a kernel may use, in bytes.
     """
 
@@ -35,14 +37,21 @@ class BlockSizes:
     columns: int = 512
     diagonal: int = 256
     keys: int = 8192
+    segment: int = 16_384
     vmem_bytes: int = 60 << 20
 
+    def padding(self, length: int) -> int:
+        """Returns the tokens that complete the last block or, of several, the last segment."""
+        return -length % (self.queries if length <= self.segment else self.segment)
 
-def choose(length: int, vmem: int | None = None) -> BlockSizes:
+
+def choose(length: int, head_dim: int, itemsize: int, vmem: int | None = None) -> BlockSizes:
     """Returns the block sizes for sequences of `length` tokens.
 
     Args:
       length: tokens per sequence.
+      head_dim: elements of a head.
+      itemsize: bytes per element of queries, keys and values.
       vmem: bytes of VMEM per core; None takes those of this process's chip.
     """
     vmem = vmem or vmem_bytes()
@@ -51,9 +60,19 @@ def choose(length: int, vmem: int | None = None) -> BlockSizes:
     # short too, that would compute more masked scores than it saves.
     pair = 2 if is_roomy and length >= LONG else 1
     longest_block = 1024 if is_roomy else 512
-    # Equal blocks, so that as little as possible of the last one is padding.
-    blocks = pair * ceil_div(length, pair * longest_block)
-    block = round_up(ceil_div(length, blocks), LANES)
+    usable = vmem - vmem // 16  # the compiler needs the rest for its own buffers
+    units = ceil_div(length, pair * longest_block)
+    # As few equal segments as possible whose gradients fit: one, if all of them do. Of several, the
+    # last one may be padded. If not even single units fit, `backward` refuses the head dim.
+    for parts in range(1, units + 1):
+        units_per_segment = ceil_div(units, parts)
+        segments = ceil_div(units, units_per_segment)
+        blocks = pair * units_per_segment * segments
+        # Equal blocks, so that as little as possible of the last one is padding.
+        block = round_up(ceil_div(length, blocks), LANES)
+        segment = blocks // segments * block
+        if backward_bytes(segment, head_dim, itemsize, block) <= usable:
+            break
     most_keys = 16_384 if is_roomy else 4096
     resident = max(pair, min(most_keys, length) // block)
     # The key blocks in VMEM must divide the sequence into equal groups of full query blocks.
@@ -63,23 +82,30 @@ def choose(length: int, vmem: int | None = None) -> BlockSizes:
         block=block,
         queries=pair * block,
         keys=resident * block,
-        vmem_bytes=vmem - vmem // 16,  # the compiler needs the rest for its own buffers
+        segment=segment,
+        vmem_bytes=usable,
     )
 
 
-def backward_bytes(length: int, head_dim: int, block: int) -> int:
-    """Returns the VMEM in bytes that the backward pass needs, within 10 % of libtpu's allocation.
+def backward_bytes(segment: int, head_dim: int, itemsize: int, block: int) -> int:
+    """Returns the VMEM in bytes that the backward pass needs.
+
+    In bf16 it is within 10 % of libtpu's allocation. In fp32 it may be half as much again.
 
     Args:
-      length: tokens per sequence.
+      segment: tokens of a segment.
       head_dim: elements of a head.
+      itemsize: bytes per element of queries, keys and values.
       block: keys per block.
     """
-    # A row is padded to full registers. A full head has three gradients in fp32 (4 bytes), and q
-    # and do in bf16 (2 bytes) in two buffers, because the next head is fetched meanwhile. The term
-    # with `block` is for the blocks of k, v and the outputs, and for spilled registers.
+    # A row is padded to full registers. A segment has three gradients in fp32 (4 bytes), and q and
+    # do in two buffers, because the next ones are fetched meanwhile. A block has k, v and the three
+    # outputs, also in two buffers, and spilled registers: many in fp32, whose matmuls split every
+    # operand into parts in bf16.
     width = max(head_dim, LANES)
-    return length * width * (3 * 4 + 2 * 2 * 2) + block * width * 44
+    of_segment = 3 * 4 + 2 * 2 * itemsize
+    of_block = 2 * 5 * itemsize + (24 if itemsize == 2 else 128)
+    return width * (segment * of_segment + block * of_block)
 
 
 def pieces(length: int, size: int) -> list[slice]:

@@ -33,7 +33,7 @@ def attend(
     Args:
       q_BNTH, k_BKTH, v_BKTH: heads before the length, all of one dtype.
       first_BT: int32, first key that each query may see.
-      sizes: block sizes; `queries` and `keys` divide T.
+      sizes: block sizes; `queries`, `keys` and, if T is longer, `segment` divide T.
       interpret: as `tpu.run_kernel` takes it.
     """
     return _attend_forward(q_BNTH, k_BKTH, v_BKTH, first_BT, sizes, interpret)[0]
@@ -94,9 +94,10 @@ def attention(
     if k_BSKH.shape[1] != T:
         segments = (q_segments_BT, kv_segments_BS)
         return xla.attention(q_BTNH, k_BSKH, v_BSKH, q_positions_BT, kv_positions_BS, *segments)
-    sizes = sizes or block_sizes.choose(T)
-    padding = -T % sizes.queries
+    sizes = sizes or block_sizes.choose(T, q_BTNH.shape[-1], q_BTNH.dtype.itemsize)
+    padding = sizes.padding(T)
     is_nested = sizes.keys % sizes.queries == 0 and sizes.queries % sizes.block == 0
+    is_nested = is_nested and sizes.segment % sizes.queries == 0
     if (T + padding) % sizes.keys or not is_nested:
         raise ValueError(f"{sizes} do not divide a sequence of {T + padding} tokens")
     segments_BT = jnp.zeros((B, T), jnp.int32) if q_segments_BT is None else q_segments_BT

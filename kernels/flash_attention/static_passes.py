@@ -20,6 +20,7 @@ from kernels.flash_attention.block_sizes import BlockSizes
 from kernels.static.chips import CHIPS, compile_inputs
 from kernels.static.passes import Pass, grid_step, inside, matrix_slots, total
 from kernels.static.schedule import Region, Schedule, read
+from kernels.tpu import ceil_div
 
 # (block, compute block) of splash's forward and of its backward pass. Of fifteen combinations these
 # three were each the fastest on some chip.
@@ -108,26 +109,66 @@ def count_forward(schedule: Schedule, seq: int, sizes: BlockSizes) -> Pass:
 def count_backward(schedule: Schedule, seq: int, sizes: BlockSizes) -> Pass:
     """Returns the figures of the backward pass over `seq` tokens.
 
-    Every grid step has its block on the diagonal. It is therefore part of the step itself, before
-    the loop over full blocks and that loop's copy with the mask of document boundaries.
+    In a sequence of one segment every grid step has its block on the diagonal. It is therefore part
+    of the step itself, before the loop over full blocks and that loop's copy with the mask of
+    document boundaries. With several segments the block on the diagonal is a region.
     """
     loop, step = grid_step(schedule)
-    key_blocks = seq // sizes.block
-    named = _name_busy_regions(schedule, step, sizes, 1, "full", "boundary")
+    key_blocks, segments = seq // sizes.block, ceil_div(seq, sizes.segment)
+    pairs = segments * (segments + 1) // 2
+    steps = pairs * key_blocks // segments
+    is_split = segments > 1
+    order = ("diagonal", "full", "boundary") if is_split else ("full", "boundary")
+    named = _name_busy_regions(schedule, step, sizes, 1, *order)
     full_blocks = key_blocks * (key_blocks - 1) // 2
-    body, runs = _full_blocks(named["full"], key_blocks, full_blocks)
-    runs += [(loop, key_blocks), (step, key_blocks)]
-    for region in step.children:
-        if region not in named.values():
-            # Regions before the loops clear the accumulators, once per head. Those after them
-            # write the gradients of a key block.
-            clears = region.start < named["full"].start
-            runs += inside(region, 1 if clears else key_blocks)
+    body, runs = _full_blocks(named["full"], steps, full_blocks)
+    runs += [(loop, steps), (step, steps)]
+    if is_split:
+        runs += inside(named["diagonal"], key_blocks)
+    others = [region for region in step.children if region not in named.values()]
+    for region, times in zip(others, _runs_of_others(others, named["full"], key_blocks, segments)):
+        runs += inside(region, times)
     blocks = {
         f"interior block {sizes.block}x{sizes.block}": body,
-        f"diagonal block {sizes.block}": step,
+        f"diagonal block {sizes.block}": named.get("diagonal", step),
     }
     return total(f"{seq} backward", schedule, runs, blocks)
+
+
+def _runs_of_others(
+    others: list[Region], full: Region, key_blocks: int, segments: int
+) -> list[int]:
+    """Returns how often each region of the backward pass without matmuls runs.
+
+    Args:
+      others: the regions without matmuls, in order.
+      full: the loop over full blocks.
+      key_blocks: blocks of the sequence.
+      segments: segments of the sequence.
+
+    Raises:
+      ValueError: for another number of regions than expected.
+    """
+    if segments == 1:
+        # Regions before the loops clear the accumulators, once per head. Those after them write the
+        # gradients of a key block.
+        return [1 if region.start < full.start else key_blocks for region in others]
+    pairs = segments * (segments + 1) // 2
+    copies = pairs - segments  # all pairs but those on the diagonal pass dq on
+    times = {
+        "clear dq": pairs,
+        "clear dk and dv": key_blocks,
+        "fetch dq": copies,
+        "write dq": key_blocks,
+        "write dk and dv": key_blocks,
+        "keep dq": copies,
+    }
+    if len(others) != len(times):
+        raise ValueError(
+            f"{len(others)} regions without matmuls, not {len(times)}: the compiler merged or split"
+            " some"
+        )
+    return list(times.values())
 
 
 def count_splash(name: str, schedule: Schedule, seq: int, block: int, compute: int) -> Pass:
@@ -160,18 +201,18 @@ def count_splash(name: str, schedule: Schedule, seq: int, block: int, compute: i
 def ours(chip: str, args: Any, dump: str) -> list[Pass]:
     """Compiles our kernels and returns the figures of the forward and of the backward pass.
 
-    The backward pass is left out, with a line on stderr, if the chip's VMEM does not hold it.
+    The backward pass is left out, with a line on stderr, if the chip's VMEM holds no segment of it.
 
     Args:
       chip: a key of `chips.CHIPS`.
-      args: `seq` and `head_dim`.
+      args: `seq`, which is padded as `pallas_tpu.attention` does, and `head_dim`.
       dump: folder of libtpu's dumps.
     """
-    seq = args.seq
+    sizes = block_sizes.choose(args.seq, args.head_dim, 2, CHIPS[chip].vmem_bytes)
+    seq = args.seq + sizes.padding(args.seq)
     heads = jax.ShapeDtypeStruct((1, HEADS, seq, args.head_dim), jnp.bfloat16)
     first_BT = jax.ShapeDtypeStruct((1, seq), jnp.int32)
     inputs = compile_inputs(chip, heads, heads, heads, first_BT)
-    sizes = block_sizes.choose(seq, CHIPS[chip].vmem_bytes)
 
     def loss(q, k, v, first_BT):
         return pallas_tpu.attend(q, k, v, first_BT, sizes, False).astype(jnp.float32).sum()

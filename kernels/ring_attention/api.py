@@ -24,7 +24,8 @@ from kernels.ring_attention import pallas_tpu, xla
 from kernels.ring_attention.ring import ring
 from kernels.tpu import platform
 
-# Functions from the tokens per device to the passes that a device computes, and the padding.
+# Functions from the tokens per device, the head dim and the bytes per element to the passes that a
+# device computes, and the padding.
 IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu.blocks, "xla": xla.blocks}
 
 
@@ -98,8 +99,8 @@ def _segment_starts(segments_BT: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 def _local(q_BTNH, k_BTKH, v_BTKH, segments_BT, axes, make_blocks):
     """Runs the ring on this device's tokens, padded to full blocks."""
-    T = q_BTNH.shape[1]
-    blocks, padding = make_blocks(T)
+    _, T, _, H = q_BTNH.shape
+    blocks, padding = make_blocks(T, H, q_BTNH.dtype.itemsize)
     starts_BT = _segment_starts(segments_BT, axes)
     # Padding repeats the last token's start, so that the starts still never fall. It comes after
     # all tokens of this device, so no query sees it.

@@ -11,12 +11,12 @@ from kernels.ring_attention.ring import Blocks
 from kernels.tpu import platform
 
 
-def blocks(length: int) -> tuple[Blocks, int]:
+def blocks(length: int, head_dim: int, itemsize: int) -> tuple[Blocks, int]:
     """Returns the passes for `length` tokens per device, and the tokens of padding they need."""
-    sizes = block_sizes.choose(length)
+    sizes = block_sizes.choose(length, head_dim, itemsize)
     interpret = platform() != "tpu"
     passes = Blocks(
         functools.partial(forward, sizes=sizes, interpret=interpret),
         functools.partial(backward, sizes=sizes, interpret=interpret),
     )
-    return passes, -length % sizes.queries
+    return passes, sizes.padding(length)

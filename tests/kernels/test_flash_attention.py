@@ -14,6 +14,7 @@ from attention_cases import (
     oracle,
     problem,
     relative_error,
+    solve,
     visible,
     with_gradients,
 )
@@ -27,10 +28,19 @@ CHECKED = pltpu.InterpretParams(
 )
 
 
-@pytest.mark.parametrize(("T", "N", "H", "documents"), [(300, 2, 64, True), (257, 1, 128, False)])
-def test_no_race_and_no_read_out_of_bounds(T, N, H, documents):
+# Blocks of 128 tokens, and segments of so many: with 1,024 the sequences here have one segment.
+BLOCKS = block_sizes.BlockSizes(
+    block=128, queries=128, columns=128, diagonal=128, keys=128, segment=1024
+)
+
+
+@pytest.mark.parametrize(
+    ("T", "N", "H", "documents", "segment"),
+    [(300, 2, 64, True, 1024), (257, 1, 128, False, 1024), (256, 2, 64, True, 128)],
+)
+def test_no_race_and_no_read_out_of_bounds(T, N, H, documents, segment):
     given = problem(0, 1, T, N, 1, H, documents=documents)
-    sizes = block_sizes.BlockSizes(block=128, queries=128, columns=128, diagonal=128, keys=128)
+    sizes = dataclasses.replace(BLOCKS, segment=segment)
     kernel = functools.partial(pallas_tpu.attention, sizes=sizes, interpret=CHECKED)
 
     def run(qkv, do):
@@ -39,6 +49,31 @@ def test_no_race_and_no_read_out_of_bounds(T, N, H, documents):
     for actual, expected in zip(compiled(run, *given[:2]), oracle(*given)):
         assert relative_error(actual, expected) <= 2e-5
     assert not interpret_pallas_call.races.races_found
+
+
+@pytest.mark.parametrize(
+    ("lengths", "N", "K", "segment"),
+    [
+        ((600,), 2, 1, 256),  # padded to three segments, without segments to one of 640 tokens
+        ((512,), 1, 1, 128),  # four segments of one block
+        # Queries of the last segment see only one segment before it, those of the third see all.
+        ((300, 200), 4, 2, 128),
+        ((90, 300, 5, 200), 2, 1, 256),
+        ((128, 384), 1, 1, 128),  # documents that end with segments
+    ],
+)
+def test_gradients_in_segments_are_those_in_one(lengths, N, K, segment):
+    T = sum(lengths)
+    qkv, do, _ = problem(3, 1, T, N, K, 64, documents=False)
+    positions_BT = np.arange(T, dtype=np.int32)[None]
+    segments_BT = np.repeat(1 + np.arange(len(lengths)), lengths)[None]
+    rows = positions_BT, positions_BT, segments_BT, segments_BT
+    results = []
+    for sizes in (BLOCKS, dataclasses.replace(BLOCKS, segment=segment)):
+        results.append(solve(functools.partial(pallas_tpu.attention, sizes=sizes), qkv, do, rows))
+    for whole, split in zip(*results):
+        # The same blocks, and sums in fp32; heads of a group are added in another order.
+        assert relative_error(split, whole) <= 1e-6
 
 
 def test_split_over_batch_and_heads_equals_whole():
@@ -58,32 +93,49 @@ def test_split_over_batch_and_heads_equals_whole():
 
 @pytest.mark.parametrize("length", [1, 128, 129, 1000, 1025, 4096, 5000, 16384, 100_000])
 @pytest.mark.parametrize("vmem", [16 << 20, 64 << 20])
-def test_blocks_tile_the_padded_row(length, vmem):
-    sizes = block_sizes.choose(length, vmem)
-    padded = -(-length // sizes.queries) * sizes.queries
+@pytest.mark.parametrize(("head_dim", "itemsize"), [(64, 2), (128, 4), (256, 2)])
+def test_blocks_and_segments_tile_the_padded_row(length, vmem, head_dim, itemsize):
+    sizes = block_sizes.choose(length, head_dim, itemsize, vmem)
+    padded = length + sizes.padding(length)
+    assert padded % min(padded, sizes.segment) == 0 == sizes.segment % sizes.queries
+    needed = functools.partial(
+        block_sizes.backward_bytes, head_dim=head_dim, itemsize=itemsize, block=sizes.block
+    )
+    assert needed(sizes.segment) <= sizes.vmem_bytes < vmem
+    # A sequence is split only if it has to be, and then into as few parts as possible.
+    parts = -(-padded // sizes.segment)
+    if parts > 1:
+        longer = -(-length // (parts - 1) // sizes.queries) * sizes.queries
+        assert needed(longer) > sizes.vmem_bytes
     assert (
         padded % sizes.keys == 0
         and sizes.keys % sizes.queries == 0
         and sizes.queries % sizes.block == 0
     )
-    assert padded - length < sizes.queries <= 2048 and sizes.block % block_sizes.LANES == 0
+    assert padded - length < parts * sizes.queries and sizes.queries <= 2048
+    assert sizes.block % block_sizes.LANES == 0
 
 
 def test_refuses_blocks_that_leave_a_rest():
-    with pytest.raises(ValueError, match=r"queries=256.* do not divide a sequence of 768 tokens"):
-        sizes = dataclasses.replace(SMALL, keys=512)
-        pallas_tpu.attention(*problem(0, 1, 600, 1, 1, 64)[0], None, None, sizes=sizes)
+    for wrong in ({"keys": 512}, {"segment": 384}):
+        sizes = dataclasses.replace(SMALL, **wrong)
+        message = r"queries=256.* do not divide a sequence of 768 tokens"
+        with pytest.raises(ValueError, match=message):
+            pallas_tpu.attention(*problem(0, 1, 600, 1, 1, 64)[0], None, None, sizes=sizes)
 
 
-def test_refuses_gradients_that_fit_no_chip():
-    x = jax.ShapeDtypeStruct((1, 1 << 17, 1, 128), jnp.bfloat16)
+@pytest.mark.parametrize("head_dim", [128, 2048])
+def test_refuses_only_gradients_of_which_no_segment_fits(head_dim):
+    x = jax.ShapeDtypeStruct((1, 1 << 17, 1, head_dim), jnp.bfloat16)
 
     def loss(x):
         return pallas_tpu.attention(x, x, x, None, None, interpret=False).sum()
 
-    with pytest.raises(
-        ValueError, match="shard the sequence over more devices of the context axis"
-    ):
+    if head_dim == 128:
+        assert jax.eval_shape(jax.grad(loss), x).shape == x.shape
+        return
+    message = "the gradients of 2048 tokens of head dim 2048 take .* use implementation='xla'"
+    with pytest.raises(ValueError, match=message):
         jax.eval_shape(jax.grad(loss), x)
 
 
@@ -93,6 +145,6 @@ def test_refuses_gradients_that_fit_no_chip():
 )
 def test_knows_what_the_backward_pass_takes(length, block, compiled_mib):
     """The estimate agrees with the VMEM in the compiler's schedules."""
-    assert block_sizes.backward_bytes(length, 128, block) / 2**20 == pytest.approx(
+    assert block_sizes.backward_bytes(length, 128, 2, block) / 2**20 == pytest.approx(
         compiled_mib, rel=0.02
     )

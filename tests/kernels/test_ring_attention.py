@@ -69,16 +69,19 @@ def test_ring_is_attention_on_one_device(sizes, documents):
     check(sizes, problem(0, 2, 72, 4, 2, 16, documents=documents))
 
 
-def test_ring_of_kernels_is_attention_on_one_device(monkeypatch):
-    # Three blocks per device.
-    small = block_sizes.BlockSizes(block=128, queries=128, columns=128, diagonal=128, keys=128)
-    monkeypatch.setattr(block_sizes, "choose", lambda length: small)
+@pytest.mark.parametrize("segment", [1024, 256])
+def test_ring_of_kernels_is_attention_on_one_device(monkeypatch, segment):
+    # Three blocks per device in one segment, or four blocks in two.
+    small = block_sizes.BlockSizes(
+        block=128, queries=128, columns=128, diagonal=128, keys=128, segment=segment
+    )
+    monkeypatch.setattr(block_sizes, "choose", lambda *_: small)
     check((1, 2, 1), problem(1, 1, 600, 2, 1, 64), "pallas_tpu")
 
 
 @pytest.mark.parametrize("implementation", ring_attention.IMPLEMENTATIONS)
 def test_bfloat16_keeps_its_precision_around_the_ring(implementation, monkeypatch):
-    monkeypatch.setattr(block_sizes, "choose", lambda length: SMALL)
+    monkeypatch.setattr(block_sizes, "choose", lambda *_: SMALL)
     # The interpreter unrolls the ring, and a long one takes long to compile.
     context = 8 if implementation == "xla" else 2
     qkv, do, rows = problem(2, 1, 512, 2, 1, 64, "bfloat16")
@@ -127,7 +130,7 @@ def test_refuses_what_it_does_not_know():
 
 def of_a_tpu(length, head_dim):
     """Traces the gradients of a device's quarter of a sequence, as a TPU would run them."""
-    blocks, _ = ring_attention.IMPLEMENTATIONS["pallas_tpu"](length // 4)
+    blocks, _ = ring_attention.IMPLEMENTATIONS["pallas_tpu"](length // 4, head_dim, 2)
     mesh = jax.sharding.AbstractMesh((4,), ("context",), axis_types=(jax.sharding.AxisType.Auto,))
     q, starts = (
         jax.ShapeDtypeStruct((1, 1, length, head_dim), jnp.bfloat16),
@@ -151,12 +154,7 @@ def of_a_tpu(length, head_dim):
 @pytest.mark.parametrize(
     ("length", "head_dim", "message"),
     [
-        (
-            1 << 17,
-            128,
-            "the gradients of 32768 tokens per head take .*"
-            " shard the sequence over more devices of the context axis",
-        ),
+        (1 << 17, 2048, "the gradients of 2048 tokens of head dim 2048 take .* MiB of VMEM"),
         (1 << 12, 192, "a head dim up to 128 or a multiple of it, got 192"),
     ],
 )
