@@ -21,6 +21,9 @@ class Pass:
       units: fraction of each unit's issue slots that the pass uses, by the unit's name.
       fills, spills: registers read back from VMEM, and registers written to it.
       vmem_mib: VMEM in MiB.
+      reads: cycles in which a core reads the pass's inputs with its share of the bandwidth; 0 for
+        a pass that is not limited by it.
+      with_reads: cycles of the pass if each copy takes that long and runs beside the computation.
     """
 
     kernel: str
@@ -30,6 +33,8 @@ class Pass:
     fills: int
     spills: int
     vmem_mib: float
+    reads: int = 0
+    with_reads: int = 0
 
 
 def total(
