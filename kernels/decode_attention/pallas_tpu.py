@@ -41,6 +41,7 @@ ROWS = 32  # rows of an int8 register, the longest one: copies start at a multip
 # Bytes of keys per block: enough to hide the fixed cost of a block, while the last block of a
 # sequence, which is read to its end, stays a small part of it.
 BLOCK_BYTES = 1 << 20
+LEAST_BLOCK = 4096  # slots; a short cache has at least four blocks, but none smaller than this
 # Strips per block. While one strip is in its softmax, the matrix units work on another one.
 STRIPS = 4
 
@@ -48,7 +49,7 @@ STRIPS = 4
 def block_slots(slots: int, head_dim: int, dtype) -> int:
     """Returns the slots of a block of a cache of `dtype`, a multiple of 128."""
     slot_bytes = round_up(head_dim, LANES) * jnp.dtype(dtype).itemsize
-    most = max(LANES, BLOCK_BYTES // slot_bytes)
+    most = max(LANES, min(BLOCK_BYTES // slot_bytes, max(LEAST_BLOCK, slots // 4)))
     # Blocks of equal size read least beyond the end of a full cache.
     return round_up(ceil_div(slots, ceil_div(slots, most)), LANES)
 

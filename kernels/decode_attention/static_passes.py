@@ -17,7 +17,7 @@ from kernels.decode_attention import pallas_tpu
 from kernels.static.chips import CHIPS, compile_inputs
 from kernels.static.passes import Pass, inside, matrix_slots, total
 from kernels.static.schedule import Schedule, read
-from kernels.tpu import ceil_div
+from kernels.tpu import LANES, ceil_div
 
 HEADS, GROUP = 8, 8  # key heads of all sequences, and query heads per key head
 
@@ -35,11 +35,13 @@ def read_cycles(chip: str, size: float) -> float:
     return size / (description.hbm_bandwidth / description.cores) * description.clock
 
 
-def count(name: str, schedule: Schedule, slots: int, block: int, slot_cycles: float) -> Pass:
+def count(
+    name: str, schedule: Schedule, slots: int, block: int, slot_cycles: float, clears: bool = True
+) -> Pass:
     """Returns the figures of a pass over one key head.
 
     The loop with matmuls runs for each block but the last one. The code around it runs once per
-    head. Loops without matmuls clear free slots, and a full cache has none.
+    head. Another loop clears free slots, 128 per iteration, and a full cache has none.
 
     Args:
       name: label of the pass.
@@ -47,21 +49,32 @@ def count(name: str, schedule: Schedule, slots: int, block: int, slot_cycles: fl
       slots: filled slots of the head.
       block: slots per block.
       slot_cycles: cycles in which the core reads a slot.
+      clears: whether the kernel clears free slots, as it does unless the cache is int8.
     """
     (loop,) = [region for region in schedule.root.children if region.kind == "loop_body"]
     inner = [region for region in loop.walk() if region.kind == "loop_body" and region is not loop]
     (full,) = [region for region in inner if matrix_slots(schedule, region)]
+    once = [region for region in loop.walk() if region is loop or region not in inner]
     blocks = ceil_div(slots, block)
-    cleared = [region for region in inner if region is not full]
-    once = [region for region in loop.walk() if region is not full and region not in cleared]
     runs = [(region, 1) for region in once] + list(inside(full, blocks - 1))
     p = total(name, schedule, runs, {"full block": full})
-    # A block is copied while the one before it is computed, so each takes the longer of both times.
     full_cycles = len(schedule.exclusive_use(full))
     last_cycles = p.cycles - (blocks - 1) * full_cycles
-    with_reads = (blocks - 1) * max(full_cycles, block * slot_cycles)
-    with_reads += max(last_cycles, block * slot_cycles)
-    return dataclasses.replace(p, reads=round(slots * slot_cycles), with_reads=round(with_reads))
+    # A block is copied while the one before it is computed, so each takes the longer of both times.
+    copy = block * slot_cycles
+    full_time, last_time = max(full_cycles, copy), max(last_cycles, copy)
+    # The last block of a sequence is free from a random slot on, on average from its middle.
+    clear = [len(schedule.exclusive_use(region)) for region in inner if region is not full]
+    clear_cycles = sum(clear) if clears else 0
+    ragged_time = max(last_cycles + clear_cycles * block / LANES / 2, copy)
+    # Lengths of i full blocks and a part are equally frequent for every i.
+    ragged = slots / 2 * slot_cycles / ((blocks - 1) / 2 * full_time + ragged_time)
+    return dataclasses.replace(
+        p,
+        reads=round(slots * slot_cycles),
+        with_reads=round((blocks - 1) * full_time + last_time),
+        ragged=ragged,
+    )
 
 
 def compile_for(
@@ -103,7 +116,8 @@ def ours(chip: str, args: Any, dump: str) -> list[Pass]:
     block = pallas_tpu.block_slots(args.seq, args.head_dim, args.cache)
     label = f"{args.seq} {args.cache} cache {block}, group {args.group}"
     slot_cycles = read_cycles(chip, slot_bytes(args.head_dim, args.cache))
-    return [count(label, read(dump, "decode_attention"), args.seq, block, slot_cycles)]
+    schedule = read(dump, "decode_attention")
+    return [count(label, schedule, args.seq, block, slot_cycles, clears=args.cache != "int8")]
 
 
 BASELINES: dict[str, Callable[[str, Any, str], list[Pass]]] = {}  # none to compare with

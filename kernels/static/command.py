@@ -30,8 +30,8 @@ def show(chip: str, p: Pass, baseline: Pass | None = None) -> None:
     ratio = f" = {p.cycles / baseline.cycles:.3f} x {baseline.kernel}" if baseline else ""
     memory = f"fills {p.fills} spills {p.spills}; VMEM {p.vmem_mib:.1f} MiB"
     if p.reads:
-        share = p.reads / p.with_reads
-        ratio += f", {p.with_reads} with reads, of which {p.reads} are needed: {share:.2f}"
+        share = f"{p.reads / p.with_reads:.2f}, of any length {p.ragged:.2f}"
+        ratio += f", {p.with_reads} with reads, which alone take {p.reads}: {share}"
     print(
         f"{chip} {p.kernel}: {blocks}, complete pass {p.cycles}{ratio}; {units}; {memory}",
         flush=True,

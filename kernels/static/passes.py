@@ -24,6 +24,7 @@ class Pass:
       reads: cycles in which a core reads the pass's inputs with its share of the bandwidth; 0 for
         a pass that is not limited by it.
       with_reads: cycles of the pass if each copy takes that long and runs beside the computation.
+      ragged: `reads` over `with_reads` for inputs of all lengths up to that of the pass.
     """
 
     kernel: str
@@ -35,6 +36,7 @@ class Pass:
     vmem_mib: float
     reads: int = 0
     with_reads: int = 0
+    ragged: float = 0.0
 
 
 def total(
