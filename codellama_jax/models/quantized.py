@@ -300,8 +300,10 @@ def unpack(packed: jax.Array) -> tuple[jax.Array, jax.Array]:
 def multiply(weight: Weight, x_IN: jax.Array) -> jax.Array:
     """Returns the matmul of an output-major weight (X, I) and columns, (X, N) in their dtype."""
     N, x_IN = x_IN.shape[1], at_least_two_columns(x_IN)
-    quantized = isinstance(weight, Quantized)
-    out_XN = weight.multiply(x_IN) if quantized else jnp.tensordot(weight, x_IN, 1)
+    if isinstance(weight, Quantized):
+        out_XN = weight.multiply(x_IN)
+    else:
+        out_XN = jnp.tensordot(weight, x_IN, 1)
     return out_XN[..., :N]
 
 
