@@ -38,7 +38,7 @@ module = importlib.import_module(f"kernels.{package}.static_passes")
 passes = module.ours(chip, types.SimpleNamespace(**json.loads(args)), dump)
 print(json.dumps([p.cycles for p in passes]))
 """
-DTYPES = {"bf16": "bfloat16", "f32": "float32"}  # NumPy's names of HLO's dtypes
+DTYPES = {"bf16": "bfloat16", "f32": "float32", "s8": "int8"}  # NumPy's names of HLO's dtypes
 # Kernels of each package, in the order of the passes that its `ours` returns.
 PACKAGES = {
     "flash_attention": ("flash_attention_forward", "flash_attention_backward"),
@@ -101,12 +101,16 @@ def _cross_entropy(kernel: Kernel) -> tuple[dict[str, Any], float]:
 def _decode_attention(kernel: Kernel, cores: int) -> tuple[dict[str, Any], float]:
     """Returns the arguments of a pass, and the number of such passes in a run of the kernel."""
     # The largest operand is the cache of keys or that of values.
-    M, S, H = max((shape for _, shape in kernel.operands), key=math.prod)
-    slots = min(LONGEST, S)
-    # The cores share the heads evenly; a core without a head waits for the others. A pass is one
-    # head, and its cycles are linear in the slots.
-    heads = ceil_div(M, cores) * cores
-    return {"seq": slots, "head_dim": H}, heads * (S / slots)
+    dtype, (M, S, H) = max(kernel.operands, key=_elements)
+    # The query heads are padded to full registers, which takes no time.
+    args = {"seq": S, "head_dim": H, "cache": DTYPES[dtype], "group": kernel.result[1]}
+    # A pass is one head. The cores share the heads evenly; a core without one waits for the others.
+    return args, ceil_div(M, cores) * cores
+
+
+def _elements(operand: tuple[str, tuple[int, ...]]) -> int:
+    """Returns the number of elements of an operand."""
+    return math.prod(operand[1])
 
 
 @functools.cache

@@ -72,9 +72,13 @@ class Kernels(Checked):
     chip: str = "v5p"
     """One chip or several, separated by commas: v4, v5e, v5p, v6e, tpu7x."""
     seq: Annotated[int, Range(1024, INT32)] = 4096
-    """Tokens of a sequence, a multiple of 1,024."""
+    """Tokens of a sequence, a multiple of 1,024. For decode_attention the slots of a cache."""
     head_dim: Annotated[int, Range(1, 4096)] = 128
     """Size of an attention head."""
+    cache: Literal["bfloat16", "int8"] = "bfloat16"
+    """Dtype of the cache that decode_attention reads."""
+    group: Annotated[int, Range(1, 4096)] = 8
+    """Query heads per key head of decode_attention."""
     compare: str = ""
     """A kernel to compile beside it, such as splash, JAX's own flash attention."""
 
@@ -85,9 +89,14 @@ class Kernels(Checked):
             if chip not in TOPOLOGIES:
                 known = ", ".join(TOPOLOGIES)
                 raise UserError(f"--chip is {chip!r}: it must be one or several of {known}")
+        is_decode = self.kernel == "decode_attention"
+        for name in () if is_decode else ("cache", "group"):
+            if getattr(self, name) != getattr(type(self), name):
+                problem = f"--{name} is given, but {self.kernel} reads no cache"
+                raise UserError(f"{problem}: leave it out, or name decode_attention")
         # The largest block of any kernel then divides the length, and no pass ends with a part of
-        # one.
-        if self.seq % SEQ_BLOCK:
+        # one. Attention in decoding counts such a part.
+        if self.seq % SEQ_BLOCK and not is_decode:
             raise UserError(f"--seq is {self.seq}: it must be a multiple of {SEQ_BLOCK:,}")
         if importlib.util.find_spec("libtpu") is None:
             fix = "pip install -e '.[tpu]' in the project's folder"

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 from codellama_jax.config import ModelConfig
 from codellama_jax.models.family import family_of
 from codellama_jax.models.layers import mesh_axes
-from codellama_jax.models.quantized import Quantized, is_quantized
+from codellama_jax.models.quantized import Quantized, at_least_two_columns, is_quantized
 from kernels import int8
 from kernels.decode_attention import decode_attention, extend_attention
 
@@ -237,10 +237,11 @@ def extended(
 
 def logits_of(head_VD: jax.Array, x_DB: jax.Array) -> jax.Array:
     """Returns fp32 logits_BV of columns of activations."""
+    B, x_DB = x_DB.shape[1], at_least_two_columns(x_DB)
     logits_VB = jnp.matmul(head_VD, x_DB, preferred_element_type=jnp.float32)
     # The barrier keeps XLA from folding the transpose into the matmul, which would then run in the
     # slower orientation.
-    return jax.lax.optimization_barrier(logits_VB).T
+    return jax.lax.optimization_barrier(logits_VB).T[:B]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -29,6 +29,9 @@ def show(chip: str, p: Pass, baseline: Pass | None = None) -> None:
     units = " ".join(f"{unit} {share:.2f}" for unit, share in p.units.items())
     ratio = f" = {p.cycles / baseline.cycles:.3f} x {baseline.kernel}" if baseline else ""
     memory = f"fills {p.fills} spills {p.spills}; VMEM {p.vmem_mib:.1f} MiB"
+    if p.reads:
+        share = f"{p.reads / p.with_reads:.2f}, of any length {p.ragged:.2f}"
+        ratio += f", {p.with_reads} with reads, which alone take {p.reads}: {share}"
     print(
         f"{chip} {p.kernel}: {blocks}, complete pass {p.cycles}{ratio}; {units}; {memory}",
         flush=True,
@@ -68,7 +71,7 @@ def print_schedules(kernel: str, chips: Sequence[str], args: Any, compare: str =
     Args:
       kernel: a package of `kernels` with a module `static_passes`.
       chips: keys of `TOPOLOGIES`.
-      args: the shapes, as `static_passes` reads them: `seq` and `head_dim`.
+      args: the shapes, as `static_passes` reads them, such as `seq` and `head_dim`.
       compare: a key of the kernel's `BASELINES`; "" for none.
     """
     # The compiler writes its schedules as files; they are read and removed.

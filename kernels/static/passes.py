@@ -21,6 +21,10 @@ class Pass:
       units: fraction of each unit's issue slots that the pass uses, by the unit's name.
       fills, spills: registers read back from VMEM, and registers written to it.
       vmem_mib: VMEM in MiB.
+      reads: cycles in which a core reads the pass's inputs with its share of the bandwidth; 0 for
+        a pass that is not limited by it.
+      with_reads: cycles of the pass if each copy takes that long and runs beside the computation.
+      ragged: `reads` over `with_reads` for inputs of all lengths up to that of the pass.
     """
 
     kernel: str
@@ -30,6 +34,9 @@ class Pass:
     fills: int
     spills: int
     vmem_mib: float
+    reads: int = 0
+    with_reads: int = 0
+    ragged: float = 0.0
 
 
 def total(

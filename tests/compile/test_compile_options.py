@@ -27,6 +27,13 @@ def test_a_wrong_value_is_refused(options, message):
         Kernels("flash_attention", **options)()
 
 
+@pytest.mark.parametrize("options", [{"cache": "int8"}, {"group": 1}])
+def test_options_of_a_cache_are_refused_for_kernels_without_one(options):
+    (name,) = options
+    with pytest.raises(UserError, match=f"--{name} is given, but flash_attention reads no cache"):
+        Kernels("flash_attention", **options)()
+
+
 def test_a_search_for_a_program_without_its_settings_is_refused():
     """It was ignored, and the one mesh that was given was compiled."""
     message = "--search is given with --stage decode, but only train steps are searched: leave it"

@@ -109,6 +109,63 @@ def test_no_race_no_read_out_of_bounds_and_nothing_behind_a_row():
     assert not interpret_pallas_call.races.races_found
 
 
+EDGES = (1, 127, 128, 129, 383, 384, 385, 768, 799, 800)  # of blocks of 384 and strips of 128
+
+
+@pytest.mark.parametrize("cache", ["float32", "int8"])
+@pytest.mark.parametrize(("heads", "slots"), [(1, 800), (10, 800), (5, 900)])
+def test_heads_whose_blocks_differ_in_number(cache, heads, slots):
+    """The cache ends within a block, is padded if it must be, and the cores' heads are unequal.
+
+    Free slots hold NaN, or scales that are NaN.
+    """
+    rng = np.random.default_rng(heads + slots)
+    lengths_M = np.array(EDGES)[-heads:]
+    k_MSH, v_MSH = (rng.normal(size=(heads, slots, 32)) for _ in range(2))
+    q_MGH = jnp.asarray(rng.normal(size=(heads, 3, 32)), jnp.float32)
+    is_free_MS = np.arange(slots) >= lengths_M[:, None]
+    scales = []
+    if cache == "int8":
+        k_MSH, v_MSH = (np.clip(np.round(a_MSH * 40), -127, 127) for a_MSH in (k_MSH, v_MSH))
+        scales = [rng.uniform(1e-3, 3e-2, is_free_MS.shape) for _ in range(2)]
+    used = [k_MSH, v_MSH]
+    if scales:
+        used = [a_MSH * scale_MS[..., None] for a_MSH, scale_MS in zip(used, scales)]
+        scales = [jnp.float32(np.where(is_free_MS, np.nan, scale_MS)) for scale_MS in scales]
+    else:
+        k_MSH, v_MSH = (np.where(is_free_MS[..., None], np.nan, a_MSH) for a_MSH in used)
+    arrays = jnp.asarray(k_MSH, cache), jnp.asarray(v_MSH, cache), jnp.asarray(lengths_M)
+    run = jax.jit(functools.partial(pallas_tpu.decode_attention, block=384, interpret=True))
+    actual = run(q_MGH, *arrays, *scales)
+    assert relative_error(actual, oracle(q_MGH, *used, lengths_M)) < 2e-5
+
+
+def test_an_empty_sequence_returns_zeros_and_changes_no_other():
+    q_MGH, k_MSH, v_MSH, _ = problem(2)
+    lengths_M = np.arange(len(k_MSH)) % 2 * 100
+    run = functools.partial(pallas_tpu.decode_attention, block=128, interpret=True)
+    actual = run(q_MGH, k_MSH * jnp.nan, v_MSH * jnp.nan, jnp.zeros_like(lengths_M))
+    assert np.array_equal(actual, np.zeros_like(actual))
+    actual = run(q_MGH, k_MSH, v_MSH, jnp.asarray(lengths_M))
+    expected = oracle(q_MGH, k_MSH, v_MSH, lengths_M)
+    assert relative_error(actual[1::2], expected[1::2]) < 2e-5
+    assert not np.any(np.asarray(actual[::2]))
+
+
+@pytest.mark.parametrize(
+    ("slots", "dtype", "expected"),
+    [
+        (100_000, "bfloat16", 4096),  # 25 blocks
+        (100_000, "int8", 7808),  # 13 equal blocks, not 12 of 8,192 and a short one
+        (16_384, "int8", 4096),
+        (16_384, "float32", 2048),
+        (100, "int8", 128),
+    ],
+)
+def test_block_sizes(slots, dtype, expected):
+    assert pallas_tpu.block_slots(slots, 128, dtype) == expected
+
+
 def test_refuses_what_it_cannot_do():
     q_MGH, k_MSH, v_MSH, lengths_B = problem(0)
     with pytest.raises(ValueError, match="no decode attention 'fast'; choose one of"):

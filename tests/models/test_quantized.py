@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from codellama_jax.models.quantized import SCHEMES, pack, quantize_w8a8, unpack
+from codellama_jax.models import decoding, quantized
+from codellama_jax.models.quantized import SCHEMES, multiply, pack, quantize_w8a8, unpack
 
 INPUTS = 200  # the second group of int4 is not full
 # Rows of very different magnitudes, of zeros, and smaller than fp16 can scale well. The scales of
@@ -85,3 +86,21 @@ def test_a_bf16_matmul_is_bf16():
     weight = SCHEMES["int8"](jnp.ones((4, INPUTS)))
     out = jax.eval_shape(weight.multiply, jax.ShapeDtypeStruct((INPUTS, 64), jnp.bfloat16))
     assert out.dtype == jnp.bfloat16 and out.shape == (4, 64)
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES, ""])
+def test_a_tpu_multiplies_a_single_column_as_one_of_two(monkeypatch, scheme):
+    """XLA computes one column alone with the vector units of a TPU."""
+    w_XI = jnp.asarray(rows(3))
+    weight = SCHEMES[scheme](w_XI) if scheme else w_XI
+    x_I1 = jnp.asarray(np.random.default_rng(4).normal(size=(w_XI.shape[1], 1)), jnp.float32)
+    expected_X1, expected_1V = multiply(weight, x_I1), decoding.logits_of(w_XI, x_I1)
+    monkeypatch.setattr(quantized, "platform", lambda: "tpu")
+    # Another function: JAX would not trace the same one again.
+    on_tpu = jax.make_jaxpr(lambda x_I1: multiply(weight, x_I1))(x_I1)
+    widths = [e.outvars[0].aval.shape[-1] for e in on_tpu.eqns if "dot" in e.primitive.name]
+    assert 1 not in widths and (scheme or widths == [2])
+    np.testing.assert_allclose(multiply(weight, x_I1), expected_X1, rtol=1e-5, atol=1e-5)
+    logits_1V = decoding.logits_of(w_XI, x_I1)
+    np.testing.assert_allclose(logits_1V, expected_1V, rtol=1e-5, atol=1e-5)
+    assert multiply(weight, x_I1).shape == expected_X1.shape
