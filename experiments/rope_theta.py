@@ -9,8 +9,8 @@ Expected  the same: for each row, keys are found (more than half of them, all po
           the lengths at which the paper's are, and not at the others. The same for perplexity by
           position: the base 1e6 ahead at four times the length of code training, and ahead of
           interpolation at eight.
-Cost      toy, five seeds: 42 minutes in two processes on two cores of an AMD EPYC (AVX-512);
-          52 minutes of training and validation, the rest are probes. small: see infilling_cost.py,
+Cost      toy, five seeds: 28 minutes in two processes on two cores of an AMD EPYC (AVX-512);
+          47 minutes of training and validation, the rest are probes. small: see infilling_cost.py,
           and a general model that is not shared with the other ablations.
           7B: 500B tokens, then three times 6B; `launch.py plan rope_theta --scale 7b`.
 Command   python launch.py run experiments/rope_theta.py
