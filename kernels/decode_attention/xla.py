@@ -23,7 +23,10 @@ def decode_attention(q_MGH, k_MSH, v_MSH, lengths_M, *scales_MS) -> jax.Array:
         logits_MSG = jax.vmap(int8.multiply)(k_MSH, q_MGH.swapaxes(1, 2))
         logits_MGS = logits_MSG.swapaxes(1, 2) * k_scales_MS[:, None]
     else:
-        logits_MGS = jnp.einsum("MGH,MSH->MGS", q_MGH, k_MSH, preferred_element_type=jnp.float32)
+        # With several query heads this orientation is up to four times as fast on a CPU as MGH,MSH.
+        # The barrier keeps it from folding the transpose into the matmul.
+        logits_MSG = jnp.einsum("MSH,MGH->MSG", k_MSH, q_MGH, preferred_element_type=jnp.float32)
+        logits_MGS = jax.lax.optimization_barrier(logits_MSG).swapaxes(1, 2)
     # Slot s holds position s, so the filled slots are the first ones.
     visible_MS = jnp.arange(k_MSH.shape[1])[None] < lengths_M[:, None]
     logits_MGS = jnp.where(visible_MS[:, None], logits_MGS * scale, MASKED)
