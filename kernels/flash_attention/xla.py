@@ -25,9 +25,15 @@ from kernels.fusion import materialized
 from kernels.tpu import platform
 
 BLOCK = 128  # queries per unrolled block
-# Longest sequence, in tokens, whose blocks of queries are unrolled: at most 16 blocks. Fewer on a
-# CPU, because the scores of a block then leave its caches, and square blocks are faster.
-UNROLLED = {"cpu": 512, "other": 2048}
+
+
+def longest_unrolled(dtype: jnp.dtype) -> int:
+    """Returns the longest sequence, in tokens, whose blocks of queries are unrolled: at most 16."""
+    if platform() != "cpu":
+        return 2048
+    # Fewer on a CPU, because the scores of a block then leave its caches, and square blocks are
+    # faster. In bf16 they are so from shorter sequences on.
+    return 256 if dtype == jnp.bfloat16 else 512
 
 
 def _block(
@@ -70,8 +76,7 @@ def attention(
     """
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
-    unrolled = UNROLLED["cpu" if platform() == "cpu" else "other"]
-    if unrolled < T == S:
+    if longest_unrolled(q_BTNH.dtype) < T == S:
         return blocked.attention(q_BTNH, k_BSKH, v_BSKH, q_segments_BT)
     q_BKGTH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     layout = "BKHS" if T == S else "BKSH"

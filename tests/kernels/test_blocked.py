@@ -1,5 +1,7 @@
 """Attention in a loop over blocks, which long sequences on a CPU or GPU use."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -32,9 +34,8 @@ def test_agrees_with_float64(length, dtype, documents):
         assert relative_error(actual, expected) <= {"float32": 2e-5, "bfloat16": 1e-2}[dtype]
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_long_rows_are_looped_and_short_ones_unrolled(monkeypatch, platform):
-    """At a length that both can compute they agree, and each platform has its own limit."""
+def test_long_rows_are_looped_and_short_ones_unrolled(monkeypatch):
+    """At a length that both can compute they agree."""
     qkv, _, rows = problem(0, 1, 257, 2, 1, 16)
     looped_lengths = []
 
@@ -44,17 +45,25 @@ def test_long_rows_are_looped_and_short_ones_unrolled(monkeypatch, platform):
 
     attention = blocked.attention
     monkeypatch.setattr(blocked, "attention", looped_attention)
-    monkeypatch.setattr(xla, "platform", lambda: platform)
-    limit = "cpu" if platform == "cpu" else "other"
-    monkeypatch.setitem(xla.UNROLLED, limit, 257)
+    monkeypatch.setattr(xla, "longest_unrolled", lambda dtype: 257)
     unrolled = xla.attention(*qkv, *rows)
     assert not looped_lengths
-    monkeypatch.setitem(xla.UNROLLED, limit, 256)
+    monkeypatch.setattr(xla, "longest_unrolled", lambda dtype: 256)
     looped_out = xla.attention(*qkv, *rows)
     assert looped_lengths == [257]
     np.testing.assert_allclose(
         np.where(visible(rows), looped_out, 0), np.where(visible(rows), unrolled, 0), atol=2e-6
     )
+
+
+def test_each_platform_and_dtype_has_its_own_limit(monkeypatch):
+    lengths = {}
+    for platform in ("cpu", "gpu"):
+        monkeypatch.setattr(xla, "platform", functools.partial(str, platform))
+        for dtype in ("float32", "bfloat16"):
+            lengths[platform, dtype] = xla.longest_unrolled(jnp.dtype(dtype))
+    assert lengths["cpu", "bfloat16"] < lengths["cpu", "float32"]
+    assert lengths["gpu", "bfloat16"] == lengths["gpu", "float32"] == 2048
 
 
 def temporaries(function, length):
