@@ -53,3 +53,11 @@ def test_no_dataset_is_no_success(monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_info:
         rerun_dataset.main()
     assert exit_info.value.code == 2 and "datasets" in capsys.readouterr().err
+
+
+def test_a_dataset_with_half_a_line_is_no_success(tmp_path, monkeypatch):
+    path = tmp_path / "dataset.jsonl"
+    path.write_text('{"task_id": "a", "tests": [], "mess')
+    monkeypatch.setattr(sys, "argv", ["rerun_dataset", str(path)])
+    with pytest.raises(SystemExit, match=r"the last line was not written to its end"):
+        rerun_dataset.main()

@@ -19,7 +19,10 @@ def main() -> None:
     parser.add_argument("datasets", nargs="+")
     candidates = []
     for path in parser.parse_args().datasets:
-        for _, line in read_values(path, only_lines=True).values:
+        read = read_values(path, only_lines=True)
+        if read.unfinished:
+            sys.exit(f"{path}: the last line was not written to its end: {read.unfinished[:60]!r}")
+        for _, line in read.values:
             # The last message is the answer, written in the chat format; only its program is run.
             code = program(line["messages"][-1]["content"]).code
             candidates.append(Candidate(line["task_id"], code, tuple(line["tests"])))
