@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from codellama_jax.alignment.pairs import PAIRS
+from codellama_jax.errors import UserError
 from tools import rerun_dataset
 from tools.kill_data_stage import end_at, kill_moments, lines_of
 
@@ -44,8 +45,9 @@ def test_files_that_are_written_at_once_are_no_answers(data):
 
 def test_the_moments_are_different_lines_before_the_last(data):
     assert kill_moments(data, 7, random.Random(0)) == [1, 2, 3, 4, 5, 6, 7]
-    with pytest.raises(SystemExit, match="has 8 lines of answers: 8 kills need more"):
-        kill_moments(data, 8, random.Random(0))
+    for kills in (8, -1):
+        with pytest.raises(UserError, match=f"--kills is {kills}: .* the 8 lines of answers"):
+            kill_moments(data, kills, random.Random(0))
 
 
 def test_no_dataset_is_no_success(monkeypatch, capsys):
@@ -53,3 +55,20 @@ def test_no_dataset_is_no_success(monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_info:
         rerun_dataset.main()
     assert exit_info.value.code == 2 and "datasets" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"task_id": "a", "tests": [], "mess', "the last line was not written to its end"),
+        ('{"task_id": "a", "tests": [], "messages": []}\n', "line 1 of .*messages"),
+        ("[]\n", "line 1 of "),
+    ],
+)
+def test_a_damaged_dataset_is_refused(tmp_path, monkeypatch, text, message):
+    """A dataset that ends within a line would otherwise be reported as correct."""
+    path = tmp_path / "dataset.jsonl"
+    path.write_text(text)
+    monkeypatch.setattr(sys, "argv", ["rerun_dataset", str(path)])
+    with pytest.raises(UserError, match=message):
+        rerun_dataset.main()

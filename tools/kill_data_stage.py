@@ -19,7 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from codellama_jax.command_line import run_command
 from codellama_jax.data_stage import DataStage, define
+from codellama_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST_WAIT = 1800.0  # seconds for one start
@@ -68,13 +70,13 @@ def main() -> None:
 def kill_moments(folder: Path, kills: int, rng: random.Random) -> list[int]:
     """Returns numbers of lines, in increasing order, at which a data stage is killed.
 
-    Exits for a folder that holds fewer lines, such as that of a stage that names an equal one.
+    Raises UserError for a folder that holds fewer lines, such as that of a stage that names an
+    equal one.
     """
     total = lines_of(folder)
-    if total <= kills:
-        sys.exit(
-            f"{folder} has {total} lines of answers: {kills} kills need more; see its done.json"
-        )
+    if not 0 <= kills < total:
+        allowed = f"at least 0 and less than the {total} lines of answers in {folder}"
+        raise UserError(f"--kills is {kills}: it must be {allowed}; see done.json there")
     return sorted(rng.sample(range(1, total), kills))
 
 
@@ -118,4 +120,4 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

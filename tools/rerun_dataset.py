@@ -8,9 +8,15 @@ import sys
 from collections import Counter
 
 from codellama_jax.alignment.outcomes import Candidate, passing
+from codellama_jax.benchmarks.fields import ANY, TEXT, check_record, list_of
 from codellama_jax.benchmarks.programs import program
+from codellama_jax.command_line import run_command
+from codellama_jax.errors import UserError
 from codellama_jax.sandbox.executor import Executor
 from codellama_jax.system.json_files import read_values
+
+FIELDS = {"task_id": TEXT, "tests": list_of(TEXT), "messages": list_of(ANY, least=1)}
+ANSWER = {"content": TEXT}
 
 
 def main() -> None:
@@ -19,7 +25,13 @@ def main() -> None:
     parser.add_argument("datasets", nargs="+")
     candidates = []
     for path in parser.parse_args().datasets:
-        for _, line in read_values(path, only_lines=True).values:
+        read = read_values(path, only_lines=True)
+        if read.unfinished:
+            problem = "the last line was not written to its end"
+            raise UserError(f"{path}: {problem}: {read.unfinished[:60]!r}")
+        for place, line in read.values:
+            check_record(line, FIELDS, place)
+            check_record(line["messages"][-1], ANSWER, f"{place}: the last of messages")
             # The last message is the answer, written in the chat format; only its program is run.
             code = program(line["messages"][-1]["content"]).code
             candidates.append(Candidate(line["task_id"], code, tuple(line["tests"])))
@@ -31,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

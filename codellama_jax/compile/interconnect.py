@@ -168,7 +168,7 @@ class Interconnect:
             # is for other slices goes over the network.
             load = sent / slices * axis.distance
             times.append(load / axis.rate / (2 if axis.is_ring else 1))
-        # Without links: what the devices of a chip send to one another.
+        # Without links: the bytes between the devices of a chip.
         neighbours = len(inside) // len(chips) - 1
         if neighbours:
             times.append(nbytes * neighbours / len(group) / self.chip.between_devices)

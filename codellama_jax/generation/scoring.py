@@ -52,12 +52,9 @@ def last_logits(model: TrainedModel, prompts: Sequence[Sequence[int]], count: in
     """Returns fp32 logits_BMV after all but the last m = 0, 1, ..., count - 1 ids of a prompt."""
     parts = []
     with on_mesh_of(model.params):
-        # A power of two, so that few batch shapes are compiled, and bounded by the memory of the
-        # logits.
-        most = min(1 << (len(prompts) - 1).bit_length(), MOST_LOGITS)
         longest = max(map(len, prompts))
         model.config.check_length("the longest prompt", longest)
-        for batch, ids_BT in _batches(prompts, longest, most):
+        for batch, ids_BT in _batches(prompts, longest, MOST_LOGITS):
             ends_B = _ends(batch, len(ids_BT))
             logits_BMV = _last_logits(model.config, count, model.params, ids_BT, ends_B)
             parts.append(_fetched(logits_BMV)[: len(batch)])
@@ -125,8 +122,8 @@ def _padded_length(n: int) -> int:
     All sequences of a call have one length, so that finer lengths than those of `batches.bucket`
     compile no more programs: 1,026 tokens are padded to 1,152 instead of 1,536.
     """
-    power = 1 << (n.bit_length() - 1)
-    return _round_up(n, max(64, power // 8))
+    power = 1 << max(0, n.bit_length() - 1)
+    return _round_up(max(1, n), max(64, power // 8))
 
 
 def _ends(batch: Sequence[Sequence[int]], size: int) -> np.ndarray:

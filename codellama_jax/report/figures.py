@@ -10,6 +10,7 @@ import io
 import itertools
 import math
 import re
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -217,10 +218,7 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
     shifts = _shifts(panel) if panel.ticks else {}
     for number, (name, seeds) in enumerate(panel.lines.items()):
         color = STAGES[number % len(STAGES)]
-        # Seeds of an unfinished run may have more points than others: the mean is of all seeds, and
-        # ends with the shortest.
-        shortest = min(map(len, seeds))
-        mean = np.mean([points[:shortest] for points in seeds], axis=0)
+        mean = _mean(seeds, by_category=bool(panel.ticks))
         # A line between categories, or through a single point, would be meaningless.
         is_dots = bool(panel.ticks) or len(mean) == 1
         width, size = (0, 4) if is_dots else (0.8, 2)
@@ -238,6 +236,21 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
     _mark_x(axis, panel)
 
 
+def _mean(
+    seeds: Sequence[Sequence[tuple[float, float]]], by_category: bool
+) -> Sequence[tuple[float, float]] | np.ndarray:
+    """Returns the mean points of seeds; if x is a category, of the seeds with a point there."""
+    if by_category:
+        ys: dict[float, list[float]] = {}
+        for x, y in itertools.chain(*seeds):
+            ys.setdefault(x, []).append(y)
+        return [(x, statistics.fmean(values)) for x, values in ys.items()]
+    # Seeds of an unfinished run may have more points than others: the mean is of all seeds, and
+    # ends with the shortest.
+    shortest = min(map(len, seeds))
+    return np.mean([points[:shortest] for points in seeds], axis=0)
+
+
 def _shifts(panel: Panel) -> dict[str, dict[float, float]]:
     """Returns how far each line's dots are from the tick of a category, by line and category.
 
@@ -248,7 +261,7 @@ def _shifts(panel: Panel) -> dict[str, dict[float, float]]:
     for name, seeds in panel.lines.items():
         for x in dict.fromkeys(x for x, _ in itertools.chain(*seeds)):
             names_at.setdefault(x, []).append(name)
-    spacing = 0.8 / max(map(len, names_at.values()))
+    spacing = 0.8 / max(map(len, names_at.values()), default=1)
     shifts: dict[str, dict[float, float]] = {name: {} for name in panel.lines}
     for x, names in names_at.items():
         for place, name in enumerate(names):

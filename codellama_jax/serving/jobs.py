@@ -26,7 +26,7 @@ class Job:
     """One sequence to generate.
 
     Attributes:
-      prompt, settings: what is generated from, and how.
+      prompt, settings: the ids to continue, and how tokens are drawn.
       number: the PRNG key is folded from the seed and this number.
       listener: called in the worker's thread with every event.
       submitted, started, first, last: times in seconds: of the submission, of the start of reading

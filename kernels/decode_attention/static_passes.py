@@ -17,15 +17,16 @@ from kernels.decode_attention import pallas_tpu
 from kernels.static.chips import CHIPS, compile_inputs
 from kernels.static.passes import Pass, inside, matrix_slots, total
 from kernels.static.schedule import Schedule, read
-from kernels.tpu import LANES, ceil_div
+from kernels.tpu import LANES, ceil_div, round_up
 
 HEADS, GROUP = 8, 8  # key heads of all sequences, and query heads per key head
 
 
 def slot_bytes(head_dim: int, dtype: str) -> int:
-    """Returns the bytes of a slot of one key head: its key, its value and their scales."""
+    """Returns the bytes of a slot of one key head in HBM: its key, its value and their scales."""
     scales = 2 * 4 if dtype == "int8" else 0
-    return 2 * head_dim * jnp.dtype(dtype).itemsize + scales
+    # The layout of a kernel's operands pads keys and values to full registers.
+    return 2 * round_up(head_dim, LANES) * jnp.dtype(dtype).itemsize + scales
 
 
 def read_cycles(chip: str, size: float) -> float:

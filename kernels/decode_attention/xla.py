@@ -24,7 +24,7 @@ def decode_attention(q_MGH, k_MSH, v_MSH, lengths_M, *scales_MS) -> jax.Array:
         logits_MGS = logits_MSG.swapaxes(1, 2) * k_scales_MS[:, None]
     else:
         # With several query heads this orientation is up to four times as fast on a CPU as MGH,MSH.
-        # The barrier keeps it from folding the transpose into the matmul.
+        # The barrier keeps XLA from folding the transpose into the matmul.
         logits_MSG = jnp.einsum("MSH,MGH->MSG", k_MSH, q_MGH, preferred_element_type=jnp.float32)
         logits_MGS = jax.lax.optimization_barrier(logits_MSG).swapaxes(1, 2)
     # Slot s holds position s, so the filled slots are the first ones.

@@ -73,7 +73,10 @@ def choose(length: int, head_dim: int, itemsize: int, vmem: int | None = None) -
         segment = blocks // segments * block
         if backward_bytes(segment, head_dim, itemsize, block) <= usable:
             break
-    most_keys = 16_384 if is_roomy else 4096
+    # Keys and values take at most five eighths of the VMEM. Queries, outputs, the state of the
+    # softmax and scores need the rest.
+    key_bytes = 2 * 2 * max(head_dim, LANES) * itemsize  # with its value, in two buffers
+    most_keys = min(16_384 if is_roomy else 4096, usable * 5 // 8 // key_bytes)
     resident = max(pair, min(most_keys, length) // block)
     # The key blocks in VMEM must divide the sequence into equal groups of full query blocks.
     while blocks % resident or resident % pair:
@@ -90,7 +93,7 @@ def choose(length: int, head_dim: int, itemsize: int, vmem: int | None = None) -
 def backward_bytes(segment: int, head_dim: int, itemsize: int, block: int) -> int:
     """Returns the VMEM in bytes that the backward pass needs.
 
-    In bf16 it is within 10 % of libtpu's allocation. In fp32 it may be half as much again.
+    In bf16 it is within 10 % of libtpu's allocation. In fp32 it may exceed that by half.
 
     Args:
       segment: tokens of a segment.

@@ -82,3 +82,7 @@ def test_batches_have_about_equal_sizes(sequences, sizes):
     batches = list(scoring._batches(ids, 1100, most=64))
     assert [ids_BT.shape for _, ids_BT in batches] == [(size, 1152) for size in sizes]
     assert sum(len(batch) for batch, _ in batches) == sequences
+
+
+def test_a_document_of_one_id_has_no_losses(model):
+    assert [len(losses) for losses in scoring.document_losses(model, [[1], [1]])] == [0, 0]

@@ -116,6 +116,32 @@ def test_blocks_and_segments_tile_the_padded_row(length, vmem, head_dim, itemsiz
     assert sizes.block % block_sizes.LANES == 0
 
 
+@pytest.mark.parametrize(
+    ("vmem", "head_dim", "itemsize", "keys"),
+    [
+        (64 << 20, 128, 2, 16_384),
+        (64 << 20, 128, 4, 16_384),
+        (64 << 20, 256, 4, 8192),  # v5p: the compiler refuses 16,384, which need 87 of 64 MiB
+        (16 << 20, 256, 4, 2048),  # v4: 4,096 need 22.8 of 16 MiB
+    ],
+)
+def test_keys_of_wide_heads_fit_the_vmem(vmem, head_dim, itemsize, keys):
+    assert block_sizes.choose(16_384, head_dim, itemsize, vmem).keys == keys
+
+
+@pytest.mark.parametrize(
+    ("vmem", "longest", "share"), [(64 << 20, 20_480, 0.15), (16 << 20, 4608, 0.2)]
+)
+def test_limits_of_the_documentation(vmem, longest, share):
+    """docs/kernels.md states the longest sequence that is not split, and the padding of others."""
+    # Blocks are multiples of 128 tokens, so that the most padding follows one of these.
+    for length in (longest, *range(longest + 1, 100_000, 128)):
+        sizes = block_sizes.choose(length, 128, 2, vmem)
+        padding = sizes.padding(length)
+        assert (length + padding > sizes.segment) == (length > longest)
+        assert padding < share * length
+
+
 def test_refuses_blocks_that_leave_a_rest():
     for wrong in ({"keys": 512}, {"segment": 384}):
         sizes = dataclasses.replace(SMALL, **wrong)

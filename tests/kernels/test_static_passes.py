@@ -92,6 +92,8 @@ def test_both_cores_of_a_chip_share_its_bandwidth():
     assert decode.read_cycles("v5p", size) == pytest.approx(2 * size / 1580, rel=1e-3)
     assert decode.read_cycles("v5e", size) == pytest.approx(size * 1.503 / 819, rel=1e-3)
     assert decode.slot_bytes(128, "int8") == 2 * (128 + 4)
+    # A head of 64 elements is stored as one of 128.
+    assert decode.slot_bytes(64, "bfloat16") == decode.slot_bytes(128, "bfloat16")
 
 
 def test_misread_regions_are_refused():

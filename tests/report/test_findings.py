@@ -221,6 +221,14 @@ def test_dots_are_around_the_tick_of_their_category():
     assert xs_of(Panel("middle", "loss", lines, ("single-line", "multi-line"))) == expected
 
 
+def test_the_mean_of_a_category_is_of_the_seeds_that_have_it():
+    seeds = [[(0.0, 1.0), (1.0, 2.0)], [(1.0, 4.0)]]
+    figure = figures._panels([Panel("arm", "share", {"a": seeds}, ("none", "all"))])
+    *_, mean = figure.axes[0].lines
+    assert mean.get_xydata().tolist() == [[0.0, 1.0], [1.0, 3.0]]
+    assert not figures._panels([Panel("arm", "share", {}, ("none",))]).axes[0].lines
+
+
 def test_labels_along_x_do_not_touch():
     """Numbers of several digits, and names of arms."""
     names = ("rrtf_18k", "rrtf_38k", "rrtf_68k", "rrtf_mean_68k", "sft_68k")
