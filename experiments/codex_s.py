@@ -18,8 +18,9 @@ such ones of the second kind. As published: a tenth of Codex's learning rate wit
 on the solution only, and training until the validation loss stays, within 10B tokens. Here the
 stage has at most these steps. Stop it when the validation loss no longer falls, and take the
 checkpoint with the lowest one, as `run:gs://BUCKET/codex_s@STEP`: it is kept for 1,000 further
-steps. The paper pads prompts on the left so that solutions align; in packed sequences
-attention and positions begin anew with each problem, and nothing has to be aligned.
+steps, so that 21 checkpoints take about 3 TB for 12B. The paper pads prompts on the left so that
+solutions align; in packed sequences attention and positions begin anew with each problem, and
+nothing has to be aligned.
 """
 
 import dataclasses
