@@ -197,7 +197,8 @@ SWEEPS = {
         "chips",
         (8, 16, 32, 64, 128, 256, 512),
         chips,
-        "7B with 4 layers, 8 sequences of 4,096 tokens on each v5p chip, fsdp over all",
+        "7B with 4 layers, 8 sequences of 4,096 tokens on each v5p chip, fsdp over all. Pods of"
+        " less than 64 chips have axes of two chips, which are lines and not rings",
         True,
     ),
     "Size of the corpus": Sweep(
