@@ -81,8 +81,8 @@ MFU counts the full square of attention and its causal half. Decoding reads one 
 after 100,000; reading weights and cache limits its speed. With the compiler's default flags few
 collectives run beside computation, so that the last two totals are nearly equal, and a train step
 loses to collectives what it has between compute only and overlapped. "instruct" is the stage of the
-experiment `code_llama_instruct`. 70B with sequences of 16,384 tokens does not fit v5e, whose pods end at 256
-chips.
+experiment `code_llama_instruct`. 70B with sequences of 16,384 tokens does not fit v5e, whose pods
+end at 256 chips.
 
 `make tpu-table` writes this page and continues where it was stopped. A cell is one command, such as
 `python launch.py compile code_llama --scale 34b --stage code --target v5p:8x8x8` and its options.
