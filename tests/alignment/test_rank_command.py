@@ -16,7 +16,10 @@ TASK = {"messages": [{"role": "user", "content": "Add one."}], "tests": ["assert
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The requests, which the teacher answers with a right program and the student with none."""
+    """The requests, which the teacher answers with a right program and the student with none.
+
+    No two answers are equal, as equal pairs are written once.
+    """
     requests = []
 
     def answerer(self, model, seed):
@@ -25,8 +28,11 @@ def asked(monkeypatch):
 
         def answer(batch, at_once):
             requests.extend((model, self.temperature, request.name) for request in batch)
-            code = "```python\ndef f(x):\n    return x + 1\n```"
-            return enumerate([code if model == "big" else "No."] * len(batch))
+            answers = []
+            for request in batch:
+                code = f"```python\ndef f(x):  # {request.name}\n    return x + 1\n```"
+                answers.append(code if model == "big" else f"No {request.name}.")
+            return enumerate(answers)
 
         return answer
 

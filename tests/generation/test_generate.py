@@ -352,7 +352,7 @@ def test_a_prompt_that_does_not_fit_in_memory_is_refused_with_the_numbers(model,
     ):
         generate(model, [[1] * 1000], GREEDY)
     # Prompts that do not fit together are read one by one.
-    monkeypatch.setattr(memory, "free_bytes", lambda: 3_000_000)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1_200_000)
     with pytest.raises(UserError, match=r"a prompt of 1,000 tokens needs"):
         generate(model, [[1] * 1000, [2] * 1000, [3] * 1000], GREEDY)
     monkeypatch.setattr(memory, "free_bytes", lambda: 100_000)
