@@ -187,11 +187,8 @@ def _kernel(lengths_ref, q_ref, *refs):
         SMEM, the buffer of the head's first block; the semaphores of `_Blocks`.
     """
     *refs, buffer_ref, semaphores = refs
-    arrays, out_ref, buffers = (
-        refs[: len(refs) // 2],
-        refs[len(refs) // 2],
-        refs[len(refs) // 2 + 1 :],
-    )
+    count = len(refs) // 2  # as many buffers as arrays
+    arrays, out_ref, buffers = refs[:count], refs[count], refs[count + 1 :]
     blocks = _Blocks(arrays, buffers, semaphores)
     (M,), (G, H) = lengths_ref.shape, q_ref.shape
     number, heads = pl.program_id(1), pl.num_programs(1)

@@ -208,14 +208,9 @@ def _kernel(*refs, segments, sizes, scale, score):
     # Step 1: clear the accumulators. dq belongs to one query head and is cleared with its first key
     # block. dk and dv sum over the G query heads that share this key head, and over the query
     # segments, so each key block clears its own rows with the first of these.
-    @pl.when(j == 0)
-    def _():
-        dq_ref[...] = jnp.zeros_like(dq_ref)
-
-    @pl.when((g == 0) & is_diagonal)
-    def _():
-        dk_ref[key_rows] = jnp.zeros_like(dk_out, jnp.float32)
-        dv_ref[key_rows] = jnp.zeros_like(dv_out, jnp.float32)
+    _clear(dq_ref, pl.ds(0, L), j == 0)
+    for accumulator_ref in (dk_ref, dv_ref):
+        _clear(accumulator_ref, key_rows, (g == 0) & is_diagonal)
 
     # Step 2: with several segments, fetch dq summed over the earlier key segments. It was not
     # written if these queries do not see the last key before this segment.
@@ -261,6 +256,14 @@ def _kernel(*refs, segments, sizes, scale, score):
         @pl.when(is_incomplete & _sees(end_ref, b, first_query, first_key + blocks - 1))
         def _():
             pltpu.sync_copy(dq_ref, partial_dq)
+
+
+def _clear(accumulator_ref, rows, is_first):
+    """Sets rows of an accumulator to 0 if nothing was added to them yet."""
+
+    @pl.when(is_first)
+    def _():
+        accumulator_ref[rows] = jnp.zeros((rows.size, accumulator_ref.shape[1]), jnp.float32)
 
 
 def _check_memory(head_dim: int, itemsize: int, length: int, sizes: BlockSizes) -> None:
